@@ -1,0 +1,36 @@
+"""What a user can put right, by kind.
+
+UserError                 prints without a traceback; the command exits with status 2
+├── ConfigError           a setting, preset or command-line value
+├── DataError             pictures, captions, folders, zips
+├── AdapterError          a LoRA file that can't be read or doesn't fit
+├── ModelError            a base model that can't be found or isn't what it was called
+└── RunError              a run folder or checkpoint that can't be used
+
+Everything else that is raised is a bug and keeps its traceback. A message says what is wrong, where, what was found
+and what is allowed, all problems at once.
+"""
+
+
+class UserError(Exception):
+    """Something a user can put right."""
+
+
+class ConfigError(UserError):
+    """A setting, preset or command-line value."""
+
+
+class DataError(UserError):
+    """Pictures, captions, folders, zips."""
+
+
+class AdapterError(UserError):
+    """A LoRA file that can't be read or doesn't fit."""
+
+
+class ModelError(UserError):
+    """A base model that can't be found or isn't what it was called."""
+
+
+class RunError(UserError):
+    """A run folder or checkpoint that can't be used."""

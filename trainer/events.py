@@ -1,0 +1,147 @@
+"""What a run says while it works: frozen dataclasses, one JSON line each in `events.jsonl`.
+
+The command line's progress bar, the UI and the report all read these; nothing else passes between trainer and app.
+A line is written whole with one `write`; a kill in the middle leaves at most one torn last line, which `read` drops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on from `from_step`."""
+
+    kind: ClassVar[str] = "started"
+    name: str
+    max_steps: int
+    from_step: int
+    num_pictures: int
+    num_heldout: int
+    num_trainable: int  # parameters
+    device: str
+    dtype: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Latents and text embeddings are ready; `num_computed` of them were not in the cache."""
+
+    kind: ClassVar[str] = "cached"
+    num_entries: int
+    num_computed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    kind: ClassVar[str] = "step"
+    step: int  # 1..max_steps, counted when done
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Held-out loss at fixed pictures, noise and timesteps; `gain` is the fall against the base, 0.1 = 10 %."""
+
+    kind: ClassVar[str] = "validated"
+    step: int
+    loss: float
+    base_loss: float
+    gain: float
+    gain_low: float  # 95 % bootstrap interval over pictures
+    gain_high: float
+    share_better: float  # of pictures whose loss fell
+    num_pictures: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    kind: ClassVar[str] = "sampled"
+    step: int
+    prompt: str
+    file: str  # relative to the run folder
+
+
+@dataclass(frozen=True)
+class Saved:
+    kind: ClassVar[str] = "saved"
+    step: int
+    file: str  # relative to the run folder
+
+
+@dataclass(frozen=True)
+class Warned:
+    kind: ClassVar[str] = "warned"
+    message: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Stopped on request after `step`, which is saved; the run can go on."""
+
+    kind: ClassVar[str] = "stopped"
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The exported file was opened again, complete and not empty."""
+
+    kind: ClassVar[str] = "finished"
+    step: int
+    file: str
+    seconds: float
+    adapter_norm: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    kind: ClassVar[str] = "failed"
+    error_class: str
+    message: str
+
+
+Event = Started | Cached | Step | Validated | Sampled | Saved | Warned | Stopped | Finished | Failed
+KINDS = {cls.kind: cls for cls in Event.__args__}
+
+
+def to_line(event: Event) -> str:
+    """The event as one JSON line, keys in the order of the fields."""
+    return json.dumps({"event": event.kind, **dataclasses.asdict(event)}, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> list[Event]:
+    """All whole events of a file, oldest first; a torn last line and kinds of a newer version are passed over."""
+    events: list[Event] = []
+    if not path.exists():
+        return events
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            fields = json.loads(line)
+            events.append(KINDS[fields.pop("event")](**fields))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return events
+
+
+def append(path: Path, event: Event) -> None:
+    with path.open("ab") as file:
+        file.write(to_line(event).encode())
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop what was logged after `step`, so that a resumed run's log equals an unbroken run's."""
+    kept = [event for event in read(path) if getattr(event, "step", 0) <= step and not isinstance(event, (Stopped, Failed, Finished))]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(to_line(event) for event in kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,40 @@
+"""Model families, one a file: the module's name is the family's.
+
+Contract of a family module (`tests/house.py` holds every one to it). Facts first:
+
+    name, title        the tag in `family`; for people
+    pipeline           name of the diffusers pipeline class
+    prediction         what its models may predict, of "epsilon", "v", "flow"
+    default_px, multiple_px
+    targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
+    components         attribute of the pipeline -> prefix of its keys in a LoRA file
+    architecture       `modelspec.architecture` and `base_version` (`ss_base_model_version`) of a LoRA file
+
+then eight functions:
+
+    load(folder, device, dtype)            the diffusers pipeline, frozen, in eval mode
+    encode_text(pipe, captions)            conditioning, one dict of tensors a caption
+    encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents
+    prepare_batch(conditionings)           dicts of one caption each -> one of a batch
+    denoise(denoiser, noised, timesteps, conditioning)    the model's prediction
+    schedule(pipe)                         `objective.Schedule` of the training noise
+    file_keys(pipe)                        module path -> key prefix in a LoRA file, both as kohya spells them
+    tiny(folder)                           a small random model of the same architecture, built offline
+
+`prediction` is a tuple because one architecture comes with several (SD 2.x is v, SD 1.x epsilon): the scheduler's
+config of the base at hand decides. A family sees `schema` and torch, never the loop, the config or another family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from types import ModuleType
+
+
+@cache
+def registry() -> dict[str, ModuleType]:
+    """Every family module by name; a new file in this folder is a new family."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}

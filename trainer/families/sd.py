@@ -1,0 +1,124 @@
+"""Stable Diffusion 1.x and 2.x: a UNet with one CLIP text encoder. Imprimatura is one of them.
+
+The autoencoder may be a KL one (latents are the mode of its posterior, scaled) or a tiny one (deterministic).
+transformers >= 5.6 dropped `text_model.` from CLIPTextModel's module paths; every other tool still expects it in a
+LoRA file, so `file_keys` puts it back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Schedule
+
+name = "sd"
+title = "Stable Diffusion 1.x / 2.x"
+pipeline = "StableDiffusionPipeline"
+prediction = ("epsilon", "v")
+default_px = 512
+multiple_px = 8
+components = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+architecture = "stable-diffusion-v1/lora"
+base_version = "sd_v1"
+
+_ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
+targets = {
+    "attention": rf".*\.{_ATTENTION}",
+    "attention-ff": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2))",
+    "linear": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj)",
+    "all": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj|proj_in|proj_out|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv)",
+}
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    ).to(device)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def encode_text(pipe: StableDiffusionPipeline, captions: list[str]) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D)}` a caption, encoded by the pipeline itself; L is the encoder's window."""
+    hidden, _ = pipe.encode_prompt(captions, pipe.device, 1, do_classifier_free_guidance=False)
+    return [{"encoder_hidden_states": row} for row in hidden]
+
+
+def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
+    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], scaled as the denoiser knows them."""
+    encoded = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype))
+    latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return latents * pipe.vae.config.scaling_factor
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D)}`."""
+    import torch
+
+    return {key: torch.stack([one[key] for one in conditionings]) for key in conditionings[0]}
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w) for noised latents at integer timesteps (B,)."""
+    prediction: Tensor = denoiser(noised, timesteps, conditioning["encoder_hidden_states"]).sample
+    return prediction
+
+
+def schedule(pipe: StableDiffusionPipeline) -> Schedule:
+    """The training noise of this base: its scheduler's own alphas and prediction type."""
+    from trainer.objective import Schedule
+
+    kind = {"epsilon": "epsilon", "v_prediction": "v"}[pipe.scheduler.config.prediction_type]
+    return Schedule(prediction=kind, alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+
+
+def file_keys(pipe: StableDiffusionPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear and convolution -> its kohya key, as sd-scripts spells it."""
+    from torch import nn
+
+    keys = {}
+    for component, prefix in components.items():
+        for path, module in getattr(pipe, component).named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                spelled = path.replace(".base_layer", "")
+                if component == "text_encoder" and not spelled.startswith("text_model."):
+                    spelled = f"text_model.{spelled}"
+                keys[f"{component}.{path}"] = prefix + spelled.replace(".", "_")
+    return keys
+
+
+def tiny(folder: Path) -> Path:
+    """A random 0.4 MB model of this architecture (KL autoencoder, epsilon), saved in `folder`; needs no network."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=32,
+            attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4
+        )
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        pipe = StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe.save_pretrained(str(folder))
+    return folder

@@ -1,0 +1,68 @@
+"""What the denoiser is asked to predict, and from what: epsilon, v and flow, on tensors.
+
+`latents`, `noise` (B, C, h, w); `timesteps` (B,) integers 0..999 for epsilon and v, sigma = t / 1000 in (0, 1] for flow.
+Checked against diffusers' DDPM, DDIM and flow-match schedulers in `tests/test_objective.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise a base was trained with; `alphas_cumprod` (T,) for epsilon and v, None for flow."""
+
+    prediction: Literal["epsilon", "v", "flow"]
+    alphas_cumprod: Tensor | None = None
+    num_timesteps: int = 1000
+
+
+def generator(seed: int, stream: str, index: int) -> torch.Generator:
+    """A CPU generator for one draw: the same for (seed, stream, index) whatever was drawn before, on any machine."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def noise_like(latents: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal noise, drawn on the CPU in fp32 so that every device sees the same."""
+    return torch.randn(latents.shape, generator=rng).to(latents.device, latents.dtype)
+
+
+def sample_timesteps(schedule: Schedule, size: int, rng: torch.Generator) -> Tensor:
+    """Timesteps (size,), uniform over the schedule: integers 0..T-1, or 1..T for flow (sigma 0 has nothing to learn)."""
+    steps = torch.randint(0, schedule.num_timesteps, (size,), generator=rng)
+    return steps + 1 if schedule.prediction == "flow" else steps
+
+
+def add_noise(schedule: Schedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The noised latents: sqrt(a) x + sqrt(1 - a) noise (DDPM, arXiv 2006.11239, eq. 4), or (1 - s) x + s noise (flow)."""
+    signal, spread = _levels(schedule, latents, timesteps)
+    return signal * latents + spread * noise
+
+
+def target(schedule: Schedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should say: the noise; v = sqrt(a) noise - sqrt(1 - a) x (arXiv 2202.00512); or noise - x (flow)."""
+    if schedule.prediction == "epsilon":
+        return noise
+    if schedule.prediction == "flow":
+        return noise - latents
+    signal, spread = _levels(schedule, latents, timesteps)
+    return signal * noise - spread * latents
+
+
+def _levels(schedule: Schedule, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (B, 1, 1, 1) of signal and noise."""
+    if schedule.alphas_cumprod is None:
+        sigma = (timesteps.float() / schedule.num_timesteps).to(latents.device, latents.dtype)
+        signal, spread = 1 - sigma, sigma
+    else:
+        alphas = schedule.alphas_cumprod[timesteps.cpu()].to(latents.device)
+        signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
+    shape = (-1,) + (1,) * (latents.ndim - 1)
+    return signal.reshape(shape), spread.reshape(shape)

@@ -1,0 +1,113 @@
+"""Find, load, override and save presets: TOML files of settings, never code.
+
+A preset is named (`imprimatura-style`), or is a path to a TOML file, a run's `config.toml`, or a LoRA file of ours,
+whose header carries its recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from trainer.config import TrainConfig, parse
+from trainer.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same parser, by its name on 3.10
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parents[1] / "presets" / "train"
+MAX_PRESET_BYTES = 1 << 20
+
+
+def names() -> list[str]:
+    """Names of the presets that ship, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def title(name: str) -> str:
+    """The preset's title for people."""
+    return str(read_toml(FOLDER / f"{name}.toml").get("title", name))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises: ConfigError if it is missing, too large or not TOML."""
+    if not path.is_file():
+        raise ConfigError(f"preset {str(path)!r} does not exist.")
+    if path.stat().st_size > MAX_PRESET_BYTES:
+        raise ConfigError(f"preset {path} has {path.stat().st_size} bytes; allowed: up to {MAX_PRESET_BYTES}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"preset {path} is not TOML: {error}") from None
+
+
+def values(preset: str) -> dict[str, Any]:
+    """The values a preset sets, by name or path, without its title. Raises: ConfigError naming what there is."""
+    if preset in names():
+        found = read_toml(FOLDER / f"{preset}.toml")
+    elif preset.endswith(".safetensors"):
+        found = _recipe_of(Path(preset))
+    elif preset.endswith(".toml") or Path(preset).is_file():
+        found = read_toml(Path(preset))
+    else:
+        close = difflib.get_close_matches(preset, names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"preset {preset!r} is unknown.{hint} Allowed: {', '.join(names())}, or a path to a .toml or to a LoRA of ours.")
+    found.pop("title", None)
+    return found
+
+
+def load(preset: str, overrides: dict[str, Any]) -> TrainConfig:
+    """The config of a preset with overrides, which may be dotted (`adapter.rank`). Raises: ConfigError."""
+    merged = values(preset)
+    for key, value in overrides.items():
+        _put(merged, key, value)
+    return parse(TrainConfig, merged, f"preset {preset}" + (" with --set" if overrides else ""))
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["adapter.rank=8"]` -> `{"adapter.rank": 8}`; a value is TOML if it reads as such, else text."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair!r} can't be read; write it as key=value, such as adapter.rank=16.")
+        try:
+            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = text.strip()
+    return overrides
+
+
+def save(config: TrainConfig, path: Path) -> None:
+    """The config as TOML, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(tomli_w.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        branch = tree.setdefault(part, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"--set {dotted}: {part} has no settings below it.")
+        tree = branch
+    tree[last] = value
+
+
+def _recipe_of(path: Path) -> dict[str, Any]:
+    from trainer import lora_file
+
+    text = lora_file.read_header(path).metadata.get(lora_file.RECIPE_KEY)
+    if text is None:
+        raise ConfigError(f"{path} carries no Velatura recipe; it was made by another tool or its header was stripped.")
+    found: dict[str, Any] = json.loads(text)["config"]
+    return found

@@ -1,0 +1,121 @@
+"""Run folders: `<runs>/<name>/` with `config.toml events.jsonl samples/ checkpoints/ <name>.safetensors report.html`.
+
+A name never overwrites: the next is `<name>-2`. One process at a time works on a run: a file lock, which the
+system lets go of when its owner dies, however it dies. What a run's state is, is read from what is there, never
+from a flag that a crash could leave behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from trainer import events, presets
+from trainer.config import TrainConfig, parse
+from trainer.errors import RunError
+
+DEFAULT = Path("outputs") / "runs"
+State = Literal["running", "finished", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def events_file(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def lora_file(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def report_file(self) -> Path:
+        return self.folder / "report.html"
+
+    def config(self) -> TrainConfig:
+        """The settings it was started with. Raises: RunError, ConfigError."""
+        if not self.config_file.is_file():
+            raise RunError(f"run {self.folder} has no config.toml; it can't be resumed.")
+        return parse(TrainConfig, presets.read_toml(self.config_file), str(self.config_file))
+
+    def events(self) -> list[events.Event]:
+        return events.read(self.events_file)
+
+    def lock(self) -> FileLock:
+        return FileLock(str(self.folder / ".lock"))
+
+    def state(self) -> State:
+        """running: a process holds it. finished: it says so and its file is there. unfinished: it can be resumed."""
+        try:
+            with self.lock().acquire(timeout=0):
+                log = self.events()
+                done = bool(log) and isinstance(log[-1], events.Finished) and self.lora_file.is_file()
+                return "finished" if done else "unfinished"
+        except Timeout:
+            return "running"
+
+
+def slug(name: str) -> str:
+    """A safe folder name: letters, digits, dot, dash, underscore; at most 80. Raises: RunError if nothing is left."""
+    cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80].strip("-. ")
+    if not cleaned:
+        raise RunError(f"name {name!r} has no letter or digit; allowed: letters, digits, '.', '-' and '_'.")
+    return cleaned
+
+
+def create(parent: Path, name: str, config: TrainConfig) -> Run:
+    """A new run folder `parent/name`, or `name-2`, `name-3` ... if there is one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    wanted = slug(name)
+    for number in range(1, 100_000):
+        folder = parent / (wanted if number == 1 else f"{wanted}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        run = Run(folder)
+        presets.save(config, run.config_file)
+        return run
+    raise RunError(f"{parent} has too many runs called {wanted!r}; choose another name.")
+
+
+def every(parent: Path) -> list[Run]:
+    """The runs in a folder, newest first."""
+    folders = [path for path in parent.glob("*") if (path / "config.toml").is_file()]
+    return [Run(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def find_resumable(parent: Path, name: str | None) -> Run | None:
+    """The run of that name, else the newest unfinished one, else None."""
+    if name is not None:
+        run = Run(parent / slug(name))
+        return run if run.config_file.is_file() else None
+    return next((run for run in every(parent) if run.state() == "unfinished"), None)
+
+
+def record(run: Run, stream: Iterable[events.Event]) -> Iterator[events.Event]:
+    """The same events, each written to the run's log before it is passed on."""
+    for event in stream:
+        events.append(run.events_file, event)
+        yield event
