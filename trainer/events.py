@@ -140,8 +140,17 @@ def append(path: Path, event: Event) -> None:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, so that a resumed run's log equals an unbroken run's."""
-    kept = [event for event in read(path) if getattr(event, "step", 0) <= step and not isinstance(event, (Stopped, Failed, Finished))]
+    """Drop what a resumed run will say again, so that its log equals an unbroken run's.
+
+    Kept: everything up to and with the checkpoint of `step`; validation and previews of that step are made anew.
+    """
+
+    def keep(event: Event) -> bool:
+        if isinstance(event, (Stopped, Failed, Finished)):
+            return False
+        at = getattr(event, "step", -1)
+        return at < step or (at == step and isinstance(event, (Step, Saved)))
+
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(to_line(event) for event in kept), encoding="utf-8")
+    temporary.write_text("".join(to_line(event) for event in read(path) if keep(event)), encoding="utf-8")
     temporary.replace(path)

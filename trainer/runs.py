@@ -8,7 +8,6 @@ from a flag that a crash could leave behind.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,10 +111,3 @@ def find_resumable(parent: Path, name: str | None) -> Run | None:
         run = Run(parent / slug(name))
         return run if run.config_file.is_file() else None
     return next((run for run in every(parent) if run.state() == "unfinished"), None)
-
-
-def record(run: Run, stream: Iterable[events.Event]) -> Iterator[events.Event]:
-    """The same events, each written to the run's log before it is passed on."""
-    for event in stream:
-        events.append(run.events_file, event)
-        yield event

@@ -1,0 +1,117 @@
+"""A run's saved state: written whole or not at all, verified when read, never pickled.
+
+`checkpoints/step-000123/` holds `adapter.safetensors`, `optimizer.safetensors`, `state.json` and, written last,
+`manifest.json` with the sha256 of each. All is made in a temporary folder, synced, and put in place with one rename;
+a kill at any moment leaves the previous checkpoints as they were. Reading checks every hash and falls back.
+Data order, noise, timesteps and dropout are drawn from (seed, stream, index): there is no generator to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified state after `step` steps."""
+
+    folder: Path
+    step: int
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(parent: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place."""
+    from safetensors.torch import save as serialize
+
+    parent.mkdir(exist_ok=True)
+    temporary = parent / f".new-step-{step:06d}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    files = {
+        "adapter.safetensors": serialize({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}),
+        "optimizer.safetensors": serialize({name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()}),
+        "state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
+    }
+    for name, content in files.items():
+        _write(temporary / name, content)
+    manifest = {"schema": SCHEMA, "step": step, "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    _write(temporary / "manifest.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
+    _sync_folder(temporary)
+    final = parent / f"step-{step:06d}"
+    if final.exists():  # only a damaged one can be: a good one would have been resumed from
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _sync_folder(parent)
+    for old in _folders(parent)[:-keep]:
+        shutil.rmtree(old)
+    for left in parent.glob(".new-*"):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    return final
+
+
+def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each damaged one passed over.
+
+    Raises: RunError if there are checkpoints and none verifies.
+    """
+    problems = []
+    folders = _folders(parent)
+    for folder in reversed(folders):
+        try:
+            return _load(folder), problems
+        except (OSError, ValueError, KeyError) as error:
+            problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
+    if folders:
+        raise RunError(f"no checkpoint in {parent} can be used: {' '.join(problems)} Remove the folder to start the run anew.")
+    return None, problems
+
+
+def _load(folder: Path) -> Checkpoint:
+    from safetensors.torch import load
+
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    if manifest["schema"] != SCHEMA:
+        raise ValueError(f"schema {manifest['schema']}, this version reads {SCHEMA}")
+    content = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")}
+    for name, data in content.items():
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
+            raise ValueError(f"{name} is not what was written")
+    return Checkpoint(folder, manifest["step"], load(content["adapter.safetensors"]), load(content["optimizer.safetensors"]), json.loads(content["state.json"]))
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Checkpoints by step, oldest first."""
+    return sorted(parent.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-"))) if parent.is_dir() else []
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows can't open folders; its rename is journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

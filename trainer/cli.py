@@ -1,0 +1,163 @@
+"""The `velatura` command. `python -m trainer` is the same.
+
+Nothing heavy is imported at the top: `velatura --help` loads no torch. A UserError prints its message and exits with
+status 2; a stopped run exits with 130; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer import runs
+from trainer.errors import ConfigError, UserError
+
+app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def main() -> None:
+    """Run the command; what a user can mend prints without a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Argument(help="A preset's name, or a path to a .toml or to a LoRA of ours.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of pictures with a .txt caption each.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Folder of pictures to measure on, never trained on.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run and of its LoRA; the dataset folder's name if left out.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as adapter.rank=16; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that run folders are made in.")] = runs.DEFAULT,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run called --name, or with the newest unfinished one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
+) -> None:
+    """Train a LoRA."""
+    from trainer import console, session
+    from trainer.events import Stopped, Warned
+
+    if preset is None and not resume:
+        from trainer import presets
+
+        raise ConfigError(f"no preset was named; allowed: {', '.join(presets.names())}, or a path to a .toml or to a LoRA of ours.")
+    if preset is None and (set_ or data or heldout):
+        raise ConfigError("--resume without a preset goes on with the run's own settings; leave out --set, --data and --heldout, or name the preset.")
+    wanted = session.preset_config(preset, data, heldout, set_ or []) if preset is not None else None
+    run = session.resumable(out, name, wanted) if resume else None
+    if run and run.state() == "finished":
+        print(f"run {run.name} is finished: {run.lora_file}")
+        return
+    config = run.config() if run else wanted
+    assert config is not None
+    run, stream = session.start(config, out, name, run, download)
+    last = console.show_json(stream) if as_json else console.show(stream, run.folder)
+    if isinstance(last, Stopped | Warned):
+        sys.exit(130)
+
+
+@app.command()
+def render(
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
+    base: Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")] = "imprimatura",
+    lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable. FILE:0,0.5,1 makes a grid.")] = None,
+    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; 128x128 for imprimatura, else the family's own.")] = None,
+    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
+    out: Annotated[Path, typer.Option(help="A .png, or a folder for new names.")] = Path("outputs") / "renders",
+    from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours again.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
+) -> None:
+    """Render a picture, or a grid of weights, with any number of LoRAs stacked."""
+    from trainer.render import command
+
+    if from_ is not None:
+        stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent])
+    else:
+        stack, axes = command.stack(base, lora or [], {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}, size)
+    print(command.run(stack, axes, out, download))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA file, or a picture of ours.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a LoRA file, or which stack a picture was made from."""
+    if file.suffix.lower() == ".png":
+        from trainer.render.command import recipe_of
+
+        print(json.dumps(recipe_of(file), indent=2, ensure_ascii=False))
+        return
+    import dataclasses
+
+    from trainer import lora_file
+
+    found: dict[str, Any] = dataclasses.asdict(lora_file.inspect(file)) | {"path": str(file)}
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for key, value in found.items():
+        if key not in ("metadata", "recipe"):
+            print(f"{key:>15}  {value}")
+    print(f"{'metadata':>15}  {', '.join(sorted(found['metadata']))}")
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this preset whole.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the presets, or show one with all its settings."""
+    import tomli_w
+
+    from trainer import presets as store
+
+    if name is not None:
+        values = store.load(name, {}).model_dump(mode="json")
+        print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values))
+        return
+    titles = {preset: store.title(preset) for preset in store.names()}
+    print(json.dumps(titles, indent=2) if as_json else "\n".join(f"{preset:<28}{title}" for preset, title in titles.items()))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what this machine can do, what is missing and how to get it."""
+    import dataclasses
+
+    from trainer import doctor as surgery
+
+    found = surgery.diagnose()
+    print(json.dumps(dataclasses.asdict(found), indent=2) if as_json else surgery.describe(found))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the two runs and the contact sheet.")] = Path("outputs")) -> None:
+    """Train a style and a character on the samples, stack them, and write a contact sheet."""
+    from trainer import demo as show
+
+    show.run(out)
+
+
+@app.command(name="app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def app_(context: typer.Context) -> None:
+    """Open the web UI (`velatura app --help` lists its options)."""
+    sys.argv = ["velatura app", *context.args]
+    runpy.run_module("app", run_name="__main__", alter_sys=False)

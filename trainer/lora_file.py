@@ -1,0 +1,270 @@
+"""LoRA files, both ways: `.safetensors` <-> deltas by module path, and the header that makes them known elsewhere.
+
+Written: kohya's names, one file-wide alpha on every module, `ss_*` and `modelspec.*` keys, our recipe under one key.
+The header is sorted here because the safetensors library writes metadata in random order: one recipe on one dataset
+gives the same bytes. For the same reason nothing in it tells when, where or under which name a run was made.
+Read: kohya's and diffusers' / PEFT's names. Below 100 % matched a file is refused with the names that don't fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import methods
+from trainer.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+RECIPE_KEY = "velatura.recipe"
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 20_000
+_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+_SUFFIX = re.compile(r"^(?P<base>.+?)\.(?P<suffix>(lora_|lora\.|hada_|lokr_|oft_|dora_scale|diff|alpha).*)$")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before any tensor is read."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+    data_start: int  # byte offset of the tensors
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One module's update: scale * up @ down."""
+
+    down: Tensor  # (r, in) or (r, in, kh, kw)
+    up: Tensor  # (out, r) or (out, r, 1, 1)
+    scale: float
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The update as the weight it is added to, computed in `dtype`."""
+        down, up = self.down.to(dtype), self.up.to(dtype)
+        flat = up.flatten(1) @ down.flatten(1)
+        return self.scale * (flat if down.ndim == 2 else flat.reshape(up.shape[0], *down.shape[1:]))
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What is known of a LoRA file without a base model."""
+
+    path: Path
+    name: str
+    sha256: str  # of the tensor bytes: `sshs_model_hash`, computed, never trusted
+    family: str | None
+    base: str | None
+    method: str
+    rank: int
+    alpha: float | None
+    num_modules: int
+    num_parameters: int
+    size_bytes: int
+    norm: float  # Frobenius norm of all updates together
+    trigger: str
+    title: str
+    metadata: dict[str, str]
+    recipe: dict[str, Any] | None
+
+
+def read_header(path: Path) -> Header:
+    """The header, checked before the library sees the file. Raises: AdapterError with what was found and allowed."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+                raise AdapterError(f"{path.name} is not a safetensors file: its header claims {length} bytes of {size}; allowed: up to {MAX_HEADER_BYTES}.")
+            raw = file.read(length)
+    except OSError as error:
+        raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
+    try:
+        fields = json.loads(raw, object_pairs_hook=_no_twins)
+        metadata = fields.pop("__metadata__", {})
+        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in fields.items()}
+        dtypes = {entry["dtype"] for entry in fields.values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{path.name} is not a safetensors file: {error}") from None
+    if len(shapes) > MAX_TENSORS:
+        raise AdapterError(f"{path.name} has {len(shapes)} tensors; allowed: up to {MAX_TENSORS}.")
+    if not dtypes <= set(_DTYPES):
+        raise AdapterError(f"{path.name} has tensors of {', '.join(sorted(map(str, dtypes - set(_DTYPES))))}; allowed: {', '.join(_DTYPES)}.")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise AdapterError(f"{path.name} has metadata that isn't text.")
+    return Header(shapes, metadata, 8 + length)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors, finite. Raises: AdapterError."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = read_header(path)
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise AdapterError(f"{path.name} is damaged: {error}") from None
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise AdapterError(f"{path.name} has NaN or infinity in {len(bad)} of {len(header.shapes)} tensors, the first is {bad[0]!r}; it can't be used.")
+    return tensors
+
+
+def _by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """`{module as the file spells it: {suffix: tensor}}` and the names that follow no known scheme."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    strange = []
+    for name, tensor in tensors.items():
+        if match := _SUFFIX.match(name):
+            grouped.setdefault(match["base"], {})[match["suffix"]] = tensor
+        else:
+            strange.append(name)
+    return grouped, strange
+
+
+def _deltas(path: Path) -> tuple[dict[str, Delta], str, set[float]]:
+    """Deltas by the file's own module names, the method's name, and the alphas found."""
+    grouped, strange = _by_module(_tensors(path))
+    if strange or not grouped:
+        raise AdapterError(f"{path.name} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
+    found: dict[str, Delta] = {}
+    names, alphas = set(), set()
+    for base, suffixes in grouped.items():
+        method = next((module for module in methods.registry().values() if module.recognises(set(suffixes))), None)
+        if method is None:
+            raise AdapterError(f"{path.name}: {base} has {sorted(suffixes)}, which is none of {', '.join(methods.registry())}.")
+        down, up, alpha = method.from_file(suffixes)
+        rank = down.shape[0]
+        if rank == 0 or down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != rank:
+            raise AdapterError(f"{path.name}: {base} has down {tuple(down.shape)} and up {tuple(up.shape)}, which don't fit each other.")
+        found[base] = Delta(down, up, 1.0 if alpha is None else alpha / rank)
+        names.add(method.name)
+        if alpha is not None:
+            alphas.add(alpha)
+    return found, "+".join(sorted(names)), alphas
+
+
+def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Delta]:
+    """Deltas by module path (`unet.down_blocks...`), every one matched by name and shape.
+
+    `file_keys` maps module paths to kohya keys (a family's), `shapes` to weight shapes.
+    Raises: AdapterError that counts and lists what doesn't fit; nothing is half-loaded.
+    """
+    found, _, _ = _deltas(path)
+    paths = {key: module for module, key in file_keys.items()} | {module: module for module in file_keys}
+    unknown = [base for base in found if _spelled(base) not in paths]
+    if unknown:
+        raise AdapterError(
+            f"{path.name} does not fit this base: {len(found) - len(unknown)} of {len(found)} modules matched. Not found: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}."
+        )
+    matched = {paths[_spelled(base)]: delta for base, delta in found.items()}
+    for module, delta in matched.items():
+        made = (delta.up.shape[0], *delta.down.shape[1:])
+        if made != shapes[module]:
+            raise AdapterError(f"{path.name} was made for another base: {module} is {shapes[module]} here and {made} in the file.")
+    return matched
+
+
+def _spelled(base: str) -> str:
+    """A PEFT spelling without the wrapper's prefix; transformers >= 5.6 has no `text_model.` in its own paths."""
+    plain = base.removeprefix("base_model.model.")
+    plain = plain if plain.startswith(("lora_", "unet.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
+    return plain.replace("text_encoder.text_model.", "text_encoder.")
+
+
+def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype) -> str:
+    """Write `{kohya key: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes."""
+    from safetensors.torch import save as serialize
+
+    tensors = {f"{key}.{suffix}": tensor.detach().to("cpu", dtype).contiguous() for key, parts in sorted(modules.items()) for suffix, tensor in sorted(parts.items())}
+    plain = serialize(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")
+    body = plain[start:]
+    digest = hashlib.sha256(body).hexdigest()
+    fields = json.loads(plain[8:start])
+    kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    legacy = hashlib.sha256(_file(fields, kohya, body)[0x100000:0x110000]).hexdigest()[:8]
+    whole = _file(fields, metadata | {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}, body)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(whole)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return digest
+
+
+def _file(fields: dict[str, Any], metadata: dict[str, str], body: bytes) -> bytes:
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **fields}, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def inspect(path: Path) -> LoraInfo:
+    """Everything a LoRA file says and is. Raises: AdapterError."""
+    import torch
+
+    header = read_header(path)
+    found, method, alphas = _deltas(path)
+    recipe = _recipe(header.metadata)
+    config = recipe.get("config", {}) if recipe else {}
+    with path.open("rb") as file:
+        file.seek(header.data_start)
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    squares = [_squared_norm(delta) for delta in found.values()]
+    version = header.metadata.get("ss_base_model_version", "")
+    return LoraInfo(
+        path=path, name=path.stem, sha256=digest, family=config.get("family") or ("sd" if version.startswith(("sd_v1", "sd_v2")) else version or None),
+        base=config.get("base") or header.metadata.get("ss_sd_model_name"), method=method, rank=max(delta.down.shape[0] for delta in found.values()),
+        alpha=alphas.pop() if len(alphas) == 1 else None, num_modules=len(found), num_parameters=sum(delta.down.numel() + delta.up.numel() for delta in found.values()),
+        size_bytes=path.stat().st_size, norm=float(torch.tensor(squares, dtype=torch.float64).sum().sqrt()), trigger=header.metadata.get("modelspec.trigger_phrase", ""),
+        title=header.metadata.get("modelspec.title", path.stem), metadata=header.metadata, recipe=recipe,
+    )  # fmt: skip
+
+
+def _squared_norm(delta: Delta) -> float:
+    """||up @ down||_F^2 from the two r x r Gram matrices, without the dense product."""
+    down, up = delta.down.flatten(1).double(), delta.up.flatten(1).double()
+    return float(((down @ down.T) * (up.T @ up)).sum()) * delta.scale**2
+
+
+def _recipe(metadata: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(metadata.get(RECIPE_KEY, "null"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+
+
+def library(folders: list[Path]) -> dict[str, LoraInfo]:
+    """Every readable LoRA file below the folders, by hash, newest last; what can't be read is passed over."""
+    files = [path for folder in folders for path in folder.rglob("*.safetensors") if not _is_inner(path.relative_to(folder))]
+    found = {}
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):
+        try:
+            info = inspect(path)
+        except AdapterError:
+            continue
+        found[info.sha256] = info
+    return found
+
+
+def _is_inner(path: Path) -> bool:
+    """Caches and checkpoints are not LoRAs to choose from."""
+    return any(part.startswith(".") or part == "checkpoints" for part in path.parts)

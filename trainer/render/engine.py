@@ -1,0 +1,116 @@
+"""A warm base and whatever stack is on it: weights folded in once, restored by copy, bit for bit.
+
+The truth is the base plus the sum of `weight_i * delta_i`. The original of every touched weight is kept; a new stack
+is computed from the originals, never from what the last stack left, so no error adds up however often weights change.
+A step then costs what the base costs, however many adapters. Sums run in float32 in an order fixed by the adapters'
+hashes: the order in the stack never matters, and an adapter at weight 0 is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer import bases, families, lora_file
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import AdapterError, ConfigError
+from trainer.render import image
+from trainer.render.draw import draw
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Engine:
+    """One base, kept warm. Not for two threads at once."""
+
+    def __init__(self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", download: bool = False) -> None:
+        bases.quiet_libraries()
+        self.base = base
+        self.family = families.registry()[family]
+        self.folder = bases.resolve(base, self.family, download)
+        self.pipe = self.family.load(self.folder, *bases.hardware(device, dtype))
+        self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
+        self.weights: dict[str, Tensor] = {
+            f"{component}.{path}": module.weight.data
+            for component in self.family.components
+            for path, module in getattr(self.pipe, component).named_modules()
+            if f"{component}.{path}" in self.file_keys
+        }
+        self.shapes = {path: tuple(weight.shape) for path, weight in self.weights.items()}
+        self.base_hash = bases.digest(self.folder, next(iter(self.family.components)))
+        self._originals: dict[str, Tensor] = {}
+        self._adapters: dict[str, tuple[float, int, str, dict[str, lora_file.Delta]]] = {}  # file -> mtime, size, hash, deltas
+        self._folded: list[tuple[str, float]] = []
+
+    def resolve(self, stack: StackConfig) -> StackConfig:
+        """The same stack with every adapter's hash and name filled in from its file. Raises: AdapterError."""
+        if stack.base != self.base or stack.family != self.family.name:
+            raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
+        adapters = []
+        for adapter in stack.adapters:
+            digest = self._adapter(Path(adapter.file))[2]
+            if adapter.sha256 and adapter.sha256 != digest:
+                raise AdapterError(f"{adapter.file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
+            adapters.append(AdapterChoice(file=adapter.file, name=adapter.name or Path(adapter.file).stem, sha256=digest, weight=adapter.weight))
+        return stack.model_copy(update={"adapters": tuple(adapters)})
+
+    def render(self, stack: StackConfig) -> image.Picture:
+        """The stack's picture. Raises: AdapterError before anything is changed; the stack that was on stays on."""
+        resolved = self.resolve(stack)
+        self.fold(resolved)
+        sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
+        text = image.infotext(resolved, Path(self.base).name, self.base_hash, sampler)
+        return image.Picture(draw(self.pipe, resolved), resolved, text)
+
+    @torch.no_grad()
+    def fold(self, stack: StackConfig) -> None:
+        """Put the stack's adapters on the base; only weights that differ from the last stack's are touched."""
+        wanted = sorted((adapter.sha256, adapter.weight, adapter.file) for adapter in stack.adapters if adapter.weight != 0)
+        key = [(digest, weight) for digest, weight, _ in wanted]
+        if key == self._folded:
+            return
+        loaded = [(weight, self._adapter(Path(file))[3]) for _, weight, file in wanted]
+        touched = {path for _, deltas in loaded for path in deltas}
+        for path in [path for path in self._originals if path not in touched]:
+            self.weights[path].copy_(self._originals.pop(path))
+        for path in touched:
+            weight = self.weights[path]
+            if path not in self._originals:
+                self._originals[path] = weight.clone()
+            total = self._originals[path].float()
+            for factor, deltas in loaded:
+                if path in deltas:
+                    total = total + factor * deltas[path].dense(torch.float32).to(total.device)
+            weight.copy_(total)
+        self._folded = key
+
+    def restore(self) -> None:
+        """The base as it was loaded, bit for bit."""
+        self.fold(StackConfig(family=self.family.name, base=self.base))
+
+    @contextmanager
+    def folded(self, stack: StackConfig) -> Iterator[None]:
+        """The stack on the base for the body, the base restored after it, also when the body raises."""
+        self.fold(self.resolve(stack))
+        try:
+            yield
+        finally:
+            self.restore()
+
+    def _adapter(self, path: Path) -> tuple[float, int, str, dict[str, lora_file.Delta]]:
+        """A file's hash and deltas, read once and again when it changes."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
+        found = self._adapters.get(str(path))
+        if found is None or found[:2] != (status.st_mtime, status.st_size):
+            info = lora_file.inspect(path)
+            found = (status.st_mtime, status.st_size, info.sha256, lora_file.read(path, self.file_keys, self.shapes))
+            self._adapters[str(path)] = found
+        return found

@@ -1,0 +1,82 @@
+"""Several pictures as one labelled contact sheet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from trainer.config import StackConfig
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
+
+_GAP_PX = 8
+_INK, _PAPER = (40, 38, 36), (250, 249, 246)
+MAX_CELLS = 400
+
+
+def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = "") -> Image.Image:
+    """One sheet of pictures of one size, with a label a row, a label a column and a title."""
+    width, height = rows[0][0].size
+    font = ImageFont.load_default(max(11, min(16, width // 10)))
+    line = int(font.size * 1.35)
+    left = max([_width(font, label) for label in row_labels] + [0]) + 2 * _GAP_PX
+    columns = [_wrapped(font, label, width) for label in column_labels]
+    title_height = line + _GAP_PX if title else 0
+    top = title_height + max((len(lines) for lines in columns), default=0) * line + 2 * _GAP_PX
+    sheet = Image.new("RGB", (left + len(rows[0]) * (width + _GAP_PX), top + len(rows) * (height + _GAP_PX)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP_PX, _GAP_PX), title, _INK, font)
+    for column, lines in enumerate(columns):
+        for number, text in enumerate(lines):
+            pen.text((left + column * (width + _GAP_PX), title_height + _GAP_PX + number * line), text, _INK, font)
+    for row, (label, pictures) in enumerate(zip(row_labels, rows, strict=True)):
+        y = top + row * (height + _GAP_PX)
+        pen.text((_GAP_PX, y + (height - line) // 2), label, _INK, font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (left + column * (width + _GAP_PX), y))
+    return sheet
+
+
+def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    return int(font.getlength(text)) + 1
+
+
+def _wrapped(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, width_px: int) -> list[str]:
+    """The text in lines that fit the width; a word that doesn't fit alone is cut."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if _width(font, joined) > width_px and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = joined
+    while lines and any(_width(font, line) > width_px for line in lines):
+        lines = [line if _width(font, line) <= width_px else line[:-2].rstrip("…") + "…" for line in lines]
+    return lines
+
+
+def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) -> Image.Image:
+    """The stack at every combination of weights of its first one or two adapters: rows the first, columns the second.
+
+    Raises: ConfigError if the axes don't fit the stack.
+    """
+    num = len(weights)
+    if num not in (1, 2) or num > len(stack.adapters) or not all(weights):
+        raise ConfigError(f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num} axes and {len(stack.adapters)} adapters.")
+    rows, columns = (weights[0], weights[1]) if num == 2 else ([0.0], weights[0])
+    if len(rows) * len(columns) > MAX_CELLS:
+        raise ConfigError(f"a weight grid of {len(rows)} x {len(columns)} is too large; allowed: up to {MAX_CELLS} pictures.")
+    resolved = engine.resolve(stack)
+
+    def cell(row: float, column: float) -> Image.Image:
+        axes = [row, column] if num == 2 else [column]
+        adapters = [adapter.model_copy(update={"weight": weight}) for adapter, weight in zip(resolved.adapters, axes, strict=False)]
+        return engine.render(resolved.model_copy(update={"adapters": (*adapters, *resolved.adapters[num:])})).image
+
+    names = [adapter.name for adapter in resolved.adapters]
+    pictures = [[cell(row, column) for column in columns] for row in rows]
+    row_labels = [f"{names[0]} {row:g}" for row in rows] if num == 2 else [""]
+    return contact_sheet(pictures, row_labels, [f"{names[num - 1]} {column:g}" for column in columns], stack.prompt)

@@ -1,0 +1,110 @@
+"""Start a run or go on with one: everything that can be refused is refused here, before a model is loaded."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import Timeout
+
+from trainer import bases, data, events, families, presets, report, runs
+from trainer.config import Settings, TrainConfig
+from trainer.errors import ConfigError, RunError, UserError
+from trainer.events import Event, Failed, Finished, Warned
+from trainer.runs import Run
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM: the first asks the run to save and end after this step, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The same settings with the folders they name spelled out, so that a run can go on from anywhere."""
+    folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in ("folder", "heldout") if getattr(config.data, key)}
+    base = str(Path(config.base).resolve()) if config.base != "imprimatura" and Path(config.base).is_dir() else config.base
+    return config.model_copy(update={"data": config.data.model_copy(update=folders), "base": base})
+
+
+def resumable(parent: Path, name: str | None, wanted: TrainConfig | None) -> Run | None:
+    """The run to go on with, or None to start anew. Raises: RunError, ConfigError if its settings are not `wanted`."""
+    run = runs.find_resumable(parent, name)
+    if run is None:
+        if wanted is None:
+            what = f"no run called {name!r}" if name else "no unfinished run"
+            raise RunError(f"there is {what} in {parent} to resume; start one with: velatura train PRESET --data DIR --name N.")
+        return None
+    if wanted is not None and (differing := _differences(run.config(), wanted)):
+        raise ConfigError(f"run {run.name} was started with other settings; resume it without settings, or start a new one:\n" + "\n".join(f"  {line}" for line in differing))
+    return run
+
+
+def _differences(saved: Settings, wanted: Settings) -> list[str]:
+    before, after = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
+    return [f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def start(config: TrainConfig, parent: Path, name: str | None, run: Run | None, download: bool = False) -> tuple[Run, Iterator[Event]]:
+    """The run's folder and its events, each logged before it is passed on; nothing has been trained yet.
+
+    Raises: UserError for anything that can be known before the model is loaded.
+    """
+    dataset, heldout = data.scan(config.data), data.scan_heldout(config.data)
+    bases.resolve(config.base, families.registry()[config.family], download)
+    bases.hardware(config.device, config.dtype)
+    run = run or runs.create(parent, name or Path(config.data.folder).name, config)
+    warnings = [Warned(one.message) for one in (dataset, heldout) if one and one.problems]
+    return run, _events(config, run, dataset, heldout, warnings)
+
+
+def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, warnings: list[Warned]) -> Iterator[Event]:
+    from trainer import loop
+
+    try:
+        lock = run.lock().acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"run {run.name} is being trained by another process; wait for it, or stop it.") from None
+    with lock:
+        yield from warnings
+        stop = StopRequest()
+        try:
+            for event in loop.train(config, run, dataset, heldout, stop):
+                events.append(run.events_file, event)
+                if isinstance(event, Finished):
+                    report.write(run)
+                yield event
+        except (UserError, KeyboardInterrupt) as error:
+            events.append(run.events_file, Failed(type(error).__name__, str(error) or "interrupted"))
+            raise
+        except BaseException as error:
+            events.append(run.events_file, Failed(type(error).__name__, f"{type(error).__name__}: {error}"))
+            raise
+
+
+def preset_config(preset: str, folder: str | None, heldout: str | None, overrides: list[str]) -> TrainConfig:
+    """A preset with the command line's overrides, folders made absolute. Raises: ConfigError."""
+    values = presets.parse_overrides(overrides)
+    values |= {key: value for key, value in (("data.folder", folder), ("data.heldout", heldout)) if value is not None}
+    return absolute(presets.load(preset, values))
