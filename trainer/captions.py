@@ -1,5 +1,149 @@
-"""stand-in"""
+"""Caption files beside pictures: `.txt`, or `.caption` where there is no `.txt`. They are the user's work.
+
+Every edit is written whole or not at all and logged in the folder's `.caption-history.jsonl`, which only ever grows:
+an undo is an entry too, so nothing that was once written is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
-def read_caption(p: Path) -> str:
-    t = p.with_suffix(".txt")
-    return t.read_text().strip() if t.exists() else ""
+from typing import Any
+
+from filelock import FileLock
+
+from trainer.errors import DataError
+
+HISTORY = ".caption-history.jsonl"
+MAX_CAPTION_BYTES = 64 << 10
+_SUFFIXES = (".txt", ".caption")
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What an undo did: the caption of `picture` is `restored` again, None if it had none."""
+
+    picture: str
+    restored: str | None
+
+
+def read_caption(image_path: Path) -> str:
+    """The picture's caption without BOM and outer blanks, "" if it has none. Raises: DataError saying what is wrong."""
+    for suffix in _SUFFIXES:
+        path = image_path.with_suffix(suffix)
+        if path.is_file():
+            return _decode(path)
+    return ""
+
+
+def _decode(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"has a caption {path.name} that can't be read: {error.strerror}") from None
+    return decode(raw, path.name)
+
+
+def decode(raw: bytes, name: str) -> str:
+    """The caption in a file's bytes. Raises: DataError if they are too many or not UTF-8."""
+    if len(raw) > MAX_CAPTION_BYTES:
+        raise DataError(f"has a caption {name} that is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB")
+    try:
+        return raw.decode("utf-8-sig").replace("\x00", "").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"has a caption {name} that is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def write_caption(image_path: Path, text: str) -> None:
+    """Write the picture's `.txt` whole or not at all, logged first. Raises: DataError if it is too long."""
+    sidecar = image_path.with_suffix(".txt")
+    content = text.strip() + "\n"
+    if len(content.encode("utf-8", "surrogateescape")) > MAX_CAPTION_BYTES:
+        raise DataError(f"{image_path.name} can't take this caption: it is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB.")
+    folder = image_path.parent
+    with _locked(folder):
+        before = _raw(sidecar)
+        if before == content:
+            return
+        number = max((entry["edit"] for entry in _history(folder) if "edit" in entry), default=0) + 1
+        _log(folder, {"edit": number, "picture": image_path.name, "sidecar": sidecar.name, "before": before, "after": content})
+        _replace(sidecar, content)
+
+
+def undo(folder: Path) -> Undone | None:
+    """Take back the folder's last edit that still stands; None if there is none. Call again for the one before it."""
+    with _locked(folder):
+        entries = _history(folder)
+        undone = {entry["undo"] for entry in entries if "undo" in entry}
+        standing = [entry for entry in entries if "edit" in entry and entry["edit"] not in undone]
+        if not standing:
+            return None
+        last = standing[-1]
+        sidecar = folder / last["sidecar"]
+        _log(folder, {"undo": last["edit"], "picture": last["picture"], "sidecar": last["sidecar"], "before": _raw(sidecar), "after": last["before"]})
+        if last["before"] is None:
+            sidecar.unlink(missing_ok=True)
+        else:
+            _replace(sidecar, last["before"])
+        return Undone(last["picture"], None if last["before"] is None else last["before"].strip())
+
+
+def _locked(folder: Path) -> FileLock:
+    return FileLock(str(folder / ".caption-history.lock"), timeout=10)
+
+
+def _raw(path: Path) -> str | None:
+    """The file's text with undecodable bytes kept as surrogates, so that an undo gives the very bytes back."""
+    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else None
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """Whole, plausible entries, oldest first; a torn line and names that would leave the folder are passed over."""
+    path = folder / HISTORY
+    entries = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and _plausible(entry):
+            entries.append(entry)
+    return entries
+
+
+def _plausible(entry: dict[str, Any]) -> bool:
+    number = entry.get("edit", entry.get("undo"))
+    names = (entry.get("picture"), entry.get("sidecar"))
+    plain = all(isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..") for name in names)
+    before = entry.get("before")
+    return plain and type(number) is int and str(names[1]).endswith(".txt") and (before is None or isinstance(before, str))
+
+
+def _log(folder: Path, entry: dict[str, Any]) -> None:
+    line = json.dumps({**entry, "at": round(time.time(), 3)}) + "\n"
+    path = folder / HISTORY
+    with path.open("ab+") as file:
+        if file.tell() and _ends_torn(path):
+            file.write(b"\n")
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _replace(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode("utf-8", "surrogateescape"))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

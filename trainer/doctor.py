@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -16,7 +17,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ else:  # the same parser, by its name on 3.10
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +47,6 @@ PURPOSES = {
 GIB = 1 << 30
 IMPRIMATURA_GIB = 1.5  # measured: training on it at batch 8
 DISK_GIB = 5
-CPU_SIZE, GPU_SIZE = 512, 2048
 # Largest relative error of a right product: rounding of the inputs is not counted, rounding of the result is.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "int8": 0.0, "float8_e4m3fn": 1e-2}
 
@@ -83,19 +81,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Library:
+    """A library we use; `command` gets it, `extra` is the extra it belongs to, None for those Velatura can't do without."""
+
     name: str
     version: str | None
     wanted: str
     fits: bool
-
-
-@dataclass(frozen=True)
-class Extra:
-    """An optional library: what it is for and the command that gets it."""
-
-    name: str
-    extra: str
-    version: str | None
+    extra: str | None
     purpose: str
     command: str
 
@@ -115,7 +107,6 @@ class Diagnosis:
     devices: tuple[Device, ...]
     matmuls: tuple[Matmul, ...]
     libraries: tuple[Library, ...]
-    extras: tuple[Extra, ...]
     imprimatura_missing: tuple[str, ...]
     browser: str | None
     problems: tuple[Problem, ...]
@@ -125,9 +116,11 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Everything `describe` says, as data; takes a few seconds, most of it to import torch."""
     memory_bytes, memory_free_bytes = _memory()
+    cpu = _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
     folder = Path.cwd()
     disk_free_bytes = shutil.disk_usage(folder).free
-    libraries, extras = _libraries()
+    libraries = _libraries()
     missing = imprimatura_missing(IMPRIMATURA)
     problems = _library_problems(libraries) + _base_problems(missing) + _room_problems(folder, disk_free_bytes, memory_free_bytes)
     devices: tuple[Device, ...] = ()
@@ -135,16 +128,18 @@ def diagnose() -> Diagnosis:
     try:
         import torch
     except (ImportError, OSError, RuntimeError) as error:  # OSError: a shared library that won't load
-        problems.append(_torch_problem(error))
+        do = f"'{sys.executable}' -m pip install --force-reinstall torch"
+        problems.append(Problem(f"torch can't be imported: {error}", "Nothing can be trained or rendered.", do))
     else:
-        devices = _devices(torch, memory_bytes, memory_free_bytes)
+        devices = _devices(torch, cpu, memory_bytes, memory_free_bytes)
         matmuls = tuple(_matmul(device.device, dtype) for device in devices for dtype in TOLERANCES)
         problems += _device_problems(torch, devices, matmuls) + _neighbour_problems()
     return Diagnosis(
-        velatura=trainer.__version__, system=platform.platform(), python=f"{platform.python_version()} ({sys.executable})", cpu=_cpu_name(),
-        num_cpus=_num_cpus(), cpu_flags=_cpu_flags(), memory_bytes=memory_bytes, memory_free_bytes=memory_free_bytes, folder=str(folder),
-        disk_free_bytes=disk_free_bytes, devices=devices, matmuls=matmuls, libraries=libraries, extras=extras, imprimatura_missing=missing,
-        browser=_browser(), problems=tuple(problems), summary=_summary(devices, matmuls, missing, memory_free_bytes),
+        velatura=trainer.__version__, system=platform.platform(), python=f"{platform.python_version()} ({sys.executable})", cpu=cpu, num_cpus=num_cpus,
+        cpu_flags=tuple(flag for flag in FLAGS if flag in _cpuinfo("flags", "Features").split()), memory_bytes=memory_bytes,
+        memory_free_bytes=memory_free_bytes, folder=str(folder), disk_free_bytes=disk_free_bytes, devices=devices, matmuls=matmuls, libraries=libraries,
+        imprimatura_missing=missing, browser=next(filter(None, map(shutil.which, BROWSERS)), None), problems=tuple(problems),
+        summary=_summary(devices, matmuls, missing, memory_free_bytes),
     )  # fmt: skip
 
 
@@ -163,11 +158,6 @@ def _memory() -> tuple[int, int]:
     return min(total, host.total), max(0, min(free, host.available))
 
 
-def _num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpuinfo(*keys: str) -> str:
     """The first of these lines of /proc/cpuinfo, or nothing where there is none (macOS)."""
     try:
@@ -177,22 +167,8 @@ def _cpuinfo(*keys: str) -> str:
     return next((value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in keys), "")
 
 
-def _cpu_name() -> str:
-    return _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> tuple[str, ...]:
-    found = set(_cpuinfo("flags", "Features").split())
-    return tuple(flag for flag in FLAGS if flag in found)
-
-
-def _browser() -> str | None:
-    """The browser that the UI tests would drive."""
-    return next((path for path in map(shutil.which, BROWSERS) if path), None)
-
-
-def _devices(torch: Any, memory_bytes: int, memory_free_bytes: int) -> tuple[Device, ...]:
-    found = [Device("cpu", _cpu_name(), memory_bytes, memory_free_bytes)]
+def _devices(torch: Any, cpu: str, memory_bytes: int, memory_free_bytes: int) -> tuple[Device, ...]:
+    found = [Device("cpu", cpu, memory_bytes, memory_free_bytes)]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
@@ -206,63 +182,47 @@ def _devices(torch: Any, memory_bytes: int, memory_free_bytes: int) -> tuple[Dev
 
 
 def _matmul(device: str, dtype: str) -> Matmul:
-    """The best of three products on this device, against the same product in float64 (int8: int64) on the CPU."""
+    """The best of three products on this device, against the same product in float64 on the CPU."""
     import torch
 
     if not hasattr(torch, dtype):
         return Matmul(device, dtype, 0, None, None, False, "this torch does not know it")
-    size = CPU_SIZE if device == "cpu" else GPU_SIZE
+    size = 2048 if device != "cpu" else 512 if dtype != "float8_e4m3fn" else 128  # CPUs emulate float8, slowly
     rng = torch.Generator().manual_seed(0)
-    if dtype == "int8":
-        left, right = (torch.randint(-128, 128, (size, size), generator=rng, dtype=torch.int8) for _ in range(2))
-    else:
-        left, right = (torch.randn(size, size, generator=rng).to(getattr(torch, dtype)) for _ in range(2))
-    truth = left.double() @ right.double()  # exact for int8 too: sums stay far below 2**53
-    multiply = _PRODUCTS.get(dtype, torch.matmul)
+    drawn = torch.randn(2, size, size, generator=rng)
+    left, right = (drawn * 40).round().clamp(-128, 127).to(torch.int8) if dtype == "int8" else drawn.to(getattr(torch, dtype))
+    truth = left.double() @ right.double()  # exact for int8: sums stay far below 2**53
     try:
-        there = left.to(device), right.to(device)
-        product = multiply(*there)
-        seconds = min(_time(multiply, there, device) for _ in range(3))
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # how torch says that there is no such kernel
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        return Matmul(device, dtype, size, None, None, False, reason)
-    error = float((product.cpu().double() - truth).norm() / truth.norm())
+        left, right = left.to(device), right.to(device)
+        product = _multiply(left, right).cpu().double()
+        seconds = min(_time(left, right) for _ in range(3))
+    except (RuntimeError, TypeError, AttributeError, ValueError) as refused:  # how torch says that there is no such kernel
+        return Matmul(device, dtype, size, None, None, False, str(refused).partition("\n")[0][:120])
+    error = float((product - truth).norm() / truth.norm())
     return Matmul(device, dtype, size, seconds, error, error <= TOLERANCES[dtype])
 
 
-def _time(multiply: Callable[..., Tensor], operands: tuple[Tensor, Tensor], device: str) -> float:
-    _synchronise(device)
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    import torch
+
+    if left.dtype == torch.int8:
+        return torch._int_mm(left, right)
+    if left.element_size() == 1:  # float8; it wants the right one stored by columns
+        one = torch.ones((), device=left.device)
+        return torch._scaled_mm(left, right.t().contiguous().t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    return left @ right
+
+
+def _time(left: Tensor, right: Tensor) -> float:
+    """Seconds until the product is there; GPUs are waited for."""
+    import torch
+
+    wait = (lambda: None) if left.device.type == "cpu" else torch.accelerator.synchronize
+    wait()
     start = time.perf_counter()
-    multiply(*operands)
-    _synchronise(device)
+    _multiply(left, right)
+    wait()
     return time.perf_counter() - start
-
-
-def _synchronise(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
-
-
-def _int8(left: Tensor, right: Tensor) -> Tensor:
-    import torch
-
-    product: Tensor = torch._int_mm(left, right)
-    return product
-
-
-def _float8(left: Tensor, right: Tensor) -> Tensor:
-    import torch
-
-    one = torch.ones((), device=left.device)
-    product: Tensor = torch._scaled_mm(left, right.t().contiguous().t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-    return product
-
-
-_PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int8, "float8_e4m3fn": _float8}
 
 
 # Libraries.
@@ -281,26 +241,23 @@ def _requirements() -> list[Requirement]:
     return [Requirement(line) for line in project["dependencies"] + optional]
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _libraries() -> tuple[tuple[Library, ...], tuple[Extra, ...]]:
-    """The core libraries with their ranges, and the optional ones with the command that gets each."""
-    libraries, extras = [], []
+def _libraries() -> tuple[Library, ...]:
+    """Every library of the metadata that applies here; in a checkout the commands keep to its pins."""
     pins = f" -c '{ROOT / 'constraints.txt'}'" if (ROOT / "constraints.txt").is_file() else ""
+    found = []
     for needed in _requirements():
-        version = _version(needed.name)
         extra = re.search(r"extra == [\"'](\w+)", str(needed.marker or ""))
-        if extra:
-            command = f"'{sys.executable}' -m pip install '{needed.name}{needed.specifier}'{pins}"
-            extras.append(Extra(needed.name, extra[1], version, PURPOSES.get(needed.name, f"the {extra[1]} extra"), command))
-        elif needed.marker is None or needed.marker.evaluate():
-            libraries.append(Library(needed.name, version, str(needed.specifier), version is not None and needed.specifier.contains(version, prereleases=True)))
-    return tuple(libraries), tuple(extras)
+        if not extra and needed.marker and not needed.marker.evaluate():
+            continue  # for another Python or system
+        try:
+            version = importlib.metadata.version(needed.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        fits = version is not None and needed.specifier.contains(version, prereleases=True)
+        purpose = PURPOSES.get(needed.name, f"the {extra[1]} extra" if extra else "Velatura itself")
+        command = f"'{sys.executable}' -m pip install '{needed.name}{needed.specifier}'{pins}"
+        found.append(Library(needed.name, version, str(needed.specifier), fits, extra[1] if extra else None, purpose, command))
+    return tuple(found)
 
 
 def imprimatura_missing(folder: Path) -> tuple[str, ...]:
@@ -330,17 +287,22 @@ def imprimatura_missing(folder: Path) -> tuple[str, ...]:
 
 def _library_problems(libraries: tuple[Library, ...]) -> list[Problem]:
     if not libraries:
-        return [Problem("velatura is not installed, only lying here.", "Versions can't be checked.", "Install it: make setup, or pip install velatura.")]
-    wrong = [f"{library.name} {library.version or 'is missing'} (wanted: {library.wanted or 'any'})" for library in libraries if not library.fits]
-    what = f"{'This library does' if len(wrong) == 1 else 'These libraries do'} not fit: {', '.join(wrong)}."
-    return [Problem(what, "Velatura is tested with those ranges only.", "In a checkout: make setup. Else: pip install --upgrade velatura.")] if wrong else []
+        return [Problem("velatura is not installed, only lying here.", "Versions can't be checked.", "Install it: make setup.")]
+    return [
+        Problem(
+            f"{one.name} {one.version or 'is missing'}; wanted: {one.wanted or 'any version'}.",
+            "Velatura is tested within that range only." if one.version else "Velatura can't do without it.",
+            f"Install one that fits: {one.command}",
+        )
+        for one in libraries
+        if not one.fits and (one.extra is None or one.version)
+    ]
 
 
 def _base_problems(missing: tuple[str, ...]) -> list[Problem]:
-    if not missing:
-        return []
     what = f"Imprimatura, the base that ships, lacks {', '.join(missing)} in {IMPRIMATURA}."
-    return [Problem(what, "`velatura demo` and every preset named imprimatura-* need it.", "Restore the files: git checkout -- trainer/imprimatura, or install again.")]
+    do = "Restore the files: git checkout -- trainer/imprimatura, or install again."
+    return [Problem(what, "`velatura demo` and every preset named imprimatura-* need it.", do)] if missing else []
 
 
 def _room_problems(folder: Path, disk_free_bytes: int, memory_free_bytes: int) -> list[Problem]:
@@ -349,39 +311,38 @@ def _room_problems(folder: Path, disk_free_bytes: int, memory_free_bytes: int) -
         problems.append(Problem(f"{folder} can't be written to.", "Runs and renders go to outputs/ in the folder you start in.", "Start in a folder of yours."))
     if disk_free_bytes < DISK_GIB * GIB:
         what = f"{_gib(disk_free_bytes)} of disk is free in {folder}."
-        problems.append(Problem(what, f"Checkpoints and pictures of a few runs take more than {DISK_GIB} GiB.", "Free some, or start where there is more."))
+        problems.append(Problem(what, "Checkpoints and pictures fill it; a full disk ends a run.", f"Free some, {DISK_GIB} GiB or more, or start elsewhere."))
     if memory_free_bytes < IMPRIMATURA_GIB * GIB:
         what = f"{_gib(memory_free_bytes)} of memory is free."
-        problems.append(Problem(what, f"Training takes {IMPRIMATURA_GIB} GiB at least, and the system kills what takes too much.", "Close other programs."))
+        problems.append(Problem(what, f"Training takes {IMPRIMATURA_GIB} GiB at least; the system ends what takes too much.", "Close other programs."))
     return problems
 
 
-def _torch_problem(error: BaseException) -> Problem:
-    return Problem(f"torch can't be imported: {error}", "Nothing can be trained or rendered.", "In a checkout: make clean setup. Else: pip install --force-reinstall torch.")
-
-
 def _device_problems(torch: Any, devices: tuple[Device, ...], matmuls: tuple[Matmul, ...]) -> list[Problem]:
+    why, do = "Training there would learn noise.", "Update the driver and torch; if it stays, suspect the hardware."
     problems = [
-        Problem(f"{one.dtype} products on {one.device} are wrong by {one.error:.1e}.", "Training would diverge or learn noise.", "Update the driver and torch; if it stays, suspect the hardware.")
+        Problem(f"{one.dtype} products on {one.device} are off by {one.error:.0e}; {TOLERANCES[one.dtype]:.0e} is rounding.", why, do)
         for one in matmuls
         if one.error is not None and not one.right
-    ]  # fmt: skip
-    if shutil.which("nvidia-smi") and all(device.device == "cpu" for device in devices) and torch.backends.cuda.is_built():
-        problems.append(Problem("nvidia-smi is here, but torch finds no NVIDIA GPU.", "Everything runs on the CPU.", "Update the driver; it may be older than this torch's CUDA " + f"{torch.version.cuda}."))
-    elif shutil.which("nvidia-smi") and not torch.backends.cuda.is_built():
-        problems.append(Problem(f"nvidia-smi is here, but torch {torch.__version__} is built without CUDA.", "The GPU is not used.", "pip install --force-reinstall torch from the index that https://pytorch.org/get-started names for your driver."))
+    ]
+    if shutil.which("nvidia-smi") and not any(device.device.startswith("cuda") for device in devices):
+        if torch.backends.cuda.is_built():
+            what, do = f"torch {torch.__version__} finds no NVIDIA GPU, though nvidia-smi is here.", f"Update the driver to one for CUDA {torch.version.cuda}."
+        else:
+            what, do = f"torch {torch.__version__} has no CUDA, though nvidia-smi is here.", "Install the build that pytorch.org names for your driver."
+        problems.append(Problem(what, "Everything runs on the CPU.", do))
     return problems
 
 
 def _neighbour_problems() -> list[Problem]:
-    """Libraries we don't need that break those we do, merely by being installed."""
-    if (version := _version("torchvision")) is None:
+    """Of libraries we don't need that break those we do, merely by being installed."""
+    if importlib.util.find_spec("torchvision") is None:
         return []
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: operator torchvision::nms does not exist
-        why = "diffusers can't be imported beside a torchvision that was built for another torch."
-        return [Problem(f"torchvision {version} does not fit this torch: {error}", why, f"'{sys.executable}' -m pip uninstall torchvision (Velatura needs none).")]
+        why, do = "diffusers can't be imported beside it.", f"'{sys.executable}' -m pip uninstall torchvision (Velatura needs none)."
+        return [Problem(f"torchvision was built for another torch: {error}.", why, do)]
     return []
 
 
@@ -393,24 +354,25 @@ def _gib(size_bytes: int) -> str:
 
 
 def _summary(devices: tuple[Device, ...], matmuls: tuple[Matmul, ...], missing: tuple[str, ...], memory_free_bytes: int) -> str:
-    """One sentence or three: what this machine can do."""
-    usable = {one.device for one in matmuls if one.dtype == "float32" and one.right}
+    """What this machine can do, on the best device whose float32 is right."""
+    seconds = {(one.device, one.dtype): one.seconds for one in matmuls if one.right and one.seconds}
+    usable = [device for device in devices if (device.device, "float32") in seconds]
     if not usable:
         return "This machine can't train or render yet: torch does not work here."
-    speeds = {(one.device, one.dtype): one.seconds for one in matmuls if one.right and one.seconds}
-    best = next((device for device in reversed(devices) if device.device in usable), devices[0])
-    small = "can't use Imprimatura until its files are back" if missing else "can train and render on Imprimatura in minutes"
-    if memory_free_bytes < IMPRIMATURA_GIB * GIB:
+    best = next((device for device in usable if device.device != "cpu"), usable[0])
+    small = "can train and render on Imprimatura in minutes"
+    if missing:
+        small = "can't use Imprimatura until its files are back"
+    elif memory_free_bytes < IMPRIMATURA_GIB * GIB:
         small = "has too little free memory to train on Imprimatura"
-    full, half = speeds.get((best.device, "float32")), speeds.get((best.device, "bfloat16"))
-    precision = f" bfloat16 products are {full / half:.1f} times as fast as float32 on {best.device}." if full and half else f" {best.device} has no bfloat16 products."
-    if best.device == "cpu":
-        return f"This machine {small}, without a GPU; a Stable Diffusion 1.5 runs too, at many seconds a step.{precision}"
-    return f"This machine {small}, and on larger bases with {_gib(best.memory_bytes)} of {best.name}.{precision}"
+    large = f"larger bases get {_gib(best.memory_bytes)} of {best.name}" if best.device != "cpu" else "there is no GPU, so larger bases take long"
+    half = seconds.get((best.device, "bfloat16"))
+    ratio = f"{(seconds[best.device, 'float32'] or 0) / half:.1f} times as fast as" if half else "not here, unlike"
+    return f"This machine {small}; {large}. On {best.device} bfloat16 is {ratio} float32."
 
 
 def describe(diagnosis: Diagnosis) -> str:
-    """The diagnosis as text for a terminal or a bug report, problems last but one, what can be done last."""
+    """The diagnosis as text for a terminal or a bug report; problems last but one, what can be done last."""
     d = diagnosis
     lines = [
         f"Velatura {d.velatura}, Python {d.python}, {d.system}",
@@ -420,9 +382,10 @@ def describe(diagnosis: Diagnosis) -> str:
     ]
     for device in d.devices:
         lines.append(f"Device   {device.device}: {device.name}, {_gib(device.free_bytes)} free of {_gib(device.memory_bytes)}")
-        lines += [f"           {_describe_matmul(one)}" for one in d.matmuls if one.device == device.device]
-    lines += [f"Library  {one.name} {one.version or 'missing'} ({one.wanted or 'any'}){'' if one.fits else '  <- does not fit'}" for one in d.libraries]
-    lines += [f"Extra    {one.name}: " + (f"{one.version}, {one.purpose}" if one.version else f"not here; for {one.purpose}. Get it: {one.command}") for one in d.extras]
+        lines += [f"         {_describe_matmul(one)}" for one in d.matmuls if one.device == device.device]
+    for one in d.libraries:
+        state = one.version or ("missing" if one.extra is None else f"not here; for {one.purpose}. Get it: {one.command}")
+        lines.append(f"{'Extra  ' if one.extra else 'Library'}  {one.name} {state}" + (f" (wanted: {one.wanted})" if one.version and not one.fits else ""))
     lines.append(f"Base     Imprimatura: {'whole' if not d.imprimatura_missing else 'lacks ' + ', '.join(d.imprimatura_missing)}")
     lines.append(f"Browser  {d.browser or 'no chromium; only the tests of the web UI want one, and are skipped'}")
     lines += [f"Problem  {one.what} {one.why} {one.do}" for one in d.problems]
@@ -431,6 +394,7 @@ def describe(diagnosis: Diagnosis) -> str:
 
 def _describe_matmul(one: Matmul) -> str:
     if one.seconds is None:
-        return f"{one.dtype:14} not here: {one.note}"
+        return f"{one.dtype:13} not here: {one.note}"
     teraflops = 2 * one.size**3 / one.seconds / 1e12
-    return f"{one.dtype:14} {one.seconds * 1e3:8.2f} ms for {one.size} x {one.size}, {teraflops:7.2f} TFLOP/s, {'right' if one.right else 'WRONG'} to {one.error:.0e}"
+    verdict = "right" if one.right else "WRONG"
+    return f"{one.dtype:13} {one.seconds * 1e3:8.2f} ms for {one.size} x {one.size}, {teraflops:7.3f} TFLOP/s, {verdict} to {one.error:.0e}"

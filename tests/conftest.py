@@ -1,0 +1,75 @@
+"""What every test stands on: no network, no telemetry, a folder of its own to work in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before any library is imported. torch's threads are left alone: tests run as users do.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+ROOT = Path(__file__).parents[1]
+COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The sample sets that ship."""
+    return ROOT / "app" / "examples"
+
+
+@pytest.fixture(scope="session")
+def imprimatura_folder() -> Path:
+    """The base that ships."""
+    return ROOT / "trainer" / "imprimatura"
+
+
+@pytest.fixture
+def run_velatura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_velatura("train", "--help", SOME_VARIABLE="1")`: the command in a process of its own, in the test's folder.
+
+    Keywords are environment variables. The status is the caller's to check.
+    """
+
+    def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *map(str, args)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, **env},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=COMMAND_TIMEOUT_S,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
+    """A small LoRA really trained on Imprimatura: six steps on the grey cat, attention, rank 4, alpha 2."""
+    return train_small(tmp_path_factory.mktemp("trained"), examples / "grey-cat" / "train", "cat")
+
+
+@pytest.fixture(scope="session")
+def trained_style(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
+    """Another one, of other layers and another rank."""
+    return train_small(tmp_path_factory.mktemp("style"), examples / "outline-style" / "heldout", "style", ["adapter.rank=3", "adapter.targets=all", "seed=5"])
+
+
+def train_small(parent: Path, folder: Path, name: str, settings: list[str] | None = None) -> Path:
+    """The LoRA file of a run of six steps of two pictures."""
+    from trainer import session
+
+    small = ["max_steps=6", "batch_size=2", "adapter.rank=4", "adapter.alpha=2", "preview_every_steps=0", "learning_rate=5e-3"]
+    config = session.preset_config("imprimatura-character", str(folder), None, small + (settings or []))
+    run, stream = session.start(config, parent, name, None)
+    assert list(stream)[-1].kind == "finished"
+    return run.lora_file

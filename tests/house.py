@@ -1,0 +1,369 @@
+"""The house test: the rules of the design and style pages, held by the parsed source and the modules themselves.
+
+Budgets have exceptions, each by name with its reason; one that is no longer needed fails too, so the lists only shrink.
+`tests/test_house.py` shows that each rule catches what it should.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+
+from trainer import families, methods, presets
+from trainer.schema import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "diffusers", "transformers", "peft", "gradio", "accelerate", "numpy", "pandas", "PIL"}
+
+# Budgets, and who may exceed them and why.
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 8
+LOOP, LOOP_LINES = "trainer.loop.train", 120  # it reads from top to bottom
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+MANY_PARAMETERS = {
+    "trainer.cli.train": "a command's parameters are its options",
+    "trainer.cli.render": "a command's parameters are its options",
+}
+
+# What a plug-in may see of us; config, loop and every other plug-in are closed to it.
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective"}
+# Lower layers by name, and all they may import of us. Others are held by having no cycles.
+LAYERS = {
+    "trainer.errors": set(),
+    "trainer.events": {"trainer.errors"},
+    "trainer.schema": {"trainer.errors"},
+    "trainer.objective": {"trainer.errors", "trainer.schema"},
+    "trainer.config": {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors"},
+}
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+CALLS = {
+    "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",
+    "subprocess.getoutput": "is a shell", "subprocess.getstatusoutput": "is a shell", "gradio.mount_gradio_app": "drops gradio's checks",
+    "gr.mount_gradio_app": "drops gradio's checks", "sys.path.insert": "edits the path", "sys.path.append": "edits the path",
+}  # fmt: skip
+SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
+NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers", "common"}
+
+METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "from_file": 1, "recognises": 1}
+FAMILY_FACTS = {
+    "title": str, "pipeline": str, "prediction": tuple, "default_px": int, "multiple_px": int, "targets": dict, "components": dict,
+    "architecture": str, "base_version": str,
+}  # fmt: skip
+FAMILY_FUNCTIONS = {"load": 3, "encode_text": 2, "encode_image": 2, "prepare_batch": 1, "denoise": 4, "schedule": 1, "file_keys": 1, "tiny": 1}
+
+
+# Reading the source.
+
+
+@functools.cache
+def sources(*roots: str) -> dict[str, Path]:
+    """`{"trainer.methods.lora": path}` of every module below these folders of the repository."""
+    found = {}
+    for path in sorted(path for root in roots for path in (ROOT / root).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def name_of(node: ast.AST) -> str:
+    """`torch.load` of the expression `torch.load`; nothing for other expressions."""
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def imports(module: ast.AST, name: str, modules: set[str], is_package: bool = False) -> set[str]:
+    """Full names of the modules imported anywhere in this tree; `from trainer import schema` is `trainer.schema`."""
+    found: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = name.split(".") if is_package else name.split(".")[:-1]
+            up = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            members = {f"{base}.{alias.name}" for alias in node.names} & modules
+            found |= members if len(members) == len(node.names) else members | {base}
+    return found
+
+
+def at_import(module: ast.Module) -> ast.Module:
+    """The part of a module that runs when it is imported: no function bodies, nothing under `if TYPE_CHECKING`."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            self.generic_visit(node)
+            return node.orelse if "TYPE_CHECKING" in name_of(node.test) else node
+
+        def drop(self, node: ast.AST) -> None:
+            return None
+
+        visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = drop
+
+    return Strip().visit(ast.parse(ast.unparse(module)))
+
+
+def ours(name: str) -> set[str]:
+    """What of the repository this module imports, anywhere in it."""
+    path, modules = sources("app", "trainer")[name], set(sources("app", "trainer"))
+    found = imports(tree(path), name, modules, path.name == "__init__.py")
+    return {one for one in found if one.split(".")[0] in ("app", "trainer")}
+
+
+# (a) Arrows go one way.
+
+
+def wrong_arrows(name: str, targets: set[str]) -> set[str]:
+    """Those of our modules that this one may not import."""
+    package, _, plugin = name.rpartition(".")
+    if package in ("trainer.methods", "trainer.families") and plugin:
+        return targets - PLUGIN_SEES
+    if name in LAYERS:
+        return targets - LAYERS[name]
+    if name.startswith("trainer"):
+        return {one for one in targets if one.split(".")[0] == "app"}
+    if package == "app.tabs":
+        return {one for one in targets if one.startswith("app") and one not in ("app.form", "app.jobs", "app.views")}
+    if name in ("app.form", "app.jobs", "app.views"):
+        return {one for one in targets if one.startswith(("app.tabs", "app.ui"))}
+    return set()
+
+
+@pytest.mark.parametrize("name", sources("app", "trainer"))
+def test_imports_go_one_way(name: str) -> None:
+    assert not (wrong := wrong_arrows(name, ours(name))), f"{name} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("name", sources("trainer"))
+def test_trainer_is_complete_without_gradio(name: str) -> None:
+    assert not [one for one in imports(tree(sources("trainer")[name]), name, set()) if one.split(".")[0] in ("gradio", "gradio_client")]
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle of this graph, or nothing."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(after, [*path, node]) for after in sorted(graph.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    modules = sources("app", "trainer")
+    graph = {name: imports(at_import(tree(path)), name, set(modules), path.name == "__init__.py") & set(modules) - {name} for name, path in modules.items()}
+    assert not (found := cycle(graph)), " -> ".join(found)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["render", "--help"], ["presets"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('HEAVY', *sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\n"
+        f"sys.argv = ['velatura', *{arguments!r}]\n"
+        "from trainer.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].split() == ["HEAVY"], done.stderr
+
+
+# (b) Budgets.
+
+
+def functions(name: str, module: ast.AST) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of a module, nested ones too, by dotted name."""
+    for node in ast.iter_child_nodes(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{name}.{node.name}", node
+        below = f"{name}.{node.name}" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else name
+        yield from functions(below, node)
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    named = function.args
+    everything = [*named.posonlyargs, *named.args, *named.kwonlyargs, *filter(None, (named.vararg, named.kwarg))]
+    return sum(one.arg not in ("self", "cls") for one in everything)
+
+
+def over_budget(modules: dict[str, ast.Module], lines: dict[str, int], exceptions: dict[str, dict[str, str]]) -> list[str]:
+    """What exceeds a budget without an exception, and every exception that nothing needs."""
+    found: dict[str, dict[str, str]] = {"lines": {}, "function": {}, "parameters": {}}
+    for name, module in modules.items():
+        if lines[name] > FILE_LINES:
+            found["lines"][name] = f"{name} has {lines[name]} lines; a file has {FILE_LINES} at most"
+        for dotted, function in functions(name, module):
+            length, limit = (function.end_lineno or 0) - function.lineno + 1, LOOP_LINES if dotted == LOOP else FUNCTION_LINES
+            if length > limit:
+                found["function"][dotted] = f"{dotted} has {length} lines; a function has {limit} at most"
+            if (count := num_parameters(function)) > PARAMETERS and not name.startswith("tests"):
+                found["parameters"][dotted] = f"{dotted} has {count} parameters; a function has {PARAMETERS} at most"
+    excess = [text for kind, ones in found.items() for name, text in ones.items() if name not in exceptions[kind]]
+    stale = [f"{name} is within the budget now; drop its exception ({kind})" for kind, ones in exceptions.items() for name in ones if name not in found[kind]]
+    return excess + stale
+
+
+def test_budgets() -> None:
+    modules = sources("app", "trainer", "tests")
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules.items()}
+    exceptions = {"lines": LONG_FILES, "function": LONG_FUNCTIONS, "parameters": MANY_PARAMETERS}
+    found = over_budget({name: tree(path) for name, path in modules.items()}, lines, exceptions)
+    assert not found, "\n".join(found)
+
+
+# (c) Plug-ins and presets keep their contracts.
+
+
+def broken_functions(module: ModuleType, wanted: dict[str, int]) -> list[str]:
+    """What is missing of these functions, each with this many parameters and a docstring."""
+    problems = []
+    for function, count in wanted.items():
+        found = getattr(module, function, None)
+        if not inspect.isfunction(found):
+            problems.append(f"{module.__name__} has no function {function}")
+        elif len(inspect.signature(found).parameters) != count or not found.__doc__:
+            problems.append(f"{module.__name__}.{function} needs {count} parameters and a docstring; found {inspect.signature(found)}")
+    return problems
+
+
+@pytest.mark.parametrize("name", methods.registry())
+def test_method_keeps_its_contract(name: str) -> None:
+    module = methods.registry()[name]
+    assert module.name == name and module.title and isinstance(module.title, str)
+    assert issubclass(module.Config, Settings)
+    tag = module.Config.model_fields["method"]
+    assert tag.is_required() and typing.get_args(tag.annotation) == (name,), "method: Literal[name], without a default"
+    unsaid = [key for key, field in module.Config.model_fields.items() if not (field.title and field.description)]
+    assert not unsaid, f"settings without label or help: {unsaid}"
+    assert not (problems := broken_functions(module, METHOD_FUNCTIONS)), problems
+
+
+@pytest.mark.parametrize("name", families.registry())
+def test_family_keeps_its_contract(name: str) -> None:
+    module = families.registry()[name]
+    assert module.name == name
+    wrong = [fact for fact, kind in FAMILY_FACTS.items() if not isinstance(getattr(module, fact, None), kind) or not getattr(module, fact)]
+    assert not wrong, f"facts missing, empty or of another type: {wrong}"
+    assert set(module.prediction) <= {"epsilon", "v", "flow"}
+    assert module.default_px % module.multiple_px == 0
+    assert all(re.compile(pattern) for pattern in module.targets.values())
+    assert not (problems := broken_functions(module, FAMILY_FUNCTIONS)), problems
+
+
+@pytest.mark.parametrize("name", methods.registry())
+def test_every_target_of_a_method_is_known_to_a_family(name: str) -> None:
+    field = methods.registry()[name].Config.model_fields.get("targets")
+    known = {target for family in families.registry().values() for target in family.targets}
+    assert field is None or set(typing.get_args(field.annotation)) <= known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").rglob("*.toml")), ids=lambda path: path.stem)
+def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    head = " ".join(line for line in text[: text.index("title")].splitlines() if line.startswith("#")).lower()
+    assert re.fullmatch(r"[a-z0-9.]+(-[a-z0-9.]+)+", path.stem), "<family>-<purpose>"
+    assert tomllib.loads(text)["title"]
+    assert all(word in head for word in ("memory", "made for", "run")), "the head says its memory, the dataset it was made for, and whether it was run"
+    if path.parent.name == "train":
+        presets.load(path.stem, {})
+
+
+# (d) What is forbidden, and (e) what every module says.
+
+
+def forbidden(module: ast.Module) -> list[str]:
+    """What in this module is dangerous or hides errors, one line each."""
+    found = []
+    for node in ast.walk(module):
+        where = f"line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            full = {f"{node.module}.{name}" for name in names} if isinstance(node, ast.ImportFrom) else names
+            roots = {name.split(".")[0] for name in full}
+            found += [f"{where}: imports {name}" for name in sorted(roots & PICKLES | full & set(CALLS))]
+        elif isinstance(node, ast.Call):
+            name = name_of(node.func)
+            if name in CALLS:
+                found.append(f"{where}: {name} {CALLS[name]}")
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "extractall":
+                found.append(f"{where}: extractall writes wherever the archive says")
+            if name.split(".")[-1] == "suppress" and {"Exception", "BaseException"} & set(map(name_of, node.args)):
+                found.append(f"{where}: suppresses everything")
+            off = (ast.Constant(False).value, None)
+            found += [
+                f"{where}: {one.arg} is not False" for one in node.keywords
+                if one.arg in SWITCHES and not (isinstance(one.value, ast.Constant) and one.value.value in off)
+            ]  # fmt: skip
+        elif isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            broad = any(kind is None or name_of(kind) in ("Exception", "BaseException") for kind in kinds)
+            if broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+                found.append(f"{where}: catches everything without raising again")
+    return found
+
+
+@pytest.mark.parametrize("name", sources("app", "trainer"))
+def test_nothing_forbidden(name: str) -> None:
+    assert not (found := forbidden(tree(sources("app", "trainer")[name]))), "\n".join(found)
+
+
+@pytest.mark.parametrize("name", sources("app", "trainer", "tests"))
+def test_module_is_named_for_its_idea_and_says_what_it_is_for(name: str) -> None:
+    assert not set(name.split(".")[-1].split("_")) & NO_NAMES
+    assert name.split(".")[-1].startswith("_") and not name.endswith("__") or ast.get_docstring(tree(sources("app", "trainer", "tests")[name]))
+
+
+# Packaging.
+
+
+@functools.cache
+def pyproject() -> dict[str, typing.Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_package_is_listed() -> None:
+    there = {".".join(path.parent.relative_to(ROOT).parts) for root in ("app", "trainer") for path in (ROOT / root).rglob("__init__.py")}
+    assert set(pyproject()["tool"]["setuptools"]["packages"]) == there | {"presets"}
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
+def test_every_requirement_is_pinned_once_within_its_range(python: str) -> None:
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    pins: dict[str, list[str]] = {}
+    for pin in map(Requirement, lines):
+        if pin.marker is None or pin.marker.evaluate(environment):
+            pins.setdefault(pin.name, []).append(str(pin.specifier).removeprefix("=="))
+    project = pyproject()["project"]
+    wanted = [Requirement(line) for line in project["dependencies"] + sum(project["optional-dependencies"].values(), [])]
+    for one in wanted:
+        if one.marker is None or one.marker.evaluate(environment):
+            assert len(pins.get(one.name, [])) == 1 and one.specifier.contains(pins[one.name][0]), f"{one} is pinned to {pins.get(one.name)}"

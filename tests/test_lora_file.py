@@ -1,0 +1,167 @@
+"""LoRA files: what is written loads elsewhere with the same numbers; what is read is checked first."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from trainer import families, lora_file
+from trainer.errors import AdapterError
+from trainer.render.engine import Engine
+
+SD = families.registry()["sd"]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("which", ["trained", "trained_style"])
+def test_diffusers_loads_our_file_with_the_same_deltas_and_no_key_left_over(which: str, request: pytest.FixtureRequest, engine: Engine, imprimatura_folder: Path) -> None:
+    path = request.getfixturevalue(which)
+    ours = lora_file.read(path, engine.file_keys, engine.shapes)
+    pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+    theirs = {name: module.get_delta_weight(module.active_adapters[0]) for name, module in pipe.unet.named_modules() if isinstance(module, LoraLayer)}
+    assert {f"unet.{name}" for name in theirs} == set(ours)
+    for name, delta in theirs.items():
+        mine = ours[f"unet.{name}"].dense(torch.float32)
+        assert float((mine - delta.detach()).norm() / delta.detach().norm()) <= 1e-5
+
+
+def test_alpha_is_one_file_wide_value_on_every_module(trained: Path) -> None:
+    tensors = load_file(trained)
+    modules = {name.split(".")[0] for name in tensors}
+    assert {float(tensors[f"{module}.alpha"]) for module in modules} == {2.0}
+    assert all(name.startswith("lora_unet_") for name in modules)
+
+
+def test_the_header_says_what_other_tools_read_and_the_hash_is_that_of_the_tensors(trained: Path) -> None:
+    with safe_open(trained, "pt") as file:
+        metadata = file.metadata()
+    raw = trained.read_bytes()
+    body = raw[8 + int.from_bytes(raw[:8], "little") :]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(body).hexdigest() == lora_file.inspect(trained).sha256
+    assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_network_module"] == "networks.lora"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "2.0")
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert json.loads(metadata["ss_tag_frequency"])
+    recipe = json.loads(metadata[lora_file.RECIPE_KEY])
+    assert recipe["config"]["adapter"]["rank"] == 4
+    assert str(Path.home()) not in json.dumps(metadata) and str(trained.parents[1]) not in json.dumps(metadata)
+
+
+def test_a_lora_can_be_the_preset_of_the_next_training(trained: Path) -> None:
+    from trainer import presets
+
+    config = presets.load(str(trained), {"seed": 9})
+    assert config.adapter.rank == 4 and config.seed == 9 and config.max_steps == 6
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    modules = {"lora_unet_x": {"lora_down.weight": torch.ones(2, 3), "lora_up.weight": torch.ones(4, 2), "alpha": torch.tensor(1.0)}}
+    metadata = {f"ss_{number}": "v" for number in range(20)}
+    for name in "ab":
+        lora_file.save(tmp_path / name, modules, metadata, torch.float32)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_names_are_those_of_sd_scripts_for_sd_1_5() -> None:
+    """Against a table listed by running sd-scripts on SD 1.5."""
+    table = json.loads((Path(__file__).parent / "key_tables" / "sd15_kohya.json").read_text())["modules"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+    pipe = type("Pipe", (), {"unet": unet, "text_encoder": text})()
+    ours = SD.file_keys(pipe)
+    by_key = {key: path for path, key in ours.items()}
+    assert set(table) <= set(by_key), sorted(set(table) - set(by_key))[:3]
+    for key, (down, up) in table.items():
+        component, _, path = by_key[key].partition(".")
+        weight = getattr(pipe, component).get_submodule(path).weight
+        assert [weight.shape[0], *weight.shape[1:]] == [up[0], *down[1:]]
+
+
+@pytest.mark.parametrize("spelling", ["kohya", "diffusers", "peft"])
+def test_a_file_is_read_in_every_spelling(spelling: str, trained: Path, engine: Engine, tmp_path: Path) -> None:
+    ours = lora_file.read(trained, engine.file_keys, engine.shapes)
+    tensors = {}
+    for path, delta in ours.items():
+        plain = path.removeprefix("unet.")
+        base, down, up = {
+            "kohya": (engine.file_keys[path], "lora_down.weight", "lora_up.weight"),
+            "diffusers": (path, "lora_A.weight", "lora_B.weight"),
+            "peft": (f"base_model.model.{plain}", "lora_A.weight", "lora_B.weight"),
+        }[spelling]
+        tensors |= {f"{base}.{down}": delta.down * delta.scale, f"{base}.{up}": delta.up}
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    read = lora_file.read(tmp_path / "other.safetensors", engine.file_keys, engine.shapes)
+    assert set(read) == set(ours)
+    for path, delta in read.items():
+        torch.testing.assert_close(delta.dense(torch.float32), ours[path].dense(torch.float32), rtol=1e-5, atol=1e-7)
+
+
+def test_a_file_that_half_matches_is_refused_with_the_names(trained: Path, engine: Engine, tmp_path: Path) -> None:
+    tensors = load_file(trained)
+    renamed = {name.replace("mid_block", "middle_thing"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "half.safetensors")
+    with pytest.raises(AdapterError, match=r"48 of 56 modules matched.*middle_thing"):
+        lora_file.read(tmp_path / "half.safetensors", engine.file_keys, engine.shapes)
+
+
+def test_a_file_of_another_width_is_refused_with_both_shapes(trained: Path, engine: Engine, tmp_path: Path) -> None:
+    tensors = {name: torch.cat([tensor, tensor], 1) if name.endswith("lora_down.weight") else tensor for name, tensor in load_file(trained).items()}
+    save_file(tensors, tmp_path / "wide.safetensors")
+    with pytest.raises(AdapterError, match="another base"):
+        lora_file.read(tmp_path / "wide.safetensors", engine.file_keys, engine.shapes)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_file_with_a_number_that_is_none_is_refused(poison: float, trained: Path, tmp_path: Path) -> None:
+    tensors = load_file(trained)
+    next(iter(tensors.values())).view(-1)[0] = poison
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with pytest.raises(AdapterError, match="NaN"):
+        lora_file.inspect(tmp_path / "nan.safetensors")
+
+
+def test_a_method_we_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
+    save_file({"lora_unet_x.hada_w1_a": torch.ones(2, 2), "lora_unet_x.hada_w1_b": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
+    with pytest.raises(AdapterError, match="hada_w1_a.*none of lora"):
+        lora_file.inspect(tmp_path / "loha.safetensors")
+
+
+VALID = save({"lora_unet_x.lora_down.weight": torch.ones(2, 3), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}, {"ss_x": "y"})
+
+
+@given(st.binary(max_size=300) | st.builds(lambda at, byte: VALID[:at] + bytes([byte]) + VALID[at + 1 :], st.integers(0, len(VALID) - 1), st.integers(0, 255)) | st.integers(0, len(VALID)).map(lambda cut: VALID[:cut]))
+@settings(max_examples=400)
+def test_any_bytes_are_read_or_refused_in_words(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+    path.write_bytes(content)
+    try:
+        lora_file.inspect(path)
+    except AdapterError as error:
+        assert "x.safetensors" in str(error)
+
+
+def test_a_header_that_claims_two_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "big.safetensors"
+    path.write_bytes((2 << 30).to_bytes(8, "little") + b"{}")
+    with pytest.raises(AdapterError, match=str(2 << 30)):
+        lora_file.read_header(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="nothing.safetensors"):
+        lora_file.inspect(tmp_path / "nothing.safetensors")
