@@ -29,9 +29,9 @@ setup: $(STAMP)
 # .begun stays behind when an install is cut off; the environment is then built afresh, since half a package can look
 # like a whole one to pip. .stamp is written last.
 $(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "there is no '$(PYTHON)' here; name yours: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "Velatura needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
-		"Install one and name it: make setup PYTHON=python3.11" >&2; exit 1; }
+		echo "Velatura needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name a newer one: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) can't make virtual environments. Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@if [ -e $(BEGUN) ]; then echo "the last install was cut off; starting afresh"; rm -rf $(VENV); fi

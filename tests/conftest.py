@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Before any library is imported. torch's threads are left alone: tests run as users do.
+# Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

@@ -24,27 +24,26 @@ def key(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def fetch(folder: Path, keys: list[str], compute: Callable[[list[int]], list[Entry]], batch_size: int = 8) -> tuple[list[Entry], int]:
-    """The entries of `keys` and how many had to be computed; `compute(indices)` makes a batch of them."""
+def fetch(folder: Path, keys: list[str], compute: Callable[[int], Entry]) -> tuple[list[Entry], int]:
+    """The entries of `keys` and how many had to be computed, each by `compute(index)`.
+
+    One at a time: in a batch the last bits of an entry depend on its companions, so a run that was killed here and
+    resumed, or two runs that share some pictures, would not find the same numbers.
+    """
     import torch
 
     entries: dict[str, Entry] = {}
-    missing: dict[str, int] = {}
+    num_computed = 0
     for index, name in enumerate(keys):
-        found = _read(folder / name[:2] / f"{name}.safetensors")
+        path = folder / name[:2] / f"{name}.safetensors"
+        found = entries.get(name) or _read(path)
         if found is None:
-            missing.setdefault(name, index)
-        else:
-            entries[name] = found
-    wanted = list(missing.items())
-    for start in range(0, len(wanted), batch_size):
-        batch = wanted[start : start + batch_size]
-        with torch.no_grad():
-            made = compute([index for _, index in batch])
-        for (name, _), entry in zip(batch, made, strict=True):
-            entries[name] = {part: tensor.detach().cpu().float().contiguous() for part, tensor in entry.items()}
-            _write(folder / name[:2] / f"{name}.safetensors", entries[name])
-    return [entries[name] for name in keys], len(wanted)
+            with torch.no_grad():
+                found = {part: tensor.detach().cpu().float().contiguous() for part, tensor in compute(index).items()}
+            _write(path, found)
+            num_computed += 1
+        entries[name] = found
+    return [entries[name] for name in keys], num_computed
 
 
 def _read(path: Path) -> Entry | None:

@@ -8,6 +8,7 @@ from a flag that a crash could leave behind.
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,24 +85,29 @@ def slug(name: str) -> str:
 
 
 def create(parent: Path, name: str, config: TrainConfig) -> Run:
-    """A new run folder `parent/name`, or `name-2`, `name-3` ... if there is one."""
+    """A new run folder `parent/name`, or `name-2`, `name-3` ... if there is one.
+
+    Made under another name with its settings inside, then renamed: there is never a run without settings.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     wanted = slug(name)
+    made = Run(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
+    made.folder.chmod(0o755)
+    presets.save(config, made.config_file)
     for number in range(1, 100_000):
         folder = parent / (wanted if number == 1 else f"{wanted}-{number}")
         try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        run = Run(folder)
-        presets.save(config, run.config_file)
-        return run
+            made.folder.rename(folder)
+            return Run(folder)
+        except OSError:
+            if not folder.exists():
+                raise
     raise RunError(f"{parent} has too many runs called {wanted!r}; choose another name.")
 
 
 def every(parent: Path) -> list[Run]:
     """The runs in a folder, newest first."""
-    folders = [path for path in parent.glob("*") if (path / "config.toml").is_file()]
+    folders = [path for path in parent.glob("[!.]*") if (path / "config.toml").is_file()]
     return [Run(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 

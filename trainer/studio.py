@@ -65,19 +65,19 @@ class Studio:
         vae, text = bases.digest(self.folder, "vae"), bases.digest(self.folder, "text_encoder") + bases.digest(self.folder, "tokenizer")
         latent_keys = [cache.key("latents-1", self.family.name, vae, self.dtype, size, mirrored, item.sha256) for item, mirrored in views]
 
-        def encode_images(indices: list[int]) -> list[dict[str, Tensor]]:
-            pixels = torch.stack([data.load_pixels(views[index][0].path, size, views[index][1]) for index in indices])
-            return [{"latents": row} for row in self.family.encode_image(self.pipe, pixels)]
+        def encode_picture(index: int) -> dict[str, Tensor]:
+            item, mirrored = views[index]
+            return {"latents": self.family.encode_image(self.pipe, data.load_pixels(item.path, size, mirrored)[None])[0]}
 
         captions = sorted({item.caption for item in items} | {""})
         caption_keys = [cache.key("text-1", self.family.name, text, self.dtype, caption) for caption in captions]
 
-        def encode_captions(indices: list[int]) -> list[Conditioning]:
-            found: list[Conditioning] = self.family.encode_text(self.pipe, [captions[index] for index in indices])
+        def encode_caption(index: int) -> Conditioning:
+            found: Conditioning = self.family.encode_text(self.pipe, [captions[index]])[0]
             return found
 
-        pictures, num_pictures = cache.fetch(folder, latent_keys, encode_images)
-        texts, num_texts = cache.fetch(folder, caption_keys, encode_captions)
+        pictures, num_pictures = cache.fetch(folder, latent_keys, encode_picture)
+        texts, num_texts = cache.fetch(folder, caption_keys, encode_caption)
         if bad := [views[index][0].path.name for index, entry in enumerate(pictures) if not torch.isfinite(entry["latents"]).all()]:
             raise ConfigError(f"the autoencoder gave NaN for {', '.join(bad[:5])}; set dtype=float32.")
         by_caption = dict(zip(captions, texts, strict=True))

@@ -1,0 +1,228 @@
+"""The page in a real browser: from a sample set to a trained LoRA to a picture, across a reload, with nothing asked of the network."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
+HOSTILE = "<img src=x onerror=window.__owned=1>"
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium")
+
+
+@dataclass
+class Server:
+    """`python -m app` on a workspace, started and killed as a test likes."""
+
+    workspace: Path
+    port: int = field(default_factory=lambda: _free_port())
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        log = (self.workspace.parent / "server.log").open("ab")
+        command = [sys.executable, "-m", "app", "--workspace", str(self.workspace), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}config", timeout=5).read()
+                return
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < deadline, self.log()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(20)
+
+    def log(self) -> str:
+        return (self.workspace.parent / "server.log").read_text()[-4000:]
+
+    def trainers(self) -> list[psutil.Process]:
+        """Living trainings of this workspace."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = process.info["cmdline"] or []
+            if str(self.workspace / "runs") in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path / "workspace")
+    made.start()
+    yield made
+    made.kill()
+    for process in made.trainers():
+        os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with playwright_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page on the server; fails on an error in the page and on any request that leaves this machine."""
+    problems: list[str] = []
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(30_000)
+    opened.on("pageerror", lambda error: problems.append(f"error in the page: {error}"))
+    opened.on("request", lambda request: None if request.url.startswith((server.address, "data:", "blob:")) else problems.append(f"asked for {request.url}"))
+    opened.goto(server.address)
+    yield opened
+    assert opened.evaluate("window.__owned") is None
+    assert not problems, problems
+    assert "Traceback" not in server.log(), server.log()
+
+
+def fill(page: Page, elem_id: str, value: str) -> None:
+    box: Locator = page.locator(f"#{elem_id} input, #{elem_id} textarea").first
+    box.fill(value)
+    box.press("Tab")
+
+
+def copy_sample(page: Page) -> None:
+    page.locator("#copy-sample").click()
+    page.locator("#dataset-gallery img").first.wait_for()
+    assert "44 pictures" in page.locator("#dataset-summary").locator("textarea, input").first.input_value()
+
+
+def begin_training(page: Page, steps: int) -> None:
+    page.get_by_role("tab", name="Train").click()
+    playwright_api.expect(page.locator("#train-heldout input")).to_have_value("outline-style-heldout")
+    fill(page, "field-max_steps", str(steps))
+    fill(page, "field-batch_size", "4")
+    fill(page, "field-preview-prompts", "a red apple, outline style")
+    page.locator("#start-training").click()
+
+
+def see(page: Page, pattern: str, timeout_s: float = 120) -> None:
+    playwright_api.expect(page.locator("#progress .progress")).to_contain_text(re.compile(pattern), timeout=timeout_s * 1000)
+
+
+def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, browser: Browser) -> None:
+    copy_sample(page)
+    begin_training(page, steps=40)
+    see(page, r"step \d+ of 40")
+    page.reload()
+    page.get_by_role("tab", name="Train").click()
+    see(page, r"outline-style.*(Training|Measuring).*step \d+ of 40")
+    assert len(server.trainers()) == 1
+
+    second = browser.new_page()  # a second tab shows the same job
+    second.goto(server.address)
+    second.get_by_role("tab", name="Train").click()
+    see(second, r"outline-style.*step \d+ of 40")
+    second.close()
+
+    see(page, "Finished")
+    assert page.locator("#samples img").count() >= 2
+    assert "never saw" in page.locator("#heldout-result textarea").input_value()
+    assert (server.workspace / "runs" / "outline-style" / "outline-style.safetensors").is_file()
+
+    page.get_by_role("tab", name="Stack").click()
+    page.locator("#lora-1 input").click()
+    page.get_by_role("option", name="outline-style").click()
+    fill(page, "field-prompt", "a red apple, outline style")
+    fill(page, "field-steps", "8")
+    fill(page, "weight-1", "0.75")
+    page.locator("#render").click()
+    page.locator("#picture img").wait_for(timeout=90_000)
+    assert "<lora:outline-style:0.75>" in page.locator("#infotext textarea").input_value()
+    assert page.locator("#picture img").evaluate("image => image.naturalWidth") == 128
+
+    # The picture that is offered brings the stack back.
+    with page.expect_download() as waiting:
+        page.locator("#download").click()
+    picture = waiting.value.path()
+    fill(page, "field-prompt", "something else")
+    fill(page, "weight-1", "0.1")
+    page.locator("#recipe-png input[type=file]").set_input_files({"name": "mine.png", "mimeType": "image/png", "buffer": Path(picture).read_bytes()})
+    playwright_api.expect(page.locator("#field-prompt").locator("textarea, input").first).to_have_value("a red apple, outline style")
+    assert page.locator("#weight-1 input[type=number]").input_value() == "0.75"
+
+
+def test_training_outlives_the_server_and_can_be_stopped_after(page: Page, server: Server) -> None:
+    copy_sample(page)
+    begin_training(page, steps=2000)
+    see(page, r"step [1-9]\d* of 2000")
+    (trainer,) = server.trainers()
+    server.kill()
+    assert trainer.is_running()
+    server.start()
+    page.goto(server.address)
+    page.get_by_role("tab", name="Train").click()
+    see(page, r"outline-style.*Training.*step [1-9]\d* of 2000")
+    assert [process.pid for process in server.trainers()] == [trainer.pid]
+    page.locator("#stop-training").click()
+    see(page, "Stopped; it can go on")
+    assert not server.trainers()
+    playwright_api.expect(page.locator("#resume-training")).to_be_enabled()
+
+
+def test_hostile_captions_and_names_are_only_text(page: Page, server: Server) -> None:
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "navy").save(picture, "PNG")
+    fill(page, "new-dataset", "mine")
+    page.locator("#create-dataset").click()
+    playwright_api.expect(page.locator("#dataset input")).to_have_value("mine")
+    page.locator("#dataset-files input[type=file]").set_input_files(
+        [
+            {"name": f"{HOSTILE}.png", "mimeType": "image/png", "buffer": picture.getvalue()},
+            {"name": "bad.png", "mimeType": "image/png", "buffer": HOSTILE.encode()},
+        ]
+    )
+    playwright_api.expect(page.locator("#dataset-report textarea")).to_have_value(re.compile("bad.png is not a picture"))
+    page.locator("#dataset-gallery .thumbnail-item").first.click()
+    playwright_api.expect(page.locator("#caption textarea")).to_be_enabled()
+    page.locator("#caption textarea").fill(HOSTILE)
+    page.locator("#save-caption").click()
+    playwright_api.expect(page.locator("#dataset-gallery")).to_contain_text("<img src=x")
+    (sidecar,) = (server.workspace / "datasets" / "mine").glob("*.txt")
+    assert sidecar.read_text().strip() == HOSTILE
+    page.locator("#undo-caption").click()
+    playwright_api.expect(page.locator("#dataset-gallery")).to_contain_text("no caption yet")
+    assert not sidecar.exists()
+    assert page.evaluate("window.__owned") is None

@@ -1,0 +1,123 @@
+"""Caption files: what is read, that edits are whole, and that each can be taken back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import captions
+from trainer.errors import DataError
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return tmp_path / "cat.png"
+
+
+def test_caption_is_read_without_bom_and_blanks(picture: Path) -> None:
+    picture.with_suffix(".txt").write_bytes(b"\xef\xbb\xbf  a cat\r\n")
+    assert captions.read_caption(picture) == "a cat"
+
+
+def test_txt_comes_before_caption(picture: Path) -> None:
+    picture.with_suffix(".caption").write_text("old")
+    assert captions.read_caption(picture) == "old"
+    picture.with_suffix(".txt").write_text("new")
+    assert captions.read_caption(picture) == "new"
+
+
+def test_no_caption_is_empty(picture: Path) -> None:
+    assert captions.read_caption(picture) == ""
+
+
+@pytest.mark.parametrize("raw, words", [(b"caf\xe9", "not UTF-8"), (b"x" * (65 << 10), "too long")])
+def test_bad_caption_is_refused_in_words(picture: Path, raw: bytes, words: str) -> None:
+    picture.with_suffix(".txt").write_bytes(raw)
+    with pytest.raises(DataError, match=words):
+        captions.read_caption(picture)
+
+
+def test_undo_takes_back_edit_after_edit(picture: Path) -> None:
+    for text in ("one", "two", "three"):
+        captions.write_caption(picture, text)
+    seen = []
+    while (done := captions.undo(picture.parent)) is not None:
+        seen.append((done.restored, captions.read_caption(picture)))
+    assert seen == [("two", "two"), ("one", "one"), (None, "")]
+    assert not picture.with_suffix(".txt").exists()
+
+
+def test_undo_gives_the_very_bytes_back(picture: Path) -> None:
+    before = b"\xef\xbb\xbfcaf\xe9 \r\n"
+    picture.with_suffix(".txt").write_bytes(before)
+    captions.write_caption(picture, "a cafe")
+    captions.undo(picture.parent)
+    assert picture.with_suffix(".txt").read_bytes() == before
+
+
+def test_edit_after_undo_is_the_next_to_go(picture: Path) -> None:
+    captions.write_caption(picture, "one")
+    captions.write_caption(picture, "two")
+    captions.undo(picture.parent)
+    captions.write_caption(picture, "three")
+    captions.undo(picture.parent)
+    assert captions.read_caption(picture) == "one"
+    captions.undo(picture.parent)
+    assert captions.read_caption(picture) == ""
+
+
+def test_history_only_grows(picture: Path) -> None:
+    history = picture.parent / captions.HISTORY
+    captions.write_caption(picture, "one")
+    before = history.read_bytes()
+    captions.undo(picture.parent)
+    assert history.read_bytes().startswith(before) and len(history.read_bytes()) > len(before)
+
+
+def test_torn_line_loses_only_itself(picture: Path) -> None:
+    captions.write_caption(picture, "one")
+    with (picture.parent / captions.HISTORY).open("ab") as file:
+        file.write(b'{"edit": 2, "pic')
+    captions.write_caption(picture, "two")
+    assert captions.undo(picture.parent) is not None
+    assert captions.read_caption(picture) == "one"
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/secret.txt", "..", "secret.py"])
+def test_history_can_not_point_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine")
+    (folder / captions.HISTORY).write_text(json.dumps({"edit": 1, "picture": "a.png", "sidecar": name, "before": "evil", "after": "x"}) + "\n")
+    assert captions.undo(folder) is None
+    assert secret.read_text() == "mine"
+
+
+def test_too_long_a_caption_changes_nothing(picture: Path) -> None:
+    captions.write_caption(picture, "one")
+    with pytest.raises(DataError, match="too long"):
+        captions.write_caption(picture, "x" * (65 << 10))
+    assert captions.read_caption(picture) == "one"
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=300))
+def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    picture = tmp_path_factory.mktemp("set") / "a.png"
+    captions.write_caption(picture, text)
+    expected = text.replace("\x00", "").strip()
+    assert captions.read_caption(picture).replace("\ufeff", "").split() == expected.replace("\ufeff", "").split()
+
+
+@settings(max_examples=150, deadline=None)
+@given(raw=st.binary(max_size=400))
+def test_any_history_is_survived(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    (folder / captions.HISTORY).write_bytes(raw)
+    captions.write_caption(folder / "a.png", "text")
+    assert captions.undo(folder) == captions.Undone("a.png", None)

@@ -1,0 +1,135 @@
+"""The stack engine against the dense sum, and its promise to leave the base as it was."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer import lora_file
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import AdapterError, ConfigError
+from trainer.render import grid
+from trainer.render.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32")
+
+
+def stack(*adapters: tuple[Path, float], **settings) -> StackConfig:
+    return StackConfig(prompt="a fox, noto style", steps=3, adapters=tuple(AdapterChoice(file=str(path), weight=weight) for path, weight in adapters), **settings)
+
+
+def checksum(engine: Engine) -> str:
+    state = hashlib.sha256()
+    for component in ("unet", "text_encoder", "vae"):
+        for name, tensor in sorted(getattr(engine.pipe, component).state_dict().items()):
+            state.update(name.encode() + tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def test_folded_weights_are_the_base_plus_the_dense_sum(engine: Engine, trained: Path, trained_style: Path) -> None:
+    before = {path: weight.clone() for path, weight in engine.weights.items()}
+    deltas = [(weight, lora_file.read(path, engine.file_keys, engine.shapes)) for path, weight in ((trained, 0.7), (trained_style, -1.3))]
+    with engine.folded(stack((trained, 0.7), (trained_style, -1.3))):
+        for path, base in before.items():
+            wanted = base.double() + sum(weight * found[path].dense(torch.float64) for weight, found in deltas if path in found)
+            assert float((engine.weights[path].double() - wanted).norm()) <= 1e-5 * float((wanted - base).norm().clamp_min(base.norm() * 1e-2))
+
+
+def test_the_base_is_bitwise_the_same_after_any_changes_of_the_stack(engine: Engine, trained: Path, trained_style: Path) -> None:
+    engine.restore()
+    before = checksum(engine)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        weights = (torch.rand(2, generator=rng) * 4 - 2).tolist()
+        picked = torch.randint(0, 4, (1,), generator=rng).item()
+        engine.fold(engine.resolve(stack(*[pair for bit, pair in ((1, (trained, weights[0])), (2, (trained_style, weights[1]))) if picked & bit])))
+    engine.restore()
+    assert checksum(engine) == before
+
+
+def test_the_base_is_restored_when_rendering_fails(engine: Engine, trained: Path) -> None:
+    engine.restore()
+    before = checksum(engine)
+    with pytest.raises(RuntimeError, match="boom"), engine.folded(stack((trained, 1.0))):
+        assert checksum(engine) != before
+        raise RuntimeError("boom")
+    assert checksum(engine) == before
+
+
+def test_weight_zero_is_byte_for_byte_the_base_and_weight_one_is_not(engine: Engine, trained: Path) -> None:
+    base = engine.render(stack()).image.tobytes()
+    assert engine.render(stack((trained, 0.0))).image.tobytes() == base
+    assert engine.render(stack((trained, 1.0))).image.tobytes() != base
+    assert engine.render(stack()).image.tobytes() == base
+
+
+def test_the_order_of_adapters_never_matters(engine: Engine, trained: Path, trained_style: Path) -> None:
+    one = engine.render(stack((trained, 0.6), (trained_style, 1.1))).image.tobytes()
+    assert engine.render(stack((trained_style, 1.1), (trained, 0.6))).image.tobytes() == one
+
+
+def test_folded_gives_the_picture_of_diffusers_with_the_adapter_live(engine: Engine, trained: Path, imprimatura_folder: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from trainer.render.draw import draw
+
+    pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
+    pipe.load_lora_weights(str(trained.parent), weight_name=trained.name, use_safetensors=True, adapter_name="a")
+    pipe.set_adapters(["a"], [0.8])
+    pipe.set_progress_bar_config(disable=True)
+    wanted = torch.tensor(list(draw(pipe, stack()).tobytes()), dtype=torch.float32)
+    found = torch.tensor(list(engine.render(stack((trained, 0.8))).image.tobytes()), dtype=torch.float32)
+    assert float((wanted - found).abs().max()) <= 1  # of 255: float rounding at a quantisation edge
+
+
+def test_a_file_that_does_not_fit_is_refused_and_the_stack_that_was_on_stays(engine: Engine, trained: Path, tmp_path: Path) -> None:
+    shown = engine.render(stack((trained, 1.0))).image.tobytes()
+    bad = tmp_path / "bad.safetensors"
+    lora_file.save(bad, {"lora_unet_nowhere": {"lora_down.weight": torch.ones(1, 2), "lora_up.weight": torch.ones(2, 1)}}, {}, torch.float32)
+    folded = checksum(engine)
+    with pytest.raises(AdapterError, match=r"0 of 1 modules matched.*lora_unet_nowhere"):
+        engine.render(stack((trained, 1.0), (bad, 1.0)))
+    assert checksum(engine) == folded
+    assert engine.render(stack((trained, 1.0))).image.tobytes() == shown
+
+
+def test_a_file_that_was_written_anew_is_read_anew(engine: Engine, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(trained.read_bytes())
+    before = engine.resolve(stack((path, 1.0))).adapters[0].sha256
+    lora_file.save(path, {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": {"lora_down.weight": torch.ones(1, 256), "lora_up.weight": torch.ones(256, 1)}}, {}, torch.float32)
+    assert engine.resolve(stack((path, 1.0))).adapters[0].sha256 != before
+
+
+def test_a_wrong_hash_is_refused(engine: Engine, trained: Path) -> None:
+    asked = StackConfig(adapters=(AdapterChoice(file=str(trained), sha256="0" * 64),))
+    with pytest.raises(AdapterError, match="another file by that name"):
+        engine.render(asked)
+
+
+def test_a_weight_grid_shows_the_same_pictures_as_single_renders(engine: Engine, trained: Path, trained_style: Path) -> None:
+    two = stack((trained, 1.0), (trained_style, 1.0))
+    sheet = grid.weight_grid(engine, two, [[0.0, 1.0], [-0.5, 0.0, 1.5]])
+    single = engine.render(stack((trained, 1.0), (trained_style, 1.5))).image
+    corner = (sheet.width - 128 - 8, sheet.height - 128 - 8)
+    assert sheet.crop((*corner, corner[0] + 128, corner[1] + 128)).tobytes() == single.tobytes()
+
+
+def test_a_grid_with_more_axes_than_adapters_is_refused(engine: Engine, trained: Path) -> None:
+    with pytest.raises(ConfigError, match="2 axes and 1 adapters"):
+        grid.weight_grid(engine, stack((trained, 1.0)), [[0.0], [1.0]])
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=20), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_contact_sheet_can_be_labelled_with_any_text(title: str, labels: list[str]) -> None:
+    from PIL import Image
+
+    sheet = grid.contact_sheet([[Image.new("RGB", (32, 32))] * len(labels)], ["row"], labels, title)
+    assert sheet.width >= 32 * len(labels)

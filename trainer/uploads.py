@@ -1,0 +1,231 @@
+"""Pictures and captions from outside -> files in a dataset folder, and one line for each that was left out.
+
+Every upload is hostile. Only pictures that open and captions that are UTF-8 come in, under names of our making, and
+nothing that is there is ever replaced: the next is `-2`. Python's `zipfile` is trusted with parsing only: sizes are
+counted while reading, since headers lie, and overlapping entries (CVE-2024-0450: 6 KB -> 100 MB) are refused whole.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from trainer import captions, data
+from trainer.errors import DataError
+
+MAX_ENTRIES = 5_000
+MAX_FILE_BYTES = 50 << 20
+MAX_TOTAL_BYTES = 2 << 30
+MAX_RATIO = 100
+_RATIO_FROM_BYTES = 1 << 20  # below it, plain text packs as well as a bomb does
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+
+
+@dataclass
+class Report:
+    """What came in, by its new name, and a line for each thing that did not."""
+
+    added: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """Both as one text."""
+        num = len(self.added)
+        lines = [f"{num} picture{'' if num == 1 else 's'} added."]
+        if self.left_out:
+            lines += [f"{len(self.left_out)} left out:", *(f"  {line}" for line in self.left_out)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file offered: its name as it came, and how to read at most the allowed bytes of it (DataError otherwise)."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    @property
+    def key(self) -> str:
+        """What a picture and its caption share: the path without suffix."""
+        return str(PurePosixPath(self.name.replace("\\", "/")).with_suffix("")) if PurePosixPath(self.name.replace("\\", "/")).name else self.name
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.name)[1].lower()
+
+
+def safe_stem(name: str) -> str:
+    """A file stem of letters, digits, dot, dash and underscore, at most 80, whatever path or trick `name` holds."""
+    last = re.split(r"[\\/]", unicodedata.normalize("NFC", name))[-1]
+    stem = re.sub(r"[^\w.-]+", "-", os.path.splitext(last)[0]).strip("-. ")[:80].strip("-. ")
+    while len(stem.encode()) > 200:  # a file name holds 255 bytes
+        stem = stem[:-1]
+    return f"{stem}-file" if stem.lower() in _RESERVED else stem or "picture"
+
+
+def add_pictures(folder: Path, files: Iterable[Path]) -> Report:
+    """Copy pictures and their captions into `folder`. Raises: DataError if there are too many."""
+    paths = list(files)
+    if len(paths) > MAX_ENTRIES:
+        raise DataError(f"{len(paths)} files are too many at once; allowed: up to {MAX_ENTRIES}.")
+    return _add(folder, [_Source(path.name, _reader(path)) for path in paths], Report())
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with path.open("rb") as file:
+                return _capped(file.read(MAX_FILE_BYTES + 1))
+        except OSError as error:
+            raise DataError(f"can't be read: {error.strerror}") from None
+
+    return read
+
+
+def _capped(raw: bytes) -> bytes:
+    if len(raw) > MAX_FILE_BYTES:
+        raise DataError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+    return raw
+
+
+def add_zip(folder: Path, zip_path: Path) -> Report:
+    """Copy the pictures and captions of a zip into `folder`. Raises: DataError if the zip as a whole can't be trusted."""
+    report = Report()
+    try:
+        if zip_path.stat().st_size > MAX_TOTAL_BYTES:
+            raise DataError(f"{zip_path.name} is larger than {MAX_TOTAL_BYTES >> 30} GiB.")
+        with zipfile.ZipFile(zip_path) as archive:
+            entries = archive.infolist()
+            _check_whole(zip_path.name, entries, archive.start_dir)
+            sources = []
+            for entry in entries:
+                if entry.is_dir() or _is_litter(entry.filename):
+                    continue
+                if problem := _refusal(entry):
+                    report.left_out.append(f"{_shown(entry.filename)} {problem}.")
+                    continue
+                sources.append(_Source(entry.filename, _entry_reader(archive, entry)))
+            return _add(folder, sources, report)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{zip_path.name} is not a zip that can be read: {str(error)[:120]}") from None
+
+
+def _check_whole(name: str, entries: list[zipfile.ZipInfo], directory_start: int) -> None:
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(f"{name} has {len(entries)} entries; allowed: up to {MAX_ENTRIES}.")
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise DataError(f"{name} has entries that overlap ({_shown(entry.filename)}); such a zip is made to do harm and is refused.")
+        end = entry.header_offset + 30 + entry.compress_size
+    if end > directory_start:
+        raise DataError(f"{name} has entries that overlap its directory; such a zip is made to do harm and is refused.")
+
+
+def _is_litter(name: str) -> bool:
+    """What macOS and Windows put into every zip."""
+    parts = re.split(r"[\\/]", name)
+    return "__MACOSX" in parts or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+def _refusal(entry: zipfile.ZipInfo) -> str | None:
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        return "is a link or a device, not a file"
+    if entry.flag_bits & 0x1:
+        return "is encrypted"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is packed in a way that isn't supported; allowed: stored, deflate"
+    if entry.file_size > MAX_FILE_BYTES:
+        return f"is larger than {MAX_FILE_BYTES >> 20} MiB"
+    if entry.file_size > _RATIO_FROM_BYTES and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
+        return f"unpacks to more than {MAX_RATIO} times its size"
+    return None
+
+
+def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with archive.open(entry) as file:
+                return _capped(file.read(MAX_FILE_BYTES + 1))
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, ValueError, EOFError, NotImplementedError) as error:
+            raise DataError(f"is damaged in the zip ({str(error)[:80]})") from None
+
+    return read
+
+
+def _shown(name: str) -> str:
+    """A name as a message may hold it: printable and short."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:120] or "(no name)"
+
+
+def _add(folder: Path, sources: list[_Source], report: Report) -> Report:
+    """Pictures first, then captions beside the picture they came with, under its new stem."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {path.stem.lower() for path in folder.iterdir() if not path.name.startswith(".")}
+    stems: dict[str, str] = {}
+    left, total = list(sources), 0
+    left.sort(key=lambda source: (source.suffix in data.CAPTION_SUFFIXES, source.suffix == ".caption"))
+    for number, source in enumerate(left):
+        problem = None
+        try:
+            raw = source.read() if source.suffix in (*data.IMAGE_SUFFIXES, *data.CAPTION_SUFFIXES) else b""
+            total += len(raw)
+            if total > MAX_TOTAL_BYTES:
+                report.left_out.append(
+                    f"{_shown(source.name)} and the {len(left) - number - 1} after it: together they are larger than {MAX_TOTAL_BYTES >> 30} GiB."
+                )
+                break
+            if source.suffix in data.CAPTION_SUFFIXES:
+                problem = _add_caption(folder, source, raw, stems)
+            elif source.suffix in data.IMAGE_SUFFIXES:
+                stems.setdefault(source.key, name := _add_picture(folder, source, raw, taken))
+                report.added.append(name + source.suffix)
+            else:
+                problem = f"is neither a picture ({', '.join(data.IMAGE_SUFFIXES)}) nor a caption ({', '.join(data.CAPTION_SUFFIXES)})"
+        except DataError as error:
+            problem = str(error)
+        if problem:
+            report.left_out.append(f"{_shown(source.name)} {problem}.")
+    return report
+
+
+def _add_picture(folder: Path, source: _Source, raw: bytes, taken: set[str]) -> str:
+    """The stem it was written under; one that no other picture or caption of the folder has."""
+    data.open_image(io.BytesIO(raw)).close()
+    wanted = safe_stem(source.name)
+    stem, number = wanted, 1
+    while stem.lower() in taken:
+        number += 1
+        stem = f"{wanted}-{number}"
+    taken.add(stem.lower())
+    temporary = folder / f".{stem}.upload"
+    with temporary.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / f"{stem}{source.suffix}")
+    return stem
+
+
+def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str]) -> str | None:
+    """Write the caption beside its picture; what is wrong with it otherwise. Raises: DataError."""
+    text = captions.decode(raw, "file")
+    stem = stems.get(source.key)
+    if stem is None:
+        stem = safe_stem(source.name)
+        if not any((folder / f"{stem}{suffix}").is_file() for suffix in data.IMAGE_SUFFIXES):
+            return "is a caption without a picture"
+    if any((folder / f"{stem}{suffix}").exists() for suffix in data.CAPTION_SUFFIXES):
+        return f"would replace the caption of {stem}; edit it there instead"
+    captions.write_caption(folder / f"{stem}.png", text)
+    return None
