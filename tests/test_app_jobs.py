@@ -156,7 +156,10 @@ def test_crash_after_crash_fails_with_last_words(make: Make) -> None:
 
 
 def test_crashes_that_get_further_do_not_count(make: Make, tmp_path: Path) -> None:
-    source = _PRELUDE + f"n = len(starts.read_text())\n(here / 'saved').write_text(str(n * 10))\nsys.exit(1) if n < {MAX_ATTEMPTS + 2} else (here / 'done').touch()\n"
+    source = (
+        _PRELUDE
+        + f"n = len(starts.read_text())\n(here / 'saved').write_text(str(n * 10))\nsys.exit(1) if n < {MAX_ATTEMPTS + 2} else (here / 'done').touch()\n"
+    )
     runner, work = make(source)
     until(runner, runner.submit("a", ""), "finished")
     assert work.num_starts == MAX_ATTEMPTS + 2

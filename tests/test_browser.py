@@ -142,17 +142,17 @@ def see(page: Page, pattern: str, timeout_s: float = 120) -> None:
 
 def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, browser: Browser) -> None:
     copy_sample(page)
-    begin_training(page, steps=40)
-    see(page, r"step \d+ of 40")
+    begin_training(page, steps=24)
+    see(page, r"step \d+ of 24")
     page.reload()
     page.get_by_role("tab", name="Train").click()
-    see(page, r"outline-style.*(Training|Measuring).*step \d+ of 40")
+    see(page, r"outline-style.*(Training|Measuring).*step \d+ of 24")
     assert len(server.trainers()) == 1
 
     second = browser.new_page()  # a second tab shows the same job
     second.goto(server.address)
     second.get_by_role("tab", name="Train").click()
-    see(second, r"outline-style.*step \d+ of 40")
+    see(second, r"outline-style.*step \d+ of 24")
     second.close()
 
     see(page, "Finished")

@@ -39,7 +39,13 @@ def messy(tmp_path: Path) -> Path:
 def test_one_message_names_every_bad_file_and_says_what_was_done(messy: Path) -> None:
     dataset = data.scan(DataConfig(folder=str(messy)))
     assert [item.path.name for item in dataset.items] == ["fine.webp", "good.png"]
-    for name, said in {"cut.jpg": "cut short", "words.png": "not a picture", "empty.png": "0 bytes", "silent.png": "no caption", "alone.txt": "without a picture"}.items():
+    for name, said in {
+        "cut.jpg": "cut short",
+        "words.png": "not a picture",
+        "empty.png": "0 bytes",
+        "silent.png": "no caption",
+        "alone.txt": "without a picture",
+    }.items():
         line = next(line for line in dataset.message.splitlines() if line.strip().startswith(name))
         assert said in line and ("left out" in line or "not used" in line)
     assert len(dataset.problems) == 5
@@ -90,7 +96,7 @@ def test_the_digest_changes_with_picture_and_caption(tmp_path: Path) -> None:
 
 def test_pixels_are_centred_square_and_in_range(tmp_path: Path) -> None:
     pixels = data.load_pixels(picture(tmp_path / "a.png", (100, 40)), 64, False)
-    assert pixels.shape == (3, 64, 64) and -1 <= float(pixels.min()) and float(pixels.max()) <= 1
+    assert pixels.shape == (3, 64, 64) and float(pixels.min()) >= -1 and float(pixels.max()) <= 1
     assert abs(float(pixels[0].mean()) - (200 / 127.5 - 1)) < 0.02
 
 

@@ -21,7 +21,9 @@ def engine() -> Engine:
 
 
 def stack(*adapters: tuple[Path, float], **settings) -> StackConfig:
-    return StackConfig(prompt="a fox, noto style", steps=3, adapters=tuple(AdapterChoice(file=str(path), weight=weight) for path, weight in adapters), **settings)
+    return StackConfig(
+        prompt="a fox, noto style", steps=3, adapters=tuple(AdapterChoice(file=str(path), weight=weight) for path, weight in adapters), **settings
+    )
 
 
 def checksum(engine: Engine) -> str:
@@ -103,7 +105,12 @@ def test_a_file_that_was_written_anew_is_read_anew(engine: Engine, trained: Path
     path = tmp_path / "x.safetensors"
     path.write_bytes(trained.read_bytes())
     before = engine.resolve(stack((path, 1.0))).adapters[0].sha256
-    lora_file.save(path, {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": {"lora_down.weight": torch.ones(1, 256), "lora_up.weight": torch.ones(256, 1)}}, {}, torch.float32)
+    lora_file.save(
+        path,
+        {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": {"lora_down.weight": torch.ones(1, 256), "lora_up.weight": torch.ones(256, 1)}},
+        {},
+        torch.float32,
+    )
     assert engine.resolve(stack((path, 1.0))).adapters[0].sha256 != before
 
 

@@ -27,7 +27,9 @@ def engine() -> Engine:
 
 
 @pytest.mark.parametrize("which", ["trained", "trained_style"])
-def test_diffusers_loads_our_file_with_the_same_deltas_and_no_key_left_over(which: str, request: pytest.FixtureRequest, engine: Engine, imprimatura_folder: Path) -> None:
+def test_diffusers_loads_our_file_with_the_same_deltas_and_no_key_left_over(
+    which: str, request: pytest.FixtureRequest, engine: Engine, imprimatura_folder: Path
+) -> None:
     path = request.getfixturevalue(which)
     ours = lora_file.read(path, engine.file_keys, engine.shapes)
     pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
@@ -144,7 +146,11 @@ def test_a_method_we_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
 VALID = save({"lora_unet_x.lora_down.weight": torch.ones(2, 3), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}, {"ss_x": "y"})
 
 
-@given(st.binary(max_size=300) | st.builds(lambda at, byte: VALID[:at] + bytes([byte]) + VALID[at + 1 :], st.integers(0, len(VALID) - 1), st.integers(0, 255)) | st.integers(0, len(VALID)).map(lambda cut: VALID[:cut]))
+@given(
+    st.binary(max_size=300)
+    | st.builds(lambda at, byte: VALID[:at] + bytes([byte]) + VALID[at + 1 :], st.integers(0, len(VALID) - 1), st.integers(0, 255))
+    | st.integers(0, len(VALID)).map(lambda cut: VALID[:cut])
+)
 @settings(max_examples=400)
 def test_any_bytes_are_read_or_refused_in_words(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"

@@ -35,7 +35,9 @@ def test_a_picture_restores_its_stack_and_renders_the_same_bytes(engine: Engine,
 
 
 def test_the_infotext_is_what_a1111_parses(engine: Engine, trained: Path, tmp_path: Path) -> None:
-    path = image.save(engine.render(StackConfig(prompt="a fox", steps=2, negative_prompt="blur", adapters=(AdapterChoice(file=str(trained), weight=0.5),))), tmp_path)
+    path = image.save(
+        engine.render(StackConfig(prompt="a fox", steps=2, negative_prompt="blur", adapters=(AdapterChoice(file=str(trained), weight=0.5),))), tmp_path
+    )
     prompt, negative, last = Image.open(path).info["parameters"].split("\n")
     assert prompt == "a fox <lora:cat:0.5>" and negative == "Negative prompt: blur"
     digest = lora_file.inspect(trained).sha256
@@ -55,7 +57,14 @@ def test_a_missing_lora_is_named_with_its_hash(engine: Engine, trained: Path, tm
         image.read_stack(path, {})
 
 
-@given(st.text(max_size=300) | st.recursive(st.none() | st.integers() | st.text(max_size=9), lambda inner: st.dictionaries(st.sampled_from(["adapters", "prompt", "seed", "steps", "base"]), inner | st.lists(inner, max_size=3)), max_leaves=8).map(json.dumps))
+@given(
+    st.text(max_size=300)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda inner: st.dictionaries(st.sampled_from(["adapters", "prompt", "seed", "steps", "base"]), inner | st.lists(inner, max_size=3)),
+        max_leaves=8,
+    ).map(json.dumps)
+)
 @settings(max_examples=200)
 def test_any_recipe_in_a_picture_is_read_or_refused_in_words(tmp_path_factory: pytest.TempPathFactory, recipe: str) -> None:
     info = PngInfo()

@@ -53,7 +53,11 @@ def run_to_the_end(parent: Path, settings) -> runs.Run:
 
 def told(run: runs.Run) -> list[events.Event]:
     """What a run logged, without clocks and what depends on how often it was started."""
-    return [getattr(event, "step", 0) and (type(event).__name__, event.step, getattr(event, "loss", None), getattr(event, "file", None)) for event in run.events() if not isinstance(event, Started | Cached | Failed | Stopped)]
+    return [
+        getattr(event, "step", 0) and (type(event).__name__, event.step, getattr(event, "loss", None), getattr(event, "file", None))
+        for event in run.events()
+        if not isinstance(event, Started | Cached | Failed | Stopped)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("strike", [1, 2, 4, 5, 6, 8, 9, 11, 13, 16])
-def test_a_kill_at_any_write_of_a_checkpoint_or_export_resumes_to_the_same_bytes(strike: int, unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_write_of_a_checkpoint_or_export_resumes_to_the_same_bytes(
+    strike: int, unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The n-th fsync or rename of the run doesn't happen, and nothing after it."""
     calls = 0
 
@@ -173,7 +179,9 @@ def test_it_learns_two_pictures_and_the_base_stays_bitwise_the_same(tmp_path: Pa
     folder.mkdir()
     for path in sorted((examples / "grey-cat" / "train").glob("*"))[:4]:
         (folder / path.name).write_bytes(path.read_bytes())
-    settings = presets.load("imprimatura-character", {"data.folder": str(folder), "data.heldout": str(folder), "max_steps": 20, "learning_rate": 2e-3, "preview_every_steps": 0})
+    settings = presets.load(
+        "imprimatura-character", {"data.folder": str(folder), "data.heldout": str(folder), "max_steps": 20, "learning_rate": 2e-3, "preview_every_steps": 0}
+    )
     before = {name: tensor.clone() for name, tensor in Studio.open(settings).denoiser.state_dict().items()}
     kept: list[Studio] = []
     real = Studio.open
@@ -243,7 +251,9 @@ def test_a_loss_that_is_no_number_stops_within_a_step_and_names_it(tmp_path: Pat
     assert checkpoint.load_latest(run.checkpoints)[0].step == 3
 
 
-def test_a_failing_preview_is_a_note_and_the_run_goes_on(unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_preview_is_a_note_and_the_run_goes_on(
+    unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_):
         raise RuntimeError("no memory")
 

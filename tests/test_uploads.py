@@ -86,7 +86,9 @@ def test_what_is_no_picture_is_left_out_by_name(tmp_path: Path, raw: bytes, word
     assert re.search(words, report.left_out[0])
 
 
-@pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\..\\evil.png", "a/../../evil.png", "con.png", ".hidden.png", "\u202egnp.png"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\..\\evil.png", "a/../../evil.png", "con.png", ".hidden.png", "\u202egnp.png"]
+)
 def test_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "a" / "set"
     report = uploads.add_zip(folder, make_zip(tmp_path / "x.zip", {name: png()}))

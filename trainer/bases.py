@@ -36,7 +36,9 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if found != family.pipeline:
         known = [name for name, module in families.registry().items() if module.pipeline == found]
-        raise ModelError(f"base {base!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}.")
+        raise ModelError(
+            f"base {base!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
+        )
     return folder
 
 
@@ -47,7 +49,9 @@ def _from_hub(base: str, download: bool) -> Path:
     try:
         return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=not download))
     except HFValidationError:
-        raise ModelError(f"base is {base!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, or a hub id such as owner/model.") from None
+        raise ModelError(
+            f"base is {base!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, or a hub id such as owner/model."
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         how = "the network or the hub could not be reached" if download else "add --download to fetch it"
         raise ModelError(f"base {base!r} is not a folder here and not among the downloaded models; {how}.") from None

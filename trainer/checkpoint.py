@@ -70,7 +70,7 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
 
     Raises: RunError if there are checkpoints and none verifies.
     """
-    problems = []
+    problems: list[str] = []
     folders = _folders(parent)
     for folder in reversed(folders):
         try:

@@ -90,7 +90,9 @@ def render(
     if from_ is not None:
         stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent])
     else:
-        stack, axes = command.stack(base, lora or [], {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}, size)
+        stack, axes = command.stack(
+            base, lora or [], {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}, size
+        )
     print(command.run(stack, axes, out, download))
 
 
@@ -153,7 +155,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the two runs and the
     """Train a style and a character on the samples, stack them, and write a contact sheet."""
     from trainer import demo as show
 
-    show.run(out)
+    print(show.run(out))
 
 
 @app.command(name="app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -12,23 +12,28 @@ import json
 import operator
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, ValidationError, field_validator, model_validator
 
 from trainer import families, methods
 from trainer.schema import Settings, explain, setting
 
-_KINDS = [module.Config for module in methods.registry().values()]
-# A discriminated union of one is no union to pydantic; it is then the method's Config itself.
-Adapter = Annotated[reduce(operator.or_, _KINDS), Discriminator("method")] if len(_KINDS) > 1 else _KINDS[0]
+if TYPE_CHECKING:  # built from the registry below; every method has what a LoRA has
+    from trainer.methods.lora import Config as Adapter
+else:
+    _KINDS = [module.Config for module in methods.registry().values()]
+    # A discriminated union of one is no union to pydantic; it is then the method's Config itself.
+    Adapter = Annotated[reduce(operator.or_, _KINDS), Discriminator("method")] if len(_KINDS) > 1 else _KINDS[0]
 
 
 class DataConfig(Settings):
     folder: str = setting("", "Dataset", "Folder of pictures with a caption file of the same name each.")
     heldout: str = setting("", "Held-out set", "Folder of pictures never trained on, to measure what was learned; empty for none.")
     trigger: str = setting("", "Trigger", "Word that calls the adapter; put before captions that lack it. Usual for a character.", max_length=80)
-    caption_dropout: float = setting(0.05, "Caption dropout", "Share of steps that train without caption, which keeps guidance working; 0-0.1.", ge=0, le=1, advanced=True)
+    caption_dropout: float = setting(
+        0.05, "Caption dropout", "Share of steps that train without caption, which keeps guidance working; 0-0.1.", ge=0, le=1, advanced=True
+    )
     flip: bool = setting(False, "Mirror", "Show every second picture mirrored; not for faces with a parting, lettering or logos.", advanced=True)
 
 
@@ -44,7 +49,9 @@ class PreviewConfig(Settings):
     seed: int = setting(1, "Preview seed", "The same noise for every preview, so that only training changes them.", ge=0, le=2**32 - 1, advanced=True)
     steps: int = setting(20, "Preview steps", "Sampling steps of a preview.", ge=1, le=200, advanced=True)
     guidance_scale: float = setting(3.0, "Guidance", "How closely pictures follow the prompt; 1 is off.", ge=1, le=30, advanced=True)
-    guidance_rescale: float = setting(0.0, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases; 0.7 there.", ge=0, le=1, advanced=True)
+    guidance_rescale: float = setting(
+        0.0, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases; 0.7 there.", ge=0, le=1, advanced=True
+    )
 
 
 class TrainConfig(Settings):
@@ -63,9 +70,11 @@ class TrainConfig(Settings):
     validate_every_steps: int = setting(50, "Validate every", "Steps between measurements on the held-out set.", ge=1, advanced=True)
     keep_checkpoints: int = setting(2, "Keep checkpoints", "Older ones are removed.", ge=1, le=1000, advanced=True)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Device", "Where to train; auto takes the GPU if there is one.", advanced=True)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Base dtype", "Of the frozen base; the adapter is float32. auto: bfloat16 on a GPU that has it.", advanced=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Base dtype", "Of the frozen base; the adapter is float32. auto: bfloat16 on a GPU that has it.", advanced=True
+    )
     save_dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", "File dtype", "Of the LoRA file; float16 halves it.", advanced=True)
-    adapter: Adapter  # type: ignore[valid-type]
+    adapter: Adapter
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -113,7 +122,7 @@ class StackConfig(Settings):
     """One picture: a base, any number of LoRAs with a weight each, a prompt, a seed."""
 
     version: Literal[1] = 1
-    family: str = Field("sd", title="Family", description="Architecture of the base model.")
+    family: str = setting("sd", "Family", "Architecture of the base model.")
     base: str = setting("imprimatura", "Base", "imprimatura, a diffusers folder, or the hub id of a model already downloaded.", min_length=1)
     adapters: tuple[AdapterChoice, ...] = setting((), "Adapters", "LoRAs and their weights; the order does not matter.", max_length=32)
     prompt: str = setting("", "Prompt", "What to draw.", max_length=8000)

@@ -27,7 +27,15 @@ def show_json(stream: Iterable[Event]) -> Event | None:
 def show(stream: Iterable[Event], folder: Path) -> Event | None:
     """Print a run for people; the last event."""
     console = Console(highlight=False, soft_wrap=True)
-    bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
     last, seconds = None, []
     with bar:
         task = bar.add_task("training", total=None, loss="-")
@@ -51,7 +59,8 @@ def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
         case Started():
             start = f"from step {event.from_step}" if event.from_step else f"{event.max_steps} steps"
             held = f", {event.num_heldout} held out" if event.num_heldout else ""
-            return f"run {event.name}: {start}, {event.num_pictures} pictures{held}, base {event.base}, {event.num_trainable:,} parameters, {event.device} {event.dtype}"
+            run = f"run {event.name}: {start}, {event.num_pictures} pictures{held}, base {event.base}"
+            return f"{run}, {event.num_trainable:,} parameters, {event.device} {event.dtype}"
         case Cached():
             return f"cached {event.num_entries} latents and captions, {event.num_computed} new, in {event.seconds:.1f} s"
         case Step():
@@ -63,7 +72,8 @@ def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
         case Stopped():
             return f"stopped after step {event.step}; saved. Go on with: velatura train --resume --name {folder.name} --out {folder.parent}"
         case Finished():
-            return f"finished in {event.seconds:.0f} s: {folder / event.file} (opened again and compared; norm {event.adapter_norm:.3f}), report {folder / 'report.html'}"
+            report = f"report {folder / 'report.html'}"
+            return f"finished in {event.seconds:.0f} s: {folder / event.file} (opened again and compared; norm {event.adapter_norm:.3f}), {report}"
         case Failed():
             return f"failed: {event.message}"
         case Saved():
@@ -74,7 +84,6 @@ def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
 def gain(event: Validated) -> str:
     """The held-out result in words, with its spread."""
     fell = "below" if event.gain >= 0 else "above"
-    return (
-        f"held-out loss {event.loss:.4f}, {abs(event.gain) * 100:.1f} % {fell} the base's {event.base_loss:.4f} "
-        f"(95 % interval of the gain {event.gain_low * 100:.1f} to {event.gain_high * 100:.1f} %, better on {event.share_better * 100:.0f} % of {event.num_pictures} pictures)"
-    )
+    interval = f"95 % interval of the gain {event.gain_low * 100:.1f} to {event.gain_high * 100:.1f} %"
+    better = f"better on {event.share_better * 100:.0f} % of {event.num_pictures} pictures"
+    return f"held-out loss {event.loss:.4f}, {abs(event.gain) * 100:.1f} % {fell} the base's {event.base_loss:.4f} ({interval}, {better})"

@@ -27,18 +27,23 @@ _WEIGHTS = (0.0, 0.5, 1.0, 1.5)
 _GRID_PROMPT = "mokka, a smiling cat face, outline style"
 
 
-def run(out: Path) -> None:
-    """Train both, stack both, write the sheets below `out` and say where they are. Raises: UserError."""
+def run(out: Path) -> str:
+    """Train both, stack both, write the sheets below `out`; words that say where they are. Raises: UserError."""
     began = time.monotonic()
     style = _train("imprimatura-style", "outline-style", out, heldout=EXAMPLES / "outline-style" / "heldout")
     character = _train("imprimatura-character", "grey-cat", out, trigger="mokka")
     sheet, grid = _sheets(style, character, out / "renders")
     checked = next(event for event in reversed(style.events()) if isinstance(event, Validated))
-    print(f"\nstyle on pictures it never saw: {console.gain(checked)}")
-    print(f"contact sheet: {sheet.resolve()}")
-    print(f"weight grid:   {grid.resolve()}")
-    print(f"reports:       {style.report_file.resolve()}\n               {character.report_file.resolve()}")
-    print(f"all in {time.monotonic() - began:.0f} s. Open the app with: make app   (or: velatura app)")
+    lines = [
+        "",
+        f"style on pictures it never saw: {console.gain(checked)}",
+        f"contact sheet: {sheet.resolve()}",
+        f"weight grid:   {grid.resolve()}",
+        f"reports:       {style.report_file.resolve()}",
+        f"               {character.report_file.resolve()}",
+        f"all in {time.monotonic() - began:.0f} s. Open the app with: make app   (or: velatura app)",
+    ]
+    return "\n".join(lines)
 
 
 def _train(preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "") -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def write(studio: Studio, run: Run, dataset: Dataset) -> float:
         raise RunError(f"{run.lora_file} differs from what was trained by {worst:.1e}; the checkpoint is good.")
     if square == 0:
         raise RunError(f"run {run.name} trained nothing: the adapter is zero. Raise learning_rate or max_steps.")
-    return square**0.5
+    return math.sqrt(square)
 
 
 def base_weights(studio: Studio) -> dict[str, Tensor]:

@@ -87,10 +87,11 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
         # Predict, weigh, backward, update.
         prediction = studio.predict(noised, timesteps, conditioning)
         loss = (prediction.float() - target).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
         if not math.isfinite(grad_norm) or not math.isfinite(loss.item()):
-            raise RunError(f"step {step + 1} gave a loss of {loss.item()} and a gradient of {grad_norm}; the last checkpoint is good. Lower learning_rate, or use dtype=float32.")
+            found = f"a loss of {loss.item()} and a gradient of {grad_norm}"
+            raise RunError(f"step {step + 1} gave {found}; the last checkpoint is good. Lower learning_rate, or use dtype=float32.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield Step(step + 1, loss.item(), learning_rate, grad_norm, round(time.monotonic() - seconds, 4))

@@ -170,9 +170,9 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
     paths = {key: module for module, key in file_keys.items()} | {module: module for module in file_keys}
     unknown = [base for base in found if _spelled(base) not in paths]
     if unknown:
-        raise AdapterError(
-            f"{path.name} does not fit this base: {len(found) - len(unknown)} of {len(found)} modules matched. Not found: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}."
-        )
+        counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
+        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.")
     matched = {paths[_spelled(base)]: delta for base, delta in found.items()}
     for module, delta in matched.items():
         made = (delta.up.shape[0], *delta.down.shape[1:])
@@ -192,7 +192,9 @@ def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, 
     """Write `{kohya key: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes."""
     from safetensors.torch import save as serialize
 
-    tensors = {f"{key}.{suffix}": tensor.detach().to("cpu", dtype).contiguous() for key, parts in sorted(modules.items()) for suffix, tensor in sorted(parts.items())}
+    tensors = {
+        f"{key}.{suffix}": tensor.detach().to("cpu", dtype).contiguous() for key, parts in sorted(modules.items()) for suffix, tensor in sorted(parts.items())
+    }
     plain = serialize(tensors)
     start = 8 + int.from_bytes(plain[:8], "little")
     body = plain[start:]
@@ -224,18 +226,27 @@ def inspect(path: Path) -> LoraInfo:
     found, method, alphas = _deltas(path)
     recipe = _recipe(header.metadata)
     config = recipe.get("config", {}) if recipe else {}
-    with path.open("rb") as file:
-        file.seek(header.data_start)
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
     squares = [_squared_norm(delta) for delta in found.values()]
     version = header.metadata.get("ss_base_model_version", "")
+    family = "sd" if version.startswith(("sd_v1", "sd_v2")) else version or None
     return LoraInfo(
-        path=path, name=path.stem, sha256=digest, family=config.get("family") or ("sd" if version.startswith(("sd_v1", "sd_v2")) else version or None),
-        base=config.get("base") or header.metadata.get("ss_sd_model_name"), method=method, rank=max(delta.down.shape[0] for delta in found.values()),
-        alpha=alphas.pop() if len(alphas) == 1 else None, num_modules=len(found), num_parameters=sum(delta.down.numel() + delta.up.numel() for delta in found.values()),
-        size_bytes=path.stat().st_size, norm=float(torch.tensor(squares, dtype=torch.float64).sum().sqrt()), trigger=header.metadata.get("modelspec.trigger_phrase", ""),
-        title=header.metadata.get("modelspec.title", path.stem), metadata=header.metadata, recipe=recipe,
-    )  # fmt: skip
+        path=path,
+        name=path.stem,
+        sha256=hashlib.sha256(path.read_bytes()[header.data_start :]).hexdigest(),
+        family=config.get("family") or family,
+        base=config.get("base") or header.metadata.get("ss_sd_model_name"),
+        method=method,
+        rank=max(delta.down.shape[0] for delta in found.values()),
+        alpha=alphas.pop() if len(alphas) == 1 else None,
+        num_modules=len(found),
+        num_parameters=sum(delta.down.numel() + delta.up.numel() for delta in found.values()),
+        size_bytes=path.stat().st_size,
+        norm=float(torch.tensor(squares, dtype=torch.float64).sum().sqrt()),
+        trigger=header.metadata.get("modelspec.trigger_phrase", ""),
+        title=header.metadata.get("modelspec.title", path.stem),
+        metadata=header.metadata,
+        recipe=recipe,
+    )
 
 
 def _squared_norm(delta: Delta) -> float:

@@ -12,7 +12,9 @@ from trainer.config import OptimizerConfig, TrainConfig
 
 def build(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), fused: the fastest of torch's own on CPU and CUDA."""
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.optimizer.weight_decay, fused=parameters[0].device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.optimizer.weight_decay, fused=parameters[0].device.type in ("cpu", "cuda")
+    )
 
 
 def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -50,7 +50,9 @@ def resumable(parent: Path, name: str | None, wanted: TrainConfig | None) -> Run
             raise RunError(f"there is {what} in {parent} to resume; start one with: velatura train PRESET --data DIR --name N.")
         return None
     if wanted is not None and (differing := _differences(run.config(), wanted)):
-        raise ConfigError(f"run {run.name} was started with other settings; resume it without settings, or start a new one:\n" + "\n".join(f"  {line}" for line in differing))
+        raise ConfigError(
+            f"run {run.name} was started with other settings; resume it without settings, or start a new one:\n" + "\n".join(f"  {line}" for line in differing)
+        )
     return run
 
 

@@ -46,7 +46,12 @@ def losses(questions: Questions, schedule: Schedule, predict: Predict) -> Tensor
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]
         latents = torch.stack([questions.latents[picture] for picture, _ in batch])
-        noise = torch.stack([objective.noise_like(questions.latents[picture], objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + quantile)) for picture, quantile in batch])
+        noise = torch.stack(
+            [
+                objective.noise_like(questions.latents[picture], objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + quantile))
+                for picture, quantile in batch
+            ]
+        )
         timesteps = middles[[quantile for _, quantile in batch]].long()
         noised = objective.add_noise(schedule, latents, noise, timesteps)
         wanted = objective.target(schedule, latents, noise, timesteps)

@@ -8,7 +8,7 @@ LoRA file, so `file_keys` puts it back.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,8 @@ def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], scaled as the denoiser knows them."""
     encoded = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype))
     latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    return latents * pipe.vae.config.scaling_factor
+    scale: float = pipe.vae.config.scaling_factor
+    return latents * scale
 
 
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -79,7 +80,8 @@ def schedule(pipe: StableDiffusionPipeline) -> Schedule:
     """The training noise of this base: its scheduler's own alphas and prediction type."""
     from trainer.objective import Schedule
 
-    kind = {"epsilon": "epsilon", "v_prediction": "v"}[pipe.scheduler.config.prediction_type]
+    kinds: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
+    kind = kinds[pipe.scheduler.config.prediction_type]
     return Schedule(prediction=kind, alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
 
 
@@ -112,11 +114,16 @@ def tiny(folder: Path) -> Path:
             attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
         vae = AutoencoderKL(
-            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
         )
         text = CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
         pipe = StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)

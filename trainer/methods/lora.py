@@ -27,7 +27,9 @@ class Config(Settings):
     rank: int = setting(8, "Rank", "Inner size of the update; 8-32 for a style, 16-64 for a person.", ge=1, le=256)
     alpha: float = setting(8.0, "Alpha", "The update is scaled by alpha / rank; equal to the rank means unscaled.", gt=0, le=1024)
     targets: Literal["attention", "attention-ff", "linear", "all"] = setting(
-        "attention", "Targets", "Which layers get an update: attention is the usual; all adds feed-forward and convolutions and learns (and over-trains) faster."
+        "attention",
+        "Targets",
+        "Which layers get an update: attention is the usual; all adds feed-forward and convolutions and learns (and over-trains) faster.",
     )
 
 

@@ -20,8 +20,8 @@ MAX_CELLS = 400
 def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = "") -> Image.Image:
     """One sheet of pictures of one size, with a label a row, a label a column and a title."""
     width, height = rows[0][0].size
-    font = ImageFont.load_default(max(11, min(16, width // 10)))
-    line = int(font.size * 1.35)
+    size = max(11, min(16, width // 10))
+    font, line = ImageFont.load_default(size), int(size * 1.35)
     left = max([_width(font, label) for label in row_labels] + [0]) + 2 * _GAP_PX
     columns = [_wrapped(font, label, width) for label in column_labels]
     title_height = line + _GAP_PX if title else 0
@@ -65,7 +65,9 @@ def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) 
     """
     num = len(weights)
     if num not in (1, 2) or num > len(stack.adapters) or not all(weights):
-        raise ConfigError(f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num} axes and {len(stack.adapters)} adapters.")
+        raise ConfigError(
+            f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num} axes and {len(stack.adapters)} adapters."
+        )
     rows, columns = (weights[0], weights[1]) if num == 2 else ([0.0], weights[0])
     if len(rows) * len(columns) > MAX_CELLS:
         raise ConfigError(f"a weight grid of {len(rows)} x {len(columns)} is too large; allowed: up to {MAX_CELLS} pictures.")

@@ -107,6 +107,8 @@ def read_stack(source: Path | IO[bytes], library: dict[str, LoraInfo]) -> StackC
         raise DataError("the picture's Velatura recipe is damaged.")
     stack = parse(StackConfig, values, "the picture's recipe")
     if missing := [adapter for adapter in stack.adapters if adapter.sha256 not in library]:
-        raise AdapterError("the picture needs LoRAs that aren't here: " + ", ".join(f"{adapter.name} (hash {adapter.sha256[:12]})" for adapter in missing) + ".")
+        raise AdapterError(
+            "the picture needs LoRAs that aren't here: " + ", ".join(f"{adapter.name} (hash {adapter.sha256[:12]})" for adapter in missing) + "."
+        )
     adapters = [adapter.model_copy(update={"file": str(library[adapter.sha256].path)}) for adapter in stack.adapters]
     return stack.model_copy(update={"adapters": tuple(adapters)})

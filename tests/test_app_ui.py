@@ -1,0 +1,201 @@
+"""The server: who may ask what, what may be read, and that importing the page loads no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from app import guard, ui
+from app.context import Context
+from app.tabs import dataset, library, registry, stack, train
+from trainer import captions
+from trainer.errors import AdapterError, ConfigError, DataError, RunError, UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    return ui.open_workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def served(context: Context) -> Iterator[SimpleNamespace]:
+    """The page through `launch`, as `serve` opens it, on a free port."""
+    page = ui.compose(context)
+    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, app_kwargs={"middleware": list(guard.middleware("127.0.0.1"))})
+    yield SimpleNamespace(address=address, context=context)
+    page.close()
+
+
+def status(url: str, data: bytes | None = None, **headers: str) -> int:
+    request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_importing_the_page_loads_no_torch() -> None:
+    code = "import sys, app.ui; from app import tabs; tabs.registry(); print([name for name in ('torch', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_tab_is_whole() -> None:
+    modules = registry()
+    assert [module.TITLE for module in modules] == ["Dataset", "Train", "Stack", "Library"] or len(modules) > 4
+    assert len({module.ORDER for module in modules}) == len(modules)
+
+
+def test_page_builds_without_public_handlers(tmp_path: Path) -> None:
+    page = ui.build(tmp_path / "workspace")
+    assert isinstance(page, gr.Blocks)
+    named = page.get_api_info().get("named_endpoints", {})
+    assert named == {}, f"callable by anyone: {list(named)}"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
+def test_open_to_others_only_with_a_login(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="auth"):
+        ui.serve(tmp_path, host=host)
+
+
+def test_one_server_a_workspace(context: Context) -> None:
+    from filelock import FileLock
+
+    with FileLock(str(context.workspace / ".server.lock")), pytest.raises(RunError, match="another Velatura"):
+        ui.serve(context.workspace)
+
+
+def test_cache_is_private(context: Context) -> None:
+    assert (context.workspace / "cache").stat().st_mode & 0o077 == 0
+
+
+def test_foreign_hosts_and_origins_are_refused(served: SimpleNamespace) -> None:
+    config, upload = f"{served.address}config", f"{served.address}gradio_api/upload"
+    own = served.address.rstrip("/")
+    assert status(config) == 200
+    assert status(config, Host="evil.example") == 400
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1.evil.example"):
+        assert status(upload, b"x", Origin=origin) == 403, origin
+    assert status(upload, b"x", Origin=own) != 403
+
+
+def test_login_can_not_be_tried_without_end(served: SimpleNamespace) -> None:
+    codes = [status(f"{served.address}login", b"username=a&password=b") for _ in range(14)]
+    assert codes[-1] == 429 and codes[0] != 429
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "jobs.sqlite", "datasets/secret.txt", "../secret.txt", "runs/a/config.toml"])
+def test_files_of_the_workspace_are_not_served(served: SimpleNamespace, path: str) -> None:
+    target = Path(path) if path.startswith("/") else served.context.workspace / path
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("secret")
+    assert status(f"{served.address}gradio_api/file={target}") in (403, 404)
+
+
+def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
+    """A forged upload that names a file of the server must not reach a handler (it does under mount_gradio_app)."""
+    with urllib.request.urlopen(f"{served.address}config", timeout=20) as answer:
+        config = json.loads(answer.read())
+    uploads = [number for number, one in enumerate(config["dependencies"]) if any(target[1] == "upload" for target in one["targets"])]
+    assert uploads
+    forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    for number in uploads:
+        one = config["dependencies"][number]
+        data = [forged for _ in one["inputs"]]
+        body = json.dumps({"data": data, "fn_index": one["id"], "session_hash": "s"}).encode()
+        assert status(f"{served.address}gradio_api/run/predict", body, Content_Type="application/json") >= 400
+
+
+def test_sample_set_is_copied_with_its_heldout_part(context: Context) -> None:
+    assert dataset.copy_sample(context, "outline-style") == "outline-style"
+    assert dataset.copy_sample(context, "outline-style") == "outline-style-2"
+    assert context.dataset_names() == ["outline-style", "outline-style-2", "outline-style-2-heldout", "outline-style-heldout"]
+    thumbnails, names, line = dataset.overview(context, "outline-style", 0)
+    assert len(thumbnails) == len(names) == 44 and line == "44 pictures, all with captions"
+    assert all(Path(path).is_relative_to(context.cache) and path.endswith(".webp") for path, _ in thumbnails)
+
+
+@pytest.mark.parametrize("name", ["../runs", "/etc", "..", "nobody", "", None])
+def test_datasets_are_chosen_from_what_is_here(context: Context, name: str | None) -> None:
+    with pytest.raises(DataError):
+        context.dataset(name)
+
+
+@pytest.mark.parametrize("chosen", ["../../jobs.sqlite", "/etc/passwd", "cat.txt", ""])
+def test_pictures_are_chosen_from_the_dataset(context: Context, chosen: str) -> None:
+    dataset.copy_sample(context, "grey-cat")
+    with pytest.raises(DataError):
+        dataset.picture(context, "grey-cat", chosen)
+
+
+def test_bad_picture_is_named_and_does_not_hide_the_others(context: Context) -> None:
+    name = dataset.copy_sample(context, "grey-cat")
+    (context.datasets / name / "bad.png").write_bytes(b"no")
+    thumbnails, _, line = dataset.overview(context, name, 0)
+    assert len(thumbnails) == 9 and "bad.png is not a picture" in line
+
+
+def test_form_values_become_a_config_with_whole_paths(context: Context) -> None:
+    from trainer import presets
+
+    name = dataset.copy_sample(context, "outline-style")
+    config = train.config_of(context, presets.values(train.first_preset()), name, f"{name}-heldout", " mokka ")
+    assert config.data.folder == str(context.datasets / name) and config.data.heldout.endswith("-heldout") and config.data.trigger == "mokka"
+    with pytest.raises(ConfigError, match="adapter.rank"):
+        train.config_of(context, presets.values(train.first_preset()) | {"adapter": {"method": "lora", "rank": 0}}, name, "", "")
+    (context.datasets / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no pictures"):
+        train.config_of(context, presets.values(train.first_preset()), "empty", "", "")
+
+
+@pytest.mark.parametrize("text, weights", [("0, 0.5, 1", [0, 0.5, 1]), ("-1;1", [-1, 1]), (" 2 ", [2])])
+def test_grid_weights_are_read(text: str, weights: list[float]) -> None:
+    assert stack.weights_of(text) == weights
+
+
+@pytest.mark.parametrize("text", ["", "a", "3", "0," * 13 + "0", "nan", "inf"])
+def test_bad_grid_weights_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="weights"):
+        stack.weights_of(text)
+
+
+def test_unknown_lora_is_refused(context: Context) -> None:
+    with pytest.raises(AdapterError):
+        stack.stack_of(context, {}, [("0" * 64, 1.0, True)])
+    assert stack.stack_of(context, {"prompt": "x"}, [("0" * 64, 1.0, False), (None, 1.0, True)]).adapters == ()
+
+
+def test_what_is_no_lora_is_not_taken_in(context: Context, tmp_path: Path) -> None:
+    fake = tmp_path / "evil.safetensors"
+    fake.write_bytes(b"\x80\x04cos\nsystem\n" * 9)
+    with pytest.raises(UserError):
+        library.add_lora(context, fake)
+    assert not list(context.loras.iterdir())
+
+
+def test_pages_hold_no_more_than_a_screenful(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "PAGE", 20)
+    name = dataset.copy_sample(context, "outline-style")
+    assert [len(dataset.overview(context, name, page)[0]) for page in range(4)] == [20, 20, 4, 0]
+
+
+def test_caption_edit_is_seen(context: Context) -> None:
+    name = dataset.copy_sample(context, "grey-cat")
+    first = dataset.overview(context, name, 0)[1][0]
+    captions.write_caption(dataset.picture(context, name, first), "mokka, a new word")
+    assert dataset.overview(context, name, 0)[0][0][1] == "mokka, a new word"
