@@ -144,7 +144,7 @@ def wrong_arrows(name: str, targets: set[str]) -> set[str]:
     if name.startswith("trainer"):
         return {one for one in targets if one.split(".")[0] == "app"}
     if package == "app.tabs":
-        return {one for one in targets if one.startswith("app") and one not in ("app.form", "app.jobs", "app.views")}
+        return {one for one in targets if one.startswith("app") and one not in ("app.form", "app.jobs", "app.views", "app.context", "app.notices")}
     if name in ("app.form", "app.jobs", "app.views"):
         return {one for one in targets if one.startswith(("app.tabs", "app.ui"))}
     return set()

@@ -223,7 +223,8 @@ def test_child_outlives_its_server(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SLEEPS.replace("{folder!r}", repr(str(tmp_path))))
     server = (
         "import sys, time; sys.path[:0] = ['.', 'tests']\nfrom pathlib import Path\nfrom test_app_jobs import Script, SLEEPS\nfrom app.jobs import JobRunner\n"
-        f"folder = Path({str(tmp_path)!r})\nrunner = JobRunner(folder, Script(folder, SLEEPS), folder / 'runs')\nrunner.submit('a', '')\nrunner.start()\ntime.sleep(60)\n"
+        f"folder = Path({str(tmp_path)!r})\nrunner = JobRunner(folder, Script(folder, SLEEPS), folder / 'runs')\n"
+        "runner.submit('a', '')\nrunner.start()\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", server], cwd=Path(__file__).parents[1])
     try:

@@ -48,7 +48,8 @@ def status(url: str, data: bytes | None = None, **headers: str) -> int:
 
 
 def test_importing_the_page_loads_no_torch() -> None:
-    code = "import sys, app.ui; from app import tabs; tabs.registry(); print([name for name in ('torch', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
+    heavy = ("torch", "diffusers", "transformers", "peft")
+    code = f"import sys, app.ui; from app import tabs; tabs.registry(); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -63,7 +63,9 @@ def test_samples_come_newest_first_and_never_from_outside(tmp_path: Path) -> Non
     (folder / "samples").mkdir(parents=True)
     for name in ("samples/1.png", "samples/2.png", "../outside.png"):
         (folder / name).write_bytes(b"x")
-    found = views.samples(folder, [Sampled(0, "a", "samples/1.png"), Sampled(50, "b", "samples/2.png"), Sampled(60, "c", "../outside.png"), Sampled(70, "d", "gone.png")])
+    found = views.samples(
+        folder, [Sampled(0, "a", "samples/1.png"), Sampled(50, "b", "samples/2.png"), Sampled(60, "c", "../outside.png"), Sampled(70, "d", "gone.png")]
+    )
     assert [caption for _, caption in found] == ["step 50 · b", "step 0 · a"]
 
 

@@ -19,8 +19,13 @@ from pydantic import Discriminator, Field, ValidationError, field_validator, mod
 from trainer import families, methods
 from trainer.schema import Settings, explain, setting
 
-if TYPE_CHECKING:  # built from the registry below; every method has what a LoRA has
-    from trainer.methods.lora import Config as Adapter
+if TYPE_CHECKING:  # built from the registry below; what every method has
+
+    class Adapter(Settings):
+        method: str
+        rank: int
+        alpha: float
+        targets: str
 else:
     _KINDS = [module.Config for module in methods.registry().values()]
     # A discriminated union of one is no union to pydantic; it is then the method's Config itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,14 +86,13 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
     from trainer import loop
 
     try:
-        lock = run.lock().acquire(timeout=0)
+        lock = run.lock().acquire(timeout=2)  # somebody who only looks at the run's state holds it for a moment
     except Timeout:
         raise RunError(f"run {run.name} is being trained by another process; wait for it, or stop it.") from None
     with lock:
-        yield from warnings
         stop = StopRequest()
         try:
-            for event in loop.train(config, run, dataset, heldout, stop):
+            for event in itertools.chain(warnings, loop.train(config, run, dataset, heldout, stop)):
                 events.append(run.events_file, event)
                 if isinstance(event, Finished):
                     report.write(run)

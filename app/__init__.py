@@ -1,0 +1,1 @@
+"""The web UI and its job runner; imports trainer, holds no maths."""

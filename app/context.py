@@ -1,0 +1,203 @@
+"""What every tab shares: the workspace's folders, the job runner, the LoRAs there are, and one warm render engine.
+
+The browser never names a path: datasets, pictures and LoRAs are chosen from what is here, by name or hash. Only
+pictures that we encoded reach the browser, through Gradio's cache folder; nothing else is ever served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.jobs import JobRunner
+from app.logs import EventLogs
+from trainer.config import StackConfig
+from trainer.data import IMAGE_SUFFIXES, open_image
+from trainer.errors import AdapterError, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trainer.lora_file import LoraInfo
+    from trainer.render.engine import Engine
+    from trainer.render.image import Picture
+
+EXAMPLES = Path(__file__).parent / "examples"
+THUMBNAIL_PX = 320
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """What a tab shows anew when it is opened, and with `on_load` also when the page is."""
+
+    handler: Callable[..., Any]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    on_load: bool = True
+
+
+@dataclass
+class Context:
+    """Made once a server; safe to use from many requests at once."""
+
+    workspace: Path
+    runner: JobRunner
+    logs: EventLogs = field(default_factory=EventLogs)
+    _engine: Engine | None = None
+    _engine_lock: threading.Lock = field(default_factory=threading.Lock)
+    _loras: dict[tuple[Path, int, int], LoraInfo | None] = field(default_factory=dict)
+    _loras_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def datasets(self) -> Path:
+        return self.workspace / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        return self.workspace / "runs"
+
+    @property
+    def loras(self) -> Path:
+        return self.workspace / "loras"
+
+    @property
+    def renders(self) -> Path:
+        return self.workspace / "renders"
+
+    @property
+    def cache(self) -> Path:
+        """Gradio's own folder: what lies here, and only that, can be fetched by the browser."""
+        return self.workspace / "cache" / "gradio"
+
+    # Datasets.
+
+    def dataset_names(self) -> list[str]:
+        """Datasets of the workspace, sorted."""
+        return sorted(path.name for path in self.datasets.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+    def dataset(self, name: str | None) -> Path:
+        """The folder of a dataset. Raises: DataError if there is none of that name."""
+        if not name:
+            raise DataError("no dataset is chosen; make one or copy a sample set in the Dataset tab.")
+        if name not in self.dataset_names():
+            raise DataError(f"dataset {name!r} is not here; reload the page to see what is.")
+        return self.datasets / name
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """The pictures of a dataset, sorted by name."""
+        return sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+
+    # What the browser may fetch.
+
+    def thumbnail(self, path: Path) -> Path:
+        """A small WebP of a picture, made once. Raises: DataError if it doesn't open."""
+        made = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
+        if not made.is_file():
+            image = open_image(path)
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            _write_webp(image, made)
+        return made
+
+    def published(self, path: Path) -> Path:
+        """A file of ours where the browser can fetch it byte for byte, under its own name."""
+        made = self.cache / "files" / _fingerprint(path) / path.name
+        if not made.is_file():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            temporary = made.with_name(f".{threading.get_ident()}.tmp")
+            try:
+                os.link(path, temporary)  # our files are replaced whole, never written into
+            except OSError:
+                shutil.copyfile(path, temporary)
+            os.replace(temporary, made)
+        return made
+
+    # LoRAs.
+
+    def known_loras(self) -> dict[str, LoraInfo]:
+        """LoRAs by hash as last looked for; answers at once."""
+        return {info.sha256: info for info in list(self._loras.values()) if info is not None and info.path.is_file()}
+
+    def find_loras(self) -> dict[str, LoraInfo]:
+        """LoRAs by hash, runs' and uploaded; files that are new or changed are read, what can't be read is passed over."""
+        from trainer import lora_file
+
+        with self._loras_lock:
+            found: dict[tuple[Path, int, int], LoraInfo | None] = {}
+            for path in self._lora_files():
+                status = path.stat()
+                key = (path, status.st_mtime_ns, status.st_size)
+                if key in self._loras:
+                    found[key] = self._loras[key]
+                    continue
+                try:
+                    found[key] = lora_file.inspect(path)
+                except AdapterError:
+                    found[key] = None
+            self._loras = found
+        return self.known_loras()
+
+    def _lora_files(self) -> list[Path]:
+        finished = [path for path in self.runs.glob("*/*.safetensors") if not path.parent.name.startswith(".")]
+        own = [path for path in self.loras.rglob("*.safetensors") if not path.name.startswith(".")]
+        return sorted(finished + own, key=lambda path: path.stat().st_mtime)
+
+    def lora(self, sha256: str) -> LoraInfo:
+        """The LoRA of that hash. Raises: AdapterError if it isn't here."""
+        info = self.known_loras().get(sha256) or self.find_loras().get(sha256)
+        if info is None:
+            raise AdapterError("that LoRA is not here any more; reload the page to see what is.")
+        return info
+
+    # Rendering.
+
+    def render(self, stack: StackConfig) -> Picture:
+        """The stack's picture from the warm engine; requests wait for each other."""
+        with self._engine_lock:
+            return self._warm(stack).render(stack)
+
+    def render_grid(self, stack: StackConfig, weights: list[list[float]]) -> Image:
+        """The stack's first one or two LoRAs at every weight, as one sheet."""
+        from trainer.render.grid import weight_grid
+
+        with self._engine_lock:
+            return weight_grid(self._warm(stack), stack, weights)
+
+    def _warm(self, stack: StackConfig) -> Engine:
+        """The engine of the stack's base; another base replaces the one that is loaded."""
+        from trainer.render.engine import Engine
+
+        if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:
+            self._engine = None
+            self._engine = Engine(stack.base, stack.family)
+        return self._engine
+
+    def warm_up(self) -> None:
+        """Import what rendering needs and read the LoRAs, in the background after the page is up."""
+
+        def warm() -> None:
+            self.find_loras()
+            from trainer.render import engine, grid  # noqa: F401
+
+        threading.Thread(target=warm, name="warm-up", daemon=True).start()
+
+
+def _fingerprint(path: Path) -> str:
+    status = path.stat()
+    return hashlib.sha256(f"{path}\0{status.st_mtime_ns}\0{status.st_size}".encode()).hexdigest()[:32]
+
+
+def _write_webp(image: Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{threading.get_ident()}.tmp")
+    image.save(temporary, "WEBP", quality=82)
+    os.replace(temporary, path)

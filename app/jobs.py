@@ -1,0 +1,291 @@
+"""Trainings as rows of a SQLite table, each a child process of its own that outlives the page and the server.
+
+A row says what was wanted; whether it runs is asked of the system each time, by process id *and* start time, so a crash
+can leave no phantom behind. One child at a time; the others wait. After a restart of the server live children are found
+again, dead ones go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import psutil
+
+import trainer
+from trainer import runs
+from trainer.errors import RunError
+from trainer.events import Saved
+
+State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
+LIVE: tuple[State, ...] = ("running", "stopping")
+WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
+MAX_ATTEMPTS = 3  # without a new checkpoint in between
+_SECOND_STOP_AFTER_S = 10.0
+_SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL UNIQUE, config TEXT NOT NULL, state TEXT NOT NULL,
+    pid INTEGER, pid_start REAL, attempt INTEGER NOT NULL DEFAULT 0, saved_step INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL, started REAL, ended REAL, error TEXT NOT NULL DEFAULT ''
+)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row."""
+
+    id: int
+    kind: str
+    name: str
+    config: str  # TOML
+    state: State
+    pid: int | None
+    pid_start: float | None
+    attempt: int
+    saved_step: int  # of the newest checkpoint when it was last started
+    created: float
+    started: float | None
+    ended: float | None
+    error: str
+
+
+class Work(Protocol):
+    """What a job is done by; a fake in the tests."""
+
+    def command(self, job: Job) -> list[str]:
+        """The child's command; the same to start and to go on."""
+        ...
+
+    def finished(self, job: Job) -> bool:
+        """Whether its result is there, asked when no child works on it."""
+        ...
+
+    def saved_step(self, job: Job) -> int:
+        """The newest checkpoint's step, 0 for none."""
+        ...
+
+
+class Training:
+    """`python -m trainer train` with `--resume`: starts anew where there is no such run, and goes on otherwise."""
+
+    def __init__(self, runs_folder: Path, configs_folder: Path) -> None:
+        self.runs_folder = runs_folder
+        self.configs_folder = configs_folder
+
+    def command(self, job: Job) -> list[str]:
+        self.configs_folder.mkdir(parents=True, exist_ok=True)
+        config = self.configs_folder / f"job-{job.id}.toml"
+        config.write_text(job.config, encoding="utf-8")
+        return [sys.executable, "-m", "trainer", "train", str(config), "--name", job.name, "--out", str(self.runs_folder), "--json", "--resume"]
+
+    def finished(self, job: Job) -> bool:
+        return runs.Run(self.runs_folder / job.name).state() == "finished" if (self.runs_folder / job.name).is_dir() else False
+
+    def saved_step(self, job: Job) -> int:
+        return max((event.step for event in runs.Run(self.runs_folder / job.name).events() if isinstance(event, Saved)), default=0)
+
+
+class JobRunner:
+    """The job table of a workspace and the one thread that starts, watches and ends its children."""
+
+    def __init__(self, workspace: Path, work: Work, runs_folder: Path) -> None:
+        self.database = workspace / "jobs.sqlite"
+        self.logs = workspace / "logs"
+        self.work = work
+        self.runs_folder = runs_folder
+        self._lock = threading.RLock()
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._stop_asked: dict[int, float] = {}
+        self._halt = threading.Event()
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self._connect() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(_SCHEMA)
+
+    # The table.
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.database, timeout=10)
+        connection.row_factory = sqlite3.Row
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+    def every(self) -> list[Job]:
+        """All jobs, newest first."""
+        with self._connect() as connection:
+            return [Job(**row) for row in connection.execute("SELECT * FROM job ORDER BY id DESC")]
+
+    def get(self, job_id: int) -> Job:
+        """The job as it is now. Raises: RunError if there is none."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT * FROM job WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise RunError(f"there is no job {job_id}.")
+        return Job(**row)
+
+    def _put(self, job: Job, state: State, error: str = "", ended: bool = False) -> None:
+        with self._connect() as connection:
+            connection.execute("UPDATE job SET state = ?, error = ?, ended = ? WHERE id = ?", (state, error, time.time() if ended else None, job.id))
+
+    # What people ask for.
+
+    def submit(self, name: str, config: str, kind: str = "train") -> Job:
+        """A new job, waiting its turn, under a name that no job and no run has. Raises: RunError for a name without letters."""
+        wanted = runs.slug(name)
+        with self._lock, self._connect() as connection:
+            taken = {row["name"].lower() for row in connection.execute("SELECT name FROM job")}
+            free, number = wanted, 1
+            while free.lower() in taken or (self.runs_folder / free).exists():
+                number += 1
+                free = f"{wanted}-{number}"
+            cursor = connection.execute("INSERT INTO job (kind, name, config, state, created) VALUES (?, ?, ?, 'queued', ?)", (kind, free, config, time.time()))
+            job_id = int(cursor.lastrowid or 0)
+        return self.get(job_id)
+
+    def stop(self, job_id: int) -> Job:
+        """Ask the job to finish its step, save and end; asked again later, it ends at once. Raises: RunError if it isn't running."""
+        with self._lock:
+            job = self.get(job_id)
+            if job.state in WAITING:
+                self._put(job, "stopped", ended=True)
+            elif job.state not in LIVE:
+                raise RunError(f"{job.name} is {job.state}; there is nothing to stop.")
+            elif job.state == "running" or time.monotonic() - self._stop_asked.get(job.id, 0.0) > _SECOND_STOP_AFTER_S:
+                self._stop_asked[job.id] = time.monotonic()
+                self._put(job, "stopping")
+                if (process := self._process(job)) is not None:
+                    process.send_signal(signal.SIGTERM)
+            return self.get(job_id)
+
+    def resume(self, job_id: int) -> Job:
+        """Let a stopped or failed job go on from its last checkpoint. Raises: RunError if it is at work or done."""
+        with self._lock:
+            job = self.get(job_id)
+            if job.state not in ("stopped", "failed"):
+                raise RunError(f"{job.name} is {job.state}; only a stopped or failed one can go on.")
+            with self._connect() as connection:
+                connection.execute("UPDATE job SET state = 'queued', attempt = 0, error = '', ended = NULL WHERE id = ?", (job.id,))
+            return self.get(job_id)
+
+    # The thread.
+
+    def start(self) -> None:
+        """Watch and start jobs from now on, once a second, until the server ends; children live on."""
+        threading.Thread(target=self._watch, name="jobs", daemon=True).start()
+
+    def halt(self) -> None:
+        """Stop watching; children go on."""
+        self._halt.set()
+
+    def _watch(self) -> None:
+        while not self._halt.is_set():
+            self.tick()
+            self._halt.wait(1.0)
+
+    def tick(self) -> None:
+        """Settle every job whose process is gone, then start the next one if none is at work."""
+        with self._lock:
+            live = [job for job in self.every() if job.state in LIVE]
+            at_work = 0
+            for job in live:
+                if self._is_alive(job):
+                    at_work += 1
+                else:
+                    self._settle(job)
+            if at_work:
+                return
+            waiting = [job for job in self.every() if job.state in WAITING]
+            if waiting:
+                self._spawn(min(waiting, key=lambda job: (WAITING.index(job.state), job.id)))
+
+    def _process(self, job: Job) -> psutil.Process | None:
+        """The job's process if it is alive and still the one that was started, whoever started it."""
+        if job.pid is None or job.pid_start is None:
+            return None
+        try:
+            process = psutil.Process(job.pid)
+            same = abs(process.create_time() - job.pid_start) < _SAME_START_S
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
+
+    def _is_alive(self, job: Job) -> bool:
+        child = self._children.get(job.id)
+        return child.poll() is None if child is not None else self._process(job) is not None
+
+    def _settle(self, job: Job) -> None:
+        """Give a job whose process is gone the state it ended in."""
+        child = self._children.pop(job.id, None)
+        code = child.returncode if child is not None else None  # unknown after a restart of the server
+        self._stop_asked.pop(job.id, None)
+        if code == 0 or self.work.finished(job):
+            self._put(job, "finished", ended=True)
+        elif job.state == "stopping":
+            self._put(job, "stopped", ended=True)
+        elif code == 2:  # a user error, which would only come again
+            self._put(job, "failed", self._last_words(job), ended=True)
+        elif self._attempts(job) >= MAX_ATTEMPTS:
+            self._put(job, "failed", f"it ended {MAX_ATTEMPTS} times without getting further:\n{self._last_words(job)}", ended=True)
+        else:
+            self._put(job, "interrupted", "it ended before it was done; it goes on from its last checkpoint.")
+
+    def _attempts(self, job: Job) -> int:
+        """Starts so far without a new checkpoint."""
+        return 0 if self.work.saved_step(job) > job.saved_step else job.attempt
+
+    def _spawn(self, job: Job) -> None:
+        environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[1]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONSTARTUP", None)
+        attempt = self._attempts(job) + 1
+        with self._log_file(job).open("ab") as log:
+            child = subprocess.Popen(
+                self.work.command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.logs
+            )
+        self._children[job.id] = child
+        try:
+            began = psutil.Process(child.pid).create_time()
+        except psutil.NoSuchProcess:
+            began = time.time()
+        with self._connect() as connection:
+            connection.execute(
+                "UPDATE job SET state = 'running', pid = ?, pid_start = ?, attempt = ?, saved_step = ?, started = coalesce(started, ?), "
+                "ended = NULL, error = '' WHERE id = ?",
+                (child.pid, began, attempt, self.work.saved_step(job), time.time(), job.id),
+            )
+
+    def _log_file(self, job: Job) -> Path:
+        return self.logs / f"job-{job.id}.log"
+
+    def _last_words(self, job: Job) -> str:
+        """The error a person can read from the end of the child's log: ours from `error:` on, else the last lines."""
+        path = self._log_file(job)
+        if not path.is_file():
+            return "it said nothing."
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - (64 << 10)))
+            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip() and not line.startswith('{"event"')]
+        marked = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+        words = lines[marked[-1] :] if marked and not any(line.startswith("Traceback") for line in lines[marked[-1] :]) else lines[-12:]
+        return "\n".join(words).removeprefix("error: ")[:4000] or "it said nothing."
+
+
+def training_runner(workspace: Path, runs_folder: Path) -> JobRunner:
+    """The runner of a workspace's trainings."""
+    return JobRunner(workspace, Training(runs_folder, workspace / "configs"), runs_folder)

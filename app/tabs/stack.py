@@ -1,0 +1,251 @@
+"""Stack: several LoRAs over one base, a weight each, one picture; its PNG carries the recipe and brings it back."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.context import Context, Refresh
+from app.form import Form
+from app.notices import mended, tell
+from trainer import families
+from trainer.config import AdapterChoice, StackConfig, parse
+from trainer.errors import AdapterError, ConfigError
+
+TITLE = "Stack"
+ORDER = 30
+ROWS = 6
+_SHOWN_AT_START = 2
+_RECENT = 24
+_MAX_SEED = 2**32
+_GRID = "grid-"
+_NO_RECIPE = "A weight grid carries no recipe; set the weights you like and render."
+
+
+def weights_of(text: str) -> list[float]:
+    """The weights of a grid's axis. Raises: ConfigError."""
+    try:
+        found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"weights are {text!r}; write numbers with commas between, such as 0, 0.5, 1.") from None
+    if not found or not all(-2 <= weight <= 2 for weight in found) or len(found) > 12:
+        raise ConfigError(f"weights are {text!r}; allowed: 1 to 12 numbers from -2 to 2.")
+    return found
+
+
+def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str | None, float, bool]]) -> StackConfig:
+    """The stack of the form; rows are (hash, weight, on). Raises: ConfigError, AdapterError."""
+    chosen = [(sha256, weight) for sha256, weight, on in rows if sha256 and on]
+    if len({sha256 for sha256, _ in chosen}) < len(chosen):
+        raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
+    adapters = []
+    for sha256, weight in chosen:
+        info = context.lora(sha256)
+        adapters.append(AdapterChoice(file=str(info.path), name=info.name, sha256=info.sha256, weight=round(weight, 4)).model_dump())
+    return parse(StackConfig, {**form_values, "adapters": adapters}, "the form")
+
+
+def lora_choices(context: Context) -> list[tuple[str, str]]:
+    """LoRAs to choose from, newest first, as (label, hash)."""
+    found = list(context.known_loras().values())[::-1]
+    names = [info.name for info in found]
+    return [(f"{info.name}" if names.count(info.name) == 1 else f"{info.name} ({info.sha256[:8]})", info.sha256) for info in found]
+
+
+def recent(context: Context) -> list[Path]:
+    """The newest pictures in the render folder."""
+    found = [path for path in context.renders.glob("*.png") if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)[:_RECENT]
+
+
+def save_grid(context: Context, stack: StackConfig, weights: list[float]) -> Path:
+    """A sheet of the stack's first one or two LoRAs at every weight, written to the render folder."""
+    from trainer.render.image import free_name
+
+    if not stack.adapters:
+        raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
+    sheet = context.render_grid(stack, [weights] * min(2, len(stack.adapters)))
+    context.renders.mkdir(parents=True, exist_ok=True)
+    path = free_name(context.renders, f"{_GRID}{stack.seed}.png")
+    sheet.save(path, "PNG")
+    return path
+
+
+def read_recipe(context: Context, path: Path) -> StackConfig:
+    """The stack a PNG was made from, its LoRAs found here by hash. Raises: DataError, AdapterError."""
+    from trainer.render.image import read_stack
+
+    stack = read_stack(path, context.find_loras())
+    if len(stack.adapters) > ROWS:
+        raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
+    return stack
+
+
+def text_of(path: Path) -> str:
+    """The A1111 text of one of our pictures."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return str(image.info.get("parameters", ""))
+
+
+class _Tab:
+    """The tab's components and what happens when they are used."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        choices = {"family": [(module.title, name) for name, module in families.registry().items()]}
+        self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices)
+        self.num_shown, self.files = gr.State(_SHOWN_AT_START), gr.State([])
+        self.groups: list[gr.Row] = []
+        self.ons: list[gr.Checkbox] = []
+        self.choices: list[gr.Dropdown] = []
+        self.weights: list[gr.Slider] = []
+        with gr.Row(equal_height=False, elem_classes="halves"):
+            with gr.Column(scale=5, min_width=320):
+                self.form.draw("prompt", "negative_prompt")
+                self._draw_layers()
+                self._draw_settings()
+            with gr.Column(scale=4, min_width=320):
+                self._draw_result()
+        self._connect()
+
+    def _draw_layers(self) -> None:
+        """A fixed pool of rows, shown as needed: rows made on the fly (`gr.render`) lose what was typed."""
+        for number in range(1, ROWS + 1):
+            with gr.Row(visible=number <= _SHOWN_AT_START, elem_classes="layer", elem_id=f"layer-{number}") as group:
+                self.ons.append(gr.Checkbox(True, label="On", min_width=60, scale=0, container=False, elem_id=f"on-{number}"))
+                self.choices.append(gr.Dropdown([], value=None, label=f"LoRA {number}", min_width=150, scale=3, interactive=True, elem_id=f"lora-{number}"))
+                self.weights.append(
+                    gr.Slider(-2, 2, value=1.0, step=0.05, label="Weight", min_width=150, scale=4, interactive=True, elem_id=f"weight-{number}")
+                )
+            self.groups.append(group)
+        self.more = gr.Button("Add a LoRA", size="sm", elem_id="add-row")
+
+    def _draw_settings(self) -> None:
+        with gr.Row():
+            self.form.draw("seed")
+            self.dice = gr.Button("New seed", min_width=130, scale=0, elem_classes="beside", elem_id="new-seed")
+        with gr.Row():
+            self.form.draw("steps", "guidance_scale")
+        with gr.Row():
+            self.form.draw("width_px", "height_px")
+        with gr.Accordion("Base model", open=False):
+            self.form.draw_rest(advanced=False)
+            self.form.draw_rest(advanced=True)
+        self.render = gr.Button("Render", variant="primary", size="lg", elem_id="render")
+        with gr.Row():
+            hint = "For the first two LoRAs that are on."
+            self.axis = gr.Textbox("0, 0.5, 1", label="Weights of a grid", info=hint, min_width=150, scale=3, elem_id="grid-weights")
+            self.grid = gr.Button("Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside")
+
+    def _draw_result(self) -> None:
+        self.picture = gr.Image(
+            label="Picture", type="filepath", format="png", interactive=False, height=420, buttons=["fullscreen"], elem_id="picture", elem_classes="canvas"
+        )
+        self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
+        self.infotext = gr.Textbox(label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext")
+        self.dropped = gr.File(file_types=[".png"], label="Drop a picture made here to get its stack back", height=150, elem_id="recipe-png")
+        self.gallery = gr.Gallery(
+            label="Recent: click one to get its stack back",
+            columns=6,
+            height=220,
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            fit_columns=False,
+            elem_id="recent",
+        )
+
+    def _connect(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}
+        still: dict[str, Any] = private | {"show_progress": "hidden"}
+        lane: dict[str, Any] = private | {"concurrency_id": "render", "concurrency_limit": 1, "show_progress_on": self.picture}
+        rows = [*self.choices, *self.weights, *self.ons]
+        inputs = {*self.form.components.values(), *rows, self.axis}
+        shown = [self.picture, self.download, self.infotext, self.gallery, self.files]
+        restored = [*self.form.components.values(), *rows, *self.groups, self.num_shown]
+        self.render.click(self.draw, inputs, shown, **lane)
+        self.grid.click(self.draw_grid, inputs, shown, **lane)
+        self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped], **private)
+        self.gallery.select(self.take_recent, self.files, [*restored, self.picture, self.download, self.infotext], **still)
+        self.more.click(self.add_row, self.num_shown, [self.num_shown, *self.groups], **still)
+        self.dice.click(self.new_seed, None, self.form.components["seed"], **still)
+
+    def _stack(self, found: dict[Any, Any]) -> StackConfig:
+        rows = zip(self.choices, self.weights, self.ons, strict=True)
+        return stack_of(self.context, self.form.values(found), [(found[choice], found[weight] or 0.0, found[on]) for choice, weight, on in rows])
+
+    def _show(self, path: Path, text: str) -> dict[Any, Any]:
+        public = str(self.context.published(path))
+        return {self.picture: public, self.download: gr.update(value=public, interactive=True), self.infotext: text}
+
+    def _show_recent(self) -> dict[Any, Any]:
+        paths = recent(self.context)
+        return {
+            self.gallery: gr.update(value=[str(self.context.thumbnail(path)) for path in paths], selected_index=None),
+            self.files: [path.name for path in paths],
+        }
+
+    @mended
+    def draw(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        from trainer.render.image import save
+
+        made = self.context.render(self._stack(found))
+        return self._show(save(made, self.context.renders), made.infotext) | self._show_recent()
+
+    @mended
+    def draw_grid(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        path = save_grid(self.context, self._stack(found), weights_of(found[self.axis] or ""))
+        return self._show(path, _NO_RECIPE) | self._show_recent()
+
+    def _restore(self, stack: StackConfig) -> dict[Any, Any]:
+        update: dict[Any, Any] = self.form.fill(stack)
+        there, num = lora_choices(self.context), max(len(stack.adapters), _SHOWN_AT_START)
+        for number in range(ROWS):
+            adapter = stack.adapters[number] if number < len(stack.adapters) else None
+            update |= {
+                self.groups[number]: gr.update(visible=number < num),
+                self.choices[number]: gr.update(choices=there, value=adapter.sha256 if adapter else None),
+                self.weights[number]: adapter.weight if adapter else 1.0,
+                self.ons[number]: True,
+            }
+        tell("The form now has the picture's stack.")
+        return update | {self.num_shown: num}
+
+    @mended
+    def take_png(self, file: str | None) -> Any:
+        return self._restore(read_recipe(self.context, Path(file))) | {self.dropped: None} if file else gr.skip()
+
+    @mended
+    def take_recent(self, names: list[str], event: gr.SelectData) -> Any:
+        index = event.index if isinstance(event.index, int) else -1
+        path = next((one for one in recent(self.context) if 0 <= index < len(names) and one.name == names[index]), None)
+        if path is None:
+            return gr.skip()
+        if path.name.startswith(_GRID):
+            return self._show(path, _NO_RECIPE)
+        return self._restore(read_recipe(self.context, path)) | self._show(path, text_of(path))
+
+    def add_row(self, num: int) -> list[Any]:
+        num = min(num + 1, ROWS)
+        return [num, *[gr.update(visible=number < num) for number in range(ROWS)]]
+
+    def new_seed(self) -> int:
+        return secrets.randbelow(_MAX_SEED)
+
+    @mended
+    def open_tab(self) -> dict[Any, Any]:
+        self.context.find_loras()
+        there = lora_choices(self.context)
+        return {**{choice: gr.update(choices=there) for choice in self.choices}, **self._show_recent()}
+
+
+def build(context: Context) -> Refresh:
+    """Draw the tab."""
+    tab = _Tab(context)
+    return Refresh(tab.open_tab, [], [*tab.choices, tab.gallery, tab.files], on_load=False)

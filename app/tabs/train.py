@@ -1,0 +1,236 @@
+"""Train: settings from a preset, one button to start, and everything shown comes from the job table and the run's log.
+
+So a reload, a second tab or a new server shows the same. Nothing is trained in an event of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+import tomli_w
+
+from app import views
+from app.context import Context, Refresh
+from app.form import Form
+from app.jobs import LIVE, WAITING, Job
+from app.notices import mended, tell
+from trainer import families, presets, session
+from trainer.config import TrainConfig, parse
+from trainer.errors import ConfigError
+
+TITLE = "Train"
+ORDER = 20
+_OWN = frozenset({"version", "data.folder", "data.heldout", "data.trigger"})
+_NONE = ("none", "")
+_COLORS = {views.RAW: "rgba(150,138,125,0.5)", views.SMOOTHED: "#c9602f", views.HELDOUT: "#2f8f95"}
+
+
+def config_of(context: Context, form_values: dict[str, Any], dataset: str | None, heldout: str, trigger: str) -> TrainConfig:
+    """The settings of the form, checked, with folders spelled out. Raises: ConfigError, DataError."""
+    folder = context.dataset(dataset)
+    if not context.pictures(folder):
+        raise ConfigError(f"dataset {dataset} has no pictures; add some in the Dataset tab.")
+    data = form_values.setdefault("data", {})
+    data |= {"folder": str(folder), "heldout": str(context.dataset(heldout)) if heldout else "", "trigger": trigger.strip()}
+    return session.absolute(parse(TrainConfig, form_values, "the form"))
+
+
+def first_preset() -> str:
+    """The preset the form starts with: a style, if there is one."""
+    found = presets.names()
+    return next((name for name in found if name.endswith("style")), found[0])
+
+
+class _Tab:
+    """The tab's components and what happens when they are used."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.start_config = presets.load(first_preset(), {})
+        choices = {"family": [(module.title, name) for name, module in families.registry().items()]}
+        self.form = Form(TrainConfig, self.start_config, _OWN, choices)
+        with gr.Row(equal_height=False, elem_classes="halves"):
+            with gr.Column(scale=4, min_width=320):
+                self._draw_choices()
+                self._draw_settings()
+            with gr.Column(scale=5, min_width=320):
+                self._draw_job()
+        self.form.connect()
+        self.seen = gr.State({})
+        self.live = [self.job, self.progress, self.stop, self.resume, self.plot, self.result, self.pictures, self.log, self.seen]
+        self._connect()
+
+    def _draw_choices(self) -> None:
+        titles = [(presets.title(name), name) for name in presets.names()]
+        with gr.Group():
+            self.preset = gr.Dropdown(titles, value=first_preset(), label="Preset", interactive=True, elem_id="preset")
+            with gr.Row():
+                self.dataset = gr.Dropdown([], label="Dataset", min_width=140, interactive=True, elem_id="train-dataset")
+                self.heldout = gr.Dropdown([_NONE], value="", label="Held-out set", min_width=140, interactive=True, elem_id="train-heldout")
+            with gr.Row():
+                self.name = gr.Textbox(label="Name", placeholder="as the dataset", max_length=80, min_width=140, elem_id="run-name")
+                trigger = self.start_config.data.trigger
+                self.trigger = gr.Textbox(trigger, label="Trigger", placeholder="word for a character", max_length=80, min_width=140, elem_id="trigger")
+
+    def _draw_settings(self) -> None:
+        form = self.form
+        with gr.Row():
+            form.draw("max_steps", "batch_size")
+        with gr.Row():
+            form.draw("learning_rate", "resolution_px")
+        self.start = gr.Button("Start training", variant="primary", size="lg", elem_id="start-training")
+        with gr.Accordion("Adapter and previews", open=True):
+            form.draw("adapter.method", *[key for key, spec in form.specs.items() if spec.kind], "preview.prompts")
+        with gr.Accordion("More settings", open=False):
+            form.draw_rest(advanced=False)
+        with gr.Accordion("Advanced", open=False):
+            form.draw_rest(advanced=True)
+        with gr.Accordion("Take the settings of a LoRA or a config.toml", open=False):
+            self.recipe = gr.File(file_types=[".safetensors", ".toml"], label="Drop a LoRA made here, or a config.toml", height=120, elem_id="recipe-file")
+
+    def _draw_job(self) -> None:
+        self.job = gr.Dropdown([], label="Job", interactive=True, elem_id="job")
+        self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
+        with gr.Row():
+            self.stop = gr.Button("Stop and save", variant="stop", interactive=False, elem_id="stop-training", min_width=120)
+            self.resume = gr.Button("Resume", interactive=False, elem_id="resume-training", min_width=120)
+        self.plot = gr.LinePlot(
+            x="step",
+            y="loss",
+            color="of",
+            color_map=_COLORS,
+            colors_in_legend=[],
+            height=270,
+            label="Loss",
+            y_title="loss",
+            buttons=["fullscreen", "export"],
+            elem_id="loss",
+        )
+        gr.HTML(views.legend_html(_COLORS))  # the plot's own legend is cut off at the bottom
+        self.result = gr.Textbox(label="Held-out result", lines=2, max_lines=4, interactive=False, visible=False, elem_id="heldout-result")
+        self.pictures = gr.Gallery(
+            label="Previews, newest first",
+            columns=4,
+            height=300,
+            fit_columns=False,
+            object_fit="contain",
+            interactive=False,
+            buttons=["fullscreen", "download"],
+            elem_id="samples",
+        )
+        self.log = gr.Textbox(label="Messages", lines=4, max_lines=10, interactive=False, elem_id="messages")
+
+    def _connect(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}
+        still: dict[str, Any] = private | {"show_progress": "hidden"}
+        fields = [*self.form.components.values(), self.trigger]
+        self.start.click(self.begin, {*fields, self.dataset, self.heldout, self.name}, [*self.live, self.name], **private)
+        self.preset.input(self.take_preset, self.preset, fields, **still)
+        self.recipe.upload(self.take_recipe, self.recipe, [*fields, self.recipe], **private)
+        self.dataset.input(self.choose_dataset, [self.dataset, self.heldout], self.heldout, **still)
+        self.stop.click(self.stop_one, self.job, self.live, **still)
+        self.resume.click(self.resume_one, self.job, self.live, **still)
+        self.job.input(self.show_job, self.job, self.live, **still)
+        gr.Timer(1.0).tick(self.poll, [self.job, self.seen], self.live, concurrency_id="poll", concurrency_limit=8, **still)
+
+    # The form.
+
+    @mended
+    def begin(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        name = found[self.dataset]
+        config = config_of(self.context, self.form.values(found), name, found[self.heldout] or "", found[self.trigger] or "")
+        made = self.context.runner.submit(found[self.name] or name, tomli_w.dumps(config.model_dump(mode="json")))
+        tell(f"{made.name} is on its way.")
+        return {**self._changes(made.id, {}), self.name: ""}
+
+    @mended
+    def take_preset(self, chosen: str) -> dict[Any, Any]:
+        config = presets.load(chosen, {})
+        return {**self.form.fill(config), self.trigger: config.data.trigger}
+
+    @mended
+    def take_recipe(self, file: str | None) -> Any:
+        if not file:
+            return gr.skip()
+        config = presets.load(file, {})
+        tell("The form now has that recipe's settings; choose a dataset.")
+        return {**self.form.fill(config), self.trigger: config.data.trigger, self.recipe: None}
+
+    def choose_dataset(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
+        return {self.heldout: self._twin(chosen, other or "")}
+
+    def _twin(self, chosen: str | None, other: str) -> str:
+        """The held-out set that goes with a dataset: its own if there is one, else what was chosen unless it is another's."""
+        there, twin = self.context.dataset_names(), f"{chosen}-heldout"
+        return twin if twin in there else other if other in there and not other.endswith("-heldout") else ""
+
+    def open_tab(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
+        there = self.context.dataset_names()
+        kept = chosen if chosen in there else next((one for one in there if not one.endswith("-heldout")), None)
+        value = self._twin(kept, other or "") if kept != chosen else other if other in there else ""
+        return {self.dataset: gr.update(choices=there, value=kept), self.heldout: gr.update(choices=[_NONE, *[(one, one) for one in there]], value=value)}
+
+    # The job.
+
+    def poll(self, chosen: int | None, before: dict[str, Any]) -> Any:
+        return self._changes(chosen, before) or gr.skip()
+
+    def show_job(self, chosen: int | None) -> dict[Any, Any]:
+        return self._changes(chosen, {})
+
+    @mended
+    def stop_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.stop(chosen or 0)
+        return self._changes(chosen, {})
+
+    @mended
+    def resume_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.resume(chosen or 0)
+        return self._changes(chosen, {})
+
+    def _changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
+        """Updates of what changed since this page last asked: anything else would flicker and cost."""
+        jobs = self.context.runner.every()
+        picked = next((one for one in jobs if one.id == chosen), jobs[0] if jobs else None)
+        after: dict[str, Any] = {"jobs": [(one.id, one.state) for one in jobs]}
+        update: dict[Any, Any] = {}
+        if after["jobs"] != before.get("jobs"):
+            update[self.job] = gr.update(choices=[(views.job_label(one), one.id) for one in jobs], value=picked.id if picked else None)
+        for part, (signature, change) in self._parts(picked).items() if picked else ():
+            after[part] = signature
+            if signature != before.get(part):
+                update |= change()
+        return update | {self.seen: after} if after != before else {}
+
+    def _parts(self, job: Job) -> dict[str, tuple[Any, Callable[[], dict[Any, Any]]]]:
+        """Each part of the job's view: what it depends on, and its update."""
+        folder = self.context.runs / job.name
+        events = self.context.logs.read(folder / "events.jsonl")
+        bar, result, log = views.progress_html(job.name, views.progress(job, events)), views.gain(events) + views.best_step(events), views.messages(job, events)
+        samples = views.samples(folder, events)
+        num_points = sum(event.kind in ("step", "validated") for event in events)
+        return {
+            "progress": (bar, lambda: {self.progress: bar}),
+            "curve": ((job.id, num_points), lambda: {self.plot: views.curve(events)}),
+            "result": (result, lambda: {self.result: gr.update(value=result, visible=bool(result))}),
+            "samples": (
+                [str(path) for path, _ in samples],
+                lambda: {self.pictures: [(str(self.context.published(path)), caption) for path, caption in samples]},
+            ),
+            "log": (log, lambda: {self.log: log}),
+            "state": (
+                job.state,
+                lambda: {
+                    self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING)),
+                    self.resume: gr.update(interactive=job.state in ("stopped", "failed")),
+                },
+            ),
+        }
+
+
+def build(context: Context) -> Refresh:
+    """Draw the tab."""
+    tab = _Tab(context)
+    return Refresh(tab.open_tab, [tab.dataset, tab.heldout], [tab.dataset, tab.heldout])

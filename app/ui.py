@@ -1,0 +1,99 @@
+"""The page: one tab per module of `tabs/`, served by Gradio's own `launch`.
+
+Never through `gr.mount_gradio_app`: without `launch` Gradio 6.31 skips its checks of which files may be read and served.
+Nothing here imports torch; that happens in the background once the page is up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
+_QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+}
+os.environ.update(_QUIET)  # Gradio reads them while it is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A preview beside a training: OpenMP threads that spin while they wait steal the cores from one another (up to 6 times slower, measured).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+import gradio as gr  # noqa: E402
+from filelock import FileLock, Timeout  # noqa: E402
+
+from app import guard, look, tabs  # noqa: E402
+from app.context import Context, Refresh  # noqa: E402
+from app.jobs import training_runner  # noqa: E402
+from trainer.errors import ConfigError, RunError  # noqa: E402
+
+MAX_UPLOAD = "2gb"
+
+
+def open_workspace(workspace: Path) -> Context:
+    """The context of a workspace folder, made if it isn't there; its cache is for this user only."""
+    workspace = workspace.expanduser().resolve()
+    for folder in ("datasets", "runs", "loras", "renders", "cache"):
+        (workspace / folder).mkdir(parents=True, exist_ok=True)
+    (workspace / "cache").chmod(0o700)
+    context = Context(workspace, training_runner(workspace, workspace / "runs"))
+    context.cache.mkdir(mode=0o700, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
+    return context
+
+
+def build(workspace: Path) -> gr.Blocks:
+    """The page on a workspace; nothing runs yet."""
+    return compose(open_workspace(workspace))
+
+
+def compose(context: Context) -> gr.Blocks:
+    """The page of a context."""
+    with gr.Blocks(title="Velatura", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(look.HEADER)
+        with gr.Tabs():
+            for module in tabs.registry():
+                with gr.Tab(module.TITLE, id=module.TITLE.lower()) as tab:
+                    refresh: Refresh | None = module.build(context)
+                if refresh is None:
+                    continue
+                tab.select(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
+                if refresh.on_load:
+                    page.load(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
+    return page
+
+
+def serve(workspace: Path, host: str = "127.0.0.1", port: int = 7860, auth: tuple[str, str] | None = None, open_browser: bool = False) -> None:
+    """Serve the page until interrupted; trainings go on without it. Raises: ConfigError, RunError before anything is opened."""
+    if host not in guard.LOOPBACK and auth is None:
+        raise ConfigError(f"host is {host!r}, which others can reach, and there is no --auth; allowed: 127.0.0.1, or --auth NAME:PASSWORD.")
+    context = open_workspace(workspace)
+    try:
+        lock = FileLock(str(context.workspace / ".server.lock")).acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"another Velatura is open on {context.workspace}; use it, or choose another --workspace.") from None
+    with lock:
+        empty = context.workspace / "cache" / "empty"  # Gradio would serve what lies in the current folder
+        empty.mkdir(exist_ok=True)
+        os.chdir(empty)
+        page = compose(context)
+        context.runner.start()
+        try:
+            _, address, _ = page.queue(default_concurrency_limit=4).launch(
+                server_name=host, server_port=port, auth=auth, prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False,
+                footer_links=["gradio", "settings"], run_history=False, enable_monitoring=False, max_file_size=MAX_UPLOAD,
+                app_kwargs={"middleware": list(guard.middleware(host))}, theme=look.theme(), css=look.CSS,
+            )  # fmt: skip
+        except OSError as error:
+            raise ConfigError(f"port {port} on {host} can't be used: {error}") from None
+        sys.stdout.write(f"Velatura is at {address}\nfiles are in {context.workspace}\n")
+        sys.stdout.flush()
+        context.warm_up()
+        if open_browser:
+            webbrowser.open(address)
+        page.block_thread()
+        context.runner.halt()
