@@ -49,19 +49,22 @@ def test_every_target_setting_matches_layers_and_every_layer_has_a_key_of_its_ow
     keys = family.file_keys(pipe)
     assert len(set(keys.values())) == len(keys)
     component = next(iter(family.components))
-    counts = [sum(bool(re.fullmatch(pattern, path.removeprefix(f"{component}."))) for path in keys if path.startswith(component)) for pattern in family.targets.values()]
+    paths = [path.removeprefix(f"{component}.") for path in keys if path.startswith(component)]
+    counts = [sum(bool(re.fullmatch(pattern, path)) for path in paths) for pattern in family.targets.values()]
     assert counts[0] > 0 and counts == sorted(counts)
 
 
 def test_the_file_in_the_familys_own_pipeline_gives_our_deltas_and_our_picture(family, tiny: Path, lora: Path) -> None:
     engine = Engine(str(tiny), family.name, device="cpu", dtype="float32")
-    stack = StackConfig(family=family.name, base=str(tiny), prompt="mokka, a cat", steps=2, width_px=32, height_px=32, adapters=(AdapterChoice(file=str(lora), weight=0.8),))
+    adapters = (AdapterChoice(file=str(lora), weight=0.8),)
+    stack = StackConfig(family=family.name, base=str(tiny), prompt="mokka, a cat", steps=2, width_px=32, height_px=32, adapters=adapters)
     ours = engine.render(stack).image
     pipe = getattr(diffusers, family.pipeline).from_pretrained(str(tiny), torch_dtype=torch.float32, local_files_only=True)
     pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True, adapter_name="a")
     deltas = lora_file.read(lora, engine.file_keys, engine.shapes)
     component = next(iter(family.components))
-    theirs = {f"{component}.{name}": module.get_delta_weight("a") for name, module in getattr(pipe, component).named_modules() if hasattr(module, "get_delta_weight")}
+    layers = {name: module for name, module in getattr(pipe, component).named_modules() if hasattr(module, "get_delta_weight")}
+    theirs = {f"{component}.{name}": module.get_delta_weight("a") for name, module in layers.items()}
     assert set(theirs) == set(deltas)
     for path, delta in theirs.items():
         assert float((deltas[path].dense(torch.float32) - delta.detach()).norm() / delta.detach().norm()) <= 1e-5
