@@ -11,7 +11,7 @@ import json
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import families
 from trainer.errors import ConfigError, ModelError
@@ -26,20 +26,55 @@ _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     """The diffusers folder of a base. Raises: ModelError if it isn't here or is another family's."""
     folder = IMPRIMATURA if base == "imprimatura" else Path(base)
-    if not folder.is_dir():
-        if folder.is_file():
+    if not _is(folder, "is_dir"):
+        if _is(folder, "is_file"):
             raise ModelError(f"base is {base!r}, a file; allowed: imprimatura, a diffusers folder (with model_index.json), or a hub id.")
         folder = _from_hub(base, download)
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(f"base is {base!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
-    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        found = parts.get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        raise ModelError(f"base {base!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder.") from None
     if found != family.pipeline:
         known = [name for name, module in families.registry().items() if module.pipeline == found]
         raise ModelError(
             f"base {base!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
         )
+    if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not (folder / name).is_dir()]:
+        raise ModelError(f"base {base!r} lacks {', '.join(missing)}, which its model_index.json names; copy the whole folder.")
     return folder
+
+
+def _is(path: Path, what: str) -> bool:
+    try:
+        return bool(getattr(path, what)())
+    except OSError:  # a name longer than any file's
+        return False
+
+
+def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
+    """Refuse sizes (setting -> pixels) that the base's autoencoder would round. Raises: ModelError."""
+    try:
+        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        multiple = 2 ** (len(config["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
+    if wrong := [f"{name} is {size}" for name, size in sizes.items() if size % multiple or size < 2 * multiple]:
+        raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} up.")
+
+
+def open_pipeline(family: ModuleType, folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """The family's pipeline. Raises: ModelError if the folder's files are not what they should be."""
+    from safetensors import SafetensorError
+
+    quiet_libraries()
+    try:
+        return family.load(folder, device, dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"base {str(folder)!r} can't be loaded: {type(error).__name__}: {error}") from error
 
 
 def _from_hub(base: str, download: bool) -> Path:

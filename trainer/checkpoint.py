@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def save(parent: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[st
         shutil.rmtree(final)
     os.replace(temporary, final)
     _sync_folder(parent)
-    for old in _folders(parent)[:-keep]:
+    # A later one was passed over as damaged when this run was resumed.
+    folders = _folders(parent)
+    for old in [folder for folder in folders if _step(folder) > step] + [folder for folder in folders if _step(folder) <= step][:-keep]:
         shutil.rmtree(old)
     for left in parent.glob(".new-*"):  # of a process that was killed here
         shutil.rmtree(left, ignore_errors=True)
@@ -97,7 +100,11 @@ def _load(folder: Path) -> Checkpoint:
 
 def _folders(parent: Path) -> list[Path]:
     """Checkpoints by step, oldest first."""
-    return sorted(parent.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-"))) if parent.is_dir() else []
+    return sorted((folder for folder in parent.glob("step-*") if re.fullmatch(r"step-\d+", folder.name)), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -6,6 +6,7 @@ status 2; a stopped run exits with 130; anything else is a bug and keeps its tra
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
@@ -33,6 +34,11 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {error.filename or 'disk'}: {error.strerror}; make room, or name another place with --out.", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.command()
@@ -72,6 +78,7 @@ def train(
 
 @app.command()
 def render(
+    context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
     base: Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")] = "imprimatura",
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable. FILE:0,0.5,1 makes a grid.")] = None,
@@ -88,6 +95,13 @@ def render(
     from trainer.render import command
 
     if from_ is not None:
+        given = [
+            name
+            for name in ("prompt", "base", "lora", "negative", "seed", "steps", "size", "guidance")
+            if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        ]
+        if given:
+            raise ConfigError(f"--from takes everything from the picture; leave out {', '.join('--' + name for name in given)}.")
         stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent])
     else:
         stack, axes = command.stack(

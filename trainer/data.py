@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 CAPTION_SUFFIXES = (".txt", ".caption")
+_BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 16
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
@@ -50,7 +52,7 @@ class Dataset:
     def digest(self) -> str:
         """sha256 over names, pictures and captions: changes with any of them."""
         lines = [f"{item.path.name}\0{item.sha256}\0{item.caption}" for item in self.items]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def message(self) -> str:
@@ -60,7 +62,7 @@ class Dataset:
 
 def open_image(source: Path | str | IO[bytes]) -> Image.Image:
     """The picture as RGB, turned as its EXIF says, transparency laid on white. Raises: DataError saying what is wrong."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -70,7 +72,7 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
             raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
         if min(image.size) < MIN_SIDE_PX:
             raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
-        turned = ImageOps.exif_transpose(image)
+        turned = _turned(image)
         if turned.has_transparency_data:
             rgba = turned.convert("RGBA")
             white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -78,8 +80,19 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
         return turned.convert("RGB")
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, Image.DecompressionBombError) as error:
         raise DataError(_reason(source, error)) from None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF says; damaged EXIF says nothing."""
+    from PIL import ImageOps
+
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except (struct.error, TypeError, ValueError, KeyError, IndexError, SyntaxError, ZeroDivisionError, OverflowError):
+        return image
 
 
 def _reason(source: Path | str | IO[bytes], error: BaseException) -> str:
@@ -110,6 +123,8 @@ def scan_folder(folder: Path, trigger: str, field: str) -> Dataset:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"{field} is {str(folder)!r}, which {what}; it must be a folder of pictures.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{field} is {str(folder)!r}, which can't be read: permission denied.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     problems: list[str] = []
@@ -125,6 +140,10 @@ def scan_folder(folder: Path, trigger: str, field: str) -> Dataset:
         if item:
             items.append(item)
     stems = {path.with_suffix("") for path in pictures}
+    for path in files:
+        if path.suffix.lower() not in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, *_BESIDE):
+            problems.append(f"{path.relative_to(folder).as_posix()} is no PNG, JPEG, WebP or AVIF: left out.")
+            stems.add(path.with_suffix(""))
     for path in files:
         if path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") not in stems:
             problems.append(f"{path.relative_to(folder).as_posix()} is a caption without a picture: not used.")

@@ -117,7 +117,7 @@ KINDS = {cls.kind: cls for cls in Event.__args__}
 
 def to_line(event: Event) -> str:
     """The event as one JSON line, keys in the order of the fields."""
-    return json.dumps({"event": event.kind, **dataclasses.asdict(event)}, ensure_ascii=False) + "\n"
+    return json.dumps({"event": event.kind, **dataclasses.asdict(event)}) + "\n"
 
 
 def read(path: Path) -> list[Event]:
@@ -146,7 +146,7 @@ def rewind(path: Path, step: int) -> None:
     """
 
     def keep(event: Event) -> bool:
-        if isinstance(event, (Stopped, Failed, Finished)):
+        if step == 0 or isinstance(event, (Stopped, Failed, Finished)):
             return False
         at = getattr(event, "step", -1)
         return at < step or (at == step and isinstance(event, (Step, Saved)))

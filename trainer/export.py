@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -42,10 +43,11 @@ def write(studio: Studio, run: Run, dataset: Dataset) -> float:
     method = methods.registry()[config.adapter.method]
     modules = trained_modules(studio)
     spelled = {studio.file_keys[path]: method.to_file(tensors, config.adapter) for path, tensors in modules.items()}
-    lora_file.save(run.lora_file, spelled, _metadata(studio, dataset), getattr(torch, config.save_dtype))
+    unproved = run.folder / "export.tmp"  # gets its name when it is proved good
+    lora_file.save(unproved, spelled, _metadata(studio, dataset), getattr(torch, config.save_dtype))
 
     shapes = {path: tuple(weight.shape) for path, weight in base_weights(studio).items()}
-    found = lora_file.read(run.lora_file, studio.file_keys, shapes)
+    found = lora_file.read(unproved, studio.file_keys, shapes)
     if missing := set(modules) - set(found):
         raise RunError(f"{run.lora_file} lost {len(missing)} of {len(modules)} modules when it was saved; the checkpoint is good.")
     square, worst = 0.0, 0.0
@@ -58,6 +60,7 @@ def write(studio: Studio, run: Run, dataset: Dataset) -> float:
         raise RunError(f"{run.lora_file} differs from what was trained by {worst:.1e}; the checkpoint is good.")
     if square == 0:
         raise RunError(f"run {run.name} trained nothing: the adapter is zero. Raise learning_rate or max_steps.")
+    os.replace(unproved, run.lora_file)
     return math.sqrt(square)
 
 

@@ -32,6 +32,8 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
     saved, problems = checkpoint.load_latest(run.checkpoints)
     if saved and saved.state["dataset"] != dataset.digest:
         raise RunError(f"the pictures or captions in {dataset.folder} have changed since run {run.name} was started; start a new run, or put them back.")
+    if saved and saved.state["heldout"] != (heldout.digest if heldout else None):
+        raise RunError(f"the held-out pictures or captions have changed since run {run.name} was started; start a new run, or put them back.")
     if saved and saved.state["config"] != digest(config):
         raise RunError(f"the settings in {run.config_file} are not those that run {run.name} was started with; start a new run with them.")
     first = saved.step if saved else 0
@@ -39,6 +41,8 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     studio = Studio.open(config)
+    if saved and saved.state["base"] != studio.base_digest:
+        raise RunError(f"the base {config.base!r} is another one than when run {run.name} was started; start a new run, or put it back.")
     seconds = time.monotonic()
     cached = studio.fill_cache(run.folder.parent / ".cache", dataset, heldout)
     yield Started(
@@ -46,7 +50,7 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
         sum(parameter.numel() for parameter in studio.attach(saved.adapter if saved else None).values()),
         studio.device, str(studio.dtype).removeprefix("torch."), config.base,
     )  # fmt: skip
-    yield from (Warned(line) for line in problems)
+    yield from (Warned(line) for line in [*problems, *(one.message for one in (dataset, heldout) if one and one.problems)])
     yield Cached(*cached, round(time.monotonic() - seconds, 3))
     parameters = studio.parameters()
     optimizer = optim.build(list(parameters.values()), config)
@@ -55,7 +59,7 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
     base_losses = studio.heldout_losses(with_adapter=False)
 
     def save(step: int) -> Saved:
-        state = {"config": digest(config), "dataset": dataset.digest}
+        state = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": studio.base_digest}
         folder = checkpoint.save(run.checkpoints, step, parameters, optim.state_tensors(optimizer), state, config.keep_checkpoints)  # type: ignore[arg-type]
         return Saved(step, folder.relative_to(run.folder).as_posix())
 

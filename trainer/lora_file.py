@@ -141,6 +141,7 @@ def _by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]]
 def _deltas(path: Path) -> tuple[dict[str, Delta], str, set[float]]:
     """Deltas by the file's own module names, the method's name, and the alphas found."""
     grouped, strange = _by_module(_tensors(path))
+    header_alphas = _header_alphas(path)
     if strange or not grouped:
         raise AdapterError(f"{path.name} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
     found: dict[str, Delta] = {}
@@ -149,15 +150,34 @@ def _deltas(path: Path) -> tuple[dict[str, Delta], str, set[float]]:
         method = next((module for module in methods.registry().values() if module.recognises(set(suffixes))), None)
         if method is None:
             raise AdapterError(f"{path.name}: {base} has {sorted(suffixes)}, which is none of {', '.join(methods.registry())}.")
+        if "alpha" in suffixes and suffixes["alpha"].numel() != 1:
+            raise AdapterError(f"{path.name}: the alpha of {base} has {suffixes['alpha'].numel()} elements; allowed: one.")
         down, up, alpha = method.from_file(suffixes)
-        rank = down.shape[0]
-        if rank == 0 or down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != rank:
+        rank = down.shape[0] if down.ndim else 0
+        if rank == 0 or down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != rank or any(side != 1 for side in up.shape[2:]):
             raise AdapterError(f"{path.name}: {base} has down {tuple(down.shape)} and up {tuple(up.shape)}, which don't fit each other.")
+        if alpha is None:
+            alpha = header_alphas.get(base.split(".")[0])
         found[base] = Delta(down, up, 1.0 if alpha is None else alpha / rank)
         names.add(method.name)
         if alpha is not None:
             alphas.add(alpha)
     return found, "+".join(sorted(names)), alphas
+
+
+def _header_alphas(path: Path) -> dict[str, float]:
+    """`{component: alpha}` of a file written by diffusers, which keeps alpha in the header. Raises: AdapterError."""
+    text = read_header(path).metadata.get("lora_adapter_metadata")
+    if text is None:
+        return {}
+    try:
+        values = {key: value for key, value in json.loads(text).items() if value}
+        alphas = {key.removesuffix(".lora_alpha"): float(value) for key, value in values.items() if key.endswith(".lora_alpha")}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise AdapterError(f"{path.name} has lora_adapter_metadata that can't be read, so its alpha is unknown.") from None
+    if strange := [key for key in values if key.rpartition(".")[2] in ("alpha_pattern", "use_rslora", "use_dora")]:
+        raise AdapterError(f"{path.name} sets {', '.join(strange)} in its header, which is not read here; save it in kohya's names.")
+    return alphas
 
 
 def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Delta]:
@@ -174,6 +194,8 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.")
     matched = {paths[_spelled(base)]: delta for base, delta in found.items()}
+    if len(matched) < len(found):
+        raise AdapterError(f"{path.name} names {len(found) - len(matched)} of its {len(found)} modules twice, in two spellings; which one counts is not said.")
     for module, delta in matched.items():
         made = (delta.up.shape[0], *delta.down.shape[1:])
         if made != shapes[module]:
@@ -203,7 +225,7 @@ def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, 
     kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     legacy = hashlib.sha256(_file(fields, kohya, body)[0x100000:0x110000]).hexdigest()[:8]
     whole = _file(fields, metadata | {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}, body)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
         file.write(whole)
         file.flush()
@@ -224,7 +246,7 @@ def inspect(path: Path) -> LoraInfo:
 
     header = read_header(path)
     found, method, alphas = _deltas(path)
-    recipe = _recipe(header.metadata)
+    recipe = recipe_of(header.metadata)
     config = recipe.get("config", {}) if recipe else {}
     squares = [_squared_norm(delta) for delta in found.values()]
     version = header.metadata.get("ss_base_model_version", "")
@@ -233,8 +255,8 @@ def inspect(path: Path) -> LoraInfo:
         path=path,
         name=path.stem,
         sha256=hashlib.sha256(path.read_bytes()[header.data_start :]).hexdigest(),
-        family=config.get("family") or family,
-        base=config.get("base") or header.metadata.get("ss_sd_model_name"),
+        family=_text(config.get("family")) or family,
+        base=_text(config.get("base")) or header.metadata.get("ss_sd_model_name"),
         method=method,
         rank=max(delta.down.shape[0] for delta in found.values()),
         alpha=alphas.pop() if len(alphas) == 1 else None,
@@ -249,13 +271,18 @@ def inspect(path: Path) -> LoraInfo:
     )
 
 
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _squared_norm(delta: Delta) -> float:
     """||up @ down||_F^2 from the two r x r Gram matrices, without the dense product."""
     down, up = delta.down.flatten(1).double(), delta.up.flatten(1).double()
     return float(((down @ down.T) * (up.T @ up)).sum()) * delta.scale**2
 
 
-def _recipe(metadata: dict[str, str]) -> dict[str, Any] | None:
+def recipe_of(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """Our recipe in a header, or None if there is none or it is damaged."""
     try:
         found = json.loads(metadata.get(RECIPE_KEY, "null"))
     except (ValueError, RecursionError):

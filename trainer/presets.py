@@ -7,7 +7,6 @@ whose header carries its recipe.
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,8 +105,8 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def _recipe_of(path: Path) -> dict[str, Any]:
     from trainer import lora_file
 
-    text = lora_file.read_header(path).metadata.get(lora_file.RECIPE_KEY)
-    if text is None:
+    recipe = lora_file.recipe_of(lora_file.read_header(path).metadata)
+    if recipe is None:
         raise ConfigError(f"{path} carries no Velatura recipe; it was made by another tool or its header was stripped.")
-    found: dict[str, Any] = json.loads(text)["config"]
+    found: dict[str, Any] = recipe["config"]
     return found

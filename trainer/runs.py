@@ -78,7 +78,7 @@ class Run:
 
 def slug(name: str) -> str:
     """A safe folder name: letters, digits, dot, dash, underscore; at most 80. Raises: RunError if nothing is left."""
-    cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80].strip("-. ")
+    cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80].encode()[:200].decode(errors="ignore").strip("-. ")
     if not cleaned:
         raise RunError(f"name {name!r} has no letter or digit; allowed: letters, digits, '.', '-' and '_'.")
     return cleaned
@@ -89,9 +89,12 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
 
     Made under another name with its settings inside, then renamed: there is never a run without settings.
     """
-    parent.mkdir(parents=True, exist_ok=True)
     wanted = slug(name)
-    made = Run(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        made = Run(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
+    except OSError as error:
+        raise RunError(f"--out is {str(parent)!r}, where no run folder can be made: {error.strerror}.") from None
     made.folder.chmod(0o755)
     presets.save(config, made.config_file)
     for number in range(1, 100_000):

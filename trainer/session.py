@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from filelock import Timeout
 from trainer import bases, data, events, families, presets, report, runs
 from trainer.config import Settings, TrainConfig
 from trainer.errors import ConfigError, RunError, UserError
-from trainer.events import Event, Failed, Finished, Warned
+from trainer.events import Event, Failed, Finished
 from trainer.runs import Run
 
 
@@ -23,13 +22,17 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+    def restore(self) -> None:
+        """Hand the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.asked
@@ -75,14 +78,14 @@ def start(config: TrainConfig, parent: Path, name: str | None, run: Run | None, 
     Raises: UserError for anything that can be known before the model is loaded.
     """
     dataset, heldout = data.scan(config.data), data.scan_heldout(config.data)
-    bases.resolve(config.base, families.registry()[config.family], download)
+    folder = bases.resolve(config.base, families.registry()[config.family], download)
+    bases.check_pixels(folder, {"resolution_px": config.resolution_px})
     bases.hardware(config.device, config.dtype)
     run = run or runs.create(parent, name or Path(config.data.folder).name, config)
-    warnings = [Warned(one.message) for one in (dataset, heldout) if one and one.problems]
-    return run, _events(config, run, dataset, heldout, warnings)
+    return run, _events(config, run, dataset, heldout)
 
 
-def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, warnings: list[Warned]) -> Iterator[Event]:
+def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None) -> Iterator[Event]:
     from trainer import loop
 
     try:
@@ -92,7 +95,7 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
     with lock:
         stop = StopRequest()
         try:
-            for event in itertools.chain(warnings, loop.train(config, run, dataset, heldout, stop)):
+            for event in loop.train(config, run, dataset, heldout, stop):
                 events.append(run.events_file, event)
                 if isinstance(event, Finished):
                     report.write(run)
@@ -103,6 +106,8 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
         except BaseException as error:
             events.append(run.events_file, Failed(type(error).__name__, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            stop.restore()
 
 
 def preset_config(preset: str, folder: str | None, heldout: str | None, overrides: list[str]) -> TrainConfig:

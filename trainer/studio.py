@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,12 +46,16 @@ class Studio:
     @classmethod
     def open(cls, config: TrainConfig) -> Studio:
         """The frozen base on its device. Raises: ModelError, ConfigError."""
-        bases.quiet_libraries()
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype)
-        pipe = family.load(folder, device, dtype)
+        pipe = bases.open_pipeline(family, folder, device, dtype)
         return cls(config, family, folder, pipe, device, dtype, family.schedule(pipe), family.file_keys(pipe))
+
+    @cached_property
+    def base_digest(self) -> str:
+        """sha256 of the weights that training depends on."""
+        return "".join(bases.digest(self.folder, part)[:16] for part in (*self.family.components, "vae"))
 
     @property
     def denoiser(self) -> nn.Module:

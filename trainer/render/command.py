@@ -19,6 +19,9 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
     """The stack, and the weights of its grid if any LoRA has several. Raises: ConfigError."""
     split = [_lora(text) for text in loras]
     # A LoRA with several weights is an axis; axes come first in the stack.
+    for text, (_, weights) in zip(loras, split, strict=True):
+        if bad := [weight for weight in weights if not -2 <= weight <= 2]:
+            raise ConfigError(f"--lora {text!r}: weight is {bad[0]:g}; allowed: -2 to 2.")
     split.sort(key=lambda pair: len(pair[1]) == 1)
     axes = [weights for _, weights in split if len(weights) > 1]
     adapters = [{"file": file, "name": Path(file).stem, "weight": weights[0]} for file, weights in split]
@@ -65,7 +68,7 @@ def recipe_of(picture: Path) -> dict[str, Any]:
         with Image.open(picture, formats=("PNG",)) as opened:
             found: dict[str, Any] = json.loads(opened.info.get(image.RECIPE_KEY, "null"))
             text = opened.info.get("parameters")
-    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
         raise DataError(f"{picture} can't be read: {error}") from None
     return {"recipe": found, "parameters": text}
 
@@ -74,7 +77,8 @@ def run(stack: StackConfig, axes: Axes, out: Path, download: bool) -> Path:
     """Render the picture, or the grid; the file written. Everything that can be refused is, before the base is loaded."""
     for adapter in stack.adapters:
         lora_file.read_header(Path(adapter.file))
-    bases.resolve(stack.base, families.registry()[stack.family], download)
+    folder = bases.resolve(stack.base, families.registry()[stack.family], download)
+    bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import grid
     from trainer.render.engine import Engine
 

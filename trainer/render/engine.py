@@ -29,11 +29,10 @@ class Engine:
     """One base, kept warm. Not for two threads at once."""
 
     def __init__(self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", download: bool = False) -> None:
-        bases.quiet_libraries()
         self.base = base
         self.family = families.registry()[family]
         self.folder = bases.resolve(base, self.family, download)
-        self.pipe = self.family.load(self.folder, *bases.hardware(device, dtype))
+        self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
         self.weights: dict[str, Tensor] = {
             f"{component}.{path}": module.weight.data
@@ -45,12 +44,13 @@ class Engine:
         self.base_hash = bases.digest(self.folder, next(iter(self.family.components)))
         self._originals: dict[str, Tensor] = {}
         self._adapters: dict[str, tuple[float, int, str, dict[str, lora_file.Delta]]] = {}  # file -> mtime, size, hash, deltas
-        self._folded: list[tuple[str, float]] = []
+        self._folded: list[tuple[str, float]] | None = []  # None: unknown, a fold was broken off
 
     def resolve(self, stack: StackConfig) -> StackConfig:
         """The same stack with every adapter's hash and name filled in from its file. Raises: AdapterError."""
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
+        bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         adapters = []
         for adapter in stack.adapters:
             digest = self._adapter(Path(adapter.file))[2]
@@ -69,13 +69,15 @@ class Engine:
 
     @torch.no_grad()
     def fold(self, stack: StackConfig) -> None:
-        """Put the stack's adapters on the base; only weights that differ from the last stack's are touched."""
+        """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one."""
+        assert all(adapter.sha256 for adapter in stack.adapters), "fold takes what `resolve` gave"
         wanted = sorted((adapter.sha256, adapter.weight, adapter.file) for adapter in stack.adapters if adapter.weight != 0)
         key = [(digest, weight) for digest, weight, _ in wanted]
         if key == self._folded:
             return
         loaded = [(weight, self._adapter(Path(file))[3]) for _, weight, file in wanted]
         touched = {path for _, deltas in loaded for path in deltas}
+        self._folded = None
         for path in [path for path in self._originals if path not in touched]:
             self.weights[path].copy_(self._originals.pop(path))
         for path in touched:
@@ -96,8 +98,9 @@ class Engine:
     @contextmanager
     def folded(self, stack: StackConfig) -> Iterator[None]:
         """The stack on the base for the body, the base restored after it, also when the body raises."""
-        self.fold(self.resolve(stack))
+        resolved = self.resolve(stack)
         try:
+            self.fold(resolved)
             yield
         finally:
             self.restore()

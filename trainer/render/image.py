@@ -95,7 +95,7 @@ def read_stack(source: Path | IO[bytes], library: dict[str, LoraInfo]) -> StackC
     try:
         with Image.open(source, formats=("PNG",)) as image:
             text = image.info.get(RECIPE_KEY)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"the picture can't be read as PNG: {error}") from None
     if not isinstance(text, str) or len(text) > _MAX_RECIPE_CHARS:
         raise DataError("the picture carries no Velatura recipe; it is from another tool, or was re-encoded on its way.")
