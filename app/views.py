@@ -117,7 +117,8 @@ def curve(events: list[Event]) -> pd.DataFrame:
     if measured:
         rows.append((0, measured[0].base_loss, HELDOUT))
     rows += [(event.step, event.loss, HELDOUT) for event in measured]
-    return pd.DataFrame(rows, columns=["step", "loss", "of"])
+    # Typed also when empty: the plot keeps the axes it was first drawn with, and an untyped column makes them of names.
+    return pd.DataFrame(rows, columns=["step", "loss", "of"]).astype({"step": "int64", "loss": "float64", "of": "str"})
 
 
 def _spread(count: int) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

@@ -24,6 +24,8 @@ def cats(examples: Path) -> Path:
         (["--data", "nowhere"], ["data.folder", "nowhere", "does not exist"]),
         (["--heldout", "nowhere"], ["data.heldout", "nowhere"]),
         (["--name", "///"], ["name", "///"]),
+        (["--out", __file__], ["--out", "no run folder can be made"]),
+        (["--set", "resolution_px=136"], ["resolution_px is 136", "multiple of 16"]),
     ],
 )
 def test_what_a_user_can_mend_exits_with_2_names_it_and_makes_nothing(run_velatura, tmp_path: Path, cats: Path, arguments: list[str], said: list[str]) -> None:
@@ -52,6 +54,10 @@ def test_what_a_user_can_mend_exits_with_2_names_it_and_makes_nothing(run_velatu
         (["render", "--lora", "a.safetensors:1-2"], "weight is '1-2'"),
         (["render", "--base", "nowhere"], "nowhere"),
         (["render", "--from", "nowhere.png"], "nowhere.png"),
+        (["render", "--from", "x.png", "--seed", "3"], "leave out --seed"),
+        (["render", "--size", "136x136"], "width_px is 136"),
+        (["render", "--lora", "a.safetensors:0,50"], "weight is 50"),
+        (["render", "--base", "x" * 300], "not a hub id"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
         (["presets", "nothing"], "nothing"),
     ],

@@ -119,3 +119,29 @@ def test_any_damage_to_a_picture_is_read_or_refused_in_words(kind: str, changes:
         assert data.open_image(io.BytesIO(bytes(content[: 1 + cut % len(content)]))).mode == "RGB"
     except DataError as error:
         assert str(error)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@given(st.binary(max_size=120), st.sampled_from(["JPEG", "WEBP", "PNG"]))
+@settings(max_examples=150, deadline=None)
+def test_any_exif_is_read_or_passed_over(exif: bytes, kind: str) -> None:
+    buffer = io.BytesIO()
+    whole = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x02\x00\x12\x01" + exif
+    Image.new("RGB", (20, 20)).save(buffer, kind, exif=whole)
+    assert data.open_image(io.BytesIO(buffer.getvalue())).size == (20, 20)
+
+
+def test_a_file_that_is_no_picture_of_ours_is_named_and_its_caption_is_not_blamed(tmp_path: Path) -> None:
+    picture(tmp_path / "good.png")
+    picture(tmp_path / "old.bmp")
+    problems = data.scan(DataConfig(folder=str(tmp_path))).problems
+    assert problems == ["old.bmp is no PNG, JPEG, WebP or AVIF: left out."]
+
+
+def test_a_name_that_is_no_text_has_a_digest(tmp_path: Path) -> None:
+    import os
+
+    picture(tmp_path / "a.png")
+    os.rename(os.fsencode(tmp_path / "a.png"), os.fsencode(tmp_path) + b"/b\xe9.png")
+    os.rename(os.fsencode(tmp_path / "a.txt"), os.fsencode(tmp_path) + b"/b\xe9.txt")
+    assert len(data.scan(DataConfig(folder=str(tmp_path))).digest) == 64

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
-from trainer.errors import AdapterError, ConfigError
+from trainer.errors import AdapterError, ConfigError, ModelError
 from trainer.render import grid
 from trainer.render.engine import Engine
 
@@ -140,3 +140,27 @@ def test_a_contact_sheet_can_be_labelled_with_any_text(title: str, labels: list[
 
     sheet = grid.contact_sheet([[Image.new("RGB", (32, 32))] * len(labels)], ["row"], labels, title)
     assert sheet.width >= 32 * len(labels)
+
+
+def test_a_fold_that_broke_off_is_made_good_by_restore(engine: Engine, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.restore()
+    before, real, count = checksum(engine), lora_file.Delta.dense, 0
+
+    def dense(self, dtype):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise MemoryError
+        return real(self, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_file.Delta, "dense", dense)
+        with pytest.raises(MemoryError):
+            engine.render(stack((trained, 1.0)))
+    engine.restore()
+    assert checksum(engine) == before
+
+
+def test_a_size_that_the_base_would_round_is_refused(engine: Engine) -> None:
+    with pytest.raises(ModelError, match="width_px is 136; allowed for this base: a multiple of 16"):
+        engine.render(stack(width_px=136))

@@ -171,3 +171,40 @@ def test_a_header_that_claims_two_gigabytes_is_refused_before_it_is_read(tmp_pat
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="nothing.safetensors"):
         lora_file.inspect(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "alpha"),
+    [((2, 3, 3, 3), (4, 2, 3, 3), (1,)), ((2, 3), (4, 2), (2,)), ((2, 3), (4, 5), (1,)), ((2, 3), (4, 2, 1, 1), (1,)), ((0, 3), (4, 0), (1,))],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(down, up, alpha, tmp_path: Path) -> None:
+    tensors = {"lora_down.weight": torch.ones(down), "lora_up.weight": torch.ones(up), "alpha": torch.ones(alpha)}
+    save_file({f"lora_unet_x.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="lora_unet_x"):
+        lora_file.inspect(tmp_path / "x.safetensors")
+
+
+def test_the_alpha_in_the_header_of_a_diffusers_file_counts(imprimatura_folder: Path, engine: Engine, tmp_path: Path) -> None:
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
+    pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"], init_lora_weights=False))
+    layers, metadata = get_peft_model_state_dict(pipe.unet), _collate_lora_metadata({"unet": pipe.unet})
+    pipe.save_lora_weights(str(tmp_path), unet_lora_layers=layers, weight_name="theirs.safetensors", **metadata)
+    read = lora_file.read(tmp_path / "theirs.safetensors", engine.file_keys, engine.shapes)
+    theirs = {name: module.get_delta_weight("default").detach() for name, module in pipe.unet.named_modules() if isinstance(module, LoraLayer)}
+    assert {path.removeprefix("unet.") for path in read} == set(theirs)
+    for name, delta in theirs.items():
+        torch.testing.assert_close(read[f"unet.{name}"].dense(torch.float32), delta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["{", "[]", '{"config": 3}', '{"config": {"base": 5, "family": []}}', "[" * 5000])
+def test_a_strange_recipe_in_a_header_breaks_nothing(recipe: str, trained: Path, tmp_path: Path) -> None:
+    from trainer import presets
+    from trainer.errors import UserError
+
+    save_file(load_file(trained), tmp_path / "x.safetensors", {lora_file.RECIPE_KEY: recipe})
+    assert lora_file.inspect(tmp_path / "x.safetensors").base is None
+    with pytest.raises(UserError):
+        presets.load(str(tmp_path / "x.safetensors"), {})

@@ -331,3 +331,52 @@ def test_loop_reads_on_one_screen() -> None:
     lines = Path(loop.__file__).read_text().splitlines()
     start, end = (next(number for number, line in enumerate(lines) if text in line) for text in ("# Noise and target.", "optimizer.zero_grad"))
     assert end - start < 30
+
+
+def test_a_later_damaged_checkpoint_never_pushes_out_the_one_just_saved(tmp_path: Path) -> None:
+    for step in (50, 100):
+        checkpoint.save(tmp_path, step, {}, {}, {}, keep=2)
+    (tmp_path / "step-000100" / "state.json").write_text("?")
+    (tmp_path / "step-000050 (copy)").mkdir()
+    assert checkpoint.load_latest(tmp_path)[0].step == 50
+    checkpoint.save(tmp_path, 60, {}, {}, {}, keep=1)
+    assert checkpoint.load_latest(tmp_path)[0].step == 60
+
+
+def test_an_export_that_is_not_what_was_trained_gets_no_name(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.export._TOLERANCE", {"float16": 1e-9})
+    run, stream = session.start(config(tiny, pictures, save_dtype="float16", preview_every_steps=0), tmp_path, "x", None)
+    with pytest.raises(RunError, match="differs from what was trained"):
+        list(stream)
+    assert not run.lora_file.exists() and not list(run.folder.glob("*.safetensors"))
+
+
+def test_a_base_that_was_replaced_is_refused_on_resume(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    run, stream = session.start(config(base, pictures), tmp_path, "x", None)
+    for event in stream:
+        if isinstance(event, Step) and event.step == 4:
+            break
+    stream.close()
+    weights = next((base / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RunError, match="base .* is another one"):
+        list(session.start(config(base, pictures), tmp_path, "x", run)[1])
+
+
+def test_signals_are_handed_back_after_a_run(unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    run_to_the_end(tmp_path, config(tiny, pictures, max_steps=1, preview_every_steps=0))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("wrong", ["{", "[]", '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}'])
+def test_a_base_that_is_broken_is_refused_before_anything_is_made(wrong: str, tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model_index.json").write_text(wrong)
+    with pytest.raises(UserError, match="base"):
+        session.start(config(tmp_path / "base", pictures), tmp_path / "runs", "x", None)
+    assert not (tmp_path / "runs").exists()

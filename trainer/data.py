@@ -12,6 +12,7 @@ import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -65,9 +66,8 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(source, formats=_FORMATS)
+        _quiet_pillow()
+        image = Image.open(source, formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
         if min(image.size) < MIN_SIDE_PX:
@@ -82,6 +82,15 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, Image.DecompressionBombError) as error:
         raise DataError(_reason(source, error)) from None
+
+
+@cache
+def _quiet_pillow() -> None:
+    """No warnings for what is checked here anyway; once, since warning filters are not safe in threads."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
 def _turned(image: Image.Image) -> Image.Image:
