@@ -22,13 +22,16 @@ def main() -> None:
         default=os.environ.get("VELATURA_AUTH"),
         help="ask for this login (or set VELATURA_AUTH, which others on this machine can't see)",
     )
+    parser.add_argument(
+        "--base", metavar="BASE", action="append", default=[], help="also offer this diffusers folder or downloaded hub id as a base; may be repeated"
+    )
     parser.add_argument("--open", action="store_true", help="open the browser")
     options = parser.parse_args()
     try:
         auth = _auth(options.auth)
         from app.ui import serve
 
-        serve(options.workspace, options.host, options.port, auth, options.open)
+        serve(options.workspace, options.host, options.port, auth, options.open, options.base)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

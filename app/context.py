@@ -19,7 +19,7 @@ from app.jobs import JobRunner
 from app.logs import EventLogs
 from trainer.config import StackConfig
 from trainer.data import IMAGE_SUFFIXES, open_image
-from trainer.errors import AdapterError, DataError
+from trainer.errors import AdapterError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.render.engine import Engine
     from trainer.render.image import Picture
 
+OWN_BASE = "imprimatura"
 EXAMPLES = Path(__file__).parent / "examples"
 THUMBNAIL_PX = 320
 
@@ -48,6 +49,7 @@ class Context:
 
     workspace: Path
     runner: JobRunner
+    bases: tuple[str, ...] = (OWN_BASE,)  # folders and hub ids that the page may name
     logs: EventLogs = field(default_factory=EventLogs)
     _engine: Engine | None = None
     _engine_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -120,6 +122,21 @@ class Context:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, made)
         return made
+
+    # Bases.
+
+    def base_choices(self) -> list[tuple[str, str]]:
+        """The bases to choose from, as (label, base)."""
+        names = [Path(base).name if Path(base).is_absolute() else base for base in self.bases]
+        return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, self.bases, strict=True)]
+
+    def base(self, wanted: str) -> str:
+        """The base of that name, or of that folder name, as recipes carry it. Raises: ConfigError if the server doesn't offer it."""
+        named = [base for label, base in self.base_choices() if wanted in (label, base)]
+        if not named:
+            allowed = ", ".join(label for label, _ in self.base_choices())
+            raise ConfigError(f"base is {wanted!r}, which this server does not offer; allowed: {allowed}. Start it with --base to offer another.")
+        return named[0]
 
     # LoRAs.
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,7 +24,7 @@ import psutil
 
 import trainer
 from trainer import runs
-from trainer.errors import RunError
+from trainer.errors import RunError, UserError
 from trainer.events import Saved
 
 State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
@@ -32,6 +32,7 @@ LIVE: tuple[State, ...] = ("running", "stopping")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
+_LONGEST_STEM = 70, 190  # characters and bytes: `runs.slug` cuts a name at 80 and 200, and its number must not be what is cut off
 _SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 
 _SCHEMA = """
@@ -149,12 +150,13 @@ class JobRunner:
     def submit(self, name: str, config: str, kind: str = "train") -> Job:
         """A new job, waiting its turn, under a name that no job and no run has. Raises: RunError for a name without letters."""
         wanted = runs.slug(name)
+        stem = wanted[: _LONGEST_STEM[0]].encode()[: _LONGEST_STEM[1]].decode(errors="ignore").rstrip("-. ")
         with self._lock, self._connect() as connection:
             taken = {row["name"].lower() for row in connection.execute("SELECT name FROM job")}
             free, number = wanted, 1
             while free.lower() in taken or (self.runs_folder / free).exists():
                 number += 1
-                free = f"{wanted}-{number}"
+                free = f"{stem}-{number}"
             cursor = connection.execute("INSERT INTO job (kind, name, config, state, created) VALUES (?, ?, ?, 'queued', ?)", (kind, free, config, time.time()))
             job_id = int(cursor.lastrowid or 0)
         return self.get(job_id)
@@ -171,7 +173,8 @@ class JobRunner:
                 self._stop_asked[job.id] = time.monotonic()
                 self._put(job, "stopping")
                 if (process := self._process(job)) is not None:
-                    process.send_signal(signal.SIGTERM)
+                    with suppress(psutil.NoSuchProcess):  # it ended meanwhile; the next tick settles it
+                        process.send_signal(signal.SIGTERM)
             return self.get(job_id)
 
     def resume(self, job_id: int) -> Job:
@@ -195,8 +198,19 @@ class JobRunner:
         self._halt.set()
 
     def _watch(self) -> None:
+        """Tick on and on; a full disk or a locked table is said once and tried again, since nobody else would notice a dead thread."""
+        said = ""
         while not self._halt.is_set():
-            self.tick()
+            try:
+                self.tick()
+                said = ""
+            except (OSError, sqlite3.Error, psutil.Error, UserError) as error:
+                words = f"jobs: {type(error).__name__}: {error}"
+                if words != said:
+                    with suppress(OSError):
+                        sys.stderr.write(words + "\n")
+                        sys.stderr.flush()
+                said = words
             self._halt.wait(1.0)
 
     def tick(self) -> None:
@@ -251,23 +265,32 @@ class JobRunner:
         return 0 if self.work.saved_step(job) > job.saved_step else job.attempt
 
     def _spawn(self, job: Job) -> None:
+        """Start the job's child and write it down; a child that can't be written down is ended, as nobody would know of it."""
+        attempt, saved_step = self._attempts(job) + 1, self.work.saved_step(job)
+        try:
+            child = self._popen(job)
+        except OSError as error:
+            self._put(job, "failed", f"it can't be started: {error}", ended=True)
+            return
+        try:
+            with self._connect() as connection:
+                connection.execute(
+                    "UPDATE job SET state = 'running', pid = ?, pid_start = ?, attempt = ?, saved_step = ?, started = coalesce(started, ?), "
+                    "ended = NULL, error = '' WHERE id = ?",
+                    (child.pid, _began(child.pid), attempt, saved_step, time.time(), job.id),
+                )
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        self._children[job.id] = child
+
+    def _popen(self, job: Job) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[1]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         environment.pop("PYTHONSTARTUP", None)
-        attempt = self._attempts(job) + 1
         with self._log_file(job).open("ab") as log:
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 self.work.command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.logs
-            )
-        self._children[job.id] = child
-        try:
-            began = psutil.Process(child.pid).create_time()
-        except psutil.NoSuchProcess:
-            began = time.time()
-        with self._connect() as connection:
-            connection.execute(
-                "UPDATE job SET state = 'running', pid = ?, pid_start = ?, attempt = ?, saved_step = ?, started = coalesce(started, ?), "
-                "ended = NULL, error = '' WHERE id = ?",
-                (child.pid, began, attempt, self.work.saved_step(job), time.time(), job.id),
             )
 
     def _log_file(self, job: Job) -> Path:
@@ -284,6 +307,13 @@ class JobRunner:
         marked = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         words = lines[marked[-1] :] if marked and not any(line.startswith("Traceback") for line in lines[marked[-1] :]) else lines[-12:]
         return "\n".join(words).removeprefix("error: ")[:4000] or "it said nothing."
+
+
+def _began(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return time.time()
 
 
 def training_runner(workspace: Path, runs_folder: Path) -> JobRunner:

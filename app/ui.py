@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 _QUIET = {
@@ -28,20 +29,32 @@ import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
 from app import guard, look, tabs  # noqa: E402
-from app.context import Context, Refresh  # noqa: E402
+from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import training_runner  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
 MAX_UPLOAD = "2gb"
 
 
-def open_workspace(workspace: Path) -> Context:
+def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Imprimatura and what `--base` names, folders spelled out. Raises: ConfigError for a path that is no folder."""
+    found = [OWN_BASE]
+    for base in wanted:
+        folder = Path(base).expanduser()
+        if not folder.is_dir() and (base.startswith(("/", ".", "~")) or not base.strip()):
+            raise ConfigError(f"--base is {base!r}, which is no folder; allowed: a diffusers folder, or the hub id of a model already downloaded.")
+        found.append(str(folder.resolve()) if folder.is_dir() and base != OWN_BASE else base)
+    return tuple(dict.fromkeys(found))
+
+
+def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     """The context of a workspace folder, made if it isn't there; its cache is for this user only."""
+    offered = known_bases(bases)
     workspace = workspace.expanduser().resolve()
     for folder in ("datasets", "runs", "loras", "renders", "cache"):
         (workspace / folder).mkdir(parents=True, exist_ok=True)
     (workspace / "cache").chmod(0o700)
-    context = Context(workspace, training_runner(workspace, workspace / "runs"))
+    context = Context(workspace, training_runner(workspace, workspace / "runs"), offered)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     return context
@@ -68,11 +81,15 @@ def compose(context: Context) -> gr.Blocks:
     return page
 
 
-def serve(workspace: Path, host: str = "127.0.0.1", port: int = 7860, auth: tuple[str, str] | None = None, open_browser: bool = False) -> None:
+def serve(
+    workspace: Path, host: str = "127.0.0.1", port: int = 7860, auth: tuple[str, str] | None = None, open_browser: bool = False, bases: Sequence[str] = ()
+) -> None:
     """Serve the page until interrupted; trainings go on without it. Raises: ConfigError, RunError before anything is opened."""
+    if ":" in host and host not in guard.EVERYWHERE:  # Starlette's host check takes no IPv6 address
+        raise ConfigError(f"host is {host!r}, a single IPv6 address, which can't be served; allowed: 127.0.0.1, a name, or :: with --auth.")
     if host not in guard.LOOPBACK and auth is None:
         raise ConfigError(f"host is {host!r}, which others can reach, and there is no --auth; allowed: 127.0.0.1, or --auth NAME:PASSWORD.")
-    context = open_workspace(workspace)
+    context = open_workspace(workspace, bases)
     try:
         lock = FileLock(str(context.workspace / ".server.lock")).acquire(timeout=0)
     except Timeout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from app.jobs import MAX_ATTEMPTS, Job, JobRunner
+from trainer import runs
 from trainer.errors import RunError
 
 _PRELUDE = "import pathlib, signal, sys, time\nhere = pathlib.Path({folder!r}); starts = here / 'starts'\nstarts.open('a').write('x')\n"
@@ -239,3 +241,65 @@ def test_child_outlives_its_server(tmp_path: Path) -> None:
     assert runner.get(job.id).state == "running" and runner._process(job) is not None
     runner.stop(job.id)
     until(runner, job, "stopped")
+
+
+def _refuse_updates(runner: JobRunner) -> None:
+    with runner._connect() as connection:
+        connection.execute("CREATE TRIGGER full BEFORE UPDATE ON job BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+
+
+def test_watching_goes_on_after_an_error(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    runner, _ = make(ENDS)
+    job = runner.submit("a", "")
+    _refuse_updates(runner)
+    runner.start()
+    try:
+        deadline, said = time.monotonic() + 20, ""
+        while "disk is full" not in (said := said + capsys.readouterr().err):
+            assert time.monotonic() < deadline
+            time.sleep(0.03)
+        with runner._connect() as connection:
+            connection.execute("DROP TRIGGER full")
+        while runner.get(job.id).state != "finished":
+            assert time.monotonic() < deadline
+            time.sleep(0.03)
+    finally:
+        runner.halt()
+
+
+def test_child_that_can_not_be_written_down_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, _ = make(SLEEPS)
+    job = runner.submit("a", "")
+    _refuse_updates(runner)
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(sqlite3.Error, match="full"):
+        runner.tick()
+    assert {child.pid for child in psutil.Process().children()} <= before
+    assert runner.get(job.id).state == "queued" and not runner._children
+
+
+def test_job_that_can_not_be_started_fails_with_the_reason(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, work = make(ENDS)
+    monkeypatch.setattr(work, "command", lambda job: ["/nowhere/python"])
+    failed = until(runner, runner.submit("a", ""), "failed")
+    assert "/nowhere/python" in failed.error
+
+
+def test_stop_of_a_child_that_just_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, _ = make(SLEEPS)
+    job = until(runner, runner.submit("a", ""), "running")
+
+    class Gone:
+        def send_signal(self, number: int) -> None:
+            raise psutil.NoSuchProcess(job.pid or 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_process", lambda job: Gone())
+        assert runner.stop(job.id).state == "stopping"
+
+
+@pytest.mark.parametrize("name", ["a" * 90, "é" * 90, "\U00020000" * 90])
+def test_number_of_a_long_name_is_not_cut_off(make: Make, name: str) -> None:
+    runner, _ = make(ENDS)
+    names = [runner.submit(name, "").name for _ in range(12)]
+    assert len({runs.slug(one) for one in names}) == 12 and [runs.slug(one) for one in names] == names

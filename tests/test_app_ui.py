@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -200,3 +201,65 @@ def test_caption_edit_is_seen(context: Context) -> None:
     first = dataset.overview(context, name, 0)[1][0]
     captions.write_caption(dataset.picture(context, name, first), "mokka, a new word")
     assert dataset.overview(context, name, 0)[0][0][1] == "mokka, a new word"
+
+
+def test_single_ipv6_address_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="IPv6"):
+        ui.serve(tmp_path, host="::1", auth=("me", "long enough"))
+
+
+def test_library_survives_fields_of_any_type() -> None:
+    info: Any = SimpleNamespace(
+        name="a", method="lora", rank=4, alpha="x", num_modules=1, size_bytes=1, trigger=["a", 1], base={"b": 2}, sha256="0" * 64, path=Path("a")
+    )
+    (row,) = library.lora_rows({"0": info})
+    assert all(isinstance(cell, str) for cell in row)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, OSError])
+def test_recipe_that_does_not_read_is_a_toast(context: Context, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def load(*_: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr(train.presets, "load", load)
+    with pytest.raises(ConfigError, match="x.toml can't be read"):
+        train.recipe_of(context, "/tmp/x.toml")
+
+
+@pytest.mark.parametrize("base", ["/etc", "../secret", "someone/model"])
+def test_base_is_chosen_from_what_the_server_offers(context: Context, tmp_path: Path, base: str) -> None:
+    from trainer import presets
+
+    name = dataset.copy_sample(context, "outline-style")
+    values = presets.values(train.first_preset()) | {"base": base}
+    with pytest.raises(ConfigError, match="allowed: imprimatura"):
+        train.config_of(context, values, name, "", "")
+    with pytest.raises(ConfigError, match="allowed: imprimatura"):
+        stack.stack_of(context, {"base": base}, [])
+    recipe = tmp_path / "config.toml"
+    presets.save(presets.load(train.first_preset(), {"base": base}), recipe)
+    with pytest.raises(ConfigError, match="allowed: imprimatura"):
+        train.recipe_of(context, str(recipe))
+
+
+def test_base_of_a_picture_is_found_by_its_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    from PIL import Image, PngImagePlugin
+
+    from trainer.config import StackConfig
+    from trainer.render.image import RECIPE_KEY
+
+    (tmp_path / "mine").mkdir()
+    offering = ui.open_workspace(tmp_path / "workspace", [str(tmp_path / "mine"), "owner/model"])
+    assert [label for label, _ in offering.base_choices()] == ["imprimatura", "mine", "owner/model"]
+    for base, found in (("mine", str(tmp_path / "mine")), ("owner/model", "owner/model"), ("/etc", None)):
+        info = PngImagePlugin.PngInfo()
+        info.add_text(RECIPE_KEY, StackConfig.model_validate({"base": base}).model_dump_json())
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+        if found is None:
+            with pytest.raises(ConfigError, match="allowed: imprimatura, mine, owner/model"):
+                stack.read_recipe(offering, tmp_path / "a.png")
+        else:
+            assert stack.read_recipe(offering, tmp_path / "a.png").base == found
+    with pytest.raises(ConfigError, match="no folder"):
+        ui.open_workspace(tmp_path / "workspace", ["/nowhere/model"])

@@ -121,3 +121,30 @@ def test_any_history_is_survived(tmp_path_factory: pytest.TempPathFactory, raw: 
     (folder / captions.HISTORY).write_bytes(raw)
     captions.write_caption(folder / "a.png", "text")
     assert captions.undo(folder) == captions.Undone("a.png", None)
+
+
+def test_text_from_outside_is_not_lost_by_undo(picture: Path) -> None:
+    captions.write_caption(picture, "one")
+    picture.with_suffix(".txt").write_text("from outside")
+    with pytest.raises(DataError, match=r"cat\.txt was changed outside"):
+        captions.undo(picture.parent)
+    assert captions.read_caption(picture) == "from outside"
+    captions.write_caption(picture, "two")
+    assert captions.undo(picture.parent) == captions.Undone("cat.png", "from outside")
+
+
+def test_outside_change_does_not_block_other_pictures_forever(picture: Path) -> None:
+    other = picture.with_name("dog.png")
+    captions.write_caption(other, "dog")
+    captions.write_caption(picture, "one")
+    picture.with_suffix(".txt").write_text("from outside")
+    captions.write_caption(picture, "two")
+    assert [captions.undo(picture.parent) for _ in range(3)] == [captions.Undone("cat.png", "from outside"), captions.Undone("dog.png", None), None]
+
+
+def test_edit_that_was_logged_but_never_written_is_passed_over(picture: Path) -> None:
+    captions.write_caption(picture, "one")
+    captions.write_caption(picture, "two")
+    picture.with_suffix(".txt").write_text("one\n")  # as a crash between log and file leaves it
+    captions.write_caption(picture, "three")
+    assert [captions.undo(picture.parent) for _ in range(3)] == [captions.Undone("cat.png", "one"), captions.Undone("cat.png", None), None]

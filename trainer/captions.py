@@ -75,21 +75,41 @@ def write_caption(image_path: Path, text: str) -> None:
 
 
 def undo(folder: Path) -> Undone | None:
-    """Take back the folder's last edit that still stands; None if there is none. Call again for the one before it."""
+    """Take back the folder's last edit that still stands; None if there is none. Call again for the one before it.
+
+    Raises: DataError if the caption was changed by another program since, whose text would be lost.
+    """
     with _locked(folder):
-        entries = _history(folder)
-        undone = {entry["undo"] for entry in entries if "undo" in entry}
-        standing = [entry for entry in entries if "edit" in entry and entry["edit"] not in undone]
+        standing = _standing(_history(folder))
         if not standing:
             return None
         last = standing[-1]
         sidecar = folder / last["sidecar"]
-        _log(folder, {"undo": last["edit"], "picture": last["picture"], "sidecar": last["sidecar"], "before": _raw(sidecar), "after": last["before"]})
-        if last["before"] is None:
+        present, before = _raw(sidecar), last.get("before")
+        if present not in (last.get("after"), before):  # the latter: a crash came between the log and the file
+            raise DataError(f"{sidecar.name} was changed outside since its last edit here; nothing was undone. Save the caption you want: that can be undone.")
+        _log(folder, {"undo": last["edit"], "picture": last["picture"], "sidecar": last["sidecar"], "before": present, "after": before})
+        if before is None:
             sidecar.unlink(missing_ok=True)
         else:
-            _replace(sidecar, last["before"])
-        return Undone(last["picture"], None if last["before"] is None else last["before"].strip())
+            _replace(sidecar, before)
+        return Undone(last["picture"], None if before is None else before.strip())
+
+
+def _standing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Edits that can be taken back, oldest first. Those from before an outside change that a later edit found are passed over."""
+    stacks: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        stack = stacks.setdefault(entry["sidecar"], [])
+        if "edit" not in entry:
+            stack[:] = [edit for edit in stack if edit["edit"] != entry["undo"]]
+            continue
+        if stack and entry.get("before") == stack[-1].get("before") != stack[-1].get("after"):
+            stack.pop()  # logged, but never written
+        elif stack and entry.get("before") != stack[-1].get("after"):
+            stack.clear()
+        stack.append(entry)
+    return sorted((edit for stack in stacks.values() for edit in stack), key=lambda edit: int(edit["edit"]))
 
 
 def _locked(folder: Path) -> FileLock:

@@ -30,11 +30,16 @@ def lora_rows(found: dict[str, LoraInfo]) -> list[list[str]]:
     """The table of LoRAs, newest first; all text, since headers may hold anything."""
     return [
         [
-            info.name, info.method, str(info.rank), "" if info.alpha is None else f"{info.alpha:g}", str(info.num_modules),
-            f"{info.size_bytes / 2**20:.1f} MiB", info.trigger[:60], (info.base or "")[:60], info.sha256[:12],
+            str(info.name), str(info.method), str(info.rank), f"{info.alpha:g}" if isinstance(info.alpha, (int, float)) else "", str(info.num_modules),
+            f"{info.size_bytes / 2**20:.1f} MiB", _short(info.trigger), _short(info.base), info.sha256[:12],
         ]
         for info in list(found.values())[::-1]
     ]  # fmt: skip
+
+
+def _short(said: object) -> str:
+    """What a header says, as one cell; a header of another tool may hold anything."""
+    return "" if said is None else str(said)[:60]
 
 
 def run_rows(context: Context) -> list[list[str]]:

@@ -45,7 +45,8 @@ def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str
     for sha256, weight in chosen:
         info = context.lora(sha256)
         adapters.append(AdapterChoice(file=str(info.path), name=info.name, sha256=info.sha256, weight=round(weight, 4)).model_dump())
-    return parse(StackConfig, {**form_values, "adapters": adapters}, "the form")
+    stack = parse(StackConfig, {**form_values, "adapters": adapters}, "the form")
+    return stack.model_copy(update={"base": context.base(stack.base)})
 
 
 def lora_choices(context: Context) -> list[tuple[str, str]]:
@@ -75,13 +76,13 @@ def save_grid(context: Context, stack: StackConfig, weights: list[float]) -> Pat
 
 
 def read_recipe(context: Context, path: Path) -> StackConfig:
-    """The stack a PNG was made from, its LoRAs found here by hash. Raises: DataError, AdapterError."""
+    """The stack a PNG was made from, its LoRAs found here by hash. Raises: DataError, AdapterError, ConfigError."""
     from trainer.render.image import read_stack
 
     stack = read_stack(path, context.find_loras())
     if len(stack.adapters) > ROWS:
         raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
-    return stack
+    return stack.model_copy(update={"base": context.base(stack.base)})
 
 
 def text_of(path: Path) -> str:
@@ -97,7 +98,7 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        choices = {"family": [(module.title, name) for name, module in families.registry().items()]}
+        choices = {"family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices()}
         self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices)
         self.num_shown, self.files = gr.State(_SHOWN_AT_START), gr.State([])
         self.groups: list[gr.Row] = []

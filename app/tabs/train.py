@@ -6,6 +6,7 @@ So a reload, a second tab or a new server shows the same. Nothing is trained in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -34,7 +35,17 @@ def config_of(context: Context, form_values: dict[str, Any], dataset: str | None
         raise ConfigError(f"dataset {dataset} has no pictures; add some in the Dataset tab.")
     data = form_values.setdefault("data", {})
     data |= {"folder": str(folder), "heldout": str(context.dataset(heldout)) if heldout else "", "trigger": trigger.strip()}
-    return session.absolute(parse(TrainConfig, form_values, "the form"))
+    config = parse(TrainConfig, form_values, "the form")
+    return session.absolute(config.model_copy(update={"base": context.base(config.base)}))
+
+
+def recipe_of(context: Context, preset: str) -> TrainConfig:
+    """The settings of a preset, a LoRA or a config.toml, whose base this server offers. Raises: ConfigError, AdapterError."""
+    try:
+        config = presets.load(preset, {})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{Path(preset).name} can't be read as a recipe: {error}") from None
+    return config.model_copy(update={"base": context.base(config.base)})
 
 
 def first_preset() -> str:
@@ -49,7 +60,7 @@ class _Tab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.start_config = presets.load(first_preset(), {})
-        choices = {"family": [(module.title, name) for name, module in families.registry().items()]}
+        choices = {"family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices()}
         self.form = Form(TrainConfig, self.start_config, _OWN, choices)
         with gr.Row(equal_height=False, elem_classes="halves"):
             with gr.Column(scale=4, min_width=320):
@@ -147,14 +158,14 @@ class _Tab:
 
     @mended
     def take_preset(self, chosen: str) -> dict[Any, Any]:
-        config = presets.load(chosen, {})
+        config = recipe_of(self.context, chosen)
         return {**self.form.fill(config), self.trigger: config.data.trigger}
 
     @mended
     def take_recipe(self, file: str | None) -> Any:
         if not file:
             return gr.skip()
-        config = presets.load(file, {})
+        config = recipe_of(self.context, file)
         tell("The form now has that recipe's settings; choose a dataset.")
         return {**self.form.fill(config), self.trigger: config.data.trigger, self.recipe: None}
 
