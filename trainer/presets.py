@@ -42,7 +42,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_PRESET_BYTES:
         raise ConfigError(f"preset {path} has {path.stat().st_size} bytes; allowed: up to {MAX_PRESET_BYTES}.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return found
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"preset {path} is not TOML: {error}") from None
 
