@@ -29,6 +29,8 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 _BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 16
+# What Pillow raises for damaged files, found by fuzzing its four formats; RuntimeError is the AVIF codec's.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError)
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
 
 
@@ -80,7 +82,7 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
         return turned.convert("RGB")
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(_reason(source, error)) from None
 
 
@@ -100,7 +102,7 @@ def _turned(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except (struct.error, TypeError, ValueError, KeyError, IndexError, SyntaxError, ZeroDivisionError, OverflowError):
+    except _DAMAGED:
         return image
 
 
