@@ -380,3 +380,13 @@ def test_a_base_that_is_broken_is_refused_before_anything_is_made(wrong: str, tm
     with pytest.raises(UserError, match="base"):
         session.start(config(tmp_path / "base", pictures), tmp_path / "runs", "x", None)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_kill_between_a_checkpoint_and_its_line_in_the_log_leaves_the_same_log(unbroken: runs.Run, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
+    for event in stream:
+        if event.kind == "saved":
+            break
+    stream.close()
+    run.events_file.write_text("".join(events.to_line(event) for event in run.events() if event.kind != "saved"))
+    assert told(run_to_the_end(tmp_path, config(tiny, pictures))) == told(unbroken)

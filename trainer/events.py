@@ -142,14 +142,15 @@ def append(path: Path, event: Event) -> None:
 def rewind(path: Path, step: int) -> None:
     """Drop what a resumed run will say again, so that its log equals an unbroken run's.
 
-    Kept: everything up to and with the checkpoint of `step`; validation and previews of that step are made anew.
+    Kept: everything up to the last step before the checkpoint of `step`. That it was saved is said anew, since a kill may
+    have come between the two; validation and previews of that step are made anew.
     """
 
     def keep(event: Event) -> bool:
         if step == 0 or isinstance(event, (Stopped, Failed, Finished)):
             return False
         at = getattr(event, "step", -1)
-        return at < step or (at == step and isinstance(event, (Step, Saved)))
+        return at < step or (at == step and isinstance(event, Step))
 
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(to_line(event) for event in read(path) if keep(event)), encoding="utf-8")

@@ -52,6 +52,8 @@ def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | No
     )  # fmt: skip
     yield from (Warned(line) for line in [*problems, *(one.message for one in (dataset, heldout) if one and one.problems)])
     yield Cached(*cached, round(time.monotonic() - seconds, 3))
+    if saved:
+        yield Saved(first, saved.folder.relative_to(run.folder).as_posix())
     parameters = studio.parameters()
     optimizer = optim.build(list(parameters.values()), config)
     if saved:
