@@ -115,10 +115,12 @@ class Studio:
     def batch(self, step: int) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, h, w) and conditioning of one step: each picture once an epoch, in an order of its own."""
         num, seed, size = len(self.latents), self.config.seed, self.config.batch_size
+        epochs = range(step * size // num, ((step + 1) * size - 1) // num + 1)
+        orders = {epoch: torch.randperm(num, generator=objective.generator(seed, "order", epoch)).tolist() for epoch in epochs}
         rows, conditionings = [], []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, num)
-            index = int(torch.randperm(num, generator=objective.generator(seed, "order", epoch))[place])
+            index = orders[epoch][place]
             dropped, mirrored = torch.rand(2, generator=objective.generator(seed, "caption and mirror", position)).tolist()
             rows.append(self.latents[index][int(mirrored < 0.5) if self.config.data.flip else 0])
             conditionings.append(self.empty if dropped < self.config.data.caption_dropout else self.conditionings[index])
