@@ -49,8 +49,8 @@ LAYERS = {
     "trainer.events": {"trainer.errors"},
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
-    "trainer.config": {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors"},
 }
+CONFIG_SEES = {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
     "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",
@@ -139,6 +139,8 @@ def wrong_arrows(name: str, targets: set[str]) -> set[str]:
     package, _, plugin = name.rpartition(".")
     if package in ("trainer.methods", "trainer.families") and plugin:
         return targets - PLUGIN_SEES
+    if name.startswith("trainer.config"):
+        return {one for one in targets if one not in CONFIG_SEES and not one.startswith("trainer.config.")}
     if name in LAYERS:
         return targets - LAYERS[name]
     if name.startswith("trainer"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -62,6 +62,10 @@ class Validated:
     gain_high: float
     share_better: float  # of pictures whose loss fell
     num_pictures: int
+    deciles: list[float] = field(default_factory=list)  # mean loss at each of the ten timesteps, the least noisy first
+    base_deciles: list[float] = field(default_factory=list)
+    train_gain: float | None = None  # the same on as many training pictures: far above `gain` means it learns by heart
+    drift: float | None = None  # how far predictions on neutral prompts moved, relative to their length; 0 is the base
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,59 @@ class Sampled:
     step: int
     prompt: str
     file: str  # relative to the run folder
+    nearest: float | None = None  # likeness (-1..1) to the training picture it is most like
+    nearest_picture: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How the pictures are cut into batches: `buckets` has (width_px, height_px, pictures), repeats counted."""
+
+    kind: ClassVar[str] = "planned"
+    buckets: list[list[int]]
+    num_batches: int  # an epoch
+    num_cropped: int  # pictures that lose more than a tenth to the crop
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """Memory ran out at `step` and the run goes on with a setting changed; the step is taken again."""
+
+    kind: ClassVar[str] = "adjusted"
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Overtrained:
+    """The held-out loss has clearly risen above its best."""
+
+    kind: ClassVar[str] = "overtrained"
+    step: int
+    best_step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Which checkpoint to use and why, in words; `file` is relative to the run folder."""
+
+    kind: ClassVar[str] = "recommended"
+    step: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One fold of a small set was trained without `num_left_out` pictures; `losses` are theirs at each of `steps`."""
+
+    kind: ClassVar[str] = "folded"
+    fold: int
+    num_left_out: int
+    steps: list[int]
+    losses: list[float]
+    base_loss: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +159,7 @@ class Finished:
     file: str
     seconds: float
     adapter_norm: float
+    peak_memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +169,9 @@ class Failed:
     message: str
 
 
-Event = Started | Cached | Step | Validated | Sampled | Saved | Warned | Stopped | Finished | Failed
+Event = (
+    Started | Planned | Cached | Step | Validated | Sampled | Saved | Warned | Adjusted | Overtrained | Recommended | Folded | Stopped | Finished | Failed
+)
 KINDS = {cls.kind: cls for cls in Event.__args__}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from functools import reduce
 from typing import Any, get_args
 
 import pydantic
@@ -20,12 +22,56 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def setting(default: Any, label: str, help: str, *, advanced: bool = False, **bounds: Any) -> Any:
+SET = "set"  # in `only_with`: any value but an empty or zero one
+OnlyWith = dict[str, Any]  # dotted setting, or a fact such as `prediction` -> values with which the setting is read, or SET
+
+
+def setting(default: Any, label: str, help: str, *, advanced: bool = False, only_with: OnlyWith | None = None, **bounds: Any) -> Any:
     """A pydantic field with its label and help; `advanced` ones are folded away in the UI.
 
-    `bounds` are pydantic's own (`ge`, `le`, `gt`, `max_length`, `multiple_of`), forwarded whole.
+    `only_with` says when it is read at all: if any of those settings has one of those values. `bounds` are pydantic's own
+    (`ge`, `le`, `gt`, `max_length`, `multiple_of`), forwarded whole.
     """
-    return Field(default, title=label, description=help, json_schema_extra={"advanced": advanced}, **bounds)
+    return Field(default, title=label, description=help, json_schema_extra={"advanced": advanced, "only_with": only_with or {}}, **bounds)
+
+
+def unread(config: Settings, facts: dict[str, tuple[str, ...]]) -> list[str]:
+    """A sentence for each setting that was changed though nothing would read it.
+
+    `facts` are what the family or base offers, such as `{"prediction": ("epsilon", "v")}`; a condition on a fact that
+    isn't among them is not judged.
+    """
+    return [problem for name, value, field in _leaves(config) if (problem := _unread(name, value, field, config, facts))]
+
+
+def _unread(name: str, value: Any, field: FieldInfo, config: Settings, facts: dict[str, tuple[str, ...]]) -> str | None:
+    extra = field.json_schema_extra
+    conditions: OnlyWith = dict(extra.get("only_with", {})) if isinstance(extra, dict) else {}  # type: ignore[arg-type]
+    if not conditions or field.is_required() or value == field.default:
+        return None
+    why = []
+    for key, allowed in conditions.items():
+        if key in facts:
+            if set(facts[key]) & set(allowed):
+                return None
+            why.append(f"{key} is {' or '.join(facts[key])}; it is for {' or '.join(allowed)}")
+        elif "." not in key:
+            return None
+        else:
+            found = reduce(lambda group, part: getattr(group, part, None), key.split("."), config)
+            if found if allowed == SET else found in allowed:
+                return None
+            why.append(f"{key} is {found!r}; it is for {key} " + ("set" if allowed == SET else " or ".join(map(repr, allowed))))
+    return f"{name} is {value!r}, but nothing would read it: {', and '.join(why)}."
+
+
+def _leaves(config: Settings, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    for key, field in type(config).model_fields.items():
+        value = getattr(config, key)
+        if isinstance(value, Settings):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value, field
 
 
 def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str) -> ConfigError:

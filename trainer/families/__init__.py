@@ -38,3 +38,10 @@ def registry() -> dict[str, ModuleType]:
     """Every family module by name; a new file in this folder is a new family."""
     names = sorted(info.name for info in pkgutil.iter_modules(__path__))
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+
+
+def known(name: str) -> str:
+    """The name if there is such a family. Raises: ValueError, which names those there are."""
+    if name not in registry():
+        raise ValueError(f"family is {name!r}; allowed: {', '.join(registry())}.")
+    return name

@@ -1,0 +1,107 @@
+"""Settings of one training, the groups put together and held against each other."""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, field_validator, model_validator
+
+from trainer import families, methods
+from trainer.config.data import CaptionsConfig, DataConfig
+from trainer.config.learning import AgainstConfig, InversionConfig, ObjectiveConfig, OptimizerConfig
+from trainer.config.running import MemoryConfig, PreviewConfig, ValidationConfig
+from trainer.schema import Settings, setting, unread
+
+if TYPE_CHECKING:  # built from the registry below; what every method has
+
+    class Adapter(Settings):
+        method: str
+        rank: int
+        alpha: float
+        targets: str
+else:
+    _KINDS = [module.Config for module in methods.registry().values()]
+    # A discriminated union of one is no union to pydantic; it is then the method's Config itself.
+    Adapter = Annotated[reduce(operator.or_, _KINDS), Discriminator("method")] if len(_KINDS) > 1 else _KINDS[0]
+
+
+class TrainConfig(Settings):
+    """Settings of one LoRA's training."""
+
+    version: Literal[1] = Field(1, title="Version", description="Of this list of settings.", json_schema_extra={"advanced": True})
+    family: str = Field(title="Family", description="Architecture of the base model.")
+    base: str = Field(title="Base", description="imprimatura, a diffusers folder, or the hub id of a model already downloaded.", min_length=1)
+    max_steps: int = setting(200, "Steps", "How long to train; about 4-8 steps a picture at batch 8.", ge=1, le=1_000_000)
+    batch_size: int = setting(4, "Batch size", "Pictures at once, all of one shape; 1-8.", ge=1, le=256)
+    accumulation: int = setting(
+        1, "Accumulation", "Batches a step; with 2, a step learns from twice the pictures in the same memory.", ge=1, le=256, advanced=True
+    )
+    learning_rate: float = setting(1e-4, "Learning rate", "Size of a step; 1e-4 for big bases, 5e-4 to 1e-3 for Imprimatura.", gt=0, le=1)
+    resolution_px: int = setting(512, "Resolution", "Pictures are scaled to about this many pixels squared, each in its own shape.", ge=8, le=4096)
+    seed: int = setting(0, "Seed", "The same seed, settings and pictures give the same file.", ge=0, le=2**32 - 1)
+    checkpoint_every_steps: int = setting(50, "Checkpoint every", "Steps between saved states to resume from.", ge=1)
+    preview_every_steps: int = setting(50, "Preview every", "Steps between previews; 0 for none.", ge=0)
+    validate_every_steps: int = setting(50, "Validate every", "Steps between measurements on the held-out set.", ge=1, advanced=True)
+    keep_checkpoints: int = setting(2, "Keep checkpoints", "Older ones are removed.", ge=1, le=1000, advanced=True)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Device", "Where to train; auto takes the GPU if there is one.", advanced=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Base dtype", "Of the frozen base; the adapter is float32. auto: bfloat16 where this machine computes it faster.", advanced=True
+    )
+    track: Literal["none", "tensorboard", "trackio"] = setting(
+        "none", "Tracker", "Also log to TensorBoard or trackio, in the run's folder; the extra 'track' installs them.", advanced=True
+    )
+    save_dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", "File dtype", "Of the LoRA file; float16 halves it.", advanced=True)
+    adapter: Adapter
+    data: DataConfig = DataConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    inversion: InversionConfig = InversionConfig()
+    against: AgainstConfig = AgainstConfig()
+    validation: ValidationConfig = ValidationConfig()
+    preview: PreviewConfig = PreviewConfig()
+    memory: MemoryConfig = MemoryConfig()
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, value: str) -> str:
+        return families.known(value)
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _known_method(cls, value: Any) -> Any:
+        found = value.get("method") if isinstance(value, dict) else getattr(value, "method", None)
+        if isinstance(value, dict) and found is not None and found not in methods.registry():
+            raise ValueError(f"adapter.method is {found!r}; allowed: {', '.join(methods.registry())}.")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_family(self) -> TrainConfig:
+        facts = families.registry()[self.family]
+        problems = unread(self, {"prediction": facts.prediction})
+        for name, size in [("resolution_px", self.resolution_px), *(("data.more_resolutions_px", size) for size in self.data.more_resolutions_px)]:
+            if size % facts.multiple_px or not 8 <= size <= 4096:
+                problems.append(f"{name} is {size}; allowed: a multiple of {facts.multiple_px} for {facts.title}.")
+        if self.data.bucket_step_px % facts.multiple_px:
+            problems.append(f"data.bucket_step_px is {self.data.bucket_step_px}; allowed: a multiple of {facts.multiple_px} for {facts.title}.")
+        if self.objective.timesteps_low >= self.objective.timesteps_high:
+            problems.append(
+                f"objective.timesteps_low is {self.objective.timesteps_low}; allowed: less than objective.timesteps_high ({self.objective.timesteps_high})."
+            )
+        if self.optimizer.name == "other" and not self.optimizer.other:
+            problems.append("optimizer.other is not set; optimizer.name = other takes the name of a class of pytorch-optimizer there.")
+        if self.objective.preservation_weight and not self.data.class_caption:
+            problems.append("data.class_caption is not set; preservation holds the base to what it says to that caption, such as cat.")
+        if self.validation.leave_out and self.data.heldout:
+            problems.append(f"validation.leave_out is {self.validation.leave_out}, but data.heldout names a held-out set; set one of the two.")
+        if self.validation.folds == 1:
+            problems.append("validation.folds is 1; allowed: 0, or 2 to 20.")
+        if self.adapter.targets not in facts.targets:
+            problems.append(f"adapter.targets is {self.adapter.targets!r}; allowed for {facts.title}: {', '.join(facts.targets)}.")
+        if self.optimizer.warmup_steps >= self.max_steps:
+            problems.append(f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; allowed: less than max_steps ({self.max_steps}).")
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
