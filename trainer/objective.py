@@ -16,11 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise a base was trained with; `alphas_cumprod` (T,) for epsilon and v, None for flow."""
+    """The noise a base was trained with; `alphas_cumprod` (T,) for epsilon and v, None for flow.
+
+    `shift_at_tokens`: the logarithm of a flow base's shift at two numbers of image tokens, linear between and beyond them;
+    by default those of FLUX, which are diffusers' own too.
+    """
 
     prediction: Literal["epsilon", "v", "flow"]
     alphas_cumprod: Tensor | None = None
     num_timesteps: int = 1000
+    shift_at_tokens: tuple[tuple[int, float], tuple[int, float]] = ((256, 0.5), (4096, 1.15))
 
 
 def generator(seed: int, stream: str, index: int) -> torch.Generator:

@@ -1,39 +1,263 @@
-"""The optimizer, its learning rate as a function of the step alone, and its state as plain tensors."""
+"""The optimizer of a run: what it trains at which rate, its steps, and what is looked at in place of what is trained.
+
+Which class it is stands in `trainer/optimizers.py`, its rate over the steps in `trainer/schedules.py`, its saved state in
+`trainer/optim_state.py`, the running mean in `trainer/mean.py`. All is reached from here.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig, TrainConfig
+from trainer.errors import ConfigError
+from trainer.mean import Mean
+from trainer.optim_state import load_state, state
+from trainer.optimizers import Choice, choose, quietly, try_out
+from trainer.schedules import factor, is_schedule_free
+
+__all__ = [
+    "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state",
+]  # fmt: skip
+
+_LORA_LIKE = ((4, 6), (6, 4), (4, 6), (6, 4))  # down and up of two layers
+_DEFAULTS = OptimizerConfig()
 
 
-def build(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), fused: the fastest of torch's own on CPU and CUDA."""
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.optimizer.weight_decay, fused=parameters[0].device.type in ("cpu", "cuda")
-    )
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    parameters: list[nn.Parameter]
+    rate: float  # factor on the learning rate
+    name: str
+    decays: bool = True  # whether weight decay applies
 
 
-def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Share (0..1) of the learning rate at `step` (0-based): warm-up from 1/warmup_steps, then the schedule down to 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[config.schedule]
+# What is trained at which rate.
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `{parameter index.name: tensor}`."""
-    return {f"{index}.{name}": torch.as_tensor(value) for index, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
+def groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[Group]:
+    """Parameters by rate, in the order of the first of each; those with a block rate of 0 no longer require gradients.
+
+    LoRA+ multiplies the rate of `lora_B` (arXiv 2402.12354); the first line of block_rates whose text is in a name multiplies
+    that one's. Embeddings have the rate set for them and no weight decay: it would pull a word towards no meaning at all.
+    Raises: ConfigError if a line can't be read, or no parameter is left for it, or all are frozen.
+    """
+    lines, used = _block_rates(config.optimizer), set()
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        embedding = name.startswith("embedding.")
+        if embedding:
+            rate = config.inversion.learning_rate / config.learning_rate
+        else:
+            rate = config.optimizer.loraplus_ratio if "lora_B" in name else 1.0
+            number = next((number for number, (text, _) in enumerate(lines) if text in name), None)
+            if number is not None:
+                used.add(number)
+                rate *= lines[number][1]
+        if rate == 0:
+            parameter.requires_grad_(False)
+        else:
+            found.setdefault((embedding, rate), []).append(parameter)
+    examples = ", ".join(list(parameters)[:3])
+    idle = [f"{text!r}" for number, (text, _) in enumerate(lines) if number not in used]
+    if idle:
+        raise ConfigError(
+            f"optimizer.block_rates: nothing trained has {' or '.join(idle)} in its path, or an earlier line has all that do. Paths are such as {examples}."
+        )
+    if not found:
+        raise ConfigError("optimizer.block_rates freezes all there is to train; leave something.")
+    return [Group(own, rate, _name(embedding, rate), not embedding) for (embedding, rate), own in found.items()]
 
 
-def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `state_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _name(embedding: bool, rate: float) -> str:
+    return "embedding" if embedding else "adapter" if rate == 1 else f"adapter x {rate:g}"
+
+
+def _block_rates(config: OptimizerConfig) -> list[tuple[str, float]]:
+    """Text and factor of each line. Raises: ConfigError naming the lines that can't be read."""
+    found, problems = [], []
+    for line in config.block_rates:
+        text, _, number = line.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = math.nan
+        if text.strip() and 0 <= rate <= 1000:
+            found.append((text.strip(), rate))
+        else:
+            problems.append(f"optimizer.block_rates has {line!r}; a line is TEXT=FACTOR, the factor 0 to 1000, such as up_blocks.1=0.5.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+# Before the start.
+
+
+def check(config: TrainConfig) -> list[str]:
+    """What is wrong with the optimizer's settings, a sentence each; the optimizer is tried on small parameters if need be."""
+    ours, problems = config.optimizer, []
+    steps = config.max_steps - ours.warmup_steps
+    if ours.schedule == "restarts" and 2 * ours.cycles > steps:
+        problems.append(f"optimizer.cycles is {ours.cycles}; allowed: at most {max(1, steps // 2)}, two steps each of the {steps} after warm-up.")
+    if is_schedule_free(ours) and ours.schedule not in ("constant", "cosine"):
+        problems.append(f"optimizer.schedule is {ours.schedule!r}, but schedule-free averages in place of a falling rate; set it to constant.")
+    rates = [ours.loraplus_ratio]
+    for line in ours.block_rates:
+        try:
+            rates += [rate for _, rate in _block_rates(ours.model_copy(update={"block_rates": (line,)}))]
+        except ConfigError as error:
+            problems.append(str(error))
+    rates = sorted({1.0, *rates, *([config.inversion.learning_rate / config.learning_rate] if config.inversion.token else [])} - {0.0})
+    if ours.name == "prodigy" and len(rates) > 1:
+        problems.append(
+            "optimizer.name is 'prodigy', which has one rate for all; set loraplus_ratio to 1, only 0 and 1 in block_rates, and no inversion.token."
+        )
+        rates = [1.0]
+    try:
+        choice = choose(ours)
+    except ConfigError as error:
+        return [*problems, *str(error).split("\n")]
+    if not choice.takes_weight_decay and ours.weight_decay != _DEFAULTS.weight_decay:
+        problems.append(f"optimizer.weight_decay is {ours.weight_decay}, but {choice.cls.__name__} has none; leave it at {_DEFAULTS.weight_decay}.")
+    if choice.averages and ours.ema_decay:
+        problems.append(f"optimizer.ema_decay is {ours.ema_decay}, but {choice.cls.__name__} keeps a mean of its own; set it to 0.")
+    if choice.averages and ours.max_weight_norm:
+        problems.append(f"optimizer.max_weight_norm is {ours.max_weight_norm}, but {choice.cls.__name__} averages weights that are not limited; set it to 0.")
+    return problems + _tried(choice, [Group(_like(_LORA_LIKE), rate, str(rate)) for rate in rates], config)
+
+
+def advice(config: TrainConfig) -> list[str]:
+    """What is allowed and probably not meant, a sentence each."""
+    ours, found = config.optimizer, []
+    try:
+        finds_rate = choose(ours).finds_rate
+    except ConfigError:  # check() says it
+        return []
+    if finds_rate and not 0.1 <= config.learning_rate <= 10:
+        found.append(f"learning_rate is {config.learning_rate:g}, and multiplies the rate that {ours.other or ours.name} finds by itself; 1 is usual.")
+    if ours.name == "prodigy" and ours.warmup_steps and not any(line.startswith("safeguard_warmup") for line in ours.options):
+        found.append("prodigy takes a warm-up for progress; add safeguard_warmup=true to optimizer.options, or set optimizer.warmup_steps to 0.")
+    if is_schedule_free(ours) and ours.schedule == "cosine":
+        found.append("schedule-free keeps the learning rate constant after warm-up; optimizer.schedule = cosine is not used.")
+    return found
+
+
+def _tried(choice: Choice, sample: list[Group], config: TrainConfig) -> list[str]:
+    """Why this optimizer can't be used on parameters of these ndims; ours are tried in tests, and here if they have options."""
+    if config.optimizer.name != "other" and not config.optimizer.options:
+        return []
+    try:
+        problem = try_out(
+            lambda parameters: _construct(choice, [Group(own, group.rate, group.name) for own, group in zip(parameters, sample, strict=True)], config),
+            [[tuple(parameter.shape) for parameter in group.parameters] for group in sample],
+        )
+    except ConfigError as error:
+        problem = str(error)
+    if not problem:
+        return []
+    named = " with ".join([choice.cls.__name__, *filter(None, [", ".join(config.optimizer.options)])])
+    return [f"optimizer {named} can't be used: {problem.rstrip('.')}. Choose another, such as AdEMAMix, CAME, SOAP or StableAdamW."]
+
+
+def _like(shapes: tuple[tuple[int, ...], ...]) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+
+
+# The optimizer.
+
+
+def build(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer, in training, a param group each; `rate` and `name` stand in them.
+
+    Raises: ConfigError if it can't be had, an option is wrong, or it can't deal with parameters of these shapes.
+    """
+    choice = choose(config.optimizer)
+    small = [Group(_like(tuple({_shrunk(parameter): None for parameter in group.parameters})), group.rate, group.name) for group in groups]
+    if problems := _tried(choice, small, config):
+        raise ConfigError("\n".join(problems))
+    return _construct(choice, groups, config)
+
+
+def _shrunk(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(min(6, size) for size in parameter.shape)
+
+
+def _construct(choice: Choice, groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
+    arguments = dict(choice.arguments)
+    if arguments.get("fused") and groups[0].parameters[0].device.type not in ("cpu", "cuda"):
+        del arguments["fused"]
+    ours: list[dict[str, Any]] = [
+        {"params": group.parameters, "lr": config.learning_rate * group.rate, "rate": group.rate, "name": group.name} for group in groups
+    ]
+    if choice.takes_weight_decay:
+        arguments["weight_decay"] = config.optimizer.weight_decay
+        for one in (one for one, group in zip(ours, groups, strict=True) if not group.decays):
+            one["weight_decay"] = 0.0
+    cls: Any = choice.cls  # each takes what its own signature says
+    optimizer = quietly(lambda: cls(ours, lr=config.learning_rate, **arguments))
+    for one, group in zip(optimizer.param_groups, groups, strict=True):  # some rebuild them with what they know
+        one["rate"], one["name"] = group.rate, group.name
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+    """Give every group its learning rate at `step` (0-based); the rate before the groups' own factors."""
+    learning_rate = config.learning_rate * factor(config.optimizer, step, config.max_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate"]
+    return learning_rate
+
+
+@contextmanager
+def evaluation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The parameters are those to be used, for the body: the averages of a schedule-free optimizer, for others what they are.
+
+    Bitwise as before afterwards, which schedulefree's own train() is not: it computes its way back. Checkpoints are taken
+    outside, of the parameters that are trained.
+    """
+    training = all(group.get("train_mode", True) for group in optimizer.param_groups)  # false within another evaluation
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")) or not training:
+        yield
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+# After a step.
+
+
+@torch.no_grad()
+def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> int:
+    """Scale back the updates longer than `limit`, both factors alike; how many there were.
+
+    Each is (down (r, in, ...), up (out, r, ...), scale), its length the Frobenius norm of scale * up @ down, from r x r
+    matrices: sum((up^T up) * (down down^T)). As sd-scripts' `scale_weight_norms`.
+    """
+    norms = []
+    for down, up, scale in modules:
+        a, b = down.flatten(1).float(), up.flatten(1).float()
+        norms.append(scale * ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+    if not norms:
+        return 0
+    ratios = limit / torch.stack(norms)
+    for (down, up, _), ratio in zip(modules, ratios.clamp(max=1).sqrt(), strict=True):
+        down.mul_(ratio)
+        up.mul_(ratio)
+    return int((ratios < 1).sum())

@@ -17,7 +17,8 @@ class ObjectiveConfig(Settings):
         0.1, "Huber delta", "Errors above it count linearly.", gt=0, le=10, advanced=True, only_with={"objective.loss": ("huber", "smooth_l1")}
     )
     weighting: Literal["none", "min-snr", "debiased", "snr"] = setting(
-        "none", "Weighting", "How noise levels count: all alike, min-SNR (arXiv 2303.09556), debiased (arXiv 2310.08442), or by SNR.", advanced=True,
+        "none", "Weighting", "How noise levels count: all alike, min-SNR (arXiv 2303.09556), debiased (arXiv 2310.08442), or by SNR (detail only).",
+        advanced=True,
         only_with=_DIFFUSION,
     )  # fmt: skip
     min_snr_gamma: float = setting(5.0, "Min-SNR gamma", "Cap of the weight; 5.", gt=0, le=100, advanced=True, only_with={"objective.weighting": ("min-snr",)})
@@ -74,14 +75,16 @@ class ObjectiveConfig(Settings):
 
 class OptimizerConfig(Settings):
     name: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free", "other"] = setting(
-        "adamw", "Optimizer", "adamw is the usual; adamw8bit saves memory; prodigy finds the learning rate (set it to 1).", advanced=True
-    )
+        "adamw", "Optimizer",
+        "adamw is the usual; adamw8bit saves memory; lion wants a third of adamw's rate; prodigy finds it (set 1); schedule-free needs no schedule.",
+        advanced=True,
+    )  # fmt: skip
     other: str = setting(
         "", "Other optimizer", "Name of a class of the pytorch-optimizer package.", pattern=r"^[A-Za-z0-9_]*$", max_length=60, advanced=True,
         only_with={"optimizer.name": ("other",)},
     )  # fmt: skip
     options: tuple[str, ...] = setting(
-        (), "Options", "key=value, one a line, handed to the optimizer, such as betas=(0.9, 0.99).", max_length=16, advanced=True
+        (), "Options", "key=value, one a line, handed to the optimizer, such as betas=(0.9, 0.99) or d_coef=2.", max_length=16, advanced=True
     )
     schedule: Literal["constant", "linear", "cosine", "restarts", "rex"] = setting(
         "cosine", "Schedule", "How the learning rate falls after warm-up.", advanced=True
