@@ -55,13 +55,18 @@ def _is(path: Path, what: str) -> bool:
         return False
 
 
-def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
-    """Refuse sizes (setting -> pixels) that the base's autoencoder would round. Raises: ModelError."""
+def multiple_px(folder: Path) -> int:
+    """What sides of pictures are multiples of, for the base's autoencoder. Raises: ModelError."""
     try:
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        multiple = 2 ** (len(config["block_out_channels"]) - 1)
+        return int(2 ** (len(config["block_out_channels"]) - 1))
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
+
+
+def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
+    """Refuse sizes (setting -> pixels) that the base's autoencoder would round. Raises: ModelError."""
+    multiple = multiple_px(folder)
     if wrong := [f"{name} is {size}" for name, size in sizes.items() if size % multiple or size < 2 * multiple]:
         raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} up.")
 

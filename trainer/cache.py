@@ -1,7 +1,9 @@
 """Latents and text embeddings on disk, keyed by what they were made from: picture or caption, settings, encoder weights.
 
 A changed caption, crop or model finds nothing under its new key; nothing is ever stale and nothing needs clearing.
-Entries are shared by all runs beside each other and written whole or not at all.
+Entries are shared by all runs beside each other and written whole or not at all. They are made one at a time: in a batch
+the last bits of an entry depend on its companions, so a run that was killed here and resumed, or two runs that share
+some pictures, would not find the same numbers.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,32 +21,53 @@ if TYPE_CHECKING:
 
     Entry = dict[str, Tensor]
 
+_KEPT_BYTES = 1 << 30
+
 
 def key(*parts: object) -> str:
     """The name of an entry made from these parts."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def fetch(folder: Path, keys: list[str], compute: Callable[[int], Entry]) -> tuple[list[Entry], int]:
-    """The entries of `keys` and how many had to be computed, each by `compute(index)`.
+class Store:
+    """Entries on disk, the last used ones in memory up to `kept_bytes`."""
 
-    One at a time: in a batch the last bits of an entry depend on its companions, so a run that was killed here and
-    resumed, or two runs that share some pictures, would not find the same numbers.
-    """
+    def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
+        self.folder, self.kept_bytes = folder, kept_bytes
+        self.num_computed = 0
+        self._kept: OrderedDict[str, Entry] = OrderedDict()
+        self._kept_size = 0
+
+    def get(self, name: str, compute: Callable[[], Entry]) -> Entry:
+        """The entry called `name`; where there is none, or a damaged one, it is computed and written."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        path = self.folder / name[:2] / f"{name}.safetensors"
+        found = _read(path)
+        if found is None:
+            found = _compute(compute)
+            _write(path, found)
+            self.num_computed += 1
+        self._keep(name, found)
+        return found
+
+    def _keep(self, name: str, entry: Entry) -> None:
+        self._kept[name] = entry
+        self._kept_size += _size(entry)
+        while self._kept_size > self.kept_bytes and len(self._kept) > 1:
+            self._kept_size -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(entry: Entry) -> int:
+    return sum(tensor.nbytes for tensor in entry.values())
+
+
+def _compute(compute: Callable[[], Entry]) -> Entry:
     import torch
 
-    entries: dict[str, Entry] = {}
-    num_computed = 0
-    for index, name in enumerate(keys):
-        path = folder / name[:2] / f"{name}.safetensors"
-        found = entries.get(name) or _read(path)
-        if found is None:
-            with torch.no_grad():
-                found = {part: tensor.detach().cpu().float().contiguous() for part, tensor in compute(index).items()}
-            _write(path, found)
-            num_computed += 1
-        entries[name] = found
-    return [entries[name] for name in keys], num_computed
+    with torch.no_grad():
+        return {part: tensor.detach().cpu().contiguous() for part, tensor in compute().items()}
 
 
 def _read(path: Path) -> Entry | None:

@@ -1,7 +1,7 @@
 """A run's saved state: written whole or not at all, verified when read, never pickled.
 
-`checkpoints/step-000123/` holds `adapter.safetensors`, `optimizer.safetensors`, `state.json` and, written last,
-`manifest.json` with the sha256 of each. All is made in a temporary folder, synced, and put in place with one rename;
+`checkpoints/step-000123/` holds a safetensors file for each group of tensors (adapter, optimizer, mean, best), `state.json`
+and, written last, `manifest.json` with the sha256 of each. All is made in a temporary folder, synced, and put in place with one rename;
 a kill at any moment leaves the previous checkpoints as they were. Reading checks every hash and falls back.
 Data order, noise, timesteps and dropout are drawn from (seed, stream, index): there is no generator to save.
 """
@@ -22,7 +22,9 @@ from trainer.errors import RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+    Tensors = dict[str, Tensor]
+
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,12 @@ class Checkpoint:
 
     folder: Path
     step: int
-    adapter: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    tensors: dict[str, Tensors]  # by group: adapter, optimizer, mean, best
     state: dict[str, Any]
 
 
-def save(parent: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place."""
+def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
+    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place. Empty groups are not written."""
     from safetensors.torch import save as serialize
 
     parent.mkdir(exist_ok=True)
@@ -45,16 +46,17 @@ def save(parent: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[st
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     files = {
-        "adapter.safetensors": serialize({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}),
-        "optimizer.safetensors": serialize({name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()}),
-        "state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
+        f"{group}.safetensors": serialize({key: tensor.detach().cpu().contiguous().clone() for key, tensor in parts.items()})
+        for group, parts in tensors.items()
+        if parts
     }
-    for name, content in files.items():
-        _write(temporary / name, content)
-    manifest = {"schema": SCHEMA, "step": step, "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    files["state.json"] = json.dumps({"step": step, **state}, sort_keys=True).encode()
+    for file, content in files.items():
+        _write(temporary / file, content)
+    manifest = {"schema": SCHEMA, "step": step, "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}}
     _write(temporary / "manifest.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
     _sync_folder(temporary)
-    final = parent / f"step-{step:06d}"
+    final = parent / name(step)
     if final.exists():  # only a damaged one can be: a good one would have been resumed from
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -66,6 +68,28 @@ def save(parent: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[st
     for left in parent.glob(".new-*"):  # of a process that was killed here
         shutil.rmtree(left, ignore_errors=True)
     return final
+
+
+def name(step: int) -> str:
+    """The folder's name of a step."""
+    return f"step-{step:06d}"
+
+
+_CHANGED = {
+    "config": "the settings in its config.toml are not those it was started with; start a new run with them.",
+    "dataset": "the pictures or captions have changed since it was started; start a new run, or put them back.",
+    "heldout": "the held-out pictures or captions have changed since it was started; start a new run, or put them back.",
+    "base": "the base is another one than when it was started; start a new run, or put it back.",
+}
+
+
+def expect(saved: Checkpoint | None, identity: dict[str, Any], run_name: str) -> int:
+    """The step to go on from, 0 without a checkpoint. Raises: RunError if it was made from something else than `identity`."""
+    if saved is None:
+        return 0
+    if differing := [text for key, text in _CHANGED.items() if saved.state.get(key) != identity[key]]:
+        raise RunError(f"run {run_name} can't go on: {' '.join(differing)}")
+    return saved.step
 
 
 def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -91,11 +115,12 @@ def _load(folder: Path) -> Checkpoint:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"schema {manifest['schema']}, this version reads {SCHEMA}")
-    content = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")}
-    for name, data in content.items():
-        if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
-            raise ValueError(f"{name} is not what was written")
-    return Checkpoint(folder, manifest["step"], load(content["adapter.safetensors"]), load(content["optimizer.safetensors"]), json.loads(content["state.json"]))
+    content = {file: (folder / file).read_bytes() for file in manifest["sha256"] if file == Path(file).name}
+    for file, data in content.items():
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"][file]:
+            raise ValueError(f"{file} is not what was written")
+    tensors = {file.removesuffix(".safetensors"): load(data) for file, data in content.items() if file.endswith(".safetensors")}
+    return Checkpoint(folder, manifest["step"], tensors, json.loads(content["state.json"]))
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -207,7 +207,7 @@ def rewind(path: Path, step: int) -> None:
     """
 
     def keep(event: Event) -> bool:
-        if step == 0 or isinstance(event, (Stopped, Failed, Finished)):
+        if step == 0 or isinstance(event, (Planned, Folded, Recommended, Stopped, Failed, Finished)):
             return False
         at = getattr(event, "step", -1)
         return at < step or (at == step and isinstance(event, Step))

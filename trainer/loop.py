@@ -2,6 +2,7 @@
 
 Everything random is drawn from (seed, stream, index), so a run that was killed and resumed takes the very steps an
 unbroken one takes and writes the same bytes. Previews and validation draw from streams of their own and change nothing.
+Several processes run this function side by side; all but the first are silent.
 """
 
 from __future__ import annotations
@@ -11,107 +12,140 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
-from trainer import checkpoint, events, export, objective, optim, validation
+from trainer import checkpoint, events, export, loss, memory, objective, optim, watching
 from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import RunError
-from trainer.events import Cached, Event, Finished, Saved, Started, Step, Stopped, Warned
+from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped
 from trainer.runs import Run
 from trainer.studio import Studio
+from trainer.world import World
 
 
-def train(config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def train(
+    config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, stop: Callable[[], bool] = lambda: False, world: World | None = None
+) -> Iterator[Event]:
     """Train one adapter, yielding what happens. `stop` is asked after every step; True saves and ends the run there.
 
     Starts from the run's newest good checkpoint if there is one. Raises: UserError for what the user can mend,
-    RunError when a loss stops being a number (the last good checkpoint stays).
+    RunError when a number stops being one (the last good checkpoint stays).
     """
     # Where we are.
-    began = time.monotonic()
+    began, world = time.monotonic(), world or World()
     saved, problems = checkpoint.load_latest(run.checkpoints)
-    if saved and saved.state["dataset"] != dataset.digest:
-        raise RunError(f"the pictures or captions in {dataset.folder} have changed since run {run.name} was started; start a new run, or put them back.")
-    if saved and saved.state["heldout"] != (heldout.digest if heldout else None):
-        raise RunError(f"the held-out pictures or captions have changed since run {run.name} was started; start a new run, or put them back.")
-    if saved and saved.state["config"] != digest(config):
-        raise RunError(f"the settings in {run.config_file} are not those that run {run.name} was started with; start a new run with them.")
-    first = saved.step if saved else 0
-    events.rewind(run.events_file, first)
+    studio = Studio.open(config, world)
+    identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": studio.base_digest}
+    first = checkpoint.expect(saved, identity, run.name)
+    if world.first:
+        events.rewind(run.events_file, first)
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
-    studio = Studio.open(config)
-    if saved and saved.state["base"] != studio.base_digest:
-        raise RunError(f"the base {config.base!r} is another one than when run {run.name} was started; start a new run, or put it back.")
     seconds = time.monotonic()
-    cached = studio.fill_cache(run.folder.parent / ".cache", dataset, heldout)
+    cached = studio.prepare(run.cache, dataset, heldout)
+    parameters = studio.attach(saved)
     yield Started(
-        run.name, config.max_steps, first, len(dataset.items), len(heldout.items) if heldout else 0,
-        sum(parameter.numel() for parameter in studio.attach(saved.adapter if saved else None).values()),
-        studio.device, str(studio.dtype).removeprefix("torch."), config.base,
+        run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
+        sum(parameter.numel() for parameter in parameters.values()), studio.device, str(studio.dtype).removeprefix("torch."), config.base,
     )  # fmt: skip
-    yield from (Warned(line) for line in [*problems, *(one.message for one in (dataset, heldout) if one and one.problems)])
-    yield Cached(*cached, round(time.monotonic() - seconds, 3))
+    yield from watching.opening(studio, run, [*problems, *optim.advice(config)], cached, time.monotonic() - seconds)
+    optimizer = optim.build(optim.groups(parameters, config), config)
+    mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+    watch = watching.Watch(studio, run, optimizer, mean)
     if saved:
         yield Saved(first, saved.folder.relative_to(run.folder).as_posix())
-    parameters = studio.parameters()
-    optimizer = optim.build(list(parameters.values()), config)
-    if saved:
-        optim.load_state_tensors(optimizer, saved.optimizer)
-    base_losses = studio.heldout_losses(with_adapter=False)
+        optim.load_state(optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
+        watch.load(saved)
 
     def save(step: int) -> Saved:
-        state = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": studio.base_digest}
-        folder = checkpoint.save(run.checkpoints, step, parameters, optim.state_tensors(optimizer), state, config.keep_checkpoints)  # type: ignore[arg-type]
-        return Saved(step, folder.relative_to(run.folder).as_posix())
-
-    def look(step: int) -> Iterator[Event]:
-        last = step == config.max_steps
-        if base_losses is not None and step and (last or step % config.validate_every_steps == 0):
-            losses = studio.heldout_losses(with_adapter=True)
-            assert losses is not None
-            yield validation.compare(step, base_losses, losses)
-        if config.preview_every_steps and (last or step % config.preview_every_steps == 0):
-            yield from studio.preview(run, step)
+        tensors, values = optim.state(optimizer)
+        groups = {"adapter": {**parameters, **studio.constants()}, "optimizer": tensors, **watch.tensors()}
+        state = {**identity, "optimizer": values, **watch.state()}
+        if world.first:
+            checkpoint.save(run.checkpoints, step, groups, state, config.keep_checkpoints)
+        return Saved(step, f"checkpoints/{checkpoint.name(step)}")
 
     # The loop. What a killed run had not yet looked at, it looks at now.
-    yield from look(first)
-    for step in range(first, config.max_steps):
+    yield from watch.look(first)
+    step = first
+    while step < config.max_steps:
         seconds = time.monotonic()
-        learning_rate = config.learning_rate * optim.factor(config.optimizer, step, config.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-
-        # Noise and target.
-        latents, conditioning = studio.batch(step)  # (B, C, h, w)
-        rng = objective.generator(config.seed, "noise", step)
-        noise = objective.noise_like(latents, rng)
-        timesteps = objective.sample_timesteps(studio.schedule, len(latents), rng)
-        noised = objective.add_noise(studio.schedule, latents, noise, timesteps)
-        target = objective.target(studio.schedule, latents, noise, timesteps)
-
-        # Predict, weigh, backward, update.
-        prediction = studio.predict(noised, timesteps, conditioning)
-        loss = (prediction.float() - target).square().mean()
-        loss.backward()
+        learning_rate = optim.set_rate(optimizer, config, step)
+        try:
+            losses = learn(studio, step)
+        except (RuntimeError, MemoryError) as error:
+            changed = memory.climb(studio) if memory.is_shortage(error) and world.size == 1 else None
+            if changed is None:
+                raise
+            optimizer.zero_grad(set_to_none=True)
+            yield Adjusted(step + 1, f"memory ran out at step {step + 1}; {changed}, and the step is taken again.")
+            continue
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
-        if not math.isfinite(grad_norm) or not math.isfinite(loss.item()):
-            found = f"a loss of {loss.item()} and a gradient of {grad_norm}"
-            raise RunError(f"step {step + 1} gave {found}; the last checkpoint is good. Lower learning_rate, or use dtype=float32.")
+        value = float(world.sum(losses.sum())) / max(1, studio.num_pictures(step))
+        if not math.isfinite(grad_norm) or not math.isfinite(value):
+            raise RunError(f"step {step + 1} gave a loss of {value} and a gradient of {grad_norm}; {_MEND}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield Step(step + 1, loss.item(), learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
+        studio.limit_norms()
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
+            raise RunError(f"step {step + 1} gave an adapter with weights that are no numbers; {_MEND}")
+        if mean:
+            mean.update()
+        step += 1
+        yield Step(step, value, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
 
         # Save first, look afterwards: a preview that fails loses nothing.
-        done, last = step + 1, step + 1 == config.max_steps
-        stopping = not last and stop()
-        if last or stopping or done % config.checkpoint_every_steps == 0:
-            yield save(done)
+        last = step == config.max_steps
+        stopping = world.any(stop()) and not last
+        if last or stopping or step % config.checkpoint_every_steps == 0:
+            yield save(step)
         if stopping:
-            yield Stopped(done)
+            yield Stopped(step)
             return
-        yield from look(done)
+        yield from watch.look(step)
+        if watch.enough():
+            break
 
     # Export, open again, compare.
-    norm = export.write(studio, run, dataset)
-    yield Finished(config.max_steps, run.lora_file.name, round(time.monotonic() - began, 2), norm)
+    if not world.first:
+        return
+    yield from watch.recommend()
+    with watch.shown():
+        norm = export.write(studio, run.lora_file, dataset, {})
+    yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, memory.peak_bytes())
+
+
+_MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."
+
+
+def learn(studio: Studio, step: int) -> Tensor:
+    """Add a step's gradients up, batch by batch; the loss of each of this process's pictures (N,)."""
+    config, schedule, found = studio.config.objective, studio.schedule, []
+    num = studio.num_pictures(step)
+    for batch in studio.material.batches(step):
+        # Noise and target, drawn for the whole batch so that every process and micro-batch sees the same.
+        rng = objective.generator(studio.config.seed, "noise", batch.number)
+        noise = loss.draw_noise(config, batch.latents, rng)  # (B, C, h, w)
+        timesteps = loss.draw_timesteps(config, schedule, len(batch), rng, studio.image_tokens(batch.latents))  # (B,)
+        noised = objective.add_noise(schedule, batch.latents, loss.perturb(config, noise, rng), timesteps)
+        target = objective.target(schedule, batch.latents, noise, timesteps)
+        weights = loss.weights(config, schedule, timesteps) * batch.weights
+
+        # Predict, weigh, backward, a micro-batch at a time.
+        for rows in studio.parts(len(batch)):
+            with studio.dropping("dropout", batch.number * 1000 + rows[0]):
+                prediction = studio.predict(noised[rows], timesteps[rows], [batch.captions[row] for row in rows])
+            errors = loss.elements(config, prediction, target[rows].to(prediction.device))
+            masks = batch.masks[rows].to(errors.device) if batch.masks is not None else None
+            each = loss.per_picture(errors, masks, config.unmasked_weight) * weights[rows].to(errors.device)
+            if config.preservation_weight:
+                each = each + config.preservation_weight * studio.forgotten(noised[rows], timesteps[rows], [batch.class_captions[row] for row in rows])
+            if bad := [batch.names[row] for row, one in zip(rows, each.tolist(), strict=True) if not math.isfinite(one)]:
+                raise RunError(f"step {step + 1} gave a loss of {each.sum().item()} for {', '.join(bad[:5])}; {_MEND}")
+            (each.sum() / num).backward()
+            found.append(each.detach())
+    if studio.config.against.overlap_penalty and studio.world.first:
+        (studio.config.against.overlap_penalty * studio.overlap()).backward()
+    studio.world.sum_gradients(studio.parameters().values())
+    return torch.cat(found) if found else torch.zeros(0, device=studio.device)

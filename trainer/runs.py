@@ -28,6 +28,12 @@ class Run:
     """One run's folder."""
 
     folder: Path
+    cache_folder: Path | None = None  # where latents and embeddings are kept, if not beside the run
+
+    @property
+    def cache(self) -> Path:
+        """Shared by all runs beside each other."""
+        return self.cache_folder or self.folder.parent / ".cache"
 
     @property
     def name(self) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, data, events, families, presets, report, runs
-from trainer.config import Settings, TrainConfig
+from trainer import bases, data, events, families, presets, report, runs, schema, world
+from trainer.config import Settings, TrainConfig, ValidationConfig
 from trainer.errors import ConfigError, RunError, UserError
-from trainer.events import Event, Failed, Finished
+from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.runs import Run
 
 
@@ -77,17 +77,40 @@ def start(config: TrainConfig, parent: Path, name: str | None, run: Run | None, 
 
     Raises: UserError for anything that can be known before the model is loaded.
     """
-    dataset, heldout = data.scan(config.data), data.scan_heldout(config.data)
-    folder = bases.resolve(config.base, families.registry()[config.family], download)
-    bases.check_pixels(folder, {"resolution_px": config.resolution_px})
+    dataset, heldout = data.scan(config), data.scan_heldout(config)
+    family = families.registry()[config.family]
+    folder = bases.resolve(config.base, family, download)
+    refuse_unread(config, folder)
+    for size in (config.resolution_px, *config.data.more_resolutions_px):
+        bases.check_pixels(folder, {"resolution_px": size})
     bases.hardware(config.device, config.dtype)
+    from trainer import folds
+
+    dataset, left_out = folds.leave_out(dataset, config)
     run = run or runs.create(parent, name or Path(config.data.folder).name, config)
-    return run, _events(config, run, dataset, heldout)
+    return run, _events(config, run, dataset, left_out or heldout)
+
+
+def refuse_unread(config: TrainConfig, folder: Path) -> None:
+    """Refuse settings that this very base would not read. Raises: ConfigError with all of them."""
+    from trainer import against, optim
+
+    problems = schema.unread(config, {"prediction": (families.registry()[config.family].prediction_of(folder),)})
+    problems += optim.check(config)
+    if config.data.mask == "off" and config.data.mask_folder:
+        problems.append("data.mask_folder is set, but data.mask is off; set data.mask = file.")
+    if problems:
+        raise ConfigError(f"{len(problems)} settings can't be used:\n" + "\n".join(f"  {line}" for line in problems))
+    against.parse(config.against.adapters)
 
 
 def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None) -> Iterator[Event]:
     from trainer import loop
 
+    ours = world.enter(bases.hardware(config.device, config.dtype)[0])
+    if not ours.first:  # silent: the first process logs, and holds the run
+        yield from loop.train(config, run, dataset, heldout, StopRequest(), ours)
+        return
     try:
         lock = run.lock().acquire(timeout=2)  # somebody who only looks at the run's state holds it for a moment
     except Timeout:
@@ -95,7 +118,14 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
     with lock:
         stop = StopRequest()
         try:
-            for event in loop.train(config, run, dataset, heldout, stop):
+            if said := world.alone():
+                yield Warned(said)
+            last: Event | None = None
+            for last in _train_folds(config, run, dataset, stop) if config.validation.folds else ():
+                yield last
+            if isinstance(last, Stopped):
+                return
+            for event in loop.train(config, run, dataset, heldout, stop, ours):
                 events.append(run.events_file, event)
                 if isinstance(event, Finished):
                     report.write(run)
@@ -108,6 +138,29 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
             raise
         finally:
             stop.restore()
+
+
+def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train every fold that isn't finished, saying which; ends with Stopped if it was asked to stop."""
+    from trainer import folds, loop
+
+    order, count = folds.shuffled(dataset, config.seed), config.validation.folds
+    alone = config.model_copy(update={"validation": ValidationConfig(), "preview_every_steps": 0})
+    for number in range(count):
+        folder = run.folder / "folds" / str(number + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        fold = Run(folder, cache_folder=run.cache)
+        presets.save(alone, fold.config_file)
+        if fold.state() == "finished":
+            continue
+        kept, left = folds.split(dataset, sorted(order[number::count]))
+        yield Warned(f"fold {number + 1} of {count}: trained without {len(left.items)} of {len(order)} pictures.")
+        for event in loop.train(alone, fold, kept, left, stop):
+            events.append(fold.events_file, event)
+            if isinstance(event, Stopped):
+                yield Stopped(0)
+                return
+        assert isinstance(event, Finished)
 
 
 def preset_config(preset: str, folder: str | None, heldout: str | None, overrides: list[str]) -> TrainConfig:

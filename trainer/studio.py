@@ -1,11 +1,12 @@
-"""What a training step works with: the frozen base, the attached adapter, the cached pictures and captions.
+"""What a training step works with: the frozen base, what is trained on it, and the encoded pictures and captions.
 
 State lives here so that `loop.train` reads as the algorithm. Nothing in it decides when something happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import bases, cache, data, families, methods, objective, validation
-from trainer.config import StackConfig, TrainConfig
+from trainer import against, bases, families, memory, methods, objective, optim, validation
+from trainer.attach import Attachment, attach
+from trainer.checkpoint import Checkpoint
+from trainer.config import MemoryConfig, StackConfig, TrainConfig
 from trainer.data import Dataset
-from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
+from trainer.inversion import Word
+from trainer.material import Conditioning, Material
 from trainer.runs import Run
-
-_ADAPTER = "default"
-Conditioning = dict[str, Tensor]
+from trainer.world import World
 
 
 @dataclass
 class Studio:
-    """Made by `open`, filled by `fill_cache`, ready to train after `attach`."""
+    """Made by `open`, filled by `prepare`, ready to train after `attach`."""
 
     config: TrainConfig
     family: ModuleType
@@ -36,21 +38,25 @@ class Studio:
     pipe: Any  # the family's diffusers pipeline
     device: str
     dtype: torch.dtype
+    world: World
     schedule: objective.Schedule
     file_keys: dict[str, str]  # of the base as it was before the adapter was attached
-    latents: list[list[Tensor]] = field(default_factory=list)  # [picture][mirrored] -> (C, h, w)
-    conditionings: list[Conditioning] = field(default_factory=list)
-    empty: Conditioning = field(default_factory=dict)  # of the caption ""
-    questions: validation.Questions | None = None
+    memory: MemoryConfig  # as it is now; the out-of-memory ladder may change it
+    attachments: dict[str, Attachment] = field(default_factory=dict)  # by component
+    word: Word | None = None
+    spans: against.Bases = field(default_factory=dict)
+    span_energy: float = 0.0
 
     @classmethod
-    def open(cls, config: TrainConfig) -> Studio:
+    def open(cls, config: TrainConfig, world: World | None = None) -> Studio:
         """The frozen base on its device. Raises: ModelError, ConfigError."""
+        world = world or World()
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype)
+        device = world.device or device
         pipe = bases.open_pipeline(family, folder, device, dtype)
-        return cls(config, family, folder, pipe, device, dtype, family.schedule(pipe), family.file_keys(pipe))
+        return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), config.memory)
 
     @cached_property
     def base_digest(self) -> str:
@@ -59,112 +65,223 @@ class Studio:
 
     @property
     def denoiser(self) -> nn.Module:
-        denoiser: nn.Module = getattr(self.pipe, next(iter(self.family.components)))
+        denoiser: nn.Module = getattr(self.pipe, self.component)
         return denoiser
 
-    def fill_cache(self, folder: Path, dataset: Dataset, heldout: Dataset | None) -> tuple[int, int]:
-        """Latents and embeddings of both sets, from disk or computed; (entries, computed)."""
-        items = dataset.items + (heldout.items if heldout else [])
-        views = [(item, mirrored) for item in items for mirrored in ((False, True) if self.config.data.flip else (False,))]
-        size = self.config.resolution_px
-        vae, text = bases.digest(self.folder, "vae"), bases.digest(self.folder, "text_encoder") + bases.digest(self.folder, "tokenizer")
-        latent_keys = [cache.key("latents-1", self.family.name, vae, self.dtype, size, mirrored, item.sha256) for item, mirrored in views]
+    @property
+    def component(self) -> str:
+        """The denoiser's name in the pipeline."""
+        return str(next(iter(self.family.components)))
 
-        def encode_picture(index: int) -> dict[str, Tensor]:
-            item, mirrored = views[index]
-            return {"latents": self.family.encode_image(self.pipe, data.load_pixels(item.path, size, mirrored)[None])[0]}
+    @property
+    def trains_text(self) -> bool:
+        """True if what a caption means changes while training."""
+        return bool(getattr(self.config.adapter, "text_encoder", False) or self.config.inversion.token)
 
-        captions = sorted({item.caption for item in items} | {""})
-        caption_keys = [cache.key("text-1", self.family.name, text, self.dtype, caption) for caption in captions]
+    def prepare(self, store: Path, dataset: Dataset, heldout: Dataset | None) -> tuple[int, int]:
+        """Plan the steps and encode what they need; (entries, computed). The first process computes, the others read."""
+        self.material = Material(self.config, self.family, self.pipe, self.folder, store)
+        self.material.lay_out(dataset, heldout)
+        if not self.world.first:
+            self.world.wait()
+        counted = self.material.fill(with_text=not self.trains_text)
+        if self.world.first:
+            self.world.wait()
+        return counted
 
-        def encode_caption(index: int) -> Conditioning:
-            found: Conditioning = self.family.encode_text(self.pipe, [captions[index]])[0]
-            return found
+    def attach(self, checkpoint: Checkpoint | None) -> dict[str, nn.Parameter]:
+        """Put on the base what it is trained against, then the adapter and the new word, at their start or as saved; the parameters by name."""
+        config, method = self.config, methods.registry()[self.config.adapter.method]
+        saved = checkpoint.tensors["adapter"] if checkpoint else None
+        if checkpoint:
+            self.memory = MemoryConfig.model_validate(checkpoint.state["memory"])
+        if config.against.adapters:
+            self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)
+        memory.quantise(self.denoiser, self.memory.quantise, self.dtype)
+        targets = {self.component: self.family.targets[config.adapter.targets]}
+        if getattr(config.adapter, "text_encoder", False):
+            targets["text_encoder"] = self.family.text_targets
+        for number, (component, pattern) in enumerate(targets.items()):
+            part = {name.partition("/")[2]: tensor for name, tensor in saved.items() if name.startswith(f"{component}/")} if saved else None
+            seed = objective.generator(config.seed, "init", number).initial_seed()
+            samples = self._sampler() if component == self.component else None
+            self.attachments[component] = attach(getattr(self.pipe, component), method, config.adapter, pattern, seed, part, samples)
+        if config.inversion.token:
+            self.word = Word(self.pipe, config.inversion, saved)
+        memory.arrange(self)
+        return self.parameters()
 
-        pictures, num_pictures = cache.fetch(folder, latent_keys, encode_picture)
-        texts, num_texts = cache.fetch(folder, caption_keys, encode_caption)
-        if bad := [views[index][0].path.name for index, entry in enumerate(pictures) if not torch.isfinite(entry["latents"]).all()]:
-            raise ConfigError(f"the autoencoder gave NaN for {', '.join(bad[:5])}; set dtype=float32.")
-        by_caption = dict(zip(captions, texts, strict=True))
-        per_item = len(views) // len(items)
-        latents = [[pictures[index * per_item + view]["latents"] for view in range(per_item)] for index in range(len(items))]
-        num = len(dataset.items)
-        self.latents, self.empty = latents[:num], by_caption[""]
-        self.conditionings = [by_caption[item.caption] for item in dataset.items]
-        if heldout:
-            self.questions = validation.Questions(torch.stack([views[0] for views in latents[num:]]), [by_caption[item.caption] for item in heldout.items])
-        return len(pictures) + len(texts), num_pictures + num_texts
+    def _sampler(self) -> Callable[[], None]:
+        """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""
 
-    def attach(self, saved: dict[str, Tensor] | None) -> dict[str, nn.Parameter]:
-        """Attach the adapter through PEFT, zero at start or as saved; its parameters by name, in float32."""
-        method = methods.registry()[self.config.adapter.method]
-        peft_config = method.peft_config(self.config.adapter, self.family.targets[self.config.adapter.targets])
-        init = objective.generator(self.config.seed, "init", 0).initial_seed()
-        with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
-            torch.manual_seed(init)
-            self.denoiser.add_adapter(peft_config, adapter_name=_ADAPTER)  # type: ignore[operator]
-        parameters = self.parameters()
-        for name, parameter in parameters.items():
-            parameter.data = parameter.data.float() if saved is None else saved[name].to(self.device)
-        return parameters
+        def run() -> None:
+            for step in range(4):
+                for batch in self.material.batches(step):
+                    noise = objective.noise_like(batch.latents, objective.generator(self.config.seed, "init noise", batch.number))
+                    timesteps = objective.sample_timesteps(self.schedule, len(batch), objective.generator(self.config.seed, "init timesteps", batch.number))
+                    with torch.no_grad():
+                        self.predict(objective.add_noise(self.schedule, batch.latents, noise, timesteps), timesteps, batch.captions)
+
+        return run
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name, in a fixed order."""
-        return {name: parameter for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
+        """Everything that is trained by name, in a fixed order."""
+        found = {f"{component}/{name}": parameter for component, attached in self.attachments.items() for name, parameter in attached.parameters().items()}
+        return found | (self.word.parameters() if self.word else {})
 
-    def batch(self, step: int) -> tuple[Tensor, Conditioning]:
-        """Latents (B, C, h, w) and conditioning of one step: each picture once an epoch, in an order of its own."""
-        num, seed, size = len(self.latents), self.config.seed, self.config.batch_size
-        epochs = range(step * size // num, ((step + 1) * size - 1) // num + 1)
-        orders = {epoch: torch.randperm(num, generator=objective.generator(seed, "order", epoch)).tolist() for epoch in epochs}
-        rows, conditionings = [], []
-        for position in range(step * size, (step + 1) * size):
-            epoch, place = divmod(position, num)
-            index = orders[epoch][place]
-            dropped, mirrored = torch.rand(2, generator=objective.generator(seed, "caption and mirror", position)).tolist()
-            rows.append(self.latents[index][int(mirrored < 0.5) if self.config.data.flip else 0])
-            conditionings.append(self.empty if dropped < self.config.data.caption_dropout else self.conditionings[index])
-        return torch.stack(rows).to(self.device), self._on_device(conditionings)
+    def constants(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps beside the parameters."""
+        return {f"{component}/{name}": tensor for component, attached in self.attachments.items() for name, tensor in attached.constants().items()}
 
-    def _on_device(self, conditionings: list[Conditioning]) -> Conditioning:
-        batch: Conditioning = self.family.prepare_batch(conditionings)
-        return {key: tensor.to(self.device, self.dtype) for key, tensor in batch.items()}
+    def base_weights(self) -> dict[str, Tensor]:
+        """The base's weights by module path, adapters attached or not."""
+        weights = {}
+        for component in self.family.components:
+            for path, module in getattr(self.pipe, component).named_modules():
+                weight = getattr(getattr(module, "base_layer", module), "weight", None)
+                if f"{component}.{path}" in self.file_keys and weight is not None:
+                    weights[f"{component}.{path}"] = weight.data
+        return weights
 
-    def predict(self, noised: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's prediction, computed in the base's dtype."""
-        prediction: Tensor = self.family.denoise(self.denoiser, noised.to(self.dtype), timesteps.to(self.device), conditioning)
+    # What a step asks.
+
+    def parts(self, num: int) -> Iterator[list[int]]:
+        """This process's rows of a batch of `num`, a micro-batch at a time."""
+        rows = self.world.rows(num)
+        size = self.memory.micro_batch or len(rows)
+        yield from (rows[start : start + size] for start in range(0, len(rows), max(1, size)))
+
+    def num_pictures(self, step: int) -> int:
+        """How many pictures a step learns from, over all processes."""
+        return sum(len(samples) for _, samples in self.material.order.step(step))
+
+    def image_tokens(self, latents: Tensor) -> int:
+        """How many tokens the denoiser makes of latents (B, C, h, w); what a resolution-aware shift goes by."""
+        return int(latents.shape[-1] * latents.shape[-2]) // 4
+
+    def predict(self, noised: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+        """The denoiser's prediction for noised latents (B, C, h, w), computed in the base's dtype."""
+        with self._precision():
+            conditioning = self._condition(captions)
+            prediction: Tensor = self.family.denoise(self.denoiser, noised.to(self.device, self.dtype), timesteps.to(self.device), conditioning)
         return prediction
 
-    def heldout_losses(self, with_adapter: bool) -> Tensor | None:
-        """Loss per held-out picture (N,), with or without the adapter; None without a held-out set."""
-        if self.questions is None:
-            return None
+    def _condition(self, captions: list[str]) -> Conditioning:
+        if self.trains_text:
+            distinct = list(dict.fromkeys(captions))
+            encoded = dict(zip(distinct, self.family.encode_text(self.pipe, distinct, self.material.chunks), strict=True))
+            rows = [encoded[caption] for caption in captions]
+        else:
+            rows = [self.material.conditioning(caption) for caption in captions]
+        batch: Conditioning = self.family.prepare_batch(rows)
+        return {key: tensor.to(self.device, self.dtype) for key, tensor in batch.items()}
 
-        def predict(noised: Tensor, timesteps: Tensor, conditionings: list[Conditioning]) -> Tensor:
-            return self.predict(noised.to(self.device), timesteps, self._on_device(conditionings))
+    def _precision(self) -> Any:
+        """Adapters are float32; beside a smaller base their products are computed in its dtype."""
+        kind = self.device.partition(":")[0]
+        return torch.autocast(kind, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=True)
 
-        if with_adapter:
-            return validation.losses(self.questions, self.schedule, predict)
-        self.denoiser.disable_adapters()  # type: ignore[operator]
+    @contextmanager
+    def dropping(self, stream: str, number: int) -> Iterator[None]:
+        """Adapter dropout drawn from (seed, stream, number), for the body; nothing if there is none."""
+        if not getattr(self.config.adapter, "dropout", 0.0):
+            yield
+            return
+        devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
+        with torch.random.fork_rng(devices=devices), self._training():
+            torch.manual_seed(objective.generator(self.config.seed, stream, number).initial_seed())
+            yield
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Only the adapter's own dropout switched on: the base stays as in use."""
+        layers = [module for attached in self.attachments.values() for module in attached.dropouts()]
+        for layer in layers:
+            layer.train()
         try:
-            return validation.losses(self.questions, self.schedule, predict)
+            yield
         finally:
-            self.denoiser.enable_adapters()  # type: ignore[operator]
+            for layer in layers:
+                layer.eval()
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The base alone for the body: no adapter, the new word as it started."""
+        with ExitStack() as stack:
+            for attached in self.attachments.values():
+                stack.enter_context(attached.off())
+            if self.word:
+                stack.enter_context(self.word.off())
+            yield
+
+    def overlap(self) -> Tensor:
+        """How much of the update lies where the stack's is (see `against`), with its gradient."""
+        pairs = {
+            f"{component}.{path}": pair for component, attached in self.attachments.items() for path, pair in attached.factors().items()
+        }  # fmt: skip
+        return against.overlap(self.spans, self.span_energy, pairs)
+
+    def forgotten(self, noised: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+        """How far the prediction for the class captions has moved from the base's own (B,), with its gradient."""
+        with torch.no_grad(), self.base():
+            wanted = self.predict(noised, timesteps, captions).float()
+        return (self.predict(noised, timesteps, captions).float() - wanted).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def limit_norms(self) -> int:
+        """Scale back updates longer than the limit; how many were."""
+        limit = self.config.optimizer.max_weight_norm
+        if not limit:
+            return 0
+        return optim.limit_norms([pair for attached in self.attachments.values() for pair in attached.factors().values()], limit)
+
+    # Looking, without changing anything.
+
+    def questions(self, dataset: Dataset | None, limit: int | None = None) -> validation.Questions | None:
+        """What is asked of the first `limit` pictures of a set; None without one."""
+        items = [item for item in dataset.items if not item.regular][:limit] if dataset else []
+        if not items:
+            return None
+        latents = [self.material.latents(item, self.material.own_bucket(item), 0, False) for item in items]
+        return validation.Questions(latents, [item.captions[0] for item in items])
+
+    def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
+        """Loss by picture and timestep (N, 10), with or without the adapter."""
+        size = 2 * (self.memory.micro_batch or self.config.batch_size)
+        if with_adapter:
+            return validation.losses(questions, self.schedule, self.predict, size)
+        with self.base():
+            return validation.losses(questions, self.schedule, self.predict, size)
 
     def preview(self, run: Run, step: int) -> Iterator[Event]:
         """A picture per preview prompt with the adapter as it is; one that fails is a warning, never the run's end."""
-        from trainer.render.draw import draw
-
-        settings, size = self.config.preview, self.config.resolution_px
+        settings = self.config.preview
         for number, prompt in enumerate(settings.prompts if self.config.preview_every_steps else ()):
-            stack = StackConfig(
-                family=self.config.family, base=self.config.base, prompt=prompt, seed=settings.seed, steps=settings.steps,
-                guidance_scale=settings.guidance_scale, guidance_rescale=settings.guidance_rescale, width_px=size, height_px=size,
-            )  # fmt: skip
             try:
                 name = f"samples/step-{step:06d}-{number + 1}.png"
                 (run.folder / "samples").mkdir(exist_ok=True)
-                draw(self.pipe, stack).save(run.folder / name)
-                yield Sampled(step, prompt, name)
-            except (RuntimeError, OSError, ValueError) as error:
+                picture = self.draw(prompt)
+                picture.save(run.folder / name)
+                yield Sampled(step, prompt, name, *self.likeness(picture))
+            except (RuntimeError, OSError, ValueError, MemoryError) as error:
                 yield Warned(f"preview {prompt!r} at step {step} failed: {error}")
+
+    def draw(self, prompt: str) -> Any:
+        """The preview settings' picture for a prompt."""
+        from trainer.render.draw import draw
+
+        settings, size = self.config.preview, self.config.resolution_px
+        stack = StackConfig(
+            family=self.config.family, base=self.config.base, prompt=prompt, seed=settings.seed, steps=settings.steps,
+            guidance_scale=settings.guidance_scale, guidance_rescale=settings.guidance_rescale, width_px=size, height_px=size,
+        )  # fmt: skip
+        with memory.drawing(self), self._precision():
+            return draw(self.pipe, stack)
+
+    def likeness(self, picture: Any) -> tuple[float, str]:
+        """The training picture that a preview is most like, and how much (see `likeness`)."""
+        from trainer.likeness import Album
+
+        if not hasattr(self, "_album"):
+            self._album = Album([item for item in self.material.dataset.items if not item.regular], self.config.data.background)
+        return self._album.nearest(picture)

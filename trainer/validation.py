@@ -1,74 +1,142 @@
-"""How much better the adapter predicts pictures it never saw, at fixed (picture, noise, timestep).
+"""How much better the adapter predicts pictures it never saw, at fixed (picture, noise, timestep), and which step is best.
 
-Eight timesteps at the middles of the eighths of the schedule, one fixed noise for each (picture, timestep): base and
+Ten timesteps at the middles of the tenths of the schedule, one fixed noise for each (picture, timestep): base and
 adapter are asked exactly the same questions, so that the difference is training and nothing else (the idea is
-diffusion-pipe's fixed quantiles). Each picture counts once; the interval is a bootstrap over pictures.
+diffusion-pipe's fixed quantiles). Each picture counts once; intervals are bootstraps over pictures. The same on as many
+training pictures says how much of the gain is learning by heart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer import objective
-from trainer.events import Validated
+from trainer.events import Overtrained, Validated
 from trainer.objective import Schedule
 
-NUM_TIMESTEPS = 8
+NUM_TIMESTEPS = 10
+MAX_TRAINING_PICTURES = 16
 _SEED = 0  # of the questions, whatever the run's seed: losses of different runs can be compared
-_BATCH = 32
+_DRAWS = 2000
+PATIENCE = 2  # measurements in a row that must be clearly worse before the alarm is raised
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Latents (N, C, h, w) of the held-out pictures and, for each, its conditioning."""
+    """Latents (C, h, w) of some pictures and the caption of each."""
 
-    latents: Tensor
-    conditionings: list[dict[str, Tensor]]
+    latents: list[Tensor]
+    captions: list[str]
 
 
-Predict = Callable[[Tensor, Tensor, list[dict[str, Tensor]]], Tensor]
+Predict = Callable[[Tensor, Tensor, list[str]], Tensor]
 
 
 @torch.no_grad()
-def losses(questions: Questions, schedule: Schedule, predict: Predict) -> Tensor:
-    """Mean squared error per picture (N,), in float64, over the eight timesteps.
+def losses(questions: Questions, schedule: Schedule, predict: Predict, batch_size: int) -> Tensor:
+    """Mean squared error (N, 10) by picture and timestep, in float64.
 
-    `predict(noised (B, C, h, w), timesteps (B,), conditionings)` answers a batch.
+    `predict(noised (B, C, h, w), timesteps (B,), captions)` answers a batch, of pictures of one shape.
     """
-    num = len(questions.latents)
     middles = (torch.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS * schedule.num_timesteps
-    asked = [(picture, quantile) for picture in range(num) for quantile in range(NUM_TIMESTEPS)]
-    errors = torch.zeros(num, NUM_TIMESTEPS, dtype=torch.float64)
-    for start in range(0, len(asked), _BATCH):
-        batch = asked[start : start + _BATCH]
+    asked = [(picture, decile) for picture in range(len(questions.latents)) for decile in range(NUM_TIMESTEPS)]
+    asked.sort(key=lambda one: tuple(questions.latents[one[0]].shape))  # stable: pictures stay in order within a shape
+    errors = torch.zeros(len(questions.latents), NUM_TIMESTEPS, dtype=torch.float64)
+    start = 0
+    while start < len(asked):
+        shape = questions.latents[asked[start][0]].shape
+        batch = [one for one in asked[start : start + batch_size] if questions.latents[one[0]].shape == shape]
+        start += len(batch)
         latents = torch.stack([questions.latents[picture] for picture, _ in batch])
         noise = torch.stack(
             [
-                objective.noise_like(questions.latents[picture], objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + quantile))
-                for picture, quantile in batch
+                objective.noise_like(questions.latents[picture], objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + decile))
+                for picture, decile in batch
             ]
         )
-        timesteps = middles[[quantile for _, quantile in batch]].long()
+        timesteps = middles[[decile for _, decile in batch]].long()
         noised = objective.add_noise(schedule, latents, noise, timesteps)
         wanted = objective.target(schedule, latents, noise, timesteps)
-        prediction = predict(noised, timesteps, [questions.conditionings[picture] for picture, _ in batch])
+        prediction = predict(noised, timesteps, [questions.captions[picture] for picture, _ in batch])
         squared = (prediction.float().cpu() - wanted).square().flatten(1).mean(1).double()
-        for (picture, quantile), error in zip(batch, squared, strict=True):
-            errors[picture, quantile] = error
-    return errors.mean(1)
+        for (picture, decile), error in zip(batch, squared, strict=True):
+            errors[picture, decile] = error
+    return errors
 
 
-def compare(step: int, base: Tensor, now: Tensor) -> Validated:
-    """The event that says how far the loss fell, with a 95 % bootstrap interval (2,000 draws of pictures)."""
-    rng = objective.generator(_SEED, "bootstrap", 0)
-    draws = torch.randint(0, len(base), (2000, len(base)), generator=rng)
-    gains = 1 - now[draws].mean(1) / base[draws].mean(1)
-    low, high = torch.quantile(gains, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+def compare(step: int, base: Tensor, now: Tensor, train_gain: float | None, drift: float | None) -> Validated:
+    """The event that says how far the loss (N, 10) fell, with a 95 % bootstrap interval over pictures."""
+    before, after = base.mean(1), now.mean(1)
+    low, high = interval(before, after)
     return Validated(
-        step=step, loss=float(now.mean()), base_loss=float(base.mean()), gain=float(1 - now.mean() / base.mean()),
-        gain_low=low, gain_high=high, share_better=float((now < base).double().mean()), num_pictures=len(base),
+        step=step, loss=float(after.mean()), base_loss=float(before.mean()), gain=gain(base, now), gain_low=low, gain_high=high,
+        share_better=float((after < before).double().mean()), num_pictures=len(base), deciles=now.mean(0).tolist(),
+        base_deciles=base.mean(0).tolist(), train_gain=train_gain, drift=drift,
     )  # fmt: skip
+
+
+def gain(base: Tensor, now: Tensor) -> float:
+    """Share by which the mean loss fell; 0.1 = 10 %."""
+    return float(1 - now.mean() / base.mean())
+
+
+def interval(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """95 % bootstrap interval of the gain over pictures, from losses (N,)."""
+    draws = torch.randint(0, len(before), (_DRAWS, len(before)), generator=objective.generator(_SEED, "bootstrap", 0))
+    gains = 1 - after[draws].mean(1) / before[draws].mean(1)
+    low, high = torch.quantile(gains, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+@dataclass
+class Judge:
+    """Remembers the best measurement, raises the alarm, and says in words which step to use."""
+
+    best_step: int = 0
+    best: list[float] = field(default_factory=list)  # loss by picture at the best step
+    best_gain: float = 0.0
+    num_worse: int = 0  # measurements in a row that were clearly worse than the best
+    num_measured: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"best_step": self.best_step, "best": self.best, "best_gain": self.best_gain, "num_worse": self.num_worse, "num_measured": self.num_measured}
+
+    def hear(self, step: int, base: Tensor, now: Tensor) -> bool:
+        """Take in a measurement (N, 10); True if it is the best so far."""
+        losses_now = now.mean(1)
+        self.num_measured += 1
+        if not self.best or float(losses_now.mean()) < sum(self.best) / len(self.best):
+            self.best_step, self.best, self.best_gain, self.num_worse = step, losses_now.tolist(), gain(base, now), 0
+            return True
+        self.num_worse = self.num_worse + 1 if self._rise(losses_now)[0] > 0 else 0
+        return False
+
+    def _rise(self, now: Tensor) -> tuple[float, float]:
+        """95 % interval of how far the loss lies above the best's, relative to it."""
+        low, high = interval(torch.tensor(self.best, dtype=torch.float64), now)
+        return -high, -low
+
+    def alarm(self, step: int) -> Overtrained | None:
+        """The alarm, once: when the loss has been clearly above its best for several measurements in a row."""
+        if self.num_worse != PATIENCE:
+            return None
+        return Overtrained(
+            step, self.best_step,
+            f"the held-out loss was lowest at step {self.best_step} and has been clearly above it for {PATIENCE} measurements: it learns the training "
+            f"pictures by heart. best.safetensors will be step {self.best_step}; more pictures, a lower rank or learning rate would help.",
+        )  # fmt: skip
+
+    def reason(self, last: Validated, now: Tensor) -> str:
+        """Why the best step is recommended, held against the last one (N, 10)."""
+        said = f"step {self.best_step} has the lowest held-out loss of {self.num_measured} measurements, {self.best_gain * 100:.1f} % below the base's"
+        heart = f" The gain on training pictures was {last.train_gain * 100:.1f} % by then." if last.train_gain is not None else ""
+        if self.best_step == last.step:
+            return f"{said}; it is the last step, so a longer run may still gain."
+        low, high = self._rise(now.mean(1))
+        judged = "clearly worse: it had begun to learn the pictures by heart." if low > 0 else "no clear difference: the earlier one moves the base less."
+        return f"{said}. At the last step, {last.step}, the loss was {low * 100:.1f} to {high * 100:.1f} % above that (95 % interval), {judged}{heart}"

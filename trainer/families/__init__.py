@@ -7,16 +7,19 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     prediction         what its models may predict, of "epsilon", "v", "flow"
     default_px, multiple_px
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
+    text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`
     components         attribute of the pipeline -> prefix of its keys in a LoRA file
     architecture       `modelspec.architecture` and `base_version` (`ss_base_model_version`) of a LoRA file
 
-then eight functions:
+then functions:
 
     load(folder, device, dtype)            the diffusers pipeline, frozen, in eval mode
-    encode_text(pipe, captions)            conditioning, one dict of tensors a caption
+    encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoder
+    window, count_tokens, num_chunks       how long a caption may be, and is
     encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents
     prepare_batch(conditionings)           dicts of one caption each -> one of a batch
     denoise(denoiser, noised, timesteps, conditioning)    the model's prediction
+    prediction_of(folder)                  which of `prediction` the model in this folder makes
     schedule(pipe)                         `objective.Schedule` of the training noise
     file_keys(pipe)                        module path -> key prefix in a LoRA file, both as kohya spells them
     tiny(folder)                           a small random model of the same architecture, built offline

@@ -7,6 +7,7 @@ LoRA file, so `file_keys` puts it back.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,7 @@ components = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 architecture = "stable-diffusion-v1/lora"
 base_version = "sd_v1"
 
+_KINDS: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
 _ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
 targets = {
     "attention": rf".*\.{_ATTENTION}",
@@ -34,6 +36,7 @@ targets = {
     "linear": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj)",
     "all": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj|proj_in|proj_out|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv)",
 }
+text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -49,10 +52,48 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeli
     return pipe
 
 
-def encode_text(pipe: StableDiffusionPipeline, captions: list[str]) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D)}` a caption, encoded by the pipeline itself; L is the encoder's window."""
-    hidden, _ = pipe.encode_prompt(captions, pipe.device, 1, do_classifier_free_guidance=False)
-    return [{"encoder_hidden_states": row} for row in hidden]
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts, read from its scheduler's config."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return _KINDS[config.get("prediction_type", "epsilon")]
+
+
+def window(pipe: StableDiffusionPipeline) -> int:
+    """How many tokens of a caption the text encoder reads, its two marks left out."""
+    return int(pipe.tokenizer.model_max_length) - 2
+
+
+def count_tokens(pipe: StableDiffusionPipeline, caption: str) -> int:
+    """How many tokens a caption has, without the two marks."""
+    return len(pipe.tokenizer(pipe.maybe_convert_prompt(caption, pipe.tokenizer), add_special_tokens=False).input_ids)
+
+
+def num_chunks(pipe: StableDiffusionPipeline, caption: str) -> int:
+    """How many windows a caption fills, at least one."""
+    return max(1, -(-count_tokens(pipe, caption) // window(pipe)))
+
+
+def encode_text(pipe: StableDiffusionPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (chunks * L, D)}` a caption; L is the encoder's window with its marks.
+
+    One chunk is encoded by the pipeline itself. More are encoded window by window and laid end to end, as A1111 and
+    sd-scripts do; what is beyond the last is cut off.
+    """
+    import torch
+
+    if chunks == 1:
+        hidden, _ = pipe.encode_prompt(captions, pipe._execution_device, 1, do_classifier_free_guidance=False)
+        return [{"encoder_hidden_states": row} for row in hidden]
+    tokenizer, size = pipe.tokenizer, window(pipe)
+    rows = []
+    for caption in captions:
+        ids = tokenizer(pipe.maybe_convert_prompt(caption, tokenizer), add_special_tokens=False).input_ids
+        parts = [ids[start * size : (start + 1) * size] for start in range(chunks)]
+        pad = tokenizer.pad_token_id
+        marked = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *[pad] * (size - len(part))] for part in parts]
+        hidden = pipe.text_encoder(torch.tensor(marked, device=pipe._execution_device))[0]
+        rows.append({"encoder_hidden_states": hidden.flatten(0, 1)})
+    return rows
 
 
 def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
@@ -80,9 +121,7 @@ def schedule(pipe: StableDiffusionPipeline) -> Schedule:
     """The training noise of this base: its scheduler's own alphas and prediction type."""
     from trainer.objective import Schedule
 
-    kinds: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
-    kind = kinds[pipe.scheduler.config.prediction_type]
-    return Schedule(prediction=kind, alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+    return Schedule(prediction=_KINDS[pipe.scheduler.config.prediction_type], alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
 
 
 def file_keys(pipe: StableDiffusionPipeline) -> dict[str, str]:

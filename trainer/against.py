@@ -1,0 +1,74 @@
+"""Training against a stack: LoRAs that lie on the base while the new one learns, and a penalty for doing what they do.
+
+They are folded into the weights before anything else happens, so they cost nothing a step and the new adapter's zero is
+the base with them. The overlap is the share of the new update that reads what theirs reads and writes where theirs
+writes: with Q_out, Q_in orthonormal bases of the columns of their up and the rows of their down,
+sum |Q_out^T dW Q_in|^2 over the layers, over sum |dW_theirs|^2. It needs r x r products only.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import lora_file
+from trainer.errors import ConfigError
+
+Bases = dict[str, tuple[Tensor, Tensor]]  # module path -> Q_out (out, r), Q_in (in, r)
+
+
+def parse(lines: tuple[str, ...]) -> list[tuple[Path, float]]:
+    """Files and weights. Raises: ConfigError for a line that can't be read, or a file that isn't there."""
+    found = []
+    for line in lines:
+        file, colon, weight = line.rpartition(":")
+        if not colon or not re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+", weight):
+            file, weight = line, "1"
+        if not Path(file).is_file():
+            raise ConfigError(f"against.adapters has {line!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
+        if not -2 <= float(weight) <= 2:
+            raise ConfigError(f"against.adapters has {line!r}: weight is {weight}; allowed: -2 to 2.")
+        found.append((Path(file), float(weight)))
+    return found
+
+
+@torch.no_grad()
+def fold(lines: tuple[str, ...], weights: dict[str, Tensor], file_keys: dict[str, str]) -> tuple[Bases, float]:
+    """Add the stack to the base's weights in place; the directions it uses by module path, and its squared norm.
+
+    Raises: AdapterError if a file doesn't fit, before any weight is changed.
+    """
+    shapes = {path: tuple(weight.shape) for path, weight in weights.items()}
+    loaded = [(factor, lora_file.read(file, file_keys, shapes)) for file, factor in parse(lines)]
+    directions: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    energy = 0.0
+    for path in {path for _, deltas in loaded for path in deltas}:
+        base = weights[path]
+        total = base.float()
+        for factor, deltas in loaded:
+            if path in deltas:
+                delta = factor * deltas[path].dense(base, torch.float32).to(base.device)
+                total = total + delta
+                energy += float(delta.square().sum())
+                if isinstance(deltas[path], lora_file.Delta):
+                    outs, ins = directions.setdefault(path, ([], []))
+                    outs.append(deltas[path].up.flatten(1).float())
+                    ins.append(deltas[path].down.flatten(1).float().T)
+        base.copy_(total)
+    spans = {path: (torch.linalg.qr(torch.cat(outs, 1))[0], torch.linalg.qr(torch.cat(ins, 1))[0]) for path, (outs, ins) in directions.items()}
+    return spans, energy
+
+
+def overlap(bases: Bases, energy: float, pairs: dict[str, tuple[nn.Parameter, nn.Parameter, float]]) -> Tensor:
+    """The overlap of the trained update, with its gradient; `pairs` has down, up and scale by module path."""
+    total: Any = torch.zeros(())
+    for path, (down, up, scale) in pairs.items():
+        if path in bases:
+            outs, ins = (basis.to(down.device) for basis in bases[path])
+            total = total.to(down.device) + (scale * (outs.T @ up.flatten(1)) @ (down.flatten(1) @ ins)).square().sum()
+    result: Tensor = total / max(energy, 1e-12)
+    return result

@@ -1,0 +1,221 @@
+"""`velatura bench train`: our step against a plain diffusers + PEFT loop, at the same settings, in one run.
+
+The plain loop is what diffusers' own `train_text_to_image_lora.py` does, written down here in its essentials: once with
+that script's defaults (fp32, pictures and captions encoded anew at every step) and once with its best flags (bf16
+autocast, latents and embeddings cached). Every measurement is a child process, ours and theirs in turn, so that a
+machine whose speed drifts does it to both; what is compared is the median of the ratios. Peak memory is the
+child's own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+
+MODELS = ("imprimatura", "sd15")
+LOOPS = ("ours", "plain", "plain-best")
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "imprimatura": {"resolution_px": 128, "steps": 60, "warm": 10},
+    "sd15": {"resolution_px": 512, "steps": 4, "warm": 1},
+}
+_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One loop on one model: steps a second after warm-up, and the process's peak memory."""
+
+    model: str
+    loop: str
+    steps_per_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A loop's medians over the rounds, and ours over it: above 1 we are faster."""
+
+    model: str
+    loop: str
+    steps_per_s: float
+    peak_gib: float
+    ours_over_it: float
+    ratio_low: float
+    ratio_high: float
+
+
+def run(models: list[str], rounds: int, options: list[str]) -> Iterator[Row]:
+    """The table, row by row. `options` are settings of ours (`memory.attention=plain`), for ablations."""
+    with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
+        for model in models:
+            base = prepare(model, Path(scratch))
+            found: dict[str, list[Measured]] = {loop: [] for loop in LOOPS}
+            for _ in range(rounds):
+                for loop in LOOPS:
+                    found[loop].append(_child(model, loop, base, Path(scratch), options))
+            for loop in LOOPS:
+                ratios = [ours.steps_per_s / other.steps_per_s for ours, other in zip(found["ours"], found[loop], strict=True)]
+                speed, peak = (statistics.median(getattr(one, key) for one in found[loop]) for key in ("steps_per_s", "peak_bytes"))
+                yield Row(model, loop, speed, peak / 2**30, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _child(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> Measured:
+    command = [sys.executable, "-m", "trainer", "bench", "one", model, loop, "--base", base, "--scratch", str(scratch)]
+    done = subprocess.run([*command, *(f"--set={option}" for option in options)], capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"the {loop} loop on {model} ended with status {done.returncode}: {done.stderr[-2000:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def prepare(model: str, scratch: Path) -> str:
+    """A few pictures to train on, and the base: Imprimatura, or a random one of Stable Diffusion 1.5's size."""
+    from PIL import Image, ImageDraw
+
+    pictures = scratch / f"pictures-{model}"
+    pictures.mkdir(parents=True, exist_ok=True)
+    side = _SETTINGS[model]["resolution_px"]
+    for number in range(_PICTURES):
+        image = Image.new("RGB", (side, side), "white")
+        ImageDraw.Draw(image).ellipse((side // 8, side // 8, side // 2, side // 3 * (1 + number % 2)), fill=(60 * number, 80, 200 - 40 * number))
+        image.save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text(f"a dot, number {number}")
+    return "imprimatura" if model == "imprimatura" else str(_full_size(scratch / "sd15"))
+
+
+def _full_size(folder: Path) -> Path:
+    """A random model with Stable Diffusion 1.5's own sizes (860 million parameters in the UNet), in bfloat16."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parent / "imprimatura" / "tokenizer"), local_files_only=True, model_max_length=77)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, norm_num_groups=32, **kinds)
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        encoder = CLIPTextModel(text)
+    finally:
+        torch.set_default_dtype(before)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    StableDiffusionPipeline(vae, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False).save_pretrained(str(folder))
+    return folder
+
+
+def one(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> Measured:
+    """Measure one loop in this process."""
+    from trainer import memory
+
+    settings = _SETTINGS[model]
+    pictures = scratch / f"pictures-{model}"
+    seconds = list(_ours(model, base, pictures, scratch, options) if loop == "ours" else _plain(model, base, pictures, scratch, loop == "plain-best"))
+    return Measured(model, loop, 1 / statistics.median(seconds[settings["warm"] :]), memory.peak_bytes())
+
+
+def _ours(model: str, base: str, pictures: Path, scratch: Path, options: list[str]) -> Iterator[float]:
+    from trainer import session
+    from trainer.events import Step
+
+    settings = _SETTINGS[model]
+    steps = settings["warm"] + settings["steps"]
+    overrides = [
+        f"base={base}", f"resolution_px={settings['resolution_px']}", f"max_steps={steps}", "batch_size=1", "adapter.rank=16", "adapter.alpha=16",
+        "preview_every_steps=0", "checkpoint_every_steps=100000", "data.caption_dropout=0", *options,
+    ]  # fmt: skip
+    config = session.preset_config("imprimatura-style", str(pictures), None, overrides)
+    _, stream = session.start(config, scratch / "runs", model, None)
+    last = time.perf_counter()
+    for event in stream:
+        now = time.perf_counter()
+        if isinstance(event, Step):
+            yield now - last
+        last = now
+
+
+def _plain(model: str, base: str, pictures: Path, scratch: Path, best: bool) -> Iterator[float]:
+    """Seconds of each step of the plain loop."""
+    import torch
+    from accelerate import Accelerator
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+    from PIL import Image
+
+    from trainer import bases, families
+
+    settings, kind = _SETTINGS[model], torch.bfloat16 if best else torch.float32
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if best else "no")
+    bases.quiet_libraries()
+    folder = bases.resolve(base, families.registry()["sd"])
+    pipe = families.registry()["sd"].load(folder, str(accelerator.device), kind)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.unet.add_adapter(LoraConfig(r=16, lora_alpha=16, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    if best:
+        cast_training_params(pipe.unet, dtype=torch.float32)
+    layers = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(layers, lr=1e-4, weight_decay=1e-2)
+    schedule = get_scheduler("constant", optimizer=optimizer)
+    pipe.unet.train()
+    unet, optimizer, schedule = accelerator.prepare(pipe.unet, optimizer, schedule)
+
+    def encode(number: int) -> tuple[Any, Any]:
+        with Image.open(pictures / f"{number}.png") as opened:
+            pixels = pipe.image_processor.preprocess(opened.convert("RGB")).to(pipe.device, kind)
+        encoded = pipe.vae.encode(pixels)
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample()
+        window = pipe.tokenizer.model_max_length
+        ids = pipe.tokenizer(f"a dot, number {number}", padding="max_length", truncation=True, max_length=window, return_tensors="pt").input_ids
+        return latents * pipe.vae.config.scaling_factor, pipe.text_encoder(ids.to(pipe.device), return_dict=False)[0]
+
+    with torch.no_grad():
+        kept = [encode(number) for number in range(_PICTURES)] if best else []
+    if best:
+        pipe.vae = pipe.text_encoder = None
+    for step in range(settings["warm"] + settings["steps"]):
+        began = time.perf_counter()
+        with torch.no_grad():
+            latents, hidden = kept[step % _PICTURES] if best else encode(step % _PICTURES)
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device).long()
+        target = scheduler.get_velocity(latents, noise, timesteps) if scheduler.config.prediction_type == "v_prediction" else noise
+        prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+        accelerator.gather(loss.repeat(len(latents))).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(layers, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        loss.detach().item()
+        yield time.perf_counter() - began
+
+
+def describe(rows: list[Row]) -> str:
+    """The table for people."""
+    names = {"ours": "Velatura", "plain": "plain diffusers + PEFT, its defaults (fp32)", "plain-best": "plain diffusers + PEFT, bf16 and cached"}
+    lines = [f"{'model':<13}{'loop':<46}{'steps/s':>9}{'peak GiB':>10}  ours over it (lowest to highest)"]
+    for row in rows:
+        ratio = "" if row.loop == "ours" else f"{row.ours_over_it:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+        lines.append(f"{row.model:<13}{names[row.loop]:<46}{row.steps_per_s:>9.3f}{row.peak_gib:>10.2f}  {ratio}")
+    return "\n".join(lines)
+
+
+def to_json(rows: list[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=2)

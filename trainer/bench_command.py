@@ -1,0 +1,39 @@
+"""`velatura bench`: measurements that anyone can repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer import bench
+from trainer.errors import ConfigError
+
+app = typer.Typer(help="Measure Velatura against a plain training loop.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    model: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(bench.MODELS)}; repeatable, all if left out.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often each loop is measured, in turn.")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of ours, for an ablation.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Steps a second and peak memory of our loop and of a plain diffusers + PEFT loop, at the same settings."""
+    models = model or list(bench.MODELS)
+    if wrong := [name for name in models if name not in bench.MODELS]:
+        raise ConfigError(f"--model is {wrong[0]!r}; allowed: {', '.join(bench.MODELS)}.")
+    rows = list(bench.run(models, rounds, set_ or []))
+    typer.echo(bench.to_json(rows) if as_json else bench.describe(rows))
+
+
+@app.command(hidden=True)
+def one(
+    model: str, loop: str, base: Annotated[str, typer.Option()], scratch: Annotated[Path, typer.Option()],
+    set_: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:  # fmt: skip
+    """Measure one loop in this process; what `train` starts."""
+    typer.echo(json.dumps(dataclasses.asdict(bench.one(model, loop, base, scratch, set_ or []))))

@@ -1,0 +1,68 @@
+"""Sets too small to spare a picture: train without each part in turn, see when its loss is lowest, then train on everything.
+
+Each fold is a run of its own in `folds/<number>/` of the run's folder, resumed like any other. The step recommended for
+the run on all pictures is the one where the folds' losses, each relative to its base's, are lowest on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from trainer import objective
+from trainer.config import TrainConfig
+from trainer.data import Dataset
+from trainer.errors import ConfigError
+from trainer.events import Folded, Validated
+from trainer.runs import Run
+
+
+def split(dataset: Dataset, left_out: list[int]) -> tuple[Dataset, Dataset]:
+    """The dataset without these items, and they alone. Regularisation pictures are never left out."""
+    chosen = set(left_out)
+    rest = [item for index, item in enumerate(dataset.items) if index not in chosen]
+    return replace(dataset, items=rest), replace(dataset, items=[dataset.items[index] for index in left_out], problems=[])
+
+
+def shuffled(dataset: Dataset, seed: int) -> list[int]:
+    """The indexes of all pictures but regularisation ones, in an order of the seed's."""
+    own = [index for index, item in enumerate(dataset.items) if not item.regular]
+    order = torch.randperm(len(own), generator=objective.generator(seed, "leave out", 0)).tolist()
+    return [own[place] for place in order]
+
+
+def leave_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The training set and what is held out of it. Raises: ConfigError if too little would be left."""
+    wanted, folds = config.validation.leave_out, config.validation.folds
+    order = shuffled(dataset, config.seed)
+    if wanted >= len(order) or folds > len(order):
+        name, value = ("leave_out", wanted) if wanted >= len(order) else ("folds", folds)
+        raise ConfigError(f"validation.{name} is {value}; allowed for {len(order)} pictures: less than {len(order)}.")
+    return split(dataset, sorted(order[:wanted])) if wanted else (dataset, None)
+
+
+def results(run: Run) -> list[Folded]:
+    """What the finished folds measured."""
+    found = []
+    for folder in sorted((run.folder / "folds").glob("[0-9]*"), key=lambda path: int(path.name)):
+        measured = [event for event in Run(folder).events() if isinstance(event, Validated)]
+        if measured:
+            steps, losses = [event.step for event in measured], [event.loss for event in measured]
+            found.append(Folded(int(folder.name), measured[0].num_pictures, steps, losses, measured[0].base_loss))
+    return found
+
+
+def verdict(found: list[Folded]) -> tuple[int, str] | None:
+    """The recommended step and why, in words; None without folds."""
+    if not found:
+        return None
+    steps = found[0].steps
+    means = [sum(fold.losses[place] / fold.base_loss for fold in found) / len(found) for place in range(len(steps))]
+    best = min(range(len(steps)), key=means.__getitem__)
+    pictures = sum(fold.num_left_out for fold in found)
+    later = f", and {(means[-1] / means[best] - 1) * 100:.1f} % higher at step {steps[-1]}" if best != len(steps) - 1 else ""
+    return steps[best], (
+        f"over {len(found)} folds, which measured all {pictures} pictures, each while it was left out, the loss was lowest at step {steps[best]}: "
+        f"{(1 - means[best]) * 100:.1f} % below the base's{later}."
+    )

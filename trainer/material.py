@@ -1,0 +1,166 @@
+"""What a run trains on, encoded: latents by picture, bucket, cut and mirroring, masks, and conditioning by caption.
+
+All of it is prepared before the first step (`fill`) and read back lazily, so that memory does not grow with the dataset.
+Where the text encoder itself is trained, captions are encoded as they are needed and only latents come from the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import bases, buckets, cache, data, wording
+from trainer.config import TrainConfig
+from trainer.data import Dataset, Item
+from trainer.errors import ConfigError
+from trainer.order import Order, Sample
+
+Conditioning = dict[str, Tensor]
+_VERSION = 2  # of how pictures and captions are encoded; a change finds nothing of the old
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, whole: what every process draws alike before it takes its rows."""
+
+    number: int
+    latents: Tensor  # (B, C, h, w) float32 on the CPU
+    masks: Tensor | None  # (B, 1, h, w) in [0, 1]
+    captions: list[str]
+    class_captions: list[str]
+    weights: Tensor  # (B,)
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Material:
+    """The encoded pictures and captions of a run. `pipe` encodes (None: only the plan is wanted); `folder` is the base's, whose weights are in every key."""
+
+    def __init__(self, config: TrainConfig, family: ModuleType, pipe: Any, folder: Path, store: Path) -> None:
+        self.config, self.family, self.pipe, self.folder = config, family, pipe, folder
+        self.store = cache.Store(store)
+        self.multiple_px = max(family.multiple_px, bases.multiple_px(folder))
+        self.chunks = 1
+        self._vae = bases.digest(folder, "vae")
+        self._text = bases.digest(folder, "text_encoder") + bases.digest(folder, "tokenizer")
+
+    def lay_out(self, dataset: Dataset, heldout: Dataset | None) -> None:
+        """Buckets, wordings and the order of steps; nothing is encoded yet."""
+        self.dataset, self.heldout = dataset, heldout
+        self.entries = buckets.plan(dataset.items, self.config, self.multiple_px)
+        self.wordings = [wording.variants(item.captions, self.config.captions, self.config.seed) for item in dataset.items]
+        self.order = Order(self.config, self.entries, dataset.items, [len(found) for found in self.wordings])
+        if self.config.captions.long == "chunk" and self.pipe is not None:
+            self.chunks = max(self.family.num_chunks(self.pipe, caption) for caption in self.all_captions())
+
+    def all_captions(self) -> list[str]:
+        """Every string that may be asked of the text encoder, sorted."""
+        held = [caption for item in (self.heldout.items if self.heldout else []) for caption in item.captions]
+        own = [caption for found in self.wordings for caption in found]
+        preserved = [self._class_caption(caption) for caption in own] if self.config.objective.preservation_weight else []
+        return sorted({*own, *held, *preserved, ""})
+
+    def long_captions(self) -> list[str]:
+        """A sentence for each picture whose caption is cut off at the text encoder's window."""
+        if self.chunks > 1 or self.config.captions.long == "chunk":
+            return []
+        found = []
+        window = self.family.window(self.pipe)
+        for item, wordings in zip(self.dataset.items, self.wordings, strict=True):
+            longest = max(self.family.count_tokens(self.pipe, caption) for caption in wordings)
+            if longest > window:
+                found.append(f"{item.path.name}: {longest} tokens, of which the text encoder reads {window}; shorten it, or set captions.long=chunk.")
+        return found
+
+    def fill(self, with_text: bool) -> tuple[int, int]:
+        """Encode what is not in the cache; (entries, computed). Raises: ConfigError if the autoencoder gives NaN."""
+        before, bad, count = self.store.num_computed, [], 0
+        for item, bucket, cut, mirrored in self._views():
+            count += 1
+            if not torch.isfinite(self.latents(item, bucket, cut, mirrored)).all():
+                bad.append(item.path.name)
+        if bad:
+            raise ConfigError(f"the autoencoder gave NaN for {', '.join(bad[:5])}; set dtype=float32.")
+        for caption in self.all_captions() if with_text else ():
+            count += 1
+            self.conditioning(caption)
+        return count, self.store.num_computed - before
+
+    def _views(self) -> Iterator[tuple[Item, buckets.Bucket, int, bool]]:
+        cuts = range(1, buckets.NUM_CUTS + 1) if self.config.data.crop == "random" else (0,)
+        for entry in dict.fromkeys(self.entries):
+            for cut in cuts:
+                for mirrored in (False, True) if self.config.data.flip else (False,):
+                    yield self.dataset.items[entry.index], entry.bucket, cut, mirrored
+        for item in self.heldout.items if self.heldout else ():
+            yield item, self.own_bucket(item), 0, False
+
+    def own_bucket(self, item: Item) -> buckets.Bucket:
+        """The bucket of a held-out picture."""
+        return buckets.assign(item.width_px, item.height_px, self.config.resolution_px, self.config.data, self.multiple_px)
+
+    def latents(self, item: Item, bucket: buckets.Bucket, cut: int, mirrored: bool) -> Tensor:
+        """(C, h, w), float32."""
+        background = self.config.data.background
+        name = cache.key("latents", _VERSION, self.family.name, self._vae, self.pipe.dtype, bucket, cut, mirrored, background, item.sha256)
+
+        def encode() -> Conditioning:
+            return {"latents": self.family.encode_image(self.pipe, data.load_pixels(item, bucket, cut, mirrored, background)[None])[0]}
+
+        return self.store.get(name, encode)["latents"].float()
+
+    def mask(self, item: Item, sample: Sample, size: tuple[int, int]) -> Tensor:
+        """(1, h, w) in [0, 1] at the latents' size, the mean over each latent's pixels; all ones without a mask."""
+        if item.mask is None:
+            return torch.ones(1, *size)
+        name = cache.key("mask", _VERSION, sample.bucket, sample.cut, sample.mirrored, item.mask_sha256, item.sha256, size)
+
+        def shrink() -> Conditioning:
+            whole = data.load_mask(item, sample.bucket, sample.cut, sample.mirrored)
+            return {"mask": torch.nn.functional.adaptive_avg_pool2d(whole[None], size)[0]}
+
+        return self.store.get(name, shrink)["mask"]
+
+    def conditioning(self, caption: str) -> Conditioning:
+        """What the denoiser is told for this caption, from the cache."""
+        name = cache.key("text", _VERSION, self.family.name, self._text, self.pipe.dtype, self.chunks, caption)
+
+        def encode() -> Conditioning:
+            found: Conditioning = self.family.encode_text(self.pipe, [caption], self.chunks)[0]
+            return found
+
+        return self.store.get(name, encode)
+
+    def caption(self, sample: Sample) -> str:
+        """The exact string a sample is trained with."""
+        return "" if sample.wording is None else self.wordings[sample.picture][sample.wording]
+
+    def batches(self, step: int) -> list[Batch]:
+        """The whole batches of a step."""
+        return [self._batch(number, samples) for number, samples in self.order.step(step)]
+
+    def _batch(self, number: int, samples: list[Sample]) -> Batch:
+        items = [self.dataset.items[sample.picture] for sample in samples]
+        latents = torch.stack([self.latents(item, one.bucket, one.cut, one.mirrored) for item, one in zip(items, samples, strict=True)])
+        masks = None
+        if self.config.data.mask != "off":
+            height, width = latents.shape[-2:]
+            masks = torch.stack([self.mask(item, sample, (height, width)) for item, sample in zip(items, samples, strict=True)])
+        captions = [self.caption(sample) for sample in samples]
+        return Batch(
+            number, latents, masks, captions, [self._class_caption(caption) for caption in captions],
+            torch.tensor([item.weight for item in items]), [item.path.name for item in items],
+        )  # fmt: skip
+
+    def _class_caption(self, caption: str) -> str:
+        """The caption with the class in the trigger's place: what the base knows of the same picture."""
+        trigger, kind = self.config.data.trigger, self.config.data.class_caption
+        return caption.replace(trigger, kind) if trigger and trigger in caption else kind

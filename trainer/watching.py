@@ -1,0 +1,170 @@
+"""Everything a run does to be trusted that is not training: measuring, previewing, remembering the best, saying so.
+
+None of it changes what is learned: it draws from streams of its own, and what it needs to go on after a stop is in
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import buckets, export, folds, objective, optim, validation
+from trainer.checkpoint import Checkpoint
+from trainer.events import Cached, Event, Planned, Recommended, Warned
+from trainer.runs import Run
+from trainer.studio import Studio
+
+BEST = "best.safetensors"
+
+
+def opening(studio: Studio, run: Run, problems: list[str], cached: tuple[int, int], seconds: float) -> Iterator[Event]:
+    """What is said before the first step: the plan, and every line the user should read."""
+    material = studio.material
+    sizes: dict[buckets.Bucket, int] = {}
+    for entry in material.entries:
+        sizes[entry.bucket] = sizes.get(entry.bucket, 0) + 1
+    yield Planned(
+        [[*bucket, count] for bucket, count in sorted(sizes.items())], material.order.num_batches, buckets.num_cropped(material.entries, material.dataset.items)
+    )
+    yield from folds.results(run)
+    sets = [one for one in (material.dataset, material.heldout) if one and one.problems]
+    yield from (Warned(line) for line in [*problems, *(one.message for one in sets)])
+    if long := material.long_captions():
+        yield Warned(f"{len(long)} captions are cut off:\n" + "\n".join(f"  {line}" for line in long[:20]))
+    yield Cached(*cached, round(seconds, 3))
+
+
+class Watch:
+    """The eyes of one run."""
+
+    def __init__(self, studio: Studio, run: Run, optimizer: torch.optim.Optimizer, mean: optim.Mean | None) -> None:
+        self.studio, self.run, self.optimizer, self.mean = studio, run, optimizer, mean
+        self.judge = validation.Judge()
+        self.best: dict[str, Tensor] = {}
+        self.raised = False
+        first = studio.world.first
+        material = studio.material
+        self.questions = studio.questions(material.heldout) if first else None
+        self.own = studio.questions(material.dataset, min(validation.MAX_TRAINING_PICTURES, len(self.questions.latents))) if self.questions else None
+        self.base = studio.losses(self.questions, with_adapter=False) if self.questions else None
+        self.own_base = studio.losses(self.own, with_adapter=False) if self.own else None
+        self.last: tuple[Any, Tensor] | None = None  # of the last measurement: the event, the losses
+        self.neutral = self._neutral() if first else None
+        self.folded = folds.verdict(folds.results(run)) if studio.config.validation.folds else None
+
+    # For the checkpoint.
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"mean": self.mean.tensors() if self.mean else {}, "best": self.best}
+
+    def state(self) -> dict[str, Any]:
+        return {"judge": self.judge.state(), "memory": self.studio.memory.model_dump(mode="json")}
+
+    def load(self, saved: Checkpoint) -> None:
+        self.judge = validation.Judge(**saved.state["judge"])
+        self.best = saved.tensors.get("best", {})
+        if self.mean:
+            self.mean.load(saved.tensors["mean"])
+
+    # While training.
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The adapter as it is to be used, for the body: the running mean where there is one."""
+        with ExitStack() as stack:
+            stack.enter_context(optim.evaluation(self.optimizer))
+            if self.mean:
+                stack.enter_context(self.mean.swapped())
+            yield
+
+    def look(self, step: int) -> Iterator[Event]:
+        """Measure and preview if it is time; the first process only."""
+        config = self.studio.config
+        if not self.studio.world.first:
+            return
+        last = step == config.max_steps
+        with self.shown():
+            if self.questions and step and (last or step % config.validate_every_steps == 0):
+                yield from self._measure(step)
+            if self.folded and step == self.folded[0]:
+                self.best = self._snapshot()
+            if config.preview_every_steps and (last or step % config.preview_every_steps == 0):
+                yield from self.studio.preview(self.run, step)
+
+    def _measure(self, step: int) -> Iterator[Event]:
+        assert self.questions and self.base is not None and self.own and self.own_base is not None
+        now = self.studio.losses(self.questions)
+        event = validation.compare(step, self.base, now, validation.gain(self.own_base, self.studio.losses(self.own)), self._drift())
+        self.last = event, now
+        if self.judge.hear(step, self.base, now):
+            self.best = self._snapshot()
+        yield event
+        if alarm := self.judge.alarm(step):
+            yield alarm
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.studio.parameters().items()}
+
+    def enough(self) -> bool:
+        """True if the run should end here because it over-trains and was told to stop then."""
+        wanted = self.studio.config.validation.stop_when_overtrained
+        return wanted and self.studio.world.any(self.judge.num_worse >= validation.PATIENCE)
+
+    def recommend(self) -> Iterator[Event]:
+        """Write best.safetensors and say why it is that step."""
+        if not self.best:
+            return
+        assert self.folded or self.last
+        step, reason = self.folded or (self.judge.best_step, self.judge.reason(*self.last))  # type: ignore[misc]
+        parameters = self.studio.parameters()
+        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            _put(parameters, self.best)
+            export.write(self.studio, self.run.folder / BEST, self.studio.material.dataset, {"velatura.step": str(step), "velatura.reason": reason})
+        finally:
+            _put(parameters, kept)
+        yield Recommended(step, BEST, reason)
+
+    # Drift of the base on prompts that have nothing to do with the dataset.
+
+    def _neutral(self) -> tuple[validation.Questions, list[Tensor]] | None:
+        """What the base draws for the neutral prompts, as questions, and what it says to them."""
+        prompts = list(self.studio.config.validation.neutral_prompts)
+        if not prompts:
+            return None
+        with self.studio.base(), torch.no_grad():
+            family, pipe = self.studio.family, self.studio.pipe
+            pictures = [pipe.image_processor.preprocess(self.studio.draw(prompt)) for prompt in prompts]  # (1, 3, H, W) in [-1, 1]
+            latents = [family.encode_image(pipe, picture)[0].float().cpu() for picture in pictures]
+            questions = validation.Questions(latents, prompts)
+            return questions, self._answers(questions)
+
+    def _answers(self, questions: validation.Questions) -> list[Tensor]:
+        """The prediction for each neutral prompt at three noise levels."""
+        found, schedule = [], self.studio.schedule
+        for number, (latents, prompt) in enumerate(zip(questions.latents, questions.captions, strict=True)):
+            noise = objective.noise_like(latents, objective.generator(0, "neutral", number))
+            timesteps = (torch.tensor([0.25, 0.5, 0.75]) * schedule.num_timesteps).long()
+            noised = objective.add_noise(schedule, latents.expand(3, *latents.shape), noise, timesteps)
+            found.append(self.studio.predict(noised, timesteps, [prompt] * 3).float().cpu())
+        return found
+
+    @torch.no_grad()
+    def _drift(self) -> float | None:
+        if self.neutral is None:
+            return None
+        questions, base = self.neutral
+        now = self._answers(questions)
+        moved = sum(float((after - before).square().sum()) for before, after in zip(base, now, strict=True))
+        return (moved / sum(float(before.square().sum()) for before in base)) ** 0.5
+
+
+@torch.no_grad()
+def _put(parameters: Any, values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

@@ -1,0 +1,94 @@
+"""The processes of one training: one as a rule, several under torchrun. Each takes its rows of every batch; gradients are summed.
+
+The loss of a step is a sum over its pictures divided by their number, so that summed gradients are those of one process at
+the same effective batch, up to the order of float additions. Gradients are a few MB; summing them ourselves keeps uneven and
+empty shares exact, which a wrapper that averages would not. Checkpoints know nothing of how many processes there were.
+accelerate starts the processes' group; `accelerate launch --cpu --num_processes N` starts only one process, and `alone`
+says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; `rank` 0 writes and speaks."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None  # of this process, where there are several
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def rows(self, num: int) -> list[int]:
+        """Which of a batch's `num` rows are this process's."""
+        return list(range(self.rank, num, self.size))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every process's gradients added up, in place; a missing one counts as zero."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor added up over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, claim: bool) -> bool:
+        """True if it is true in any process."""
+        return claim if self.size == 1 else bool(self.sum(torch.tensor(float(claim), device=self.device or "cpu")) > 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def enter(device: str) -> World:
+    """The world this process was started in. Raises: ConfigError if there are several processes and no way to train so."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {state.num_processes} processes found each other; start them with torchrun.")
+    return World(state.process_index, state.num_processes, str(state.device))
+
+
+def is_first() -> bool:
+    """True in the process that writes and speaks, asked before any group is made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def alone() -> str | None:
+    """A sentence if a launcher was asked for several processes and started one, as `accelerate launch --cpu` does; else None."""
+    import psutil
+
+    if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    try:
+        line = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return None
+    asked = [after for word, after in zip(line, line[1:], strict=False) if word in ("--num_processes", "--num-processes")]
+    asked += [word.partition("=")[2] for word in line if word.startswith(("--num_processes=", "--num-processes="))]
+    if not asked or not asked[0].isdigit() or int(asked[0]) < 2:
+        return None
+    return f"accelerate launch was asked for {asked[0]} processes and started one; on CPUs use: torchrun --nproc_per_node {asked[0]} -m trainer train ..."
