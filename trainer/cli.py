@@ -11,15 +11,18 @@ import json
 import os
 import runpy
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from trainer import runs
+from trainer import bench_command, dataset_command, runs
 from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(dataset_command.app, name="dataset")
+app.add_typer(bench_command.app, name="bench")
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def train(
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
 ) -> None:
     """Train a LoRA."""
-    from trainer import console, session
+    from trainer import console, session, world
     from trainer.events import Stopped, Warned
 
     if preset is None and not resume:
@@ -64,13 +67,18 @@ def train(
     if preset is None and (set_ or data or heldout):
         raise ConfigError("--resume without a preset goes on with the run's own settings; leave out --set, --data and --heldout, or name the preset.")
     wanted = session.preset_config(preset, data, heldout, set_ or []) if preset is not None else None
-    run = session.resumable(out, name, wanted) if resume else None
-    if run and run.state() == "finished":
-        print(f"run {run.name} is finished: {run.lora_file}")
+    ours = world.enter()
+    run = session.choose(out, name, wanted, ours) if resume else None
+    if run and ours.share(run.state() if ours.first else "") == "finished":
+        if ours.first:
+            print(f"run {run.name} is finished: {run.lora_file}")
         return
     config = run.config() if run else wanted
     assert config is not None
-    run, stream = session.start(config, out, name, run, download)
+    run, stream = session.start(config, out, name, run, download, ours)
+    if not ours.first:
+        deque(stream, maxlen=0)
+        return
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)

@@ -1,51 +1,70 @@
 """A folder of pictures and captions -> what can be trained on, and one message that names every file that can't.
 
-Every file is hostile: four formats only, at most 64 megapixels, decoded whole here, before any model is loaded. What
-is wrong with one file never stops the others; what was done about it is said.
+Every file is hostile: a few formats only, at most 64 megapixels, decoded whole here, before any model is loaded. What
+is wrong with one file never stops the others; what was done about it is said. Where the pictures are and what the
+folder says about them is `trainer.sources`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from trainer.captions import read_caption
-from trainer.config import DataConfig
+from trainer import sources, wording
+from trainer.config import TrainConfig
+from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.errors import DataError
+from trainer.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
+from trainer.sources import FORMATS, Found
+from trainer.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
-CAPTION_SUFFIXES = (".txt", ".caption")
-_BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 16
-# What Pillow raises for damaged files, found by fuzzing its four formats; RuntimeError is the AVIF codec's.
+# Where each cut lies along the side that is too long, 0 to 1: the centre, and four that together show all of the picture.
+_PLACES = (0.5, 0.0, 1 / 3, 2 / 3, 1.0)
+_WHITE = "#ffffff"
+# What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError)
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture that opens, and the caption it is trained with."""
+    """One picture that opens, and what it is trained with."""
 
     path: Path
-    caption: str
+    captions: tuple[str, ...]  # finished but for what `trainer.wording` draws; several only with captions.lines = choose
     sha256: str  # of the picture file
+    width_px: int  # turned as its EXIF says
+    height_px: int
+    repeats: int = 1
+    weight: float = 1.0
+    mask: Path | None = None  # the picture itself: its own transparency
+    mask_sha256: str = ""
+    regular: bool = False  # of the regularisation set
+
+    @property
+    def caption(self) -> str:
+        """The first of its captions."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder holds: usable items sorted by name, and a line for each file that was left out or mended."""
+    """What a folder holds: usable items sorted by name, and a line for each file that was left out or read in a special way."""
 
     folder: Path
     items: list[Item]
@@ -53,33 +72,58 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """sha256 over names, pictures and captions: changes with any of them."""
-        lines = [f"{item.path.name}\0{item.sha256}\0{item.caption}" for item in self.items]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        """sha256 over all that training sees: names, pictures, captions, masks, repeats and weights."""
+        state = hashlib.sha256()
+        for item in self.items:
+            parts = (item.path.name, item.sha256, len(item.captions), *item.captions, item.repeats, item.weight, item.mask_sha256, item.regular)
+            state.update("\0".join(map(str, parts)).encode("utf-8", "surrogateescape") + b"\n")
+        return state.hexdigest()
 
     @property
     def message(self) -> str:
         """All problems as one message."""
-        return f"{len(self.problems)} of the files in {self.folder} need a look:\n" + "\n".join(f"  {line}" for line in self.problems)
+        return f"{len(self.problems)} thing{'' if len(self.problems) == 1 else 's'} to know about {self.folder}:\n" + "\n".join(
+            f"  {line}" for line in self.problems
+        )
 
 
-def open_image(source: Path | str | IO[bytes]) -> Image.Image:
-    """The picture as RGB, turned as its EXIF says, transparency laid on white. Raises: DataError saying what is wrong."""
+# Opening pictures.
+
+
+def open_image(source: Path | str | IO[bytes], background: str = _WHITE) -> Image.Image:
+    """The picture as RGB, turned as its EXIF says, transparency laid on `background`. Raises: DataError saying what is wrong."""
+    with _in_words(source):
+        return _flat(_opened(source), background)
+
+
+def _opened(source: Path | str | IO[bytes]) -> Image.Image:
+    """The picture, decoded and turned, in the mode of its file."""
+    from PIL import Image
+
+    image = Image.open(source, formats=_formats())
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
+    if min(image.size) < MIN_SIDE_PX:
+        raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
+    return _eight_bit(_turned(image))
+
+
+def _flat(image: Image.Image, background: str) -> Image.Image:
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+
+
+@contextmanager
+def _in_words(source: Path | str | IO[bytes]) -> Iterator[None]:
+    """Damage as a DataError."""
     from PIL import Image
 
     try:
-        _quiet_pillow()
-        image = Image.open(source, formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
-        if min(image.size) < MIN_SIDE_PX:
-            raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
-        turned = _turned(image)
-        if turned.has_transparency_data:
-            rgba = turned.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, rgba).convert("RGB")
-        return turned.convert("RGB")
+        yield
     except DataError:
         raise
     except (*_DAMAGED, Image.DecompressionBombError) as error:
@@ -87,12 +131,18 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
 
 
 @cache
-def _quiet_pillow() -> None:
-    """No warnings for what is checked here anyway; once, since warning filters are not safe in threads."""
+def _formats() -> tuple[str, ...]:
+    """The formats Pillow may open. It is told once not to warn of what is checked here, since filters are not safe in threads."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+    try:
+        import pillow_heif
+    except ImportError:
+        return ("PNG", "JPEG", "WEBP", "AVIF")
+    pillow_heif.register_heif_opener()
+    return ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -106,97 +156,218 @@ def _turned(image: Image.Image) -> Image.Image:
         return image
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture as 8-bit; Pillow's own conversion cuts all above 255 to white."""
+    if not image.mode.startswith("I"):
+        return image
+    import numpy
+    from PIL import Image
+
+    return Image.fromarray((numpy.asarray(image).clip(0, 65535) >> 8).astype(numpy.uint8))
+
+
 def _reason(source: Path | str | IO[bytes], error: BaseException) -> str:
     if isinstance(source, (str, Path)):
         if not os.access(source, os.R_OK):
-            return "can't be read: permission denied"
+            return "can't be read: permission denied" if os.path.exists(source) else "is not there any more"
         if os.path.getsize(source) == 0:
             return "is empty (0 bytes)"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "is not a picture, whatever its name says; allowed: PNG, JPEG, WebP, AVIF"
+        if "HEIF" not in _formats() and _is_heic(source):
+            return "is a HEIC picture; install velatura[heic] to read it"
+        return f"is not a picture, whatever its name says; allowed: {FORMATS}"
     return f"is damaged or cut short ({str(error)[:120]})"
 
 
-def scan(data: DataConfig) -> Dataset:
-    """The training set of a config. Raises: DataError if the folder is missing or nothing in it can be used."""
+def _is_heic(source: Path | str | IO[bytes]) -> bool:
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
+            head = file.read(12)
+    else:
+        source.seek(0)
+        head = source.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+# Scanning folders.
+
+
+def scan(config: TrainConfig) -> Dataset:
+    """The training set of a config: data.folder, then data.regularisation.
+
+    Raises: DataError if a folder is missing or nothing in it can be used, ConfigError for rules of repeats and weights.
+    """
+    data = config.data
     if not data.folder:
         raise DataError("data.folder is not set; name a folder of pictures with --data DIR.")
-    return scan_folder(Path(data.folder), data.trigger, "data.folder")
+    own = scan_folder(Path(data.folder), "data.folder", data, config.captions, data.trigger)
+    if not data.regularisation:
+        return own
+    plain = data.model_copy(update={"trigger": "", "repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
+    others = scan_folder(Path(data.regularisation), "data.regularisation", plain, config.captions, data.class_caption)
+    regular = [replace(item, regular=True, weight=data.regularisation_weight) for item in others.items]
+    return Dataset(own.folder, own.items + regular, own.problems + [f"data.regularisation: {line}" for line in others.problems])
 
 
-def scan_heldout(data: DataConfig) -> Dataset | None:
-    """The held-out set of a config, or None if it names none."""
-    return scan_folder(Path(data.heldout), data.trigger, "data.heldout") if data.heldout else None
+def scan_heldout(config: TrainConfig) -> Dataset | None:
+    """The held-out set of a config, or None if it names none. Its captions are settled: nothing about them is drawn."""
+    data = config.data
+    if not data.heldout:
+        return None
+    plain = data.model_copy(update={"repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
+    found = scan_folder(Path(data.heldout), "data.heldout", plain, config.captions, data.trigger)
+    items = [replace(item, repeats=1, captions=(wording.settled(item.captions, config.captions, config.seed),)) for item in found.items]
+    problems = list(found.problems)
+    if data.folder and Path(data.folder).resolve() == found.folder.resolve():
+        problems.append("data.heldout is the training folder itself: what is measured on it says nothing about new pictures.")
+    return Dataset(found.folder, items, problems)
 
 
-def scan_folder(folder: Path, trigger: str, field: str) -> Dataset:
-    """Every picture below `folder` (not hidden ones), decoded once, with its caption."""
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{field} is {str(folder)!r}, which {what}; it must be a folder of pictures.")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"{field} is {str(folder)!r}, which can't be read: permission denied.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsConfig, fallback: str) -> Dataset:
+    """Every picture below `folder`, decoded once, with its captions; `fallback` is the caption of those without.
+
+    Raises: DataError if the folder is missing or nothing in it can be used, ConfigError for rules of repeats and weights.
+    """
+    survey = sources.survey(folder, data, field)
     problems: list[str] = []
     items: list[Item] = []
+    maskless = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = list(pool.map(_check, pictures))
-    for path, problem in zip(pictures, checked, strict=True):
-        name = path.relative_to(folder).as_posix()
-        if problem:
-            problems.append(f"{name} {problem}: left out.")
+        looks = list(pool.map(lambda found: _look(found, data.mask == "alpha"), survey.pictures))
+    for found, look in zip(survey.pictures, looks, strict=True):
+        refusal = look if isinstance(look, str) else found.refusal
+        if refusal or isinstance(look, str):
+            problems.append(f"{found.name} {refusal}: left out.")
             continue
-        item = _captioned(path, name, trigger, problems)
-        if item:
-            items.append(item)
-    stems = {path.with_suffix("") for path in pictures}
-    for path in files:
-        if path.suffix.lower() not in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, *_BESIDE):
-            problems.append(f"{path.relative_to(folder).as_posix()} is no PNG, JPEG, WebP or AVIF: left out.")
-            stems.add(path.with_suffix(""))
-    for path in files:
-        if path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") not in stems:
-            problems.append(f"{path.relative_to(folder).as_posix()} is a caption without a picture: not used.")
-    dataset = Dataset(folder, items, problems)
+        text = found.text or _fallback(found, fallback, field, problems)
+        if not text:
+            continue
+        if look.empty_mask:
+            problems.append(f"{found.name} has a mask that is black all over: nothing of it counts in full.")
+        maskless += [] if look.mask else [found.name]
+        items.append(_item(found, look, _captions(text, data.trigger, captions)))
+    if data.mask != "off" and maskless and items:
+        problems.append(f"{len(maskless)} of {len(items)} pictures have no mask ({', '.join(maskless[:3])}{', ...' if maskless[3:] else ''}): trained whole.")
+    dataset = Dataset(folder, items, problems + survey.problems)
     if not items:
-        reason = dataset.message if problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
+        reason = dataset.message if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
     return dataset
 
 
-def _check(path: Path) -> str | None:
+@dataclass(frozen=True)
+class _Look:
+    """What a picture is when it is opened."""
+
+    size: tuple[int, int]
+    sha256: str
+    mask: Path | None
+    mask_sha256: str
+    empty_mask: bool
+
+
+def _look(found: Found, alpha: bool) -> _Look | str:
+    """The opened picture and its mask, or what is wrong with one of them."""
     try:
-        open_image(path)
+        with _in_words(found.path):
+            image = _opened(found.path)
+            _flat(image, _WHITE)
+            size, digest = image.size, sha256_of(found.path)
+            path = (found.path if image.has_transparency_data else None) if alpha else found.mask
     except DataError as error:
         return str(error)
-    return None
-
-
-def _captioned(path: Path, name: str, trigger: str, problems: list[str]) -> Item | None:
-    """The item with its caption; a picture without one takes the trigger, or is left out if there is none."""
+    if path is None:
+        return _Look(size, digest, None, "", False)
     try:
-        caption = read_caption(path)
+        mask = _open_mask(path, found.path)
+        if mask.size != size:
+            return (
+                f"is {size[0]} x {size[1]} pixels, but its mask {path.name} is {mask.width} x {mask.height}; "
+                "make them alike, or remove the mask to train the whole picture"
+            )
+        return _Look(size, digest, path, digest if path == found.path else sha256_of(path), mask.getextrema()[1] == 0)
     except DataError as error:
-        problems.append(f"{name} {error}: left out.")
-        return None
-    if not caption:
-        if not trigger:
-            problems.append(f"{name} has no caption: left out (write {path.stem}.txt, or set data.trigger to train it on the trigger alone).")
-            return None
-        problems.append(f"{name} has no caption: trained with the trigger {trigger!r} alone.")
-        caption = trigger
-    elif trigger and trigger.lower() not in caption.lower():
-        caption = f"{trigger}, {caption}"
-    return Item(path, caption, hashlib.sha256(path.read_bytes()).hexdigest())
+        return f"has a mask {path.name} that {error}"
 
 
-def load_pixels(path: Path, size_px: int, mirrored: bool) -> Tensor:
-    """The picture (3, size, size) in [-1, 1], scaled to cover the square and cropped at the centre."""
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, read piece by piece."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> str:
+    """The caption of a picture without one; "" if there is none for it either, which leaves it out."""
+    if fallback:
+        said = f"the trigger {fallback!r} alone" if field != "data.regularisation" else f"the class {fallback!r}"
+        problems.append(f"{found.name} has no caption: trained with {said}.")
+    else:
+        how = "set data.trigger to train it on the trigger alone" if field != "data.regularisation" else "name its folder like 1_cat"
+        problems.append(f"{found.name} has no caption: left out (write {found.path.stem}.txt, or {how}).")
+    return fallback
+
+
+def _captions(text: str, trigger: str, captions: CaptionsConfig) -> tuple[str, ...]:
+    """The text, or its lines without blank and double ones; with prefix, suffix, and the trigger in front where it is lacking."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] if captions.lines == "choose" else [text]
+    return tuple(dict.fromkeys(_finished(line, trigger, captions) for line in lines))
+
+
+def _finished(text: str, trigger: str, captions: CaptionsConfig) -> str:
+    text = f"{captions.prefix} {text}" if captions.prefix else text
+    if captions.suffix:
+        text = f"{text}{captions.suffix}" if captions.suffix[0] in " ,.;:!?" else f"{text} {captions.suffix}"
+    return f"{trigger}, {text}" if trigger and not has_trigger(text, trigger) else text
+
+
+def has_trigger(text: str, trigger: str) -> bool:
+    """Whether the trigger stands in the text as a word of its own, in capitals or not: `art` does not stand in `party`."""
+    before, after = (r"(?<!\w)" if trigger[0].isalnum() else ""), (r"(?!\w)" if trigger[-1].isalnum() else "")
+    return re.search(f"{before}{re.escape(trigger)}{after}", text, re.IGNORECASE) is not None
+
+
+def _item(found: Found, look: _Look, captions: tuple[str, ...]) -> Item:
+    width, height = look.size
+    return Item(found.path, captions, look.sha256, width, height, found.repeats, found.weight, look.mask, look.mask_sha256)
+
+
+# Pixels as they are trained on.
+
+
+def load_pixels(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool, background: str) -> Tensor:
+    """The picture (3, h, w) in [-1, 1], scaled to cover the bucket (width, height) and cut to it: 0 at the centre, 1..4 elsewhere."""
     import numpy
     import torch
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    square = ImageOps.fit(open_image(path), (size_px, size_px), Image.Resampling.LANCZOS)
-    array = numpy.asarray(ImageOps.mirror(square) if mirrored else square)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    framed = _framed(open_image(item.path, background), bucket, cut, mirrored, Image.Resampling.LANCZOS)
+    return torch.from_numpy(numpy.array(framed)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def load_mask(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> Tensor:
+    """The picture's mask (1, h, w) in [0, 1], framed as its pixels are; ones if it has none."""
+    import numpy
+    import torch
+    from PIL import Image
+
+    if item.mask is None:
+        return torch.ones(1, bucket[1], bucket[0])
+    framed = _framed(_open_mask(item.mask, item.path), bucket, cut, mirrored, Image.Resampling.BILINEAR)  # Lanczos would ring at a mask's edges
+    return torch.from_numpy(numpy.array(framed))[None].float() / 255
+
+
+def _open_mask(path: Path, picture: Path) -> Image.Image:
+    """An 8-bit grey mask: the picture's own opacity if `path` is the picture, else a mask file. Raises: DataError."""
+    with _in_words(path):
+        image = _opened(path)
+        return image.convert("RGBA").getchannel("A") if path == picture else _flat(image, "#000000").convert("L")
+
+
+def _framed(image: Image.Image, bucket: tuple[int, int], cut: int, mirrored: bool, filter: Image.Resampling) -> Image.Image:
+    from PIL import ImageOps
+
+    framed = ImageOps.fit(image, bucket, filter, centering=(_PLACES[cut], _PLACES[cut]))
+    return ImageOps.mirror(framed) if mirrored else framed

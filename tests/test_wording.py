@@ -1,0 +1,108 @@
+"""Wordings of a caption: shuffled, thinned out and drawn from, always parts of what was written, always the same for a seed."""
+
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import wording
+from trainer.config.data import CaptionsConfig
+
+TAG = st.text(st.characters(categories=("L", "N"), include_characters="_-"), min_size=1, max_size=6)
+TAGS = st.lists(TAG, min_size=1, max_size=12)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def test_a_caption_is_left_as_it_is_unless_something_is_asked_for() -> None:
+    captions = ("  a {red|green} cat,, sitting |\nin two lines ",)
+    assert wording.variants(captions, CaptionsConfig(), 1) == list(captions)
+
+
+@given(TAGS, SEEDS, st.integers(0, 4), st.sampled_from([",", "|", " ; "]))
+@settings(max_examples=150, deadline=None)
+def test_shuffled_tags_are_the_same_tags_with_the_kept_ones_first(tags: list[str], seed: int, keep: int, separator: str) -> None:
+    config = CaptionsConfig(shuffle_tags=True, keep_tags=keep, separator=separator)
+    found = wording.variants((separator.join(tags),), config, seed)
+    assert 1 <= len(found) <= config.variants and len(set(found)) == len(found)
+    for text in found:
+        assert Counter(wording.tags(text, separator)) == Counter(tags)
+        assert wording.tags(text, separator)[:keep] == tags[:keep]
+    assert found == wording.variants((separator.join(tags),), config, seed)
+
+
+@given(TAGS, SEEDS, st.integers(0, 4), st.floats(0.01, 0.99), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_dropped_tags_are_never_the_kept_ones_and_never_all(tags: list[str], seed: int, keep: int, share: float, shuffle: bool) -> None:
+    config = CaptionsConfig(tag_dropout=share, keep_tags=keep, shuffle_tags=shuffle)
+    for text in wording.variants((", ".join(tags),), config, seed):
+        found = wording.tags(text, ",")
+        assert found and found[:keep] == tags[:keep] and not Counter(found) - Counter(tags)
+        assert shuffle or text == ", ".join(tag for tag in _subsequence(tags, found))
+
+
+def _subsequence(tags: list[str], found: list[str]) -> list[str]:
+    """`found`, if its order is that of `tags`."""
+    rest = iter(tags)
+    assert all(tag in rest for tag in found)
+    return found
+
+
+def test_about_the_asked_share_of_tags_is_dropped() -> None:
+    tags = [f"tag{number}" for number in range(50)]
+    found = wording.variants((", ".join(tags),), CaptionsConfig(tag_dropout=0.2, keep_tags=0, variants=100), 3)
+    assert 0.17 < 1 - sum(len(wording.tags(text, ",")) for text in found) / (50 * len(found)) < 0.23
+
+
+def test_wildcards_give_each_combination_and_nothing_else() -> None:
+    config = CaptionsConfig(wildcards=True, variants=256)
+    found = wording.variants(("a {red|green|dark {blue|grey}} cat {sitting|}",), config, 0)
+    colours = ("red", "green", "dark blue", "dark grey")
+    assert set(found) == {f"a {colour} cat{pose}" for colour in colours for pose in (" sitting", "")}
+
+
+@pytest.mark.parametrize("text", ["a {cat", "a } cat | dog", "{{{", "a {cat} sits", "}{", "{|", "|}", "{a|b", "[a|b]"])
+def test_braces_without_partner_or_bar_are_literal(text: str) -> None:
+    assert wording.variants((text,), CaptionsConfig(wildcards=True), 0) == [text]
+
+
+def test_a_wildcard_in_broken_braces_is_still_one() -> None:
+    assert set(wording.variants(("{ x {a|b} y",), CaptionsConfig(wildcards=True), 0)) == {"{ x a y", "{ x b y"}
+
+
+@given(st.text("{}|ab,", max_size=60), SEEDS)
+@settings(max_examples=300, deadline=None)
+def test_any_braces_give_parts_of_the_text(text: str, seed: int) -> None:
+    for found in wording.variants((text,), CaptionsConfig(wildcards=True, shuffle_tags=True, tag_dropout=0.1), seed):
+        assert len(found) <= 2 * len(text) and not Counter(found.replace(" ", "")) - Counter(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 60_000, "{a|" * 20_000, "{a|b}" * 12_000, "|" * 60_000, "{" + "|" * 60_000, "{a|{b|" * 50 + "}" * 60_000, "a," * 30_000]
+)
+def test_hostile_captions_take_no_time(text: str) -> None:
+    start = time.monotonic()
+    found = wording.variants((text,), CaptionsConfig(wildcards=True, shuffle_tags=True), 0)
+    assert all(len(one) <= 2 * len(text) for one in found) and time.monotonic() - start < 2
+
+
+def test_several_captions_take_turns() -> None:
+    lines = ("a cat", "an animal", "a pet")
+    assert sorted(wording.variants(lines, CaptionsConfig(lines="choose", variants=3), 5)) == sorted(lines)
+    assert wording.variants(lines, CaptionsConfig(lines="choose", variants=8), 5) == wording.variants(lines, CaptionsConfig(lines="choose", variants=3), 5)
+
+
+def test_another_seed_and_another_caption_draw_otherwise() -> None:
+    config = CaptionsConfig(shuffle_tags=True, keep_tags=0, variants=1)
+    tags = [f"tag{number}" for number in range(20)]
+    text = ", ".join(tags)
+    assert wording.variants((text,), config, 1) != wording.variants((text,), config, 2)
+    order = [tags.index(tag) for tag in wording.tags(wording.variants((text,), config, 1)[0], ",")]
+    other = [f"TAG{number}" for number in range(20)]
+    assert [other.index(tag) for tag in wording.tags(wording.variants((", ".join(other),), config, 1)[0], ",")] != order
+
+
+def test_a_settled_caption_has_its_wildcards_resolved_and_its_tags_in_order() -> None:
+    config = CaptionsConfig(wildcards=True, shuffle_tags=True, tag_dropout=0.9, lines="choose")
+    assert wording.settled(("{a|a} cat, sitting, red", "another"), config, 0) == "a cat, sitting, red"

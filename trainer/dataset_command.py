@@ -1,0 +1,106 @@
+"""`velatura dataset check`: what to mend in a folder of pictures before training on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from trainer.errors import ConfigError, ModelError
+
+app = typer.Typer(help="Look at a dataset.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a dataset."""
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    resolution: Annotated[int | None, typer.Option(help="Training resolution in pixels; the base's own if left out.")] = None,
+    trigger: Annotated[str, typer.Option(help="Word that every caption should have.")] = "",
+    step: Annotated[int, typer.Option(help="Sides of buckets are multiples of this; 0 for what training takes.")] = 0,
+    base: Annotated[str, typer.Option(help="imprimatura, or a diffusers folder: its tokenizer counts, its resolution is the default.")] = "imprimatura",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which pictures are unreadable, small, blurred or double, what captions lack, and how pictures will be cropped."""
+    import pydantic
+
+    from trainer import bases, dataset_check, sources
+    from trainer.config.data import CaptionsConfig, DataConfig
+    from trainer.schema import explain
+
+    sources.check_folder(folder, "the dataset")
+    root = bases.IMPRIMATURA if base == "imprimatura" else Path(base)
+    family = _family(root, base)
+    vae_px = bases.multiple_px(root)
+    multiple = max(family.multiple_px, vae_px)
+    size = resolution if resolution is not None else _own_resolution(root, vae_px, family.default_px)
+    wrong = [
+        f"--{name} is {value}; allowed for this base: {allowed}."
+        for name, value, allowed, fits in (
+            ("resolution", size, f"a multiple of {multiple} from {2 * multiple} to 4096", 2 * multiple <= size <= 4096 and size % multiple == 0),
+            ("step", step, f"0, or a multiple of {multiple}", step % multiple == 0),
+        )
+        if not fits
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    try:
+        settings = DataConfig(folder=str(folder), trigger=trigger, bucket_step_px=step)
+    except pydantic.ValidationError as error:
+        raise explain(error, DataConfig, "the command line") from None
+    count, window = _tokenizer(root)
+    report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count, window)
+    typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else dataset_check.describe(report))
+
+
+def _family(root: Path, base: str) -> ModuleType:
+    """The family of a base's folder. Raises: ModelError if it is none."""
+    from trainer import families
+
+    try:
+        pipeline = json.loads((root / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        return next(module for module in families.registry().values() if module.pipeline == pipeline)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"--base is {base!r}; allowed: imprimatura, or a diffusers folder (with model_index.json).") from None
+    except StopIteration:
+        raise ModelError(f"--base is {base!r}, a {pipeline}; allowed: {', '.join(module.pipeline for module in families.registry().values())}.") from None
+
+
+def _own_resolution(root: Path, vae_px: int, default_px: int) -> int:
+    """What the base's denoiser was trained at; the family's own where its config doesn't say."""
+    for part in ("unet", "transformer"):
+        try:
+            sample_size = json.loads((root / part / "config.json").read_text(encoding="utf-8"))["sample_size"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if type(sample_size) is int and 0 < sample_size * vae_px <= 4096:
+            return sample_size * vae_px
+    return default_px
+
+
+def _tokenizer(root: Path) -> tuple[Callable[[str], int] | None, int | None]:
+    """How the base counts tokens, and how many of a caption it reads, its marks left out; None where it has no window.
+
+    Raises: ModelError if the base has no tokenizer that opens.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of captions that are too long, which is said here
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"base {str(root)!r} has no tokenizer that can be opened: {str(error)[:200]}") from None
+    window = int(tokenizer.model_max_length) - int(tokenizer.num_special_tokens_to_add())
+    if window > 100_000:  # transformers' way to say that there is none
+        return None, None
+    return (lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)), window
