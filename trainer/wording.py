@@ -25,9 +25,10 @@ Part: TypeAlias = "str | list[list[Part]]"  # literal text, or the alternatives 
 
 
 def variants(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> list[str]:
-    """The distinct strings a picture with these captions is trained with, in a fixed order; at least one.
+    """The strings a picture with these captions is trained with, in a fixed order; at least one.
 
-    Draw k is seeded from (seed, captions, k). Lines take turns in a seeded order, so that each is read about as often.
+    Draw k is seeded from (seed, captions, k). Lines take turns in a seeded order, so that each is read about as often. A
+    string that was drawn twice stands there twice: otherwise rare wordings would be trained as often as common ones.
     """
     from trainer import objective
 
@@ -36,11 +37,11 @@ def variants(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> li
         return list(captions)
     stream = f"wording {hashlib.sha256(chr(0).join(captions).encode('utf-8', 'surrogatepass')).hexdigest()}"
     turns = _permuted(list(range(len(captions))), objective.generator(seed, stream, -1))
-    found: dict[str, None] = {}
+    found = []
     for draw in range(config.variants):
         rng = objective.generator(seed, stream, draw)
-        found[_retagged(_resolve(parsed[turns[draw % len(turns)]], rng), config, rng)] = None
-    return list(found)
+        found.append(_retagged(_resolve(parsed[turns[draw % len(turns)]], rng), config, rng))
+    return found
 
 
 def settled(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> str:
