@@ -313,7 +313,7 @@ def test_the_first_step_asks_what_an_independent_computation_asks(tmp_path: Path
     latents, hidden = batch.latents, torch.stack([studio.material.conditioning(caption)["encoder_hidden_states"] for caption in batch.captions])
     scheduler, unet = DDPMScheduler.from_pretrained(tiny, subfolder="scheduler"), UNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
     rng = objective.generator(settings.seed, "noise", 0)
-    noise, timesteps = torch.randn(latents.shape, generator=rng), torch.randint(0, 1000, (2,), generator=rng)
+    noise, timesteps = torch.randn(latents.shape, generator=rng), torch.randint(0, 1000, (len(batch),), generator=rng)
     with torch.no_grad():
         prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
     assert abs(float((prediction - noise).square().mean()) - loss) < 1e-5

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import lora_file
 from trainer.errors import ConfigError
@@ -54,16 +54,17 @@ def fold(lines: tuple[str, ...], weights: dict[str, Tensor], file_keys: dict[str
                 delta = factor * deltas[path].dense(base, torch.float32).to(base.device)
                 total = total + delta
                 energy += float(delta.square().sum())
-                if isinstance(deltas[path], lora_file.Delta):
+                lowrank = deltas[path]
+                if isinstance(lowrank, lora_file.Delta):
                     outs, ins = directions.setdefault(path, ([], []))
-                    outs.append(deltas[path].up.flatten(1).float())
-                    ins.append(deltas[path].down.flatten(1).float().T)
+                    outs.append(lowrank.up.flatten(1).float())
+                    ins.append(lowrank.down.flatten(1).float().T)
         base.copy_(total)
     spans = {path: (torch.linalg.qr(torch.cat(outs, 1))[0], torch.linalg.qr(torch.cat(ins, 1))[0]) for path, (outs, ins) in directions.items()}
     return spans, energy
 
 
-def overlap(bases: Bases, energy: float, pairs: dict[str, tuple[nn.Parameter, nn.Parameter, float]]) -> Tensor:
+def overlap(bases: Bases, energy: float, pairs: dict[str, tuple[Tensor, Tensor, float]]) -> Tensor:
     """The overlap of the trained update, with its gradient; `pairs` has down, up and scale by module path."""
     total: Any = torch.zeros(())
     for path, (down, up, scale) in pairs.items():

@@ -13,12 +13,15 @@ import runpy
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer import bench_command, dataset_command, runs
 from trainer.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
 
 app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(dataset_command.app, name="dataset")
@@ -55,6 +58,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run called --name, or with the newest unfinished one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Measure what the run would take, and find memory settings that fit; train nothing.")] = False,
+    memory_gib: Annotated[float | None, typer.Option(help="Fit into this much memory; the setting memory.budget_gib.")] = None,
+    once: Annotated[bool, typer.Option("--once", hidden=True, help="Rehearse in this process, with the settings as they are.")] = False,
 ) -> None:
     """Train a LoRA."""
     from trainer import console, session, world
@@ -64,9 +70,15 @@ def train(
         from trainer import presets
 
         raise ConfigError(f"no preset was named; allowed: {', '.join(presets.names())}, or a path to a .toml or to a LoRA of ours.")
-    if preset is None and (set_ or data or heldout):
-        raise ConfigError("--resume without a preset goes on with the run's own settings; leave out --set, --data and --heldout, or name the preset.")
-    wanted = session.preset_config(preset, data, heldout, set_ or []) if preset is not None else None
+    if preset is None and (set_ or data or heldout or memory_gib is not None):
+        raise ConfigError("--resume without a preset goes on with the run's own settings; leave out --set, --data, --heldout and --memory-gib, or name the preset.")
+    changes = [*(set_ or []), *([f"memory.budget_gib={memory_gib}"] if memory_gib is not None else [])]
+    wanted = session.preset_config(preset, data, heldout, changes) if preset is not None else None
+    if rehearse:
+        if wanted is None or resume:
+            raise ConfigError("--rehearse measures a new run; name a preset, and leave out --resume.")
+        _rehearse(wanted, out, download, as_json, once)
+        return
     ours = world.enter()
     run = session.choose(out, name, wanted, ours) if resume else None
     if run and ours.share(run.state() if ours.first else "") == "finished":
@@ -82,6 +94,21 @@ def train(
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)
+
+
+def _rehearse(config: TrainConfig, out: Path, download: bool, as_json: bool, once: bool) -> None:
+    """Print what a run would take; exits with status 3 if nothing fits into the memory there is."""
+    from trainer import fitting, rehearsal
+
+    if once:
+        print(fitting.once(config, out, download))
+        return
+    for found in fitting.fit(config, out, download):
+        if isinstance(found, rehearsal.Rehearsal):
+            print(rehearsal.to_json(found) if as_json else rehearsal.describe(found))
+            sys.exit(0 if found.fits else 3)
+        elif not as_json:
+            print(f"tried{''.join(f' {setting}' for setting in found.settings) or ' as it is'}: {found.message}")
 
 
 @app.command()

@@ -104,3 +104,18 @@ def _tokenizer(root: Path) -> tuple[Callable[[str], int] | None, int | None]:
     if window > 100_000:  # transformers' way to say that there is none
         return None, None
     return (lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)), window
+
+
+@app.command()
+def saw(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    step: Annotated[int, typer.Option(help="Step to look at, from 1.")],
+    out: Annotated[Path | None, typer.Option(help="Write the pictures as the autoencoder got them into this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say exactly which pictures and strings a run trained on at a step."""
+    from trainer import saw as ledger
+    from trainer.runs import Run
+
+    seen = ledger.saw(Run(run), step, out)
+    typer.echo(json.dumps([dataclasses.asdict(one) for one in seen], indent=2, ensure_ascii=False) if as_json else ledger.describe(seen))

@@ -43,10 +43,12 @@ def data_of(picture: Image.Image) -> Tensor:
 
     small = ImageOps.fit(picture.convert("RGB"), (_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
     raw = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
-    return raw.reshape(_SIDE_PX, _SIDE_PX, 3).float().mean(2) / 127.5 - 1
+    grey: Tensor = raw.reshape(_SIDE_PX, _SIDE_PX, 3).float().mean(2) / 127.5 - 1
+    return grey
 
 
 def _unit(thumbnail: Tensor) -> Tensor:
     """The thumbnail (256,) with mean 0 and length 1; zeros for a plain one."""
-    flat = thumbnail.flatten() - thumbnail.mean()
-    return flat / flat.norm().clamp_min(1e-6)
+    flat: Tensor = thumbnail.flatten() - thumbnail.mean()
+    unit: Tensor = flat / flat.norm().clamp_min(1e-6)
+    return unit

@@ -10,11 +10,12 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, data, events, families, presets, report, runs, schema, world
+from trainer import bases, data, events, families, presets, report, runs, schema
 from trainer.config import Settings, TrainConfig, ValidationConfig
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.runs import Run
+from trainer.world import World, alone
 
 
 class StopRequest:
@@ -40,9 +41,26 @@ class StopRequest:
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The same settings with the folders they name spelled out, so that a run can go on from anywhere."""
-    folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in ("folder", "heldout") if getattr(config.data, key)}
+    folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in ("folder", "heldout", "regularisation", "mask_folder") if getattr(config.data, key)}
     base = str(Path(config.base).resolve()) if config.base != "imprimatura" and Path(config.base).is_dir() else config.base
-    return config.model_copy(update={"data": config.data.model_copy(update=folders), "base": base})
+    lines = tuple(_absolute_line(line) for line in config.against.adapters)
+    stack = config.against.model_copy(update={"adapters": lines})
+    return config.model_copy(update={"data": config.data.model_copy(update=folders), "base": base, "against": stack})
+
+
+def _absolute_line(line: str) -> str:
+    """FILE:WEIGHT with its file spelled out, if there is one."""
+    file, colon, weight = line.rpartition(":")
+    if colon and Path(file).is_file():
+        return f"{Path(file).resolve()}:{weight}"
+    return str(Path(line).resolve()) if Path(line).is_file() else line
+
+
+def choose(parent: Path, name: str | None, wanted: TrainConfig | None, ours: World) -> Run | None:
+    """`resumable` asked by the first process, for all of them."""
+    run = resumable(parent, name, wanted) if ours.first else None
+    found = ours.share(run.name if run else "")
+    return Run(parent / found) if found else None
 
 
 def resumable(parent: Path, name: str | None, wanted: TrainConfig | None) -> Run | None:
@@ -72,8 +90,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def start(config: TrainConfig, parent: Path, name: str | None, run: Run | None, download: bool = False) -> tuple[Run, Iterator[Event]]:
+def start(
+    config: TrainConfig, parent: Path, name: str | None, run: Run | None, download: bool = False, ours: World | None = None
+) -> tuple[Run, Iterator[Event]]:
     """The run's folder and its events, each logged before it is passed on; nothing has been trained yet.
+
+    In a world of several processes the first makes the folder, and the others' events are the same but not logged.
 
     Raises: UserError for anything that can be known before the model is loaded.
     """
@@ -87,8 +109,10 @@ def start(config: TrainConfig, parent: Path, name: str | None, run: Run | None, 
     from trainer import folds
 
     dataset, left_out = folds.leave_out(dataset, config)
-    run = run or runs.create(parent, name or Path(config.data.folder).name, config)
-    return run, _events(config, run, dataset, left_out or heldout)
+    ours = ours or World()
+    if run is None:
+        run = Run(parent / ours.share(runs.create(parent, name or Path(config.data.folder).name, config).name if ours.first else ""))
+    return run, _events(config, run, dataset, left_out or heldout, ours)
 
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:
@@ -97,18 +121,21 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
 
     problems = schema.unread(config, {"prediction": (families.registry()[config.family].prediction_of(folder),)})
     problems += optim.check(config)
-    if config.data.mask == "off" and config.data.mask_folder:
-        problems.append("data.mask_folder is set, but data.mask is off; set data.mask = file.")
+    if config.optimizer.max_weight_norm and getattr(config.adapter, "init", "") in ("pissa", "olora"):
+        problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {config.adapter.init} starts with long factors; allowed with the other inits.")
+    if config.against.overlap_penalty and config.adapter.method not in ("lora", "dora"):
+        problems.append(f"against.overlap_penalty is set, but adapter.method is {config.adapter.method!r}; allowed with lora and dora.")
+    if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
+        problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
         raise ConfigError(f"{len(problems)} settings can't be used:\n" + "\n".join(f"  {line}" for line in problems))
     against.parse(config.against.adapters)
 
 
-def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None) -> Iterator[Event]:
+def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, ours: World) -> Iterator[Event]:
     from trainer import loop
 
-    ours = world.enter(bases.hardware(config.device, config.dtype)[0])
-    if not ours.first:  # silent: the first process logs, and holds the run
+    if not ours.first:  # the first process logs, and holds the run
         yield from loop.train(config, run, dataset, heldout, StopRequest(), ours)
         return
     try:
@@ -118,7 +145,7 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
     with lock:
         stop = StopRequest()
         try:
-            if said := world.alone():
+            if said := alone():
                 yield Warned(said)
             last: Event | None = None
             for last in _train_folds(config, run, dataset, stop) if config.validation.folds else ():

@@ -54,7 +54,8 @@ class Studio:
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype)
-        device = world.device or device
+        if world.device and world.device.startswith(device):  # each process has a GPU of its own
+            device = world.device
         pipe = bases.open_pipeline(family, folder, device, dtype)
         return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), config.memory)
 
@@ -97,7 +98,7 @@ class Studio:
             self.memory = MemoryConfig.model_validate(checkpoint.state["memory"])
         if config.against.adapters:
             self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)
-        memory.quantise(self.denoiser, self.memory.quantise, self.dtype)
+        memory.quantise(self.denoiser, self.memory.quantise)
         targets = {self.component: self.family.targets[config.adapter.targets]}
         if getattr(config.adapter, "text_encoder", False):
             targets["text_encoder"] = self.family.text_targets

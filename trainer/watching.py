@@ -6,6 +6,7 @@ the checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -161,7 +162,7 @@ class Watch:
         questions, base = self.neutral
         now = self._answers(questions)
         moved = sum(float((after - before).square().sum()) for before, after in zip(base, now, strict=True))
-        return (moved / sum(float(before.square().sum()) for before in base)) ** 0.5
+        return math.sqrt(moved / sum(float(before.square().sum()) for before in base))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from trainer.errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`; `rank` 0 writes and speaks."""
+    """This process among `size`; `rank` 0 writes and speaks, the others are silent."""
 
     rank: int = 0
     size: int = 1
@@ -54,27 +54,30 @@ class World:
         """True if it is true in any process."""
         return claim if self.size == 1 else bool(self.sum(torch.tensor(float(claim), device=self.device or "cpu")) > 0)
 
+    def share(self, text: str) -> str:
+        """The first process's text, in every process."""
+        if self.size == 1:
+            return text
+        said = [text]
+        torch.distributed.broadcast_object_list(said)
+        return said[0]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
-def enter(device: str) -> World:
-    """The world this process was started in. Raises: ConfigError if there are several processes and no way to train so."""
+def enter() -> World:
+    """The world this process was started in. Raises: ConfigError if the processes don't find each other."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {state.num_processes} processes found each other; start them with torchrun.")
-    return World(state.process_index, state.num_processes, str(state.device))
-
-
-def is_first() -> bool:
-    """True in the process that writes and speaks, asked before any group is made."""
-    return os.environ.get("RANK", "0") == "0"
+    return World(state.process_index, state.num_processes, str(state.device) if state.device.type != "cpu" else "cpu")
 
 
 def alone() -> str | None:

@@ -32,8 +32,9 @@ def digest(config: Settings) -> str:
 def recipe(config: TrainConfig) -> dict[str, Any]:
     """The settings as they travel in a file: folders by their last name only, since paths are nobody else's business."""
     values = config.model_dump(mode="json")
-    for key in ("folder", "heldout"):
+    for key in ("folder", "heldout", "regularisation", "mask_folder"):
         values["data"][key] = Path(values["data"][key]).name
+    values["against"]["adapters"] = [Path(line).name for line in values["against"]["adapters"]]
     if values["base"] not in ("", "imprimatura") and Path(values["base"]).is_dir():
         values["base"] = Path(values["base"]).name
     return values

@@ -1,0 +1,225 @@
+"""What a run is trusted for: the best checkpoint and its reason, the alarm, folds, drift, likeness, exact memory of what it saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer import data, events, folds, likeness, lora_file, presets, runs, saw, session, validation
+from trainer.errors import ConfigError, RunError
+from trainer.events import Finished, Folded, Overtrained, Recommended, Sampled, Step, Stopped, Validated
+from trainer.families import registry
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, colour in enumerate(("red", "green", "blue", "black", "orange", "brown")):
+        image = Image.new("RGB", (40 + 24 * (number % 2), 40), "white")
+        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"dot, a {colour} one, round, flat")
+    return folder
+
+
+def config(tiny: Path, pictures: Path, **settings: object):
+    values = {
+        "base": str(tiny), "resolution_px": 32, "max_steps": 8, "batch_size": 2, "checkpoint_every_steps": 4, "preview_every_steps": 0, "preview.steps": 2,
+        "validate_every_steps": 2, "learning_rate": 1e-2, "data.folder": str(pictures),
+    }  # fmt: skip
+    return presets.load("imprimatura-character", values | settings)
+
+
+def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[events.Event]]:
+    run, stream = session.start(settings, parent, name, None)
+    return run, list(stream)
+
+
+def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    settings = config(tiny, pictures, **{"validation.leave_out": 2})
+    run, said = train(tmp_path, settings)
+    started = said[0]
+    assert (started.num_pictures, started.num_heldout) == (4, 2)
+    assert [event.step for event in said if isinstance(event, Validated)] == [2, 4, 6, 8]
+    last = [event for event in said if isinstance(event, Validated)][-1]
+    assert len(last.deciles) == len(last.base_deciles) == 10 and last.train_gain is not None
+    assert last.loss == pytest.approx(sum(last.deciles) / 10)
+    _, left = folds.leave_out(data.scan(settings), settings)
+    names = {item.path.name for item in left.items}
+    assert not names & {seen.picture for step in range(1, 9) for seen in saw.saw(run, step)}
+
+
+HARD = {"learning_rate": 1.0, "max_steps": 24, "validation.leave_out": 3, "optimizer.schedule": "constant"}  # so that an early step is best
+
+
+def test_the_best_step_is_kept_and_says_why(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, said = train(tmp_path, config(tiny, pictures, **HARD))
+    measured = [event for event in said if isinstance(event, Validated)]
+    best = min(measured, key=lambda event: event.loss)
+    (recommended,) = [event for event in said if isinstance(event, Recommended)]
+    assert recommended.step == best.step < 24 and recommended.file == "best.safetensors"
+    with safe_open(run.folder / "best.safetensors", "pt") as file:
+        assert file.metadata()["velatura.step"] == str(best.step) and file.metadata()["velatura.reason"] == recommended.reason
+    assert f"step {best.step} has the lowest held-out loss" in recommended.reason
+    short, _ = train(tmp_path, config(tiny, pictures, **HARD | {"max_steps": best.step}), "short")
+    early, kept = load_file(short.lora_file), load_file(run.folder / "best.safetensors")
+    assert all(torch.equal(early[name], tensor) for name, tensor in kept.items()), "the very adapter of that step"
+    assert lora_file.inspect(run.lora_file).sha256 != lora_file.inspect(run.folder / "best.safetensors").sha256
+
+
+def test_the_best_step_survives_a_stop(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    whole, _ = train(tmp_path, config(tiny, pictures, **HARD), "whole")
+    run, stream = session.start(config(tiny, pictures, **HARD), tmp_path, "broken", None)
+    for event in stream:
+        if isinstance(event, Step) and event.step == 22:
+            break
+    stream.close()
+    _, stream = session.start(config(tiny, pictures, **HARD), tmp_path, "broken", run)
+    list(stream)
+    assert (run.folder / "best.safetensors").read_bytes() == (whole.folder / "best.safetensors").read_bytes()
+
+
+def losses(mean: float, spread: float = 0.01, num: int = 20) -> torch.Tensor:
+    return (mean + spread * torch.linspace(-1, 1, num, dtype=torch.float64))[:, None].expand(num, 10)
+
+
+def test_the_alarm_is_raised_once_when_the_loss_is_clearly_above_its_best_twice() -> None:
+    judge, base = validation.Judge(), losses(1.0)
+    raised = []
+    for step, mean in enumerate((0.9, 0.8, 0.84, 0.88, 0.9, 0.95), start=1):
+        judge.hear(step, base, losses(mean))
+        raised.append(judge.alarm(step))
+    assert [bool(alarm) for alarm in raised] == [False, False, False, True, False, False]
+    assert isinstance(raised[3], Overtrained) and raised[3].best_step == 2 and "by heart" in raised[3].message
+
+
+def test_noise_raises_no_alarm() -> None:
+    judge, base = validation.Judge(), losses(1.0)
+    noise = torch.Generator().manual_seed(0)
+    for step in range(1, 9):
+        now = losses(0.8) + 0.2 * torch.randn(20, 1, generator=noise, dtype=torch.float64)
+        judge.hear(step, base, now)
+        assert judge.alarm(step) is None
+
+
+def test_a_run_told_to_stop_early_does_and_is_finished(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    hard = {"validation.leave_out": 3, "optimizer.schedule": "constant", "validation.stop_when_overtrained": True}
+    run, said = train(tmp_path, config(tiny, pictures, learning_rate=1.0, max_steps=60, **hard))
+    assert isinstance(said[-1], Finished) and said[-1].step < 60 and run.state() == "finished"
+    assert any(isinstance(event, Overtrained) for event in said)
+
+
+def test_folds_measure_every_picture_once_and_choose_the_step(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, said = train(tmp_path, config(tiny, pictures, **{"validation.folds": 3}))
+    folded = [event for event in said if isinstance(event, Folded)]
+    assert [(one.fold, one.num_left_out, one.steps) for one in folded] == [(1, 2, [2, 4, 6, 8]), (2, 2, [2, 4, 6, 8]), (3, 2, [2, 4, 6, 8])]
+    means = [sum(one.losses[place] / one.base_loss for one in folded) for place in range(4)]
+    (recommended,) = [event for event in said if isinstance(event, Recommended)]
+    assert recommended.step == [2, 4, 6, 8][means.index(min(means))] and "3 folds" in recommended.reason
+    assert (run.folder / "best.safetensors").is_file()
+
+
+def test_folds_that_were_stopped_go_on_where_they_were(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(tiny, pictures, **{"validation.folds": 2})
+    whole, _ = train(tmp_path, settings, "whole")
+    asked = 0
+
+    def stop(self) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 11  # in the second fold
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.StopRequest, "__call__", stop)
+        run, said = train(tmp_path, settings, "stopped")
+    assert isinstance(said[-1], Stopped) and run.state() == "unfinished"
+    _, stream = session.start(settings, tmp_path, "stopped", run)
+    assert isinstance(list(stream)[-1], Finished)
+    assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
+    assert (run.folder / "best.safetensors").read_bytes() == (whole.folder / "best.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("leave_out", 6), ("folds", 7)])
+def test_leaving_out_more_than_there_is_is_refused(setting: str, value: int, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match=f"validation.{setting} is {value}; allowed for 6 pictures: less than 6"):
+        train(tmp_path, config(tiny, pictures, **{f"validation.{setting}": value}))
+
+
+def test_drift_is_zero_for_the_base_and_grows_with_training(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    _, said = train(tmp_path, config(tiny, pictures, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree", "a house"]}))
+    drifts = [event.drift for event in said if isinstance(event, Validated)]
+    assert all(drift is not None and drift > 0 for drift in drifts) and drifts[-1] > drifts[0]
+    _, said = train(tmp_path, config(tiny, pictures, learning_rate=1e-6, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree"]}), "still")
+    assert [event.drift for event in said if isinstance(event, Validated)][-1] < 1e-4
+
+
+def test_a_copy_of_a_training_picture_is_recognised_and_another_picture_is_not(examples: Path) -> None:
+    settings = presets.load("imprimatura-style", {"data.folder": str(examples / "outline-style" / "train")})
+    items = data.scan(settings).items
+    album = likeness.Album(items, "#ffffff")
+    copy = data.open_image(items[7].path).resize((200, 200))
+    score, name = album.nearest(copy)
+    assert name == items[7].path.name and score >= likeness.COPY
+    others = [album.nearest(data.open_image(path))[0] for path in sorted((examples / "grey-cat" / "train").glob("*.png"))]
+    assert max(others) < likeness.COPY
+
+
+def test_previews_say_which_training_picture_they_are_most_like(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    _, said = train(tmp_path, config(tiny, pictures, max_steps=2, preview_every_steps=2, **{"preview.prompts": ["a dot"]}))
+    assert all(event.nearest is not None and event.nearest_picture.endswith(".png") for event in said if isinstance(event, Sampled))
+
+
+def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run's own steps got, recorded as they went by, against what is reconstructed afterwards."""
+    from trainer.studio import Studio
+
+    told: list[str] = []
+    real = Studio.predict
+
+    def predict(self, noised, timesteps, captions):
+        told.extend(captions)
+        return real(self, noised, timesteps, captions)
+
+    shuffled = {"captions.shuffle_tags": True, "captions.tag_dropout": 0.2, "data.caption_dropout": 0.2, "data.flip": True, "data.crop": "random"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Studio, "predict", predict)
+        run, _ = train(tmp_path, config(tiny, pictures, accumulation=2, **shuffled))
+    seen = [one for step in range(1, 9) for one in saw.saw(run, step)]
+    assert [one.caption for one in seen] == told
+    assert any(one.dropped for one in seen) and any(one.mirrored for one in seen) and len({one.caption for one in seen}) > 6
+    saw.saw(run, 3, tmp_path / "seen")
+    files = sorted((tmp_path / "seen").glob("*.png"))
+    for path, one in zip(files, saw.saw(run, 3), strict=True):
+        with Image.open(path) as opened:
+            assert opened.size == (one.width_px, one.height_px)
+
+
+def test_saw_refuses_a_step_that_was_not_and_pictures_that_changed(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in pictures.glob("*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    run, _ = train(tmp_path, config(tiny, folder, max_steps=2))
+    with pytest.raises(ConfigError, match="--step is 3; allowed for run x: 1 to 2"):
+        saw.saw(run, 3)
+    (folder / "0.txt").write_text("changed")
+    with pytest.raises(RunError, match="have changed"):
+        saw.saw(run, 1)
+
+
+def test_dataset_saw_prints_json(tmp_path: Path, tiny: Path, pictures: Path, run_velatura) -> None:
+    run, _ = train(tmp_path, config(tiny, pictures, max_steps=1))
+    done = run_velatura("dataset", "saw", run.folder, "--step", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [one["caption"] for one in json.loads(done.stdout)] == [one.caption for one in saw.saw(run, 1)]

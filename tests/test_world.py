@@ -1,0 +1,90 @@
+"""Two processes train the adapter that one trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer import presets, session, world
+from trainer.families import registry
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def settings_file(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    tiny = registry()["sd"].tiny(folder / "tiny")
+    values = {
+        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 3, "accumulation": 2, "checkpoint_every_steps": 3, "preview_every_steps": 3,
+        "preview.steps": 2, "preview.prompts": ["a cat"], "learning_rate": 1e-2, "data.folder": str(examples / "grey-cat" / "train"), "data.flip": True,
+        "optimizer.ema_decay": 0.9, "validation.leave_out": 2, "validate_every_steps": 3, "device": "cpu",
+    }  # fmt: skip
+    path = folder / "settings.toml"
+    presets.save(session.absolute(presets.load("imprimatura-character", values)), path)
+    return path
+
+
+def train(settings_file: Path, out: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else [sys.executable]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*start, "-m", "trainer", "train", str(settings_file), "--name", "x", "--out", str(out), *more]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def alone(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    out = tmp_path_factory.mktemp("one")
+    done = train(settings_file, out, 1)
+    assert done.returncode == 0, done.stderr
+    return load_file(out / "x" / "x.safetensors")
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Equal up to the order of additions; by tensor, since Adam divides by gradients that are nearly zero in places."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert float((found[name] - tensor).norm() / tensor.norm()) < 1e-3, name
+
+
+def test_two_processes_train_the_same_adapter_as_one_and_write_one_run(settings_file: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    done = train(settings_file, tmp_path, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished in") == 1, "only the first process speaks"
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["x"]
+    close(load_file(tmp_path / "x" / "x.safetensors"), alone)
+    assert (tmp_path / "x" / "best.safetensors").is_file()
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(settings_file: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    done = train(settings_file, tmp_path, 2)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "x"
+    for later in ("checkpoints/step-000006", "x.safetensors"):  # as if it had been killed after step 3
+        path = run / later
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    (run / "events.jsonl").write_text("".join(line for line in (run / "events.jsonl").read_text().splitlines(True) if '"finished"' not in line))
+    done = train(settings_file, tmp_path, 1, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "from step 3" in done.stdout
+    close(load_file(run / "x.safetensors"), alone)
+
+
+def test_rows_are_dealt_out_and_a_share_may_be_empty() -> None:
+    assert [world.World(rank, 3).rows(7) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert world.World(2, 3).rows(1) == []
+
+
+def test_accelerate_launch_that_starts_one_process_is_told_of(settings_file: Path, tmp_path: Path) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; we do."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module", "trainer", "train", str(settings_file)]
+    done = subprocess.run([*launch, "--out", str(tmp_path)], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "asked for 2 processes and started one" in done.stdout and "torchrun" in done.stdout
