@@ -42,11 +42,12 @@ MANY_PARAMETERS = {
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective"}
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas"}
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
     "trainer.events": {"trainer.errors"},
+    "trainer.deltas": set(),
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }
@@ -60,12 +61,15 @@ CALLS = {
 SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers", "common"}
 
-METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "from_file": 1, "recognises": 1}
+METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "header": 1, "from_file": 2, "recognises": 1}
 FAMILY_FACTS = {
     "title": str, "pipeline": str, "prediction": tuple, "default_px": int, "multiple_px": int, "targets": dict, "components": dict,
-    "architecture": str, "base_version": str,
+    "architecture": str, "base_version": str, "text_targets": str,
 }  # fmt: skip
-FAMILY_FUNCTIONS = {"load": 3, "encode_text": 2, "encode_image": 2, "prepare_batch": 1, "denoise": 4, "schedule": 1, "file_keys": 1, "tiny": 1}
+FAMILY_FUNCTIONS = {
+    "load": 3, "encode_text": 3, "window": 1, "count_tokens": 2, "num_chunks": 2, "encode_image": 2, "prepare_batch": 1, "denoise": 4,
+    "prediction_of": 1, "schedule": 1, "file_keys": 1, "tiny": 1,
+}  # fmt: skip
 
 
 # Reading the source.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.form import specs
 from trainer import presets
 from trainer.config import TrainConfig, digest, recipe
 from trainer.errors import ConfigError, UserError
@@ -53,15 +54,9 @@ def test_an_unknown_preset_is_named_with_the_known_ones() -> None:
 
 
 def test_every_default_is_within_its_own_bounds_and_every_setting_has_a_label_and_help() -> None:
-    def walk(model) -> None:
-        for name, field in model.model_fields.items():
-            if hasattr(field.annotation, "model_fields"):
-                walk(field.annotation)
-            else:
-                assert field.title, f"{model.__name__}.{name} has no label"
-                assert field.description, f"{model.__name__}.{name} has no help"
-
-    walk(TrainConfig)
+    for spec in specs(TrainConfig):
+        assert spec.info.title, f"{spec.key} has no label"
+        assert spec.info.description, f"{spec.key} has no help"
     TrainConfig.model_validate({"family": "sd", "base": "imprimatura", "adapter": {"method": "lora"}})
 
 
@@ -89,3 +84,10 @@ def test_any_text_as_an_override_is_read_or_refused_in_words(pairs: list[str]) -
     except UserError:
         return
     assert not pairs or all("=" in pair for pair in pairs)
+
+
+def test_another_method_than_the_presets_keeps_only_what_both_have() -> None:
+    config = presets.load("imprimatura-style", {"adapter.method": "oft"})
+    assert config.adapter.method == "oft" and not hasattr(config.adapter, "rank")
+    with pytest.raises(ConfigError, match="adapter.rank"):
+        presets.load("imprimatura-style", {"adapter.method": "oft", "adapter.rank": 8})

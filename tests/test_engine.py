@@ -14,6 +14,8 @@ from trainer.errors import AdapterError, ConfigError, ModelError
 from trainer.render import grid
 from trainer.render.engine import Engine
 
+LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
@@ -39,7 +41,7 @@ def test_folded_weights_are_the_base_plus_the_dense_sum(engine: Engine, trained:
     deltas = [(weight, lora_file.read(path, engine.file_keys, engine.shapes)) for path, weight in ((trained, 0.7), (trained_style, -1.3))]
     with engine.folded(stack((trained, 0.7), (trained_style, -1.3))):
         for path, base in before.items():
-            wanted = base.double() + sum(weight * found[path].dense(torch.float64) for weight, found in deltas if path in found)
+            wanted = base.double() + sum(weight * found[path].dense(base, torch.float64) for weight, found in deltas if path in found)
             assert float((engine.weights[path].double() - wanted).norm()) <= 1e-5 * float((wanted - base).norm().clamp_min(base.norm() * 1e-2))
 
 
@@ -146,12 +148,12 @@ def test_a_fold_that_broke_off_is_made_good_by_restore(engine: Engine, trained: 
     engine.restore()
     before, real, count = checksum(engine), lora_file.Delta.dense, 0
 
-    def dense(self, dtype):
+    def dense(self, base, dtype):
         nonlocal count
         count += 1
         if count == 3:
             raise MemoryError
-        return real(self, dtype)
+        return real(self, base, dtype)
 
     with monkeypatch.context() as patch:
         patch.setattr(lora_file.Delta, "dense", dense)
@@ -164,3 +166,72 @@ def test_a_fold_that_broke_off_is_made_good_by_restore(engine: Engine, trained: 
 def test_a_size_that_the_base_would_round_is_refused(engine: Engine) -> None:
     with pytest.raises(ModelError, match="width_px is 136; allowed for this base: a multiple of 16"):
         engine.render(stack(width_px=136))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> dict[str, Path]:
+    """A file of every method on one layer each of two kinds, none of them plain; `word` also brings a word of two vectors."""
+    folder, rng = tmp_path_factory.mktemp("others"), torch.Generator().manual_seed(2)
+    out, into = engine.shapes[LAYER]
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return 0.1 * torch.randn(shape, generator=rng)
+
+    low = {"lora_down.weight": numbers(2, into), "lora_up.weight": numbers(out, 2), "alpha": torch.tensor(2.0)}
+    parts = {
+        "dora": low | {"dora_scale": engine.weights[LAYER].float().norm(dim=1, keepdim=True) * 1.3},
+        "loha": {"hada_w1_a": numbers(out, 2), "hada_w1_b": numbers(2, into), "hada_w2_a": numbers(out, 2), "hada_w2_b": numbers(2, into)},
+        "lokr": {"lokr_w1": numbers(4, 4), "lokr_w2": numbers(out // 4, into // 4)},
+        "oft": {"oft_R.weight": numbers(into // 8, 28)},
+        "word": low,
+    }
+    width = engine.vocabulary.table.embedding_dim
+    for name, one in parts.items():
+        words = {"mokkaword": numbers(2, width)} if name == "word" else {}
+        lora_file.save(folder / f"{name}.safetensors", {engine.file_keys[LAYER]: one}, {}, torch.float32, words)
+    return {name: folder / f"{name}.safetensors" for name in parts}
+
+
+def test_updates_that_are_not_low_rank_add_up_on_the_base_alone(engine: Engine, others: dict[str, Path], trained: Path) -> None:
+    engine.restore()
+    start, before = checksum(engine), {path: weight.clone() for path, weight in engine.weights.items()}
+    chosen = [(trained, 0.5), *((others[name], weight) for name, weight in (("dora", 0.7), ("loha", -1.0), ("lokr", 0.4), ("oft", 1.0)))]
+    read = [(weight, lora_file.read(path, engine.file_keys, engine.shapes)) for path, weight in chosen]
+    with engine.folded(stack(*chosen)):
+        for path, base in before.items():
+            wanted = base.double() + sum(weight * found[path].dense(base, torch.float64) for weight, found in read if path in found)
+            torch.testing.assert_close(engine.weights[path].double(), wanted, rtol=1e-5, atol=1e-6)
+    assert checksum(engine) == start
+
+
+def test_a_files_word_is_known_while_the_file_is_in_the_stack(engine: Engine, others: dict[str, Path]) -> None:
+    engine.restore()
+    before, tokenizer, plain = checksum(engine), engine.pipe.tokenizer, lora_file.embeddings(others["word"])["mokkaword"]
+    said = engine.pipe.encode_prompt("a mokkaword", "cpu", 1, False)[0]
+    with engine.folded(stack((others["word"], 0.3))):
+        prompt = engine.pipe.maybe_convert_prompt("a mokkaword", engine.pipe.tokenizer)
+        assert prompt == "a mokkaword mokkaword_1"
+        ids = engine.pipe.tokenizer(prompt, add_special_tokens=False).input_ids
+        rows = engine.pipe.text_encoder.get_input_embeddings().weight[ids[-2:]]
+        torch.testing.assert_close(rows, plain)
+        assert not torch.equal(engine.pipe.encode_prompt("a mokkaword", "cpu", 1, False)[0], said)
+    assert checksum(engine) == before and engine.pipe.tokenizer is tokenizer
+    assert torch.equal(engine.pipe.encode_prompt("a mokkaword", "cpu", 1, False)[0], said)
+
+
+@pytest.mark.parametrize(
+    ("word", "wide", "says"),
+    [("mokkaword", 0, "not the same one"), ("mokkaword_1", 0, "share 'mokkaword_1'"), ("a", 0, "a word of its own"), ("zorp", 1, "wide")],
+)
+def test_a_word_that_cannot_be_added_is_refused_and_the_stack_stays(
+    word: str, wide: int, says: str, engine: Engine, others: dict[str, Path], tmp_path: Path
+) -> None:
+    engine.fold(engine.resolve(stack((others["word"], 1.0))))
+    folded, width = checksum(engine), engine.vocabulary.table.embedding_dim + wide
+    out, into = engine.shapes[LAYER]
+    low = {"lora_down.weight": torch.ones(1, into), "lora_up.weight": torch.ones(out, 1)}
+    lora_file.save(tmp_path / "bad.safetensors", {engine.file_keys[LAYER]: low}, {}, torch.float32, {word: torch.ones(2, width)})
+    with pytest.raises(AdapterError, match=says):
+        engine.render(stack((others["word"], 1.0), (tmp_path / "bad.safetensors", 1.0)))
+    assert checksum(engine) == folded
+    engine.restore()

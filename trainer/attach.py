@@ -1,18 +1,30 @@
-"""An adapter on a model, through PEFT: put on, switched off for a look at the base, taken off again bit for bit."""
+"""An adapter on a model, through PEFT: put on, switched off for a look at the base, taken off again bit for bit.
+
+PEFT makes adapters in the base's dtype. Beside a small base, lengths (DoRA) or starting factors (PiSSA, OLoRA) rounded
+there would move the model before the first step; what it rounds is computed again here in float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer import activations
+from trainer.errors import ConfigError
 from trainer.schema import Settings
 
 ADAPTER = "default"
+INITIAL = ".initial"  # after a parameter's name: what it was when it was taken out of the base
+_FROM_BASE = ("pissa", "olora")
 
 
 @dataclass
@@ -20,41 +32,215 @@ class Attachment:
     """One adapter on one model (a denoiser or a text encoder). Made by `attach`."""
 
     model: nn.Module
+    layers: dict[str, Any]  # PEFT's, by module path
+    originals: dict[str, Tensor] = field(default_factory=dict)  # the weights that attaching changed, on the CPU
+    initial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # down and up as they were taken out of those
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name, in a fixed order, float32."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {f"{path}.{name}": parameter for path, layer in self.layers.items() for name, parameter in _own(layer)}
 
     def constants(self) -> dict[str, Tensor]:
         """What else a checkpoint must keep for the adapter to go on exactly (initial factors of PiSSA and OLoRA); often empty."""
-        return {}
+        return {f"{path}.{name}": tensor for path, pair in self.initial.items() for name, tensor in zip(_initial_names(), pair, strict=True)}
+
+    def dropouts(self) -> list[nn.Module]:
+        """The layers whose train mode switches adapter dropout on; nothing else in them heeds it."""
+        return list(self.layers.values())
 
     def modules(self) -> dict[str, dict[str, Tensor]]:
-        """The adapter's tensors by module path of the model, `{path: {"lora_A.weight": ..., "lora_B.weight": ...}}`, as PEFT calls them."""
-        from peft import get_peft_model_state_dict
+        """The adapter's tensors by module path, `{path: {"lora_A.weight": ..., "lora_B.weight": ...}}`, as PEFT calls them.
 
-        modules: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in get_peft_model_state_dict(self.model, adapter_name=ADAPTER).items():
-            path, _, suffix = name.partition(".lora_")
-            modules.setdefault(path, {})[f"lora_{suffix}"] = tensor
-        return modules
+        They hold for the base as it was before: what started inside the base has twice the rank here.
+        """
+        return {path: {name: tensor.detach() for name, tensor in self._parts(path).items()} for path in self.layers}
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Down, up and scale by module path of what is low-rank, with gradients: the parameters, unless it started inside the base."""
+        parts = {path: self._parts(path) for path in self.layers}
+        return {
+            path: (found["lora_A.weight"], found["lora_B.weight"], self.layers[path].scaling[ADAPTER])
+            for path, found in parts.items()
+            if "lora_A.weight" in found
+        }  # fmt: skip
+
+    def _parts(self, path: str) -> dict[str, Tensor]:
+        """up @ down - up0 @ down0 = [up, up - up0] @ [down - down0; down0], without the difference of two nearly equal products."""
+        parts: dict[str, Tensor] = {name.replace(f".{ADAPTER}", ""): parameter for name, parameter in _own(self.layers[path])}
+        if path in self.initial:
+            down0, up0 = self.initial[path]
+            down, up = parts["lora_A.weight"], parts["lora_B.weight"]
+            parts = {"lora_A.weight": torch.cat([down - down0, down0]), "lora_B.weight": torch.cat([up, up - up0], 1)}
+        return parts
+
+    def base(self, path: str) -> Tensor:
+        """A module's weight as it was before, on the CPU; a quantised one as it is computed with."""
+        layer = self.layers[path].get_base_layer()
+        if path in self.originals:
+            return self.originals[path]
+        weight: Tensor = layer.weight if layer.weight.is_floating_point() else layer.wide(torch.float32, layer.weight.device)
+        return weight.detach().cpu()
+
+    @torch.no_grad()
+    def change(self, path: str) -> Tensor:
+        """What the adapter does to a module's weight, float64 on the CPU: PEFT's own merge on a copy, minus the base's weight."""
+        layer = self.layers[path]
+        if not layer.get_base_layer().weight.is_floating_point():  # quantised, with plain LoRA on it
+            delta: Tensor = layer.get_delta_weight(ADAPTER)
+            return delta.cpu().double()
+        base, twin = self.base(path).double(), copy.deepcopy(layer).to("cpu", torch.float64)  # not every device has float64
+        merged = base.clone()
+        if path in self.initial:
+            down0, up0 = (factor.to("cpu", torch.float64) for factor in self.initial[path])
+            merged -= layer.scaling[ADAPTER] * (up0 @ down0)
+        twin.get_base_layer().weight.data = merged
+        twin.merge(adapter_names=[ADAPTER])
+        change: Tensor = twin.get_base_layer().weight.data - base
+        return change
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """The base as it was for the body."""
-        self.model.disable_adapters()  # type: ignore[operator]
+        changed = {path: self.layers[path].get_base_layer().weight.data.clone() for path in self.originals}
+        self._put(self.originals)
+        for layer in self.layers.values():
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            self.model.enable_adapters()  # type: ignore[operator]
+            for layer in self.layers.values():
+                layer.enable_adapters(True)
+            self._put(changed)
+
+    def detach(self) -> None:
+        """Take the adapter off: the model's modules and weights as they were before, bit for bit."""
+        self._put(self.originals)
+        for path, layer in self.layers.items():
+            parent, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, layer.get_base_layer())
+        for left in ("peft_config", "_hf_peft_config_loaded"):
+            if left in vars(self.model):
+                delattr(self.model, left)
+        self.layers, self.originals, self.initial = {}, {}, {}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for path, weight in weights.items():
+            self.layers[path].get_base_layer().weight.data.copy_(weight)
 
 
-def attach(model: nn.Module, method: ModuleType, config: Settings, targets: str, seed: int, saved: dict[str, Tensor] | None = None) -> Attachment:
-    """Put the method's adapter on every layer that `targets` (a regular expression over paths) matches, zero at the start or as `saved`."""
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
-        torch.manual_seed(seed)
-        model.add_adapter(method.peft_config(config, targets), adapter_name=ADAPTER)  # type: ignore[operator]
-    attachment = Attachment(model)
-    for name, parameter in attachment.parameters().items():
-        parameter.data = parameter.data.float() if saved is None else saved[name].to(parameter.device)
+def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in layer.named_parameters() if not name.startswith("base_layer.")]
+
+
+def _initial_names() -> tuple[str, str]:
+    return f"lora_A.{ADAPTER}.weight{INITIAL}", f"lora_B.{ADAPTER}.weight{INITIAL}"
+
+
+def attach(
+    model: nn.Module, method: ModuleType, config: Settings, targets: str, seed: int, saved: dict[str, Tensor] | None = None,
+    samples: Callable[[], None] | None = None,
+) -> Attachment:  # fmt: skip
+    """Put the method's adapter on every layer that `targets` (a regular expression over paths) matches, zero at the start or as `saved`.
+
+    `saved` holds what `parameters` and `constants` gave. `samples` runs a few batches through the model, for a start that
+    depends on what flows there. Raises: ConfigError if the method can't lie on these layers; the model is as it was then.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")  # about a way to save that isn't ours
+        settings = method.peft_config(config, targets)
+    start = getattr(settings, "init_lora_weights", True)
+    _refuse_quantised(model, settings, targets)
+    attachment = _inject(model, settings, seed, starts_fresh=saved is None)
+    if start in _FROM_BASE:
+        _take_out_of_base(attachment, str(start), saved)
+    if saved is None:
+        for layer in attachment.layers.values():
+            _measure_lengths(layer)
+        if start == "eva":
+            assert samples is not None, "a start from activations needs samples"
+            _start_from_activations(attachment, samples)
+    else:
+        for name, parameter in attachment.parameters().items():
+            parameter.data = saved[name].to(parameter.device, torch.float32, copy=True)
     return attachment
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _inject(model: nn.Module, settings: Any, seed: int, starts_fresh: bool) -> Attachment:
+    """PEFT's layers in the model, float32, in the mode the model is in; weights that the start takes from are kept first."""
+    from peft import inject_adapter_in_model
+
+    start = getattr(settings, "init_lora_weights", True)
+    before: dict[str, tuple[Tensor, Tensor]] = {}  # storage and copy
+    if start in _FROM_BASE:
+        for path in _matching(model, settings.target_modules):
+            weight = model.get_parameter(f"{path}.weight").data
+            before[path] = (weight, weight.cpu().clone())
+        if not starts_fresh:
+            settings.init_lora_weights = True  # the factors come from the checkpoint
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws from the global generator
+        warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # the setting's help says so
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model, ADAPTER)
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]
+    attachment = Attachment(model, _layers(model), {path: copied for path, (_, copied) in before.items()})
+    for path, layer in attachment.layers.items():
+        layer.train(model.training)
+        if path in before:
+            layer.get_base_layer().weight.data = before[path][0]  # PEFT put another tensor there
+    attachment._put(attachment.originals)
+    for parameter in attachment.parameters().values():
+        parameter.data = parameter.data.float()
+    return attachment
+
+
+def _matching(model: nn.Module, targets: str) -> list[str]:
+    """Paths of the layers that PEFT will adapt."""
+    return [path for path, module in model.named_modules() if re.fullmatch(targets, path) and hasattr(module, "weight")]
+
+
+def _refuse_quantised(model: nn.Module, settings: Any, targets: str) -> None:
+    start = getattr(settings, "init_lora_weights", None)
+    is_plain = start is not None and not settings.use_dora and start not in _FROM_BASE
+    if not is_plain and any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in _matching(model, targets)):
+        raise ConfigError(
+            "adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: lora, started by default, gaussian or eva."
+        )
+
+
+@torch.no_grad()
+def _take_out_of_base(attachment: Attachment, start: str, saved: dict[str, Tensor] | None) -> None:
+    """Keep the factors as they start and leave in the base what they don't hold, both from float32."""
+    for path, layer in attachment.layers.items():
+        weight = layer.get_base_layer().weight
+        if saved is None:
+            pair = tuple(layer.get_parameter(f"lora_{letter}.{ADAPTER}.weight").detach().clone() for letter in "AB")
+        else:
+            pair = tuple(saved[f"{path}.{name}"].to(weight.device).float() for name in _initial_names())
+        if pair[0].shape[0] != layer.r[ADAPTER]:
+            attachment.detach()
+            raise ConfigError(f"adapter.rank is {layer.r[ADAPTER]}, but {path} is {pair[0].shape[0]} wide; {start} takes that at most.")
+        attachment.initial[path] = (pair[0], pair[1])
+        weight.data.copy_(weight.float() - layer.scaling[ADAPTER] * (pair[1] @ pair[0]))
+
+
+@torch.no_grad()
+def _measure_lengths(layer: Any) -> None:
+    """DoRA's lengths in float32, by the very operation that its forward divides by."""
+    lengths = getattr(layer, "lora_magnitude_vector", None)
+    if lengths is not None and ADAPTER in lengths:
+        weight = layer.get_base_layer().weight.float()
+        lengths[ADAPTER].weight.data = lengths[ADAPTER].get_weight_norm(weight, torch.zeros_like(weight), layer.scaling[ADAPTER])
+
+
+@torch.no_grad()
+def _start_from_activations(attachment: Attachment, samples: Callable[[], None]) -> None:
+    """EVA: down is the main directions of a layer's inputs; rows beyond those it has stay random."""
+    ranks = {path: layer.r[ADAPTER] for path, layer in attachment.layers.items()}
+    for path, found in activations.directions(attachment.layers, ranks, samples).items():
+        attachment.layers[path].lora_A[ADAPTER].weight[: len(found)] = found

@@ -15,64 +15,58 @@ from trainer import __version__, lora_file, methods
 from trainer.config import recipe
 from trainer.data import Dataset
 from trainer.errors import RunError
-from trainer.runs import Run
 from trainer.studio import Studio
 
 _TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 _MAX_TAGS = 2000
 
 
-def trained_modules(studio: Studio) -> dict[str, dict[str, Tensor]]:
-    """The adapter's tensors by module path: `{unet.down_blocks...to_q: {lora_A.weight: ..., lora_B.weight: ...}}`."""
-    from peft import get_peft_model_state_dict
-
-    component = next(iter(studio.family.components))
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in get_peft_model_state_dict(studio.denoiser, adapter_name="default").items():
-        path, _, suffix = name.partition(".lora_")
-        modules.setdefault(f"{component}.{path}", {})[f"lora_{suffix}"] = tensor
-    return modules
-
-
-def write(studio: Studio, run: Run, dataset: Dataset) -> float:
-    """Write `<name>.safetensors`, open it again, compare; the adapter's norm.
+def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str, str] | None = None) -> float:
+    """Write what is trained to `path`, open it again, compare; the adapter's norm. `extra_metadata` are further header entries.
 
     Raises: RunError if the file isn't what was trained, or nothing was.
     """
     config = studio.config
     method = methods.registry()[config.adapter.method]
-    modules = trained_modules(studio)
-    spelled = {studio.file_keys[path]: method.to_file(tensors, config.adapter) for path, tensors in modules.items()}
-    unproved = run.folder / "export.tmp"  # gets its name when it is proved good
-    lora_file.save(unproved, spelled, _metadata(studio, dataset), getattr(torch, config.save_dtype))
+    modules = {f"{component}.{name}": tensors for component, attached in studio.attachments.items() for name, tensors in attached.modules().items()}
+    spelled = {studio.file_keys[module]: method.to_file(tensors, config.adapter) for module, tensors in modules.items()}
+    words = {studio.word.name: studio.word.vectors.detach()} if studio.word else {}
+    unproved = path.with_name("export.tmp")  # gets its name when it is proved good
+    metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
+    lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
+    norm = _proved(studio, unproved, path.name, set(modules))
+    _prove_words(unproved, words, config.save_dtype)
+    os.replace(unproved, path)
+    return norm
 
-    shapes = {path: tuple(weight.shape) for path, weight in base_weights(studio).items()}
-    found = lora_file.read(unproved, studio.file_keys, shapes)
-    if missing := set(modules) - set(found):
-        raise RunError(f"{run.lora_file} lost {len(missing)} of {len(modules)} modules when it was saved; the checkpoint is good.")
-    square, worst = 0.0, 0.0
-    for path, tensors in modules.items():
-        down, up, alpha = method.from_file(method.to_file(tensors, config.adapter))
-        trained = lora_file.Delta(down, up, alpha / down.shape[0]).dense(torch.float64)
-        square += float(trained.square().sum())
-        worst = max(worst, float((found[path].dense(torch.float64) - trained).norm() / trained.norm().clamp_min(1e-30)) if trained.any() else 0.0)
-    if worst > _TOLERANCE[config.save_dtype]:
-        raise RunError(f"{run.lora_file} differs from what was trained by {worst:.1e}; the checkpoint is good.")
-    if square == 0:
-        raise RunError(f"run {run.name} trained nothing: the adapter is zero. Raise learning_rate or max_steps.")
-    os.replace(unproved, run.lora_file)
+
+def _proved(studio: Studio, unproved: Path, name: str, modules: set[str]) -> float:
+    """The norm of what the file does to the base, if that is what the adapter does, as PEFT merges it. Raises: RunError."""
+    weights = studio.base_weights()
+    found = lora_file.read(unproved, studio.file_keys, {module: tuple(weight.shape) for module, weight in weights.items()})
+    if missing := modules - set(found):
+        raise RunError(f"{name} lost {len(missing)} of {len(modules)} modules when it was saved; the checkpoint is good.")
+    square, base_square, worst = 0.0, 0.0, 0.0
+    nothing = torch.finfo(torch.float32).eps  # of the base: DoRA's lengths are rounded, so its nothing is not quite zero
+    for component, attached in studio.attachments.items():
+        for module in attached.layers:
+            trained, base = attached.change(module), attached.base(module)
+            square, base_square = square + float(trained.square().sum()), base_square + float(base.double().square().sum())
+            written = found[f"{component}.{module}"].dense(base, torch.float64)
+            size = max(float(trained.norm()), nothing * float(base.double().norm()), 1e-30)
+            worst = max(worst, float((written - trained).norm()) / size)
+    if worst > _TOLERANCE[studio.config.save_dtype]:
+        raise RunError(f"{name} differs from what was trained by {worst:.1e}; the checkpoint is good.")
+    if square <= nothing**2 * base_square:
+        raise RunError(f"{name} would do nothing: the adapter is zero. Raise learning_rate or max_steps.")
     return math.sqrt(square)
 
 
-def base_weights(studio: Studio) -> dict[str, Tensor]:
-    """The base's weights by module path, adapters attached or not."""
-    weights = {}
-    for component in studio.family.components:
-        for path, module in getattr(studio.pipe, component).named_modules():
-            weight = getattr(getattr(module, "base_layer", module), "weight", None)
-            if f"{component}.{path}" in studio.file_keys and weight is not None:
-                weights[f"{component}.{path}"] = weight
-    return weights
+def _prove_words(unproved: Path, words: dict[str, Tensor], dtype: str) -> None:
+    found = lora_file.embeddings(unproved)
+    for word, vectors in words.items():
+        if word not in found or float((found[word].to(vectors) - vectors).norm()) > _TOLERANCE[dtype] * float(vectors.norm()):
+            raise RunError(f"the word {word!r} was not saved as it was trained; the checkpoint is good.")
 
 
 def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
@@ -80,8 +74,9 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
     config, family = studio.config, studio.family
     kind = Path(config.data.folder).name
     title = config.data.trigger or kind
-    tags = Counter(tag.strip() for item in dataset.items for tag in item.caption.split(",") if tag.strip())
-    own = {"config": recipe(config), "dataset": {"digest": dataset.digest, "num_pictures": len(dataset.items)}, "velatura": __version__}
+    items = [item for item in dataset.items if not item.regular]
+    tags = Counter(tag.strip() for item in items for caption in item.captions for tag in caption.split(",") if tag.strip())
+    own = {"config": recipe(config), "dataset": {"digest": dataset.digest, "num_pictures": len(items)}, "velatura": __version__}
     is_v2 = studio.pipe.text_encoder.config.hidden_size == 1024
     return {
         lora_file.RECIPE_KEY: json.dumps(own, sort_keys=True, ensure_ascii=False),
@@ -95,14 +90,11 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
         "ss_base_model_version": family.base_version,
         "ss_v2": str(is_v2),
         "ss_sd_model_name": recipe(config)["base"],
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.adapter.rank),
-        "ss_network_alpha": str(config.adapter.alpha),
         "ss_learning_rate": str(config.learning_rate),
         "ss_steps": str(config.max_steps),
         "ss_max_train_steps": str(config.max_steps),
         "ss_seed": str(config.seed),
-        "ss_num_train_images": str(len(dataset.items)),
+        "ss_num_train_images": str(len(items)),
         "ss_resolution": f"({config.resolution_px}, {config.resolution_px})",
         "ss_tag_frequency": json.dumps({f"1_{kind}": dict(tags.most_common(_MAX_TAGS))}, ensure_ascii=False),
     }

@@ -1,15 +1,17 @@
 """LoRA files, both ways: `.safetensors` <-> deltas by module path, and the header that makes them known elsewhere.
 
-Written: kohya's names, one file-wide alpha on every module, `ss_*` and `modelspec.*` keys, our recipe under one key.
+Written: kohya's and LyCORIS' names, `ss_*` and `modelspec.*` keys, our recipe under one key; new words for the text encoder
+beside them, as A1111 bundles them.
 The header is sorted here because the safetensors library writes metadata in random order: one recipe on one dataset
 gives the same bytes. For the same reason nothing in it tells when, where or under which name a run was made.
-Read: kohya's and diffusers' / PEFT's names. Below 100 % matched a file is refused with the names that don't fit.
+Read: kohya's, LyCORIS' and diffusers' / PEFT's names. Below 100 % matched a file is refused with the names that don't fit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import methods
+from trainer.deltas import Delta as Delta
+from trainer.deltas import Update
 from trainer.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 _SUFFIX = re.compile(r"^(?P<base>.+?)\.(?P<suffix>(lora_|lora\.|hada_|lokr_|oft_|dora_scale|diff|alpha).*)$")
+_EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.string_to_param\.\*$")
+_EXACT = ("alpha", "dora_scale")  # rounded, these would move more than the whole update
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,6 @@ class Header:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     data_start: int  # byte offset of the tensors
-
-
-@dataclass(frozen=True)
-class Delta:
-    """One module's update: scale * up @ down."""
-
-    down: Tensor  # (r, in) or (r, in, kh, kw)
-    up: Tensor  # (out, r) or (out, r, 1, 1)
-    scale: float
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The update as the weight it is added to, computed in `dtype`."""
-        down, up = self.down.to(dtype), self.up.to(dtype)
-        flat = up.flatten(1) @ down.flatten(1)
-        return self.scale * (flat if down.ndim == 2 else flat.reshape(up.shape[0], *down.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -69,11 +60,12 @@ class LoraInfo:
     num_modules: int
     num_parameters: int
     size_bytes: int
-    norm: float  # Frobenius norm of all updates together
+    norm: float | None  # Frobenius norm of all updates together; None where that takes the base to know
     trigger: str
     title: str
     metadata: dict[str, str]
     recipe: dict[str, Any] | None
+    embeddings: dict[str, int]  # new words and how many vectors each has
 
 
 def read_header(path: Path) -> Header:
@@ -131,34 +123,37 @@ def _by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]]
     grouped: dict[str, dict[str, Tensor]] = {}
     strange = []
     for name, tensor in tensors.items():
-        if match := _SUFFIX.match(name):
-            grouped.setdefault(match["base"], {})[match["suffix"]] = tensor
+        if _EMBEDDING.match(name):
+            continue
+        match = _SUFFIX.match(name)
+        suffix = match["suffix"].replace(".default", "") if match else ""
+        if match and suffix not in grouped.get(match["base"], {}):
+            grouped.setdefault(match["base"], {})[suffix] = tensor
         else:
             strange.append(name)
     return grouped, strange
 
 
-def _deltas(path: Path) -> tuple[dict[str, Delta], str, set[float]]:
-    """Deltas by the file's own module names, the method's name, and the alphas found."""
+def _updates(path: Path) -> tuple[dict[str, Update], str, set[float]]:
+    """Updates by the file's own module names, the method's name, and the alphas found."""
     grouped, strange = _by_module(_tensors(path))
     header_alphas = _header_alphas(path)
     if strange or not grouped:
         raise AdapterError(f"{path.name} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
-    found: dict[str, Delta] = {}
+    found: dict[str, Update] = {}
     names, alphas = set(), set()
     for base, suffixes in grouped.items():
+        own = suffixes.pop("alpha", None)
         method = next((module for module in methods.registry().values() if module.recognises(set(suffixes))), None)
         if method is None:
             raise AdapterError(f"{path.name}: {base} has {sorted(suffixes)}, which is none of {', '.join(methods.registry())}.")
-        if "alpha" in suffixes and suffixes["alpha"].numel() != 1:
-            raise AdapterError(f"{path.name}: the alpha of {base} has {suffixes['alpha'].numel()} elements; allowed: one.")
-        down, up, alpha = method.from_file(suffixes)
-        rank = down.shape[0] if down.ndim else 0
-        if rank == 0 or down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != rank or any(side != 1 for side in up.shape[2:]):
-            raise AdapterError(f"{path.name}: {base} has down {tuple(down.shape)} and up {tuple(up.shape)}, which don't fit each other.")
-        if alpha is None:
-            alpha = header_alphas.get(base.split(".")[0])
-        found[base] = Delta(down, up, 1.0 if alpha is None else alpha / rank)
+        if own is not None and own.numel() != 1:
+            raise AdapterError(f"{path.name}: the alpha of {base} has {own.numel()} elements; allowed: one.")
+        alpha = header_alphas.get(base.split(".")[0]) if own is None else float(own)
+        try:
+            found[base] = method.from_file(suffixes, alpha)
+        except ValueError as error:
+            raise AdapterError(f"{path.name}: {base} has {error}, which don't fit each other.") from None
         names.add(method.name)
         if alpha is not None:
             alphas.add(alpha)
@@ -175,32 +170,43 @@ def _header_alphas(path: Path) -> dict[str, float]:
         alphas = {key.removesuffix(".lora_alpha"): float(value) for key, value in values.items() if key.endswith(".lora_alpha")}
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise AdapterError(f"{path.name} has lora_adapter_metadata that can't be read, so its alpha is unknown.") from None
-    if strange := [key for key in values if key.rpartition(".")[2] in ("alpha_pattern", "use_rslora", "use_dora")]:
+    if strange := [key for key in values if key.rpartition(".")[2] in ("alpha_pattern", "use_rslora")]:
         raise AdapterError(f"{path.name} sets {', '.join(strange)} in its header, which is not read here; save it in kohya's names.")
     return alphas
 
 
-def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Delta]:
-    """Deltas by module path (`unet.down_blocks...`), every one matched by name and shape.
+def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Update]:
+    """Updates by module path (`unet.down_blocks...`), every one matched by name and shape.
 
     `file_keys` maps module paths to kohya keys (a family's), `shapes` to weight shapes.
     Raises: AdapterError that counts and lists what doesn't fit; nothing is half-loaded.
     """
-    found, _, _ = _deltas(path)
+    found, _, _ = _updates(path)
     paths = {key: module for module, key in file_keys.items()} | {module: module for module in file_keys}
     unknown = [base for base in found if _spelled(base) not in paths]
     if unknown:
         counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.")
-    matched = {paths[_spelled(base)]: delta for base, delta in found.items()}
+    matched = {paths[_spelled(base)]: update for base, update in found.items()}
     if len(matched) < len(found):
         raise AdapterError(f"{path.name} names {len(found) - len(matched)} of its {len(found)} modules twice, in two spellings; which one counts is not said.")
-    for module, delta in matched.items():
-        made = (delta.up.shape[0], *delta.down.shape[1:])
-        if made != shapes[module]:
-            raise AdapterError(f"{path.name} was made for another base: {module} is {shapes[module]} here and {made} in the file.")
+    for module, update in matched.items():
+        if not update.fits(shapes[module]):
+            raise AdapterError(f"{path.name} was made for another base: {module} is {shapes[module]} here and {update.made_for} in the file.")
     return matched
+
+
+def embeddings(path: Path) -> dict[str, Tensor]:
+    """New words for the text encoder that a file brings: `{word: (vectors, dim)}`; mostly none. Raises: AdapterError."""
+    return _embeddings(path, _tensors(path))
+
+
+def _embeddings(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {match["word"]: tensor for name, tensor in tensors.items() if (match := _EMBEDDING.match(name))}
+    if bad := [word for word, vectors in found.items() if vectors.ndim != 2 or not vectors.numel()]:
+        raise AdapterError(f"{path.name}: the word {bad[0]!r} has vectors of shape {tuple(found[bad[0]].shape)}; allowed: (vectors, width).")
+    return found
 
 
 def _spelled(base: str) -> str:
@@ -210,13 +216,19 @@ def _spelled(base: str) -> str:
     return plain.replace("text_encoder.text_model.", "text_encoder.")
 
 
-def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype) -> str:
-    """Write `{kohya key: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes."""
+def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype, embeddings: dict[str, Tensor] | None = None) -> str:
+    """Write `{kohya key: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes.
+
+    `embeddings` are new words for the text encoder, `{word: (vectors, dim)}`.
+    """
+    import torch
     from safetensors.torch import save as serialize
 
     tensors = {
-        f"{key}.{suffix}": tensor.detach().to("cpu", dtype).contiguous() for key, parts in sorted(modules.items()) for suffix, tensor in sorted(parts.items())
-    }
+        f"{key}.{suffix}": tensor.detach().to("cpu", torch.float32 if suffix in _EXACT else dtype).contiguous()
+        for key, parts in sorted(modules.items())
+        for suffix, tensor in sorted(parts.items())
+    } | {f"bundle_emb.{word}.string_to_param.*": vectors.detach().to("cpu", dtype).contiguous() for word, vectors in sorted((embeddings or {}).items())}
     plain = serialize(tensors)
     start = 8 + int.from_bytes(plain[:8], "little")
     body = plain[start:]
@@ -242,13 +254,11 @@ def _file(fields: dict[str, Any], metadata: dict[str, str], body: bytes) -> byte
 
 def inspect(path: Path) -> LoraInfo:
     """Everything a LoRA file says and is. Raises: AdapterError."""
-    import torch
-
     header = read_header(path)
-    found, method, alphas = _deltas(path)
+    found, method, alphas = _updates(path)
     recipe = recipe_of(header.metadata)
     config = recipe.get("config", {}) if recipe else {}
-    squares = [_squared_norm(delta) for delta in found.values()]
+    squares = [square for update in found.values() if (square := update.squared_norm()) is not None]
     version = header.metadata.get("ss_base_model_version", "")
     family = "sd" if version.startswith(("sd_v1", "sd_v2")) else version or None
     return LoraInfo(
@@ -258,27 +268,22 @@ def inspect(path: Path) -> LoraInfo:
         family=_text(config.get("family")) or family,
         base=_text(config.get("base")) or header.metadata.get("ss_sd_model_name"),
         method=method,
-        rank=max(delta.down.shape[0] for delta in found.values()),
+        rank=max(update.rank for update in found.values()),
         alpha=alphas.pop() if len(alphas) == 1 else None,
         num_modules=len(found),
-        num_parameters=sum(delta.down.numel() + delta.up.numel() for delta in found.values()),
+        num_parameters=sum(update.num_parameters for update in found.values()),
         size_bytes=path.stat().st_size,
-        norm=float(torch.tensor(squares, dtype=torch.float64).sum().sqrt()),
+        norm=math.sqrt(math.fsum(squares)) if len(squares) == len(found) else None,
         trigger=header.metadata.get("modelspec.trigger_phrase", ""),
         title=header.metadata.get("modelspec.title", path.stem),
         metadata=header.metadata,
         recipe=recipe,
+        embeddings={word: vectors.shape[0] for word, vectors in embeddings(path).items()},
     )
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _squared_norm(delta: Delta) -> float:
-    """||up @ down||_F^2 from the two r x r Gram matrices, without the dense product."""
-    down, up = delta.down.flatten(1).double(), delta.up.flatten(1).double()
-    return float(((down @ down.T) * (up.T @ up)).sum()) * delta.scale**2
 
 
 def recipe_of(metadata: dict[str, str]) -> dict[str, Any] | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
+from trainer import methods
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 
@@ -67,9 +68,19 @@ def values(preset: str) -> dict[str, Any]:
 def load(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     """The config of a preset with overrides, which may be dotted (`adapter.rank`). Raises: ConfigError."""
     merged = values(preset)
+    _switch_method(merged, overrides.get("adapter.method"))
     for key, value in overrides.items():
         _put(merged, key, value)
     return parse(TrainConfig, merged, f"preset {preset}" + (" with --set" if overrides else ""))
+
+
+def _switch_method(merged: dict[str, Any], method: Any) -> None:
+    """Leave out what a preset says of its own method where another is asked for: it was never meant for that one."""
+    adapter, registry = merged.get("adapter"), methods.registry()
+    if method in registry and isinstance(adapter, dict) and adapter.get("method") != method:
+        fields = registry[method].Config.model_fields
+        allowed = {key: get_args(field.annotation) if get_origin(field.annotation) is Literal else () for key, field in fields.items()}
+        merged["adapter"] = {key: value for key, value in adapter.items() if key in fields and (not allowed[key] or value in allowed[key])}
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

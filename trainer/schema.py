@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from functools import reduce
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,7 +59,7 @@ def _unread(name: str, value: Any, field: FieldInfo, config: Settings, facts: di
         elif "." not in key:
             return None
         else:
-            found = reduce(lambda group, part: getattr(group, part, None), key.split("."), config)
+            found: Any = reduce(lambda group, part: getattr(group, part, None), key.split("."), config)  # type: ignore[arg-type, return-value]
             if found if allowed == SET else found in allowed:
                 return None
             why.append(f"{key} is {found!r}; it is for {key} " + ("set" if allowed == SET else " or ".join(map(repr, allowed))))
@@ -111,3 +112,74 @@ def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str
         keys.append(part)
         parent, here = here, here.model_fields[part].annotation if part in getattr(here, "model_fields", {}) else None
     return keys, list(getattr(parent, "model_fields", {}))
+
+
+# Settings that several adapter methods share.
+
+
+def rank_setting(default: int = 8) -> Any:
+    """Inner size of a low-rank update."""
+    return setting(default, "Rank", "Inner size of the update; 8-32 for a style, 16-64 for a person.", ge=1, le=256)
+
+
+def alpha_setting(default: float = 8.0) -> Any:
+    """Numerator of the update's scale."""
+    return setting(default, "Alpha", "The update is scaled by alpha / rank; equal to the rank means unscaled.", gt=0, le=1024)
+
+
+def targets_setting() -> Any:
+    """Which layers are adapted; the field's type lists what a method can adapt."""
+    return setting(
+        "attention",
+        "Targets",
+        "Which layers get an update: attention is the usual; all adds feed-forward and convolutions and learns (and over-trains) faster.",
+    )
+
+
+def dropout_setting(what: str) -> Any:
+    """Share of the adapter that is left out at random while training."""
+    return setting(
+        0.0, "Dropout", f"Share of {what} left out at random while training, against over-training; 0 is off, 0.1 is usual.", ge=0, le=0.9, advanced=True
+    )
+
+
+def text_encoder_setting() -> Any:
+    """Whether the text encoder is adapted too."""
+    return setting(
+        False, "Text encoder", "Also adapt the text encoder's attention and feed-forward; helps with a new name, costs time and some obedience.", advanced=True
+    )
+
+
+def block_ranks_setting() -> Any:
+    """Ranks of single blocks."""
+    return setting(
+        (),
+        "Block ranks",
+        "up_blocks.1=16 gives layers whose path has that text another rank at the same scale; one a line, the first that fits counts.",
+        max_length=64,
+        advanced=True,
+    )
+
+
+def parse_ranks(lines: tuple[str, ...]) -> dict[str, int]:
+    """`("up_blocks.1=16",)` -> `{"up_blocks.1": 16}`. Raises: ValueError in words."""
+    found = {}
+    for line in lines:
+        text, equals, rank = (part.strip() for part in line.rpartition("="))
+        if not equals or not text or not rank.isdecimal() or not 1 <= int(rank) <= 256:
+            raise ValueError(f"adapter.block_ranks has {line!r}; allowed: PATH=RANK with a rank of 1 to 256, such as up_blocks.1=16.")
+        found[text] = int(rank)
+    return found
+
+
+def _readable_ranks(lines: tuple[str, ...]) -> tuple[str, ...]:
+    parse_ranks(lines)
+    return lines
+
+
+BlockRanks = Annotated[tuple[str, ...], pydantic.AfterValidator(_readable_ranks)]
+
+
+def rank_patterns(lines: tuple[str, ...]) -> dict[str, int]:
+    """Block ranks as PEFT's `rank_pattern`: regular expressions over module paths."""
+    return {f".*{re.escape(text)}.*": rank for text, rank in parse_ranks(lines).items()}

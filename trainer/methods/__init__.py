@@ -6,11 +6,14 @@ Contract of a method module (`tests/house.py` holds every one to it):
     title           for people
     Config          its settings; `method: Literal[name]` without a default
     peft_config     (Config, target regex) -> the PEFT config that attaches it
-    to_file         tensors of one module as PEFT calls them -> as the file calls them, alpha included
-    from_file       the other way: a `Delta`, whatever the tool that wrote it
-    recognises      whether a file's suffixes are this method's
+    to_file         (tensors of one module as PEFT calls them, Config) -> as the file calls them, alpha included
+    header          Config -> what the file's header says of it (`ss_network_*`)
+    recognises      whether these are the suffixes of one of its modules in a file, alpha left out
+    from_file       (tensors of one module as a file calls them, alpha or None) -> its `trainer.deltas.Update`, whatever the
+                    tool that wrote it; raises ValueError with the shapes if the parts don't fit each other
 
-A method sees `schema` and torch, never the loop, the config or another method.
+A method whose update is not low-rank has a class of its own for it, which keeps `Update`. A method sees `schema`, `deltas`
+and torch, never the loop, the config or another method.
 """
 
 from __future__ import annotations

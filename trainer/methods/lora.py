@@ -1,11 +1,18 @@
-"""LoRA: delta = (alpha / rank) * up @ down (Hu et al. 2021, arXiv 2106.09685, equation 3). The maths is PEFT's."""
+"""LoRA: delta = (alpha / rank) * up @ down (Hu et al. 2021, arXiv 2106.09685, equation 3). The maths is PEFT's.
+
+Every start and scale ends in a file that any tool reads: one alpha for the whole file (diffusers drops it where it differs
+by layer), what else a layer's scale is goes into `lora_up`. A start that takes a part out of the base (PiSSA, OLoRA) ends
+as twice the rank on the base as it was (see `attach`).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from trainer import schema
+from trainer.deltas import Delta
 from trainer.schema import Settings, setting
 
 if TYPE_CHECKING:
@@ -15,49 +22,94 @@ if TYPE_CHECKING:
 name = "lora"
 title = "LoRA"
 
-_FILE = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
-_DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
-_UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight", "lora_B.default.weight")
+_DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
+_UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight")
+_FROM_BASE = ("pissa", "olora")  # these take what they start from out of the base
 
 
 class Config(Settings):
     """Settings of a plain LoRA."""
 
     method: Literal["lora"] = Field(title="Method", description="How the update is built; plain LoRA loads in every tool.")
-    rank: int = setting(8, "Rank", "Inner size of the update; 8-32 for a style, 16-64 for a person.", ge=1, le=256)
-    alpha: float = setting(8.0, "Alpha", "The update is scaled by alpha / rank; equal to the rank means unscaled.", gt=0, le=1024)
-    targets: Literal["attention", "attention-ff", "linear", "all"] = setting(
-        "attention",
-        "Targets",
-        "Which layers get an update: attention is the usual; all adds feed-forward and convolutions and learns (and over-trains) faster.",
+    rank: int = schema.rank_setting()
+    alpha: float = schema.alpha_setting()
+    targets: Literal["attention", "attention-ff", "linear", "all"] = schema.targets_setting()
+    text_encoder: bool = schema.text_encoder_setting()
+    dropout: float = schema.dropout_setting("each layer's inputs")
+    block_ranks: schema.BlockRanks = schema.block_ranks_setting()
+    rank_stabilised: bool = setting(
+        False,
+        "Rank-stabilised",
+        "Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), so that high ranks learn as fast; lower alpha with it.",
+        advanced=True,
     )
+    init: Literal["default", "gaussian", "pissa", "olora", "eva"] = setting(
+        "default",
+        "Start",
+        "Where the factors start: pissa (arXiv 2404.02948) and olora (2406.01775) from the base's weights, eva (2410.07170) from what flows through them; "
+        "all three learn faster in the first steps.",
+        advanced=True,
+    )
+
+    @model_validator(mode="after")
+    def _starts_on_linear_layers(self) -> Config:
+        if self.init not in ("default", "gaussian") and self.targets == "all":
+            raise ValueError(f"adapter.init is {self.init!r}, which is for linear layers, but adapter.targets is 'all'; allowed with it: attention to linear.")
+        return self
 
 
 def peft_config(config: Config, target_modules: str) -> PeftConfig:
-    """PEFT's config; `target_modules` is a regular expression over module paths."""
-    from peft import LoraConfig
+    """PEFT's config; `target_modules` is a regular expression over module paths.
 
-    return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=target_modules, lora_dropout=0.0, bias="none")
+    A block's own rank keeps the scale alpha / rank; rank-stabilised, the scale is alpha / sqrt(its rank).
+    """
+    from peft import EvaConfig, LoraConfig
+
+    ranks = schema.rank_patterns(config.block_ranks)
+    alphas = {} if config.rank_stabilised else {pattern: config.alpha * rank / config.rank for pattern, rank in ranks.items()}
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=target_modules, lora_dropout=config.dropout, bias="none", rank_pattern=ranks,
+        alpha_pattern=alphas, use_rslora=config.rank_stabilised, init_lora_weights=True if config.init == "default" else config.init,
+        eva_config=EvaConfig(rho=1.0) if config.init == "eva" else None,
+    )  # fmt: skip
 
 
 def to_file(tensors: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """`{lora_A.weight, lora_B.weight}` of one module -> `{lora_down.weight, lora_up.weight, alpha}`.
-
-    Alpha is written on every module with the one file-wide value: diffusers drops it where it differs by layer.
-    """
+    """`{lora_A.weight, lora_B.weight}` of one module -> `{lora_down.weight, lora_up.weight, alpha}`."""
     import torch
 
-    named = {_FILE[suffix]: tensor for suffix, tensor in tensors.items()}
-    return named | {"alpha": torch.tensor(float(config.alpha))}
+    down, up = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    share = down.shape[0] / (config.rank * _width(config))
+    factor = share**0.5 if config.rank_stabilised else share
+    return {"lora_down.weight": down, "lora_up.weight": up * factor, "alpha": torch.tensor(_file_alpha(config))}
+
+
+def _width(config: Config) -> int:
+    """Rank in the file over rank in training."""
+    return 2 if config.init in _FROM_BASE else 1
+
+
+def _file_alpha(config: Config) -> float:
+    """The alpha that gives the trained scale when it is divided by the rank in the file."""
+    return config.alpha * _width(config) * (config.rank**0.5 if config.rank_stabilised else 1.0)
+
+
+def header(config: Config) -> dict[str, str]:
+    """What the file's header says of the method, as sd-scripts writes it."""
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.rank * _width(config)),
+        "ss_network_alpha": str(_file_alpha(config)),
+    }
 
 
 def recognises(suffixes: set[str]) -> bool:
     """True if a module's suffixes in a file are a plain LoRA's, in kohya's, PEFT's or old diffusers' spelling."""
-    return len(suffixes & set(_DOWN)) == 1 and len(suffixes & set(_UP)) == 1 and suffixes <= {*_DOWN, *_UP, "alpha"}
+    return len(suffixes & set(_DOWN)) == 1 and len(suffixes & set(_UP)) == 1 and len(suffixes) == 2
 
 
-def from_file(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """`(down, up, alpha)` of one module; alpha is None where the file has none (scale 1, as every tool reads it)."""
+def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Delta:
+    """The update; scale 1 without an alpha, as every tool reads it."""
     down = next(tensors[suffix] for suffix in _DOWN if suffix in tensors)
     up = next(tensors[suffix] for suffix in _UP if suffix in tensors)
-    return down, up, float(tensors["alpha"]) if "alpha" in tensors else None
+    return Delta(down, up, 1.0 if alpha is None or not down.ndim else alpha / max(1, down.shape[0]))

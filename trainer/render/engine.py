@@ -3,13 +3,15 @@
 The truth is the base plus the sum of `weight_i * delta_i`. The original of every touched weight is kept; a new stack
 is computed from the originals, never from what the last stack left, so no error adds up however often weights change.
 A step then costs what the base costs, however many adapters. Sums run in float32 in an order fixed by the adapters'
-hashes: the order in the stack never matters, and an adapter at weight 0 is absent.
+hashes: the order in the stack never matters, and an adapter at weight 0 is absent. New words that a file brings are known
+to the text encoder while the file is in the stack at another weight than 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,24 @@ import torch
 
 from trainer import bases, families, lora_file
 from trainer.config import AdapterChoice, StackConfig
+from trainer.deltas import Update
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import image
 from trainer.render.draw import draw
+from trainer.render.words import Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What a file holds, as long as the file is as it was."""
+
+    stamp: tuple[float, int]  # mtime, size
+    sha256: str
+    updates: dict[str, Update]
+    words: dict[str, Tensor]
 
 
 class Engine:
@@ -43,7 +57,8 @@ class Engine:
         self.shapes = {path: tuple(weight.shape) for path, weight in self.weights.items()}
         self.base_hash = bases.digest(self.folder, next(iter(self.family.components)))
         self._originals: dict[str, Tensor] = {}
-        self._adapters: dict[str, tuple[float, int, str, dict[str, lora_file.Delta]]] = {}  # file -> mtime, size, hash, deltas
+        self.vocabulary = Vocabulary(self.pipe)
+        self._adapters: dict[str, _Adapter] = {}  # by file
         self._folded: list[tuple[str, float]] | None = []  # None: unknown, a fold was broken off
 
     def resolve(self, stack: StackConfig) -> StackConfig:
@@ -53,7 +68,7 @@ class Engine:
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         adapters = []
         for adapter in stack.adapters:
-            digest = self._adapter(Path(adapter.file))[2]
+            digest = self._adapter(Path(adapter.file)).sha256
             if adapter.sha256 and adapter.sha256 != digest:
                 raise AdapterError(f"{adapter.file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
             adapters.append(AdapterChoice(file=adapter.file, name=adapter.name or Path(adapter.file).stem, sha256=digest, weight=adapter.weight))
@@ -75,19 +90,22 @@ class Engine:
         key = [(digest, weight) for digest, weight, _ in wanted]
         if key == self._folded:
             return
-        loaded = [(weight, self._adapter(Path(file))[3]) for _, weight, file in wanted]
-        touched = {path for _, deltas in loaded for path in deltas}
+        adapters = [(weight, self._adapter(Path(file))) for _, weight, file in wanted]
+        words = self.vocabulary.together([adapter.words for _, adapter in adapters])
+        touched = {path for _, adapter in adapters for path in adapter.updates}
         self._folded = None
+        self.vocabulary.show(words)
         for path in [path for path in self._originals if path not in touched]:
             self.weights[path].copy_(self._originals.pop(path))
         for path in touched:
             weight = self.weights[path]
             if path not in self._originals:
                 self._originals[path] = weight.clone()
-            total = self._originals[path].float()
-            for factor, deltas in loaded:
-                if path in deltas:
-                    total = total + factor * deltas[path].dense(torch.float32).to(total.device)
+            original = self._originals[path]
+            total = original.float()
+            for factor, adapter in adapters:
+                if path in adapter.updates:
+                    total = total + factor * adapter.updates[path].dense(original, torch.float32)
             weight.copy_(total)
         self._folded = key
 
@@ -105,15 +123,16 @@ class Engine:
         finally:
             self.restore()
 
-    def _adapter(self, path: Path) -> tuple[float, int, str, dict[str, lora_file.Delta]]:
-        """A file's hash and deltas, read once and again when it changes."""
+    def _adapter(self, path: Path) -> _Adapter:
+        """What a file holds, read once and again when it changes."""
         try:
             status = path.stat()
         except OSError as error:
             raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
-        found = self._adapters.get(str(path))
-        if found is None or found[:2] != (status.st_mtime, status.st_size):
-            info = lora_file.inspect(path)
-            found = (status.st_mtime, status.st_size, info.sha256, lora_file.read(path, self.file_keys, self.shapes))
+        stamp, found = (status.st_mtime, status.st_size), self._adapters.get(str(path))
+        if found is None or found.stamp != stamp:
+            words = lora_file.embeddings(path)
+            self.vocabulary.check(words, path.name)
+            found = _Adapter(stamp, lora_file.inspect(path).sha256, lora_file.read(path, self.file_keys, self.shapes), words)
             self._adapters[str(path)] = found
         return found
