@@ -6,7 +6,7 @@ State lives here so that `loop.train` reads as the algorithm. Nothing in it deci
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, families, memory, methods, objective, optim, validation
-from trainer.attach import Attachment, attach
+from trainer import against, bases, families, fused, memory, methods, objective, optim, validation
+from trainer.attach import ADAPTER, Attachment, attach
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
 from trainer.data import Dataset
@@ -46,6 +46,7 @@ class Studio:
     word: Word | None = None
     spans: against.Bases = field(default_factory=dict)
     span_energy: float = 0.0
+    needs_autocast: bool = True  # some adapter layer computes in float32 by itself
 
     @classmethod
     def open(cls, config: TrainConfig, world: World | None = None) -> Studio:
@@ -110,7 +111,13 @@ class Studio:
         if config.inversion.token:
             self.word = Word(self.pipe, config.inversion, saved)
         memory.arrange(self)
+        self._fuse()
         return self.parameters()
+
+    def _fuse(self) -> None:
+        """The two speed choices that every run takes: one product a LoRA layer, and convolutions in channels-last order."""
+        self.needs_autocast = not all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
+        self.denoiser.to(memory_format=torch.channels_last)
 
     def _sampler(self) -> Callable[[], None]:
         """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""
@@ -180,7 +187,7 @@ class Studio:
     def _precision(self) -> Any:
         """Adapters are float32; beside a smaller base their products are computed in its dtype."""
         kind = self.device.partition(":")[0]
-        return torch.autocast(kind, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=True)
+        return torch.autocast(kind, dtype=self.dtype, enabled=self.needs_autocast and self.dtype != torch.float32)
 
     @contextmanager
     def dropping(self, stream: str, number: int) -> Iterator[None]:
@@ -249,10 +256,8 @@ class Studio:
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""
         size = 2 * (self.memory.micro_batch or self.config.batch_size)
-        if with_adapter:
-            return validation.losses(questions, self.schedule, self.predict, size)
-        with self.base():
-            return validation.losses(questions, self.schedule, self.predict, size)
+        with nullcontext() if with_adapter else self.base():
+            return memory.halving(size, lambda size: validation.losses(questions, self.schedule, self.predict, size))
 
     def preview(self, run: Run, step: int) -> Iterator[Event]:
         """A picture per preview prompt with the adapter as it is; one that fails is a warning, never the run's end."""
