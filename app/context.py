@@ -6,6 +6,7 @@ pictures that we encoded reach the browser, through Gradio's cache folder; nothi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from app.logs import EventLogs
 from trainer.config import StackConfig
 from trainer.data import IMAGE_SUFFIXES, open_image
 from trainer.errors import AdapterError, ConfigError, DataError
+from trainer.sources import MASK
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 OWN_BASE = "imprimatura"
 EXAMPLES = Path(__file__).parent / "examples"
+BEST = "best.safetensors"  # in a run's folder, beside its last step
 THUMBNAIL_PX = 320
+_TINT = "#a04e2b"
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,20 @@ class Context:
         return self.datasets / name
 
     def pictures(self, folder: Path) -> list[Path]:
-        """The pictures of a dataset, sorted by name."""
+        """The pictures of a dataset, sorted by name; masks are none."""
         return sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.stem.lower().endswith(MASK)
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
+
+    def mask(self, picture: Path) -> Path | None:
+        """The mask that lies beside a picture."""
+        beside = picture.with_name(f"{picture.stem}{MASK}.png")
+        return beside if beside.is_file() else None
 
     # What the browser may fetch.
 
@@ -110,9 +122,23 @@ class Context:
             _write_webp(image, made)
         return made
 
+    def masked_thumbnail(self, path: Path, mask: Path) -> Path:
+        """A small WebP of a picture, tinted where its mask is dark. Raises: DataError if either doesn't open."""
+        from PIL import Image
+
+        made = self.cache / "thumbs" / f"{_fingerprint(path)}-{_fingerprint(mask)}.webp"
+        if not made.is_file():
+            image = open_image(path)
+            inside = open_image(mask).convert("L").resize(image.size)
+            outside = Image.blend(image, Image.new("RGB", image.size, _TINT), 0.65)
+            image = Image.composite(image, outside, inside)
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            _write_webp(image, made)
+        return made
+
     def published(self, path: Path) -> Path:
-        """A file of ours where the browser can fetch it byte for byte, under its own name."""
-        made = self.cache / "files" / _fingerprint(path) / path.name
+        """A file of ours where the browser can fetch it byte for byte, under its own name; a run's best with the run's before it."""
+        made = self.cache / "files" / _fingerprint(path) / f"{self.lora_name(path)}{path.suffix}"
         if not made.is_file():
             made.parent.mkdir(parents=True, exist_ok=True)
             temporary = made.with_name(f".{threading.get_ident()}.tmp")
@@ -141,8 +167,13 @@ class Context:
     # LoRAs.
 
     def known_loras(self) -> dict[str, LoraInfo]:
-        """LoRAs by hash as last looked for; answers at once."""
-        return {info.sha256: info for info in list(self._loras.values()) if info is not None and info.path.is_file()}
+        """LoRAs by hash as last looked for; answers at once. A run's best that is also its last goes by the run's name."""
+        found = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
+        return {info.sha256: info for info in found} | {info.sha256: info for info in found if info.path.name != BEST}
+
+    def lora_name(self, path: Path) -> str:
+        """What a LoRA file is called: by its file, and a run's best by its run."""
+        return f"{path.parent.name}-best" if path.name == BEST and path.parent.parent == self.runs else path.stem
 
     def find_loras(self) -> dict[str, LoraInfo]:
         """LoRAs by hash, runs' and uploaded; files that are new or changed are read, what can't be read is passed over."""
@@ -157,7 +188,7 @@ class Context:
                     found[key] = self._loras[key]
                     continue
                 try:
-                    found[key] = lora_file.inspect(path)
+                    found[key] = dataclasses.replace(lora_file.inspect(path), name=self.lora_name(path))
                 except AdapterError:
                     found[key] = None
             self._loras = found

@@ -7,6 +7,7 @@ again, dead ones go on from their last checkpoint.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 
@@ -30,9 +31,11 @@ from trainer.events import Saved
 State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 LIVE: tuple[State, ...] = ("running", "stopping")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
+REHEARSAL = "rehearse"  # a job's kind; any other is a training
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
 _LONGEST_STEM = 70, 190  # characters and bytes: `runs.slug` cuts a name at 80 and 200, and its number must not be what is cut off
+_LONGEST_ANSWER = 64 << 10  # bytes
 _SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 
 _SCHEMA = """
@@ -80,7 +83,10 @@ class Work(Protocol):
 
 
 class Training:
-    """`python -m trainer train` with `--resume`: starts anew where there is no such run, and goes on otherwise."""
+    """`python -m trainer train` with `--resume`: starts anew where there is no such run, and goes on otherwise.
+
+    A job of kind "rehearse" is the same command's dry run, which leaves no run behind; its result is what it prints.
+    """
 
     def __init__(self, runs_folder: Path, configs_folder: Path) -> None:
         self.runs_folder = runs_folder
@@ -90,6 +96,8 @@ class Training:
         self.configs_folder.mkdir(parents=True, exist_ok=True)
         config = self.configs_folder / f"job-{job.id}.toml"
         config.write_text(job.config, encoding="utf-8")
+        if job.kind == REHEARSAL:
+            return [sys.executable, "-m", "trainer", "train", str(config), "--out", str(self.runs_folder), "--rehearse", "--json"]
         return [sys.executable, "-m", "trainer", "train", str(config), "--name", job.name, "--out", str(self.runs_folder), "--json", "--resume"]
 
     def finished(self, job: Job) -> bool:
@@ -249,7 +257,7 @@ class JobRunner:
         child = self._children.pop(job.id, None)
         code = child.returncode if child is not None else None  # unknown after a restart of the server
         self._stop_asked.pop(job.id, None)
-        if code == 0 or self.work.finished(job):
+        if code == 0 or (self.answer(job) if job.kind == REHEARSAL else self.work.finished(job)):  # a rehearsal that finds no way to fit ends with 3
             self._put(job, "finished", ended=True)
         elif job.state == "stopping":
             self._put(job, "stopped", ended=True)
@@ -295,6 +303,21 @@ class JobRunner:
 
     def _log_file(self, job: Job) -> Path:
         return self.logs / f"job-{job.id}.log"
+
+    def answer(self, job: Job) -> dict[str, Any]:
+        """The last JSON object that the job's child printed and that is no event; {} if there is none."""
+        path = self._log_file(job)
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LONGEST_ANSWER))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        for line in reversed(lines):
+            with suppress(ValueError, RecursionError):
+                found = json.loads(line)
+                if isinstance(found, dict) and "event" not in found:
+                    return found
+        return {}
 
     def _last_words(self, job: Job) -> str:
         """The error a person can read from the end of the child's log: ours from `error:` on, else the last lines."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.events import KINDS, Event
+from trainer.plausible import is_plausible
 
 _MAX_LOGS = 32
 
@@ -52,6 +53,8 @@ class EventLogs:
         for line in whole.splitlines():
             try:
                 fields = json.loads(line)
-                log.events.append(KINDS[fields.pop("event")](**fields))
+                event = KINDS[fields.pop("event")](**fields)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
+            if is_plausible(event):
+                log.events.append(event)

@@ -66,6 +66,29 @@ CSS = """
 #layer-4 { border-left-color: rgba(120,90,150,.5); } #layer-5 { border-left-color: rgba(90,130,70,.5); } #layer-6 { border-left-color: rgba(160,70,100,.5); }
 .beside { align-self: flex-end; }
 .canvas img { image-rendering: auto; object-fit: contain; }
+.plan p { margin: 0 0 .3rem; font-size: .88rem; color: var(--body-text-color-subdued); }
+.plan .shapes { display: flex; flex-wrap: wrap; gap: .35rem 1rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.plan span { display: inline-flex; align-items: center; gap: .4rem; color: var(--body-text-color-subdued); } .plan b { color: var(--body-text-color); }
+.plan i { display: inline-block; border: 1.5px solid #c9602f; border-radius: 2px; background: rgba(201,96,47,.12); }
+.notice { border: 1px solid var(--border-color-primary); border-left: 5px solid #a79b8b; border-radius: 8px; padding: .6rem .8rem; margin: .15rem 0 .5rem;
+  background: var(--block-background-fill); }
+.notice h3 { font-size: 1rem; font-weight: 600; margin: 0; } .notice p { margin: .3rem 0 0; font-size: .92rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.notice.good { border-left-color: #2f8f95; } .notice.bad { border-left-color: #c2382b; } .notice.bad h3 { color: #b3261e; }
+.dark .notice.bad h3 { color: #ff8f83; }
+.heldout figure { margin: 0; } .heldout svg { display: block; width: 100%; height: auto; max-height: 300px; }
+.heldout figcaption { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; color: var(--body-text-color-subdued); padding: .2rem; }
+.heldout figcaption i { display: inline-block; width: 1.3em; height: 3px; border-radius: 2px; margin-right: .45em; vertical-align: middle; }
+.heldout svg text { fill: var(--body-text-color-subdued); font-size: 11px; } .heldout svg polyline, .heldout svg path { fill: none; stroke-width: 2; }
+.heldout svg .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.heldout svg .base { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 4 4; }
+.heldout svg .interval { stroke-width: 5; opacity: .28; stroke-linecap: round; }
+.heldout svg .held { stroke: #2f8f95; } .heldout svg circle.held { fill: #2f8f95; } .heldout i.held { background: #2f8f95; }
+.heldout svg .own { stroke: #c9602f; } .heldout svg circle.own { fill: #c9602f; } .heldout i.own { background: #c9602f; }
+.heldout svg .drift { stroke: #b98a1f; } .heldout svg circle.drift { fill: #b98a1f; } .heldout i.drift { background: #b98a1f; }
+.fields .form { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 190px), 1fr)); align-items: stretch;
+  background: var(--block-background-fill) !important; }
+.fields .form > .block { min-width: 0 !important; } .fields .form > .wide { grid-column: 1 / -1; }
+.mono textarea { font: .85rem/1.5 var(--font-mono) !important; white-space: pre; overflow-x: auto; }
 .quiet textarea, .quiet input { border: 0 !important; box-shadow: none !important; background: transparent !important; }
 .grid-wrap { margin-top: 1.6rem; }
 @media (max-width: 760px) {

@@ -9,15 +9,38 @@ import statistics
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from app.jobs import Job
-from trainer.events import Cached, Event, Failed, Finished, Sampled, Saved, Started, Step, Stopped, Validated, Warned
+from trainer import console, presets, report_charts
+from trainer.advice import COPY, advice
+from trainer.config import TrainConfig
+from trainer.errors import UserError
+from trainer.events import (
+    Adjusted,
+    Cached,
+    Event,
+    Failed,
+    Finished,
+    Folded,
+    Overtrained,
+    Planned,
+    Recommended,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+)
+from trainer.report_charts import Series
 
 SMOOTHED, RAW, HELDOUT = "training, smoothed", "training", "held-out"
 _MAX_POINTS = 300
+_MAX_BUCKETS = 10
 _SMOOTHING = 0.95
 _E = TypeVar("_E")
 
@@ -57,10 +80,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def progress(job: Job, events: list[Event]) -> Progress:
-    """Step, seconds a step, time left and what it works with."""
+def progress(job: Job, events: list[Event], fold: int = 0) -> Progress:
+    """Step, seconds a step, time left and what it works with; `fold` counts the folds begun, whose newest said `events`."""
     started, step, done = last(events, Started), last(events, Step), last(events, Finished)
-    headline = STATES[job.state]
+    headline = f"Training fold {fold} to find the best step" if fold and job.state == "running" else STATES[job.state]
     if job.state == "running" and started is None:
         return Progress("Loading the base model", "The first seconds of a run.", 0.0, job.state)
     if started is None:
@@ -134,7 +157,8 @@ def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
     for event in sorted((event for event in events if isinstance(event, Sampled)), key=lambda event: -event.step):
         path = (folder / event.file).resolve()
         if path.is_relative_to(folder.resolve()) and path.is_file():
-            found.append((path, f"step {event.step} · {event.prompt}"))
+            copy = f" · looks like a copy of {event.nearest_picture or 'a training picture'}" if event.nearest is not None and event.nearest >= COPY else ""
+            found.append((path, f"step {event.step} · {event.prompt}{copy}"))
     return found
 
 
@@ -167,6 +191,14 @@ def messages(job: Job, events: list[Event]) -> str:
         match event:
             case Warned():
                 lines.append(f"look: {event.message}")
+            case Adjusted():
+                lines.append(f"memory ran out at step {event.step}; from there on {event.message}")
+            case Overtrained():
+                lines.append(f"over-training, seen at step {event.step}: {event.message}")
+            case Recommended():
+                lines.append(f"use step {event.step}, {event.file}")
+            case Folded():
+                lines.append(f"fold {event.fold}: {console.fold(event)}")
             case Failed() if not job.error:
                 lines.append(f"failed: {event.message}")
             case Stopped():
@@ -178,6 +210,113 @@ def messages(job: Job, events: list[Event]) -> str:
             case Cached():
                 lines.append(f"{event.num_entries} pictures and captions prepared in {duration(event.seconds)}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def plan_html(events: list[Event]) -> str:
+    """The buckets in their shapes, the fullest first, "" before there is a plan."""
+    plan = last(events, Planned)
+    if plan is None:
+        return ""
+    rows = sorted((bucket for bucket in plan.buckets if len(bucket) == 3 and min(bucket) > 0), key=lambda bucket: -bucket[2])
+    longest = max((max(bucket[:2]) for bucket in rows), default=1)
+    shapes = "".join(
+        f'<span><i style="width:{width / longest * 22:.1f}px;height:{height / longest * 22:.1f}px"></i>{width} x {height}<b>{count}</b></span>'
+        for width, height, count in rows[:_MAX_BUCKETS]
+    )
+    more = f"<span>and {len(rows) - _MAX_BUCKETS} more sizes</span>" if len(rows) > _MAX_BUCKETS else ""
+    cropped = f"; {plan.num_cropped} {'lose' if plan.num_cropped > 1 else 'loses'} more than a tenth to the crop" if plan.num_cropped else ""
+    return f'<div class="plan"><p>{plan.num_batches} batches an epoch{cropped}</p><div class="shapes">{shapes}{more}</div></div>'
+
+
+def notices_html(events: list[Event]) -> str:
+    """What must be seen while it trains: the over-training alarm and what was changed to fit into memory."""
+    alarm = last(events, Overtrained)
+    boxes = [_box("bad", f"It over-trains from step {alarm.best_step} on", [alarm.message])] if alarm else []
+    if adjusted := [f"At step {event.step}: {event.message}." for event in events if isinstance(event, Adjusted)]:
+        boxes.append(_box("plain", "Memory ran out, so this was changed; nothing was lost", adjusted))
+    return "".join(boxes)
+
+
+def recommendation_html(events: list[Event], config: TrainConfig | None) -> str:
+    """Which file to use and why, and what to do another time; "" while it trains."""
+    found, boxes = last(events, Recommended), []
+    if found:
+        boxes.append(_box("good", f"Use step {found.step}: {found.file}", [found.reason]))
+    if last(events, Finished) and (lines := advice(events, config)):
+        boxes.append(_box("plain", "Next time", lines))
+    return "".join(boxes)
+
+
+def _box(style: str, title: str, lines: list[str]) -> str:
+    said = "".join(f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in lines)
+    return f'<div class="notice {style}"><h3>{escape(title)}</h3>{said}</div>'
+
+
+def heldout_html(events: list[Event]) -> str:
+    """The gain on held-out pictures with its interval, beside that on training pictures and the drift; "" without measurements."""
+    measured = sorted({event.step: event for event in events if isinstance(event, Validated)}.values(), key=lambda event: event.step)
+    if not measured:
+        return ""
+    lows, highs = [event.gain_low for event in measured], [event.gain_high for event in measured]
+    held = Series("gain, held-out", "held", [(0, 0.0), *((event.step, event.gain) for event in measured)], [0.0, *lows], [0.0, *highs])
+    own = Series("gain, training", "own", [(event.step, event.train_gain) for event in measured if event.train_gain is not None])
+    drift = Series("drift", "drift", [(event.step, event.drift) for event in measured if event.drift is not None])
+    chart = report_charts.lines([held, own, drift], "Gain against the base by step", lambda value: f"{value * 100:.3g} %", base=0.0)
+    return f'<div class="heldout">{chart}</div>'
+
+
+def files(folder: Path, events: list[Event]) -> list[Path | None]:
+    """The best step's file, the last step's and the report, each None while it isn't there."""
+    best, done = last(events, Recommended), last(events, Finished)
+    return [_inside(folder, best.file if best else ""), _inside(folder, done.file if done else ""), _inside(folder, "report.html")]
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    path = (folder / name).resolve()
+    return path if name and path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def rehearsal_html(job: Job, answer: dict[str, Any]) -> str:
+    """What a dry run found, in words; where it stands while it is under way."""
+    if job.state == "failed":
+        return _box("bad", "The rehearsal failed", [job.error])
+    if job.state != "finished":
+        return _box("plain", {"running": "Rehearsing", "queued": "The rehearsal waits its turn"}.get(job.state, "Rehearsal stopped"), [])
+    seconds, eta = _number(answer, "step_s"), _number(answer, "eta_s")
+    peak, disk = _number(answer, "peak_bytes"), _number(answer, "disk_bytes")
+    facts = [f"{seconds:.2f} s a step" if seconds < 10 else f"{seconds:.0f} s a step"] if seconds else []
+    facts += [f"about {duration(eta)} in all"] if eta else []
+    facts += [f"at most {console.memory(int(peak))} of memory"] if peak else []
+    facts += [f"{console.memory(int(disk))} on disk"] if disk else []
+    fits, changes = answer.get("fits") is not False, suggested(answer)
+    lines = [", ".join(facts) or "It went through."]
+    if changes:
+        lines.append(("With " if fits else "Even with ") + ", ".join(f"{key} = {_value(value)}" for key, value in changes.items()) + ".")
+    if not fits:
+        lines.append("A lower resolution or a smaller base needs less.")
+    budget = _number(answer, "budget_bytes")
+    into = f"into {console.memory(int(budget))}" if budget else "into memory"
+    title = f"Rehearsed: it does not fit {into}" if not fits else f"Rehearsed: it fits {into}" if budget else "Rehearsed"
+    return _box("good" if fits else "bad", title, lines)
+
+
+def suggested(answer: dict[str, Any]) -> dict[str, Any]:
+    """The settings a rehearsal would change, by dotted key; it names them as `--set` takes them."""
+    found = answer.get("settings")
+    try:
+        return presets.parse_overrides([one for one in found if isinstance(one, str)]) if isinstance(found, list) else {}
+    except UserError:
+        return {}
+
+
+def _number(answer: dict[str, Any], key: str) -> float:
+    """A positive figure of a rehearsal, 0 for none."""
+    value = answer.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e18 else 0.0
+
+
+def _value(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def job_label(job: Job) -> str:

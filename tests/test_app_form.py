@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field
 from app.form import Form, specs
 from trainer import presets
 from trainer.config import StackConfig, TrainConfig, parse
-from trainer.schema import Settings, setting
+from trainer.schema import SET, Settings, setting
 
 
 class Round(Settings):
@@ -24,9 +24,28 @@ class Square(Settings):
     side: float = setting(2.0, "Side", "How wide.", gt=0)
 
 
+class Paint(Settings):
+    thick: bool = setting(False, "Thick", "Or thin.", advanced=True)
+    ridges: int = setting(0, "Ridges", "In thick paint.", advanced=True, only_with={"paint.thick": (True,)})
+    depth: float = setting(0.5, "Depth", "Of the ridges.", gt=0, advanced=True, only_with={"paint.ridges": SET})
+    tools: tuple[str, ...] = setting((), "Tools", "One a line.", advanced=True)
+    grip: int = setting(1, "Grip", "Of the tools.", advanced=True, only_with={"paint.tools": SET, "shape.method": ("square",)})
+    hue: int = setting(0, "Hue", "In colour.", advanced=True, only_with={"mode": ("colour",)})
+    odd: int = setting(0, "Odd", "Of a fact nobody knows.", advanced=True, only_with={"moon": ("full",)})
+
+
 class Shapes(Settings):
     name: str = setting("", "Name", "Of it.")
     shape: Annotated[Round | Square, Discriminator("method")]
+    paint: Paint = Paint()
+
+
+FACTS = {"name": {"": {"mode": ("grey",)}, "bright": {"mode": ("grey", "colour")}}}
+START = Shapes(shape=Round(method="round", radius=4))
+
+
+def shapes() -> Form:
+    return Form(Shapes, START, frozenset(), {}, FACTS)
 
 
 def drawn(form: Form) -> dict[Any, Any]:
@@ -62,8 +81,8 @@ def test_every_setting_has_its_words_and_one_component(model: type[Settings]) ->
     drawn(form)
     assert set(form.components) == {spec.key for spec in specs(model)} - {"version", "adapters"}
     for key, component in form.components.items():
-        field = form.specs[key].field
-        assert component.label == field.title and component.info == field.description, key  # type: ignore[attr-defined]
+        info = form.specs[key].info
+        assert component.label == info.title and component.info in (info.description, *form.specs[key].kinds.values()), key  # type: ignore[attr-defined]
 
 
 def test_empty_number_is_refused_by_name() -> None:
@@ -75,12 +94,87 @@ def test_empty_number_is_refused_by_name() -> None:
 
 
 def test_union_shows_and_sends_the_chosen_kind_only() -> None:
-    form = Form(Shapes, Shapes(shape=Round(method="round", radius=4)), frozenset(), {})
+    form = shapes()
     found = drawn(form)
-    assert set(form.components) == {"name", "shape.method", "shape.round.radius", "shape.square.side"}
-    assert form.values(found) == {"name": "", "shape": {"method": "round", "radius": 4}}
+    assert {"name", "shape.method", "shape.round.radius", "shape.square.side"} < set(form.components)
+    assert form.values(found)["shape"] == {"method": "round", "radius": 4}
     for component, update in form.fill(Shapes(shape=Square(method="square", side=7.5))).items():
-        found[component] = update.get("value", found[component])
+        found[component] = update.get("value", found.get(component))
         component.visible = update.get("visible", True)
-    assert form.values(found) == {"name": "", "shape": {"method": "square", "side": 7.5}}
+    assert form.values(found)["shape"] == {"method": "square", "side": 7.5}
     assert not form.components["shape.round.radius"].visible and form.components["shape.square.side"].visible
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ({}, set()),
+        ({"paint.thick": True}, {"ridges"}),
+        ({"paint.thick": True, "paint.ridges": 3}, {"ridges", "depth"}),
+        ({"paint.thick": False, "paint.ridges": 3}, set()),  # what is hidden counts as at its default: conditions chain
+        ({"paint.tools": ["knife"]}, {"grip"}),
+        ({"shape.method": "square"}, {"grip"}),
+        ({"name": "bright"}, {"hue"}),
+        ({"name": "unheard of"}, {"hue"}),  # nothing is known of it, so it is not judged
+    ],
+)
+def test_setting_is_read_where_its_condition_is_met(values: dict[str, Any], read: set[str]) -> None:
+    form = shapes()
+    found = form.read({"name": "", "shape.method": "round"} | values)
+    assert {name for name in ("ridges", "depth", "grip", "hue") if found[f"paint.{name}"]} == read
+    assert found["paint.odd"] and found["paint.thick"]
+
+
+def test_hidden_setting_is_not_sent_and_comes_back_as_it_was() -> None:
+    form = shapes()
+    found = drawn(form)
+    found |= {form.components["paint.thick"]: True, form.components["paint.ridges"]: 3}
+    assert form.values(found)["paint"]["ridges"] == 3
+    found[form.components["paint.thick"]] = False
+    assert "ridges" not in form.values(found)["paint"] and parse(Shapes, form.values(found), "the form").paint == Paint()
+    found[form.components["paint.thick"]] = True
+    assert form.values(found)["paint"]["ridges"] == 3
+
+
+def test_no_setting_of_the_form_is_refused_for_being_unread() -> None:
+    """Whatever is chosen and hidden again: the form never sends what the config would call unread."""
+    form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {}, {"family": {"sd": {"prediction": ("epsilon", "v")}}})
+    found = drawn(form)
+    changes = {
+        "optimizer.name": "other", "optimizer.other": "Lion", "objective.loss": "huber", "objective.huber_delta": 0.7, "data.mask": "file",
+        "data.mask_folder": "/masks", "inversion.token": "x", "inversion.vectors": 3, "objective.timesteps": "mode", "objective.timesteps_mode_scale": 0.5,
+    }  # fmt: skip
+    found |= {form.components[key]: value for key, value in changes.items()}
+    assert parse(TrainConfig, form.values(found), "the form").optimizer.other == "Lion"
+    start = presets.load(presets.names()[0], {})
+    back = {"optimizer.name": "adamw", "objective.loss": "l2", "data.mask": "off", "inversion.token": "", "objective.timesteps": "uniform"}
+    found |= {form.components[key]: value for key, value in back.items()}
+    assert parse(TrainConfig, form.values(found), "the form") == start
+
+
+def test_every_condition_of_the_real_form_can_be_met_by_something_drawn() -> None:
+    form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {}, {"family": {"sd": {"prediction": ("epsilon",)}}})
+    for spec in form.specs.values():
+        assert not spec.conditions or form._controllers(spec), spec.key
+
+
+def test_group_is_gone_while_nothing_in_it_is_read() -> None:
+    form = shapes()
+    with gr.Blocks():
+        form.draw("name", "shape.method", "shape.round.radius", "shape.square.side", "paint.thick")
+        form.draw_group("Ridges", ["paint.ridges", "paint.depth"])
+        form.draw_rest(advanced=True)
+        form.connect()
+    ((group, _),) = form.groups
+    assert group.visible is False
+    filled = form.fill(Shapes(shape=START.shape, paint=Paint(thick=True)))
+    assert filled[group]["visible"] is True and filled[form.components["paint.depth"]]["visible"] is False
+
+
+def test_change_sets_what_is_named_and_shows_what_that_brings() -> None:
+    form = shapes()
+    found = drawn(form)
+    updates = form.change(found, {"paint.thick": True, "paint.ridges": 2, "shape.radius": 9, "no.such": 1})
+    assert updates[form.components["paint.ridges"]] == gr.update(value=2, visible=True)
+    assert updates[form.components["shape.round.radius"]]["value"] == 9 and "value" not in updates[form.components["shape.square.side"]]
+    assert updates[form.components["paint.depth"]]["visible"] is True

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.jobs import MAX_ATTEMPTS, Job, JobRunner
+from app.jobs import MAX_ATTEMPTS, REHEARSAL, Job, JobRunner, Training
 from trainer import runs
 from trainer.errors import RunError
 
@@ -303,3 +303,25 @@ def test_number_of_a_long_name_is_not_cut_off(make: Make, name: str) -> None:
     runner, _ = make(ENDS)
     names = [runner.submit(name, "").name for _ in range(12)]
     assert len({runs.slug(one) for one in names}) == 12 and [runs.slug(one) for one in names] == names
+
+
+def test_answer_is_the_last_object_that_is_no_event(make: Make) -> None:
+    lines = ['{"event": "step"}', '{"seconds_per_step": 1}', '{"seconds_per_step": 2}', '{"event": "warned"}', "[3]", "no json", "{"]
+    runner, _ = make(_PRELUDE + "(here / 'done').touch()\n" + "".join(f"print({line!r})\n" for line in lines))
+    job = runner.submit("rehearsal", "", REHEARSAL)
+    assert runner.answer(job) == {}
+    assert runner.answer(until(runner, job, "finished")) == {"seconds_per_step": 2}
+
+
+def test_rehearsal_that_finds_no_way_to_fit_is_an_answer_and_not_tried_again(make: Make) -> None:
+    runner, work = make(_PRELUDE + "print('{\"fits\": false}')\nsys.exit(3)\n")
+    job = runner.submit("rehearsal", "", REHEARSAL)
+    assert runner.answer(until(runner, job, "finished", "failed", "interrupted")) == {"fits": False} and work.num_starts == 1
+
+
+def test_rehearsal_runs_the_same_command_dry(tmp_path: Path) -> None:
+    work = Training(tmp_path / "runs", tmp_path / "configs")
+    told = Job(7, REHEARSAL, "rehearsal", "max_steps = 1", "queued", None, None, 0, 0, 0.0, None, None, "")
+    command = work.command(told)
+    assert command[-2:] == ["--rehearse", "--json"] and "--resume" not in command and not work.finished(told)
+    assert Path(command[-5]).read_text() == "max_steps = 1"

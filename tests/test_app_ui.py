@@ -263,3 +263,52 @@ def test_base_of_a_picture_is_found_by_its_folder_name(tmp_path: Path, monkeypat
             assert stack.read_recipe(offering, tmp_path / "a.png").base == found
     with pytest.raises(ConfigError, match="no folder"):
         ui.open_workspace(tmp_path / "workspace", ["/nowhere/model"])
+
+
+def test_check_says_what_to_mend_without_naming_the_server(context: Context) -> None:
+    name = dataset.copy_sample(context, "grey-cat")
+    (context.datasets / name / "bad.png").write_bytes(b"no")
+    said = dataset.check(context, name, 128, "mokka")
+    assert "bad.png" in said and "Buckets" in said and str(context.workspace) not in said
+    with pytest.raises(ConfigError, match="resolution is 100"):
+        dataset.check(context, name, 100, "")
+    with pytest.raises(DataError):
+        dataset.check(context, "../runs", 128, "")
+
+
+def test_masks_are_counted_and_laid_over_their_picture(context: Context) -> None:
+    from PIL import Image
+
+    name = dataset.copy_sample(context, "grey-cat")
+    first = context.pictures(context.datasets / name)[0]
+    Image.new("L", (64, 64), 0).save(first.with_name(f"{first.stem}.mask.png"))
+    thumbnails, names, line = dataset.overview(context, name, 0)
+    assert line == "9 pictures, all with captions, 1 with a mask" and len(thumbnails) == len(names) == 9
+    assert context.mask(first) is not None and context.mask(context.pictures(context.datasets / name)[1]) is None
+    with Image.open(context.masked_thumbnail(first, first.with_name(f"{first.stem}.mask.png"))) as tinted, Image.open(context.thumbnail(first)) as plain:
+        assert tinted.size == plain.size and tinted.convert("RGB").tobytes() != plain.convert("RGB").tobytes()
+
+
+def test_advanced_settings_are_grouped_and_none_is_lost() -> None:
+    from app.form import Form
+    from trainer import presets
+    from trainer.config import TrainConfig
+
+    form = Form(TrainConfig, presets.load(train.first_preset(), {}), frozenset({"version"}), {})
+    groups = train.grouped(form, form.left(advanced=True))
+    assert list(groups)[0] == "Captions" and list(groups)[-1] == "Run" and "validate_every_steps" in groups["Validation"]
+    assert sorted(key for keys in groups.values() for key in keys) == sorted(form.left(advanced=True))
+
+
+def test_best_step_of_a_run_goes_by_the_name_of_its_run(context: Context, trained: Path, trained_style: Path) -> None:
+    import shutil
+
+    for run, best, last in (("cat", trained, trained), ("style", trained, trained_style)):
+        (context.runs / run).mkdir()
+        shutil.copy(best, context.runs / run / "best.safetensors")
+        shutil.copy(last, context.runs / run / f"{run}.safetensors")
+    assert sorted(info.name for info in context.find_loras().values()) == ["cat", "style"], "the same tensors are one LoRA, by the run's own name"
+    (context.runs / "cat" / "cat.safetensors").unlink()
+    found = {info.name for info in context.find_loras().values()}
+    assert "style" in found and found & {"cat-best", "style-best"}
+    assert context.published(context.runs / "style" / "best.safetensors").name == "style-best.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,22 @@ from app import views
 from app.jobs import Job, State
 from app.logs import EventLogs
 from trainer import events
-from trainer.events import Cached, Failed, Finished, Sampled, Started, Step, Validated, Warned
+from trainer.events import (
+    Adjusted,
+    Cached,
+    Event,
+    Failed,
+    Finished,
+    Folded,
+    Overtrained,
+    Planned,
+    Recommended,
+    Sampled,
+    Started,
+    Step,
+    Validated,
+    Warned,
+)
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 STARTED = Started("a", 100, 0, 44, 40, 1000, "cpu", "float32", "imprimatura")
@@ -88,7 +104,7 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 def test_log_grows_and_is_read_once(tmp_path: Path) -> None:
     path, logs = tmp_path / "events.jsonl", EventLogs()
     assert logs.read(path) == []
-    events.append(path, STARTED)
+    events.Log(path).write(STARTED)
     assert logs.read(path) == [STARTED]
     with path.open("ab") as file:
         file.write(events.to_line(step(1)).encode()[:-5])
@@ -101,8 +117,85 @@ def test_log_grows_and_is_read_once(tmp_path: Path) -> None:
 def test_log_of_a_resumed_run_is_read_anew(tmp_path: Path) -> None:
     path, logs = tmp_path / "events.jsonl", EventLogs()
     for event in (STARTED, step(1), step(2), step(3)):
-        events.append(path, event)
+        events.Log(path).write(event)
     logs.read(path)
     events.rewind(path, 2)
-    events.append(path, step(3, 0.5))
+    events.Log(path).write(step(3, 0.5))
     assert logs.read(path) == events.read(path)
+
+
+def test_plan_is_drawn_with_the_fullest_bucket_first() -> None:
+    html = views.plan_html([Planned([[160, 96, 9], [128, 128, 30], [0, 1]], 7, 2)])
+    assert html.index("128 x 128") < html.index("160 x 96") and "7 batches an epoch; 2 lose more than a tenth" in html
+    assert views.plan_html([]) == ""
+
+
+def test_alarm_and_changes_for_memory_are_noticed() -> None:
+    log: list[Event] = [Adjusted(3, "gradient checkpointing is on"), Overtrained(100, 50, "it learns by heart.")]
+    html = views.notices_html(log)
+    assert "It over-trains from step 50 on" in html and "At step 3: gradient checkpointing is on." in html
+    assert views.notices_html([STARTED]) == ""
+    said = views.messages(job(), log)
+    assert "over-training, seen at step 100" in said and "memory ran out at step 3" in said
+
+
+def test_recommendation_has_its_reason_and_advice_once_it_is_done() -> None:
+    log: list[Event] = [STARTED, Overtrained(100, 50, "x"), Recommended(50, "best.safetensors", "step 50 is best.")]
+    assert "Use step 50: best.safetensors" in views.recommendation_html(log, None) and "Next time" not in views.recommendation_html(log, None)
+    assert "max_steps=50" in views.recommendation_html([*log, Finished(100, "a.safetensors", 1.0, 1.0)], None)
+    assert views.recommendation_html([STARTED], None) == ""
+
+
+def test_heldout_chart_appears_with_the_first_measurement() -> None:
+    measured = Validated(50, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40, train_gain=0.3, drift=0.01)
+    assert views.heldout_html([STARTED]) == "" and "<svg" in views.heldout_html([STARTED, measured, measured])
+
+
+def test_what_the_log_says_is_never_markup() -> None:
+    log: list[Event] = [Overtrained(1, 1, HOSTILE), Adjusted(1, HOSTILE), Recommended(1, HOSTILE, HOSTILE), Finished(1, HOSTILE, 1.0, 1.0)]
+    failed = views.rehearsal_html(job("failed", error=HOSTILE), {})
+    asked = views.rehearsal_html(job("finished"), {"settings": [f"{HOSTILE}={HOSTILE}"]})
+    assert "<img" not in views.notices_html(log) + views.recommendation_html(log, None) + failed + asked
+
+
+def test_files_are_offered_only_from_the_run_and_once_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run/best.safetensors", "outside.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    log: list[Event] = [Recommended(1, "best.safetensors", "x"), Finished(2, "../outside.safetensors", 1.0, 1.0)]
+    assert views.files(tmp_path / "run", log) == [tmp_path / "run" / "best.safetensors", None, None]
+
+
+def test_likely_copy_is_named_under_its_preview(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"x")
+    (_, caption), (_, plain) = views.samples(tmp_path, [Sampled(50, "a cat", "1.png", 0.99, "x.png"), Sampled(10, "a cat", "1.png", 0.5, "x.png")])
+    assert caption == "step 50 · a cat · looks like a copy of x.png" and plain == "step 10 · a cat"
+
+
+def test_folds_are_told_before_the_run_begins() -> None:
+    assert views.progress(job(), [STARTED, Cached(1, 1, 1.0), step(5)], fold=2).headline == "Training fold 2 to find the best step"
+    assert "fold 1: trained without 4 pictures" in views.messages(job(), [Folded(1, 4, [50], [0.4], 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"step_s": 0.256, "eta_s": 600, "peak_bytes": 2 << 30, "disk_bytes": 5 << 20, "fits": True, "settings": []},
+         ["Rehearsed<", "0.26 s a step, about 10 min in all, at most 2.0 GiB of memory, 5 MiB on disk"]),
+        ({"fits": True, "budget_bytes": 3 << 30, "settings": ["memory.gradient_checkpointing=true", "memory.micro_batch=2"]},
+         ["it fits into 3.0 GiB", "With memory.gradient_checkpointing = on, memory.micro_batch = 2."]),
+        ({"fits": False, "settings": ["memory.offload=blocks"]}, ["it does not fit into memory", "Even with memory.offload = blocks."]),
+        ({"step_s": "fast", "eta_s": None, "settings": [1, "odd"], "peak_bytes": True}, ["It went through."]),
+        ({}, ["It went through."]),
+    ],
+)  # fmt: skip
+def test_rehearsal_in_words_whatever_it_answers(answer: dict[str, Any], words: list[str]) -> None:
+    html = views.rehearsal_html(job("finished"), answer)
+    assert all(word in html for word in words)
+    assert "Rehearsing" in views.rehearsal_html(job("running"), {}) and "waits its turn" in views.rehearsal_html(job("queued"), {})
+
+
+def test_implausible_lines_of_a_log_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "step", "step": "x", "loss": 1, "learning_rate": 1, "grad_norm": 1, "seconds": 1}\n' + events.to_line(STARTED))
+    assert EventLogs().read(path) == [STARTED]

@@ -136,12 +136,31 @@ def begin_training(page: Page, steps: int) -> None:
     page.locator("#start-training").click()
 
 
+def unfold(page: Page, title: str) -> None:
+    page.get_by_role("button", name=re.compile(f"^{title}")).click()
+
+
+def try_conditions(page: Page) -> None:
+    """A setting comes when another asks for it, also within a folded group, and goes again."""
+    page.get_by_role("tab", name="Train").click()
+    unfold(page, "Advanced")
+    unfold(page, "New word")
+    vectors = page.locator("#field-inversion-vectors")
+    playwright_api.expect(vectors).to_be_hidden()
+    fill(page, "field-inversion-token", "mokka")
+    playwright_api.expect(vectors).to_be_visible()
+    fill(page, "field-inversion-token", "")
+    playwright_api.expect(vectors).to_be_hidden()
+    unfold(page, "Advanced")
+
+
 def see(page: Page, pattern: str, timeout_s: float = 120) -> None:
     playwright_api.expect(page.locator("#progress .progress")).to_contain_text(re.compile(pattern), timeout=timeout_s * 1000)
 
 
 def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, browser: Browser) -> None:
     copy_sample(page)
+    try_conditions(page)
     begin_training(page, steps=24)
     see(page, r"step \d+ of 24")
     page.reload()
@@ -158,6 +177,12 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     see(page, "Finished")
     assert page.locator("#samples img").count() >= 2
     assert "never saw" in page.locator("#heldout-result textarea").input_value()
+    playwright_api.expect(page.locator("#recommendation")).to_contain_text("Use step 24: best.safetensors")
+    assert page.locator("#heldout-plot svg").count() == 1 and "44" in page.locator("#plan").inner_text()
+    for name, file in (("best", "outline-style-best.safetensors"), ("report", "report.html")):
+        with page.expect_download() as waiting:
+            page.locator(f"#download-{name}").click()
+        assert waiting.value.suggested_filename == file and Path(waiting.value.path()).stat().st_size > 1000
     assert (server.workspace / "runs" / "outline-style" / "outline-style.safetensors").is_file()
 
     page.get_by_role("tab", name="Stack").click()

@@ -1,94 +1,260 @@
-"""`report.html` of a run: what was trained, how it went, what the held-out pictures say. One file, no script, no network."""
+"""`report.html` of a run: how it went, which file to use and why, what to do next. One file, no script, no network.
+
+It is written from what the run's folder holds, whole or not: also a run that failed, was stopped or is at work has one,
+and a log that was cut short or edited leaves out what can't be shown.
+"""
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Iterator
 from html import escape
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer import console
-from trainer.events import Event, Finished, Sampled, Step, Validated, Warned
+from trainer import console, report_charts, report_pictures
+from trainer.advice import advice
+from trainer.config import TrainConfig
+from trainer.errors import UserError
+from trainer.events import (
+    Adjusted,
+    Event,
+    Failed,
+    Finished,
+    Folded,
+    Overtrained,
+    Planned,
+    Recommended,
+    Sampled,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+)
+from trainer.plausible import plausible
+from trainer.report_charts import Series
+from trainer.report_style import STYLE
 from trainer.runs import Run
 
-_STYLE = """
-:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-figure { display: inline-block; margin: 0 .6rem .8rem 0; } figcaption { font-size: 12px; max-width: 128px; } img { display: block; border-radius: 4px; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1.2rem .15rem 0; } svg { width: 100%; height: auto; } pre { overflow: auto; }
-"""
-_WIDTH, _HEIGHT = 800, 220
+if TYPE_CHECKING:
+    from trainer.data import Dataset
+
+_SMOOTHING = 0.95
+_MAX_NOTES, _NOTE_CHARS = 100, 4000
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_E = TypeVar("_E")
 
 
-def write(run: Run) -> None:
-    """Write the report of what the run's folder holds now."""
-    log = run.events()
+def write(run: Run, dataset: Dataset | None = None) -> None:
+    """Write the report of what the run's folder holds now; with the `dataset` also what it trained on."""
+    log, config = plausible(run.events()), _config(run)
+    plan = _last(log, Planned)
+    trained_on = [report_pictures.plan_table(plan)] if plan else []
+    trained_on += [report_pictures.dataset_table(dataset, config, plan)] if dataset else []
     parts = [
-        f"<h1>{escape(run.name)}</h1>",
-        _outcome(log),
-        _curve(log),
-        _samples(run, log),
-        _notes(log),
-        f"<h2>Settings</h2><pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>",
+        f"<header><h1>{escape(run.name)}</h1>{_outcome(log, config)}</header>",
+        _use(log),
+        _section("What to do next", _list(advice(log, config))),
+        _section("On pictures it never saw", _heldout(log)),
+        _section("Training loss", _loss(log)),
+        _section("Previews", report_pictures.strips(run.folder, [event for event in log if isinstance(event, Sampled)])),
+        _section("What it was trained on", "".join(trained_on)),
+        _section("Notes", _list(_notes(log))),
+        _section("Settings", _settings(run, config)),
     ]
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(run.name)}</title><style>{_STYLE}</style>"
-    page = f"<!doctype html><html lang=en>{head}{''.join(parts)}</html>"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}"><meta name="viewport" content="width=device-width">'
+    page = f'<!doctype html><html lang="en"><head>{head}<title>{escape(run.name)}</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
     temporary = run.report_file.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_bytes(page.encode("utf-8", "replace"))
     temporary.replace(run.report_file)
 
 
-def _outcome(log: list[Event]) -> str:
-    checks = [event for event in log if isinstance(event, Validated)]
-    finished = next((event for event in reversed(log) if isinstance(event, Finished)), None)
-    said = (
-        f"<p>Finished: {finished.step} steps in {finished.seconds:.0f} s, adapter norm {finished.adapter_norm:.3f}.</p>"
-        if finished
-        else "<p>Not finished yet.</p>"
-    )
-    if not checks:
-        return said + "<p>No held-out set was given, so nothing says whether it helps on pictures it never saw.</p>"
-    best = min(checks, key=lambda event: event.loss)
-    rows = "".join(
-        f"<tr><td>{event.step}<td>{event.loss:.4f}<td>{event.gain * 100:.1f} %<td>{event.gain_low * 100:.1f} to {event.gain_high * 100:.1f} %"
-        f"<td>{event.share_better * 100:.0f} %"
-        for event in checks
-    )
-    alarm = "" if best is checks[-1] else f"<p><b>It was best at step {best.step}:</b> later steps over-train. Set max_steps={best.step}, or add pictures.</p>"
-    head = "<table><tr><th>Step<th>Held-out loss<th>Gain<th>95 % interval<th>Pictures better</tr>"
-    return f"{said}<h2>Held-out pictures</h2><p>{escape(console.gain(checks[-1]).capitalize())}.</p>{alarm}{head}{rows}</table>"
+def _config(run: Run) -> TrainConfig | None:
+    """The run's settings, None where they can't be read."""
+    try:
+        return run.config()
+    except (UserError, OSError):
+        return None
 
 
-def _curve(log: list[Event]) -> str:
-    steps = [event for event in log if isinstance(event, Step)]
-    if len(steps) < 2:
-        return ""
-    low, high = min(event.loss for event in steps), max(event.loss for event in steps)
-    last = steps[-1].step
-
-    def points(pairs: list[tuple[int, float]]) -> str:
-        return " ".join(f"{step / last * _WIDTH:.1f},{_HEIGHT - (loss - low) / ((high - low) or 1) * _HEIGHT:.1f}" for step, loss in pairs)
-
-    smooth, average = [], steps[0].loss
-    for event in steps:
-        average = 0.9 * average + 0.1 * event.loss
-        smooth.append((event.step, average))
-    raw = points([(event.step, event.loss) for event in steps])
-    return (
-        f"<h2>Training loss</h2><p>{low:.4f} to {high:.4f}; the dark line is its running mean.</p>"
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' fill=none stroke=currentColor>"
-        f"<polyline points='{raw}' opacity=.25 /><polyline points='{points(smooth)}' stroke-width=2 /></svg>"
-    )
+def _last(log: list[Event], kind: type[_E]) -> _E | None:
+    return next((event for event in reversed(log) if isinstance(event, kind)), None)
 
 
-def _samples(run: Run, log: list[Event]) -> str:
-    figures = []
-    for event in log:
-        if isinstance(event, Sampled) and (run.folder / event.file).is_file():
-            data = base64.b64encode((run.folder / event.file).read_bytes()).decode()
-            figures.append(
-                f"<figure><img alt='' width=128 src='data:image/png;base64,{data}'><figcaption>step {event.step}: {escape(event.prompt)}</figcaption></figure>"
+def _section(title: str, inside: str) -> str:
+    return f"<section><h2>{title}</h2>{inside}</section>" if inside else ""
+
+
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}' for line in lines)}</ul>" if lines else ""
+
+
+def _outcome(log: list[Event], config: TrainConfig | None) -> str:
+    """How it ended, and what it was, in two lines."""
+    end, started, step = next((event for event in reversed(log) if isinstance(event, Finished | Stopped | Failed)), None), _last(log, Started), _last(log, Step)
+    at = f"{step.step} of {started.max_steps} steps" if step and started else f"{step.step} steps" if step else "no step yet"
+    match end:
+        case Finished():
+            said = (
+                f"Finished: {end.step} steps in {_duration(end.seconds)}. The file was opened again and compared; its update has length {end.adapter_norm:.3g}."
             )
-    return f"<h2>Previews</h2>{''.join(figures)}" if figures else ""
+            said += f" It took at most {console.memory(end.peak_memory_bytes)} of memory." if end.peak_memory_bytes > 0 else ""
+        case Stopped():
+            said = f"Stopped on request after step {end.step}; it can go on from there."
+        case Failed():
+            said = f"Failed after {at}: {end.message[:_NOTE_CHARS]}"
+        case _:
+            said = f"Not finished: {at}."
+    facts = []
+    if started:
+        facts = [f"{started.num_pictures} pictures", *([f"{started.num_heldout} held out"] if started.num_heldout else [])]
+        facts += [f"base {started.base}", f"{started.num_trainable:,} parameters", f"{started.device}, {started.dtype}"]
+    if config:
+        facts.append(config.adapter.method)
+    style = ' class="bad"' if isinstance(end, Failed) else ""
+    return f'<p{style}>{escape(said)}</p><p class="facts">{escape(" · ".join(facts))}</p>'
 
 
-def _notes(log: list[Event]) -> str:
-    notes = [f"<li><pre>{escape(event.message)}</pre>" for event in log if isinstance(event, Warned)]
-    return f"<h2>Notes</h2><ul>{''.join(notes)}</ul>" if notes else ""
+def _duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _use(log: list[Event]) -> str:
+    """Which file to use and why; the alarm, if it was raised."""
+    found, alarm, done = _last(log, Recommended), _last(log, Overtrained), _last(log, Finished)
+    boxes = []
+    if found:
+        boxes.append(f'<div class="box good"><h2>Use step {found.step}: <code>{escape(found.file)}</code></h2><p>{escape(_sentence(found.reason))}</p></div>')
+    elif done:
+        boxes.append(
+            f'<div class="box"><h2>The file: <code>{escape(done.file)}</code></h2><p>It is the last step; nothing was measured that would say more.</p></div>'
+        )
+    if alarm:
+        boxes.append(f'<div class="box bad"><h2>It over-trains from step {alarm.best_step} on</h2><p>{escape(_sentence(alarm.message))}</p></div>')
+    return "".join(boxes)
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def _heldout(log: list[Event]) -> str:
+    """The gain with its interval beside the gain on training pictures, the drift, the tenths of the schedule and the figures."""
+    measured, folds = sorted((event for event in log if isinstance(event, Validated)), key=lambda event: event.step), _folds(log)
+    if not measured:
+        return folds
+    held = Series(
+        "held-out pictures", "held", [(0, 0.0), *((event.step, event.gain) for event in measured)],
+        [0.0, *(event.gain_low for event in measured)], [0.0, *(event.gain_high for event in measured)],
+    )  # fmt: skip
+    own = Series("training pictures", "own", [(event.step, event.train_gain) for event in measured if event.train_gain is not None])
+    drift = Series("drift on neutral prompts", "drift", [(0, 0.0), *((event.step, event.drift) for event in measured if event.drift is not None)])
+    loss = Series(
+        "held-out loss", "held", [(0, measured[0].base_loss), *((event.step, event.loss) for event in measured)],
+        [measured[0].base_loss, *(event.base_loss * (1 - event.gain_high) for event in measured)],
+        [measured[0].base_loss, *(event.base_loss * (1 - event.gain_low) for event in measured)],
+    )  # fmt: skip
+    charts = [
+        report_charts.lines([held, own], "Gain against the base by step, with its 95 % interval", _percent, base=0.0),
+        report_charts.lines([loss], "Held-out loss by step", _short, base=measured[0].base_loss),
+        report_charts.lines([drift], "Drift of the base by step", _percent) if len(drift.points) > 1 else "",
+        report_charts.bars(measured[-1].base_deciles, measured[-1].deciles, f"Held-out loss by noise level at step {measured[-1].step}"),
+    ]
+    said = f"<p>{escape(_sentence(console.gain(measured[-1])))}. The gain is by how much the loss fell; bars are 95 % intervals over pictures.</p>"
+    return f'{said}<div class="charts">{"".join(charts)}</div>{_figures(measured)}{folds}'
+
+
+def _figures(measured: list[Validated]) -> str:
+    best = min(measured, key=lambda event: event.loss)
+    rows = "".join(
+        f"<tr{' class=best' if event is best else ''}><td>{event.step}<td>{event.loss:.4f}<td>{event.gain * 100:.1f} %"
+        f"<td>{event.gain_low * 100:.1f} to {event.gain_high * 100:.1f} %<td>{event.share_better * 100:.0f} %"
+        f"<td>{'' if event.train_gain is None else f'{event.train_gain * 100:.1f} %'}<td>{'' if event.drift is None else f'{event.drift * 100:.1f} %'}"
+        for event in measured
+    )
+    heads = "<th>Step<th>Loss<th>Gain<th>95 % interval<th>Pictures better<th>Gain in training<th>Drift"
+    return f'<details><summary>The figures</summary><div class="wide"><table class="numbers"><tr>{heads}</tr>{rows}</table></div></details>'
+
+
+def _folds(log: list[Event]) -> str:
+    lines = [f"Fold {event.fold}: {console.fold(event)}." for event in log if isinstance(event, Folded)]
+    return f"<h3>Folds</h3>{_list(lines)}" if lines else ""
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.3g} %"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _loss(log: list[Event]) -> str:
+    """Each step's loss, pale, under its running mean; a step said twice counts as last said."""
+    steps = list({event.step: event for event in log if isinstance(event, Step)}.values())
+    steps.sort(key=lambda event: event.step)
+    mean, smooth = 0.0, []
+    for number, event in enumerate(steps, start=1):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * event.loss
+        smooth.append((float(event.step), mean / (1 - _SMOOTHING**number)))
+    raw = Series("each step", "quiet", [(event.step, event.loss) for event in steps], dots=False)
+    rate = Series("learning rate", "drift", [(event.step, event.learning_rate) for event in steps], dots=False)
+    charts = [
+        report_charts.lines([raw, Series("running mean", "own", smooth, dots=False)], "Training loss by step", _short),
+        report_charts.lines([rate], "Learning rate by step", _short),
+    ]
+    return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _notes(log: list[Event]) -> list[str]:
+    said = [
+        f"At step {event.step} memory ran out; from there on {event.message}." if isinstance(event, Adjusted) else event.message
+        for event in log
+        if isinstance(event, Warned | Adjusted)
+    ]
+    return [line[:_NOTE_CHARS] for line in dict.fromkeys(said)][:_MAX_NOTES]
+
+
+def _settings(run: Run, config: TrainConfig | None) -> str:
+    """What differs from the defaults, then everything; the bare file if it can't be read."""
+    if config is None:
+        try:
+            text = run.config_file.read_bytes()[:100_000].decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return f"<pre>{escape(text)}</pre>"
+    rows = list(_rows(config))
+    changed = [row for row in rows if row[3] is not None and row[2] != row[3]]
+    return (
+        f"<p>{len(changed)} of {len(rows)} differ from the defaults:</p>{_table(changed, with_default=True)}"
+        f"<details><summary>All settings</summary>{_table(rows, with_default=False)}</details>"
+    )
+
+
+def _rows(group: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str | None]]:
+    """`(key, label, value, default)` of every setting; a setting without default counts as changed."""
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if hasattr(type(value), "model_fields"):
+            yield from _rows(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.title or name, _said(value), "" if field.is_required() else _said(field.default)
+
+
+def _said(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: list[tuple[str, str, str, str | None]], with_default: bool) -> str:
+    """The settings as a table."""
+    cells = []
+    for key, label, value, default in rows:
+        before = f'<td class="quietly">{_lines(default)}' if with_default else ""
+        cells.append(f'<tr><td>{escape(label)}<td><code>{escape(key)}</code><td class="words">{_lines(value)}{before}')
+    return f'<div class="wide"><table><tr><th>Setting<th>Key<th>Value{"<th>Default" if with_default else ""}</tr>{"".join(cells)}</table></div>'
+
+
+def _lines(text: str | None) -> str:
+    return escape(text or "").replace("\n", "<br>") or "–"

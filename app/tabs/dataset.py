@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import gradio as gr
 
 from app.context import EXAMPLES, Context, Refresh
 from app.notices import mended, tell, warn
-from trainer import captions, uploads
+from trainer import captions, families, presets, uploads
+from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.runs import slug
 
 TITLE = "Dataset"
@@ -71,8 +73,9 @@ def overview(context: Context, name: str | None, page: int) -> tuple[list[tuple[
     folder = context.dataset(name)
     pictures = context.pictures(folder)
     shown, names, problems = [], [], []
-    without = 0
+    without = masked = 0
     for number, path in enumerate(pictures):
+        masked += context.mask(path) is not None
         try:
             caption = captions.read_caption(path)
         except DataError as error:
@@ -91,7 +94,22 @@ def overview(context: Context, name: str | None, page: int) -> tuple[list[tuple[
     line = f"{len(pictures)} picture{'' if len(pictures) == 1 else 's'}" + (
         f", {without} without caption" if without else ", all with captions" if pictures else ": drop some above"
     )
+    line += f", {masked} with {'a mask' if masked == 1 else 'masks'}" if masked else ""
     return shown, names, "\n".join([line, *problems[:20]])
+
+
+def check(context: Context, name: str | None, resolution_px: int | None, trigger: str) -> str:
+    """What is wrong with a dataset, in words. Raises: DataError, ConfigError."""
+    from trainer import dataset_check
+
+    folder = context.dataset(name)
+    family = families.registry()[presets.load(presets.names()[0], {}).family]
+    multiple = family.multiple_px
+    if resolution_px is None or not 2 * multiple <= resolution_px <= 4096 or resolution_px % multiple:
+        raise ConfigError(f"resolution is {resolution_px}; allowed: a multiple of {multiple} from {2 * multiple} to 4096.")
+    settings = DataConfig(folder=str(folder), trigger=trigger.strip())
+    found = dataset_check.check(folder, settings, CaptionsConfig(), int(resolution_px), multiple)
+    return dataset_check.describe(dataclasses.replace(found, folder=str(name)))
 
 
 def _short(caption: str) -> str:
@@ -167,6 +185,14 @@ class _Tab:
                     self.save = gr.Button("Save", variant="primary", elem_id="save-caption", min_width=90)
                     self.undo = gr.Button("Undo last edit", elem_id="undo-caption", min_width=90)
 
+        with gr.Accordion("Check before training", open=False, elem_id="check"):
+            with gr.Row():
+                start = presets.load(presets.names()[0], {})
+                self.resolution = gr.Number(start.resolution_px, label="Resolution", precision=0, step=8, min_width=110, elem_id="check-resolution")
+                self.trigger = gr.Textbox(label="Trigger", placeholder="none", max_length=80, min_width=110, elem_id="check-trigger")
+                self.check = gr.Button("Check", min_width=90, elem_id="check-dataset", elem_classes="beside")
+            self.findings = gr.Textbox(show_label=False, lines=8, max_lines=24, interactive=False, visible=False, elem_id="findings", elem_classes="mono")
+
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
@@ -179,6 +205,7 @@ class _Tab:
         self.gallery.select(self.pick, [self.dataset, self.names], self.editor, **still)
         self.save.click(self.save_one, [self.dataset, self.chosen, self.caption, self.page], self.view, **still)
         self.caption.submit(self.save_one, [self.dataset, self.chosen, self.caption, self.page], self.view, **still)
+        self.check.click(self.check_one, [self.dataset, self.resolution, self.trigger], self.findings, **private)
         self.undo.click(self.undo_one, [self.dataset, self.chosen, self.page], [*self.view, self.caption], **still)
         self.back.click(self.turn_back, [self.dataset, self.page], [*self.view, *self.editor], **private)
         self.forward.click(self.turn_on, [self.dataset, self.page], [*self.view, *self.editor], **private)
@@ -235,7 +262,14 @@ class _Tab:
             return gr.skip()
         path = picture(self.context, name, found[index])
         caption = gr.update(value=captions.read_caption(path), interactive=True, label=f"Caption of {path.name}")
-        return {self.chosen: found[index], self.caption: caption, self.large: gr.update(value=str(self.context.thumbnail(path)), visible=True)}
+        mask = self.context.mask(path)
+        thumbnail = self.context.masked_thumbnail(path, mask) if mask else self.context.thumbnail(path)
+        large = gr.update(value=str(thumbnail), visible=True, label="Picture; the tinted part counts less" if mask else "Picture")
+        return {self.chosen: found[index], self.caption: caption, self.large: large}
+
+    @mended
+    def check_one(self, name: str | None, resolution_px: int | None, trigger: str) -> dict[Any, Any]:
+        return {self.findings: gr.update(value=check(self.context, name, resolution_px, trigger or ""), visible=True)}
 
     @mended
     def save_one(self, name: str | None, which: str, text: str, page: int) -> dict[Any, Any]:

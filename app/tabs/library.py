@@ -77,7 +77,8 @@ def details(info: LoraInfo) -> dict[str, Any]:
     """What a LoRA says of itself, for the JSON view."""
     return {
         "name": info.name, "file": info.path.name, "sha256": info.sha256, "family": info.family, "base": info.base, "trigger": info.trigger,
-        "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "norm": round(info.norm, 4), "modules": info.num_modules,
+        "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "modules": info.num_modules,
+        "norm": info.norm if info.norm is None else round(info.norm, 4),
         "parameters": info.num_parameters, "recipe": info.recipe, "metadata": info.metadata,
     }  # fmt: skip
 

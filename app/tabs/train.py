@@ -15,21 +15,34 @@ import tomli_w
 from app import views
 from app.context import Context, Refresh
 from app.form import Form
-from app.jobs import LIVE, WAITING, Job
+from app.jobs import LIVE, REHEARSAL, WAITING, Job
 from app.notices import mended, tell
-from trainer import families, presets, session
+from trainer import families, methods, presets, runs
 from trainer.config import TrainConfig, parse
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UserError
+from trainer.events import Event, Finished, Recommended, Started
 
 TITLE = "Train"
 ORDER = 20
 _OWN = frozenset({"version", "data.folder", "data.heldout", "data.trigger"})
 _NONE = ("none", "")
+# Folded groups of advanced settings in the order of the work; a group that is not named here comes last.
+_GROUPS = {
+    "captions": "Captions", "data": "Data", "objective": "Objective", "optimizer": "Optimizer", "adapter": "Adapter", "inversion": "New word",
+    "against": "Train against", "validation": "Validation", "preview": "Previews", "memory": "Memory", "run": "Run",
+}  # fmt: skip
+_BELONGS = {"validate_every_steps": "validation", "accumulation": "optimizer"}  # settings of no group, to "run" if not here
 _COLORS = {views.RAW: "rgba(150,138,125,0.5)", views.SMOOTHED: "#c9602f", views.HELDOUT: "#2f8f95"}
+
+
+Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what it depends on, and its update
+Parts = dict[str, Part]
 
 
 def config_of(context: Context, form_values: dict[str, Any], dataset: str | None, heldout: str, trigger: str) -> TrainConfig:
     """The settings of the form, checked, with folders spelled out. Raises: ConfigError, DataError."""
+    from trainer import session  # loads torch, which the page itself must not
+
     folder = context.dataset(dataset)
     if not context.pictures(folder):
         raise ConfigError(f"dataset {dataset} has no pictures; add some in the Dataset tab.")
@@ -48,6 +61,16 @@ def recipe_of(context: Context, preset: str) -> TrainConfig:
     return config.model_copy(update={"base": context.base(config.base)})
 
 
+def grouped(form: Form, keys: list[str]) -> dict[str, list[str]]:
+    """These settings by the title of their group, in the order of the page."""
+    found: dict[str, list[str]] = {title: [] for title in _GROUPS.values()}
+    for key in keys:
+        path = form.specs[key].path
+        group = path[0] if len(path) > 1 else _BELONGS.get(key, "run")
+        found.setdefault(_GROUPS.get(group, group.capitalize()), []).append(key)
+    return {title: inside for title, inside in found.items() if inside}
+
+
 def first_preset() -> str:
     """The preset the form starts with: a style, if there is one."""
     found = presets.names()
@@ -60,8 +83,12 @@ class _Tab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.start_config = presets.load(first_preset(), {})
-        choices = {"family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices()}
-        self.form = Form(TrainConfig, self.start_config, _OWN, choices)
+        choices = {
+            "family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices(),
+            "adapter.method": [(module.title, name) for name, module in methods.registry().items()],
+        }  # fmt: skip
+        facts = {"family": {name: {"prediction": module.prediction} for name, module in families.registry().items()}}
+        self.form = Form(TrainConfig, self.start_config, _OWN, choices, facts)
         with gr.Row(equal_height=False, elem_classes="halves"):
             with gr.Column(scale=4, min_width=320):
                 self._draw_choices()
@@ -70,7 +97,10 @@ class _Tab:
                 self._draw_job()
         self.form.connect()
         self.seen = gr.State({})
-        self.live = [self.job, self.progress, self.stop, self.resume, self.plot, self.result, self.pictures, self.log, self.seen]
+        self.live = [
+            self.job, self.progress, self.plan, self.notices, self.stop, self.resume, self.plot, self.heldout_plot, self.result, self.recommendation,
+            *self.downloads, self.pictures, self.log, self.rehearsal, self.adopt, self.seen,
+        ]  # fmt: skip
         self._connect()
 
     def _draw_choices(self) -> None:
@@ -91,19 +121,30 @@ class _Tab:
             form.draw("max_steps", "batch_size")
         with gr.Row():
             form.draw("learning_rate", "resolution_px")
-        self.start = gr.Button("Start training", variant="primary", size="lg", elem_id="start-training")
-        with gr.Accordion("Adapter and previews", open=True):
-            form.draw("adapter.method", *[key for key, spec in form.specs.items() if spec.kind], "preview.prompts")
-        with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            self.start = gr.Button("Start training", variant="primary", size="lg", scale=2, min_width=150, elem_id="start-training")
+            self.rehearse = gr.Button("Rehearse", size="lg", scale=1, min_width=110, elem_id="rehearse")
+        self.rehearsal = gr.HTML(visible=False, elem_id="rehearsal")
+        self.adopt = gr.Button("Use these settings", visible=False, elem_id="use-suggested")
+        with gr.Accordion("Adapter and previews", open=True, elem_classes="fields"):
+            form.draw("adapter.method", *[key for key, spec in form.specs.items() if spec.kind and not spec.advanced], "preview.prompts")
+        with gr.Accordion("More settings", open=False, elem_classes="fields"):
             form.draw_rest(advanced=False)
-        with gr.Accordion("Advanced", open=False):
-            form.draw_rest(advanced=True)
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            for title, keys in grouped(form, form.left(advanced=True)).items():
+                form.draw_group(title, keys)
         with gr.Accordion("Take the settings of a LoRA or a config.toml", open=False):
             self.recipe = gr.File(file_types=[".safetensors", ".toml"], label="Drop a LoRA made here, or a config.toml", height=120, elem_id="recipe-file")
 
     def _draw_job(self) -> None:
         self.job = gr.Dropdown([], label="Job", interactive=True, elem_id="job")
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
+        self.plan = gr.HTML(visible=False, elem_id="plan")
+        self.notices = gr.HTML(visible=False, elem_id="notices")
+        self.recommendation = gr.HTML(visible=False, elem_id="recommendation")
+        with gr.Row():
+            look: dict[str, Any] = {"visible": False, "size": "md", "min_width": 110}
+            self.downloads = [gr.DownloadButton(f"Download {name}", elem_id=f"download-{name}", **look) for name in ("best", "last", "report")]
         with gr.Row():
             self.stop = gr.Button("Stop and save", variant="stop", interactive=False, elem_id="stop-training", min_width=120)
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume-training", min_width=120)
@@ -120,6 +161,7 @@ class _Tab:
             elem_id="loss",
         )
         gr.HTML(views.legend_html(_COLORS))  # the plot's own legend is cut off at the bottom
+        self.heldout_plot = gr.HTML(visible=False, elem_id="heldout-plot")
         self.result = gr.Textbox(label="Held-out result", lines=2, max_lines=4, interactive=False, visible=False, elem_id="heldout-result")
         self.pictures = gr.Gallery(
             label="Previews, newest first",
@@ -137,9 +179,13 @@ class _Tab:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         fields = [*self.form.components.values(), self.trigger]
-        self.start.click(self.begin, {*fields, self.dataset, self.heldout, self.name}, [*self.live, self.name], **private)
-        self.preset.input(self.take_preset, self.preset, fields, **still)
-        self.recipe.upload(self.take_recipe, self.recipe, [*fields, self.recipe], **private)
+        parts = [*self.form.parts(), self.trigger]
+        given = {*fields, self.dataset, self.heldout, self.name}
+        self.start.click(self.begin, given, [*self.live, self.name], **private)
+        self.rehearse.click(self.rehearse_one, given, self.live, **private)
+        self.adopt.click(self.adopt_suggested, {*fields}, parts, **still)
+        self.preset.input(self.take_preset, self.preset, parts, **still)
+        self.recipe.upload(self.take_recipe, self.recipe, [*parts, self.recipe], **private)
         self.dataset.input(self.choose_dataset, [self.dataset, self.heldout], self.heldout, **still)
         self.stop.click(self.stop_one, self.job, self.live, **still)
         self.resume.click(self.resume_one, self.job, self.live, **still)
@@ -150,11 +196,33 @@ class _Tab:
 
     @mended
     def begin(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        name = found[self.dataset]
-        config = config_of(self.context, self.form.values(found), name, found[self.heldout] or "", found[self.trigger] or "")
-        made = self.context.runner.submit(found[self.name] or name, tomli_w.dumps(config.model_dump(mode="json")))
+        config = self._config(found)
+        self._end_rehearsals()
+        made = self.context.runner.submit(found[self.name] or found[self.dataset], tomli_w.dumps(config.model_dump(mode="json")))
         tell(f"{made.name} is on its way.")
         return {**self._changes(made.id, {}), self.name: ""}
+
+    @mended
+    def rehearse_one(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        config = self._config(found)
+        self._end_rehearsals()
+        self.context.runner.submit("rehearsal", tomli_w.dumps(config.model_dump(mode="json")), REHEARSAL)
+        return self._changes(found.get(self.job), {})
+
+    def _config(self, found: dict[Any, Any]) -> TrainConfig:
+        return config_of(self.context, self.form.values(found), found[self.dataset], found[self.heldout] or "", found[self.trigger] or "")
+
+    def _end_rehearsals(self) -> None:
+        for job in self.context.runner.every():
+            if job.kind == REHEARSAL and job.state in (*LIVE, *WAITING):
+                self.context.runner.stop(job.id)
+
+    @mended
+    def adopt_suggested(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        job = next((one for one in self.context.runner.every() if one.kind == REHEARSAL), None)
+        changes = views.suggested(self.context.runner.answer(job)) if job else {}
+        tell("The form now has the rehearsal's settings.")
+        return self.form.change(found, changes)
 
     @mended
     def take_preset(self, chosen: str) -> dict[Any, Any]:
@@ -203,29 +271,45 @@ class _Tab:
 
     def _changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked: anything else would flicker and cost."""
-        jobs = self.context.runner.every()
+        every = self.context.runner.every()
+        jobs = [one for one in every if one.kind != REHEARSAL]
         picked = next((one for one in jobs if one.id == chosen), jobs[0] if jobs else None)
         after: dict[str, Any] = {"jobs": [(one.id, one.state) for one in jobs]}
         update: dict[Any, Any] = {}
         if after["jobs"] != before.get("jobs"):
             update[self.job] = gr.update(choices=[(views.job_label(one), one.id) for one in jobs], value=picked.id if picked else None)
-        for part, (signature, change) in self._parts(picked).items() if picked else ():
+        parts = (self._parts(picked) if picked else {}) | self._rehearsal_parts(every)
+        for part, (signature, change) in parts.items():
             after[part] = signature
             if signature != before.get(part):
                 update |= change()
         return update | {self.seen: after} if after != before else {}
 
-    def _parts(self, job: Job) -> dict[str, tuple[Any, Callable[[], dict[Any, Any]]]]:
+    def _told(self, folder: Path) -> tuple[list[Event], int]:
+        """The run's events; before it begins those of its newest fold, and how many folds were begun."""
+        events = self.context.logs.read(folder / "events.jsonl")
+        folds = sorted((folder / "folds").glob("[0-9]*"), key=lambda path: int(path.name)) if views.last(events, Started) is None else []
+        return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
+
+    def _parts(self, job: Job) -> Parts:
         """Each part of the job's view: what it depends on, and its update."""
         folder = self.context.runs / job.name
-        events = self.context.logs.read(folder / "events.jsonl")
-        bar, result, log = views.progress_html(job.name, views.progress(job, events)), views.gain(events) + views.best_step(events), views.messages(job, events)
-        samples = views.samples(folder, events)
+        events, fold = self._told(folder)
+        bar, log = views.progress_html(job.name, views.progress(job, events, fold)), views.messages(job, events)
+        result = views.gain(events) + views.best_step(events)
+        samples, files = views.samples(folder, events), views.files(folder, events)
         num_points = sum(event.kind in ("step", "validated") for event in events)
+        num_measured = sum(event.kind == "validated" for event in events)
+        decided = [event for event in events if isinstance(event, Recommended | Finished)]
         return {
             "progress": (bar, lambda: {self.progress: bar}),
+            "plan": _shown(self.plan, views.plan_html(events)),
+            "notices": _shown(self.notices, views.notices_html(events)),
             "curve": ((job.id, num_points), lambda: {self.plot: views.curve(events)}),
+            "heldout": ((job.id, num_measured), lambda: _shown(self.heldout_plot, views.heldout_html(events))[1]()),
             "result": (result, lambda: {self.result: gr.update(value=result, visible=bool(result))}),
+            "recommendation": (decided, lambda: _shown(self.recommendation, views.recommendation_html(events, self._settings_of(folder)))[1]()),
+            "files": ([str(path) for path in files], lambda: self._offered(files)),
             "samples": (
                 [str(path) for path, _ in samples],
                 lambda: {self.pictures: [(str(self.context.published(path)), caption) for path, caption in samples]},
@@ -239,6 +323,34 @@ class _Tab:
                 },
             ),
         }
+
+    def _settings_of(self, folder: Path) -> TrainConfig | None:
+        try:
+            return runs.Run(folder).config()
+        except UserError:
+            return None
+
+    def _offered(self, files: list[Path | None]) -> dict[Any, Any]:
+        """The downloads of what is there."""
+        return {
+            button: gr.update(value=str(self.context.published(path)), visible=True) if path else gr.update(visible=False)
+            for button, path in zip(self.downloads, files, strict=True)
+        }
+
+    def _rehearsal_parts(self, jobs: list[Job]) -> Parts:
+        """The newest rehearsal, until a training is started after it."""
+        newest = jobs[0] if jobs and jobs[0].kind == REHEARSAL else None
+        answer = self.context.runner.answer(newest) if newest and newest.state == "finished" else {}
+        changes = bool(views.suggested(answer))
+        return {
+            "rehearsal": _shown(self.rehearsal, views.rehearsal_html(newest, answer) if newest else ""),
+            "suggested": (changes, lambda: {self.adopt: gr.update(visible=changes)}),
+        }
+
+
+def _shown(box: gr.HTML, html: str) -> Part:
+    """A box that is there while it has something to say."""
+    return html, lambda: {box: gr.update(value=html, visible=bool(html))}
 
 
 def build(context: Context) -> Refresh:

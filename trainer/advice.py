@@ -1,0 +1,152 @@
+"""What a run's log says to do differently next time: rules of thumb over events, each with the figures it rests on.
+
+Pure, so that the report, the page and a test ask the same. A rule speaks only where the log gives it reason to.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+from trainer.config import TrainConfig
+from trainer.events import Adjusted, Event, Failed, Finished, Folded, Overtrained, Sampled, Started, Stopped, Validated
+
+COPY = 0.97  # `trainer.likeness.COPY`, which can't be imported without torch
+_LITTLE = 0.01  # gain below which next to nothing was learned
+_RISING = 0.05  # share of the gain that the last measurement added: still rising
+_BY_HEART = 2.0, 0.1  # gain on training pictures over the held-out gain: as a factor, and at least so much more
+_LARGE_DRIFT = 0.3  # rule of thumb: neutral prompts then visibly change
+_SMALL_SET, _FIFTH = 15, 5  # pictures; up to so many, folds waste less than a held-out set
+_LIMIT_STEPS = 1_000_000
+_E = TypeVar("_E")
+
+
+def advice(events: list[Event], config: TrainConfig | None) -> list[str]:
+    """Sentences naming settings to change, the most pressing first; none where there is nothing to say.
+
+    `config` is the run's, None where it can't be read.
+    """
+    found = [
+        _ending(events), _memory(events), _copies(events), _measuring(events, config), _learning(events, config), _length(events, config),
+        _heart(events, config), _drift(events, config),
+    ]  # fmt: skip
+    return [sentence for sentence in found if sentence]
+
+
+def _of(events: list[Event], kind: type[_E]) -> list[_E]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _ending(events: list[Event]) -> str:
+    end = next((event for event in reversed(events) if isinstance(event, Finished | Stopped | Failed)), None)
+    if isinstance(end, Stopped):
+        return f"Go on: it was stopped after step {end.step} and can be resumed from there."
+    if isinstance(end, Failed):
+        return "Mend what made it fail, then resume it: it goes on from its last checkpoint."
+    return ""
+
+
+def _memory(events: list[Event]) -> str:
+    """The settings that the out-of-memory ladder ended with, to be set from the start."""
+    said = [event.message for event in _of(events, Adjusted)]
+    if not said:
+        return ""
+    settings: dict[str, str] = {}
+    for message in said:
+        words = message.lower()
+        if several := re.search(r"at once: (\d{1,4})\b", words):
+            settings["memory.micro_batch"] = several[1]
+        if "checkpointing" in words:
+            settings["memory.gradient_checkpointing"] = "true"
+        if "offload" in words or "cpu" in words:
+            settings["memory.offload"] = "blocks" if "block" in words else "encoders"
+        if kind := re.search(r"\b(int8|nf4|fp8)\b", words):
+            settings["memory.quantise"] = kind[1]
+    named = ", ".join(f"{key}={value}" for key, value in settings.items()) or "; ".join(said)
+    return f"Set these from the start, so that no step is lost to memory running out: {named}."
+
+
+def _copies(events: list[Event]) -> str:
+    copies = [event for event in _of(events, Sampled) if event.nearest is not None and event.nearest >= COPY and event.step > 0]
+    if not copies:
+        return ""
+    first = min(copies, key=lambda event: event.step)
+    named = f" ({first.nearest_picture})" if first.nearest_picture else ""
+    return (
+        f"Look at the previews from step {first.step} on: one looks like a copy of a training picture{named}. Fewer steps, or more pictures, keep it from that."
+    )
+
+
+def _measuring(events: list[Event], config: TrainConfig | None) -> str:
+    """Without any held-out picture nothing else can be judged."""
+    started = _of(events, Started)
+    judged = [event for event in events if isinstance(event, Validated | Folded)]
+    if not started or judged or started[-1].num_heldout or (config is not None and config.validation.folds):
+        return ""
+    pictures = started[-1].num_pictures
+    if pictures <= _SMALL_SET:
+        way = f"validation.folds={min(5, max(2, pictures // 3))}, which finds the best step without losing one of the {pictures} pictures"
+    else:
+        way = f"validation.leave_out={pictures // _FIFTH}, which holds out a fifth of the {pictures} pictures"
+    return f"Measure it: nothing says whether it helps on pictures it never saw, nor which step is best. Set {way}."
+
+
+def _learning(events: list[Event], config: TrainConfig | None) -> str:
+    measured = _of(events, Validated)
+    if not measured:
+        return ""
+    best = max(measured, key=lambda event: event.gain)
+    rate = config.learning_rate if config else None
+    if best.gain_high < 0:
+        to = f"learning_rate={rate / 3:.2g}" if rate else "a lower learning_rate"
+        return f"Learn more gently: the held-out loss only rose above the base's. Try {to}, and see that the captions fit the pictures."
+    if best.gain < _LITTLE or best.gain_low <= 0:
+        to = f"learning_rate={min(rate * 3, 1.0):.2g}" if rate else "a higher learning_rate"
+        sure = "" if best.gain < _LITTLE else ", and the interval still holds zero"
+        return f"Learn more: the held-out loss fell by {best.gain * 100:.1f} % at best{sure}. Try {to}, or more steps."
+    return ""
+
+
+def _length(events: list[Event], config: TrainConfig | None) -> str:
+    """Too long, too short, or neither."""
+    measured, alarms = _of(events, Validated), _of(events, Overtrained)
+    if alarms:
+        best = max(alarms[-1].best_step, 1)
+        rank = getattr(config.adapter, "rank", 0) if config else 0
+        smaller = f"adapter.rank={rank // 2}" if rank > 1 else "a lower rank"
+        return f"Train shorter: max_steps={best} is where the held-out loss was lowest. To learn longer, use more pictures or {smaller}."
+    if len(measured) < 2:
+        return ""
+    before, last = measured[-2:]
+    if last.gain < max(event.gain for event in measured) or last.gain < _LITTLE or last.gain_low <= 0:
+        return ""
+    added = last.gain - before.gain
+    if added < _RISING * last.gain:
+        return ""
+    longer = min(2 * last.step, _LIMIT_STEPS)
+    return f"Train longer: the last measurement still added {added * 100:.1f} % of gain. Try max_steps={longer}."
+
+
+def _heart(events: list[Event], config: TrainConfig | None) -> str:
+    measured = _of(events, Validated)
+    if not measured or measured[-1].train_gain is None:
+        return ""
+    last, own = measured[-1], measured[-1].train_gain
+    if own < max(last.gain, 0.0) + _BY_HEART[1] or own < _BY_HEART[0] * last.gain:
+        return ""
+    has_dropout = config is not None and "dropout" in type(config.adapter).model_fields
+    ways = ["fewer steps", *(["adapter.dropout=0.1"] if has_dropout else []), "more varied pictures"]
+    return (
+        f"Keep it from learning by heart: the gain is {own * 100:.1f} % on training pictures and {last.gain * 100:.1f} % on pictures it never saw. "
+        f"{', '.join(ways[:-1]).capitalize()} or {ways[-1]} narrow that."
+    )
+
+
+def _drift(events: list[Event], config: TrainConfig | None) -> str:
+    drifts = [event.drift for event in _of(events, Validated) if event.drift is not None]
+    if not drifts or drifts[-1] < _LARGE_DRIFT:
+        return ""
+    said = f"Hold the base: its predictions on neutral prompts moved by {drifts[-1] * 100:.0f} %."
+    if config is not None and (config.objective.preservation_weight or config.data.regularisation):
+        return f"{said} Raise the weight of what preserves it, or lower the learning rate."
+    return f"{said} objective.preservation_weight=0.5 with data.class_caption, or a folder in data.regularisation, keeps it nearer."
