@@ -24,6 +24,7 @@ from trainer.errors import ConfigError
 
 MODELS = ("imprimatura", "sd15")
 LOOPS = ("ours", "plain", "plain-best")
+WITHOUT = ("fused", "channels-last")  # what can be left out of ours, to see what it brings
 _SETTINGS: dict[str, dict[str, Any]] = {
     "imprimatura": {"resolution_px": 128, "steps": 60, "warm": 10},
     "sd15": {"resolution_px": 512, "steps": 4, "warm": 1},
@@ -54,16 +55,17 @@ class Row:
     ratio_high: float
 
 
-def run(models: list[str], rounds: int, options: list[str]) -> Iterator[Row]:
-    """The table, row by row. `options` are settings of ours (`memory.attention=plain`), for ablations."""
+def run(models: list[str], rounds: int, options: list[str], without: list[str]) -> Iterator[Row]:
+    """The table, row by row. `options` are settings of ours (`memory.attention=plain`), `without` what else to leave out in a row of its own."""
+    loops = [*LOOPS, *(f"without-{name}" for name in without)]
     with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
         for model in models:
             base = prepare(model, Path(scratch))
-            found: dict[str, list[Measured]] = {loop: [] for loop in LOOPS}
+            found: dict[str, list[Measured]] = {loop: [] for loop in loops}
             for _ in range(rounds):
-                for loop in LOOPS:
+                for loop in loops:
                     found[loop].append(_child(model, loop, base, Path(scratch), options))
-            for loop in LOOPS:
+            for loop in loops:
                 ratios = [ours.steps_per_s / other.steps_per_s for ours, other in zip(found["ours"], found[loop], strict=True)]
                 speed, peak = (statistics.median(getattr(one, key) for one in found[loop]) for key in ("steps_per_s", "peak_bytes"))
                 yield Row(model, loop, speed, peak / 2**30, statistics.median(ratios), min(ratios), max(ratios))
@@ -124,8 +126,22 @@ def one(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> 
 
     settings = _SETTINGS[model]
     pictures = scratch / f"pictures-{model}"
-    seconds = list(_ours(model, base, pictures, scratch, options) if loop == "ours" else _plain(model, base, pictures, scratch, loop == "plain-best"))
+    if loop.startswith("plain"):
+        seconds = list(_plain(model, base, pictures, loop == "plain-best"))
+    else:
+        _leave_out(loop.removeprefix("without-"))
+        seconds = list(_ours(model, base, pictures, scratch, options))
     return Measured(model, loop, 1 / statistics.median(seconds[settings["warm"] :]), memory.peak_bytes())
+
+
+def _leave_out(name: str) -> None:
+    """Take a speed choice out of this process's studio."""
+    from trainer.studio import Studio
+
+    if name == "fused":
+        Studio._fuse = lambda self: False  # type: ignore[method-assign]
+    elif name == "channels-last":
+        Studio._lay_out = lambda self: None  # type: ignore[method-assign]
 
 
 def _ours(model: str, base: str, pictures: Path, scratch: Path, options: list[str]) -> Iterator[float]:
@@ -148,7 +164,7 @@ def _ours(model: str, base: str, pictures: Path, scratch: Path, options: list[st
         last = now
 
 
-def _plain(model: str, base: str, pictures: Path, scratch: Path, best: bool) -> Iterator[float]:
+def _plain(model: str, base: str, pictures: Path, best: bool) -> Iterator[float]:
     """Seconds of each step of the plain loop."""
     import torch
     from accelerate import Accelerator
@@ -212,8 +228,9 @@ def describe(rows: list[Row]) -> str:
     names = {"ours": "Velatura", "plain": "plain diffusers + PEFT, its defaults (fp32)", "plain-best": "plain diffusers + PEFT, bf16 and cached"}
     lines = [f"{'model':<13}{'loop':<46}{'steps/s':>9}{'peak GiB':>10}  ours over it (lowest to highest)"]
     for row in rows:
+        name = names.get(row.loop, row.loop.replace("-", " ", 1))
         ratio = "" if row.loop == "ours" else f"{row.ours_over_it:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-        lines.append(f"{row.model:<13}{names[row.loop]:<46}{row.steps_per_s:>9.3f}{row.peak_gib:>10.2f}  {ratio}")
+        lines.append(f"{row.model:<13}{name:<46}{row.steps_per_s:>9.3f}{row.peak_gib:>10.2f}  {ratio}")
     return "\n".join(lines)
 
 

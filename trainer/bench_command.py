@@ -20,13 +20,16 @@ def train(
     model: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(bench.MODELS)}; repeatable, all if left out.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How often each loop is measured, in turn.")] = 3,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of ours, for an ablation.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help=f"Also measure ours without {' or '.join(bench.WITHOUT)}; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Steps a second and peak memory of our loop and of a plain diffusers + PEFT loop, at the same settings."""
     models = model or list(bench.MODELS)
     if wrong := [name for name in models if name not in bench.MODELS]:
         raise ConfigError(f"--model is {wrong[0]!r}; allowed: {', '.join(bench.MODELS)}.")
-    rows = list(bench.run(models, rounds, set_ or []))
+    if wrong := [name for name in without or [] if name not in bench.WITHOUT]:
+        raise ConfigError(f"--without is {wrong[0]!r}; allowed: {', '.join(bench.WITHOUT)}.")
+    rows = list(bench.run(models, rounds, set_ or [], without or []))
     typer.echo(bench.to_json(rows) if as_json else bench.describe(rows))
 
 

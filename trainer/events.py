@@ -194,9 +194,28 @@ def read(path: Path) -> list[Event]:
     return events
 
 
-def append(path: Path, event: Event) -> None:
-    with path.open("ab") as file:
-        file.write(to_line(event).encode())
+class Log:
+    """A file of events that only grows. On a full disk lines wait in memory, whole, until there is room again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[bytes] = []
+
+    def write(self, event: Event) -> None:
+        """Add the event's line, and those that wait; never raises for a disk that is full."""
+        self._waiting.append(to_line(event).encode())
+        try:
+            with self.path.open("ab") as file:
+                size = file.seek(0, 2)
+                try:
+                    file.write(b"".join(self._waiting))
+                    file.flush()
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError:
+            return
+        self._waiting.clear()
 
 
 def rewind(path: Path, step: int) -> None:

@@ -18,7 +18,7 @@ from trainer import checkpoint, events, export, loss, memory, objective, optim, 
 from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import RunError
-from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped
+from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
 from trainer.runs import Run
 from trainer.studio import Studio
 from trainer.world import World
@@ -58,12 +58,17 @@ def train(
         optim.load_state(optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
         watch.load(saved)
 
-    def save(step: int) -> Saved:
+    def save(step: int, needed: bool) -> Event:
         tensors, values = optim.state(optimizer)
         groups = {"adapter": {**parameters, **studio.constants()}, "optimizer": tensors, **watch.tensors()}
         state = {**identity, "optimizer": values, **watch.state()}
-        if world.first:
-            checkpoint.save(run.checkpoints, step, groups, state, config.keep_checkpoints)
+        try:
+            if world.first:
+                checkpoint.save(run.checkpoints, step, groups, state, config.keep_checkpoints)
+        except OSError as error:
+            if needed:
+                raise
+            return Warned(f"the checkpoint of step {step} could not be written ({error.strerror}); the one before it stays, and the run goes on.")
         return Saved(step, f"checkpoints/{checkpoint.name(step)}")
 
     # The loop. What a killed run had not yet looked at, it looks at now.
@@ -88,7 +93,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         studio.limit_norms()
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
+        if not math.isfinite(float(torch.nn.utils.get_total_norm(parameters.values()))):
             raise RunError(f"step {step + 1} gave an adapter with weights that are no numbers; {_MEND}")
         if mean:
             mean.update()
@@ -99,7 +104,7 @@ def train(
         last = step == config.max_steps
         stopping = world.any(stop()) and not last
         if last or stopping or step % config.checkpoint_every_steps == 0:
-            yield save(step)
+            yield save(step, needed=stopping)
         if stopping:
             yield Stopped(step)
             return
@@ -147,5 +152,5 @@ def learn(studio: Studio, step: int) -> Tensor:
             found.append(each.detach())
     if studio.config.against.overlap_penalty and studio.world.first:
         (studio.config.against.overlap_penalty * studio.overlap()).backward()
-    studio.world.sum_gradients(studio.parameters().values())
+    studio.world.sum_gradients(studio.trained.values())
     return torch.cat(found) if found else torch.zeros(0, device=studio.device)

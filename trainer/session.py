@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, data, events, families, presets, report, runs, schema
+from trainer import bases, data, events, families, presets, report, runs, schema, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -41,7 +42,8 @@ class StopRequest:
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The same settings with the folders they name spelled out, so that a run can go on from anywhere."""
-    folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in ("folder", "heldout", "regularisation", "mask_folder") if getattr(config.data, key)}
+    named = ("folder", "heldout", "regularisation", "mask_folder")
+    folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in named if getattr(config.data, key)}
     base = str(Path(config.base).resolve()) if config.base != "imprimatura" and Path(config.base).is_dir() else config.base
     lines = tuple(_absolute_line(line) for line in config.against.adapters)
     stack = config.against.model_copy(update={"adapters": lines})
@@ -119,12 +121,16 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     """Refuse settings that this very base would not read. Raises: ConfigError with all of them."""
     from trainer import against, optim
 
+    tracking.check(config)
     problems = schema.unread(config, {"prediction": (families.registry()[config.family].prediction_of(folder),)})
     problems += optim.check(config)
-    if config.optimizer.max_weight_norm and getattr(config.adapter, "init", "") in ("pissa", "olora"):
-        problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {config.adapter.init} starts with long factors; allowed with the other inits.")
+    start = getattr(config.adapter, "init", "")
+    if config.optimizer.max_weight_norm and start in ("pissa", "olora"):
+        problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {start} starts with long factors; allowed with the other inits.")
     if config.against.overlap_penalty and config.adapter.method not in ("lora", "dora"):
         problems.append(f"against.overlap_penalty is set, but adapter.method is {config.adapter.method!r}; allowed with lora and dora.")
+    if start == "eva" and getattr(config.adapter, "text_encoder", False):
+        problems.append("adapter.init is 'eva', which looks at the denoiser's inputs; allowed with adapter.text_encoder: the other inits.")
     if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
         problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
@@ -143,7 +149,7 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
     except Timeout:
         raise RunError(f"run {run.name} is being trained by another process; wait for it, or stop it.") from None
     with lock:
-        stop = StopRequest()
+        stop, log = StopRequest(), events.Log(run.events_file)
         try:
             if said := alone():
                 yield Warned(said)
@@ -152,19 +158,28 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
                 yield last
             if isinstance(last, Stopped):
                 return
-            for event in loop.train(config, run, dataset, heldout, stop, ours):
-                events.append(run.events_file, event)
-                if isinstance(event, Finished):
-                    report.write(run)
+            for event in tracking.follow(config, run, loop.train(config, run, dataset, heldout, stop, ours)):
+                log.write(event)
+                if isinstance(event, Finished | Stopped):
+                    yield from _report(run, dataset)
                 yield event
         except (UserError, KeyboardInterrupt) as error:
-            events.append(run.events_file, Failed(type(error).__name__, str(error) or "interrupted"))
+            log.write(Failed(type(error).__name__, str(error) or "interrupted"))
+            deque(_report(run, dataset), maxlen=0)
             raise
         except BaseException as error:
-            events.append(run.events_file, Failed(type(error).__name__, f"{type(error).__name__}: {error}"))
+            log.write(Failed(type(error).__name__, f"{type(error).__name__}: {error}"))
             raise
         finally:
             stop.restore()
+
+
+def _report(run: Run, dataset: data.Dataset) -> Iterator[Event]:
+    """Write the report; a full disk costs the report and nothing else."""
+    try:
+        report.write(run, dataset)
+    except OSError as error:
+        yield Warned(f"the report could not be written: {error.strerror}")
 
 
 def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -182,8 +197,9 @@ def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Cal
             continue
         kept, left = folds.split(dataset, sorted(order[number::count]))
         yield Warned(f"fold {number + 1} of {count}: trained without {len(left.items)} of {len(order)} pictures.")
+        log = events.Log(fold.events_file)
         for event in loop.train(alone, fold, kept, left, stop):
-            events.append(fold.events_file, event)
+            log.write(event)
             if isinstance(event, Stopped):
                 yield Stopped(0)
                 return

@@ -47,6 +47,7 @@ class Studio:
     spans: against.Bases = field(default_factory=dict)
     span_energy: float = 0.0
     needs_autocast: bool = True  # some adapter layer computes in float32 by itself
+    trained: dict[str, nn.Parameter] = field(default_factory=dict)  # what `parameters` gives, walked once
 
     @classmethod
     def open(cls, config: TrainConfig, world: World | None = None) -> Studio:
@@ -111,13 +112,20 @@ class Studio:
         if config.inversion.token:
             self.word = Word(self.pipe, config.inversion, saved)
         memory.arrange(self)
-        self._fuse()
-        return self.parameters()
+        self.needs_autocast = not self._fuse()
+        self._lay_out()
+        self.trained = self.parameters()
+        return self.trained
 
-    def _fuse(self) -> None:
-        """The two speed choices that every run takes: one product a LoRA layer, and convolutions in channels-last order."""
-        self.needs_autocast = not all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
-        self.denoiser.to(memory_format=torch.channels_last)
+    # Two speed choices that every run takes (`velatura bench train --without` measures each).
+
+    def _fuse(self) -> bool:
+        """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
+        return all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
+
+    def _lay_out(self) -> None:
+        """Convolutions in channels-last order, which they compute in anyway."""
+        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _sampler(self) -> Callable[[], None]:
         """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""
