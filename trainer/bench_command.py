@@ -40,3 +40,20 @@ def one(
 ) -> None:  # fmt: skip
     """Measure one loop in this process; what `train` starts."""
     typer.echo(json.dumps(dataclasses.asdict(bench.one(model, loop, base, scratch, set_ or []))))
+
+
+@app.command()
+def methods(
+    name: Annotated[list[str] | None, typer.Option(help="One variant; repeatable, all if left out.")] = None,
+    steps: Annotated[int, typer.Option(min=6, help="Training steps of each.")] = 150,
+) -> None:
+    """Held-out gain of each adapter method on the sample style, after the same number of steps."""
+    from trainer import bench_methods
+
+    if wrong := [one for one in name or [] if one not in bench_methods.VARIANTS]:
+        raise ConfigError(f"--name is {wrong[0]!r}; allowed: {', '.join(bench_methods.VARIANTS)}.")
+    rows = []
+    for row in bench_methods.run(name or list(bench_methods.VARIANTS), steps):
+        typer.echo(f"{row.name}: {row.gain * 100:.1f} %", err=True)
+        rows.append(row)
+    typer.echo(bench_methods.describe(rows))

@@ -35,6 +35,7 @@ class Store:
     def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
         self.folder, self.kept_bytes = folder, kept_bytes
         self.num_computed = 0
+        self.problem = ""  # why entries can't be written, if they can't; they are then computed again when they have left memory
         self._kept: OrderedDict[str, Entry] = OrderedDict()
         self._kept_size = 0
 
@@ -47,7 +48,10 @@ class Store:
         found = _read(path)
         if found is None:
             found = _compute(compute)
-            _write(path, found)
+            try:
+                _write(path, found)
+            except OSError as error:
+                self.problem = f"the cache in {self.folder} can't be written: {error.strerror}"
             self.num_computed += 1
         self._keep(name, found)
         return found
@@ -86,6 +90,10 @@ def _write(path: Path, entry: Entry) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(save(entry))
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(save(entry))
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -51,10 +51,14 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         if parts
     }
     files["state.json"] = json.dumps({"step": step, **state}, sort_keys=True).encode()
-    for file, content in files.items():
-        _write(temporary / file, content)
     manifest = {"schema": SCHEMA, "step": step, "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}}
-    _write(temporary / "manifest.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
+    files["manifest.json"] = json.dumps(manifest, sort_keys=True, indent=1).encode()  # written last
+    try:
+        for file, content in files.items():
+            _write(temporary / file, content)
+    except OSError:  # a full disk is not to be made fuller
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync_folder(temporary)
     final = parent / name(step)
     if final.exists():  # only a damaged one can be: a good one would have been resumed from

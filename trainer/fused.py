@@ -31,7 +31,7 @@ class _Product(torch.autograd.Function):
         return out.reshape(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, weight, down, up, inner = context.saved_tensors
         kind_x, kind_down, kind_up = context.kinds
         rows = gradient.to(weight.dtype).reshape(-1, gradient.shape[-1])
@@ -66,7 +66,7 @@ def _forward(layer: Any, original: Any, adapter: str) -> Any:
             found: Tensor = original(x, *args, **kwargs)
             return found
         with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = _Product.apply(x, base.weight, base.bias, down.weight, up.weight, scale)  # type: ignore[no-untyped-call]
+            result: Tensor = _Product.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
         return result
 
     return forward

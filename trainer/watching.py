@@ -35,6 +35,8 @@ def opening(studio: Studio, run: Run, problems: list[str], cached: tuple[int, in
     yield from folds.results(run)
     sets = [one for one in (material.dataset, material.heldout) if one and one.problems]
     yield from (Warned(line) for line in [*problems, *(one.message for one in sets)])
+    if material.store.problem:
+        yield Warned(f"{material.store.problem}; latents are made again whenever they are needed, which is slow.")
     if long := material.long_captions():
         yield Warned(f"{len(long)} captions are cut off:\n" + "\n".join(f"  {line}" for line in long[:20]))
     yield Cached(*cached, round(seconds, 3))
