@@ -66,12 +66,20 @@ def test_05_a_run_that_trained_nothing_is_no_success(tmp_path: Path, tiny: Path,
 @pytest.mark.parametrize(
     ("setting", "value", "why"),
     [
-        ("objective.min_snr_gamma", 3.0, "objective.weighting"), ("objective.huber_delta", 0.5, "objective.loss"), ("data.mask_folder", "x", "data.mask"),
-        ("objective.shift", "resolution", "prediction"), ("optimizer.cycles", 5, "optimizer.schedule"), ("captions.variants", 3, "captions.shuffle_tags"),
-        ("inversion.vectors", 4, "inversion.token"), ("against.overlap_penalty", 1.0, "against.adapters"), ("data.class_caption", "cat", "objective.preservation"),
-        ("objective.unmasked_weight", 0.5, "data.mask"), ("data.regularisation_weight", 0.5, "data.regularisation"), ("optimizer.other", "CAME", "optimizer.name"),
+        ("objective.min_snr_gamma", 3.0, "objective.weighting"),
+        ("objective.huber_delta", 0.5, "objective.loss"),
+        ("data.mask_folder", "x", "data.mask"),
+        ("objective.shift", "resolution", "prediction"),
+        ("optimizer.cycles", 5, "optimizer.schedule"),
+        ("captions.variants", 3, "captions.shuffle_tags"),
+        ("inversion.vectors", 4, "inversion.token"),
+        ("against.overlap_penalty", 1.0, "against.adapters"),
+        ("data.class_caption", "cat", "objective.preservation"),
+        ("objective.unmasked_weight", 0.5, "data.mask"),
+        ("data.regularisation_weight", 0.5, "data.regularisation"),
+        ("optimizer.other", "CAME", "optimizer.name"),
     ],
-)  # fmt: skip
+)
 def test_07_a_setting_that_nothing_would_read_is_refused_by_name(setting: str, value: object, why: str, tiny: Path, pictures: Path) -> None:
     with pytest.raises(ConfigError, match=rf"(?s){setting} is .* but nothing would read it: .*{why}"):
         config(tiny, pictures, **{setting: value})
@@ -260,3 +268,25 @@ def test_memory_stays_flat_with_the_dataset(tmp_path: Path) -> None:
     assert sum(entry["x"].nbytes for entry in store._kept.values()) <= 4000
     assert all(torch.equal(store.get(cache.key(number), dict)["x"], tensor) for number, tensor in enumerate(made))
     assert store.num_computed == 50
+
+
+def test_18_a_float16_base_learns_as_a_float32_one_does_and_resumes_exactly(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    """Gradients that would vanish in float16 are scaled up for the way back; ones that overflow are scaled down and taken again."""
+    whole, said = train(tmp_path, config(tiny, pictures, dtype="float16"), "half")
+    full, wanted = train(tmp_path, config(tiny, pictures, dtype="float32"), "full")
+    for half, other in zip(*([event for event in one if isinstance(event, Step)] for one in (said, wanted)), strict=True):
+        assert half.loss == pytest.approx(other.loss, rel=0.02) and half.grad_norm == pytest.approx(other.grad_norm, rel=0.1)
+    run, stream = session.start(config(tiny, pictures, dtype="float16"), tmp_path, "broken", None)
+    for event in stream:
+        if isinstance(event, Step) and event.step == 3:
+            break
+    stream.close()
+    list(session.start(config(tiny, pictures, dtype="float16"), tmp_path, "broken", run)[1])
+    assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
+
+
+def test_18_a_loss_scale_that_overflows_is_halved_until_it_fits(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.studio._LOSS_SCALE", 2.0**40)
+    run, said = train(tmp_path, config(tiny, pictures, dtype="float16"))
+    assert isinstance(said[-1], Finished) and [event.step for event in said if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
+    assert checkpoint.load_latest(run.checkpoints)[0].state["loss_scale"] < 2.0**40

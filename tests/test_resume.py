@@ -119,10 +119,12 @@ def killed_again_and_again(tmp_path: Path, settings, kills: int, seed: int) -> N
 
 
 def test_ten_kills_of_the_real_process_change_nothing(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    killed_again_and_again(tmp_path, config(tiny, pictures, "adamw", max_steps=120, checkpoint_every_steps=5, preview_every_steps=40, validate_every_steps=30), 10, 0)
+    settings = config(tiny, pictures, "adamw", max_steps=120, checkpoint_every_steps=5, preview_every_steps=40, validate_every_steps=30)
+    killed_again_and_again(tmp_path, settings, kills=10, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_fuzzed_kills_change_nothing_for_any_optimizer_or_method(case: str, tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    killed_again_and_again(tmp_path, config(tiny, pictures, case, max_steps=60, checkpoint_every_steps=3, preview_every_steps=20, validate_every_steps=15), 6, 1)
+    settings = config(tiny, pictures, case, max_steps=60, checkpoint_every_steps=3, preview_every_steps=20, validate_every_steps=15)
+    killed_again_and_again(tmp_path, settings, kills=6, seed=1)

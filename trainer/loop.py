@@ -86,8 +86,13 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             yield Adjusted(step + 1, f"memory ran out at step {step + 1}; {changed}, and the step is taken again.")
             continue
+        optim.unscale(parameters.values(), studio.loss_scale)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
         value = float(world.sum(losses.sum())) / max(1, studio.num_pictures(step))
+        if not math.isfinite(grad_norm) and studio.loss_scale > 1:  # float16 has no room for it: the step again, smaller
+            studio.loss_scale /= 2
+            optimizer.zero_grad(set_to_none=True)
+            continue
         if not math.isfinite(grad_norm) or not math.isfinite(value):
             raise RunError(f"step {step + 1} gave a loss of {value} and a gradient of {grad_norm}; {_MEND}")
         optimizer.step()
@@ -148,9 +153,9 @@ def learn(studio: Studio, step: int) -> Tensor:
                 each = each + config.preservation_weight * studio.forgotten(noised[rows], timesteps[rows], [batch.class_captions[row] for row in rows])
             if bad := [batch.names[row] for row, one in zip(rows, each.tolist(), strict=True) if not math.isfinite(one)]:
                 raise RunError(f"step {step + 1} gave a loss of {each.sum().item()} for {', '.join(bad[:5])}; {_MEND}")
-            (each.sum() / num).backward()
+            (each.sum() * (studio.loss_scale / num)).backward()
             found.append(each.detach())
     if studio.config.against.overlap_penalty and studio.world.first:
-        (studio.config.against.overlap_penalty * studio.overlap()).backward()
+        (studio.config.against.overlap_penalty * studio.loss_scale * studio.overlap()).backward()
     studio.world.sum_gradients(studio.trained.values())
     return torch.cat(found) if found else torch.zeros(0, device=studio.device)

@@ -7,7 +7,7 @@ Which class it is stands in `trainer/optimizers.py`, its rate over the steps in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -261,3 +261,10 @@ def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> in
         down.mul_(ratio)
         up.mul_(ratio)
     return int((ratios < 1).sum())
+
+
+@torch.no_grad()
+def unscale(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Divide the gradients by the factor that the loss was multiplied with."""
+    if scale != 1.0:
+        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)

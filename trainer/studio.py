@@ -27,6 +27,8 @@ from trainer.material import Conditioning, Material
 from trainer.runs import Run
 from trainer.world import World
 
+_LOSS_SCALE = 65536.0  # as torch's own gradient scaler starts
+
 
 @dataclass
 class Studio:
@@ -47,6 +49,7 @@ class Studio:
     spans: against.Bases = field(default_factory=dict)
     span_energy: float = 0.0
     needs_autocast: bool = True  # some adapter layer computes in float32 by itself
+    loss_scale: float = 1.0  # of a float16 base, whose gradients would vanish otherwise; halved when they overflow
     trained: dict[str, nn.Parameter] = field(default_factory=dict)  # what `parameters` gives, walked once
 
     @classmethod
@@ -55,7 +58,7 @@ class Studio:
         world = world or World()
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
-        device, dtype = bases.hardware(config.device, config.dtype)
+        device, dtype = bases.hardware(config.device, config.dtype, folder)
         if world.device and world.device.startswith(device):  # each process has a GPU of its own
             device = world.device
         pipe = bases.open_pipeline(family, folder, device, dtype)
@@ -112,6 +115,9 @@ class Studio:
         if config.inversion.token:
             self.word = Word(self.pipe, config.inversion, saved)
         memory.arrange(self)
+        self.loss_scale = _LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        if checkpoint:
+            self.loss_scale = checkpoint.state["loss_scale"]
         self.needs_autocast = not self._fuse()
         self._lay_out()
         self.trained = self.parameters()

@@ -66,7 +66,7 @@ class Watch:
         return {"mean": self.mean.tensors() if self.mean else {}, "best": self.best}
 
     def state(self) -> dict[str, Any]:
-        return {"judge": self.judge.state(), "memory": self.studio.memory.model_dump(mode="json")}
+        return {"judge": self.judge.state(), "memory": self.studio.memory.model_dump(mode="json"), "loss_scale": self.studio.loss_scale}
 
     def load(self, saved: Checkpoint) -> None:
         self.judge = validation.Judge(**saved.state["judge"])
