@@ -1,4 +1,4 @@
-"""The README keeps up with the code."""
+"""The README and the docs keep up with the code. `python -m tests.test_readme` writes the table of settings anew."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,8 @@ from trainer.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = ROOT / "docs" / "settings.md"
+DOCS = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
 def rows() -> list[str]:
@@ -29,16 +31,29 @@ def rows() -> list[str]:
     return lines
 
 
+def settings_page() -> str:
+    """docs/settings.md as it should be."""
+    return (
+        "# Settings\n\nEvery setting of a training: as `--set KEY=VALUE`, in a preset or `config.toml`, and in the form of the Train tab. Lists are one\n"
+        "entry a line in the form and `KEY=[...]` elsewhere. A setting that nothing would read with the others as they are is refused by name.\n\n"
+        "| setting | default | what it does |\n|---|---|---|\n" + "\n".join(rows()) + "\n"
+    )
+
+
 def test_every_setting_is_in_the_table_with_its_default_and_help() -> None:
-    missing = [row for row in rows() if row not in README]
-    assert not missing, "\n".join(missing)
+    assert SETTINGS.read_text(encoding="utf-8") == settings_page(), "run: python -m tests.test_readme"
 
 
-def test_every_file_the_readme_shows_or_links_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+def test_every_file_the_docs_show_or_link_is_there() -> None:
+    for path, text in DOCS.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (path.parent / target).is_file(), f"{path.name}: {target}"
 
 
 def test_every_module_of_the_map_is_there() -> None:
-    for name in re.findall(r"^\s+(\w+\.py)\s", README, re.MULTILINE):
-        assert (ROOT / "trainer" / name).is_file() or (ROOT / "app" / name).is_file(), name
+    for name in re.findall(r"(?<![\w/.])(\w+\.py)\b", README[README.index("## Map") : README.index("## Developing")]):
+        assert list((ROOT / "trainer").rglob(name)) or (ROOT / "app" / name).is_file(), name
+
+
+if __name__ == "__main__":
+    SETTINGS.write_text(settings_page(), encoding="utf-8")

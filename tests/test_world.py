@@ -76,6 +76,15 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(settings_file: Path, alone
     close(load_file(run / "x.safetensors"), alone)
 
 
+def test_a_base_sharded_over_two_processes_trains_the_same_adapter(settings_file: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded.toml"
+    presets.save(presets.load(str(settings_file), {"memory.shard": True}), sharded)
+    done = train(sharded, tmp_path / "out", 2)
+    assert done.returncode == 0, done.stderr
+    close(load_file(tmp_path / "out" / "x" / "x.safetensors"), alone)
+    assert (tmp_path / "out" / "x" / "best.safetensors").is_file() and len(list((tmp_path / "out" / "x" / "samples").glob("*.png"))) == 3
+
+
 def test_rows_are_dealt_out_and_a_share_may_be_empty() -> None:
     assert [world.World(rank, 3).rows(7) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     assert world.World(2, 3).rows(1) == []

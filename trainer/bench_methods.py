@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.events import Finished, Step, Validated
+from trainer.events import Finished, Started, Step, Validated
 
 EXAMPLES = Path(__file__).parents[1] / "app" / "examples" / "outline-style"
 VARIANTS: dict[str, list[str]] = {
@@ -70,7 +70,7 @@ def _learn(name: str, steps: int, scratch: Path) -> Learned:
     measured = [event for event in said if isinstance(event, Validated)]
     seconds = sorted(event.seconds for event in said if isinstance(event, Step))
     last, best = measured[-1], max(measured, key=lambda event: event.gain)
-    trainable = next(event.num_trainable for event in said if event.kind == "started")
+    trainable = next(event.num_trainable for event in said if isinstance(event, Started))
     return Learned(name, trainable, seconds[len(seconds) // 2], last.gain, last.gain_low, last.gain_high, best.gain, best.step)
 
 

@@ -118,11 +118,12 @@ def train(
             break
 
     # Export, open again, compare.
-    if not world.first:
-        return
-    yield from watch.recommend()
-    with watch.shown():
-        norm = export.write(studio, run.lora_file, dataset, {})
+    with studio.whole():
+        yield from watch.recommend()
+        if not world.first:
+            return
+        with watch.shown():
+            norm = export.write(studio, run.lora_file, dataset, {})
     yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, memory.peak_bytes())
 
 

@@ -129,6 +129,8 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
         problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {start} starts with long factors; allowed with the other inits.")
     if config.against.overlap_penalty and config.adapter.method not in ("lora", "dora"):
         problems.append(f"against.overlap_penalty is set, but adapter.method is {config.adapter.method!r}; allowed with lora and dora.")
+    if config.memory.shard and (config.memory.quantise != "none" or config.memory.offload == "blocks"):
+        problems.append("memory.shard is set, but so is memory.quantise or offload=blocks; a base is sharded whole and in its own dtype.")
     if start == "eva" and getattr(config.adapter, "text_encoder", False):
         problems.append("adapter.init is 'eva', which looks at the denoiser's inputs; allowed with adapter.text_encoder: the other inits.")
     if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
@@ -153,6 +155,8 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
         try:
             if said := alone():
                 yield Warned(said)
+            if config.memory.shard and ours.size == 1:
+                yield Warned("memory.shard spreads the base over several processes, and this is one; start it with torchrun --nproc_per_node N.")
             last: Event | None = None
             for last in _train_folds(config, run, dataset, stop) if config.validation.folds else ():
                 yield last

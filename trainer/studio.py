@@ -119,9 +119,29 @@ class Studio:
         if checkpoint:
             self.loss_scale = checkpoint.state["loss_scale"]
         self.needs_autocast = not self._fuse()
-        self._lay_out()
         self.trained = self.parameters()
+        if self.sharded:
+            self.world.shard(self.denoiser, self.trained.values())
+        else:
+            self._lay_out()
         return self.trained
+
+    @property
+    def sharded(self) -> bool:
+        """True if the base is spread over processes, which then do every forward together."""
+        return self.memory.shard and self.world.size > 1
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The base whole in every process, for the body."""
+        parts: list[Any] = [module for module in self.denoiser.modules() if hasattr(module, "unshard")] if self.sharded else []
+        for part in parts:
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.reshard()
 
     # Two speed choices that every run takes (`velatura bench train --without` measures each).
 
@@ -281,7 +301,8 @@ class Studio:
                 name = f"samples/step-{step:06d}-{number + 1}.png"
                 (run.folder / "samples").mkdir(exist_ok=True)
                 picture = self.draw(prompt)
-                picture.save(run.folder / name)
+                if self.world.first:
+                    picture.save(run.folder / name)
                 yield Sampled(step, prompt, name, *self.likeness(picture))
             except (RuntimeError, OSError, ValueError, MemoryError) as error:
                 yield Warned(f"preview {prompt!r} at step {step} failed: {error}")

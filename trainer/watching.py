@@ -50,14 +50,14 @@ class Watch:
         self.judge = validation.Judge()
         self.best: dict[str, Tensor] = {}
         self.raised = False
-        first = studio.world.first
+        self.here = studio.world.first or studio.sharded  # a sharded base is looked at by all processes together, or by none
         material = studio.material
-        self.questions = studio.questions(material.heldout) if first else None
+        self.questions = studio.questions(material.heldout) if self.here else None
         self.own = studio.questions(material.dataset, min(validation.MAX_TRAINING_PICTURES, len(self.questions.latents))) if self.questions else None
         self.base = studio.losses(self.questions, with_adapter=False) if self.questions else None
         self.own_base = studio.losses(self.own, with_adapter=False) if self.own else None
         self.last: tuple[Any, Tensor] | None = None  # of the last measurement: the event, the losses
-        self.neutral = self._neutral() if first else None
+        self.neutral = self._neutral() if self.here else None
         self.folded = folds.verdict(folds.results(run)) if studio.config.validation.folds else None
 
     # For the checkpoint.
@@ -88,7 +88,7 @@ class Watch:
     def look(self, step: int) -> Iterator[Event]:
         """Measure and preview if it is time; the first process only."""
         config = self.studio.config
-        if not self.studio.world.first:
+        if not self.here:
             return
         last = step == config.max_steps
         with self.shown():
@@ -128,7 +128,8 @@ class Watch:
         kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
             _put(parameters, self.best)
-            export.write(self.studio, self.run.folder / BEST, self.studio.material.dataset, {"velatura.step": str(step), "velatura.reason": reason})
+            if self.studio.world.first:
+                export.write(self.studio, self.run.folder / BEST, self.studio.material.dataset, {"velatura.step": str(step), "velatura.reason": reason})
         finally:
             _put(parameters, kept)
         yield Recommended(step, BEST, reason)

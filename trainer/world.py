@@ -62,6 +62,18 @@ class World:
         torch.distributed.broadcast_object_list(said)
         return said[0]
 
+    def shard(self, model: nn.Module, kept: Iterable[nn.Parameter]) -> None:
+        """Spread the model's weights over the processes, block by block (FSDP2); `kept` stay whole in each, as what is trained does.
+
+        From then on a forward is something that all processes do together.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        whole = set(kept)
+        blocks = [block for part in model.children() if isinstance(part, nn.ModuleList) for block in part]
+        for module in [*blocks, model]:
+            fully_shard(module, ignored_params=whole)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
