@@ -67,5 +67,5 @@ class MemoryConfig(Settings):
     )
     attention: Literal["auto", "fused", "plain"] = setting("auto", "Attention", "auto times both on this machine and takes the faster.", advanced=True)
     shard: bool = setting(
-        False, "Shard the base", "Spread the frozen base over the processes of a torchrun (FSDP2), each keeping its part; for a base too large for one.", advanced=True
+        False, "Shard the base", "Spread the frozen base over the processes of a torchrun (FSDP2), each keeping its part.", advanced=True
     )
