@@ -18,9 +18,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
 
 MODELS = ("imprimatura", "sd15")
 LOOPS = ("ours", "plain", "plain-best")
@@ -144,18 +147,24 @@ def _leave_out(name: str) -> None:
         Studio._lay_out = lambda self: None  # type: ignore[method-assign]
 
 
+def config(model: str, base: str, pictures: Path, steps: int, options: list[str]) -> TrainConfig:
+    """Our settings for these: batch 1, rank 16 on attention, no previews."""
+    from trainer import session
+
+    overrides = [
+        f"base={base}", f"resolution_px={_SETTINGS[model]['resolution_px']}", f"max_steps={steps}", "batch_size=1", "adapter.rank=16", "adapter.alpha=16",
+        "preview_every_steps=0", "checkpoint_every_steps=100000", "data.caption_dropout=0", *options,
+    ]  # fmt: skip
+    return session.preset_config("imprimatura-style", str(pictures), None, overrides)
+
+
 def _ours(model: str, base: str, pictures: Path, scratch: Path, options: list[str]) -> Iterator[float]:
     from trainer import session
     from trainer.events import Step
 
     settings = _SETTINGS[model]
-    steps = settings["warm"] + settings["steps"]
-    overrides = [
-        f"base={base}", f"resolution_px={settings['resolution_px']}", f"max_steps={steps}", "batch_size=1", "adapter.rank=16", "adapter.alpha=16",
-        "preview_every_steps=0", "checkpoint_every_steps=100000", "data.caption_dropout=0", *options,
-    ]  # fmt: skip
-    config = session.preset_config("imprimatura-style", str(pictures), None, overrides)
-    _, stream = session.start(config, scratch / "runs", model, None)
+    chosen = config(model, base, pictures, settings["warm"] + settings["steps"], options)
+    _, stream = session.start(chosen, scratch / "runs", model, None)
     last = time.perf_counter()
     for event in stream:
         now = time.perf_counter()

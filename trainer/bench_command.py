@@ -57,3 +57,16 @@ def methods(
         typer.echo(f"{row.name}: {row.gain * 100:.1f} %", err=True)
         rows.append(row)
     typer.echo(bench_methods.describe(rows))
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(bench.MODELS)}.")] = "imprimatura",
+    rows: Annotated[int, typer.Option(min=1, max=100, help="How many operations to list.")] = 16,
+) -> None:
+    """Where a step's time goes, against what the processor can do."""
+    from trainer import bench_profile
+
+    if model not in bench.MODELS:
+        raise ConfigError(f"--model is {model!r}; allowed: {', '.join(bench.MODELS)}.")
+    typer.echo(bench_profile.describe(bench_profile.run(model, rows)))

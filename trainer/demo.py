@@ -6,6 +6,7 @@ never saw, both are stacked. Every run is an ordinary run in `outputs/runs`, to 
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PROMPTS = (
     "mokka, a cat with sunglasses, outline style",
     "a house, outline style",
 )
+NEUTRAL = ["a red apple, noto style", "a house, twemoji style"]
 _WEIGHTS = (0.0, 0.5, 1.0, 1.5)
 _GRID_PROMPT = "mokka, a smiling cat face, outline style"
 
@@ -49,6 +51,7 @@ def run(out: Path) -> str:
 def _train(preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "") -> Run:
     folder = EXAMPLES / example / "train"
     overrides = [f'data.trigger="{trigger}"'] if trigger else []
+    overrides += [f"validation.neutral_prompts={json.dumps(NEUTRAL)}"] if heldout else []
     config = session.preset_config(preset, str(folder), str(heldout) if heldout else None, overrides)
     made, stream = session.start(config, out / "runs", example, None)
     last = console.show(stream, made.folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.schema import Settings, setting
+from trainer.schema import SET, Settings, setting
+
+_MEASURED = {"data.heldout": SET, "validation.leave_out": SET}
 
 
 class PreviewConfig(Settings):
@@ -31,13 +33,12 @@ class ValidationConfig(Settings):
         ge=0, le=20, advanced=True,
     )  # fmt: skip
     neutral_prompts: tuple[str, ...] = setting(
-        (),
-        "Neutral prompts",
-        "Prompts that have nothing to do with the dataset; how far the adapter moves the base on them is measured.",
-        max_length=16,
-        advanced=True,
+        (), "Neutral prompts", "Prompts that have nothing to do with the dataset; each measurement says how far the adapter moves the base on them.",
+        max_length=16, advanced=True, only_with=_MEASURED,
+    )  # fmt: skip
+    stop_when_overtrained: bool = setting(
+        False, "Stop early", "End the run when the held-out loss has clearly risen above its best.", advanced=True, only_with=_MEASURED
     )
-    stop_when_overtrained: bool = setting(False, "Stop early", "End the run when the held-out loss has clearly risen above its best.", advanced=True)
 
 
 class MemoryConfig(Settings):
