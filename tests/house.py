@@ -68,7 +68,7 @@ FAMILY_FACTS = {
 }  # fmt: skip
 FAMILY_FUNCTIONS = {
     "load": 3, "encode_text": 3, "window": 1, "count_tokens": 2, "num_chunks": 2, "encode_image": 2, "prepare_batch": 1, "denoise": 4,
-    "prediction_of": 1, "schedule": 1, "file_keys": 1, "tiny": 1,
+    "prediction_of": 1, "schedule": 1, "is_v2": 1, "file_keys": 1, "tiny": 1,
 }  # fmt: skip
 
 

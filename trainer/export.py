@@ -77,7 +77,6 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
     items = [item for item in dataset.items if not item.regular]
     tags = Counter(tag.strip() for item in items for caption in item.captions for tag in caption.split(",") if tag.strip())
     own = {"config": recipe(config), "dataset": {"digest": dataset.digest, "num_pictures": len(items)}, "velatura": __version__}
-    is_v2 = studio.pipe.text_encoder.config.hidden_size == 1024
     return {
         lora_file.RECIPE_KEY: json.dumps(own, sort_keys=True, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
@@ -88,7 +87,7 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
         "modelspec.prediction_type": studio.schedule.prediction,
         "modelspec.trigger_phrase": config.data.trigger,
         "ss_base_model_version": family.base_version,
-        "ss_v2": str(is_v2),
+        "ss_v2": str(studio.is_v2),
         "ss_sd_model_name": recipe(config)["base"],
         "ss_learning_rate": str(config.learning_rate),
         "ss_steps": str(config.max_steps),

@@ -53,6 +53,7 @@ def train(
     optimizer = optim.build(optim.groups(parameters, config), config)
     mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     watch = watching.Watch(studio, run, optimizer, mean)
+    studio.release()
     if saved:
         yield Saved(first, saved.folder.relative_to(run.folder).as_posix())
         optim.load_state(optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])

@@ -6,7 +6,7 @@ Where the text encoder itself is trained, captions are encoded as they are neede
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer import bases, buckets, cache, data, wording
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Item
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RunError
 from trainer.order import Order, Sample
 
 Conditioning = dict[str, Tensor]
@@ -49,6 +49,7 @@ class Material:
         self.store = cache.Store(store)
         self.multiple_px = max(family.multiple_px, bases.multiple_px(folder))
         self.chunks = 1
+        self.is_complete = False  # nothing is encoded any more: the encoders are gone
         self._vae = bases.digest(folder, "vae")
         self._text = bases.digest(folder, "text_encoder") + bases.digest(folder, "tokenizer")
 
@@ -115,7 +116,7 @@ class Material:
         def encode() -> Conditioning:
             return {"latents": self.family.encode_image(self.pipe, data.load_pixels(item, bucket, cut, mirrored, background)[None])[0]}
 
-        return self.store.get(name, encode)["latents"].float()
+        return self.store.get(name, self._while_here(encode))["latents"].float()
 
     def mask(self, item: Item, sample: Sample, size: tuple[int, int]) -> Tensor:
         """(1, h, w) in [0, 1] at the latents' size, the mean over each latent's pixels; all ones without a mask."""
@@ -137,7 +138,13 @@ class Material:
             found: Conditioning = self.family.encode_text(self.pipe, [caption], self.chunks)[0]
             return found
 
-        return self.store.get(name, encode)
+        return self.store.get(name, self._while_here(encode))
+
+    def _while_here(self, encode: Callable[[], Conditioning]) -> Callable[[], Conditioning]:
+        def refuse() -> Conditioning:
+            raise RunError(f"an entry of the cache in {self.store.folder} was removed or damaged while the run needed it; go on with --resume.")
+
+        return refuse if self.is_complete else encode
 
     def caption(self, sample: Sample) -> str:
         """The exact string a sample is trained with."""

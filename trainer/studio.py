@@ -43,6 +43,7 @@ class Studio:
     world: World
     schedule: objective.Schedule
     file_keys: dict[str, str]  # of the base as it was before the adapter was attached
+    is_v2: bool  # of Stable Diffusion, by the width of its text encoder: what `ss_v2` says
     memory: MemoryConfig  # as it is now; the out-of-memory ladder may change it
     attachments: dict[str, Attachment] = field(default_factory=dict)  # by component
     word: Word | None = None
@@ -62,7 +63,7 @@ class Studio:
         if world.device and world.device.startswith(device):  # each process has a GPU of its own
             device = world.device
         pipe = bases.open_pipeline(family, folder, device, dtype)
-        return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), config.memory)
+        return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), config.memory)
 
     @cached_property
     def base_digest(self) -> str:
@@ -114,7 +115,6 @@ class Studio:
             self.attachments[component] = attach(getattr(self.pipe, component), method, config.adapter, pattern, seed, part, samples)
         if config.inversion.token:
             self.word = Word(self.pipe, config.inversion, saved)
-        memory.arrange(self)
         self.loss_scale = _LOSS_SCALE if self.dtype == torch.float16 else 1.0
         if checkpoint:
             self.loss_scale = checkpoint.state["loss_scale"]
@@ -125,6 +125,16 @@ class Studio:
         else:
             self._lay_out()
         return self.trained
+
+    def release(self) -> None:
+        """Let go of the encoders where all is encoded and no picture will be drawn."""
+        draws = (self.config.preview.prompts and self.config.preview_every_steps) or self.config.validation.neutral_prompts
+        if draws or self.trains_text or self.material.store.problem:
+            return
+        self.material.is_complete = True
+        for name, part in self.pipe.components.items():
+            if isinstance(part, nn.Module) and part is not self.denoiser:
+                setattr(self.pipe, name, None)
 
     @property
     def sharded(self) -> bool:
@@ -179,7 +189,7 @@ class Studio:
         """The base's weights by module path, adapters attached or not."""
         weights = {}
         for component in self.family.components:
-            for path, module in getattr(self.pipe, component).named_modules():
+            for path, module in getattr(self.pipe, component).named_modules() if getattr(self.pipe, component) is not None else ():
                 weight = getattr(getattr(module, "base_layer", module), "weight", None)
                 if f"{component}.{path}" in self.file_keys and weight is not None:
                     weights[f"{component}.{path}"] = weight.data

@@ -21,6 +21,7 @@ then functions:
     denoise(denoiser, noised, timesteps, conditioning)    the model's prediction
     prediction_of(folder)                  which of `prediction` the model in this folder makes
     schedule(pipe)                         `objective.Schedule` of the training noise
+    is_v2(pipe)                            `ss_v2` of a LoRA file
     file_keys(pipe)                        module path -> key prefix in a LoRA file, both as kohya spells them
     tiny(folder)                           a small random model of the same architecture, built offline
 

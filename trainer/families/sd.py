@@ -124,6 +124,11 @@ def schedule(pipe: StableDiffusionPipeline) -> Schedule:
     return Schedule(prediction=_KINDS[pipe.scheduler.config.prediction_type], alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
 
 
+def is_v2(pipe: StableDiffusionPipeline) -> bool:
+    """True for Stable Diffusion 2.x, whose text encoder is 1,024 wide."""
+    return bool(pipe.text_encoder.config.hidden_size == 1024)
+
+
 def file_keys(pipe: StableDiffusionPipeline) -> dict[str, str]:
     """`component.module.path` of every linear and convolution -> its kohya key, as sd-scripts spells it."""
     from torch import nn
