@@ -12,6 +12,8 @@ import pytest
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

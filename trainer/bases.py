@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 IMPRIMATURA = Path(__file__).parent / "imprimatura"
+_LARGE = 200_000_000  # parameters from which bfloat16 is faster on a CPU that has it
+_LARGEST_HEAD = 100_000_000  # bytes, as safetensors has it
 _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
@@ -98,7 +102,8 @@ def _from_hub(base: str, download: bool) -> Path:
 
 
 def quiet_libraries() -> None:
-    """Only errors from diffusers and transformers: their advice on torchvision and config keys is not for artists."""
+    """Only errors from diffusers, transformers and bitsandbytes: their advice on torchvision, config keys and kernels is not for artists."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft where it is installed
     import diffusers
     import transformers
 
@@ -121,11 +126,13 @@ def digest(folder: Path, component: str) -> str:
     return state.hexdigest()
 
 
-def hardware(device: str, dtype: str) -> tuple[str, torch.dtype]:
+def hardware(device: str, dtype: str, folder: Path | None = None) -> tuple[str, torch.dtype]:
     """The device and the frozen base's dtype. Raises: ConfigError if this machine has no such device.
 
-    auto: CUDA, then Apple's, then the CPU; bfloat16 on a GPU that has it, float16 on one that hasn't, float32 on a CPU,
-    where a small base gains nothing from less (measured: 0.134 s a step in float32, 0.129 s with bfloat16 autocast).
+    auto: CUDA, then Apple's, then the CPU; bfloat16 on a GPU that has it, float16 on one that hasn't. On a CPU bfloat16 if
+    the processor has instructions for it and the denoiser in `folder` is large, else float32: a step of 860 million parameters takes
+    7.7 s instead of 16.7 s, one of Imprimatura's 19 million 0.129 s instead of 0.134 s. What the processor says it has is
+    asked and no stopwatch, so that a run has the same dtype whenever it is started.
     """
     import torch
 
@@ -133,8 +140,32 @@ def hardware(device: str, dtype: str) -> tuple[str, torch.dtype]:
     chosen = next(name for name, is_there in there.items() if is_there) if device == "auto" else device
     if not there[chosen]:
         raise ConfigError(f"device is {device!r}, which this machine hasn't; allowed: auto, {', '.join(name for name, is_there in there.items() if is_there)}.")
-    if dtype == "auto":
-        half = torch.bfloat16 if chosen == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-        return chosen, torch.float32 if chosen == "cpu" else half
-    picked: torch.dtype = getattr(torch, dtype)
-    return chosen, picked
+    if dtype != "auto":
+        picked: torch.dtype = getattr(torch, dtype)
+        return chosen, picked
+    if chosen == "cpu":
+        gains = folder is not None and _computes_bf16() and num_parameters(folder) >= _LARGE
+        return chosen, torch.bfloat16 if gains else torch.float32
+    return chosen, torch.bfloat16 if chosen == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _computes_bf16() -> bool:
+    """True if this processor multiplies bfloat16 matrices itself: 5-9 times as fast as float32 with AMX, 2-3 times with AVX512-BF16."""
+    import torch
+
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
+def num_parameters(folder: Path) -> int:
+    """Parameters of the denoiser in a diffusers folder, read from the heads of its weight files; 0 if there are none to read."""
+    total = 0
+    for file in (path for component in ("unet", "transformer") for path in (folder / component).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            size = min(int.from_bytes(opened.read(8), "little"), _LARGEST_HEAD)
+            try:
+                head = json.loads(opened.read(size))
+                total += sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return 0  # loading says what is wrong with it
+    return total

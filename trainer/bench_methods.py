@@ -1,7 +1,7 @@
 """`velatura bench methods`: what each adapter method learns of the sample style in the same number of steps.
 
 On Imprimatura, trained on `outline-style/train` and measured on `outline-style/heldout`: the held-out gain at the last step
-and at the best measured one. Learning rates differ because methods do; each is the better of a few that were tried.
+and at the best measured one. Learning rates differ because methods do; they are first guesses that nobody has tuned.
 """
 
 from __future__ import annotations

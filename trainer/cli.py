@@ -71,7 +71,7 @@ def train(
 
         raise ConfigError(f"no preset was named; allowed: {', '.join(presets.names())}, or a path to a .toml or to a LoRA of ours.")
     if preset is None and (set_ or data or heldout or memory_gib is not None):
-        raise ConfigError("--resume without a preset goes on with the run's own settings; leave out --set, --data, --heldout and --memory-gib, or name the preset.")
+        raise ConfigError("--resume without a preset goes on with the run's own; leave out --set, --data, --heldout and --memory-gib, or name the preset.")
     changes = [*(set_ or []), *([f"memory.budget_gib={memory_gib}"] if memory_gib is not None else [])]
     wanted = session.preset_config(preset, data, heldout, changes) if preset is not None else None
     if rehearse:

@@ -169,9 +169,7 @@ class Failed:
     message: str
 
 
-Event = (
-    Started | Planned | Cached | Step | Validated | Sampled | Saved | Warned | Adjusted | Overtrained | Recommended | Folded | Stopped | Finished | Failed
-)
+Event = Started | Planned | Cached | Step | Validated | Sampled | Saved | Warned | Adjusted | Overtrained | Recommended | Folded | Stopped | Finished | Failed
 KINDS = {cls.kind: cls for cls in Event.__args__}
 
 

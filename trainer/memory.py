@@ -1,23 +1,39 @@
 """Fitting a run into memory: what can be switched on, in which order, and when memory ran out.
 
-The ladder's rungs go from what costs nothing in quality to what costs a little: smaller micro-batches at the same
-effective batch, activations computed twice, encoders off the device, and a quantised base. The step that ran out is taken
-again; nothing of it had been learned.
+The ladder's rungs go from what changes nothing but the time to what costs a little quality: smaller micro-batches at the
+same effective batch, activations computed twice, encoders off the GPU, the denoiser's blocks fetched layer by layer, and a
+quantised base. The step that ran out is taken again; nothing of it had been learned. What the ladder changed is saved with
+the next checkpoint, and each of its forms can be made from the base on disk alone, so that a resumed run goes on alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import ctypes
+import gc
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from trainer import attention, bases
+from trainer.config import MemoryConfig, TrainConfig
+from trainer.frozen import keep_on_cpu
+from trainer.quantise import has_nf4, quantise
 
 if TYPE_CHECKING:
     from trainer.studio import Studio
 
-_SHORT = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+__all__ = ["arrange", "check", "climb", "drawing", "halving", "is_shortage", "keep_within", "next_rung", "peak_bytes", "quantise", "reset_peak"]
+GIB = 1 << 30
+Result = TypeVar("Result")
+# Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
+_SHORT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a memory")
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -25,41 +41,228 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _SHORT))
 
 
-def quantise(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Replace the model's frozen linear layers by quantised ones."""
+def check(config: TrainConfig) -> list[str]:
+    """A sentence for each memory setting that this machine, or the method, can't use."""
+    settings, device, problems = config.memory, bases.hardware(config.device, "float32")[0], []
+    if settings.micro_batch > config.batch_size:
+        problems.append(f"memory.micro_batch is {settings.micro_batch}; allowed: at most batch_size ({config.batch_size}), or 0 for the whole batch.")
+    if settings.offload != "none" and device != "cuda":
+        problems.append(f"memory.offload is {settings.offload!r}, but the run is on {device}, where there is nothing to move off; allowed there: none.")
+    if settings.offload == "blocks" and not _can_fetch_blocks(config, settings.quantise):
+        problems.append(
+            f"memory.offload is 'blocks', which goes with every method but dora and with memory.quantise none, int8 or fp8; "
+            f"found: {config.adapter.method} and {settings.quantise}."
+        )
+    if settings.quantise != "none" and not _can_quantise(config):
+        started = f", started by {start}" if (start := getattr(config.adapter, "init", "default")) != "default" else ""
+        problems.append(
+            f"memory.quantise is {settings.quantise!r}, but adapter.method {config.adapter.method}{started} works on the base's own weights; "
+            f"allowed with it: none. On a quantised base: lora, started by default, gaussian or eva."
+        )
+    if settings.quantise == "nf4" and not has_nf4():
+        problems.append("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")
+    if settings.quantise in ("nf4", "fp8") and device == "mps":
+        problems.append(f"memory.quantise is {settings.quantise!r}, which Apple's GPUs don't compute; allowed there: none, int8.")
+    return problems
+
+
+def _can_quantise(config: TrainConfig) -> bool:
+    return config.adapter.method == "lora" and getattr(config.adapter, "init", "default") in ("default", "gaussian", "eva")
+
+
+def _can_fetch_blocks(config: TrainConfig, kind: str) -> bool:
+    return config.adapter.method != "dora" and kind != "nf4"  # whose scales stay where they are
+
+
+# What is switched on.
 
 
 def arrange(studio: Studio) -> None:
-    """Make the studio's models as its memory settings say; may be called again when those change."""
-    if studio.memory.gradient_checkpointing:
-        denoiser: Any = studio.denoiser
-        denoiser.enable_gradient_checkpointing()
+    """Make the studio's models as its memory settings say, adapters attached; may be called again when those change."""
+    settings, denoiser = studio.memory, studio.denoiser
+    attention.choose(denoiser, settings.attention, studio.device, studio.dtype)
+    if settings.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing(_computed_twice(studio))  # type: ignore[operator]
+    if settings.offload != "none":
+        for part in _encoders(studio):
+            part.to("cpu")
+    if settings.offload == "blocks":
+        for layer in _in_blocks(denoiser):
+            keep_on_cpu(layer)
+    _unfuse(studio)
+    _give_back()
+    if studio.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        _limit(torch.device(studio.device), settings.budget_gib)
+
+
+def _unfuse(studio: Studio) -> None:
+    """Give PEFT's forward back to adapter layers that were fused with a base layer which is no plain one any more (see `fused`)."""
+    for layer in (layer for attached in studio.attachments.values() for layer in attached.layers.values()):
+        if "forward" in vars(layer) and type(layer.base_layer) is not nn.Linear:
+            del layer.forward
+            studio.needs_autocast = True
+
+
+def _computed_twice(studio: Studio) -> Callable[..., Any]:
+    """Gradient checkpointing that drops out the second time what it dropped the first: adapter layers are in train mode only while a step predicts."""
+
+    def run(module: nn.Module, *inputs: Any) -> Any:
+        layers = [layer for attached in studio.attachments.values() for layer in attached.dropouts() if layer.training]
+
+        def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _training(layers)
+
+        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=modes)
+
+    return run
+
+
+@contextmanager
+def _training(layers: list[nn.Module]) -> Iterator[None]:
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
+
+
+def _encoders(studio: Studio) -> list[nn.Module]:
+    """What a step does not need: every model of the pipeline but the denoiser and a text encoder that is trained."""
+    needed = [studio.denoiser, *(part for name, part in studio.pipe.components.items() if studio.trains_text and name.startswith("text_encoder"))]
+    return [part for part in studio.pipe.components.values() if isinstance(part, nn.Module) and all(part is not one for one in needed)]
+
+
+def _in_blocks(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Frozen linear layers and convolutions of the denoiser's lists of blocks, which are nearly all of it."""
+    blocks = [part for part in denoiser.children() if isinstance(part, nn.ModuleList)]
+    layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return [layer for layer in layers if not layer.weight.requires_grad]
+
+
+def _limit(device: torch.device, budget_gib: float) -> None:
+    """Hold this process to the budget, so that it runs out there. Without one on Windows, to what is free: beyond it, the driver
+    moves memory over the bus without a word, and a run that seems to fit takes ten times as long.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if sys.platform == "win32" else total)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
 
 
 @contextmanager
 def drawing(studio: Studio) -> Iterator[None]:
     """All of the pipeline where a preview needs it, for the body."""
-    yield
+    away = _encoders(studio) if studio.memory.offload != "none" else []
+    with ExitStack() as stack:
+        for part in away:
+            stack.callback(part.to, "cpu")
+            part.to(studio.device)
+        yield
+
+
+# The ladder.
+
+
+def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str) -> tuple[MemoryConfig, str] | None:
+    """The settings one rung up and what they change in words, or None at the top. `num_rows` is the most pictures one process has at once."""
+    size = now.micro_batch or num_rows
+    kinds = ["none", "int8", *(["nf4"] if has_nf4() and not config.against.adapters else [])]
+    on_gpu, can_narrow = device.startswith("cuda"), _can_quantise(config) and now.offload != "blocks" and now.quantise in kinds[:-1]
+    if size > 1:
+        change: dict[str, Any] = {"micro_batch": size // 2}
+        said = f"pictures at once: {size // 2} instead of {size}, at the same effective batch"
+    elif not now.gradient_checkpointing:
+        change, said = {"gradient_checkpointing": True}, "gradient checkpointing is on"
+    elif on_gpu and now.offload == "none":
+        change, said = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
+    elif on_gpu and now.offload == "encoders" and _can_fetch_blocks(config, now.quantise):
+        change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched layer by layer"
+    elif can_narrow:
+        kind = kinds[kinds.index(now.quantise) + 1]
+        change, said = {"quantise": kind}, f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
+    else:
+        return None
+    return now.model_copy(update=change), said
 
 
 def climb(studio: Studio) -> str | None:
-    """Take the next rung and say what was changed, or None if there is none left."""
-    now, largest = studio.memory, -(-studio.config.batch_size // studio.world.size)
-    size = now.micro_batch or largest
-    if size > 1:
-        studio.memory = now.model_copy(update={"micro_batch": size // 2})
-        return f"pictures at once: {size // 2} instead of {size}, at the same effective batch"
-    if not now.gradient_checkpointing:
-        studio.memory = now.model_copy(update={"gradient_checkpointing": True})
-        arrange(studio)
-        return "gradient checkpointing is on"
-    return None
+    """Take the next rung and say what was changed, or None if there is none left. Called while the error is handled, it lets go of what that holds."""
+    _let_go()
+    found = next_rung(studio.memory, studio.config, -(-studio.config.batch_size // studio.world.size), studio.device)
+    if found is None:
+        return None
+    before, (studio.memory, said) = studio.memory, found
+    if studio.memory.quantise != before.quantise:
+        quantise(studio.denoiser, studio.memory.quantise, _on_disk(studio.folder / studio.component, studio.dtype))
+    arrange(studio)
+    return said
+
+
+def _let_go() -> None:
+    """Free the failed step's tensors, which the traceback of the error being handled holds."""
+    if trace := sys.exc_info()[2]:
+        traceback.clear_frames(trace)
+    gc.collect()
+    _give_back()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system, which glibc keeps for itself: a quarter of a GiB after quantising 222 million parameters."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _on_disk(folder: Path, dtype: torch.dtype) -> Callable[[str], Tensor]:
+    """Reads weights of a diffusers model one at a time, by module path."""
+    from safetensors import safe_open
+
+    def read(path: str) -> Tensor:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(file), framework="pt") as tensors:
+                if f"{path}.weight" in tensors.keys():  # noqa: SIM118 - it is no dict
+                    weight: Tensor = tensors.get_tensor(f"{path}.weight")
+                    return weight.to(dtype)
+        raise KeyError(f"{path}.weight is not in {folder}")
+
+    return read
+
+
+def keep_within(studio: Studio) -> str | None:
+    """Climb a rung if this process holds more than the budget, and say so; a GPU is held to it by its allocator."""
+    budget = studio.memory.budget_gib
+    if not budget or studio.device.startswith("cuda") or (held := peak_bytes()) <= budget * GIB:
+        return None
+    changed = climb(studio)
+    reset_peak()
+    return changed and f"{held / GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); {changed}"
+
+
+def halving(size: int, attempt: Callable[[int], Result]) -> Result:
+    """What `attempt(size)` gives, at half the size as often as memory runs out. Raises: its error when one alone is too much."""
+    while True:
+        try:
+            return attempt(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error) or size <= 1:
+                raise
+            _let_go()
+        size //= 2
+
+
+# Measuring.
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held: on its GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    """The most memory this process has held since the last `reset_peak`: of the GPU if it uses one, else resident."""
+    if torch.cuda.is_available() and (reserved := torch.cuda.max_memory_reserved()):
+        return int(reserved)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent held before this program was started
+        return int(status.read_text().partition("VmHWM:")[2].split(None, 1)[0]) * 1024
     import psutil
 
     info = psutil.Process().memory_info()
@@ -68,11 +271,20 @@ def peak_bytes() -> int:
 
 def _resident_peak() -> int:
     """Highest resident size in bytes where the system has getrusage, else 0."""
-    import sys
-
-    if sys.platform == "win32":
+    if find_spec("resource") is None:
         return 0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def reset_peak() -> None:
+    """Measure the peak from here on, where the system can; elsewhere it stays the highest ever."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Path("/proc/self/clear_refs").open("w")).write("5")
+        except OSError:
+            return

@@ -119,11 +119,11 @@ def start(
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:
     """Refuse settings that this very base would not read. Raises: ConfigError with all of them."""
-    from trainer import against, optim
+    from trainer import against, memory, optim
 
     tracking.check(config)
     problems = schema.unread(config, {"prediction": (families.registry()[config.family].prediction_of(folder),)})
-    problems += optim.check(config)
+    problems += optim.check(config) + memory.check(config)
     start = getattr(config.adapter, "init", "")
     if config.optimizer.max_weight_norm and start in ("pissa", "olora"):
         problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {start} starts with long factors; allowed with the other inits.")

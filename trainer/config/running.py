@@ -45,7 +45,7 @@ class MemoryConfig(Settings):
     budget_gib: float = setting(
         0.0,
         "Memory budget",
-        "Fit the run into this many GiB: rehearsal and the out-of-memory ladder choose what follows; 0 is whatever there is.",
+        "Fit into this many GiB: the rehearsal chooses the settings below for it, and a GPU is held to it; 0 is whatever there is.",
         ge=0,
         le=1024,
         advanced=True,
@@ -53,7 +53,7 @@ class MemoryConfig(Settings):
     quantise: Literal["none", "int8", "nf4", "fp8"] = setting(
         "none",
         "Quantised base",
-        "Frozen linear layers in 8 or 4 bits: a half to a quarter of the memory, a little slower (QLoRA, arXiv 2305.14314).",
+        "Frozen linear layers in 8 or 4 bits, for plain LoRA: a half or a quarter of their memory, a little slower; int8 rounds least, nf4 (QLoRA) saves most.",
         advanced=True,
     )
     gradient_checkpointing: bool = setting(
@@ -66,7 +66,7 @@ class MemoryConfig(Settings):
         "Keep on the CPU what a step does not need: text encoder and autoencoder, or also the denoiser's blocks in turn (GPU only).",
         advanced=True,
     )
-    attention: Literal["auto", "fused", "plain"] = setting("auto", "Attention", "auto times both on this machine and takes the faster.", advanced=True)
-    shard: bool = setting(
-        False, "Shard the base", "Spread the frozen base over the processes of a torchrun (FSDP2), each keeping its part.", advanced=True
+    attention: Literal["auto", "fused", "plain"] = setting(
+        "auto", "Attention", "auto is the faster by shape and device, which the rehearsal checks; plain keeps every score in memory.", advanced=True
     )
+    shard: bool = setting(False, "Shard the base", "Spread the frozen base over the processes of a torchrun (FSDP2), each keeping its part.", advanced=True)
