@@ -283,14 +283,12 @@ def test_a_preview_that_runs_out_is_a_warning(settings, tmp_path: Path, monkeypa
     assert [event for event in told if isinstance(event, Warned) and "can't allocate" in event.message]
 
 
-def test_a_process_that_holds_more_than_its_budget_climbs(settings) -> None:
-    over, within = (settings(memory__budget_gib=gib) for gib in (0.001, 900))
-    studio = Studio.open(over)
-    studio.attach(None)
-    assert "more than memory.budget_gib (0.001)" in memory.keep_within(studio)
-    assert studio.memory.micro_batch == 2
-    studio.memory = within.memory
-    assert memory.keep_within(studio) is None
+def test_a_run_that_holds_more_than_its_budget_says_so_and_changes_nothing(settings, tmp_path: Path) -> None:
+    _, told = train(settings(memory__budget_gib=0.001), tmp_path)
+    (said,) = [event.message for event in told if isinstance(event, Warned)]
+    assert "more than memory.budget_gib (0.001); --rehearse" in said
+    _, told = train(settings(memory__budget_gib=900), tmp_path / "enough")
+    assert not [event for event in told if isinstance(event, Warned)]
 
 
 def test_a_peak_can_be_measured_anew() -> None:

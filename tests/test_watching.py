@@ -60,32 +60,38 @@ def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tin
     assert not names & {seen.picture for step in range(1, 9) for seen in saw.saw(run, step)}
 
 
-HARD = {"learning_rate": 1.0, "max_steps": 24, "validation.leave_out": 3, "optimizer.schedule": "constant"}  # so that an early step is best
+def hard(examples: Path, **settings: object):
+    """Imprimatura, which knows a lot, trained far too fast: it soon forgets, so that an early step is best."""
+    values = {
+        "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 12, "validate_every_steps": 2, "checkpoint_every_steps": 4,
+        "preview_every_steps": 0, "learning_rate": 3e-2, "optimizer.schedule": "constant", "validation.leave_out": 2,
+    }  # fmt: skip
+    return presets.load("imprimatura-character", values | settings)
 
 
-def test_the_best_step_is_kept_and_says_why(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    run, said = train(tmp_path, config(tiny, pictures, **HARD))
+def test_the_best_step_is_kept_and_says_why(tmp_path: Path, examples: Path) -> None:
+    run, said = train(tmp_path, hard(examples))
     measured = [event for event in said if isinstance(event, Validated)]
     best = min(measured, key=lambda event: event.loss)
     (recommended,) = [event for event in said if isinstance(event, Recommended)]
-    assert recommended.step == best.step < 24 and recommended.file == "best.safetensors"
+    assert recommended.step == best.step < 12 and recommended.file == "best.safetensors"
     with safe_open(run.folder / "best.safetensors", "pt") as file:
         assert file.metadata()["velatura.step"] == str(best.step) and file.metadata()["velatura.reason"] == recommended.reason
     assert f"step {best.step} has the lowest held-out loss" in recommended.reason
-    short, _ = train(tmp_path, config(tiny, pictures, **HARD | {"max_steps": best.step}), "short")
+    short, _ = train(tmp_path, hard(examples, max_steps=best.step), "short")
     early, kept = load_file(short.lora_file), load_file(run.folder / "best.safetensors")
     assert all(torch.equal(early[name], tensor) for name, tensor in kept.items()), "the very adapter of that step"
     assert lora_file.inspect(run.lora_file).sha256 != lora_file.inspect(run.folder / "best.safetensors").sha256
 
 
-def test_the_best_step_survives_a_stop(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    whole, _ = train(tmp_path, config(tiny, pictures, **HARD), "whole")
-    run, stream = session.start(config(tiny, pictures, **HARD), tmp_path, "broken", None)
+def test_the_best_step_survives_a_stop(tmp_path: Path, examples: Path) -> None:
+    whole, _ = train(tmp_path, hard(examples), "whole")
+    run, stream = session.start(hard(examples), tmp_path, "broken", None)
     for event in stream:
-        if isinstance(event, Step) and event.step == 22:
+        if isinstance(event, Step) and event.step == 11:
             break
     stream.close()
-    _, stream = session.start(config(tiny, pictures, **HARD), tmp_path, "broken", run)
+    _, stream = session.start(hard(examples), tmp_path, "broken", run)
     list(stream)
     assert (run.folder / "best.safetensors").read_bytes() == (whole.folder / "best.safetensors").read_bytes()
 
@@ -113,9 +119,8 @@ def test_noise_raises_no_alarm() -> None:
         assert judge.alarm(step) is None
 
 
-def test_a_run_told_to_stop_early_does_and_is_finished(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    hard = {"validation.leave_out": 3, "optimizer.schedule": "constant", "validation.stop_when_overtrained": True}
-    run, said = train(tmp_path, config(tiny, pictures, learning_rate=1.0, max_steps=60, **hard))
+def test_a_run_told_to_stop_early_does_and_is_finished(tmp_path: Path, examples: Path) -> None:
+    run, said = train(tmp_path, hard(examples, max_steps=60, **{"validation.stop_when_overtrained": True, "validation.leave_out": 5}))
     assert isinstance(said[-1], Finished) and said[-1].step < 60 and run.state() == "finished"
     assert any(isinstance(event, Overtrained) for event in said)
 

@@ -85,7 +85,7 @@ def train(
             if changed is None:
                 raise
             optimizer.zero_grad(set_to_none=True)
-            yield Adjusted(step + 1, f"memory ran out at step {step + 1}; {changed}, and the step is taken again.")
+            yield Adjusted(step + 1, changed)
             continue
         optim.unscale(parameters.values(), studio.loss_scale)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
@@ -105,6 +105,9 @@ def train(
             mean.update()
         step += 1
         yield Step(step, value, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
+
+        if step == first + 1 and (said := memory.over_budget(studio)):
+            yield Warned(said)
 
         # Save first, look afterwards: a preview that fails loses nothing.
         last = step == config.max_steps

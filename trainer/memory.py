@@ -29,7 +29,7 @@ from trainer.quantise import has_nf4, quantise
 if TYPE_CHECKING:
     from trainer.studio import Studio
 
-__all__ = ["arrange", "check", "climb", "drawing", "halving", "is_shortage", "keep_within", "next_rung", "peak_bytes", "quantise", "reset_peak"]
+__all__ = ["arrange", "check", "climb", "drawing", "halving", "is_shortage", "next_rung", "over_budget", "peak_bytes", "quantise", "reset_peak"]
 GIB = 1 << 30
 Result = TypeVar("Result")
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
@@ -231,14 +231,15 @@ def _on_disk(folder: Path, dtype: torch.dtype) -> Callable[[str], Tensor]:
     return read
 
 
-def keep_within(studio: Studio) -> str | None:
-    """Climb a rung if this process holds more than the budget, and say so; a GPU is held to it by its allocator."""
+def over_budget(studio: Studio) -> str | None:
+    """A sentence if this process has held more than the budget. A GPU is held to it by its allocator; elsewhere only the rehearsal can choose.
+
+    Changing settings by what was measured in mid-run would make the adapter depend on the machine's mood.
+    """
     budget = studio.memory.budget_gib
     if not budget or studio.device.startswith("cuda") or (held := peak_bytes()) <= budget * GIB:
         return None
-    changed = climb(studio)
-    reset_peak()
-    return changed and f"{held / GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); {changed}"
+    return f"{held / GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); --rehearse finds settings that fit."
 
 
 def halving(size: int, attempt: Callable[[int], Result]) -> Result:

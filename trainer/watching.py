@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import buckets, export, folds, objective, optim, validation
+from trainer import buckets, export, folds, memory, objective, optim, validation
 from trainer.checkpoint import Checkpoint
 from trainer.events import Cached, Event, Planned, Recommended, Warned
 from trainer.runs import Run
@@ -93,7 +93,12 @@ class Watch:
         last = step == config.max_steps
         with self.shown():
             if self.questions and step and (last or step % config.validate_every_steps == 0):
-                yield from self._measure(step)
+                try:
+                    yield from self._measure(step)
+                except (RuntimeError, MemoryError) as error:
+                    if not memory.is_shortage(error):
+                        raise
+                    yield Warned(f"memory ran out while measuring at step {step}, which is left out; the run goes on.")
             if self.folded and step == self.folded[0]:
                 self.best = self._snapshot()
             if config.preview_every_steps and (last or step % config.preview_every_steps == 0):
