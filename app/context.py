@@ -20,8 +20,8 @@ from app.jobs import JobRunner
 from app.logs import EventLogs
 from trainer.config import StackConfig
 from trainer.data import IMAGE_SUFFIXES, open_image
+from trainer.data.sources import MASK
 from trainer.errors import AdapterError, ConfigError, DataError
-from trainer.sources import MASK
 
 if TYPE_CHECKING:
     from PIL.Image import Image

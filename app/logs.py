@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.events import KINDS, Event
-from trainer.plausible import is_plausible
+from trainer.report.plausible import is_plausible
 
 _MAX_LOGS = 32
 

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from app.jobs import Job
-from trainer import console, presets, report_charts
-from trainer.advice import COPY, advice
+from trainer import console, presets
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import (
@@ -36,7 +35,9 @@ from trainer.events import (
     Validated,
     Warned,
 )
-from trainer.report_charts import Series
+from trainer.report import charts as report_charts
+from trainer.report.advising import COPY, advice
+from trainer.report.charts import Series
 
 SMOOTHED, RAW, HELDOUT = "training, smoothed", "training", "held-out"
 _MAX_POINTS = 300

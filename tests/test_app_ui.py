@@ -18,7 +18,7 @@ import pytest
 from app import guard, ui
 from app.context import Context
 from app.tabs import dataset, library, registry, stack, train
-from trainer import captions
+from trainer.data import captions
 from trainer.errors import AdapterError, ConfigError, DataError, RunError, UserError
 
 ROOT = Path(__file__).parents[1]

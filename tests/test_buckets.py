@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import buckets
 from trainer.config import DataConfig, TrainConfig
-from trainer.data import Item
+from trainer.data import Item, buckets
 
 SIDES = st.integers(16, 6000)
 RESOLUTIONS = st.sampled_from([(128, 16), (256, 8), (256, 16), (448, 8), (512, 8), (520, 8), (768, 16), (1024, 8), (1024, 32), (2048, 64)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import captions
+from trainer.data import captions
 from trainer.errors import DataError
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from trainer import dataset_check, dataset_command
+from trainer import dataset_command
 from trainer.config.data import CaptionsConfig, DataConfig
+from trainer.data import dataset_check
 from trainer.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import attention, bases, families, memory, quantise
-from trainer.frozen import NarrowLinear, NF4Linear, full_weight, keep_on_cpu
+from trainer import bases, families, memory
+from trainer.memory import attention
+from trainer.memory import quantising as quantise
+from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight, keep_on_cpu
 
 KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes"))]
 WORST = {"int8": 0.01, "fp8": 0.04, "nf4": 0.12}  # relative error of a product

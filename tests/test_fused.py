@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import fused, methods
+from trainer import methods
 from trainer.attach import ADAPTER, Attachment, attach
+from trainer.memory import fused
 
 
 class Model(nn.Module):

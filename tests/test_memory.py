@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from trainer import bases, checkpoint, families, loop, memory, presets, quantise, runs, session
+from trainer import bases, checkpoint, families, loop, memory, presets, runs, session
 from trainer.config import MemoryConfig
 from trainer.errors import ConfigError
 from trainer.events import Adjusted, Finished, Step, Warned
+from trainer.memory import quantising as quantise
 from trainer.studio import Studio
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
-from trainer import optim, optimizers
+from trainer import optim
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, RunError
+from trainer.optim import optimizers
 
 OURS = ["adamw", "adafactor", "lion", "prodigy", "schedule-free"]
 OTHERS = [

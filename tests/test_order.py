@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import presets
-from trainer.buckets import Entry
 from trainer.data import Item
-from trainer.order import Order
+from trainer.data.buckets import Entry
+from trainer.data.order import Order
 
 SHAPES = ((64, 64), (96, 64), (64, 96))
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer import families, fitting, memory, presets, rehearsal, session
+from trainer import families, memory, presets, session
 from trainer.errors import ConfigError
 from trainer.events import Finished
-from trainer.rehearsal import Rehearsal, Shape, Try
+from trainer.memory import fitting, rehearsal
+from trainer.memory.rehearsal import Rehearsal, Shape, Try
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer import advice, events, likeness, presets, report, report_charts, runs
-from trainer.advice import advice as advise
+from trainer import events, presets, report, runs
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Item
+from trainer.data import Dataset, Item, likeness
 from trainer.events import (
     Adjusted,
     Cached,
@@ -32,7 +31,10 @@ from trainer.events import (
     Validated,
     Warned,
 )
-from trainer.plausible import plausible
+from trainer.report import advising as advice
+from trainer.report import charts as report_charts
+from trainer.report.advising import advice as advise
+from trainer.report.plausible import plausible
 from trainer.runs import Run
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import imagefolder, sources
 from trainer.config import DataConfig
+from trainer.data import imagefolder, sources
 from trainer.errors import ConfigError, DataError
 
 

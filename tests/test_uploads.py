@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer import uploads
+from trainer.data import uploads
 from trainer.errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".txt")

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer import data, events, folds, likeness, lora_file, presets, runs, saw, session, validation
+from trainer import data, events, lora_file, presets, runs, session, validation
+from trainer.data import folds, likeness, saw
 from trainer.errors import ConfigError, RunError
 from trainer.events import Finished, Folded, Overtrained, Recommended, Sampled, Step, Stopped, Validated
 from trainer.families import registry

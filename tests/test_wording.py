@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import wording
 from trainer.config.data import CaptionsConfig
+from trainer.data import wording
 
 TAG = st.text(st.characters(categories=("L", "N"), include_characters="_-"), min_size=1, max_size=6)
 TAGS = st.lists(TAG, min_size=1, max_size=12)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer import bench_command, dataset_command, runs
+from trainer import dataset_command, runs
+from trainer.bench import command as bench_command
 from trainer.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def train(
 
 def _rehearse(config: TrainConfig, out: Path, download: bool, as_json: bool, once: bool) -> None:
     """Print what a run would take; exits with status 3 if nothing fits into the memory there is."""
-    from trainer import fitting, rehearsal
+    from trainer.memory import fitting, rehearsal
 
     if once:
         print(fitting.once(config, out, download))

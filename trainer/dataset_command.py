@@ -33,8 +33,9 @@ def check(
     """Say which pictures are unreadable, small, blurred or double, what captions lack, and how pictures will be cropped."""
     import pydantic
 
-    from trainer import bases, dataset_check, sources
+    from trainer import bases
     from trainer.config.data import CaptionsConfig, DataConfig
+    from trainer.data import dataset_check, sources
     from trainer.schema import explain
 
     sources.check_folder(folder, "the dataset")
@@ -114,7 +115,7 @@ def saw(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say exactly which pictures and strings a run trained on at a step."""
-    from trainer import saw as ledger
+    from trainer.data import saw as ledger
     from trainer.runs import Run
 
     seen = ledger.saw(Run(run), step, out)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import bases, buckets, cache, data, wording
+from trainer import bases, cache, data
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Item
+from trainer.data import Dataset, Item, buckets, wording
+from trainer.data.order import Order, Sample
 from trainer.errors import ConfigError, RunError
-from trainer.order import Order, Sample
 
 Conditioning = dict[str, Tensor]
 _VERSION = 2  # of how pictures and captions are encoded; a change finds nothing of the old

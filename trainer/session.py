@@ -108,7 +108,7 @@ def start(
     for size in (config.resolution_px, *config.data.more_resolutions_px):
         bases.check_pixels(folder, {"resolution_px": size})
     bases.hardware(config.device, config.dtype)
-    from trainer import folds
+    from trainer.data import folds
 
     dataset, left_out = folds.leave_out(dataset, config)
     ours = ours or World()
@@ -188,7 +188,8 @@ def _report(run: Run, dataset: data.Dataset) -> Iterator[Event]:
 
 def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Callable[[], bool]) -> Iterator[Event]:
     """Train every fold that isn't finished, saying which; ends with Stopped if it was asked to stop."""
-    from trainer import folds, loop
+    from trainer import loop
+    from trainer.data import folds
 
     order, count = folds.shuffled(dataset, config.seed), config.validation.folds
     alone = config.model_copy(update={"validation": ValidationConfig(), "preview_every_steps": 0})

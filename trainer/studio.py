@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, families, fused, memory, methods, objective, optim, validation
+from trainer import against, bases, families, memory, methods, objective, optim, validation
 from trainer.attach import ADAPTER, Attachment, attach
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
@@ -24,6 +24,7 @@ from trainer.data import Dataset
 from trainer.events import Event, Sampled, Warned
 from trainer.inversion import Word
 from trainer.material import Conditioning, Material
+from trainer.memory import fused
 from trainer.runs import Run
 from trainer.world import World
 
@@ -331,7 +332,7 @@ class Studio:
 
     def likeness(self, picture: Any) -> tuple[float, str]:
         """The training picture that a preview is most like, and how much (see `likeness`)."""
-        from trainer.likeness import Album
+        from trainer.data.likeness import Album
 
         if not hasattr(self, "_album"):
             self._album = Album([item for item in self.material.dataset.items if not item.regular], self.config.data.background)

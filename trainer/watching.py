@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import buckets, export, folds, memory, objective, optim, validation
+from trainer import export, memory, objective, optim, validation
 from trainer.checkpoint import Checkpoint
+from trainer.data import buckets, folds
 from trainer.events import Cached, Event, Planned, Recommended, Warned
 from trainer.runs import Run
 from trainer.studio import Studio

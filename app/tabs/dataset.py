@@ -11,9 +11,9 @@ import gradio as gr
 
 from app.context import EXAMPLES, Context, Refresh
 from app.notices import mended, tell, warn
-from trainer import captions, families, presets, uploads
+from trainer import families, presets
 from trainer.config import CaptionsConfig, DataConfig
-from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, captions, uploads
 from trainer.errors import ConfigError, DataError
 from trainer.runs import slug
 
@@ -100,7 +100,7 @@ def overview(context: Context, name: str | None, page: int) -> tuple[list[tuple[
 
 def check(context: Context, name: str | None, resolution_px: int | None, trigger: str) -> str:
     """What is wrong with a dataset, in words. Raises: DataError, ConfigError."""
-    from trainer import dataset_check
+    from trainer.data import dataset_check
 
     folder = context.dataset(name)
     family = families.registry()[presets.load(presets.names()[0], {}).family]

@@ -13,9 +13,9 @@ from app import views
 from app.context import Context, Refresh
 from app.notices import mended, tell
 from trainer import runs
+from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError
 from trainer.events import Finished, Step, Validated
-from trainer.uploads import safe_stem
 
 if TYPE_CHECKING:
     from trainer.lora_file import LoraInfo

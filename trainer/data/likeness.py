@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer import data
-from trainer.data import Item
+from trainer.data import scanning as data
+from trainer.data.scanning import Item
 
 _SIDE_PX = 16
 COPY = 0.97  # likeness from which a preview is called a copy

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.mean import Mean
-from trainer.optim_state import load_state, state
-from trainer.optimizers import Choice, choose, quietly, try_out
-from trainer.schedules import factor, is_schedule_free
+from trainer.optim.mean import Mean
+from trainer.optim.optimizers import Choice, choose, quietly, try_out
+from trainer.optim.saving import load_state, state
+from trainer.optim.schedules import factor, is_schedule_free
 
 __all__ = [
     "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state",

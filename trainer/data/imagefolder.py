@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainer.captions import MAX_CAPTION_BYTES
+from trainer.data.captions import MAX_CAPTION_BYTES
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption", "prompt")

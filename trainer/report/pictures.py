@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.advice import COPY
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Planned, Sampled
+from trainer.report.advising import COPY
 
 if TYPE_CHECKING:
     from trainer.data import Dataset, Item
@@ -123,7 +123,8 @@ def _bucket(item: Item, config: TrainConfig | None, plan: Planned | None) -> str
     """The picture's bucket, if the settings lead to one that the run's plan has."""
     if config is None or plan is None:
         return ""
-    from trainer import buckets, families
+    from trainer import families
+    from trainer.data import buckets
 
     width, height = buckets.assign(item.width_px, item.height_px, config.resolution_px, config.data, families.registry()[config.family].multiple_px)
     return f"{width} x {height}" if any(bucket[:2] == [width, height] for bucket in plan.buckets) else ""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from trainer.config import TrainConfig
 from trainer.events import Adjusted, Event, Failed, Finished, Folded, Overtrained, Sampled, Started, Stopped, Validated
 
-COPY = 0.97  # `trainer.likeness.COPY`, which can't be imported without torch
+COPY = 0.97  # `trainer.data.likeness.COPY`, which can't be imported without torch
 _LITTLE = 0.01  # gain below which next to nothing was learned
 _RISING = 0.05  # share of the gain that the last measurement added: still rising
 _BY_HEART = 2.0, 0.1  # gain on training pictures over the held-out gain: as a factor, and at least so much more

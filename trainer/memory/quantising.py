@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.frozen import NarrowLinear, NF4Linear
+from trainer.memory.frozen import NarrowLinear, NF4Linear
 
 Original = Callable[[str], Tensor]  # module path -> its weight as the base has it on disk
 

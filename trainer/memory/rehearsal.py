@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from trainer import bases, buckets, checkpoint, console, data, export, families, folds, loop, memory, optim, session, watching
+from trainer import bases, checkpoint, console, data, export, families, loop, memory, optim, session, watching
 from trainer.config import TrainConfig
+from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
 from trainer.runs import Run
 from trainer.studio import Studio

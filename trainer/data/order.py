@@ -14,9 +14,9 @@ from functools import lru_cache
 import torch
 
 from trainer import objective
-from trainer.buckets import NUM_CUTS, Bucket, Entry
 from trainer.config import TrainConfig
-from trainer.data import Item
+from trainer.data.buckets import NUM_CUTS, Bucket, Entry
+from trainer.data.scanning import Item
 
 
 @dataclass(frozen=True)

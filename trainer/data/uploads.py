@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trainer import captions, data
+from trainer.data import captions
+from trainer.data import scanning as data
 from trainer.errors import DataError
 
 MAX_ENTRIES = 5_000

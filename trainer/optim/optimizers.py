@@ -27,7 +27,7 @@ from torch import nn
 
 from trainer.config import OptimizerConfig
 from trainer.errors import ConfigError, RunError
-from trainer.optim_state import load_state, state
+from trainer.optim.saving import load_state, state
 
 Scalar = bool | int | float | str | None | tuple[bool | int | float | str | None, ...]
 Make = Callable[[list[list[nn.Parameter]]], torch.optim.Optimizer]

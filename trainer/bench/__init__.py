@@ -103,7 +103,7 @@ def _full_size(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parent / "imprimatura" / "tokenizer"), local_files_only=True, model_max_length=77)
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True, model_max_length=77)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -2,7 +2,7 @@
 
 Every file is hostile: a few formats only, at most 64 megapixels, decoded whole here, before any model is loaded. What
 is wrong with one file never stops the others; what was done about it is said. Where the pictures are and what the
-folder says about them is `trainer.sources`.
+folder says about them is `trainer.data.sources`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from trainer import sources, wording
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
+from trainer.data import sources, wording
+from trainer.data.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
+from trainer.data.sources import FORMATS, Found
+from trainer.data.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.errors import DataError
-from trainer.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
-from trainer.sources import FORMATS, Found
-from trainer.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +46,7 @@ class Item:
     """One picture that opens, and what it is trained with."""
 
     path: Path
-    captions: tuple[str, ...]  # finished but for what `trainer.wording` draws; several only with captions.lines = choose
+    captions: tuple[str, ...]  # finished but for what `trainer.data.wording` draws; several only with captions.lines = choose
     sha256: str  # of the picture file
     width_px: int  # turned as its EXIF says
     height_px: int

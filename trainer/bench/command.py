@@ -48,7 +48,7 @@ def methods(
     steps: Annotated[int, typer.Option(min=6, help="Training steps of each.")] = 150,
 ) -> None:
     """Held-out gain of each adapter method on the sample style, after the same number of steps."""
-    from trainer import bench_methods
+    from trainer.bench import methods as bench_methods
 
     if wrong := [one for one in name or [] if one not in bench_methods.VARIANTS]:
         raise ConfigError(f"--name is {wrong[0]!r}; allowed: {', '.join(bench_methods.VARIANTS)}.")
@@ -65,7 +65,7 @@ def profile(
     rows: Annotated[int, typer.Option(min=1, max=100, help="How many operations to list.")] = 16,
 ) -> None:
     """Where a step's time goes, against what the processor can do."""
-    from trainer import bench_profile
+    from trainer.bench import profile as bench_profile
 
     if model not in bench.MODELS:
         raise ConfigError(f"--model is {model!r}; allowed: {', '.join(bench.MODELS)}.")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import bases, checkpoint, data, families, folds
+from trainer import bases, checkpoint, data, families
+from trainer.data import folds
 from trainer.errors import ConfigError, RunError
 from trainer.material import Material
 from trainer.runs import Run

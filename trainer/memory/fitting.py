@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
-from trainer import bases, console, memory, presets, rehearsal
+from trainer import bases, console, memory, presets
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.rehearsal import Rehearsal, Try
+from trainer.memory import rehearsal
+from trainer.memory.rehearsal import Rehearsal, Try
 
 _SHORTAGE = "shortage"
 

@@ -1,7 +1,7 @@
 """Curves and bars as SVG for a page that runs no script: thin lines over a quiet grid, readable in a narrow column, by day and by night.
 
 Colours are classes of the page's style (`held`, `own`, `drift`, `quiet`), so that they follow its light and dark. Points
-are finite numbers; `trainer.plausible` has seen to that.
+are finite numbers; `trainer.report.plausible` has seen to that.
 """
 
 from __future__ import annotations

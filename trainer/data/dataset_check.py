@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import buckets, data, sources, wording
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import Item
+from trainer.data import buckets, sources, wording
+from trainer.data import scanning as data
+from trainer.data.scanning import Item
+from trainer.data.sources import Found
 from trainer.errors import DataError
-from trainer.sources import Found
 
 if TYPE_CHECKING:
     from PIL import Image

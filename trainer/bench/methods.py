@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.events import Finished, Started, Step, Validated
 
-EXAMPLES = Path(__file__).parents[1] / "app" / "examples" / "outline-style"
+EXAMPLES = Path(__file__).parents[2] / "app" / "examples" / "outline-style"
 VARIANTS: dict[str, list[str]] = {
     "lora": [],
     "lora, attention-ff": ["adapter.targets=attention-ff", "learning_rate=7e-4"],

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer import console, report_charts, report_pictures
-from trainer.advice import advice
+from trainer import console
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import (
@@ -30,9 +29,12 @@ from trainer.events import (
     Validated,
     Warned,
 )
-from trainer.plausible import plausible
-from trainer.report_charts import Series
-from trainer.report_style import STYLE
+from trainer.report import charts as report_charts
+from trainer.report import pictures as report_pictures
+from trainer.report.advising import advice
+from trainer.report.charts import Series
+from trainer.report.plausible import plausible
+from trainer.report.style import STYLE
 from trainer.runs import Run
 
 if TYPE_CHECKING:

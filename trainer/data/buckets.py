@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from trainer.config import DataConfig, TrainConfig
-from trainer.data import Item
+from trainer.data.scanning import Item
 
 Bucket = tuple[int, int]  # width, height
 NUM_CUTS = 4

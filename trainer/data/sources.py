@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer import imagefolder
-from trainer.captions import read_caption
 from trainer.config import DataConfig
+from trainer.data import imagefolder
+from trainer.data.captions import read_caption
 from trainer.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif")

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer import attention, bases
+from trainer import bases
 from trainer.config import MemoryConfig, TrainConfig
-from trainer.frozen import keep_on_cpu
-from trainer.quantise import has_nf4, quantise
+from trainer.memory import attention
+from trainer.memory.frozen import keep_on_cpu
+from trainer.memory.quantising import has_nf4, quantise
 
 if TYPE_CHECKING:
     from trainer.studio import Studio

@@ -12,7 +12,7 @@ import torch
 
 from trainer import objective
 from trainer.config import TrainConfig
-from trainer.data import Dataset
+from trainer.data.scanning import Dataset
 from trainer.errors import ConfigError
 from trainer.events import Folded, Validated
 from trainer.runs import Run

@@ -1,0 +1,16 @@
+"""What is trained on: finding pictures and captions, checking them, cutting them into buckets, wording, order."""
+
+from trainer.data.scanning import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Dataset,
+    Item,
+    has_trigger,
+    load_mask,
+    load_pixels,
+    open_image,
+    scan,
+    scan_heldout,
+)
+
+__all__ = ["CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout"]
