@@ -8,6 +8,7 @@ sum |Q_out^T dW Q_in|^2 over the layers, over sum |dW_theirs|^2. It needs r x r 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,22 @@ def parse(lines: tuple[str, ...]) -> list[tuple[Path, float]]:
             raise ConfigError(f"against.adapters has {line!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
         if not -2 <= float(weight) <= 2:
             raise ConfigError(f"against.adapters has {line!r}: weight is {weight}; allowed: -2 to 2.")
-        found.append((Path(file), float(weight)))
+        if float(weight):  # 0 is as if it were absent
+            found.append((Path(file), float(weight)))
     return found
+
+
+def digest(lines: tuple[str, ...]) -> str:
+    """sha256 over the files of a stack, "" for none."""
+    files = [file.read_bytes() for file, _ in parse(lines)]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files)).hexdigest() if files else ""
 
 
 @torch.no_grad()
 def fold(lines: tuple[str, ...], weights: dict[str, Tensor], file_keys: dict[str, str]) -> tuple[Bases, float]:
-    """Add the stack to the base's weights in place; the directions it uses by module path, and its squared norm.
+    """Add the stack to the base's weights in place; the directions it uses by module path, and its squared norm at weight 1.
+
+    Directions are those of low-rank updates; other methods' have all of them.
 
     Raises: AdapterError if a file doesn't fit, before any weight is changed.
     """
@@ -51,8 +61,8 @@ def fold(lines: tuple[str, ...], weights: dict[str, Tensor], file_keys: dict[str
         total = base.float()
         for factor, deltas in loaded:
             if path in deltas:
-                delta = factor * deltas[path].dense(base, torch.float32).to(base.device)
-                total = total + delta
+                delta = deltas[path].dense(base, torch.float32).to(base.device)
+                total = total + factor * delta
                 energy += float(delta.square().sum())
                 lowrank = deltas[path]
                 if isinstance(lowrank, lora_file.Delta):

@@ -150,6 +150,7 @@ def attach(
         settings = method.peft_config(config, targets)
     start = getattr(settings, "init_lora_weights", True)
     _refuse_quantised(model, settings, targets)
+    _refuse_ranks_of_nothing(model, config, targets)
     attachment = _inject(model, settings, seed, starts_fresh=saved is None)
     if start in _FROM_BASE:
         _take_out_of_base(attachment, str(start), saved)
@@ -202,6 +203,16 @@ def _inject(model: nn.Module, settings: Any, seed: int, starts_fresh: bool) -> A
 def _matching(model: nn.Module, targets: str) -> list[str]:
     """Paths of the layers that PEFT will adapt."""
     return [path for path, module in model.named_modules() if re.fullmatch(targets, path) and hasattr(module, "weight")]
+
+
+def _refuse_ranks_of_nothing(model: nn.Module, config: Settings, targets: str) -> None:
+    paths = _matching(model, targets)
+    for line in getattr(config, "block_ranks", ()):
+        text = line.partition("=")[0].strip()
+        if not any(text in path for path in paths):
+            raise ConfigError(
+                f"adapter.block_ranks has {line!r}, but no adapted layer has {text!r} in its path; one of them is {paths[0] if paths else 'none'}."
+            )
 
 
 def _refuse_quantised(model: nn.Module, settings: Any, targets: str) -> None:

@@ -83,6 +83,7 @@ _CHANGED = {
     "config": "the settings in its config.toml are not those it was started with; start a new run with them.",
     "dataset": "the pictures or captions have changed since it was started; start a new run, or put them back.",
     "heldout": "the held-out pictures or captions have changed since it was started; start a new run, or put them back.",
+    "against": "a LoRA of against.adapters is another file than when it was started; start a new run, or put it back.",
     "base": "the base is another one than when it was started; start a new run, or put it back.",
 }
 

@@ -58,7 +58,9 @@ def _proved(studio: Studio, unproved: Path, name: str, modules: set[str]) -> flo
     if worst > _TOLERANCE[studio.config.save_dtype]:
         raise RunError(f"{name} differs from what was trained by {worst:.1e}; the checkpoint is good.")
     if square <= nothing**2 * base_square:
-        raise RunError(f"{name} would do nothing: the adapter is zero. Raise learning_rate or max_steps.")
+        raise RunError(
+            f"{name} would do nothing: the adapter is zero. Raise learning_rate or max_steps; if there are masks, look at whether they leave anything to learn."
+        )
     return math.sqrt(square)
 
 

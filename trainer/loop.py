@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from trainer import checkpoint, events, export, loss, memory, objective, optim, watching
+from trainer import against, checkpoint, events, export, loss, memory, objective, optim, watching
 from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
-from trainer.errors import RunError
+from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
 from trainer.runs import Run
 from trainer.studio import Studio
@@ -37,13 +37,14 @@ def train(
     saved, problems = checkpoint.load_latest(run.checkpoints)
     studio = Studio.open(config, world)
     identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": studio.base_digest}
+    identity["against"] = against.digest(config.against.adapters)
     first = checkpoint.expect(saved, identity, run.name)
     if world.first:
         events.rewind(run.events_file, first)
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     seconds = time.monotonic()
-    cached = studio.prepare(run.cache, dataset, heldout)
+    cached = studio.prepare(run.cache, dataset, heldout, stop)
     parameters = studio.attach(saved)
     yield Started(
         run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
@@ -75,7 +76,7 @@ def train(
     # The loop. What a killed run had not yet looked at, it looks at now.
     yield from watch.look(first)
     step = first
-    while step < config.max_steps:
+    while step < config.max_steps and not watch.enough():
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
@@ -118,8 +119,6 @@ def train(
             yield Stopped(step)
             return
         yield from watch.look(step)
-        if watch.enough():
-            break
 
     # Export, open again, compare.
     with studio.whole():
@@ -127,7 +126,7 @@ def train(
         if not world.first:
             return
         with watch.shown():
-            norm = export.write(studio, run.lora_file, dataset, {})
+            norm = export.write(studio, run.lora_file, dataset, {"ss_steps": str(step)})
     yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, memory.peak_bytes())
 
 
@@ -161,6 +160,9 @@ def learn(studio: Studio, step: int) -> Tensor:
             (each.sum() * (studio.loss_scale / num)).backward()
             found.append(each.detach())
     if studio.config.against.overlap_penalty and studio.world.first:
-        (studio.config.against.overlap_penalty * studio.loss_scale * studio.overlap()).backward()
+        overlap = studio.overlap()
+        if not overlap.requires_grad:
+            raise ConfigError("against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of against.adapters; leave it out.")
+        (studio.config.against.overlap_penalty * studio.loss_scale * overlap).backward()
     studio.world.sum_gradients(studio.trained.values())
     return torch.cat(found) if found else torch.zeros(0, device=studio.device)

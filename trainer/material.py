@@ -64,10 +64,15 @@ class Material:
 
     def all_captions(self) -> list[str]:
         """Every string that may be asked of the text encoder, sorted."""
-        held = [caption for item in (self.heldout.items if self.heldout else []) for caption in item.captions]
+        sets = [self.dataset.items, self.heldout.items if self.heldout else []]
+        held = [self.measured_caption(item) for items in sets for item in items]
         own = [caption for found in self.wordings for caption in found]
         preserved = [self._class_caption(caption) for caption in own] if self.config.objective.preservation_weight else []
         return sorted({*own, *held, *preserved, ""})
+
+    def measured_caption(self, item: Item) -> str:
+        """The one string a picture is measured with, of the kind it is trained with."""
+        return wording.settled(item.captions, self.config.captions, self.config.seed)
 
     def long_captions(self) -> list[str]:
         """A sentence for each picture whose caption is cut off at the text encoder's window."""
@@ -81,17 +86,22 @@ class Material:
                 found.append(f"{item.path.name}: {longest} tokens, of which the text encoder reads {window}; shorten it, or set captions.long=chunk.")
         return found
 
-    def fill(self, with_text: bool) -> tuple[int, int]:
-        """Encode what is not in the cache; (entries, computed). Raises: ConfigError if the autoencoder gives NaN."""
+    def fill(self, with_text: bool, stop: Callable[[], bool]) -> tuple[int, int]:
+        """Encode what is not in the cache; (entries, computed). What is encoded stays when `stop` breaks it off.
+
+        Raises: ConfigError if the autoencoder gives NaN, KeyboardInterrupt once `stop` says so.
+        """
         before, bad, count = self.store.num_computed, [], 0
         for item, bucket, cut, mirrored in self._views():
             count += 1
+            _heed(stop)
             if not torch.isfinite(self.latents(item, bucket, cut, mirrored)).all():
                 bad.append(item.path.name)
         if bad:
             raise ConfigError(f"the autoencoder gave NaN for {', '.join(bad[:5])}; set dtype=float32.")
         for caption in self.all_captions() if with_text else ():
             count += 1
+            _heed(stop)
             self.conditioning(caption)
         return count, self.store.num_computed - before
 
@@ -170,4 +180,11 @@ class Material:
     def _class_caption(self, caption: str) -> str:
         """The caption with the class in the trigger's place: what the base knows of the same picture."""
         trigger, kind = self.config.data.trigger, self.config.data.class_caption
-        return caption.replace(trigger, kind) if trigger and trigger in caption else kind
+        if not caption:
+            return ""
+        return data.without_trigger(caption, trigger, kind) if trigger and data.has_trigger(caption, trigger) else kind
+
+
+def _heed(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise KeyboardInterrupt

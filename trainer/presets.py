@@ -68,10 +68,23 @@ def values(preset: str) -> dict[str, Any]:
 def load(preset: str, overrides: dict[str, Any]) -> TrainConfig:
     """The config of a preset with overrides, which may be dotted (`adapter.rank`). Raises: ConfigError."""
     merged = values(preset)
+    if preset.endswith(".safetensors"):
+        _ask_for_places(merged, overrides, preset)
     _switch_method(merged, overrides.get("adapter.method"))
     for key, value in overrides.items():
         _put(merged, key, value)
     return parse(TrainConfig, merged, f"preset {preset}" + (" with --set" if overrides else ""))
+
+
+def _ask_for_places(merged: dict[str, Any], overrides: dict[str, Any], preset: str) -> None:
+    """Take the places out of a recipe, which travels without them. Raises: ConfigError naming those that must be given anew."""
+    data, stack, base = merged.get("data", {}), merged.get("against", {}), merged.get("base", "")
+    places = {"data.regularisation": data.get("regularisation"), "data.mask_folder": data.get("mask_folder"), "against.adapters": stack.get("adapters")}
+    if base != "imprimatura" and "/" not in str(base):  # a hub id has an owner
+        places["base"] = base
+    if missing := [f"{key} (it was {value!r})" for key, value in places.items() if value and key not in overrides]:
+        raise ConfigError(f"{preset} was trained with what lies in places of its own; give with --set: {', '.join(missing)}.")
+    merged["data"] = {key: value for key, value in data.items() if key not in ("folder", "heldout")} if isinstance(data, dict) else data
 
 
 def _switch_method(merged: dict[str, Any], method: Any) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, data, events, families, presets, report, runs, schema, tracking
-from trainer.config import Settings, TrainConfig, ValidationConfig
+from trainer import bases, checkpoint, data, events, families, presets, report, runs, schema, tracking
+from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.runs import Run
@@ -111,6 +112,10 @@ def start(
     from trainer.data import folds
 
     dataset, left_out = folds.leave_out(dataset, config)
+    if config.validation.folds and ours and ours.size > 1:
+        raise ConfigError("validation.folds trains in one process; start it without torchrun.")
+    if twice := folds.in_both(dataset, left_out or heldout):
+        dataset = replace(dataset, problems=[*dataset.problems, twice])
     ours = ours or World()
     if run is None:
         run = Run(parent / ours.share(runs.create(parent, name or Path(config.data.folder).name, config).name if ours.first else ""))
@@ -159,8 +164,10 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
                 yield Warned("memory.shard spreads the base over several processes, and this is one; start it with torchrun --nproc_per_node N.")
             last: Event | None = None
             for last in _train_folds(config, run, dataset, stop) if config.validation.folds else ():
+                log.write(last)
                 yield last
             if isinstance(last, Stopped):
+                deque(_report(run, dataset), maxlen=0)
                 return
             for event in tracking.follow(config, run, loop.train(config, run, dataset, heldout, stop, ours)):
                 log.write(event)
@@ -198,14 +205,18 @@ def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Cal
         folder.mkdir(parents=True, exist_ok=True)
         fold = Run(folder, cache_folder=run.cache)
         presets.save(alone, fold.config_file)
-        if fold.state() == "finished":
-            continue
         kept, left = folds.split(dataset, sorted(order[number::count]))
+        if fold.state() == "finished":
+            saved, _ = checkpoint.load_latest(fold.checkpoints)
+            identity = {**(saved.state if saved else {}), "config": digest(alone), "dataset": kept.digest, "heldout": left.digest}
+            checkpoint.expect(saved, identity, f"{run.name}, fold {number + 1},")
+            continue
         yield Warned(f"fold {number + 1} of {count}: trained without {len(left.items)} of {len(order)} pictures.")
         log = events.Log(fold.events_file)
         for event in loop.train(alone, fold, kept, left, stop):
             log.write(event)
             if isinstance(event, Stopped):
+                yield Warned(f"stopped in fold {number + 1} of {count}, at its step {event.step}.")
                 yield Stopped(0)
                 return
         assert isinstance(event, Finished)

@@ -20,7 +20,8 @@ from trainer import against, bases, families, memory, methods, objective, optim,
 from trainer.attach import ADAPTER, Attachment, attach
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, has_trigger
+from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
 from trainer.inversion import Word
 from trainer.material import Conditioning, Material
@@ -86,13 +87,19 @@ class Studio:
         """True if what a caption means changes while training."""
         return bool(getattr(self.config.adapter, "text_encoder", False) or self.config.inversion.token)
 
-    def prepare(self, store: Path, dataset: Dataset, heldout: Dataset | None) -> tuple[int, int]:
-        """Plan the steps and encode what they need; (entries, computed). The first process computes, the others read."""
+    def prepare(self, store: Path, dataset: Dataset, heldout: Dataset | None, stop: Callable[[], bool] = lambda: False) -> tuple[int, int]:
+        """Plan the steps and encode what they need; (entries, computed). The first process computes, the others read.
+
+        Raises: ConfigError if nothing would train the new word, KeyboardInterrupt once `stop` says so.
+        """
         self.material = Material(self.config, self.family, self.pipe, self.folder, store)
         self.material.lay_out(dataset, heldout)
+        word = self.config.inversion.token
+        if word and not any(has_trigger(caption, word) for caption in self.material.all_captions()):
+            raise ConfigError(f"inversion.token is {word!r}, which is in no caption, so nothing would train it; write it in the captions.")
         if not self.world.first:
             self.world.wait()
-        counted = self.material.fill(with_text=not self.trains_text)
+        counted = self.material.fill(with_text=not self.trains_text, stop=stop)
         if self.world.first:
             self.world.wait()
         return counted
@@ -161,8 +168,10 @@ class Studio:
         return all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
 
     def _lay_out(self) -> None:
-        """Convolutions in channels-last order, which they compute in anyway."""
-        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Frozen convolutions in channels-last order, which they compute in anyway; an adapter's own stay as PEFT reads them."""
+        for module in self.denoiser.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _sampler(self) -> Callable[[], None]:
         """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""
@@ -296,7 +305,7 @@ class Studio:
         if not items:
             return None
         latents = [self.material.latents(item, self.material.own_bucket(item), 0, False) for item in items]
-        return validation.Questions(latents, [item.captions[0] for item in items])
+        return validation.Questions(latents, [self.material.measured_caption(item) for item in items])
 
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""

@@ -110,7 +110,7 @@ class Watch:
         now = self.studio.losses(self.questions)
         event = validation.compare(step, self.base, now, validation.gain(self.own_base, self.studio.losses(self.own)), self._drift())
         self.last = event, now
-        if self.judge.hear(step, self.base, now):
+        if self.judge.hear(step, self.base, now) and not self.folded:
             self.best = self._snapshot()
         yield event
         if alarm := self.judge.alarm(step):
@@ -135,7 +135,12 @@ class Watch:
         try:
             _put(parameters, self.best)
             if self.studio.world.first:
-                export.write(self.studio, self.run.folder / BEST, self.studio.material.dataset, {"velatura.step": str(step), "velatura.reason": reason})
+                export.write(
+                    self.studio,
+                    self.run.folder / BEST,
+                    self.studio.material.dataset,
+                    {"velatura.step": str(step), "velatura.reason": reason, "ss_steps": str(step)},
+                )
         finally:
             _put(parameters, kept)
         yield Recommended(step, BEST, reason)

@@ -12,7 +12,9 @@ _TAGS = {"captions.shuffle_tags": (True,), "captions.tag_dropout": SET}
 class DataConfig(Settings):
     folder: str = setting("", "Dataset", "Folder of pictures with a caption file of the same name each.")
     heldout: str = setting("", "Held-out set", "Folder of pictures never trained on, to measure what was learned; empty for none.")
-    trigger: str = setting("", "Trigger", "Word that calls the adapter; put before captions that lack it. Usual for a character.", max_length=80)
+    trigger: str = setting(
+        "", "Trigger", "Word that calls the adapter; put before captions that lack it. Usual for a character.", max_length=80, pattern=r"^(\S(.*\S)?)?$"
+    )
     caption_dropout: float = setting(
         0.05, "Caption dropout", "Share of pictures that train without caption, which keeps guidance working; 0-0.1.", ge=0, le=1, advanced=True
     )
@@ -59,8 +61,8 @@ class DataConfig(Settings):
         1.0, "Regularisation weight", "How much a regularisation picture counts; 0.5-1.", gt=0, le=10, advanced=True, only_with={"data.regularisation": SET}
     )
     class_caption: str = setting(
-        "", "Class", "The trigger's everyday word, such as cat; what preservation holds the base to.", max_length=200, advanced=True,
-        only_with={"objective.preservation_weight": SET},
+        "", "Class", "The trigger's everyday word, such as cat: what preservation holds the base to, and a caption for regularisation pictures without.",
+        max_length=200, advanced=True, only_with={"objective.preservation_weight": SET, "data.regularisation": SET},
     )  # fmt: skip
 
 

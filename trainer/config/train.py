@@ -96,6 +96,8 @@ class TrainConfig(Settings):
             problems.append("data.class_caption is not set; preservation holds the base to what it says to that caption, such as cat.")
         if self.validation.leave_out and self.data.heldout:
             problems.append(f"validation.leave_out is {self.validation.leave_out}, but data.heldout names a held-out set; set one of the two.")
+        if self.validation.folds and (self.data.heldout or self.validation.leave_out):
+            problems.append("validation.folds is set, but so is data.heldout or validation.leave_out; folds are for sets that have neither.")
         if self.validation.folds == 1:
             problems.append("validation.folds is 1; allowed: 0, or 2 to 20.")
         if self.adapter.targets not in facts.targets:

@@ -11,6 +11,11 @@ from trainer.data.scanning import (
     open_image,
     scan,
     scan_heldout,
+    sha256_of,
+    without_trigger,
 )
 
-__all__ = ["CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout"]
+__all__ = [
+    "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout", "sha256_of",
+    "without_trigger",
+]  # fmt: skip

@@ -32,6 +32,15 @@ def shuffled(dataset: Dataset, seed: int) -> list[int]:
     return [own[place] for place in order]
 
 
+def in_both(dataset: Dataset, heldout: Dataset | None) -> str | None:
+    """A sentence if pictures are trained on and measured with."""
+    own = {item.sha256 for item in dataset.items}
+    twice = [item.path.name for item in (heldout.items if heldout else []) if item.sha256 in own]
+    if not twice:
+        return None
+    return f"{len(twice)} pictures are both trained on and measured with, such as {twice[0]}: the held-out loss will say too much good of the adapter."
+
+
 def leave_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     """The training set and what is held out of it. Raises: ConfigError if too little would be left."""
     wanted, folds = config.validation.leave_out, config.validation.folds

@@ -325,8 +325,17 @@ def _finished(text: str, trigger: str, captions: CaptionsConfig) -> str:
 
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether the trigger stands in the text as a word of its own, in capitals or not: `art` does not stand in `party`."""
+    return _as_word(trigger).search(text) is not None
+
+
+def without_trigger(text: str, trigger: str, word: str) -> str:
+    """The text with another word in the trigger's place, wherever `has_trigger` sees it."""
+    return _as_word(trigger).sub(lambda _: word, text)
+
+
+def _as_word(trigger: str) -> re.Pattern[str]:
     before, after = (r"(?<!\w)" if trigger[0].isalnum() else ""), (r"(?!\w)" if trigger[-1].isalnum() else "")
-    return re.search(f"{before}{re.escape(trigger)}{after}", text, re.IGNORECASE) is not None
+    return re.compile(f"{before}{re.escape(trigger)}{after}", re.IGNORECASE)
 
 
 def _item(found: Found, look: _Look, captions: tuple[str, ...]) -> Item:

@@ -1,0 +1,201 @@
+"""Bugs that a hostile reviewer found in the trainer, each by what must hold instead."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from trainer import methods, presets, runs, session
+from trainer.errors import ConfigError, RunError, UserError
+from trainer.events import Event, Finished, Overtrained, Step, Stopped, Warned
+from trainer.families import registry
+from trainer.studio import Studio
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "black")):
+        image = Image.new("RGB", (40, 40), "white")
+        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"mokka, a {colour} dot")
+    return folder
+
+
+def config(tiny: Path, pictures: Path, **settings: object):
+    values = {
+        "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0,
+        "learning_rate": 1e-2, "data.folder": str(pictures), "preview.prompts": [],
+    }  # fmt: skip
+    return presets.load("imprimatura-character", values | settings)
+
+
+def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[Event]]:
+    run, stream = session.start(settings, parent, name, runs.find_resumable(parent, name))
+    return run, list(stream)
+
+
+def stop_after(parent: Path, settings, step: int) -> runs.Run:
+    run, stream = session.start(settings, parent, "x", None)
+    for event in stream:
+        if isinstance(event, Step) and event.step == step:
+            break
+    stream.close()
+    return run
+
+
+TARGETS = [
+    (name, targets)
+    for name, module in methods.registry().items()
+    for targets in registry()["sd"].targets
+    if targets in str(module.Config.model_fields["targets"].annotation)
+]
+
+
+@pytest.mark.parametrize(("method", "targets"), TARGETS)
+def test_every_method_trains_on_every_target_it_offers(method: str, targets: str, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    _, said = train(tmp_path, config(tiny, pictures, max_steps=2, **{"adapter.method": method, "adapter.targets": targets}))
+    assert isinstance(said[-1], Finished)
+
+
+def test_a_penalty_with_nothing_to_keep_apart_is_refused(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    other, _ = train(tmp_path / "other", config(tiny, pictures, **{"adapter.method": "loha"}))
+    stack = {"against.adapters": [str(other.lora_file)], "against.overlap_penalty": 1.0}
+    with pytest.raises(ConfigError, match="nothing trained shares a layer with a plain LoRA"):
+        train(tmp_path, config(tiny, pictures, **stack))
+
+
+def test_the_penalty_does_not_grow_as_the_stacks_weight_falls(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    other, _ = train(tmp_path / "other", config(tiny, pictures, seed=3, max_steps=8))
+
+    def longest(weight: float) -> float:
+        stack = {"against.adapters": [f"{other.lora_file}:{weight}"], "against.overlap_penalty": 1.0}
+        _, said = train(tmp_path / str(weight), config(tiny, pictures, **stack))
+        return max(event.grad_norm for event in said if isinstance(event, Step))
+
+    assert longest(0.01) < 3 * longest(1.0)
+
+
+def test_a_run_that_stopped_early_and_is_resumed_trains_no_further(tmp_path: Path, examples: Path) -> None:
+    values = {
+        "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 40, "validate_every_steps": 1, "checkpoint_every_steps": 1,
+        "preview_every_steps": 0, "learning_rate": 3e-2, "optimizer.schedule": "constant", "validation.leave_out": 5, "validation.stop_when_overtrained": True,
+    }  # fmt: skip
+    settings = presets.load("imprimatura-character", values)
+    whole, said = train(tmp_path, settings, "whole")
+    last = next(event.step for event in said if isinstance(event, Overtrained))
+    run = stop_after(tmp_path, settings, last)
+    train(tmp_path, settings)
+    assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
+
+
+def test_a_stack_that_was_replaced_is_refused_on_resume(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    one, _ = train(tmp_path / "one", config(tiny, pictures, seed=3))
+    two, _ = train(tmp_path / "two", config(tiny, pictures, seed=4))
+    settings = config(tiny, pictures, **{"against.adapters": [str(one.lora_file)]})
+    stop_after(tmp_path, settings, 3)
+    shutil.copy(two.lora_file, one.lora_file)
+    with pytest.raises(RunError, match=r"a LoRA of against\.adapters is another file"):
+        train(tmp_path, settings)
+
+
+def test_folds_of_another_dataset_are_refused(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    settings = config(tiny, pictures, validate_every_steps=2, **{"validation.folds": 2})
+    stop_after(tmp_path, settings, 1)
+    (pictures / "0.txt").write_text("another caption")
+    with pytest.raises(RunError, match="fold 1, can't go on: the pictures or captions have changed|fold 1, can't go on: the held-out"):
+        train(tmp_path, settings)
+
+
+def test_folds_with_a_held_out_set_are_refused(tiny: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match=r"validation\.folds is set, but so is data\.heldout"):
+        config(tiny, pictures, **{"validation.folds": 2, "data.heldout": str(pictures)})
+
+
+def test_a_stop_in_a_fold_says_so_and_is_logged(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "x" / "folds" / "1" / "events.jsonl"
+    monkeypatch.setattr(session.StopRequest, "__call__", lambda self: log.is_file() and '"event": "step"' in log.read_text())
+    run, said = train(tmp_path, config(tiny, pictures, **{"validation.folds": 2}))
+    assert isinstance(said[-1], Stopped) and any(isinstance(event, Warned) and "stopped in fold 1 of 2" in event.message for event in said)
+    assert isinstance(run.events()[-1], Stopped) and run.report_file.is_file()
+
+
+def test_a_stop_while_encoding_is_heeded_at_once(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.StopRequest, "__call__", lambda self: True)
+    run, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    assert not [event for event in run.events() if isinstance(event, Step)] and run.state() == "unfinished"
+
+
+def test_what_is_measured_has_no_open_wildcards(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    for path in pictures.glob("*.txt"):
+        path.write_text("mokka, {red|blue} cat")
+    settings = config(tiny, pictures, **{"captions.wildcards": True, "validation.leave_out": 1})
+    from trainer import data
+    from trainer.data import folds
+
+    studio = Studio.open(settings)
+    dataset, left = folds.leave_out(data.scan(settings), settings)
+    studio.prepare(tmp_path / ".cache", dataset, left)
+    for one in (studio.questions(left), studio.questions(dataset)):
+        assert one is not None and set(one.captions) <= {"mokka, red cat", "mokka, blue cat"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "caption", "wanted"),
+    [("Mokka", "mokka, a cat", "kitten, a cat"), ("art", "art, a party", "kitten, a party"), ("mokka", "", ""), ("mokka", "a dog", "kitten")],
+)
+def test_the_class_stands_where_the_trigger_stood(trigger: str, caption: str, wanted: str, tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    settings = config(tiny, pictures, **{"data.trigger": trigger, "objective.preservation_weight": 1, "data.class_caption": "kitten"})
+    studio = Studio.open(settings)
+    from trainer import data
+
+    studio.prepare(tmp_path / ".cache", data.scan(settings), None)
+    assert studio.material._class_caption(caption) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter.block_ranks": ["nosuchblock=2"]}, "no adapted layer has 'nosuchblock'"),
+        ({"inversion.token": "Zzq"}, "'Zzq', which is in no caption"),
+        ({"data.trigger": "   "}, "data.trigger"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(settings: dict[str, object], message: str, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, config(tiny, pictures, **settings))
+
+
+def test_the_class_is_read_with_regularisation_pictures(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    other = tmp_path / "class"
+    other.mkdir()
+    Image.new("RGB", (40, 40), "grey").save(other / "0.png")
+    _, said = train(tmp_path, config(tiny, pictures, **{"data.regularisation": str(other), "data.class_caption": "a cat"}))
+    assert isinstance(said[-1], Finished)
+
+
+def test_a_recipe_says_which_places_must_be_given_anew(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, _ = train(tmp_path, config(tiny, pictures))
+    with pytest.raises(ConfigError, match=r"give with --set: base \(it was 'tiny"):
+        presets.load(str(run.lora_file), {"data.folder": str(pictures)})
+    again = presets.load(str(run.lora_file), {"data.folder": str(pictures), "base": str(tiny)})
+    assert again.adapter == run.config().adapter and again.data.heldout == ""
+
+
+def test_pictures_in_both_sets_are_told_of(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy)
+    _, said = train(tmp_path, config(tiny, pictures, **{"data.heldout": str(copy)}))
+    assert any("4 pictures are both trained on and measured with" in event.message for event in said if isinstance(event, Warned))
