@@ -33,6 +33,14 @@ def imprimatura_folder() -> Path:
     return ROOT / "trainer" / "imprimatura"
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SD family's own test double: KL autoencoder, epsilon, random weights."""
+    from trainer.families import registry
+
+    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
 def run_velatura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_velatura("train", "--help", SOME_VARIABLE="1")`: the command in a process of its own, in the test's folder.

@@ -14,14 +14,8 @@ from trainer import against, data, lora_file, objective, presets, session
 from trainer.config import InversionConfig
 from trainer.errors import ConfigError, UserError
 from trainer.events import Finished, Step
-from trainer.families import registry
 from trainer.inversion import Word
 from trainer.studio import Studio
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -237,8 +231,10 @@ def test_a_word_changes_no_weight_and_only_its_own_captions(tmp_path: Path, tiny
 
 
 def test_a_word_the_base_knows_is_refused(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    studio = Studio.open(config(tiny, pictures))
+    Word(studio.pipe, InversionConfig(token="mokka"))
     with pytest.raises(ConfigError, match="already has as a word"):
-        train(tmp_path, config(tiny, pictures, **{"inversion.token": "cat</w>".removesuffix("</w>")}))
+        Word(studio.pipe, InversionConfig(token="mokka"))
 
 
 # The text encoder.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from trainer import bases, checkpoint, families, loop, memory, presets, runs, session
+from trainer import bases, checkpoint, loop, memory, presets, runs, session
 from trainer.config import MemoryConfig
 from trainer.errors import ConfigError
 from trainer.events import Adjusted, Finished, Step, Warned
@@ -21,11 +21,6 @@ from trainer.studio import Studio
 ROOT = Path(__file__).parents[1]
 KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes"))]
 SHORTAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

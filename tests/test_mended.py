@@ -15,11 +15,6 @@ from trainer.families import registry
 from trainer.studio import Studio
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"

@@ -12,18 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer import families, memory, presets, session
+from trainer import memory, presets, session
 from trainer.errors import ConfigError
 from trainer.events import Finished
 from trainer.memory import fitting, rehearsal
 from trainer.memory.rehearsal import Rehearsal, Shape, Try
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

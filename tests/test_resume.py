@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 
 from trainer import methods, presets, runs, session
 from trainer.events import Finished, Step
-from trainer.families import registry
 
 ROOT = Path(__file__).parents[1]
 RICH = {  # everything that carries something from step to step, or draws
@@ -38,11 +37,6 @@ CASES = {
     "word": {"inversion.token": "mokka", "adapter.text_encoder": True},
     **{name: ADAPTERS.get(name, {}) | {"adapter.method": name} for name in methods.registry()},
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from trainer import checkpoint, events, families, loop, presets, runs, session
+from trainer import checkpoint, events, loop, presets, runs, session
 from trainer.errors import DataError, RunError, UserError
 from trainer.events import Cached, Failed, Finished, Planned, Sampled, Started, Step, Stopped, Validated, Warned
 from trainer.studio import Studio
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SD family's own test double: KL autoencoder, epsilon."""
-    return families.registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
