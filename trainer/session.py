@@ -186,11 +186,11 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
 
 
 def _report(run: Run, dataset: data.Dataset) -> Iterator[Event]:
-    """Write the report; a full disk costs the report and nothing else."""
+    """Write the report; a full disk, or no memory or threads left for its thumbnails, cost the report and nothing else."""
     try:
         report.write(run, dataset)
-    except OSError as error:
-        yield Warned(f"the report could not be written: {error.strerror}")
+    except (OSError, MemoryError, RuntimeError) as error:
+        yield Warned(f"the report could not be written: {error}")
 
 
 def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Callable[[], bool]) -> Iterator[Event]:
