@@ -41,6 +41,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def draw_dots() -> Callable[..., Path]:
+    """`draw_dots(folder, "a {colour} dot", num=4, wider_px=0)`: small pictures with a caption each, every second one that much wider."""
+    from PIL import Image, ImageDraw
+
+    def draw(folder: Path, caption: str, num: int = 4, wider_px: int = 0) -> Path:
+        folder.mkdir(exist_ok=True)
+        for number, colour in enumerate(("red", "green", "blue", "black", "orange", "brown")[:num]):
+            image = Image.new("RGB", (40 + wider_px * (number % 2), 40), "white")
+            ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
+            image.save(folder / f"{number}.png")
+            (folder / f"{number}.txt").write_text(caption.format(colour=colour))
+        return folder
+
+    return draw
+
+
 @pytest.fixture
 def run_velatura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_velatura("train", "--help", SOME_VARIABLE="1")`: the command in a process of its own, in the test's folder.

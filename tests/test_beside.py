@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -19,15 +20,8 @@ from trainer.studio import Studio
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (40, 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"mokka dot, {colour}")
-    return folder
+def pictures(tmp_path: Path, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path / "pictures", "mokka dot, {colour}")
 
 
 def config(tiny: Path, pictures: Path, **settings: object):

@@ -8,11 +8,11 @@ resuming (9) in `test_resume.py`; the file (11) in `test_lora_file.py`; memory (
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from trainer import cache, checkpoint, events, lora_file, optim, presets, runs, session
 from trainer.errors import ConfigError, RunError
@@ -22,14 +22,8 @@ from trainer.studio import Studio
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (40, 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a {colour} dot")
-    return folder
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "a {colour} dot")
 
 
 def config(tiny: Path, pictures: Path, **settings: object):

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import nn
 
 from trainer import bases, checkpoint, loop, memory, presets, runs, session
@@ -24,14 +25,8 @@ SHORTAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (40, 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a {colour} dot")
-    return folder
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "a {colour} dot")
 
 
 @pytest.fixture

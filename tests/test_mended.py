@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from trainer import methods, presets, runs, session
 from trainer.errors import ConfigError, RunError, UserError
@@ -16,15 +17,8 @@ from trainer.studio import Studio
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (40, 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"mokka, a {colour} dot")
-    return folder
+def pictures(tmp_path: Path, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path / "pictures", "mokka, a {colour} dot")
 
 
 def config(tiny: Path, pictures: Path, **settings: object):

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
 
 from trainer import methods, presets, runs, session
 from trainer.events import Finished, Step
@@ -40,14 +40,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "black", "orange")):
-        image = Image.new("RGB", (40 + 30 * (number % 2), 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"mokka dot, {colour}, round, flat")
-    return folder
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "mokka dot, {colour}, round, flat", num=5, wider_px=30)
 
 
 def config(tiny: Path, pictures: Path, case: str, **settings: object):

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from trainer import checkpoint, events, loop, presets, runs, session
 from trainer.errors import DataError, RunError, UserError
@@ -21,14 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "black", "orange")):
-        image = Image.new("RGB", (40, 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a {colour} dot")
-    return folder
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "a {colour} dot", num=5)
 
 
 def config(tiny: Path, pictures: Path, **settings):

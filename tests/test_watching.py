@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,14 +19,8 @@ from trainer.events import Finished, Folded, Overtrained, Recommended, Sampled, 
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "black", "orange", "brown")):
-        image = Image.new("RGB", (40 + 24 * (number % 2), 40), "white")
-        ImageDraw.Draw(image).ellipse((5, 5, 30, 20 + 3 * number), fill=colour)
-        image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"dot, a {colour} one, round, flat")
-    return folder
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "dot, a {colour} one, round, flat", num=6, wider_px=24)
 
 
 def config(tiny: Path, pictures: Path, **settings: object):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer import activations
 from trainer.errors import ConfigError
+from trainer.memory.frozen import full_weight
 from trainer.schema import Settings
 
 ADAPTER = "default"
@@ -78,8 +79,7 @@ class Attachment:
         layer = self.layers[path].get_base_layer()
         if path in self.originals:
             return self.originals[path]
-        weight: Tensor = layer.weight if layer.weight.is_floating_point() else layer.wide(torch.float32, layer.weight.device)
-        return weight.detach().cpu()
+        return full_weight(layer).cpu()
 
     @torch.no_grad()
     def change(self, path: str) -> Tensor:

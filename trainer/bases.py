@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import warnings
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,19 @@ def quiet_libraries() -> None:
 
 
 def digest(folder: Path, component: str) -> str:
-    """sha256 of a component's config and weights."""
+    """sha256 of a component's config and weights; read once while the files stay as they are."""
+    paths = [path for path in sorted((folder / component).glob("*")) if path.suffix in (".json", ".safetensors")]
+    return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     state = hashlib.sha256()
-    for path in sorted((folder / component).glob("*")):
-        if path.suffix in (".json", ".safetensors"):
-            state.update(path.name.encode())
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    state.update(chunk)
+    for path, _, _ in files:
+        state.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                state.update(chunk)
     return state.hexdigest()
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer import dataset_command, runs
+from trainer import runs
 from trainer.bench import command as bench_command
+from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

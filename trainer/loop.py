@@ -80,7 +80,7 @@ def train(
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
-            losses = learn(studio, step)
+            losses, num = learn(studio, step)
         except (RuntimeError, MemoryError) as error:
             changed = memory.climb(studio) if memory.is_shortage(error) and world.size == 1 else None
             if changed is None:
@@ -90,7 +90,7 @@ def train(
             continue
         optim.unscale(parameters.values(), studio.loss_scale)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
-        value = float(world.sum(losses.sum())) / max(1, studio.num_pictures(step))
+        value = float(world.sum(losses.sum())) / num
         if not math.isfinite(grad_norm) and studio.loss_scale > 1:  # float16 has no room for it: the step again, smaller
             studio.loss_scale /= 2
             optimizer.zero_grad(set_to_none=True)
@@ -133,11 +133,12 @@ def train(
 _MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."
 
 
-def learn(studio: Studio, step: int) -> Tensor:
-    """Add a step's gradients up, batch by batch; the loss of each of this process's pictures (N,)."""
+def learn(studio: Studio, step: int) -> tuple[Tensor, int]:
+    """Add a step's gradients up, batch by batch; the loss of each of this process's pictures (N,), and how many all processes have."""
     config, schedule, found = studio.config.objective, studio.schedule, []
-    num = studio.num_pictures(step)
-    for batch in studio.material.batches(step):
+    batches = studio.material.batches(step)
+    num = sum(len(batch) for batch in batches)
+    for batch in batches:
         # Noise and target, drawn for the whole batch so that every process and micro-batch sees the same.
         rng = objective.generator(studio.config.seed, "noise", batch.number)
         noise = loss.draw_noise(config, batch.latents, rng)  # (B, C, h, w)
@@ -165,4 +166,4 @@ def learn(studio: Studio, step: int) -> Tensor:
             raise ConfigError("against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of against.adapters; leave it out.")
         (studio.config.against.overlap_penalty * studio.loss_scale * overlap).backward()
     studio.world.sum_gradients(studio.trained.values())
-    return torch.cat(found) if found else torch.zeros(0, device=studio.device)
+    return torch.cat(found) if found else torch.zeros(0, device=studio.device), num

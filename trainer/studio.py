@@ -221,10 +221,6 @@ class Studio:
         size = self.memory.micro_batch or len(rows)
         yield from (rows[start : start + size] for start in range(0, len(rows), max(1, size)))
 
-    def num_pictures(self, step: int) -> int:
-        """How many pictures a step learns from, over all processes."""
-        return sum(len(samples) for _, samples in self.material.order.step(step))
-
     def image_tokens(self, latents: Tensor) -> int:
         """How many tokens the denoiser makes of latents (B, C, h, w); what a resolution-aware shift goes by."""
         return int(latents.shape[-1] * latents.shape[-2]) // 4
@@ -258,21 +254,10 @@ class Studio:
             yield
             return
         devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
-        with torch.random.fork_rng(devices=devices), self._training():
+        layers = [layer for attached in self.attachments.values() for layer in attached.dropouts()]
+        with torch.random.fork_rng(devices=devices), memory.training(layers):
             torch.manual_seed(objective.generator(self.config.seed, stream, number).initial_seed())
             yield
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        """Only the adapter's own dropout switched on: the base stays as in use."""
-        layers = [module for attached in self.attachments.values() for module in attached.dropouts()]
-        for layer in layers:
-            layer.train()
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.eval()
 
     @contextmanager
     def base(self) -> Iterator[None]:

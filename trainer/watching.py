@@ -50,7 +50,6 @@ class Watch:
         self.studio, self.run, self.optimizer, self.mean = studio, run, optimizer, mean
         self.judge = validation.Judge()
         self.best: dict[str, Tensor] = {}
-        self.raised = False
         self.here = studio.world.first or studio.sharded  # a sharded base is looked at by all processes together, or by none
         material = studio.material
         self.questions = studio.questions(material.heldout) if self.here else None

@@ -30,7 +30,7 @@ from trainer.memory.quantising import has_nf4, quantise
 if TYPE_CHECKING:
     from trainer.studio import Studio
 
-__all__ = ["arrange", "check", "climb", "drawing", "halving", "is_shortage", "next_rung", "over_budget", "peak_bytes", "quantise", "reset_peak"]
+__all__ = ["arrange", "check", "climb", "drawing", "halving", "is_shortage", "next_rung", "over_budget", "peak_bytes", "quantise", "reset_peak", "training"]
 GIB = 1 << 30
 Result = TypeVar("Result")
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
@@ -112,7 +112,7 @@ def _computed_twice(studio: Studio) -> Callable[..., Any]:
         layers = [layer for attached in studio.attachments.values() for layer in attached.dropouts() if layer.training]
 
         def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _training(layers)
+            return nullcontext(), training(layers)
 
         return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=modes)
 
@@ -120,7 +120,8 @@ def _computed_twice(studio: Studio) -> Callable[..., Any]:
 
 
 @contextmanager
-def _training(layers: list[nn.Module]) -> Iterator[None]:
+def training(layers: list[nn.Module]) -> Iterator[None]:
+    """These adapter layers in train mode for the body, where their dropout works; the base stays as in use."""
     for layer in layers:
         layer.train()
     try:

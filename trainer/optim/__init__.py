@@ -1,7 +1,7 @@
 """The optimizer of a run: what it trains at which rate, its steps, and what is looked at in place of what is trained.
 
-Which class it is stands in `trainer/optimizers.py`, its rate over the steps in `trainer/schedules.py`, its saved state in
-`trainer/optim_state.py`, the running mean in `trainer/mean.py`. All is reached from here.
+Which class it is stands in `optimizers`, its rate over the steps in `schedules`, its saved state in `saving`, the running mean
+in `mean`. All is reached from here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.optim.saving import load_state, state
 from trainer.optim.schedules import factor, is_schedule_free
 
 __all__ = [
-    "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state",
+    "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state", "unscale",
 ]  # fmt: skip
 
 _LORA_LIKE = ((4, 6), (6, 4), (4, 6), (6, 4))  # down and up of two layers
