@@ -49,6 +49,7 @@ class Material:
         self.store = cache.Store(store)
         self.multiple_px = max(family.multiple_px, bases.multiple_px(folder))
         self.chunks = 1
+        self.dtype = str(pipe.dtype) if pipe is not None else ""  # asked once: diffusers walks the whole model for it, 2 ms of a 50 ms step
         self.is_complete = False  # nothing is encoded any more: the encoders are gone
         self._vae = bases.digest(folder, "vae")
         self._text = bases.digest(folder, "text_encoder") + bases.digest(folder, "tokenizer")
@@ -121,7 +122,7 @@ class Material:
     def latents(self, item: Item, bucket: buckets.Bucket, cut: int, mirrored: bool) -> Tensor:
         """(C, h, w), float32."""
         background = self.config.data.background
-        name = cache.key("latents", _VERSION, self.family.name, self._vae, self.pipe.dtype, bucket, cut, mirrored, background, item.sha256)
+        name = cache.key("latents", _VERSION, self.family.name, self._vae, self.dtype, bucket, cut, mirrored, background, item.sha256)
 
         def encode() -> Conditioning:
             return {"latents": self.family.encode_image(self.pipe, data.load_pixels(item, bucket, cut, mirrored, background)[None])[0]}
@@ -142,7 +143,7 @@ class Material:
 
     def conditioning(self, caption: str) -> Conditioning:
         """What the denoiser is told for this caption, from the cache."""
-        name = cache.key("text", _VERSION, self.family.name, self._text, self.pipe.dtype, self.chunks, caption)
+        name = cache.key("text", _VERSION, self.family.name, self._text, self.dtype, self.chunks, caption)
 
         def encode() -> Conditioning:
             found: Conditioning = self.family.encode_text(self.pipe, [caption], self.chunks)[0]

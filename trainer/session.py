@@ -146,8 +146,9 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
 
 
 def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, ours: World) -> Iterator[Event]:
-    from trainer import loop
+    from trainer import loop, memory
 
+    memory.keep_freed()
     if not ours.first:  # the first process logs, and holds the run
         yield from loop.train(config, run, dataset, heldout, StopRequest(), ours)
         return

@@ -168,18 +168,13 @@ class Studio:
         return all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
 
     def _lay_out(self) -> None:
-        """Frozen convolutions in channels-last order, which they compute in anyway; an adapter's own stay as PEFT reads them.
-
-        Weights read from a file are views of one mapping of it; what isn't converted is copied, so that the mapping, which
-        counts as memory, can be let go of.
-        """
-        convolutions = [module for module in self.denoiser.modules() if isinstance(module, nn.Conv2d) and not module.weight.requires_grad]
-        for module in convolutions:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if sum(module.weight.numel() for module in convolutions) * 4 > sum(parameter.numel() for parameter in self.denoiser.parameters()):
-            for parameter in self.denoiser.parameters():
-                if not parameter.requires_grad and parameter.device.type == "cpu" and parameter.ndim != 4:
-                    parameter.data = parameter.data.clone()
+        """Frozen convolutions in channels-last order, which they compute in anyway; an adapter's own stay as PEFT reads them."""
+        for module in self.denoiser.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+                before = module.weight.data
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if module.weight.data_ptr() != before.data_ptr():
+                    memory.forget(before)
 
     def _sampler(self) -> Callable[[], None]:
         """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""

@@ -1,9 +1,9 @@
-"""One product for a frozen linear layer and the LoRA on it, instead of PEFT's five operations; the numbers are PEFT's.
+"""Three products for a frozen linear layer and the LoRA on it, instead of PEFT's eight operations; the numbers are PEFT's.
 
-PEFT computes base(x) + scale * B(A(x)) as it reads: the sum, the scaling and, backwards, the two gradients of x are each a
-pass over the whole activation. Here they are accumulated by the matrix products themselves, in the base's dtype, so that a
-bfloat16 base needs no autocast. Taken only for what it is exact for: a plain LoRA on an ordinary linear layer, switched
-on, without dropout; everything else stays PEFT's.
+PEFT computes base(x) + scale * B(A(x)) as it reads: the sum, the scaling and the casts are each a pass over the whole
+activation. Here the last product scales and adds to the first one's result, in the base's dtype, so that a bfloat16 base
+needs no autocast. Taken only for what it is exact for: a plain LoRA on an ordinary linear layer, switched on, without
+dropout; everything else stays PEFT's.
 """
 
 from __future__ import annotations
@@ -11,33 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-
-class _Product(torch.autograd.Function):
-    """x (..., in), weight (out, in), bias (out,) or None, down (r, in), up (out, r) -> (..., out)."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        kind = weight.dtype
-        flat = x.to(kind).reshape(-1, x.shape[-1])
-        small_down, small_up = down.to(kind), up.to(kind)
-        inner = flat @ small_down.T  # (rows, r)
-        out = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)
-        out.addmm_(inner, small_up.T, alpha=scale)
-        context.save_for_backward(flat, weight, small_down, small_up, inner)
-        context.scale, context.shape, context.kinds = scale, x.shape, (x.dtype, down.dtype, up.dtype)
-        return out.reshape(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, down, up, inner = context.saved_tensors
-        kind_x, kind_down, kind_up = context.kinds
-        rows = gradient.to(weight.dtype).reshape(-1, gradient.shape[-1])
-        back = (rows @ up).mul_(context.scale)  # (rows, r)
-        of_x = (rows @ weight).addmm_(back, down).reshape(context.shape).to(kind_x) if context.needs_input_grad[0] else None
-        return of_x, None, None, (back.T @ flat).to(kind_down), (rows.T @ inner).mul_(context.scale).to(kind_up), None
+from torch.nn.functional import linear
 
 
 def fuse(layers: Iterable[Any], adapter: str) -> bool:
@@ -65,8 +40,10 @@ def _forward(layer: Any, original: Any, adapter: str) -> Any:
         if layer.disable_adapters or layer.merged or args or kwargs:
             found: Tensor = original(x, *args, **kwargs)
             return found
-        with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = _Product.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
-        return result
+        kind = base.weight.dtype
+        flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
+        inner = linear(flat, down.weight.to(kind))  # (rows, r)
+        out = linear(flat, base.weight, base.bias).addmm_(inner, up.weight.to(kind).t(), alpha=scale)
+        return out.view(*x.shape[:-1], -1)
 
     return forward
