@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from trainer.studio import Studio
 
 __all__ = [
-    "arrange", "check", "climb", "drawing", "forget", "halving", "is_shortage", "keep_freed", "next_rung", "over_budget", "peak_bytes", "quantise", "reset_peak",
-    "training",
+    "arrange", "check", "climb", "drawing", "forget", "halving", "is_shortage", "keep_freed", "next_rung", "over_budget", "peak_bytes", "quantise",
+    "reset_peak", "training",
 ]  # fmt: skip
 GIB = 1 << 30
 Result = TypeVar("Result")
