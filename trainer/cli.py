@@ -52,8 +52,8 @@ def main() -> None:
 @app.command()
 def train(
     preset: Annotated[str | None, typer.Argument(help="A preset's name, or a path to a .toml or to a LoRA of ours.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of pictures with a .txt caption each.")] = None,
-    heldout: Annotated[str | None, typer.Option(help="Folder of pictures to measure on, never trained on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or zip of pictures with a .txt caption each.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Folder or zip of pictures to measure on, never trained on.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and of its LoRA; the dataset folder's name if left out.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as adapter.rank=16; repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that run folders are made in.")] = runs.DEFAULT,

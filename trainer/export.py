@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer import __version__, lora_file, methods
 from trainer.config import recipe
-from trainer.data import Dataset
+from trainer.data import Dataset, archives
 from trainer.errors import RunError
 from trainer.studio import Studio
 
@@ -74,7 +74,7 @@ def _prove_words(unproved: Path, words: dict[str, Tensor], dtype: str) -> None:
 def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
     """The header: what other tools read, and our recipe. Nothing of when, where or by which name (see `lora_file`)."""
     config, family = studio.config, studio.family
-    kind = Path(config.data.folder).name
+    kind = archives.name_of(Path(config.data.folder))
     title = config.data.trigger or kind
     items = [item for item in dataset.items if not item.regular]
     tags = Counter(tag.strip() for item in items for caption in item.captions for tag in caption.split(",") if tag.strip())

@@ -109,7 +109,7 @@ def start(
     for size in (config.resolution_px, *config.data.more_resolutions_px):
         bases.check_pixels(folder, {"resolution_px": size})
     bases.hardware(config.device, config.dtype)
-    from trainer.data import folds
+    from trainer.data import archives, folds
 
     dataset, left_out = folds.leave_out(dataset, config)
     if config.validation.folds and ours and ours.size > 1:
@@ -118,7 +118,7 @@ def start(
         dataset = replace(dataset, problems=[*dataset.problems, twice])
     ours = ours or World()
     if run is None:
-        run = Run(parent / ours.share(runs.create(parent, name or Path(config.data.folder).name, config).name if ours.first else ""))
+        run = Run(parent / ours.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if ours.first else ""))
     return run, _events(config, run, dataset, left_out or heldout, ours)
 
 

@@ -29,8 +29,11 @@ def train(
         raise ConfigError(f"--model is {wrong[0]!r}; allowed: {', '.join(bench.MODELS)}.")
     if wrong := [name for name in without or [] if name not in bench.WITHOUT]:
         raise ConfigError(f"--without is {wrong[0]!r}; allowed: {', '.join(bench.WITHOUT)}.")
-    rows = list(bench.run(models, rounds, set_ or [], without or []))
-    typer.echo(bench.to_json(rows) if as_json else bench.describe(rows))
+    found = []
+    for row in bench.run(models, rounds, set_ or [], without or []):
+        typer.echo(bench.describe([row]).splitlines()[-1], err=True)
+        found.append(row)
+    typer.echo(bench.to_json(found) if as_json else bench.describe(found))
 
 
 @app.command(hidden=True)

@@ -10,8 +10,8 @@ _TAGS = {"captions.shuffle_tags": (True,), "captions.tag_dropout": SET}
 
 
 class DataConfig(Settings):
-    folder: str = setting("", "Dataset", "Folder of pictures with a caption file of the same name each.")
-    heldout: str = setting("", "Held-out set", "Folder of pictures never trained on, to measure what was learned; empty for none.")
+    folder: str = setting("", "Dataset", "Folder or .zip of pictures with a caption file of the same name each; a zip is unpacked beside itself, once.")
+    heldout: str = setting("", "Held-out set", "Folder or .zip of pictures never trained on, to measure what was learned; empty for none.")
     trigger: str = setting(
         "", "Trigger", "Word that calls the adapter; put before captions that lack it. Usual for a character.", max_length=80, pattern=r"^(\S(.*\S)?)?$"
     )

@@ -23,7 +23,7 @@ def _group() -> None:
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    folder: Annotated[Path, typer.Argument(help="Folder or zip of pictures.")],
     resolution: Annotated[int | None, typer.Option(help="Training resolution in pixels; the base's own if left out.")] = None,
     trigger: Annotated[str, typer.Option(help="Word that every caption should have.")] = "",
     step: Annotated[int, typer.Option(help="Sides of buckets are multiples of this; 0 for what training takes.")] = 0,
@@ -35,9 +35,10 @@ def check(
 
     from trainer import bases
     from trainer.config.data import CaptionsConfig, DataConfig
-    from trainer.data import dataset_check, sources
+    from trainer.data import archives, dataset_check, sources
     from trainer.schema import explain
 
+    folder = archives.opened(folder)[0]
     sources.check_folder(folder, "the dataset")
     root = bases.IMPRIMATURA if base == "imprimatura" else Path(base)
     family = _family(root, base)

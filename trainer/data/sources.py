@@ -1,7 +1,7 @@
 """Where the pictures of a folder are, and what the folder says about each: caption, repeats, weight, mask.
 
 Nothing is opened here but text. Every file that is dropped is dropped by a rule, and the rule is said: people search for
-hours for why "no images" were found. Layouts: plain folders with captions beside the pictures, an imagefolder's
+hours for why "no images" were found. Layouts, in a folder or in a zip (`archives`): plain folders with captions beside the pictures, an imagefolder's
 `metadata.jsonl`/`metadata.csv`, and kohya's `10_mokka cat` folders (ten repeats, `mokka cat` for pictures without caption),
 which can be switched off since a number before a name may also be just that.
 """
@@ -85,9 +85,11 @@ def survey(folder: Path, data: DataConfig, field: str) -> Survey:
 
     Raises: DataError if the folder can't be looked into, ConfigError for rules that can't be read or that fit no folder.
     """
+    from trainer.data import archives
+
+    folder, problems = archives.opened(folder)
     check_folder(folder, field)
     repeats, weights = parse_rules(data.repeats, "data.repeats", True), parse_rules(data.weights, "data.weights", False)
-    problems: list[str] = []
     files = _files(folder, _elsewhere(folder, data), problems)
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(path)]
     written = _metadata(files, set(pictures), problems)
@@ -106,7 +108,7 @@ def check_folder(folder: Path, field: str) -> None:
     """Raises: DataError if `folder` is none that can be read."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{field} is {str(folder)!r}, which {what}; it must be a folder of pictures.")
+        raise DataError(f"{field} is {str(folder)!r}, which {what}; it must be a folder or a .zip of pictures.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"{field} is {str(folder)!r}, which can't be read: permission denied.")
 

@@ -14,11 +14,12 @@ import stat
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trainer.data import captions
+from trainer.data import captions, imagefolder
 from trainer.data import scanning as data
 from trainer.errors import DataError
 
@@ -27,7 +28,7 @@ MAX_FILE_BYTES = 50 << 20
 MAX_TOTAL_BYTES = 2 << 30
 MAX_RATIO = 100
 _RATIO_FROM_BYTES = 1 << 20  # below it, plain text packs as well as a bomb does
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 @dataclass
@@ -70,7 +71,7 @@ def safe_stem(name: str) -> str:
     stem = re.sub(r"[^\w.-]+", "-", os.path.splitext(last)[0]).strip("-. ")[:80].strip("-. ")
     while len(stem.encode()) > 200:  # a file name holds 255 bytes
         stem = stem[:-1]
-    return f"{stem}-file" if stem.lower() in _RESERVED else stem or "picture"
+    return f"{stem}-file" if stem.lower() in RESERVED else stem or "picture"
 
 
 def add_pictures(folder: Path, files: Iterable[Path]) -> Report:
@@ -101,6 +102,43 @@ def _capped(raw: bytes) -> bytes:
 def add_zip(folder: Path, zip_path: Path) -> Report:
     """Copy the pictures and captions of a zip into `folder`. Raises: DataError if the zip as a whole can't be trusted."""
     report = Report()
+    with _entries(zip_path, report) as sources:
+        return _add(folder, sources, report)
+
+
+def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]) -> Report:
+    """Copy what a dataset is made of into an empty `folder`, each entry where `place` says. Raises: as `add_zip`."""
+    report, total, taken = Report(), 0, set()
+    with _entries(zip_path, report) as sources:
+        for source in sources:
+            where = place(source.name)
+            is_picture = source.suffix in data.IMAGE_SUFFIXES
+            try:
+                if where is None:
+                    raise DataError("has a name that can't be a file's everywhere")
+                if str(where).lower() in taken:
+                    raise DataError("is there twice, or differs from another only in case")
+                if not is_picture and source.suffix not in data.CAPTION_SUFFIXES and where.name not in imagefolder.NAMES:
+                    raise DataError("is no picture, caption or metadata")
+                raw = source.read()
+                total += len(raw)
+                if total > MAX_TOTAL_BYTES:
+                    raise DataError(f"and what came before are together larger than {MAX_TOTAL_BYTES >> 30} GiB")
+                if is_picture:
+                    data.open_image(io.BytesIO(raw)).close()
+                (folder / where).parent.mkdir(parents=True, exist_ok=True)
+                (folder / where).write_bytes(raw)
+            except DataError as error:
+                report.left_out.append(f"{_shown(source.name)} {error}.")
+                continue
+            taken.add(str(where).lower())
+            report.added += [str(where)] if is_picture else []
+    return report
+
+
+@contextmanager
+def _entries(zip_path: Path, report: Report) -> Iterator[list[_Source]]:
+    """The files of a zip that may be read; the others are said in the report. Raises: DataError, also from reading in the body."""
     try:
         if zip_path.stat().st_size > MAX_TOTAL_BYTES:
             raise DataError(f"{zip_path.name} is larger than {MAX_TOTAL_BYTES >> 30} GiB.")
@@ -115,7 +153,7 @@ def add_zip(folder: Path, zip_path: Path) -> Report:
                     report.left_out.append(f"{_shown(entry.filename)} {problem}.")
                     continue
                 sources.append(_Source(entry.filename, _entry_reader(archive, entry)))
-            return _add(folder, sources, report)
+            yield sources
     except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError, EOFError) as error:
         raise DataError(f"{zip_path.name} is not a zip that can be read: {str(error)[:120]}") from None
 
