@@ -25,7 +25,7 @@ from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
 from trainer.inversion import Word
 from trainer.material import Conditioning, Material
-from trainer.memory import fused
+from trainer.memory import convolving, fused
 from trainer.runs import Run
 from trainer.world import World
 
@@ -161,20 +161,21 @@ class Studio:
             for part in parts:
                 part.reshard()
 
-    # Two speed choices that every run takes (`velatura bench train --without` measures each).
+    # Speed choices that every run takes (`velatura bench train --without` measures each).
 
     def _fuse(self) -> bool:
         """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
         return all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
 
     def _lay_out(self) -> None:
-        """Frozen convolutions in channels-last order, which they compute in anyway; an adapter's own stay as PEFT reads them."""
+        """Frozen convolutions in channels-last order, which they compute in anyway, some as products; an adapter's own stay as PEFT reads them."""
         for module in self.denoiser.modules():
             if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
                 before = module.weight.data
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 if module.weight.data_ptr() != before.data_ptr():
                     memory.forget(before)
+        convolving.as_products(self.denoiser)
 
     def _sampler(self) -> Callable[[], None]:
         """Runs a few batches through the denoiser, for methods whose start depends on what flows there."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = ("imprimatura", "sd15")
 LOOPS = ("ours", "plain", "plain-best")
-WITHOUT = ("fused", "channels-last", "kept-memory")  # what can be left out of ours, to see what it brings
+WITHOUT = ("fused", "channels-last", "products", "kept-memory")  # what can be left out of ours, to see what it brings
 _SETTINGS: dict[str, dict[str, Any]] = {
     "imprimatura": {"resolution_px": 128, "steps": 60, "warm": 10},
     "sd15": {"resolution_px": 512, "steps": 4, "warm": 1},
@@ -144,12 +144,15 @@ def one(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> 
 def _leave_out(name: str) -> None:
     """Take a speed choice out of this process's studio."""
     from trainer import memory
+    from trainer.memory import convolving
     from trainer.studio import Studio
 
     if name == "fused":
         Studio._fuse = lambda self: False  # type: ignore[method-assign]
     elif name == "channels-last":
         Studio._lay_out = lambda self: None  # type: ignore[method-assign]
+    elif name == "products":
+        convolving.as_products = lambda model: None
     elif name == "kept-memory":
         memory.keep_freed = lambda: None
 
