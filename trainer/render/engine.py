@@ -1,117 +1,276 @@
-"""A warm base and whatever stack is on it: weights folded in once, restored by copy, bit for bit.
+"""A warm base and whatever stack is on it.
 
-The truth is the base plus the sum of `weight_i * delta_i`. The original of every touched weight is kept; a new stack
-is computed from the originals, never from what the last stack left, so no error adds up however often weights change.
-A step then costs what the base costs, however many adapters. Sums run in float32 in an order fixed by the adapters'
-hashes: the order in the stack never matters, and an adapter at weight 0 is absent. New words that a file brings are known
-to the text encoder while the file is in the stack at another weight than 0.
+The truth is the base plus the sum of `weight_i * delta_i`. What is constant is folded into the base's weights (`folding`): a step then
+costs what the base costs, however many adapters. What differs from image to image, follows a schedule, acts in a region or takes turns runs
+live beside the base (`live`), and pictures that differ only in that are one batch. An adapter at weight 0 is absent. New words that a file brings are
+known to the text encoder while the file is in the stack at another weight than 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer import bases, families, lora_file
 from trainer.config import AdapterChoice, StackConfig
-from trainer.deltas import Update
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import image
-from trainer.render.draw import draw
+from trainer.render import draw, image, modes, prompting, regions, samplers, weighing
+from trainer.render.folding import Folding, Part
+from trainer.render.live import Moment, beside
+from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
 from trainer.render.words import Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.deltas import Update
+
+_PIXELS_AT_ONCE = 1 << 20  # of a batch: 64 pictures of 128 px, 4 of 512 px
+
 
 @dataclass(frozen=True)
-class _Adapter:
-    """What a file holds, as long as the file is as it was."""
+class _Layer:
+    """An adapter of a stack as it acts, without its weights: what pictures of one batch share."""
 
-    stamp: tuple[float, int]  # mtime, size
     sha256: str
-    updates: dict[str, Update]
-    words: dict[str, Tensor]
+    file: str
+    blocks: tuple[str, ...]
+    schedule: str
+    region: str
+
+
+Weights = tuple[float, float]  # of the denoiser's part and of the text encoder's
 
 
 class Engine:
     """One base, kept warm. Not for two threads at once."""
 
-    def __init__(self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", download: bool = False) -> None:
+    def __init__(
+        self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", download: bool = False,
+        library: Callable[[], dict[str, lora_file.LoraInfo]] | None = None, wildcards: Path | None = None, kept_bytes: int = KEPT_BYTES,
+    ) -> None:  # fmt: skip
         self.base = base
         self.family = families.registry()[family]
         self.folder = bases.resolve(base, self.family, download)
         self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
-        self.weights: dict[str, Tensor] = {
+        self.weights: dict[str, Any] = {
             f"{component}.{path}": module.weight.data
             for component in self.family.components
             for path, module in getattr(self.pipe, component).named_modules()
             if f"{component}.{path}" in self.file_keys
         }
         self.shapes = {path: tuple(weight.shape) for path, weight in self.weights.items()}
-        self.base_hash = bases.digest(self.folder, next(iter(self.family.components)))
-        self._originals: dict[str, Tensor] = {}
+        self.component = next(iter(self.family.components))
+        self.base_hash = bases.digest(self.folder, self.component)
+        self.folding = Folding(self.weights)
         self.vocabulary = Vocabulary(self.pipe)
-        self._adapters: dict[str, _Adapter] = {}  # by file
-        self._folded: list[tuple[str, float]] | None = []  # None: unknown, a fold was broken off
+        self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
+        self.library, self.wildcards = library or (lambda: {}), wildcards
+        self._scheduler = self.pipe.scheduler
+
+    # What a stack means here.
 
     def resolve(self, stack: StackConfig) -> StackConfig:
-        """The same stack with every adapter's hash and name filled in from its file. Raises: AdapterError."""
+        """The same stack spelled out: hashes and names from the files, regions as they travel, trigger words in the prompt.
+
+        Raises: AdapterError, ConfigError; nothing has been changed then.
+        """
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        adapters = []
-        for adapter in stack.adapters:
-            digest = self._adapter(Path(adapter.file)).sha256
-            if adapter.sha256 and adapter.sha256 != digest:
-                raise AdapterError(f"{adapter.file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
-            adapters.append(AdapterChoice(file=adapter.file, name=adapter.name or Path(adapter.file).stem, sha256=digest, weight=adapter.weight))
-        return stack.model_copy(update={"adapters": tuple(adapters)})
+        samplers.check(stack.sampler, self.family.prediction)
+        tagged = prompting.take_tags(stack.prompt)
+        if tagged.unknown:
+            raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
+        adapters = [self._choice(adapter, stack) for adapter in (*stack.adapters, *map(self._tagged, tagged.loras))]
+        prompt = prompting.expand(tagged.prompt, stack.seed, self.wildcards, "prompt")
+        triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
+        negative = prompting.expand(stack.negative_prompt, stack.seed, self.wildcards, "negative")
+        found = stack.model_copy(
+            update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(prompt, triggers), "negative_prompt": negative}
+        )  # fmt: skip
+        modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
+        return found
+
+    def _tagged(self, tag: prompting.LoraTag) -> AdapterChoice:
+        """The LoRA that a prompt names, found in the library."""
+        named = [info for info in self.library().values() if info.name == tag.name]
+        if len(named) != 1:
+            known = ", ".join(sorted(info.name for info in self.library().values())[:20])
+            raise AdapterError(f"the prompt names the LoRA {tag.name!r}, of which there are {len(named)} here; allowed: one of {known or '(none)'}.")
+        return AdapterChoice(file=str(named[0].path), name=tag.name, weight=tag.weight, text_weight=tag.text_weight)
+
+    def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
+        file = adapter.file
+        if not file:
+            here = self.library() if adapter.sha256 else {}
+            if adapter.sha256 not in here:
+                raise AdapterError(f"LoRA {adapter.name or '(no name)'} with hash {adapter.sha256[:12] or '(none)'} isn't here; name its file.")
+            file = str(here[adapter.sha256].path)
+        digest = self.shelf.get(Path(file)).sha256
+        if adapter.sha256 and adapter.sha256 != digest:
+            raise AdapterError(f"{file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
+        found = adapter.model_copy(update={"file": file, "name": adapter.name or Path(file).stem, "sha256": digest})
+        weighing.schedule(found)
+        weighing.block_factors(found, self._denoiser_paths)
+        return found.model_copy(update={"region": regions.resolved(found, self._latents(stack))})
+
+    @property
+    def _denoiser_paths(self) -> list[str]:
+        return [path for path in self.shapes if path.startswith(f"{self.component}.")]
+
+    def _latents(self, stack: StackConfig) -> tuple[int, int]:
+        """Height and width of the picture's latents."""
+        return stack.height_px // self.pipe.vae_scale_factor, stack.width_px // self.pipe.vae_scale_factor
+
+    def _module(self, path: str) -> torch.nn.Module:
+        component, _, rest = path.partition(".")
+        found: torch.nn.Module = getattr(self.pipe, component).get_submodule(rest)
+        return found
+
+    def _adapter(self, choice: AdapterChoice | _Layer) -> Adapter:
+        return self.shelf.get(Path(choice.file))
+
+    def _layers(self, stack: StackConfig) -> dict[_Layer, Weights]:
+        """The adapters of a resolved stack that act, and their weights; what stands twice counts twice."""
+        found: dict[_Layer, Weights] = {}
+        for adapter in filter(_acts, stack.adapters):
+            curve = weighing.schedule(adapter).constant
+            layer = _Layer(adapter.sha256, adapter.file, adapter.blocks, adapter.schedule if curve is None else "", adapter.region)
+            weight, text = adapter.weight * (1.0 if curve is None else curve), adapter.weight if adapter.text_weight is None else adapter.text_weight
+            before = found.get(layer, (0.0, 0.0))
+            found[layer] = (before[0] + weight, before[1] + text)
+        return found
+
+    # Pictures.
 
     def render(self, stack: StackConfig) -> image.Picture:
-        """The stack's picture. Raises: AdapterError before anything is changed; the stack that was on stays on."""
-        resolved = self.resolve(stack)
-        self.fold(resolved)
-        sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
-        text = image.infotext(resolved, Path(self.base).name, self.base_hash, sampler)
-        return image.Picture(draw(self.pipe, resolved), resolved, text)
+        """The stack's picture. Raises: AdapterError, ConfigError before anything is changed; the stack that was on stays on."""
+        return self._render([self.resolve(stack)])[0]
 
-    @torch.no_grad()
-    def fold(self, stack: StackConfig) -> None:
-        """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one."""
-        assert all(adapter.sha256 for adapter in stack.adapters), "fold takes what `resolve` gave"
-        wanted = sorted((adapter.sha256, adapter.weight, adapter.file) for adapter in stack.adapters if adapter.weight != 0)
-        key = [(digest, weight) for digest, weight, _ in wanted]
-        if key == self._folded:
-            return
-        adapters = [(weight, self._adapter(Path(file))) for _, weight, file in wanted]
-        words = self.vocabulary.together([adapter.words for _, adapter in adapters])
-        touched = {path for _, adapter in adapters for path in adapter.updates}
-        self._folded = None
+    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]:
+        """The pictures of several stacks, in their order; neighbours that can be one batch are. Raises: as `render`, when it comes to that stack."""
+        batch: list[StackConfig] = []
+        for stack in stacks:
+            resolved = self.resolve(stack)
+            if batch and (self._kind(resolved) != self._kind(batch[0]) or len(batch) >= max(1, _PIXELS_AT_ONCE // (stack.width_px * stack.height_px))):
+                yield from self._render(batch)
+                batch = []
+            batch.append(resolved)
+        if batch:
+            yield from self._render(batch)
+
+    def _kind(self, stack: StackConfig) -> tuple[Any, ...]:
+        """What pictures of one batch have in common."""
+        layers = self._layers(stack)
+        words = tuple(sorted({layer.sha256 for layer in layers if self._adapter(layer).words}))
+        ours = tuple(layers) if stack.mode != "sum" else ()
+        alone = stack if draw.is_weighted(self.pipe, stack) else None
+        return (alone, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.sampler, stack.mode, ours, words)
+
+    def _render(self, stacks: list[StackConfig]) -> list[image.Picture]:
+        """Pictures of resolved stacks of one kind, as one batch."""
+        weights = [self._layers(stack) for stack in stacks]
+        layers = list(dict.fromkeys(layer for found in weights for layer in found))
+        live = [layer for layer in layers if self._is_live(layer, weights, stacks[0].mode)]
+        self._hold({layer: weights[0][layer] for layer in layers if layer not in live}, layers)
+        steady = _matrix(weights, live, 0)
+        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(_as_choice(layer), self._latents(stacks[0])) for layer in live])
+        curves = [weighing.schedule(_as_choice(layer)) for layer in live]
+        num_steps = stacks[0].steps
+
+        def enter(step: int, factors: list[float] | None = None) -> None:
+            now = [curve.at(weighing.progress(step, num_steps)) * (factors[number] if factors else 1.0) for number, curve in enumerate(curves)]
+            moment.denoiser = steady * torch.tensor(now)[:, None] if live else steady
+            moment.touch()
+
+        enter(0)
+        updates = self._updates(live)
+        bases_ = {path: self.folding.base(path) for path in updates}
+        self.pipe.scheduler = samplers.make(stacks[0].sampler, self._scheduler)
+        try:
+            with beside(self._module, bases_, updates, moment), self._mixed(stacks[0], len(live), enter) as step_done:
+                drawn = draw.draw_batch(self.pipe, stacks, step_done)
+        finally:
+            sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
+            self.pipe.scheduler = self._scheduler
+        name = Path(self.base).name
+        return [image.Picture(one, stack, image.infotext(stack, name, self.base_hash, sampler)) for one, stack in zip(drawn, stacks, strict=True)]
+
+    def _is_live(self, layer: _Layer, weights: list[dict[_Layer, Weights]], mode: str) -> bool:
+        """True if what this adapter does isn't the same constant sum in every picture of the batch."""
+        return mode != "sum" or bool(layer.schedule or layer.region) or len({found.get(layer) for found in weights}) > 1
+
+    @contextmanager
+    def _mixed(self, stack: StackConfig, num: int, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
+        """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
+        mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
+        original = denoiser.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            def call(factors: list[float]) -> Tensor:
+                enter(at[0], factors)
+                found = original(*args, **kwargs)
+                output: Tensor = found[0]
+                return output
+
+            return (mode.predict(call, num, at[0], stack.steps),)
+
+        def done(step: int) -> None:
+            at[0] = step + 1
+            enter(at[0])
+
+        if stack.mode != "sum":
+            denoiser.forward = forward
+        try:
+            yield done
+        finally:
+            vars(denoiser).pop("forward", None)
+
+    def _updates(self, layers: list[_Layer]) -> dict[str, list[tuple[int, float, Update]]]:
+        """By path, each adapter's number, its factor there and its update."""
+        found: dict[str, list[tuple[int, float, Update]]] = {}
+        for number, layer in enumerate(layers):
+            factors = weighing.block_factors(_as_choice(layer), self._denoiser_paths)
+            for path, update in self._adapter(layer).updates.items():
+                if factor := factors.get(path, 1.0):
+                    found.setdefault(path, []).append((number, factor, update))
+        return found
+
+    # What is folded.
+
+    def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:
+        """Fold these, and know the words of all that are `brought`."""
+        adapters = {layer: self._adapter(layer) for layer in [*weights, *brought]}
+        words = self.vocabulary.together([adapters[layer].words for layer in sorted(adapters, key=lambda layer: layer.sha256)])
+        parts: dict[str, list[Part]] = {}
+        for layer, (weight, text) in weights.items():
+            for path, found in self._updates([layer]).items():
+                factor = found[0][1] * (weight if path.startswith(f"{self.component}.") else text)
+                if factor:
+                    parts.setdefault(path, []).append((adapters[layer].key, factor, found[0][2]))
         self.vocabulary.show(words)
-        for path in [path for path in self._originals if path not in touched]:
-            self.weights[path].copy_(self._originals.pop(path))
-        for path in touched:
-            weight = self.weights[path]
-            if path not in self._originals:
-                self._originals[path] = weight.clone()
-            original = self._originals[path]
-            total = original.float()
-            for factor, adapter in adapters:
-                if path in adapter.updates:
-                    total = total + factor * adapter.updates[path].dense(original, torch.float32)
-            weight.copy_(total)
-        self._folded = key
+        self.folding.hold(parts)
+
+    def fold(self, stack: StackConfig) -> None:
+        """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one. Raises: ConfigError for what isn't constant."""
+        assert all(adapter.sha256 for adapter in stack.adapters), "fold takes what `resolve` gave"
+        weights = self._layers(stack)
+        if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
+            raise ConfigError(
+                f"{Path(moving[0].file).name} has a schedule, a region or a mode, which can't be folded into the base; allowed: constant weights."
+            )
+        self._hold(weights, weights)
 
     def restore(self) -> None:
         """The base as it was loaded, bit for bit."""
-        self.fold(StackConfig(family=self.family.name, base=self.base))
+        self._hold({}, ())
 
     @contextmanager
     def folded(self, stack: StackConfig) -> Iterator[None]:
@@ -123,16 +282,15 @@ class Engine:
         finally:
             self.restore()
 
-    def _adapter(self, path: Path) -> _Adapter:
-        """What a file holds, read once and again when it changes."""
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
-        stamp, found = (status.st_mtime, status.st_size), self._adapters.get(str(path))
-        if found is None or found.stamp != stamp:
-            words = lora_file.embeddings(path)
-            self.vocabulary.check(words, path.name)
-            found = _Adapter(stamp, lora_file.inspect(path).sha256, lora_file.read(path, self.file_keys, self.shapes), words)
-            self._adapters[str(path)] = found
-        return found
+
+def _acts(adapter: AdapterChoice) -> bool:
+    return adapter.enabled and bool(adapter.weight or adapter.text_weight)
+
+
+def _matrix(weights: list[dict[_Layer, Weights]], layers: list[_Layer], part: int) -> Tensor:
+    """Weights of the denoiser's (0) or the text encoder's (1) part: adapters by pictures (A, B)."""
+    return torch.tensor([[found.get(layer, (0.0, 0.0))[part] for found in weights] for layer in layers]).reshape(len(layers), len(weights))
+
+
+def _as_choice(layer: _Layer) -> AdapterChoice:
+    return AdapterChoice(file=layer.file, sha256=layer.sha256, blocks=layer.blocks, schedule=layer.schedule, region=layer.region)

@@ -1,0 +1,284 @@
+"""What runs live beside the base is what folding would give; schedules, blocks, regions and modes do what they say, and leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from trainer import lora_file
+from trainer.config import AdapterChoice, StackConfig
+from trainer.deltas import Delta
+from trainer.errors import AdapterError, ConfigError, UserError
+from trainer.render import live, modes, regions, weighing
+from trainer.render.engine import Engine
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32")
+
+
+def choice(path: Path, weight: float = 1.0, **values: object) -> AdapterChoice:
+    return AdapterChoice(file=str(path), weight=weight, **values)
+
+
+def stack(*adapters: AdapterChoice, **values: object) -> StackConfig:
+    return StackConfig(adapters=adapters, **({"prompt": "a fox, noto style", "steps": STEPS} | values))
+
+
+def pixels(engine: Engine, made: StackConfig) -> numpy.ndarray:
+    return numpy.asarray(engine.render(made).image, dtype=int)
+
+
+def apart(left: object, right: object) -> int:
+    """The largest difference of two pictures, of 255."""
+    return int(numpy.abs(numpy.asarray(left, dtype=int) - numpy.asarray(right, dtype=int)).max())
+
+
+def rewritten(path: Path, engine: Engine, to: Path) -> Path:
+    """The same updates with other numbers in the file, so that its hash is another: each up doubled, its scale halved."""
+    parts = {}
+    for name, update in lora_file.read(path, engine.file_keys, engine.shapes).items():
+        assert isinstance(update, Delta)
+        alpha = torch.tensor(update.scale * update.rank / 2)
+        parts[engine.file_keys[name]] = {"lora_down.weight": update.down, "lora_up.weight": update.up * 2, "alpha": alpha}
+    lora_file.save(to, parts, {}, torch.float32)
+    return to
+
+
+# One layer.
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv 3x3", "conv 1x1", "conv stride 2"])
+def test_a_live_layer_is_the_dense_sum_for_each_image(kind: str) -> None:
+    torch.manual_seed(0)
+    module: nn.Module
+    if kind == "linear":
+        module, x = nn.Linear(12, 20), torch.randn(6, 7, 12)
+    else:
+        side, stride = (1 if "1x1" in kind else 3), (2 if "stride" in kind else 1)
+        module, x = nn.Conv2d(12, 20, side, padding=side // 2, stride=stride), torch.randn(6, 12, 8, 8)
+    kernel = tuple(module.weight.shape[2:])
+    updates = [Delta(torch.randn(rank, 12, *kernel), torch.randn(20, rank, *[1] * len(kernel)), 0.5) for rank in (1, 4)]
+    weights = torch.tensor([[0.3, -1.2, 0.0], [2.0, 0.0, 0.0]])  # adapters by images; guidance doubles the three to six rows
+    moment = live.Moment(weights, weights, [None, None])
+    with torch.no_grad():
+        plain = module(x)
+        with live.beside(lambda path: module, {"unet.x": module.weight}, {"unet.x": [(0, 1.0, updates[0]), (1, 0.5, updates[1])]}, moment):
+            found = module(x)
+        base = module.weight.double()
+        for row in range(6):
+            dense = base + sum(float(weights[n, row % 3]) * factor * updates[n].dense(base, torch.float64) for n, factor in ((0, 1.0), (1, 0.5)))
+            again = nn.Linear(12, 20) if kind == "linear" else nn.Conv2d(12, 20, module.kernel_size, padding=module.padding, stride=module.stride)
+            again = again.double()
+            again.weight.copy_(dense)
+            again.bias.copy_(module.bias)
+            torch.testing.assert_close(found[row].double(), again(x[row : row + 1].double())[0], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[2], plain[2]) and torch.equal(module(x), plain)
+
+
+# Pictures.
+
+
+def test_a_mixed_batch_is_its_pictures_one_by_one(engine: Engine, trained: Path, trained_style: Path) -> None:
+    asked = [
+        stack(choice(trained, 0.4), choice(trained_style, 1.2), seed=1), stack(choice(trained, -0.7), seed=2), stack(seed=3),
+        stack(choice(trained_style, 2.0, text_weight=0.0), seed=4, prompt="a cat"), stack(choice(trained, 0.4, blocks=("MID=0",)), seed=5),
+    ]  # fmt: skip
+    together = list(engine.render_all(asked))
+    assert [picture.stack.seed for picture in together] == [1, 2, 3, 4, 5]
+    for one, picture in zip(asked, together, strict=True):
+        assert apart(engine.render(one).image, picture.image) <= 1
+    assert apart(together[0].image, together[1].image) > 20
+
+
+def test_pictures_that_cannot_be_one_batch_are_not(engine: Engine, trained: Path) -> None:
+    asked = [stack(), stack(steps=2), stack(width_px=64), stack(guidance_scale=1.0), stack(prompt="a (fox:1.4)"), stack(sampler="euler"), stack()]
+    found = list(engine.render_all(asked))
+    assert all(apart(engine.render(one).image, picture.image) <= 1 for one, picture in zip(asked, found, strict=True))
+    assert apart(found[0].image, found[4].image) > 5 and apart(found[0].image, found[5].image) > 0
+
+
+def test_a_schedule_that_never_changes_is_the_weight(engine: Engine, trained: Path) -> None:
+    half = pixels(engine, stack(choice(trained, 0.5, text_weight=1.0)))
+    assert apart(half, pixels(engine, stack(choice(trained, 1.0, schedule="linear 0.5 0.5")))) == 0
+    assert apart(half, pixels(engine, stack(choice(trained, 1.0, schedule="points 0:0.5 0.5:0.500001")))) <= 1  # live
+
+
+def test_a_schedule_acts_when_it_says(engine: Engine, trained: Path) -> None:
+    none = pixels(engine, stack(choice(trained, 0.0, text_weight=1.0)))
+    early = pixels(engine, stack(choice(trained, schedule="steps 0:1 0.3:0")))
+    late = pixels(engine, stack(choice(trained, schedule="steps 0:0 0.3:1")))
+    whole = pixels(engine, stack(choice(trained)))
+    assert min(apart(early, none), apart(late, none), apart(early, late), apart(early, whole)) > 5
+    assert apart(none, pixels(engine, stack(choice(trained, schedule="steps 0:0 0.999:0")))) == 0
+
+
+def test_blocks_take_their_factor_and_all_at_zero_is_absent(engine: Engine, trained: Path) -> None:
+    base = pixels(engine, stack())
+    assert apart(base, pixels(engine, stack(choice(trained, text_weight=0.0, blocks=("IN=0", "MID=0", "OUT=0"))))) == 0
+    out = pixels(engine, stack(choice(trained, text_weight=0.0, blocks=("IN=0", "MID=0"))))
+    assert apart(base, out) > 5
+    assert apart(out, pixels(engine, stack(choice(trained, text_weight=0.0, blocks=("down=0", "mid_block=0"))))) == 0
+    with pytest.raises(ConfigError, match=r"'IN9=1', which fits no layer; there are .*IN0.*MID.*OUT0"):
+        engine.resolve(stack(choice(trained, blocks=("IN9=1",))))
+
+
+def test_off_is_absent_and_a_weight_beyond_two_asks(engine: Engine, trained: Path) -> None:
+    assert apart(pixels(engine, stack()), pixels(engine, stack(choice(trained, enabled=False)))) == 0
+    with pytest.raises(ValueError, match=r"adapters.0.weight is 2.5; allowed: -2 to 2, or up to 20 with wide_weights"):
+        stack(choice(trained, 2.5))
+    assert stack(choice(trained, 2.5), wide_weights=True).adapters[0].weight == 2.5
+
+
+def test_a_region_everywhere_is_none_and_half_acts_there(engine: Engine, trained_style: Path) -> None:
+    base = pixels(engine, stack(prompt="a cat"))
+    whole = pixels(engine, stack(choice(trained_style, text_weight=0.0), prompt="a cat"))
+    assert apart(whole, pixels(engine, stack(choice(trained_style, text_weight=0.0, region="box 0 0 1 1"), prompt="a cat"))) <= 1
+    shares = []
+    for box in ("box 0 0 0.5 1", "box 0.5 0 1 1"):
+        change = numpy.abs(pixels(engine, stack(choice(trained_style, text_weight=0.0, region=box), prompt="a cat")) - base).mean((0, 2))
+        shares.append(change[:64].sum() / change.sum())
+    assert shares[0] > 0.5 > shares[1]  # the model itself mixes places, so not all of it stays
+
+
+def test_outside_its_region_cross_attention_is_the_bases(engine: Engine, trained: Path) -> None:
+    path = "unet.mid_block.attentions.0.transformer_blocks.0.attn2"
+    updates = {name: [(0, 1.0, update)] for name, update in lora_file.read(trained, engine.file_keys, engine.shapes).items() if name.startswith(path)}
+    attention = engine._module(path)
+    width, text = engine.shapes[f"{path}.to_q"][1], engine.shapes[f"{path}.to_k"][1]
+    x, said = torch.randn(2, 16, width), torch.randn(2, 9, text)  # 16 tokens: the middle of 16 x 16 latents, 4 x 4
+    weights, half = torch.tensor([[1.5]]), torch.zeros(16, 16)
+    half[:, :8] = 1
+    outputs = []
+    with torch.no_grad():
+        base = attention(x, said)
+        for mask in (None, half):
+            with live.beside(engine._module, engine.weights, updates, live.Moment(weights, weights, [mask])):
+                outputs.append(attention(x, said))
+        assert torch.equal(attention(x, said), base)
+    whole, placed = outputs
+    inside = half[::4, ::4].flatten().bool()
+    assert len(updates) == 4 and float((whole - base).norm() / base.norm()) > 1e-3
+    torch.testing.assert_close(placed[:, ~inside], base[:, ~inside], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(placed[:, inside], whole[:, inside], rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_is_a_region_that_travels(engine: Engine, trained_style: Path, tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "mask.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    asked = stack(choice(trained_style, region=f"mask {tmp_path / 'mask.png'}"))
+    resolved = engine.resolve(asked)
+    assert resolved.adapters[0].region.startswith("mask data:") and engine.resolve(resolved) == resolved
+    assert apart(pixels(engine, resolved), pixels(engine, stack(choice(trained_style, region="box 0 0 0.5 1")))) <= 1
+
+
+# Modes.
+
+
+def test_composite_of_one_update_twice_is_that_update(engine: Engine, trained: Path, tmp_path: Path) -> None:
+    twin = rewritten(trained, engine, tmp_path / "twin.safetensors")
+    one = pixels(engine, stack(choice(trained, text_weight=0.0)))
+    both = stack(choice(trained, text_weight=0.0), choice(twin, text_weight=0.0), mode="composite")
+    assert apart(one, pixels(engine, both)) <= 1
+    assert apart(one, pixels(engine, both.model_copy(update={"mode": "sum"}))) > 5
+
+
+def test_switch_takes_turns_as_schedules_would(engine: Engine, trained: Path, trained_style: Path) -> None:
+    turns = pixels(engine, stack(choice(trained), choice(trained_style), mode="switch"))
+    said = stack(choice(trained, schedule="steps 0:1 0.5:0"), choice(trained_style, schedule="steps 0:0 0.5:1"))
+    assert apart(turns, pixels(engine, said)) <= 1
+    assert apart(turns, pixels(engine, stack(choice(trained_style), choice(trained), mode="switch"))) > 5
+
+
+@pytest.mark.parametrize("name", sorted(modes.registry()))
+def test_a_mode_leaves_no_trace(name: str, engine: Engine, trained: Path, trained_style: Path) -> None:
+    before = pixels(engine, stack())
+    engine.render(stack(choice(trained), choice(trained_style, 0.5, schedule="linear 1 0", region="box 0 0 0.5 0.5"), mode=name))
+    assert apart(before, pixels(engine, stack())) == 0
+    assert not any("forward" in vars(module) or module._forward_hooks for module in engine.pipe.unet.modules())
+
+
+def test_a_mode_that_cannot_be_used_is_refused(engine: Engine, trained: Path, trained_style: Path) -> None:
+    two = (choice(trained), choice(trained_style))
+    for made, says in (
+        (stack(*two, mode="average"), "allowed: composite"), (stack(two[0], mode="switch"), "at least 2 LoRAs"),
+        (stack(*two, mode="composite", guidance_scale=1.0), "guidance_scale is 1"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            engine.render(made)
+
+
+# Names, hashes, prompts.
+
+
+@pytest.fixture(scope="module")
+def with_library(trained: Path, trained_style: Path) -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32", library=lambda: lora_file.library([trained.parent, trained_style.parent]))
+
+
+def test_a_lora_is_found_by_its_hash_or_by_its_name_in_the_prompt(with_library: Engine, trained: Path) -> None:
+    sha256 = lora_file.inspect(trained).sha256
+    wanted = pixels(with_library, stack(choice(trained, 0.8)))
+    assert apart(wanted, pixels(with_library, stack(AdapterChoice(sha256=sha256, weight=0.8)))) == 0
+    tagged = stack(prompt=f"a fox, noto style <lora:{trained.stem}:0.8>")
+    assert apart(wanted, pixels(with_library, tagged)) == 0
+    assert with_library.resolve(tagged).prompt == "a fox, noto style"
+
+
+def test_what_is_not_here_is_refused_by_name(with_library: Engine) -> None:
+    with pytest.raises(AdapterError, match=r"LoRA mokka with hash 00000000"):
+        with_library.render(stack(AdapterChoice(name="mokka", sha256="0" * 64)))
+    with pytest.raises(AdapterError, match="'nowhere', of which there are 0"):
+        with_library.render(stack(prompt="a <lora:nowhere:1> fox"))
+
+
+def test_what_resolve_gives_is_resolved(with_library: Engine, trained: Path) -> None:
+    made = stack(choice(trained, trigger=True), prompt="a {red|green|blue} cat, {day|night}", seed=7)
+    resolved = with_library.resolve(made)
+    assert "{" not in resolved.prompt and resolved.prompt.startswith(lora_file.inspect(trained).trigger)
+    assert with_library.resolve(resolved) == resolved == with_library.resolve(made)
+
+
+def test_adapters_beyond_the_budget_are_read_again(trained: Path, trained_style: Path) -> None:
+    small = Engine("imprimatura", device="cpu", dtype="float32", kept_bytes=trained.stat().st_size + 1)
+    first = pixels(small, stack(choice(trained)))
+    for _ in range(2):
+        assert apart(first, pixels(small, stack(choice(trained)))) == 0
+        pixels(small, stack(choice(trained_style)))
+        assert small.shelf.num_bytes <= trained.stat().st_size + trained_style.stat().st_size
+
+
+# Hostile words.
+
+ANYTHING = st.text(max_size=40) | st.from_regex(r"(linear|steps|points|box|mask|curve=|IN|OUT)[0-9:. =-]{0,30}", fullmatch=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ANYTHING, parse=st.sampled_from(["schedule", "region", "blocks"]))
+def test_any_text_is_read_or_refused(text: str, parse: str) -> None:
+    paths = ["unet.down_blocks.0.attn1.to_q", "unet.mid_block.attn2.to_k", "unet.up_blocks.1.attn1.to_q"]
+    made = AdapterChoice(file="x", **{parse: (text,) if parse == "blocks" else text})
+    calls: dict[str, Callable[[], object]] = {
+        "schedule": lambda: [abs(weighing.schedule(made).at(place / 7)) <= 4 for place in range(8)], "region": lambda: regions.resolved(made, (8, 8)),
+        "blocks": lambda: weighing.block_factors(made, paths),
+    }  # fmt: skip
+    try:
+        found = calls[parse]()
+    except UserError as error:
+        assert parse in str(error)
+    else:
+        assert found or not text.strip()
+        assert parse != "schedule" or all(found)  # type: ignore[call-overload]

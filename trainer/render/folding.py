@@ -1,0 +1,61 @@
+"""Constant weights put into the base's own weights, and taken out again by copying what was there.
+
+The original of every touched weight is kept; a new sum is computed from the originals, never from what the last one left, so no
+error adds up however often weights change. A layer whose adapters and factors are as they were isn't touched. Sums run in float32 in an
+order fixed by the adapters' content: the order in the stack never matters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.deltas import Delta, Update
+
+Part = tuple[str, float, Update]  # the adapter's key, its factor here, its update
+
+
+class Folding:
+    """The weights of one base by path, and what is folded into each."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+        self.originals: dict[str, Tensor] = {}
+        self._now: dict[str, tuple[tuple[str, float], ...] | None] = {}  # what is in each touched weight; None: broken off
+
+    def base(self, path: str) -> Tensor:
+        """The weight as it was loaded."""
+        return self.originals.get(path, self.weights[path])
+
+    @torch.no_grad()
+    def hold(self, wanted: dict[str, list[Part]]) -> int:
+        """Make the base hold exactly these parts; how many weights were touched for it."""
+        keys = {path: tuple(sorted((sha256, factor) for sha256, factor, _ in parts)) for path, parts in wanted.items()}
+        left = [path for path in self.originals if path not in wanted]
+        changed = [path for path, key in keys.items() if self._now.get(path, ()) != key]
+        for path in left:
+            self._now[path] = None
+            self.weights[path].copy_(self.originals[path])
+            del self.originals[path], self._now[path]
+        for path in changed:
+            if path not in self.originals:
+                self.originals[path] = self.weights[path].clone()
+            self._now[path] = None
+            self.weights[path].copy_(_total(self.originals[path], sorted(wanted[path], key=lambda part: part[:2])))
+            self._now[path] = keys[path]
+        return len(left) + len(changed)
+
+
+def _total(original: Tensor, parts: list[Part]) -> Tensor:
+    """original + sum of factor * update, float32; all low-rank ones in one product."""
+    total = original.float()
+    low = [(factor, update) for _, factor, update in parts if isinstance(update, Delta)]
+    if low:
+        device = original.device
+        up = torch.cat([update.up.flatten(1).to(device, torch.float32) * (factor * update.scale) for factor, update in low], 1)  # (out, R)
+        down = torch.cat([update.down.flatten(1).to(device, torch.float32) for _, update in low])  # (R, in)
+        total = torch.addmm(total.flatten(1), up, down).reshape(original.shape)
+    for _, factor, update in parts:
+        if not isinstance(update, Delta):
+            total = total + factor * update.dense(original, torch.float32)
+    return total

@@ -1,0 +1,185 @@
+"""Adapters beside a model while it runs: base(x) + sum of s_i(image, step, place) * delta_i(x), the base untouched.
+
+For what can't be folded: weights that differ from image to image of one batch, follow a schedule, act in a region or take turns. All low-rank
+updates of a layer are one pair of products, down (R, in) and up (out, R), with a factor for each image and each of the R ranks between them
+(S-LoRA's idea, arXiv 2311.03285, with a weight instead of an adapter a row); others are a dense product each. Guidance doubles the batch:
+rows are counted modulo the number of images.
+
+A region acts on image tokens by their place. What an adapter does to the keys and values of the text has no place, so cross-attention is
+computed once without it and once with it, and the two outputs are mixed by place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.deltas import Delta, Update
+
+_OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
+
+
+@dataclass
+class Moment:
+    """What holds now: each adapter's weight in each image (A, B), in the denoiser and in the text encoders; `touch` after a change."""
+
+    denoiser: Tensor
+    text: Tensor
+    masks: list[Tensor | None]  # (h, w) of the latents, in [0, 1]; None acts everywhere
+    placed: frozenset[int] = frozenset()  # regional adapters that act on the text's keys and values just now
+    version: int = 0
+
+    def touch(self) -> None:
+        self.version += 1
+
+    @property
+    def num_images(self) -> int:
+        return int(self.denoiser.shape[1])
+
+
+class _Layer:
+    """A forward hook with the updates of one module: adapter, factor of this layer, update."""
+
+    def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
+        self.moment = moment
+        self.is_text = not path.startswith(("unet.", "transformer."))
+        self.places_text = bool(_OF_TEXT.search(path))
+        self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
+        low = [(number, factor, update) for number, factor, update in updates if isinstance(update, Delta)]
+        kind, device = base.dtype, base.device
+        self.down = self.up = None
+        if low:
+            self.down = torch.cat([update.down.reshape(update.rank, *base.shape[1:]).to(device, kind) for _, _, update in low])  # (R, in[, kh, kw])
+            self.up = torch.cat([update.up.flatten(1).to(device, torch.float32) * update.scale for _, _, update in low], 1).to(kind)  # (out, R)
+            if base.ndim == 4:
+                self.up = self.up[:, :, None, None]
+        self.owners = [number for number, _, update in low for _ in range(update.rank)]
+        self.factors = torch.tensor([factor for _, factor, update in low for _ in range(update.rank)])
+        self.dense = [(number, factor, update.dense(base, torch.float32).to(kind)) for number, factor, update in updates if not isinstance(update, Delta)]
+        self._seen: tuple[tuple[int, int], tuple[Tensor, Tensor] | None] = ((-1, 0), None)
+        self._sized: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        repeat = x.shape[0] // self.moment.num_images
+        found = self._scales(repeat, x)
+        if found is None:
+            return output
+        weights, scales = found  # (A, n), (n, R)
+        if self.down is not None and self.up is not None:
+            inner = _apply(module, x.to(self.down.dtype), self.down)
+            inner = inner * _spread(scales, inner)
+            if self.has_place:
+                inner = inner * self._mask(inner, self.owners)
+            lifted = nn.functional.conv2d(inner, self.up) if self.up.ndim == 4 else nn.functional.linear(inner, self.up)
+            output = output + lifted.to(output.dtype)
+        for number, factor, weight in self.dense:
+            added = _apply(module, x.to(weight.dtype), weight)
+            added = added * _spread(weights[number][:, None] * factor, added)
+            output = output + (added * self._mask(added, [number]) if self.has_place else added).to(output.dtype)
+        return output
+
+    def _scales(self, repeat: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Each adapter's weight in each row (A, n) and each rank's (n, R), as this layer sees it; None if all are 0."""
+        if self._seen[0] != (self.moment.version, repeat):
+            weights = self.moment.text if self.is_text else self.moment.denoiser
+            if self.places_text:
+                away = [number for number, mask in enumerate(self.moment.masks) if mask is not None and number not in self.moment.placed]
+                weights = weights.clone()
+                weights[away] = 0
+            found = None
+            if bool(weights.any()):
+                rows = weights.repeat(1, repeat)  # (A, n)
+                kind = self.down.dtype if self.down is not None else like.dtype
+                ranks = (rows[self.owners] * self.factors[:, None]).T if self.owners else rows.T[:, :0]
+                found = rows.to(like.device, kind), ranks.to(like.device, kind)
+            self._seen = ((self.moment.version, repeat), found)
+        return self._seen[1]
+
+    def _mask(self, like: Tensor, owners: list[int]) -> Tensor:
+        """What each rank's region leaves of it, in the shape of (1, R, h, w) or (1, tokens, R)."""
+        key = (like.shape[1:], tuple(owners))
+        if key not in self._sized:
+            parts = [self.moment.masks[number] for number in owners]
+            whole = next((mask for mask in parts if mask is not None), torch.ones(1, 1))
+            stacked = torch.stack([torch.ones_like(whole) if mask is None else mask for mask in parts])[None]  # (1, R, h, w)
+            self._sized[key] = _resized(stacked, like).to(like)
+        return self._sized[key]
+
+
+def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        return nn.functional.conv2d(x, weight, None, module.stride, module.padding, module.dilation)
+    return nn.functional.linear(x, weight)
+
+
+def _spread(scales: Tensor, like: Tensor) -> Tensor:
+    """(n, R) for an activation (n, R, h, w) or (n, ..., R)."""
+    return scales[:, :, None, None] if like.ndim == 4 else scales.reshape(scales.shape[0], *[1] * (like.ndim - 2), scales.shape[1])
+
+
+def _resized(masks: Tensor, like: Tensor) -> Tensor:
+    """Masks (1, R, h, w) in the shape of an activation: (n, C, h', w'), (n, tokens, C) or, where nothing has a place, their mean."""
+    if like.ndim == 4:
+        return nn.functional.adaptive_avg_pool2d(masks, (like.shape[2], like.shape[3]))
+    if like.ndim == 3 and (grid := token_grid(masks.shape[2], masks.shape[3], like.shape[1])):
+        return nn.functional.adaptive_avg_pool2d(masks, grid).flatten(2).transpose(1, 2)
+    mean = masks.mean((2, 3))
+    return mean if like.ndim == 2 else mean[:, None]
+
+
+def token_grid(height: int, width: int, num_tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of the tokens that an image of height x width latents was cut into, or None if it wasn't."""
+    for side in (1, 2, 4, 8, 16, 32):
+        grid = (-(-height // side), -(-width // side))
+        if grid[0] * grid[1] == num_tokens:
+            return grid
+    return None
+
+
+@contextmanager
+def beside(find: Callable[[str], nn.Module], bases: dict[str, Tensor], updates: dict[str, list[tuple[int, float, Update]]], moment: Moment) -> Iterator[None]:
+    """The adapters live on the modules that `find` gives for their paths, for the body; afterwards no trace is left."""
+    handles = [find(path).register_forward_hook(_Layer(path, found, moment, bases[path])) for path, found in updates.items()]
+    regional = {number for number, mask in enumerate(moment.masks) if mask is not None}
+    of_text = [path for path, found in updates.items() if _OF_TEXT.search(path) and regional & {number for number, _, _ in found}]
+    crossing = [find(path) for path in sorted({path.rsplit(".", 1)[0] for path in of_text})]
+    try:
+        for attention in crossing:
+            vars(attention)["forward"] = _by_place(attention.forward, moment)
+        yield
+    finally:
+        for attention in crossing:
+            vars(attention).pop("forward", None)
+        for handle in handles:
+            handle.remove()
+
+
+def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., Tensor]:
+    """A cross-attention's forward in which each regional adapter changes the text's keys and values for its own place only."""
+
+    def placed(numbers: frozenset[int], *args: Any, **kwargs: Any) -> Tensor:
+        moment.placed = numbers
+        moment.touch()
+        return forward(*args, **kwargs)
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        try:
+            base = placed(frozenset(), *args, **kwargs)
+            output = base
+            for number, mask in enumerate(moment.masks):
+                if mask is not None and bool(moment.denoiser[number].any()):
+                    changed = placed(frozenset({number}), *args, **kwargs)
+                    output = output + (changed - base) * _resized(mask[None, None], base).to(base)
+            return output
+        finally:
+            moment.placed = frozenset()
+            moment.touch()
+
+    return call

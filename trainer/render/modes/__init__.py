@@ -1,0 +1,34 @@
+"""How several adapters make one prediction, a file each: `name`, `title`, `is_guided`, `fewest` and `predict`.
+
+`predict(call, num, step, num_steps)` gives the denoiser's output at a step. `call(factors)` runs the denoiser with each of `num`
+adapters' weights times its factor and may be called as often as it takes. Nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from types import ModuleType
+
+from trainer.errors import ConfigError
+
+
+@cache
+def registry() -> dict[str, ModuleType]:
+    """Every mode by name."""
+    found = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {module.name: module for module in sorted(found, key=lambda module: module.name)}
+
+
+def chosen(name: str, num: int, guidance_scale: float) -> ModuleType:
+    """The mode of this name, for so many adapters. Raises: ConfigError if there is none or it can't be used."""
+    modes = registry()
+    if name not in modes:
+        raise ConfigError(f"mode is {name!r}; allowed: {', '.join(modes)}.")
+    mode = modes[name]
+    if mode.is_guided and guidance_scale <= 1:
+        raise ConfigError(f"mode is {name!r}, which mixes guided predictions, but guidance_scale is {guidance_scale:g}; allowed with it: above 1.")
+    if num < mode.fewest:
+        raise ConfigError(f"mode is {name!r}, which is for at least {mode.fewest} LoRAs that are on; found: {num}.")
+    return mode

@@ -1,0 +1,37 @@
+"""Samplers by the names A1111 and ComfyUI users know -> diffusers' schedulers, made from the base's own configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.errors import ConfigError
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+
+
+def check(name: str, prediction: tuple[str, ...] = ("epsilon", "v")) -> None:
+    """Raises: ConfigError if there is no such sampler, or it isn't for a base that predicts so."""
+    fitting = [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in prediction)]
+    if name and name not in fitting:
+        raise ConfigError(f"sampler is {name!r}; allowed for this base: {', '.join(fitting)}, or empty for the base's own.")
+
+
+def make(name: str, own: Any) -> Any:
+    """A fresh scheduler: the base's own kind if `name` is empty."""
+    import diffusers
+
+    kind, changes = SAMPLERS[name] if name else (type(own).__name__, {})
+    return getattr(diffusers, kind).from_config(own.config, **changes)
