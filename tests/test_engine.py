@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import ImageChops
 
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
@@ -127,7 +128,8 @@ def test_a_weight_grid_shows_the_same_pictures_as_single_renders(engine: Engine,
     sheet = grid.weight_grid(engine, two, [[0.0, 1.0], [-0.5, 0.0, 1.5]])
     single = engine.render(stack((trained, 1.0), (trained_style, 1.5))).image
     corner = (sheet.width - 128 - 8, sheet.height - 128 - 8)
-    assert sheet.crop((*corner, corner[0] + 128, corner[1] + 128)).tobytes() == single.tobytes()
+    cell = sheet.crop((*corner, corner[0] + 128, corner[1] + 128))
+    assert max(high for _, high in ImageChops.difference(cell, single).getextrema()) <= 1  # of 255: one batch, not six pictures
 
 
 def test_a_grid_with_more_axes_than_adapters_is_refused(engine: Engine, trained: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -282,3 +283,41 @@ def test_any_text_is_read_or_refused(text: str, parse: str) -> None:
     else:
         assert found or not text.strip()
         assert parse != "schedule" or all(found)  # type: ignore[call-overload]
+
+
+# The command.
+
+
+def test_a_stack_file_says_it_all_and_its_picture_brings_it_back(tmp_path: Path, trained: Path, trained_style: Path, run_velatura: Callable[..., Any]) -> None:
+    (tmp_path / "outputs").mkdir()
+    for name, path in (("one", trained), ("two", trained_style)):
+        (tmp_path / "outputs" / f"{name}.safetensors").write_bytes(path.read_bytes())
+    Image.new("L", (16, 16), 255).save(tmp_path / "outputs" / "mask.png")
+    (tmp_path / "outputs" / "stack.toml").write_text(
+        'prompt = "a {red|blue} fox"\nsteps = 2\n[[adapters]]\nfile = "one.safetensors"\nschedule = "linear 1 0"\n'
+        '[[adapters]]\nfile = "two.safetensors"\nregion = "mask mask.png"\ntrigger = true\n'
+    )
+    made = run_velatura("render", "--stack", "outputs/stack.toml", "--set", "adapters.1.weight=0.5", "--set", "sampler=euler", "--out", "a.png")
+    assert made.returncode == 0, made.stderr
+    again = run_velatura("render", "--from", "a.png", "--out", "b.png")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    strip = run_velatura("render", "--stack", "outputs/stack.toml", "--strip", "--out", "strip.png")
+    assert strip.returncode == 0, strip.stderr
+    with Image.open(tmp_path / "strip.png") as sheet:
+        assert sheet.width > 4 * 128  # the base, each of two, both
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("steps = ", [], "no TOML or JSON"), ("prompts = 'x'", [], "did you mean prompt"), ("[[adapters]]\nfile = 'no.safetensors'", [], "no.safetensors"),
+        ("", ["--set", "adapters.3.weight=1"], "there is no such setting"), ("", ["--set", "sampler=magic"], "allowed for this base: ddim"),
+        ("", ["--prompt", "x"], "--stack takes everything"),
+        ("", ["--out", "x.gif"], ".gif"), ("", ["--strip"], "needs a LoRA that is on"),
+    ],
+)  # fmt: skip
+def test_a_bad_stack_file_or_option_is_refused_in_a_line(text: str, options: list[str], says: str, tmp_path: Path, run_velatura: Callable[..., Any]) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    done = run_velatura("render", "--stack", "s.toml", *options)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr

@@ -21,6 +21,7 @@ from trainer import runs
 from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
+from trainer.render import stack_command
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(dataset_command.app, name="dataset")
 app.add_typer(bench_command.app, name="bench")
+app.add_typer(stack_command.app, name="stack")
 
 
 def main() -> None:
@@ -124,27 +126,30 @@ def render(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; 128x128 for imprimatura, else the family's own.")] = None,
     guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
-    out: Annotated[Path, typer.Option(help="A .png, or a folder for new names.")] = Path("outputs") / "renders",
-    from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours again.")] = None,
+    stack_file: Annotated[Path | None, typer.Option("--stack", metavar="FILE", help="A whole stack as .toml or .json; other options change it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, such as mode=switch; repeatable.")] = None,
+    strip: Annotated[bool, typer.Option("--strip", help="Show what each LoRA does: the base, each alone, all but each, and all.")] = False,
+    out: Annotated[Path, typer.Option(help="A .png, .webp or .jpg, or a folder for new names.")] = Path("outputs") / "renders",
+    from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours (PNG, WebP or JPEG) again.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render a picture, or a grid of weights, with any number of LoRAs stacked."""
     from trainer.render import command
 
+    options = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}
+    names = ("prompt", "base", "lora", "negative", "seed", "steps", "size", "guidance")
+    given = [name for name in names if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     if from_ is not None:
-        given = [
-            name
-            for name in ("prompt", "base", "lora", "negative", "seed", "steps", "size", "guidance")
-            if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
-        ]
-        if given:
+        if given := [*given, *(["stack"] if stack_file else [])]:
             raise ConfigError(f"--from takes everything from the picture; leave out {', '.join('--' + name for name in given)}.")
         stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent])
+    elif stack_file is not None:
+        if given:
+            raise ConfigError(f"--stack takes everything from the file; leave out {', '.join('--' + name for name in given)}, or change the file's with --set.")
+        stack, axes = command.from_file(stack_file), []
     else:
-        stack, axes = command.stack(
-            base, lora or [], {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}, size
-        )
-    print(command.run(stack, axes, out, download))
+        stack, axes = command.stack(base, lora or [], options, size)
+    print(command.run(command.changed(stack, set_ or []), axes, out, download, strip))
 
 
 @app.command()
@@ -153,7 +158,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is in a LoRA file, or which stack a picture was made from."""
-    if file.suffix.lower() == ".png":
+    if file.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg"):
         from trainer.render.command import recipe_of
 
         print(json.dumps(recipe_of(file), indent=2, ensure_ascii=False))

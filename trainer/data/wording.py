@@ -32,7 +32,7 @@ def variants(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> li
     """
     from trainer import objective
 
-    parsed: list[list[Part]] = [_parse(caption) if config.wildcards else [caption] for caption in captions]
+    parsed: list[list[Part]] = [parse(caption) if config.wildcards else [caption] for caption in captions]
     if len(captions) == 1 and not config.shuffle_tags and not config.tag_dropout and all(isinstance(part, str) for part in parsed[0]):
         return list(captions)
     stream = f"wording {hashlib.sha256(chr(0).join(captions).encode('utf-8', 'surrogatepass')).hexdigest()}"
@@ -50,7 +50,7 @@ def settled(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> str
 
     if not config.wildcards:
         return captions[0]
-    return _resolve(_parse(captions[0]), objective.generator(seed, f"settled {captions[0]}", 0)).strip()
+    return _resolve(parse(captions[0]), objective.generator(seed, f"settled {captions[0]}", 0)).strip()
 
 
 def tags(text: str, separator: str) -> list[str]:
@@ -82,7 +82,7 @@ def _permuted(things: list[T], rng: torch.Generator) -> list[T]:
     return [things[place] for place in torch.randperm(len(things), generator=rng).tolist()]
 
 
-def _parse(text: str) -> list[Part]:
+def parse(text: str) -> list[Part]:
     """Literal text and wildcards. A brace without partner or bar, too deep, or beyond the bounded number is literal."""
     stack: list[list[list[Part]]] = [[[]]]  # alternatives of each open brace; the outermost is the text itself
     beyond = num_wildcards = 0  # braces open beyond the depth; wildcards so far

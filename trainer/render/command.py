@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from trainer import bases, families, lora_file
-from trainer.config import StackConfig, digest, parse
+from trainer.config import AdapterChoice, StackConfig, digest, parse
 from trainer.errors import ConfigError
 from trainer.render import image
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_STACK_BYTES = 1 << 20
 Axes = list[list[float]]
 
 
@@ -58,35 +65,68 @@ def again(picture: Path, folders: list[Path]) -> tuple[StackConfig, Axes]:
     return image.read_stack(picture, lora_file.library([folder for folder in folders if folder.is_dir()])), []
 
 
-def recipe_of(picture: Path) -> dict[str, Any]:
-    """The recipe in a picture of ours as it stands there."""
-    from PIL import Image
-
-    from trainer.errors import DataError
-
+def from_file(path: Path) -> StackConfig:
+    """The stack of a .toml or .json file; LoRAs and masks that it names are looked for beside it. Raises: ConfigError."""
     try:
-        with Image.open(picture, formats=("PNG",)) as opened:
-            found: dict[str, Any] = json.loads(opened.info.get(image.RECIPE_KEY, "null"))
-            text = opened.info.get("parameters")
-    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
-        raise DataError(f"{picture} can't be read: {error}") from None
-    return {"recipe": found, "parameters": text}
+        raw = path.read_bytes()
+        if len(raw) > _MAX_STACK_BYTES:
+            raise ConfigError(f"--stack {str(path)!r} has {len(raw)} bytes; allowed: up to {_MAX_STACK_BYTES}.")
+        values = json.loads(raw) if path.suffix.lower() == ".json" else tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--stack {str(path)!r} can't be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--stack {str(path)!r} is no TOML or JSON: {str(error)[:120]}") from None
+    made = parse(StackConfig, values if isinstance(values, dict) else {"": values}, str(path))
+    return made.model_copy(update={"adapters": tuple(_beside(adapter, path.parent) for adapter in made.adapters)})
 
 
-def run(stack: StackConfig, axes: Axes, out: Path, download: bool) -> Path:
-    """Render the picture, or the grid; the file written. Everything that can be refused is, before the base is loaded."""
+def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:
+    kind, _, mask = adapter.region.partition(" ")
+    region = f"mask {folder / mask.strip()}" if kind == "mask" and mask.strip() and not mask.startswith("data:") else adapter.region
+    return adapter.model_copy(update={"file": str(folder / adapter.file) if adapter.file else "", "region": region})
+
+
+def changed(stack: StackConfig, pairs: list[str]) -> StackConfig:
+    """The stack with settings changed by KEY=VALUE, such as `mode=switch` or `adapters.0.schedule=linear 1 0`. Raises: ConfigError."""
+    from trainer import presets
+
+    values = stack.model_dump()
+    for key, value in presets.parse_overrides(pairs).items():
+        *parents, last = key.split(".")
+        place: Any = values
+        try:
+            for part in parents:
+                place = place[int(part)] if isinstance(place, list | tuple) else place[part]
+        except (KeyError, ValueError, IndexError, TypeError):
+            raise ConfigError(f"--set {key}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.") from None
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: there is no such setting; allowed: adapters.NUMBER.SETTING, such as adapters.0.weight.")
+        place[last] = value
+    return parse(StackConfig, values, "--set")
+
+
+def recipe_of(picture: Path) -> dict[str, Any]:
+    """The recipe in a picture of ours as it stands there, and the A1111 text. Raises: DataError."""
+    carried = image.read(picture)
+    return {"recipe": carried.recipe, "parameters": carried.infotext}
+
+
+def run(stack: StackConfig, axes: Axes, out: Path, download: bool, strip: bool = False) -> Path:
+    """Render the picture, the grid or the attribution strip; the file written. Everything that can be refused is, before the base is loaded."""
+    image.format_of(out)
     for adapter in stack.adapters:
-        lora_file.read_header(Path(adapter.file))
+        if adapter.file:
+            lora_file.read_header(Path(adapter.file))
     folder = bases.resolve(stack.base, families.registry()[stack.family], download)
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import grid
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, download=download)
-    if not axes:
+    engine = Engine(stack.base, stack.family, download=download, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
+    if not axes and not strip:
         return image.save(engine.render(stack), out)
-    sheet = grid.weight_grid(engine, stack, axes)
-    path = out if out.suffix.lower() == ".png" else image.free_name(out, f"grid-{digest(stack)[:8]}.png")
+    sheet = grid.attribution(engine, stack) if strip else grid.weight_grid(engine, stack, axes)
+    path = out if image.format_of(out) else image.free_name(out, f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path

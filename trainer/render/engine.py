@@ -85,15 +85,16 @@ class Engine:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         samplers.check(stack.sampler, self.family.prediction)
-        tagged = prompting.take_tags(stack.prompt)
+        tagged = prompting.spelled_out(stack.prompt, stack.seed, self.wildcards)
         if tagged.unknown:
             raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
         adapters = [self._choice(adapter, stack) for adapter in (*stack.adapters, *map(self._tagged, tagged.loras))]
-        prompt = prompting.expand(tagged.prompt, stack.seed, self.wildcards, "prompt")
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
-        negative = prompting.expand(stack.negative_prompt, stack.seed, self.wildcards, "negative")
+        negative = prompting.spelled_out(stack.negative_prompt, stack.seed, self.wildcards, "negative")
+        if negative.loras or negative.unknown:
+            raise ConfigError(f"the negative prompt has {', '.join([*map(prompting.tag, negative.loras), *negative.unknown])}; allowed there: words.")
         found = stack.model_copy(
-            update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(prompt, triggers), "negative_prompt": negative}
+            update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(tagged.prompt, triggers), "negative_prompt": negative.prompt}
         )  # fmt: skip
         modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
         return found

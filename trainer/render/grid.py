@@ -73,12 +73,36 @@ def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) 
         raise ConfigError(f"a weight grid of {len(rows)} x {len(columns)} is too large; allowed: up to {MAX_CELLS} pictures.")
     resolved = engine.resolve(stack)
 
-    def cell(row: float, column: float) -> Image.Image:
+    def cell(row: float, column: float) -> StackConfig:
         axes = [row, column] if num == 2 else [column]
         adapters = [adapter.model_copy(update={"weight": weight}) for adapter, weight in zip(resolved.adapters, axes, strict=False)]
-        return engine.render(resolved.model_copy(update={"adapters": (*adapters, *resolved.adapters[num:])})).image
+        return resolved.model_copy(update={"adapters": (*adapters, *resolved.adapters[num:])})
 
+    found = engine.render_all(cell(row, column) for row in rows for column in columns)
     names = [adapter.name for adapter in resolved.adapters]
-    pictures = [[cell(row, column) for column in columns] for row in rows]
+    pictures = [[next(found).image for _ in columns] for _ in rows]
     row_labels = [f"{names[0]} {row:g}" for row in rows] if num == 2 else [""]
     return contact_sheet(pictures, row_labels, [f"{names[num - 1]} {column:g}" for column in columns], stack.prompt)
+
+
+def attribution(engine: Engine, stack: StackConfig) -> Image.Image:
+    """What each LoRA does: the base, each alone, all but each, and all; one prompt and seed, as few batches as can be.
+
+    Raises: ConfigError if no LoRA is on.
+    """
+    resolved = engine.resolve(stack)
+    on = [number for number, adapter in enumerate(resolved.adapters) if adapter.enabled and (adapter.weight or adapter.text_weight)]
+    if not on:
+        raise ConfigError("an attribution strip needs a LoRA that is on; the stack has none.")
+
+    def only(numbers: list[int]) -> StackConfig:
+        adapters = [adapter.model_copy(update={"enabled": number in numbers}) for number, adapter in enumerate(resolved.adapters)]
+        mode = resolved.mode if len(numbers) == len(on) else "sum"
+        return resolved.model_copy(update={"adapters": tuple(adapters), "mode": mode})
+
+    names = [resolved.adapters[number].name for number in on]
+    alone, without = [[number] for number in on], [[other for other in on if other != number] for number in on]
+    asked = [[], *alone, *(without if len(on) > 2 else []), *([on] if len(on) > 1 else [])]
+    labels = ["base", *names, *([f"all but {name}" for name in names] if len(on) > 2 else []), *(["all"] if len(on) > 1 else [])]
+    found = [picture.image for picture in engine.render_all(map(only, asked))]
+    return contact_sheet([found], [""], labels, resolved.prompt)

@@ -1,28 +1,45 @@
-"""Pictures that tell their story: PNG with the A1111 text every tool reads and our own exact recipe.
+"""Pictures that tell their story: PNG, WebP or JPEG with the A1111 text every tool reads, a ComfyUI graph and our own exact recipe.
 
 The recipe names LoRAs by the hash of their tensors, never by path: nothing of this machine travels, and a file that
-was renamed or moved is found again.
+was renamed or moved is found again. Where what stands:
+
+- PNG: text chunks `parameters`, `prompt` and `workflow` as A1111 and ComfyUI write them, and `velatura_recipe`.
+- WebP: EXIF UserComment as A1111 writes it, Model and Make as ComfyUI reads them, ImageDescription for the recipe. Lossless.
+- JPEG: EXIF UserComment; the recipe in as many APP15 segments of 64 KiB as it takes. ComfyUI reads no JPEG.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import struct
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer import __version__
 from trainer.config import StackConfig, digest, parse
-from trainer.errors import AdapterError, DataError
+from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lora_file import LoraInfo
+from trainer.render import comfy
+from trainer.render.infotext import MAX_CHARS, Infotext, parse_infotext
+from trainer.render.infotext import infotext as infotext
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 RECIPE_KEY = "velatura_recipe"
-_MAX_RECIPE_CHARS = 1 << 18
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_OTHERS = {".avif", ".bmp", ".gif", ".heic", ".jxl", ".tif", ".tiff"}
+_MAX_RECIPE_CHARS = 8 << 20
+_MAX_FILE_BYTES = 512 << 20
+_MAX_EXIF_BYTES = 16 << 20
+_SEGMENT_BYTES, _RECIPE_MARKER, _RECIPE_APP = 65_000, b"\xff\xef", "APP15"
+_EXIF, _USER_COMMENT, _DESCRIPTION, _MAKE, _MODEL = 0x8769, 0x9286, 0x010E, 0x010F, 0x0110
+# What Pillow raises for damaged files; DecompressionBombError comes to it where Pillow is imported.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -34,20 +51,12 @@ class Picture:
     infotext: str
 
 
-def infotext(stack: StackConfig, base_name: str, base_hash: str, sampler: str) -> str:
-    """A1111's `parameters` text: prompt with `<lora:name:weight>`, then one line of `key: value` pairs."""
-    tags = "".join(f" <lora:{adapter.name}:{adapter.weight:g}>" for adapter in stack.adapters)
-    hashes = ", ".join(f"{re.sub('[:,]', '', adapter.name)}: {adapter.sha256[:12]}" for adapter in stack.adapters)
-    pairs = {
-        "Steps": stack.steps, "Sampler": sampler, "CFG scale": f"{stack.guidance_scale:g}", "Seed": stack.seed, "Size": f"{stack.width_px}x{stack.height_px}",
-        "Model hash": base_hash[:10], "Model": _quoted(base_name), "CFG Rescale": f"{stack.guidance_rescale:g}",
-    } | ({"Lora hashes": json.dumps(hashes, ensure_ascii=False)} if hashes else {}) | {"Version": f"velatura {__version__}"}  # fmt: skip
-    negative = f"Negative prompt: {stack.negative_prompt}\n" if stack.negative_prompt else ""
-    return f"{stack.prompt}{tags}\n{negative}" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
+@dataclass(frozen=True)
+class Carried:
+    """What a picture file carries: our recipe as it stands there, and A1111's text; None and empty where it carries none."""
 
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+    recipe: dict[str, Any] | None
+    infotext: str
 
 
 def travelling(stack: StackConfig) -> dict[str, Any]:
@@ -55,24 +64,109 @@ def travelling(stack: StackConfig) -> dict[str, Any]:
     values = stack.model_dump(mode="json")
     for adapter in values["adapters"]:
         del adapter["file"]
-    values["base"] = Path(values["base"]).name if Path(values["base"]).is_dir() else values["base"]
+        kind, _, mask = adapter["region"].strip().partition(" ")
+        if kind == "mask" and not mask.startswith("data:"):
+            adapter["region"] = f"mask {Path(mask.strip()).name}"
+    base = Path(values["base"])
+    values["base"] = base.name if base.is_absolute() or base.is_dir() else values["base"]
     return values
 
 
+# Writing.
+
+
+def format_of(path: Path) -> str | None:
+    """PNG, WEBP or JPEG by a path's ending; None for a folder. Raises: ConfigError for the ending of another kind of picture."""
+    suffix = path.suffix.lower()
+    if suffix in _OTHERS:
+        raise ConfigError(f"--out is {path.name!r}; allowed: {', '.join(FORMATS)}, or a folder.")
+    return FORMATS.get(suffix)
+
+
 def save(picture: Picture, path: Path) -> Path:
-    """The file written, whole or not at all: `path` itself if it ends in .png, else a new name in the folder `path`."""
+    """The file written, whole or not at all: `path` itself if it ends as one of `FORMATS`, else a new PNG in the folder `path`.
+
+    Raises: ConfigError if the text is longer than a JPEG can hold (about 32,000 characters), or for another kind of picture.
+    """
+    kind = format_of(path)
+    if kind is None:
+        path, kind = free_name(path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}.png"), "PNG"
+    options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind](picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        picture.image.save(temporary, kind, **options)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _png(picture: Picture) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
-    if path.suffix.lower() != ".png":
-        path = free_name(path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    info = PngInfo()
-    info.add_itxt("parameters", picture.infotext) if not picture.infotext.isascii() else info.add_text("parameters", picture.infotext)
-    info.add_text(RECIPE_KEY, json.dumps(travelling(picture.stack), sort_keys=True))
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.image.save(temporary, "PNG", pnginfo=info)
-    os.replace(temporary, path)
-    return path
+    info, text = PngInfo(), picture.infotext
+    info.add_text("parameters", text) if text.isascii() else info.add_itxt("parameters", text)
+    prompt, workflow = _graphs(picture)
+    for key, value in (("prompt", prompt), ("workflow", workflow), (RECIPE_KEY, _recipe(picture))):
+        info.add_text(key, value)
+    return {"pnginfo": info}
+
+
+def _webp(picture: Picture) -> dict[str, Any]:
+    prompt, workflow = _graphs(picture)
+    tags = {_DESCRIPTION: f"{RECIPE_KEY}:{_recipe(picture)}", _MAKE: f"workflow:{workflow}", _MODEL: f"prompt:{prompt}"}
+    return {"lossless": True, "exif": _exif(picture.infotext, tags)}
+
+
+def _jpeg(picture: Picture) -> dict[str, Any]:
+    exif, recipe = _exif(picture.infotext, {}), _recipe(picture).encode("ascii")
+    if len(exif) > _SEGMENT_BYTES:
+        raise ConfigError(f"the picture's text takes {len(exif)} bytes; a JPEG holds {_SEGMENT_BYTES}: save it as .png or .webp.")
+    segments = b""
+    for start in range(0, len(recipe), _SEGMENT_BYTES):
+        body = RECIPE_KEY.encode() + b"\0" + recipe[start : start + _SEGMENT_BYTES]
+        segments += _RECIPE_MARKER + (len(body) + 2).to_bytes(2, "big") + body
+    return {"quality": 95, "subsampling": 0, "exif": exif, "extra": segments}
+
+
+def _recipe(picture: Picture) -> str:
+    """In ASCII, so that every chunk, tag and segment can hold it."""
+    return json.dumps(travelling(picture.stack), sort_keys=True)
+
+
+def _graphs(picture: Picture) -> tuple[str, str]:
+    """ComfyUI's two JSON texts, of the prompt as it was drawn."""
+    said = parse_infotext(picture.infotext) if len(picture.infotext) <= MAX_CHARS else Infotext()
+    stack = picture.stack.model_copy(update={"prompt": said.prompt or picture.stack.prompt})
+    base = said.model or Path(picture.stack.base).name
+    prompt, workflow = (json.dumps(graph, separators=(",", ":")) for graph in comfy.graphs(stack, base, said.sampler))
+    return prompt, workflow
+
+
+def _exif(text: str, tags: dict[int, str]) -> bytes:
+    """EXIF with these tags in ASCII and the text in UserComment: `UNICODE` and big-endian UTF-16, as A1111's piexif has it.
+
+    Written here because Pillow writes UserComment as BYTE, which piexif, and so A1111, doesn't read.
+    """
+    ascii_, undefined, long = 2, 7, 4
+    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    main = [(tag, ascii_, value.encode("ascii") + b"\0") for tag, value in tags.items()]
+    inner = 8 + len(_directory([*main, (_EXIF, long, b"\0" * 4)], 8))
+    whole = _directory([*main, (_EXIF, long, inner.to_bytes(4, "big"))], 8) + _directory([(_USER_COMMENT, undefined, comment)], inner)
+    return b"Exif\0\0MM\0\x2a\0\0\0\x08" + whole
+
+
+def _directory(entries: list[tuple[int, int, bytes]], start: int) -> bytes:
+    """A TIFF directory that lies at `start`, big-endian: tag, type and value of each entry."""
+    rows, values = b"", b""
+    after = start + 2 + 12 * len(entries) + 4
+    for tag, kind, value in sorted(entries):
+        count = 1 if kind == 4 else len(value)
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(">I", after + len(values))
+        rows += struct.pack(">HHI", tag, kind, count) + place
+        values += b"" if len(value) <= 4 else value + b"\0" * (len(value) % 2)
+    return struct.pack(">H", len(entries)) + rows + b"\0" * 4 + values
 
 
 def free_name(folder: Path, name: str) -> Path:
@@ -85,26 +179,90 @@ def free_name(folder: Path, name: str) -> Path:
     return path
 
 
-def read_stack(source: Path | IO[bytes], library: dict[str, LoraInfo]) -> StackConfig:
-    """The stack a picture was made from, its LoRAs found by hash in `library`.
+# Reading.
 
-    Raises: DataError if it isn't a PNG of ours, AdapterError naming every LoRA that isn't here.
-    """
+
+def read(source: Path | IO[bytes]) -> Carried:
+    """What a PNG, WebP or JPEG of any tool carries; nothing is decoded. Raises: DataError if it can't be read, or our recipe in it is damaged."""
     from PIL import Image
 
     try:
-        with Image.open(source, formats=("PNG",)) as image:
-            text = image.info.get(RECIPE_KEY)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"the picture can't be read as PNG: {error}") from None
-    if not isinstance(text, str) or len(text) > _MAX_RECIPE_CHARS:
-        raise DataError("the picture carries no Velatura recipe; it is from another tool, or was re-encoded on its way.")
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > _MAX_FILE_BYTES:
+                raise DataError(f"the picture has {size >> 20} MiB; allowed: up to {_MAX_FILE_BYTES >> 20}.")
+            file.seek(0)
+            with Image.open(file, formats=_formats()) as image:
+                info, segments = dict(image.info), list(getattr(image, "applist", []))
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise DataError(f"the picture can't be read as PNG, WebP or JPEG: {error}") from None
+    comment, description = _told(info.get("exif"))
+    text = info.get("parameters")
+    return Carried(_parsed(_raw_recipe(info, segments, description)), text if isinstance(text, str) else comment)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats Pillow may open. It is told once not to warn of damage, since filters are not safe in threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    return tuple(sorted(set(FORMATS.values())))
+
+
+def _told(raw: Any) -> tuple[str, str]:
+    """UserComment and ImageDescription of EXIF bytes, empty where there are none to read."""
+    from PIL import Image
+
+    if not isinstance(raw, bytes) or len(raw) > _MAX_EXIF_BYTES:
+        return "", ""
+    exif = Image.Exif()
     try:
-        values = json.loads(text)
+        exif.load(raw)
+        comment, description = exif.get_ifd(_EXIF).get(_USER_COMMENT), exif.get(_DESCRIPTION)
+    except _DAMAGED:
+        return "", ""
+    return _comment(comment) if isinstance(comment, bytes) else "", description if isinstance(description, str) else ""
+
+
+def _comment(raw: bytes) -> str:
+    """A UserComment as text. A1111 writes big-endian UTF-16, others little-endian: the zeros of plain letters say which."""
+    body = raw[8:]
+    if raw.startswith(b"UNICODE\0"):
+        big = body[0::2].count(0) >= body[1::2].count(0)
+        return body.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0")
+    return (body if raw.startswith((b"ASCII\0\0\0", b"\0" * 8)) else raw).decode("utf-8", "replace").strip("\0")
+
+
+def _raw_recipe(info: dict[Any, Any], segments: list[tuple[str, bytes]], description: str) -> str:
+    """Our recipe's text from wherever the format has it, or nothing."""
+    text = info.get(RECIPE_KEY)
+    if isinstance(text, str):
+        return text
+    if description.startswith(f"{RECIPE_KEY}:"):
+        return description[len(RECIPE_KEY) + 1 :]
+    head = RECIPE_KEY.encode() + b"\0"
+    return b"".join(body[len(head) :] for name, body in segments if name == _RECIPE_APP and body.startswith(head)).decode("ascii", "replace")
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        values = json.loads(text) if len(text) <= _MAX_RECIPE_CHARS else None
     except (ValueError, RecursionError):
-        raise DataError("the picture's Velatura recipe is damaged.") from None
+        values = None
     if not isinstance(values, dict):
         raise DataError("the picture's Velatura recipe is damaged.")
+    return values
+
+
+def read_stack(source: Path | IO[bytes], library: dict[str, LoraInfo]) -> StackConfig:
+    """The stack a picture was made from, its LoRAs found by hash in `library`.
+
+    Raises: DataError if it isn't a picture of ours, AdapterError naming every LoRA that isn't here.
+    """
+    values = read(source).recipe
+    if values is None:
+        raise DataError("the picture carries no Velatura recipe; it is from another tool, or was re-encoded on its way.")
     stack = parse(StackConfig, values, "the picture's recipe")
     if missing := [adapter for adapter in stack.adapters if adapter.sha256 not in library]:
         raise AdapterError(

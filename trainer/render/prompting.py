@@ -148,7 +148,7 @@ class _Draw:
         self.files: dict[str, list[str]] = {}
 
     def text(self, text: str, nested: int) -> str:
-        found = self._parts(wording._parse(text), nested)
+        found = self._parts(wording.parse(text), nested)
         if len(found) > MAX_CHARS:
             raise ConfigError(f"prompt is {len(found)} characters long once its wildcards are drawn; allowed: up to {MAX_CHARS}.")
         return found

@@ -1,0 +1,282 @@
+"""What a stack will do, before a pixel is drawn: what was read, who meets whom and where, whether the sum is likely to burn, and what weights keep it down.
+
+`overlap` says how two updates meet in one layer. Of a pair, in a layer, a block or the whole:
+- cosine, overlap, chance: of the layers, weighed by |a| |b|; interference = 2 sum |a| |b| overlap over the energy (squared Frobenius norm) of the strongest
+  adapter of the stack: how far meeting can change the energy of the sum. It ranks pairs and layers, and is a sum over layers;
+- writes, reads: share of the two's energy in the space that the other one writes to, or reads from.
+
+Weights count as constant: schedules, regions and modes are not seen here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.render import weighing
+from trainer.render.overlap import DENOISERS, Loaded, measure, text_weight_of
+
+MILD, BURN, CANCEL = 1.2, 1.5, 0.7  # of the summed norm over the strongest single one's; a heuristic, see `_verdict`
+_ALONG = 0.05  # cosine from which a direction is named
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much an adapter changes a place."""
+
+    energy: float  # squared Frobenius norm of weight * delta
+    relative: float | None  # norm over that of the base's same weights; None without them
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What was read of one adapter, and where it is strong."""
+
+    name: str
+    file: str
+    sha256: str
+    method: str
+    weight: float
+    text_weight: float
+    matched: int
+    modules: int  # in the file; all of them matched, or the file is refused
+    ranks: tuple[int, int]  # least and largest
+    alpha: str
+    total: Strength
+    blocks: dict[str, Strength]
+    layers: dict[str, Strength]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How two adapters meet in a place; the module says what each number is."""
+
+    cosine: float
+    overlap: float
+    chance: float
+    writes: float
+    reads: float
+    interference: float
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Two adapters by their place in the stack and by name."""
+
+    numbers: tuple[int, int]
+    names: tuple[str, str]
+    total: Meeting
+    blocks: dict[str, Meeting]
+    layers: dict[str, Meeting]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What all adapters together do to a place."""
+
+    energy: float
+    strongest: float  # energy of the strongest single adapter here
+    strongest_name: str
+    ratio: float  # norm of the sum over that of the strongest
+    relative: float | None  # norm of the sum over the base's
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The whole report; pairs and layers are ranked, the worst first."""
+
+    adapters: list[AdapterReport]
+    pairs: list[PairReport]
+    total: Sum
+    blocks: dict[str, Sum]
+    layers: dict[str, float]  # interference of all pairs together
+    not_analysed: list[str]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Weights that keep the sum at the strongest single adapter's energy."""
+
+    factor: float
+    weights: list[float]
+    text_weights: list[float]
+    energy: float  # of the sum as it is
+    balanced: float  # of the sum as proposed
+    strongest: float
+    reason: str
+
+
+Square = list[list[float]]  # row a, column b
+
+
+class _Place(NamedTuple):
+    """Sums over the layers of a place, weights counted."""
+
+    gram: Square  # <a, b>
+    contact: Square  # |a| |b| overlap
+    chance: Square  # |a| |b| chance
+    writes: Square  # energy of b in the space a writes to
+    reads: Square  # energy of b in the space a reads from
+
+    @property
+    def energies(self) -> list[float]:
+        return [max(0.0, row[number]) for number, row in enumerate(self.gram)]
+
+
+def block_of(path: str) -> str:
+    """The block of a denoiser's layer as `AdapterChoice.blocks` names it; a text encoder is one block."""
+    return weighing.block_of(path) if path.startswith(DENOISERS) else path.partition(".")[0]
+
+
+def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor]) -> Analysis:
+    """The report on a stack; `weights` are the base's by path as they are without any adapter, or none. Raises: AdapterError."""
+    measured, left_out = measure(adapters, weights)
+    layers = {path: _Place(*square.tolist()) for path, square in measured.items()}
+    base = {path: float(torch.linalg.vector_norm(weights[path].float())) ** 2 for path in layers if path in weights}
+    groups = _blocks(layers)
+    blocks = {block: _Place(*torch.stack([measured[path] for path in paths]).sum(0).tolist()) for block, paths in groups.items()}
+    nothing = torch.zeros(5, len(adapters), len(adapters), dtype=torch.float64)
+    whole = _Place(*torch.stack([nothing, *measured.values()]).sum(0).tolist())
+    names, strongest = _distinct([adapter.name for adapter in adapters]), max(whole.energies, default=0.0)
+
+    pairs = []
+    for a, b in itertools.combinations(range(len(adapters)), 2):
+        both = [
+            {key: _meeting(place, a, b, strongest) for key, place in places.items() if place.gram[a][a] and place.gram[b][b]} for places in (blocks, layers)
+        ]
+        pairs.append(PairReport((a, b), (names[a], names[b]), _meeting(whole, a, b, strongest), both[0], both[1]))
+    pairs.sort(key=lambda pair: -pair.total.interference)
+    ranked = {path: math.fsum(pair.layers[path].interference for pair in pairs if path in pair.layers) for path in layers}
+    total, of_blocks = _sum(whole, names, _total(base, layers)), {block: _sum(place, names, _total(base, groups[block])) for block, place in blocks.items()}
+    return Analysis(
+        adapters=[_report(adapter, number, names[number], layers, groups, base) for number, adapter in enumerate(adapters)],
+        pairs=pairs,
+        total=total,
+        blocks=of_blocks,
+        layers=dict(sorted(ranked.items(), key=lambda one: (-one[1], one[0]))),
+        not_analysed=left_out,
+        verdict=_verdict(total, of_blocks, pairs),
+    )
+
+
+def _blocks(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Layers by block, in the order of the denoiser's depth, text encoders last."""
+    known = list(paths)
+    depth = weighing.depths([path for path in known if path.startswith(DENOISERS)])
+    found: dict[str, list[str]] = {}
+    for path in sorted(known, key=lambda path: (depth.get(path, 2.0), path)):
+        found.setdefault(block_of(path), []).append(path)
+    return found
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, numbered where one stands twice."""
+    return [f"{name} ({names[: number + 1].count(name)})" if names.count(name) > 1 else name for number, name in enumerate(names)]
+
+
+def _total(base: dict[str, float], paths: Iterable[str]) -> float | None:
+    """Squared norm of the base's weights in these layers, if all are known."""
+    known = [base.get(path) for path in paths]
+    return None if None in known else math.fsum(one for one in known if one is not None)
+
+
+def _strength(energy: float, base: float | None) -> Strength:
+    return Strength(energy, math.sqrt(energy / base) if base else None)
+
+
+def _report(adapter: Loaded, number: int, name: str, layers: dict[str, _Place], groups: dict[str, list[str]], base: dict[str, float]) -> AdapterReport:
+    own = {path: place.energies[number] for path, place in layers.items() if path in adapter.updates}
+    inside = {block: [path for path in paths if path in own] for block, paths in groups.items()}
+    ranks = [update.rank for update in adapter.updates.values()]
+    return AdapterReport(
+        name=name,
+        file=adapter.choice.file,
+        sha256=adapter.sha256,
+        method=adapter.method,
+        weight=adapter.choice.weight,
+        text_weight=text_weight_of(adapter.choice),
+        matched=len(ranks),
+        modules=len(ranks),
+        ranks=(min(ranks, default=0), max(ranks, default=0)),
+        alpha=adapter.alpha,
+        total=_strength(math.fsum(own.values()), _total(base, own)),
+        blocks={block: _strength(math.fsum(own[path] for path in paths), _total(base, paths)) for block, paths in inside.items() if paths},
+        layers={path: _strength(energy, _total(base, [path])) for path, energy in own.items()},
+    )
+
+
+def _meeting(place: _Place, a: int, b: int, strongest: float) -> Meeting:
+    one, two = place.energies[a], place.energies[b]
+    lengths = math.sqrt(one) * math.sqrt(two)
+    if not lengths:
+        return Meeting(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    return Meeting(
+        cosine=max(-1.0, min(1.0, place.gram[a][b] / lengths)),
+        overlap=min(1.0, place.contact[a][b] / lengths),
+        chance=min(1.0, place.chance[a][b] / lengths),
+        writes=min(1.0, (place.writes[a][b] + place.writes[b][a]) / (one + two)),
+        reads=min(1.0, (place.reads[a][b] + place.reads[b][a]) / (one + two)),
+        interference=2 * place.contact[a][b] / strongest,
+    )
+
+
+def _sum(place: _Place, names: list[str], base: float | None) -> Sum:
+    energy, strongest = max(0.0, math.fsum(map(math.fsum, place.gram))), max(place.energies, default=0.0)
+    name = names[place.energies.index(strongest)] if strongest else ""
+    return Sum(energy, strongest, name, math.sqrt(energy / strongest) if strongest else 0.0, _strength(energy, base).relative)
+
+
+def _verdict(total: Sum, blocks: dict[str, Sum], pairs: list[PairReport]) -> str:
+    """In words. The limits are a rule of thumb: a LoRA is mostly tried alone, at the weight it was made for, so that moving the base much
+    farther than the strongest one alone is beyond what anyone has looked at; two that have nothing in common give 1.41, two alike 2."""
+    if not total.strongest:
+        return "nothing acts: every weight or update is 0."
+    said = f"the stack moves the base {total.ratio:.2f} times as far as {total.strongest_name} alone, the strongest: "
+    if total.ratio >= BURN:
+        said += f"likely to burn (from {BURN} on, a rule of thumb)."
+    elif total.ratio >= MILD:
+        said += f"more than any of them was made for; look at the pictures (from {MILD} on, a rule of thumb)."
+    elif total.ratio <= CANCEL:
+        said += f"they undo each other (up to {CANCEL}, a rule of thumb)."
+    else:
+        said += "no burn to be expected."
+    name, worst = max(blocks.items(), key=lambda one: one[1].energy - one[1].strongest)
+    if worst.ratio >= MILD:
+        said += f" Most is added in {name}: {worst.ratio:.2f} times {worst.strongest_name}."
+    if pairs and pairs[0].total.overlap:
+        (one, two), meeting = pairs[0].names, pairs[0].total
+        way = "push the same way" if meeting.cosine >= _ALONG else "undo each other" if meeting.cosine <= -_ALONG else "go neither with nor against each other"
+        said += (
+            f" {one} and {two} interfere most: overlap {meeting.overlap:.2f} where chance gives {meeting.chance:.2f}; cosine {meeting.cosine:+.2f}, they {way}."
+        )
+    return said
+
+
+def balance(analysis: Analysis) -> Balance:
+    """One factor on all weights, so that their proportions stay: the energy of the sum becomes the strongest single adapter's.
+
+    |k sum_i w_i dW_i|^2 = max_i |w_i dW_i|^2 has k = sqrt(max_i G_ii / sum_ij G_ij). Weights are never raised: a sum that is weak because its
+    adapters undo each other would only show their remains larger.
+    """
+    total = analysis.total
+    factor = min(1.0, 1 / total.ratio) if total.ratio else 1.0
+    if factor < 1:
+        reason = f"the sum is {total.ratio:.2f} times as strong as {total.strongest_name} alone; all weights times {factor:.3f} make it as strong as that."
+    else:
+        reason = "the sum is no stronger than the strongest adapter alone; the weights stay, since raising them would only show what is left larger."
+    return Balance(
+        factor=factor,
+        weights=[adapter.weight * factor for adapter in analysis.adapters],
+        text_weights=[adapter.text_weight * factor for adapter in analysis.adapters],
+        energy=total.energy,
+        balanced=total.energy * factor**2,
+        strongest=total.strongest,
+        reason=reason,
+    )

@@ -1,0 +1,151 @@
+"""A stack as a ComfyUI graph, in both of its forms: `prompt` (what runs) and `workflow` (what is shown), one from the other.
+
+ComfyUI's own nodes only: checkpoint -> a LoraLoader per adapter -> RescaleCFG where guidance is rescaled -> two prompts, empty latents ->
+KSampler -> VAEDecode -> SaveImage. Forms: docs.comfy.org/specs/workflow_json_0.4 and .../workflow-api-format. What a graph of these nodes
+can't say is in words in its Note. ComfyUI draws other noise from a seed, so the picture is alike and never the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer import __version__
+from trainer.config import StackConfig
+from trainer.render.infotext import active, alias, beyond
+
+# Our samplers as KSampler names them: sampler_name and scheduler (comfy/samplers.py).
+SAMPLERS: dict[str, tuple[str, str]] = {
+    "ddim": ("ddim", "ddim_uniform"),
+    "ddpm": ("ddpm", "normal"),
+    "euler": ("euler", "normal"),
+    "euler_a": ("euler_ancestral", "normal"),
+    "heun": ("heun", "normal"),
+    "lms": ("lms", "normal"),
+    "dpm++_2m": ("dpmpp_2m", "normal"),
+    "dpm++_2m_karras": ("dpmpp_2m", "karras"),
+    "dpm++_2m_sde": ("dpmpp_2m_sde", "normal"),
+    "unipc": ("uni_pc", "normal"),
+    "flow_euler": ("euler", "simple"),
+    "flow_heun": ("heun", "simple"),
+}
+# Outputs of each kind of node, in its own order.
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "CheckpointLoaderSimple": ("MODEL", "CLIP", "VAE"),
+    "LoraLoader": ("MODEL", "CLIP"),
+    "RescaleCFG": ("MODEL",),
+    "CLIPTextEncode": ("CONDITIONING",),
+    "EmptyLatentImage": ("LATENT",),
+    "KSampler": ("LATENT",),
+    "VAEDecode": ("IMAGE",),
+    "SaveImage": (),
+    "Note": (),
+}
+_WIDTH_PX, _HEIGHT_PX = 320, 260  # of a node's place
+Slot = tuple[int, int]  # node, output
+
+
+@dataclass(frozen=True)
+class _Node:
+    kind: str
+    inputs: dict[str, Slot]
+    widgets: dict[str, Any]
+    column: int
+    row: int
+
+
+def graphs(stack: StackConfig, base_name: str, sampler: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`prompt` and `workflow` of a resolved stack; `sampler` is ours, used where the stack names none."""
+    nodes = _nodes(stack, base_name, stack.sampler or sampler)
+    return _prompt(nodes), _workflow(nodes)
+
+
+def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
+    """The graph's nodes; a node's id is its place in the list, counted from 1."""
+    nodes: list[_Node] = []
+
+    def add(kind: str, inputs: dict[str, Slot], widgets: dict[str, Any], column: int, row: int = 0) -> int:
+        nodes.append(_Node(kind, inputs, widgets, column, row))
+        return len(nodes)
+
+    base = add("CheckpointLoaderSimple", {}, {"ckpt_name": f"{base_name}.safetensors"}, 0)
+    model, clip, column = (base, 0), (base, 1), 1
+    for adapter in active(stack):
+        text = adapter.weight if adapter.text_weight is None else adapter.text_weight
+        widgets = {"lora_name": f"{alias(adapter)}.safetensors", "strength_model": adapter.weight, "strength_clip": text}
+        lora = add("LoraLoader", {"model": model, "clip": clip}, widgets, column)
+        model, clip, column = (lora, 0), (lora, 1), column + 1
+    positive = add("CLIPTextEncode", {"clip": clip}, {"text": stack.prompt}, column)
+    negative = add("CLIPTextEncode", {"clip": clip}, {"text": stack.negative_prompt}, column, 1)
+    latents = add("EmptyLatentImage", {}, {"width": stack.width_px, "height": stack.height_px, "batch_size": 1}, column, 2)
+    if stack.guidance_rescale > 0 and stack.guidance_scale > 1:
+        model = (add("RescaleCFG", {"model": model}, {"multiplier": stack.guidance_rescale}, column, 3), 0)
+    name, scheduler = SAMPLERS.get(sampler, ("euler", "normal"))
+    settings = {"seed": stack.seed, "steps": stack.steps, "cfg": stack.guidance_scale, "sampler_name": name, "scheduler": scheduler, "denoise": 1.0}
+    inputs = {"model": model, "positive": (positive, 0), "negative": (negative, 0), "latent_image": (latents, 0)}
+    sampled = add("KSampler", inputs, settings, column + 1)
+    decoded = add("VAEDecode", {"samples": (sampled, 0), "vae": (base, 2)}, {}, column + 2)
+    add("SaveImage", {"images": (decoded, 0)}, {"filename_prefix": "velatura"}, column + 3)
+    add("Note", {}, {"text": note(stack, sampler)}, 0, 1)
+    return nodes
+
+
+def note(stack: StackConfig, sampler: str) -> str:
+    """What the graph can't say, a line each."""
+    lines = [f"Made with Velatura {__version__}; its own recipe is in the picture too. The noise of a seed is another one here, so the picture will differ."]
+    if sampler not in SAMPLERS:
+        lines.append(f"Sampler {sampler or 'of the base'} has no counterpart here; the graph has euler.")
+    if stack.mode != "sum" and len(active(stack)) > 1:
+        lines.append(f"The LoRAs went together by mode {stack.mode}; here they add up.")
+    said = [words for adapter in active(stack) if (words := beyond(adapter))]
+    if said:
+        lines += ["Not in this graph:", *said]
+    if "[" in stack.prompt + stack.negative_prompt:
+        lines.append("[word] makes a word weaker there; here it is text.")
+    return "\n".join(lines)
+
+
+def _prompt(nodes: list[_Node]) -> dict[str, Any]:
+    """The API form: what the server runs. Notes don't run."""
+    return {
+        str(number): {
+            "class_type": node.kind,
+            "inputs": {**node.widgets, **{name: [str(source), slot] for name, (source, slot) in node.inputs.items()}},
+            "_meta": {"title": node.kind},
+        }
+        for number, node in enumerate(nodes, 1)
+        if node.kind != "Note"
+    }
+
+
+def _workflow(nodes: list[_Node]) -> dict[str, Any]:
+    """The form that the page opens, version 0.4: links are [id, from node, its output, to node, its input, type]."""
+    ends = [(source, slot, number, place) for number, node in enumerate(nodes, 1) for place, (source, slot) in enumerate(node.inputs.values())]
+    links = [[link, *end, _OUTPUTS[nodes[end[0] - 1].kind][end[1]]] for link, end in enumerate(ends, 1)]
+    shown = []
+    for number, node in enumerate(nodes, 1):
+        incoming = {link[4]: link for link in links if link[3] == number}
+        values = list(node.widgets.values())
+        if node.kind == "KSampler":
+            values.insert(1, "fixed")  # the page's own widget behind a seed: control_after_generate
+        shown.append(
+            {
+                "id": number,
+                "type": node.kind,
+                "pos": [node.column * (_WIDTH_PX + 60), node.row * (_HEIGHT_PX + 40)],
+                "size": [_WIDTH_PX, _HEIGHT_PX],
+                "flags": {},
+                "order": number - 1,
+                "mode": 0,
+                "inputs": [{"name": name, "type": incoming[place][5], "link": incoming[place][0]} for place, name in enumerate(node.inputs)],
+                "outputs": [
+                    {"name": kind, "type": kind, "links": [link[0] for link in links if link[1] == number and link[2] == slot], "slot_index": slot}
+                    for slot, kind in enumerate(_OUTPUTS[node.kind])
+                ],
+                "properties": {} if node.kind == "Note" else {"Node name for S&R": node.kind},
+                "widgets_values": values,
+            }
+        )
+    return {
+        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": shown, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip

@@ -1,0 +1,117 @@
+"""`velatura stack`: what a stack of LoRAs will do, before a picture is drawn, and weights that keep it from burning."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.render.analysis import Analysis, Balance
+
+app = typer.Typer(help="Look at a stack before rendering with it.", no_args_is_help=True)
+
+Loras = Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help="LoRAs and their weights, such as fox.safetensors:0.8; weight 1 if left out.")]
+Base = Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")]
+
+
+@app.command()
+def analyze(
+    loras: Loras,
+    base: Base = "imprimatura",
+    heatmap: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the conflict map into this file.")] = None,
+    as_json: Json = False,
+    download: Download = False,
+) -> None:
+    """Say what was read, which LoRAs meet where, and whether their sum is likely to burn."""
+    if heatmap is not None and heatmap.suffix.lower() != ".png":
+        raise ConfigError(f"--heatmap is {str(heatmap)!r}; allowed: a file that ends in .png.")
+    found = _analysis(loras, base, download)
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if as_json else describe(found))
+    if heatmap is not None:
+        from trainer.render.heatmap import draw
+
+        heatmap.parent.mkdir(parents=True, exist_ok=True)
+        draw(found).save(heatmap)
+        typer.echo(f"conflict map: {heatmap}", err=True)
+
+
+@app.command()
+def balance(loras: Loras, base: Base = "imprimatura", as_json: Json = False, download: Download = False) -> None:
+    """Propose weights, in the proportions given, at which the sum is as strong as the strongest LoRA alone."""
+    found = _analysis(loras, base, download)
+    from trainer.render import analysis
+
+    proposed = analysis.balance(found)
+    if as_json:
+        adapters = [
+            {"name": adapter.name, "file": adapter.file, "sha256": adapter.sha256, "weight": adapter.weight, "proposed": weight}
+            for adapter, weight in zip(found.adapters, proposed.weights, strict=True)
+        ]
+        typer.echo(json.dumps({"adapters": adapters, **dataclasses.asdict(proposed)}, indent=2, ensure_ascii=False))
+        return
+    typer.echo(describe_balance(found, proposed))
+
+
+def _analysis(loras: list[str], base: str, download: bool) -> Analysis:
+    """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
+    from trainer import bases, families, lora_file
+    from trainer.render import command
+
+    stack, axes = command.stack(base, loras, {}, None)
+    if axes:
+        raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
+    for adapter in stack.adapters:
+        lora_file.read_header(Path(adapter.file))
+    bases.resolve(stack.base, families.registry()[stack.family], download)
+    from trainer.render import analysis, overlap
+    from trainer.render.engine import Engine
+
+    engine = Engine(stack.base, stack.family, device="cpu", download=download)
+    loaded = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in stack.adapters]
+    return analysis.analyse(loaded, engine.weights)
+
+
+def describe(found: Analysis) -> str:
+    """The report in words and tables."""
+    lines = [found.verdict, "", "adapters"]
+    for one in found.adapters:
+        ranks = f"rank {one.ranks[0]}" if one.ranks[0] == one.ranks[1] else f"rank {one.ranks[0]} to {one.ranks[1]}"
+        lines.append(f"  {one.name}  {one.method}, {ranks}, alpha {one.alpha}, {one.matched} of {one.modules} modules matched, hash {one.sha256[:12]}")
+        lines.append(f"    weight {one.weight:g}: norm {one.total.energy**0.5:.4g}{_relative(one.total.relative)}")
+    lines += ["", "the sum, against the strongest LoRA alone (ratio of norms); in brackets each one's own norm"]
+    for name, place in {"whole": found.total, **found.blocks}.items():
+        own = [one.total if place is found.total else one.blocks.get(name) for one in found.adapters]
+        norms = ", ".join("-" if strength is None else f"{strength.energy**0.5:.3g}" for strength in own)
+        lines.append(f"  {name:<24}{place.ratio:5.2f} x {place.strongest_name}{_relative(place.relative)} ({norms})")
+    if found.pairs:
+        lines += ["", "pairs, the most interfering first        overlap (chance)  cosine  writes  reads  interference"]
+    for pair in found.pairs:
+        meeting = pair.total
+        said = (
+            f"{meeting.overlap:7.2f} ({meeting.chance:.2f})     {meeting.cosine:+.2f}  {meeting.writes:6.2f} {meeting.reads:6.2f}  {meeting.interference:12.2f}"
+        )
+        lines.append(f"  {' + '.join(pair.names):<38} {said}")
+    worst = [f"  {path:<80}{value:.3f}" for path, value in list(found.layers.items())[:8] if value]
+    if worst:
+        lines += ["", "layers that interfere most", *worst]
+    if found.not_analysed:
+        lines += ["", f"not analysed ({len(found.not_analysed)})", *(f"  {one}" for one in found.not_analysed[:20])]
+    return "\n".join(lines)
+
+
+def _relative(share: float | None) -> str:
+    return "" if share is None else f", {share * 100:.2f} % of the base's"
+
+
+def describe_balance(found: Analysis, proposed: Balance) -> str:
+    """The proposal, each LoRA as it is given to a command."""
+    lines = [f"{adapter.file}:{weight:.3f}" for adapter, weight in zip(found.adapters, proposed.weights, strict=True)]
+    return "\n".join([proposed.reason, *lines])
