@@ -204,6 +204,20 @@ def test_switch_takes_turns_as_schedules_would(engine: Engine, trained: Path, tr
     assert apart(turns, pixels(engine, stack(choice(trained_style), choice(trained), mode="switch"))) > 5
 
 
+def test_loratorio_takes_each_place_from_who_differs_there() -> None:
+    base = torch.ones(2, 4, 4, 4)
+    left, right = base.clone(), base.clone()
+    left[:, :, :, :2] = -1
+    right[:, :, :, 2:] = -1
+
+    def call(factors: list[float]) -> torch.Tensor:
+        return {(0.0, 0.0): base, (1.0, 0.0): left, (0.0, 1.0): right}[tuple(factors)]
+
+    found = modes.registry()["loratorio"].predict(call, 2, 0, 1)
+    torch.testing.assert_close(found[1], -base[1])  # with the prompt
+    torch.testing.assert_close(found[0], torch.zeros(4, 4, 4), atol=1e-6, rtol=0)  # without: half the base's own
+
+
 @pytest.mark.parametrize("name", sorted(modes.registry()))
 def test_a_mode_leaves_no_trace(name: str, engine: Engine, trained: Path, trained_style: Path) -> None:
     before = pixels(engine, stack())

@@ -1,0 +1,337 @@
+"""The conflict map against dense sums and overlaps known by construction; `velatura stack` as a person types it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from trainer import lora_file, validation
+from trainer.config import AdapterChoice, StackConfig
+from trainer.deltas import Delta, Update
+from trainer.errors import AdapterError, UserError
+from trainer.render import analysis, heatmap, overlap, stack_command
+from trainer.render.engine import Engine
+
+ONE, TWO = "unet.down_blocks.0.attentions.0.to_q", "unet.up_blocks.1.resnets.0.conv1"
+TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
+BASE = {ONE: torch.ones(12, 9), TWO: torch.ones(6, 5, 3, 3), TEXT: torch.ones(8, 8)}
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def low(seed: int, path: str = ONE, rank: int = 2, scale: float = 0.5) -> Delta:
+    out, *into = BASE[path].shape
+    return Delta(numbers(rank, *into, seed=seed), numbers(out, rank, *[1] * (len(into) - 1), seed=seed + 1000), scale)
+
+
+def adapter(updates: dict[str, Update], weight: float = 1.0, **settings) -> overlap.Loaded:
+    return overlap.weigh(AdapterChoice(name="x", weight=weight, **settings), updates, BASE)
+
+
+def report(*adapters: overlap.Loaded) -> analysis.Analysis:
+    return analysis.analyse(list(adapters), BASE)
+
+
+def flat(one: overlap.Loaded) -> torch.Tensor:
+    """The whole weighted update, dense, as one vector."""
+    return torch.cat([
+        (one.factors[path] * one.updates[path].dense(base.double(), torch.float64)).flatten() if path in one.updates else torch.zeros(base.numel()).double()
+        for path, base in BASE.items()
+    ])  # fmt: skip
+
+
+def test_energies_cosines_and_sums_are_those_of_the_dense_updates() -> None:
+    one = adapter({ONE: low(1), TWO: low(2, TWO, 3), TEXT: low(3, TEXT)}, 0.7, text_weight=-0.4, blocks=("OUT=0.5",))
+    two = adapter({ONE: low(4, rank=4), TWO: low(5, TWO, 1)}, -1.3)
+    three = adapter({TEXT: low(6, TEXT, 8)}, 0.2)
+    found, vectors = report(one, two, three), [flat(each) for each in (one, two, three)]
+    assert one.factors == {ONE: 0.7, TWO: 0.35, TEXT: -0.4}
+    for read, vector in zip(found.adapters, vectors, strict=True):
+        assert read.total.energy == pytest.approx(float(vector.square().sum()), rel=1e-5)
+        assert math.fsum(place.energy for place in read.blocks.values()) == pytest.approx(read.total.energy)
+    for pair in found.pairs:
+        a, b = (vectors[number] for number in pair.numbers)
+        assert pair.total.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-5, abs=1e-9)
+    assert found.total.energy == pytest.approx(float(sum(vectors).square().sum()), rel=1e-5)
+    strongest = max(float(vector.norm()) for vector in vectors)
+    assert found.total.ratio == pytest.approx(float(sum(vectors).norm()) / strongest, rel=1e-5)
+    assert found.adapters[2].total.relative == pytest.approx(float(vectors[2].norm()) / 8, rel=1e-5)
+    assert list(found.blocks) == ["IN0", "OUT1", "text_encoder"] and not found.not_analysed
+
+
+def in_shared_plane(angle: float, turn: float, seed: int = 0) -> tuple[Delta, Delta]:
+    """Two rank-1 updates whose outputs are `angle` apart and whose inputs `turn`."""
+    out, into = (torch.linalg.qr(numbers(size, 2, seed=seed + size))[0] for size in (12, 9))
+    tilted = [side @ torch.tensor([math.cos(by), math.sin(by)]) for side, by in ((out, angle), (into, turn))]
+    return Delta(into[:, :1].T, out[:, :1], 2.0), Delta(tilted[1][None], tilted[0][:, None], 0.5)
+
+
+@pytest.mark.parametrize(("angle", "turn"), [(0.0, 0.0), (0.3, 0.9), (math.pi / 3, 0.0), (math.pi / 2, 0.2), (2.5, 0.4)])
+def test_rank_one_updates_at_known_angles_meet_as_much_as_the_angles_say(angle: float, turn: float) -> None:
+    meeting = report(*(adapter({ONE: delta}) for delta in in_shared_plane(angle, turn))).pairs[0].total
+    assert meeting.cosine == pytest.approx(math.cos(angle) * math.cos(turn), abs=1e-6)
+    assert meeting.overlap == pytest.approx(abs(meeting.cosine), abs=1e-6)
+    assert meeting.writes == pytest.approx(math.cos(angle) ** 2, abs=1e-6)
+    assert meeting.reads == pytest.approx(math.cos(turn) ** 2, abs=1e-6)
+
+
+def test_updates_in_the_same_spaces_overlap_wholly_whatever_they_do_there() -> None:
+    out, into = (torch.linalg.qr(numbers(size, 4))[0] for size in (12, 9))
+    one = adapter({ONE: Delta(into[:, :2].T, out[:, :2], 1.0)})
+    turned = adapter({ONE: Delta(torch.tensor([[0.0, 3.0], [-3.0, 0.0]]) @ into[:, :2].T, out[:, :2], 1.0)})
+    half = adapter({ONE: Delta(torch.cat([into[:, :1], into[:, 2:3]], 1).T, torch.cat([out[:, :1], out[:, 2:3]], 1), 1.0)})
+    elsewhere = adapter({ONE: Delta(into[:, 2:].T, out[:, :2], 1.0)})
+    meetings = [report(one, other).pairs[0].total for other in (turned, half, elsewhere)]
+    assert [meeting.overlap for meeting in meetings] == pytest.approx([1.0, math.sqrt(0.5), 0.0], abs=1e-6)
+    assert [meeting.cosine for meeting in meetings] == pytest.approx([0.0, 0.5, 0.0], abs=1e-6)
+    assert (meetings[2].writes, meetings[2].reads) == pytest.approx((1.0, 0.0), abs=1e-6)
+
+
+def test_chance_is_what_random_spaces_give() -> None:
+    shape = {ONE: torch.zeros(300, 200)}
+    many = [overlap.weigh(AdapterChoice(), {ONE: Delta(numbers(6, 200, seed=n), numbers(300, 6, seed=n + 50), 1.0)}, shape) for n in range(8)]
+    meetings = [pair.total for pair in analysis.analyse(many, shape).pairs]
+    assert all(meeting.chance == pytest.approx(6 / math.sqrt(300 * 200)) for meeting in meetings)
+    assert sum(meeting.overlap / meeting.chance for meeting in meetings) / len(meetings) == pytest.approx(1, rel=0.1)
+
+
+def test_pairs_and_layers_are_ranked_by_what_they_can_change() -> None:
+    near = [{ONE: delta, TWO: low(9 + seed, TWO)} for seed, delta in enumerate(in_shared_plane(0.1, 0.1))]
+    far = {ONE: in_shared_plane(1.5, 1.5, seed=7)[1]}
+    stack = [adapter(near[0], 0.1), adapter(far, 1.0), adapter(near[1], 4.0, enabled=True)]
+    found = report(*stack)
+    assert found.pairs[0].numbers == (0, 2) and list(found.layers) == sorted(found.layers, key=lambda path: -found.layers[path])
+    interferences = [pair.total.interference for pair in found.pairs]
+    assert interferences == sorted(interferences, reverse=True)
+    for pair in found.pairs:
+        assert pair.total.interference == pytest.approx(sum(meeting.interference for meeting in pair.layers.values()))
+    # What is off or at weight 0 interferes with nothing.
+    quiet = report(adapter(near[0], 0.1), adapter(near[1], 0.0), adapter(near[1], enabled=False))
+    assert [pair.total.interference for pair in quiet.pairs] == [0, 0, 0] and quiet.total.ratio == 1
+
+
+def test_the_order_of_adapters_changes_only_the_order() -> None:
+    several = [adapter({ONE: low(seed, rank=1 + seed), TWO: low(seed, TWO)}, 0.3 * seed - 1) for seed in range(4)]
+    one, other = report(*several), report(*several[::-1])
+    assert one.total.energy == pytest.approx(other.total.energy, rel=1e-12) and list(one.layers) == list(other.layers)
+    turned = {tuple(sorted(3 - number for number in pair.numbers)): pair for pair in other.pairs}
+    for pair in one.pairs:
+        assert dataclasses.astuple(pair.total) == pytest.approx(dataclasses.astuple(turned[pair.numbers].total), rel=1e-9)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_other_methods_are_made_dense_where_the_base_is_known_and_named_where_not(others: bool) -> None:
+    from trainer.methods import dora, loha
+
+    parts = {"hada_w1_a": numbers(12, 2), "hada_w1_b": numbers(2, 9), "hada_w2_a": numbers(12, 2, seed=1), "hada_w2_b": numbers(2, 9, seed=1)}
+    odd = adapter({ONE: loha.from_file(parts, 2.0)} if others else {ONE: dora.Turned(low(5), BASE[ONE].norm(dim=1, keepdim=True) * 1.1)}, 0.5)
+    plain, third = adapter({ONE: low(1), TWO: low(2, TWO)}), adapter({ONE: low(3)})
+    found = report(odd, plain, third)
+    a, b = flat(odd), flat(plain)
+    assert next(pair for pair in found.pairs if pair.numbers == (0, 1)).total.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-4)
+    both = next(pair for pair in found.pairs if pair.numbers == (1, 2)).total
+    assert dataclasses.astuple(both)[:-1] == pytest.approx(dataclasses.astuple(report(plain, third).pairs[0].total)[:-1])
+    without = analysis.analyse([odd, plain, third], {})
+    assert without.not_analysed == [f"{ONE} of x"] and without.adapters[0].total.energy == 0 and without.adapters[1].total.relative is None
+
+
+_HOSTILE = st.sampled_from([0.0, 1e-30, 1e-8, 1.0, -3.0, 1e8, 1e30])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([ONE, TWO]), st.integers(1, 12), _HOSTILE, _HOSTILE, st.integers(0, 3), st.booleans()), min_size=1, max_size=4),
+    st.floats(-2, 2).map(lambda weight: round(weight, 3)),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_update_brings_the_report_down_and_its_numbers_keep_their_bounds(drawn: list[tuple], weight: float) -> None:
+    stack = []
+    for path, rank, down, up, seed, flat_rank in drawn:
+        delta = low(seed, path, rank)
+        sides = [delta.down * down, delta.up * up]
+        if flat_rank:  # every direction the same
+            sides = [sides[0][:1].expand_as(sides[0]), sides[1][:, :1].expand_as(sides[1])]
+        stack.append(adapter({path: Delta(sides[0].clone(), sides[1].clone(), 1.0)}, weight))
+    found = report(*stack)
+    for pair in found.pairs:
+        for meeting in [pair.total, *pair.blocks.values(), *pair.layers.values()]:
+            assert all(map(math.isfinite, dataclasses.astuple(meeting)))
+            assert -1 <= meeting.cosine <= 1 and 0 <= meeting.chance <= 1 and all(0 <= share <= 1 for share in (meeting.overlap, meeting.writes, meeting.reads))
+            assert meeting.overlap >= abs(meeting.cosine) - 1e-4
+    assert all(place.energy >= 0 and math.isfinite(place.ratio) for place in [found.total, *found.blocks.values()])
+    proposed = analysis.balance(found)
+    assert 0 < proposed.factor <= 1 and proposed.balanced <= proposed.strongest * (1 + 1e-9)
+    heatmap.draw(found)
+
+
+def test_numbers_too_large_to_square_are_refused_by_name() -> None:
+    huge = Delta(torch.full((1, 9), 1e200, dtype=torch.float64), torch.full((12, 1), 1e200, dtype=torch.float64), 1.0)
+    with pytest.raises(AdapterError, match=f"{ONE} of x has numbers too large"):
+        report(adapter({ONE: huge}))
+
+
+def test_balance_keeps_proportions_and_meets_the_strongest_exactly() -> None:
+    one, two = {ONE: low(1), TWO: low(2, TWO)}, {ONE: low(1, scale=0.3), TWO: low(5, TWO)}
+    found = report(adapter(one, 1.2), adapter(two, 0.9))
+    proposed = analysis.balance(found)
+    assert proposed.factor < 1 and proposed.weights == pytest.approx([1.2 * proposed.factor, 0.9 * proposed.factor])
+    after = report(adapter(one, proposed.weights[0]), adapter(two, proposed.weights[1]))
+    assert after.total.energy == pytest.approx(found.total.strongest) == pytest.approx(proposed.balanced)
+    undoing = analysis.balance(report(adapter(one), adapter(one, -0.9)))
+    assert undoing.factor == 1 and "stay" in undoing.reason
+    assert analysis.balance(report(adapter(one, 0.0))).weights == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [((1.0,), "no burn"), ((1.0, 1.0), "likely to burn"), ((1.0, 0.3), "look at the pictures"), ((1.0, -0.9), "undo each other"), ((0.0,), "nothing acts")],
+)
+def test_the_verdict_says_it_in_words(weights: tuple[float, ...], said: str) -> None:
+    assert said in report(*(adapter({ONE: low(1)}, weight) for weight in weights)).verdict
+
+
+def test_the_heatmap_is_legible_whatever_the_stack() -> None:
+    alone = heatmap.draw(report(adapter({ONE: low(1)})))
+    assert alone.width >= 640
+    many = [overlap.weigh(AdapterChoice(name="a\nname " * 30), {ONE: low(seed), TWO: low(seed, TWO)}, BASE) for seed in range(12)]
+    picture = heatmap.draw(analysis.analyse(many, BASE))
+    assert picture.width < 3200 and picture.height < 1200 and len(picture.convert("P").getcolors(256)) > 20
+
+
+# The command.
+
+
+def test_analyze_reports_in_words_and_json_and_draws_the_map(run_velatura, trained: Path, trained_style: Path, tmp_path: Path) -> None:
+    made = run_velatura("stack", "analyze", f"{trained}:0.8", trained_style, "--json", "--heatmap", tmp_path / "maps" / "map.png")
+    assert made.returncode == 0, made.stderr
+    found = json.loads(made.stdout)
+    assert set(found) == {field.name for field in dataclasses.fields(analysis.Analysis)}
+    for read, path, weight in zip(found["adapters"], (trained, trained_style), (0.8, 1.0), strict=True):
+        info = lora_file.inspect(path)
+        assert set(read) == {field.name for field in dataclasses.fields(analysis.AdapterReport)}
+        assert (read["sha256"], read["method"], read["alpha"]) == (info.sha256, "lora", "in the file")
+        assert read["matched"] == read["modules"] == info.num_modules == len(read["layers"]) and read["ranks"] == [info.rank, info.rank]
+        assert read["total"]["energy"] == pytest.approx((info.norm * weight) ** 2, rel=1e-5) and 0 < read["total"]["relative"] < 1
+    assert list(found["blocks"])[0] == "IN0" and {"IN0", "MID", "OUT1"} <= set(found["blocks"])
+    assert set(found["pairs"][0]["layers"]) <= set(found["layers"]) and found["not_analysed"] == []
+    with Image.open(tmp_path / "maps" / "map.png") as opened:
+        assert opened.width >= 640 and opened.height > 400
+    said = run_velatura("stack", "analyze", trained).stdout
+    assert "no burn" in said and "56 of 56 modules matched" in said and trained.stem in said
+
+
+def test_balance_prints_what_render_takes(run_velatura, trained: Path) -> None:
+    said = run_velatura("stack", "balance", f"{trained}:1", f"{trained}:0.5").stdout.splitlines()
+    assert "1.50 times" in said[0] and said[1:] == [f"{trained}:0.667", f"{trained}:0.333"]
+    found = json.loads(run_velatura("stack", "balance", f"{trained}:1", f"{trained}:0.5", "--json").stdout)
+    assert found["factor"] == pytest.approx(2 / 3) and [one["proposed"] for one in found["adapters"]] == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
+    """A folder of files that can't be used, named for what is wrong with them."""
+    folder, tensors = tmp_path_factory.mktemp("broken"), load_file(trained)
+    first = next(name for name in tensors if name.endswith("lora_up.weight"))
+    save_file(tensors | {first: torch.full_like(tensors[first], math.nan)}, folder / "nan.safetensors")
+    save_file({name.replace("mid_block", "middle_thing"): tensor for name, tensor in tensors.items()}, folder / "half.safetensors")
+    flux = {"transformer.single_transformer_blocks.0.attn.to_q": {"lora_A.weight": torch.ones(2, 3072), "lora_B.weight": torch.ones(3072, 2)}}
+    lora_file.save(folder / "flux.safetensors", flux, {}, torch.float32)
+    (folder / "header.safetensors").write_bytes((2 << 30).to_bytes(8, "little") + b"{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["flux.safetensors"], ["flux.safetensors", "0 of 1 modules matched", "single_transformer_blocks.0.attn.to_q"]),
+        (["half.safetensors:0.5"], ["half.safetensors", "48 of 56 modules matched", "middle_thing"]),
+        (["nan.safetensors"], ["nan.safetensors has NaN or infinity in 1 of 168 tensors", "lora_up.weight"]),
+        (["header.safetensors"], ["header.safetensors", "2147483648 bytes"]),
+        (["nowhere.safetensors:1"], ["nowhere.safetensors", "No such file"]),
+        (["half.safetensors:1,2"], ["several weights", "one each"]),
+        (["half.safetensors:3"], ["weight is 3", "-2 to 2"]),
+        (["half.safetensors", "--base", "nowhere"], ["nowhere", "not a folder here"]),
+    ],
+    ids=lambda value: " ".join(value[:1]),
+)
+def test_what_cannot_be_analysed_is_refused_with_names_and_numbers(broken: Path, arguments: list[str], said: list[str]) -> None:
+    found = CliRunner().invoke(stack_command.app, ["analyze", str(broken / arguments[0]), *arguments[1:]])
+    assert isinstance(found.exception, UserError), found.output
+    assert not [part for part in said if part not in str(found.exception)], found.exception
+
+
+def test_a_heatmap_that_is_no_png_is_refused_before_anything_is_read(run_velatura) -> None:
+    result = run_velatura("stack", "analyze", "nowhere.safetensors", "--heatmap", "map.jpg")
+    assert result.returncode == 2 and "--heatmap is 'map.jpg'" in result.stderr and "Traceback" not in result.stderr
+
+
+# Trained to conflict: the same pictures and trigger, in red ink and in blue.
+
+
+@pytest.fixture(scope="module")
+def inks(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> dict[str, Path]:
+    """LoRAs of the two contradictory styles, `red` and `blue`, one that has nothing to do with them, and folders of held-out pictures."""
+    from trainer import session
+
+    parent, found = tmp_path_factory.mktemp("inks"), {}
+    for part in ("train", "heldout"):
+        for colour in ("red", "blue"):
+            folder = found[f"{colour}-{part}"] = parent / f"{colour}-{part}"
+            folder.mkdir()
+            for path in sorted((examples / "outline-style" / part).glob("*.png")):
+                ImageOps.colorize(Image.open(path).convert("L"), colour, "white").save(folder / path.name)
+                (folder / f"{path.stem}.txt").write_text(path.with_suffix(".txt").read_text())
+    settings = ["max_steps=60", "preview_every_steps=0", "adapter.rank=8", "adapter.alpha=8"]
+    for seed, (name, folder) in enumerate({"red": found["red-train"], "blue": found["blue-train"], "cat": examples / "grey-cat" / "train"}.items()):
+        config = session.preset_config("imprimatura-character", str(folder), None, [*settings, f"seed={seed}"])
+        run, stream = session.start(config, parent, name, None)
+        assert list(stream)[-1].kind == "finished"
+        found[name] = run.lora_file
+    return found
+
+
+def heldout_losses(engine: Engine, stack: StackConfig, folders: list[Path]) -> torch.Tensor:
+    """Loss (N, 10) by picture and timestep with the stack on the base."""
+    family, pipe = engine.family, engine.pipe
+    paths = sorted(path for folder in folders for path in folder.glob("*.png"))
+    with torch.no_grad():
+        latents = [family.encode_image(pipe, pipe.image_processor.preprocess(Image.open(path)))[0] for path in paths]
+    questions = validation.Questions(latents, [path.with_suffix(".txt").read_text() for path in paths])
+
+    def predict(noised: torch.Tensor, timesteps: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        return family.denoise(pipe.unet, noised, timesteps, family.prepare_batch(family.encode_text(pipe, captions, 1)))
+
+    with engine.folded(stack):
+        return validation.losses(questions, family.schedule(pipe), predict, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_loras_trained_to_conflict_rank_first_and_balanced_they_predict_better(inks: dict[str, Path]) -> None:
+    engine = Engine("imprimatura", device="cpu", dtype="float32")
+    chosen = {name: AdapterChoice(file=str(inks[name])) for name in ("cat", "red", "blue")}
+    loaded = {name: overlap.load(choice, engine.file_keys, engine.shapes) for name, choice in chosen.items()}
+    found = analysis.analyse(list(loaded.values()), engine.weights)
+    conflict, *unrelated = found.pairs
+    assert conflict.names == ("red", "blue")
+    assert conflict.total.overlap > 1.5 * max(pair.total.overlap for pair in unrelated)
+
+    pair = analysis.analyse([loaded["red"], loaded["blue"]], engine.weights)
+    folders, proposed = [inks["red-heldout"], inks["blue-heldout"]], analysis.balance(pair).weights
+    stacks = [
+        StackConfig(adapters=tuple(chosen[name].model_copy(update={"weight": weight}) for name, weight in zip(("red", "blue"), weights, strict=True)))
+        for weights in ((1.0, 1.0), proposed)
+    ]
+    before, after = (heldout_losses(engine, stack, folders) for stack in stacks)
+    low, _ = validation.interval(before.mean(1), after.mean(1))
+    print(f"balance {proposed}: held-out loss {float(before.mean()):.4f} -> {float(after.mean()):.4f}, at least {low:.1%} lower (95 %)")
+    assert validation.gain(before, after) > 0.02 and low > 0
