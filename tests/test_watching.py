@@ -216,3 +216,19 @@ def test_dataset_saw_prints_json(tmp_path: Path, tiny: Path, pictures: Path, run
     done = run_velatura("dataset", "saw", run.folder, "--step", "1", "--json")
     assert done.returncode == 0, done.stderr
     assert [one["caption"] for one in json.loads(done.stdout)] == [one.caption for one in saw.saw(run, 1)]
+
+
+@pytest.mark.slow
+def test_pushed_ten_times_too_long_the_recommended_checkpoint_beats_the_last(tmp_path: Path, examples: Path) -> None:
+    """The style preset as it ships, 1,500 steps instead of 150 on 44 pictures, measured on 40 it never saw."""
+    style = examples / "outline-style"
+    settings = session.preset_config("imprimatura-style", str(style / "train"), str(style / "heldout"), ["max_steps=1500", "preview_every_steps=0"])
+    run, said = train(tmp_path, settings)
+    measured = {event.step: event for event in said if isinstance(event, Validated)}
+    recommended = next(event for event in said if isinstance(event, Recommended))
+    alarm = next(event for event in said if isinstance(event, Overtrained))
+    best, last = measured[recommended.step], measured[1500]
+    assert recommended.file == "best.safetensors" and (run.folder / "best.safetensors").is_file()
+    assert best.step <= 300 and alarm.step <= 600
+    assert best.gain_low > 0 > last.gain_high  # the best helps on pictures it never saw, the last one harms: both clearly
+    assert load_file(run.folder / "best.safetensors").keys() == load_file(run.lora_file).keys()

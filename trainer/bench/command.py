@@ -46,6 +46,22 @@ def one(
 
 
 @app.command()
+def stack(
+    model: Annotated[list[str] | None, typer.Option(help="imprimatura, sd15 or sdxl-blocks; repeatable, all if left out.")] = None,
+) -> None:
+    """Seconds a step with 1 to 8 adapters, to change weights, to swap, and of a grid: our engine against diffusers' adapters."""
+    from trainer.bench import stacking
+
+    if wrong := [name for name in model or [] if name not in stacking.MODELS]:
+        raise ConfigError(f"--model is {wrong[0]!r}; allowed: {', '.join(stacking.MODELS)}.")
+    found = []
+    for row in stacking.run(model or list(stacking.MODELS)):
+        typer.echo(stacking.describe([row]).splitlines()[-1], err=True)
+        found.append(row)
+    typer.echo(stacking.describe(found))
+
+
+@app.command()
 def methods(
     name: Annotated[list[str] | None, typer.Option(help="One variant; repeatable, all if left out.")] = None,
     steps: Annotated[int, typer.Option(min=6, help="Training steps of each.")] = 150,

@@ -1,0 +1,221 @@
+"""`velatura bench stack`: our engine against diffusers' own adapters, on the same files, in one run.
+
+A step is one call of the denoiser on both halves of guidance. Ours has its adapters folded in; diffusers has them loaded and set with
+`set_adapters`, as its documentation shows. All LoRAs are random, of rank 16 on attention. Times are medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import bench
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.config import StackConfig
+    from trainer.render.engine import Engine
+
+MODELS = ("imprimatura", "sd15", "sdxl-blocks")
+_RESIDENT, _RANK, _COUNTS = 16, 16, (1, 2, 4, 8)
+_SIDE_PX = {"imprimatura": 128, "sd15": 512, "sdxl-blocks": 512}
+_TIMES = {"imprimatura": 20, "sd15": 3, "sdxl-blocks": 3}
+_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured: our seconds (or bytes), theirs, and theirs over ours: above 1 we are faster."""
+
+    model: str
+    what: str
+    ours: float
+    theirs: float | None
+    unit: str = "s"
+
+    @property
+    def ratio(self) -> float | None:
+        return self.theirs / self.ours if self.theirs and self.ours else None
+
+
+def run(models: list[str]) -> Iterator[Row]:
+    """The table, row by row."""
+    for model in models:
+        with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
+            yield from _model(model, Path(scratch))
+
+
+def _model(model: str, scratch: Path) -> Iterator[Row]:
+    from trainer.render.engine import Engine
+
+    base = _base(model, scratch)
+    engine = Engine(base)
+    files = [_random_lora(engine, scratch / f"lora{number}.safetensors", number) for number in range(_RESIDENT)]
+    pipe = engine.family.load(engine.folder, str(engine.pipe.device), engine.pipe.dtype)
+    for number, file in enumerate(files):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=f"a{number}", low_cpu_mem_usage=False)
+    step, times = _step(engine, model), _TIMES[model]
+    alone = _median(lambda: step(engine.pipe), times)
+    yield Row(model, "step, base alone", alone, None)
+    for count in _COUNTS:
+        engine.fold(engine.resolve(_stack(base, files[:count])))
+        pipe.set_adapters([f"a{number}" for number in range(count)], [1.0] * count)
+        ours, theirs = _alternately(lambda: step(engine.pipe), lambda: step(pipe), times)
+        yield Row(model, f"step, {count} adapter{'s' if count > 1 else ''} (base x {ours / alone:.2f})", ours, theirs)
+    yield from _changes(model, engine, pipe, files)
+    if model == "imprimatura":
+        yield _grid(engine, pipe, files[:2])
+
+
+def _changes(model: str, engine: Engine, pipe: Any, files: list[Path]) -> Iterator[Row]:
+    """Weights changed and an adapter swapped, every adapter read before."""
+    for file in files:
+        engine.fold(engine.resolve(_stack(engine.base, [file])))
+    turn = iter(range(10_000))
+
+    def weigh() -> None:
+        engine.fold(engine.resolve(_stack(engine.base, files[:2], [0.5 + next(turn) % 7 / 10, 1.0])))
+
+    def weigh_theirs() -> None:
+        pipe.set_adapters(["a0", "a1"], [0.5 + next(turn) % 7 / 10, 1.0])
+
+    weigh()
+    yield Row(model, f"change a weight of two, {_RESIDENT} resident", *_alternately(weigh, weigh_theirs, 7))
+
+    def swap() -> None:
+        engine.fold(engine.resolve(_stack(engine.base, [files[next(turn) % _RESIDENT]])))
+
+    def swap_theirs() -> None:
+        pipe.delete_adapters("a0")
+        pipe.load_lora_weights(str(files[0].parent), weight_name=files[0].name, adapter_name="a0", low_cpu_mem_usage=False)
+        pipe.set_adapters(["a0"], [1.0])
+
+    yield Row(model, "swap the adapter", *_alternately(swap, swap_theirs, 5))
+    yield Row(model, "memory of a resident adapter", engine.shelf.num_bytes / _RESIDENT / 2**20, None, "MiB")
+    engine.restore()
+
+
+def _grid(engine: Engine, pipe: Any, files: list[Path]) -> Row:
+    """A sheet of 5 x 5 weights of two adapters."""
+    from trainer.render import draw, grid
+
+    stack = _stack(engine.base, files).model_copy(update={"steps": 20})
+
+    def theirs() -> None:
+        for row in _GRID:
+            for column in _GRID:
+                pipe.set_adapters(["a0", "a1"], [row, column])
+                draw.draw(pipe, stack)
+
+    began = time.perf_counter()
+    grid.weight_grid(engine, stack, [list(_GRID), list(_GRID)])
+    between = time.perf_counter()
+    theirs()
+    return Row("imprimatura", "grid of 5 x 5 weights, 20 steps", between - began, time.perf_counter() - between)
+
+
+def _base(model: str, scratch: Path) -> str:
+    if model == "sdxl-blocks":
+        return str(_sdxl_blocks(scratch / "sdxl"))
+    return bench.prepare(model, scratch)
+
+
+def _sdxl_blocks(folder: Path) -> Path:
+    """A random UNet with blocks of SDXL's own widths and depths (320, 640, 1280; 2 and 10 transformer layers), one of each kind, in bfloat16."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True, model_max_length=77)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=2048, attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280), layers_per_block=1,
+            transformer_layers_per_block=(1, 2, 10), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+        )  # fmt: skip
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(block_out_channels=(32, 64, 64, 64), latent_channels=4, norm_num_groups=8, **kinds)
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=2048, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16, max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        encoder = CLIPTextModel(text)
+    finally:
+        torch.set_default_dtype(before)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    StableDiffusionPipeline(vae, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False).save_pretrained(str(folder))
+    return folder
+
+
+def _random_lora(engine: Engine, path: Path, seed: int) -> Path:
+    import re
+
+    import torch
+
+    from trainer import lora_file
+
+    rng, parts = torch.Generator().manual_seed(seed), {}
+    pattern = re.compile(engine.family.targets["attention"])
+    for name, (out, into, *_) in ((name, shape) for name, shape in engine.shapes.items() if name.startswith("unet.") and pattern.fullmatch(name)):
+        down, up = torch.randn(_RANK, into, generator=rng) / into**0.5, torch.randn(out, _RANK, generator=rng) * 0.01
+        parts[engine.file_keys[name]] = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(_RANK))}
+    lora_file.save(path, parts, {}, torch.float16)
+    return path
+
+
+def _stack(base: str, files: list[Path], weights: list[float] | None = None) -> StackConfig:
+    from trainer.config import AdapterChoice, StackConfig
+
+    chosen = zip(files, weights or [1.0] * len(files), strict=True)
+    return StackConfig(base=base, prompt="a fox", adapters=tuple(AdapterChoice(file=str(file), weight=weight) for file, weight in chosen))
+
+
+def _step(engine: Engine, model: str) -> Callable[[Any], None]:
+    """One call of a pipeline's denoiser on the same random latents, both halves of guidance."""
+    import torch
+
+    side = _SIDE_PX[model] // engine.pipe.vae_scale_factor
+    config, rng = engine.pipe.unet.config, torch.Generator().manual_seed(0)
+    kind: torch.dtype = engine.pipe.unet.dtype
+    latents = torch.randn(2, config.in_channels, side, side, generator=rng).to(engine.pipe.device, kind)
+    hidden = torch.randn(2, 77, config.cross_attention_dim, generator=rng).to(engine.pipe.device, kind)
+
+    def call(pipe: Any) -> None:
+        with torch.no_grad():
+            float(pipe.unet(latents, 500, hidden).sample.float().sum())
+
+    return call
+
+
+def _median(call: Callable[[], None], times: int) -> float:
+    return _alternately(call, lambda: None, times)[0]
+
+
+def _alternately(ours: Callable[[], None], theirs: Callable[[], None], times: int) -> tuple[float, float]:
+    """Median seconds of each, called in turn; the first round is not counted."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(times + 1):
+        for call, seconds in zip((ours, theirs), found, strict=True):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(found[0][1:]), statistics.median(found[1][1:])
+
+
+def describe(rows: list[Row]) -> str:
+    """The table for people."""
+    lines = [f"{'model':<13}{'what':<44}{'Velatura':>12}{'diffusers':>12}{'ratio':>8}"]
+    for row in rows:
+        theirs = f"{row.theirs:.4f}" if row.theirs is not None else ""
+        ratio = f"{row.ratio:.2f}" if row.ratio else ""
+        lines.append(f"{row.model:<13}{row.what:<44}{row.ours:>10.4f} {row.unit:<3}{theirs:>10}{ratio:>8}")
+    return "\n".join(lines)
