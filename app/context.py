@@ -220,13 +220,20 @@ class Context:
         with self._engine_lock:
             return weight_grid(self._warm(stack), stack, weights)
 
+    def render_strip(self, stack: StackConfig) -> Image:
+        """The base, each LoRA alone, all but each, and all, as one sheet."""
+        from trainer.render.grid import attribution
+
+        with self._engine_lock:
+            return attribution(self._warm(stack), stack)
+
     def _warm(self, stack: StackConfig) -> Engine:
         """The engine of the stack's base; another base replaces the one that is loaded."""
         from trainer.render.engine import Engine
 
         if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:
             self._engine = None
-            self._engine = Engine(stack.base, stack.family)
+            self._engine = Engine(stack.base, stack.family, library=self.find_loras)
         return self._engine
 
     def warm_up(self) -> None:

@@ -95,8 +95,11 @@ Facts = Mapping[str, Mapping[Any, Mapping[str, tuple[str, ...]]]]  # setting -> 
 class Form:
     """The components of a model's settings, drawn where the caller's layout wants them."""
 
-    def __init__(self, model: type[BaseModel], start: BaseModel, skip: frozenset[str], choices: Mapping[str, list[Any]], facts: Facts | None = None) -> None:
-        """`start` gives the first values, `choices` the allowed values of text settings, `skip` the keys not drawn."""
+    def __init__(
+        self, model: type[BaseModel], start: BaseModel, skip: frozenset[str], choices: Mapping[str, list[Any]], facts: Facts | None = None, name: str = "field"
+    ) -> None:
+        """`start` gives the first values, `choices` the allowed values of text settings, `skip` the keys not drawn, `name` starts the elements' ids."""
+        self.name = name
         self.specs = {spec.key: spec for spec in specs(model) if spec.key not in skip}
         self.choices, self.facts = choices, facts or {}
         self.tags = {spec.path[:-1]: key for key, spec in self.specs.items() if spec.kinds}
@@ -251,9 +254,9 @@ class Form:
         return found
 
     def _component(self, spec: Spec) -> Component:
-        info, annotation = spec.info, spec.info.annotation
+        info, annotation = spec.info, _kind(spec)
         value = _shown(self.start.get(spec.key, spec.default))
-        common: dict[str, Any] = {"label": info.title or spec.path[-1], "info": info.description, "elem_id": f"field-{spec.key.replace('.', '-')}"}
+        common: dict[str, Any] = {"label": info.title or spec.path[-1], "info": info.description, "elem_id": f"{self.name}-{spec.key.replace('.', '-')}"}
         common |= {"info": spec.kinds.get(str(value), "")} if spec.kinds else {}
         common["visible"] = self.read_at_start[spec.key]
         choices = self.choices.get(spec.key) or list(spec.kinds) or (list(get_args(annotation)) if get_origin(annotation) is Literal else [])
@@ -271,17 +274,23 @@ class Form:
 
 def _number(spec: Spec, value: Any, common: dict[str, Any]) -> Component:
     """A slider for an everyday setting whose bounds are near, else a number; bounds are checked by the model, all at once."""
-    bounds, whole = _bounds(spec.info), spec.info.annotation is int
+    bounds, whole = _bounds(spec.info), _kind(spec) is int
     low, high = bounds.get("ge"), bounds.get("le")
-    if not spec.advanced and low is not None and high is not None and (high - low <= _MAX_INT_SLIDER if whole else True):
+    if not spec.advanced and value is not None and low is not None and high is not None and (high - low <= _MAX_INT_SLIDER if whole else True):
         step = bounds.get("multiple_of", 1) if whole else (high - low) / _SLIDER_STEPS if high - low <= 1 else 0.1
         return gr.Slider(low, high, value=value, step=step, interactive=True, **common)
     return gr.Number(value, precision=0 if whole else None, step=bounds.get("multiple_of", 1) if whole else None, interactive=True, **common)
 
 
+def _kind(spec: Spec) -> Any:
+    """A setting's type; of one that may be empty the other."""
+    found = [part for part in get_args(spec.info.annotation) if part is not type(None)]
+    return found[0] if get_origin(spec.info.annotation) in (Union, types.UnionType) and len(found) == 1 else spec.info.annotation
+
+
 def _plain(spec: Spec, value: Any) -> Any:
     """A component's value as the model takes it."""
-    annotation = spec.info.annotation
+    annotation = _kind(spec)
     if get_origin(annotation) is tuple:
         return [line.strip() for line in str(value or "").splitlines() if line.strip()]
     if annotation is str:

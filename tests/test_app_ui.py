@@ -178,8 +178,8 @@ def test_bad_grid_weights_are_refused(text: str) -> None:
 
 def test_unknown_lora_is_refused(context: Context) -> None:
     with pytest.raises(AdapterError):
-        stack.stack_of(context, {}, [("0" * 64, 1.0, True)])
-    assert stack.stack_of(context, {"prompt": "x"}, [("0" * 64, 1.0, False), (None, 1.0, True)]).adapters == ()
+        stack.stack_of(context, {}, [("0" * 64, 1.0, True, {})])
+    assert stack.stack_of(context, {"prompt": "x"}, [("0" * 64, 1.0, False, {}), (None, 1.0, True, {})]).adapters == ()
 
 
 def test_what_is_no_lora_is_not_taken_in(context: Context, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from app.notices import mended, tell
 from trainer import families
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.errors import AdapterError, ConfigError
+from trainer.render import modes, samplers
 
 TITLE = "Stack"
 ORDER = 30
@@ -21,8 +22,9 @@ ROWS = 6
 _SHOWN_AT_START = 2
 _RECENT = 24
 _MAX_SEED = 2**32
-_GRID = "grid-"
-_NO_RECIPE = "A weight grid carries no recipe; set the weights you like and render."
+_GRID, _STRIP = "grid-", "strip-"
+_IN_ROW = frozenset({"file", "name", "sha256", "weight", "enabled"})  # of an adapter: what its row itself says
+_NO_RECIPE = "A sheet of pictures carries no recipe; set the weights you like and render."
 
 
 def weights_of(text: str) -> list[float]:
@@ -36,15 +38,15 @@ def weights_of(text: str) -> list[float]:
     return found
 
 
-def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str | None, float, bool]]) -> StackConfig:
-    """The stack of the form; rows are (hash, weight, on). Raises: ConfigError, AdapterError."""
-    chosen = [(sha256, weight) for sha256, weight, on in rows if sha256 and on]
-    if len({sha256 for sha256, _ in chosen}) < len(chosen):
+def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str | None, float, bool, dict[str, Any]]]) -> StackConfig:
+    """The stack of the form; rows are (hash, weight, on, its other settings). Raises: ConfigError, AdapterError."""
+    chosen = [(sha256, weight, more) for sha256, weight, on, more in rows if sha256 and on]
+    if len({sha256 for sha256, _, _ in chosen}) < len(chosen):
         raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
     adapters = []
-    for sha256, weight in chosen:
+    for sha256, weight, more in chosen:
         info = context.lora(sha256)
-        adapters.append(AdapterChoice(file=str(info.path), name=info.name, sha256=info.sha256, weight=round(weight, 4)).model_dump())
+        adapters.append({"file": str(info.path), "name": info.name, "sha256": info.sha256, "weight": round(weight, 4), **more})
     stack = parse(StackConfig, {**form_values, "adapters": adapters}, "the form")
     return stack.model_copy(update={"base": context.base(stack.base)})
 
@@ -64,13 +66,17 @@ def recent(context: Context) -> list[Path]:
 
 def save_grid(context: Context, stack: StackConfig, weights: list[float]) -> Path:
     """A sheet of the stack's first one or two LoRAs at every weight, written to the render folder."""
-    from trainer.render.image import free_name
-
     if not stack.adapters:
         raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
-    sheet = context.render_grid(stack, [weights] * min(2, len(stack.adapters)))
+    return keep_sheet(context, context.render_grid(stack, [weights] * min(2, len(stack.adapters))), f"{_GRID}{stack.seed}.png")
+
+
+def keep_sheet(context: Context, sheet: Any, name: str) -> Path:
+    """A sheet of pictures, written to the render folder under a free name."""
+    from trainer.render.image import free_name
+
     context.renders.mkdir(parents=True, exist_ok=True)
-    path = free_name(context.renders, f"{_GRID}{stack.seed}.png")
+    path = free_name(context.renders, name)
     sheet.save(path, "PNG")
     return path
 
@@ -87,10 +93,9 @@ def read_recipe(context: Context, path: Path) -> StackConfig:
 
 def text_of(path: Path) -> str:
     """The A1111 text of one of our pictures."""
-    from PIL import Image
+    from trainer.render.image import read
 
-    with Image.open(path) as image:
-        return str(image.info.get("parameters", ""))
+    return read(path).infotext
 
 
 class _Tab:
@@ -98,13 +103,17 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        choices = {"family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices()}
+        choices: dict[str, list[Any]] = {
+            "family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices(),
+            "mode": [(mode.title, name) for name, mode in modes.registry().items()], "sampler": [("the base's own", ""), *samplers.SAMPLERS],
+        }  # fmt: skip
         self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices)
         self.num_shown, self.files = gr.State(_SHOWN_AT_START), gr.State([])
-        self.groups: list[gr.Row] = []
+        self.groups: list[gr.Column] = []
         self.ons: list[gr.Checkbox] = []
         self.choices: list[gr.Dropdown] = []
         self.weights: list[gr.Slider] = []
+        self.more_of: list[Form] = []
         with gr.Row(equal_height=False, elem_classes="halves"):
             with gr.Column(scale=5, min_width=320):
                 self.form.draw("prompt", "negative_prompt")
@@ -117,12 +126,17 @@ class _Tab:
     def _draw_layers(self) -> None:
         """A fixed pool of rows, shown as needed: rows made on the fly (`gr.render`) lose what was typed."""
         for number in range(1, ROWS + 1):
-            with gr.Row(visible=number <= _SHOWN_AT_START, elem_classes="layer", elem_id=f"layer-{number}") as group:
-                self.ons.append(gr.Checkbox(True, label="On", min_width=60, scale=0, container=False, elem_id=f"on-{number}"))
-                self.choices.append(gr.Dropdown([], value=None, label=f"LoRA {number}", min_width=150, scale=3, interactive=True, elem_id=f"lora-{number}"))
-                self.weights.append(
-                    gr.Slider(-2, 2, value=1.0, step=0.05, label="Weight", min_width=150, scale=4, interactive=True, elem_id=f"weight-{number}")
-                )
+            with gr.Column(visible=number <= _SHOWN_AT_START, elem_classes="layer-all", elem_id=f"layer-{number}") as group:
+                with gr.Row(elem_classes="layer"):
+                    self.ons.append(gr.Checkbox(True, label="On", min_width=60, scale=0, container=False, elem_id=f"on-{number}"))
+                    self.choices.append(gr.Dropdown([], value=None, label=f"LoRA {number}", min_width=150, scale=3, interactive=True, elem_id=f"lora-{number}"))
+                    self.weights.append(
+                        gr.Slider(-2, 2, value=1.0, step=0.05, label="Weight", min_width=150, scale=4, interactive=True, elem_id=f"weight-{number}")
+                    )
+                with gr.Accordion("Where and when it acts", open=False, elem_classes="fields", elem_id=f"more-{number}"):
+                    more = Form(AdapterChoice, AdapterChoice(), _IN_ROW, {}, name=f"layer-{number}")
+                    more.draw_rest(advanced=False)
+                    self.more_of.append(more)
             self.groups.append(group)
         self.more = gr.Button("Add a LoRA", size="sm", elem_id="add-row")
 
@@ -142,6 +156,7 @@ class _Tab:
             hint = "For the first two LoRAs that are on."
             self.axis = gr.Textbox("0, 0.5, 1", label="Weights of a grid", info=hint, min_width=150, scale=3, elem_id="grid-weights")
             self.grid = gr.Button("Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside")
+        self.strip = gr.Button("Show what each LoRA does", size="sm", elem_id="render-strip")
 
     def _draw_result(self) -> None:
         self.picture = gr.Image(
@@ -149,7 +164,9 @@ class _Tab:
         )
         self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
         self.infotext = gr.Textbox(label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext")
-        self.dropped = gr.File(file_types=[".png"], label="Drop a picture made here to get its stack back", height=150, elem_id="recipe-png")
+        self.dropped = gr.File(
+            file_types=[".png", ".webp", ".jpg", ".jpeg"], label="Drop a picture made here to get its stack back", height=150, elem_id="recipe-png"
+        )
         self.gallery = gr.Gallery(
             label="Recent: click one to get its stack back",
             columns=6,
@@ -166,20 +183,22 @@ class _Tab:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         lane: dict[str, Any] = private | {"concurrency_id": "render", "concurrency_limit": 1, "show_progress_on": self.picture}
-        rows = [*self.choices, *self.weights, *self.ons]
+        rows = [*self.choices, *self.weights, *self.ons, *(part for more in self.more_of for part in more.parts())]
         inputs = {*self.form.components.values(), *rows, self.axis}
         shown = [self.picture, self.download, self.infotext, self.gallery, self.files]
         restored = [*self.form.components.values(), *rows, *self.groups, self.num_shown]
         self.render.click(self.draw, inputs, shown, **lane)
         self.grid.click(self.draw_grid, inputs, shown, **lane)
+        self.strip.click(self.draw_strip, inputs, shown, **lane)
         self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped], **private)
         self.gallery.select(self.take_recent, self.files, [*restored, self.picture, self.download, self.infotext], **still)
         self.more.click(self.add_row, self.num_shown, [self.num_shown, *self.groups], **still)
         self.dice.click(self.new_seed, None, self.form.components["seed"], **still)
 
     def _stack(self, found: dict[Any, Any]) -> StackConfig:
-        rows = zip(self.choices, self.weights, self.ons, strict=True)
-        return stack_of(self.context, self.form.values(found), [(found[choice], found[weight] or 0.0, found[on]) for choice, weight, on in rows])
+        rows = zip(self.choices, self.weights, self.ons, self.more_of, strict=True)
+        chosen = [(found[choice], found[weight] or 0.0, found[on], more.values(found)) for choice, weight, on, more in rows]
+        return stack_of(self.context, self.form.values(found), chosen)
 
     def _show(self, path: Path, text: str) -> dict[Any, Any]:
         public = str(self.context.published(path))
@@ -204,6 +223,11 @@ class _Tab:
         path = save_grid(self.context, self._stack(found), weights_of(found[self.axis] or ""))
         return self._show(path, _NO_RECIPE) | self._show_recent()
 
+    @mended
+    def draw_strip(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        stack = self._stack(found)
+        return self._show(keep_sheet(self.context, self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png"), _NO_RECIPE) | self._show_recent()
+
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
         update: dict[Any, Any] = self.form.fill(stack)
         there, num = lora_choices(self.context), max(len(stack.adapters), _SHOWN_AT_START)
@@ -213,7 +237,8 @@ class _Tab:
                 self.groups[number]: gr.update(visible=number < num),
                 self.choices[number]: gr.update(choices=there, value=adapter.sha256 if adapter else None),
                 self.weights[number]: adapter.weight if adapter else 1.0,
-                self.ons[number]: True,
+                self.ons[number]: adapter is None or adapter.enabled,
+                **self.more_of[number].fill(adapter or AdapterChoice()),
             }
         tell("The form now has the picture's stack.")
         return update | {self.num_shown: num}
@@ -228,7 +253,7 @@ class _Tab:
         path = next((one for one in recent(self.context) if 0 <= index < len(names) and one.name == names[index]), None)
         if path is None:
             return gr.skip()
-        if path.name.startswith(_GRID):
+        if path.name.startswith((_GRID, _STRIP)):
             return self._show(path, _NO_RECIPE)
         return self._restore(read_recipe(self.context, path)) | self._show(path, text_of(path))
 

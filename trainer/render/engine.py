@@ -246,28 +246,37 @@ class Engine:
 
     # What is folded.
 
-    def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:
-        """Fold these, and know the words of all that are `brought`."""
-        adapters = {layer: self._adapter(layer) for layer in [*weights, *brought]}
-        words = self.vocabulary.together([adapters[layer].words for layer in sorted(adapters, key=lambda layer: layer.sha256)])
+    def parts(self, stack: StackConfig) -> tuple[dict[str, list[Part]], dict[str, Tensor]]:
+        """What a resolved stack adds to each weight, by path, and the words it brings. Raises: ConfigError for what isn't constant."""
+        weights = self._layers(stack)
+        if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
+            raise ConfigError(f"{Path(moving[0].file).name} has a schedule or a region, or the stack a mode, which can't be folded; allowed: constant weights.")
+        return self._parts(weights), self._words(weights)
+
+    def _parts(self, weights: dict[_Layer, Weights]) -> dict[str, list[Part]]:
         parts: dict[str, list[Part]] = {}
         for layer, (weight, text) in weights.items():
+            key = self._adapter(layer).key
             for path, found in self._updates([layer]).items():
-                factor = found[0][1] * (weight if path.startswith(f"{self.component}.") else text)
-                if factor:
-                    parts.setdefault(path, []).append((adapters[layer].key, factor, found[0][2]))
+                if factor := found[0][1] * (weight if path.startswith(f"{self.component}.") else text):
+                    parts.setdefault(path, []).append((key, factor, found[0][2]))
+        return parts
+
+    def _words(self, layers: Iterable[_Layer]) -> dict[str, Tensor]:
+        return self.vocabulary.together([self._adapter(layer).words for layer in sorted(layers, key=lambda layer: layer.sha256)])
+
+    def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:
+        """Fold these, and know the words of all that are `brought`."""
+        parts, words = self._parts(weights), self._words({*weights, *brought})
         self.vocabulary.show(words)
         self.folding.hold(parts)
 
     def fold(self, stack: StackConfig) -> None:
         """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one. Raises: ConfigError for what isn't constant."""
         assert all(adapter.sha256 for adapter in stack.adapters), "fold takes what `resolve` gave"
-        weights = self._layers(stack)
-        if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
-            raise ConfigError(
-                f"{Path(moving[0].file).name} has a schedule, a region or a mode, which can't be folded into the base; allowed: constant weights."
-            )
-        self._hold(weights, weights)
+        parts, words = self.parts(stack)
+        self.vocabulary.show(words)
+        self.folding.hold(parts)
 
     def restore(self) -> None:
         """The base as it was loaded, bit for bit."""

@@ -106,3 +106,20 @@ def attribution(engine: Engine, stack: StackConfig) -> Image.Image:
     labels = ["base", *names, *([f"all but {name}" for name in names] if len(on) > 2 else []), *(["all"] if len(on) > 1 else [])]
     found = [picture.image for picture in engine.render_all(map(only, asked))]
     return contact_sheet([found], [""], labels, resolved.prompt)
+
+
+def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str, float]]:
+    """The stack in every mode that it can be drawn in, as one sheet, and seconds for each."""
+    import time
+
+    from trainer.render import modes
+
+    pictures, seconds = [], {}
+    on = [adapter for adapter in stack.adapters if adapter.enabled]
+    fitting = [mode for mode in modes.registry().values() if len(on) >= mode.fewest and (stack.guidance_scale > 1 or not mode.is_guided)]
+    for mode in fitting:
+        began = time.perf_counter()
+        pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})).image)
+        seconds[mode.name] = time.perf_counter() - began
+    labels = [f"{mode.title} {seconds[mode.name]:.2f} s" for mode in fitting]
+    return contact_sheet([pictures], [""], labels, stack.prompt), seconds

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from trainer.config import StackConfig
     from trainer.render.analysis import Analysis, Balance
 
 app = typer.Typer(help="Look at a stack before rendering with it.", no_args_is_help=True)
@@ -60,16 +61,71 @@ def balance(loras: Loras, base: Base = "imprimatura", as_json: Json = False, dow
     typer.echo(describe_balance(found, proposed))
 
 
-def _analysis(loras: list[str], base: str, download: bool) -> Analysis:
-    """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
-    from trainer import bases, families, lora_file
-    from trainer.render import command
-
-    stack, axes = command.stack(base, loras, {}, None)
+@app.command()
+def bake(
+    loras: Loras,
+    base: Base = "imprimatura",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the stack as one LoRA.")] = None,
+    rank: Annotated[int, typer.Option(min=0, max=1024, help="Cut it to this rank, and say what is lost; 0 keeps it exact.")] = 0,
+    into: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the base with the stack folded in, as a diffusers folder.")] = None,
+    download: Download = False,
+) -> None:
+    """Make one LoRA, or a base, of a stack with constant weights; its recipe is inside."""
+    if (out is None) == (into is None) or (out is not None and out.suffix != ".safetensors"):
+        raise ConfigError("name what to write: --out FILE.safetensors for one LoRA, or --into DIR for a base.")
+    stack, axes = _stack(loras, base)
     if axes:
         raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
+    from trainer.render import baking
+    from trainer.render.engine import Engine
+
+    engine = Engine(stack.base, stack.family, device="cpu", download=download)
+    if into is not None:
+        typer.echo(str(baking.into_base(engine, stack, into)))
+        return
+    assert out is not None
+    found = baking.lora(engine, stack, out, rank)
+    typer.echo(f"{found.path}: {found.modules} modules, rank {found.rank}, {found.residual * 100:.2f} % of the sum's norm left out")
+
+
+@app.command("modes")
+def show_modes(
+    loras: Loras,
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
+    base: Base = "imprimatura",
+    seed: Annotated[int, typer.Option(help="The same seed in every mode.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
+    out: Annotated[Path, typer.Option(metavar="PNG", help="The sheet.")] = Path("outputs") / "renders" / "modes.png",
+    download: Download = False,
+) -> None:
+    """Draw one prompt and seed in every way of composing the LoRAs, with seconds a picture."""
+    stack, _ = _stack(loras, base, {"prompt": prompt, "seed": seed, "steps": steps})
+    from trainer.render import grid
+    from trainer.render.engine import Engine
+
+    sheet, seconds = grid.of_modes(Engine(stack.base, stack.family, download=download), stack)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    typer.echo("\n".join(f"{name:<12}{taken:8.2f} s" for name, taken in seconds.items()) + f"\n{out}")
+
+
+def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) -> tuple[StackConfig, list[list[float]]]:
+    from trainer import lora_file
+    from trainer.render import command
+
+    stack, axes = command.stack(base, loras, settings or {}, None)
     for adapter in stack.adapters:
         lora_file.read_header(Path(adapter.file))
+    return stack, axes
+
+
+def _analysis(loras: list[str], base: str, download: bool) -> Analysis:
+    """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
+    from trainer import bases, families
+
+    stack, axes = _stack(loras, base)
+    if axes:
+        raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
     bases.resolve(stack.base, families.registry()[stack.family], download)
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine

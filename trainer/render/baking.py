@@ -1,0 +1,143 @@
+"""A stack as one file: a LoRA that does what the stack does, exactly or to a rank, or a base with the stack folded in.
+
+The sum of low-rank updates is one whose factors lie side by side; its rank is the sum of theirs. To a smaller rank it is cut by singular
+values, found from the factors alone by QR, and what is lost is said as a share of the whole (Eckart-Young: no other of that rank loses less).
+Every file has one alpha, its rank, with each layer's own rank folded into `lora_up`, as every tool reads alike. The stack's recipe is inside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trainer import __version__, lora_file
+from trainer.config import StackConfig
+from trainer.errors import ConfigError, RunError
+from trainer.render import image
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
+    from trainer.render.folding import Part
+
+STACK_KEY = "velatura.stack"
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What was written: how many layers, the largest rank, and the share of the sum's norm that the rank left out."""
+
+    path: Path
+    modules: int
+    rank: int
+    residual: float
+
+
+@torch.no_grad()
+def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: torch.dtype = torch.float16) -> Baked:
+    """Write the stack as one LoRA of at most `rank`, exactly for 0; it is opened again and compared.
+
+    Raises: ConfigError for a stack that isn't constant or has updates that only a rank makes low, RunError if the file isn't the stack.
+    """
+    resolved = engine.resolve(stack)
+    parts, words = engine.parts(resolved)
+    if not parts:
+        raise ConfigError("the stack has no LoRA that is on, so there is nothing to bake.")
+    factors = {name: _factors(engine, name, found, rank) for name, found in parts.items()}
+    lost, whole = (sum(values) for values in zip(*((one.lost, one.whole) for one in factors.values()), strict=True))
+    most = max(len(one.down) for one in factors.values())
+    modules = {engine.file_keys[name]: _spelled(engine, name, one, most) for name, one in factors.items()}
+    unproved = path.with_name(f".{path.name}.baking")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lora_file.save(unproved, modules, _metadata(engine, resolved, most), dtype, words)
+        written = lora_file.read(unproved, engine.file_keys, engine.shapes)
+        for name, one in factors.items():
+            made, wanted = written[name].dense(engine.folding.base(name), torch.float32).flatten(1), one.up @ one.down
+            if float((made - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
+                raise RunError(f"{path.name} differs from the stack in {name}; nothing was written.")
+        os.replace(unproved, path)
+    finally:
+        unproved.unlink(missing_ok=True)
+    return Baked(path, len(modules), most, math.sqrt(lost / whole) if whole else 0.0)
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """One layer's sum: up (out, r) @ down (r, in), float32; squared norms of what the rank left out and of the whole."""
+
+    up: Tensor
+    down: Tensor
+    lost: float
+    whole: float
+
+
+def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> _Factors:
+    low = [(factor, update) for _, factor, update in sorted(parts, key=lambda part: part[:2]) if isinstance(update, lora_file.Delta)]
+    if len(low) == len(parts):
+        up = torch.cat([update.up.flatten(1).float() * (factor * update.scale) for factor, update in low], 1)  # (out, R)
+        down = torch.cat([update.down.flatten(1).float() for _, update in low])  # (R, in)
+        if not rank or len(down) <= rank:
+            square = float(((down @ down.T) * (up.T @ up)).sum())
+            return _Factors(up, down, 0.0, square)
+        left, upper = torch.linalg.qr(up.double())
+        right, lower = torch.linalg.qr(down.double().T)
+        inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T)
+        left, right = left @ inner_left, inner_right @ right.T
+    else:
+        if not rank:
+            kinds = sorted({type(update).__name__ for _, _, update in parts if not isinstance(update, lora_file.Delta)})
+            raise ConfigError(f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to.")
+        base = engine.folding.base(name)
+        dense = torch.stack([factor * update.dense(base, torch.float32) for _, factor, update in parts]).sum(0)
+        left, values, right = torch.linalg.svd(dense.flatten(1).double(), full_matrices=False)
+    kept = min(rank, len(values))
+    root = values[:kept].sqrt()
+    up, down = (left[:, :kept] * root).float(), (root[:, None] * right[:kept]).float()
+    return _Factors(up, down, float(values[kept:].square().sum()), float(values.square().sum()))
+
+
+def _spelled(engine: Engine, name: str, one: _Factors, alpha: int) -> dict[str, Tensor]:
+    shape, rank = engine.shapes[name], len(one.down)
+    up = one.up * (rank / alpha)
+    if len(shape) == 4:
+        return {"lora_down.weight": one.down.reshape(rank, *shape[1:]), "lora_up.weight": up[:, :, None, None], "alpha": torch.tensor(float(alpha))}
+    return {"lora_down.weight": one.down, "lora_up.weight": up, "alpha": torch.tensor(float(alpha))}
+
+
+def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
+    """The header: what other tools read, and the stack."""
+    return {
+        STACK_KEY: json.dumps(image.travelling(stack), sort_keys=True, ensure_ascii=False),
+        "velatura.version": __version__,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": engine.family.architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in stack.adapters if adapter.enabled)[:200],
+        "modelspec.merged_from": ", ".join(adapter.name for adapter in stack.adapters if adapter.enabled)[:500],
+        "ss_base_model_version": engine.family.base_version,
+        "ss_v2": str(engine.family.is_v2(engine.pipe)),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+    }
+
+
+def into_base(engine: Engine, stack: StackConfig, folder: Path) -> Path:
+    """Write the base with the stack folded in as a diffusers folder, the recipe beside it. Raises: ConfigError."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--into {str(folder)!r} is there already and isn't empty; name a new folder.")
+    resolved = engine.resolve(stack)
+    if engine.parts(resolved)[1]:
+        raise ConfigError("the stack brings new words, which a base has no place for; leave their files out, or bake a LoRA.")
+    with engine.folded(resolved):
+        engine.pipe.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "velatura_stack.json").write_text(json.dumps(image.travelling(resolved), indent=2, sort_keys=True), encoding="utf-8")
+    return folder
