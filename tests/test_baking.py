@@ -108,7 +108,7 @@ def test_the_commands_bake_and_show_the_modes(trained: Path, trained_style: Path
     assert done.returncode == 0 and "left out" in done.stdout, done.stderr
     done = run_velatura("stack", "modes", str(trained), str(trained_style), "--steps", "2", "--out", "modes.png")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[:4]] == ["composite", "loratorio", "sum", "switch"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[:5]] == ["composite", "k-lora", "loratorio", "sum", "switch"]
     with Image.open(tmp_path / "modes.png") as sheet:
         assert sheet.width > 4 * 128
     assert run_velatura("stack", "bake", str(trained)).returncode == 2

@@ -218,6 +218,30 @@ def test_loratorio_takes_each_place_from_who_differs_there() -> None:
     torch.testing.assert_close(found[0], torch.zeros(4, 4, 4), atol=1e-6, rtol=0)  # without: half the base's own
 
 
+def test_k_lora_uses_one_adapter_a_layer_content_early_and_style_late(engine: Engine) -> None:
+    mode, torch_rng = modes.registry()["k-lora"], torch.Generator().manual_seed(0)
+    base = torch.zeros(6, 5)
+    deltas = [
+        [Delta(torch.randn(2, 5, generator=torch_rng), torch.randn(6, 2, generator=torch_rng) * size, 1.0) for size in sizes] for sizes in ((1, 9), (2, 2))
+    ]
+    updates = {"a": [(0, 1.0, deltas[0][0]), (1, 1.0, deltas[1][0])], "b": [(0, 1.0, deltas[0][1]), (1, 1.0, deltas[1][1])], "c": [(1, 1.0, deltas[1][0])]}
+    scores = mode.prepare(updates, lambda path: base)
+    dense = [{name: deltas[n][k].dense(base, torch.float32).abs() for k, name in enumerate("ab")} for n in (0, 1)]
+    gamma = sum(float(one.sum()) for one in dense[0].values()) / (sum(float(one.sum()) for one in dense[1].values()) + float(dense[1]["a"].sum()))
+    for name in "ab":
+        for n in (0, 1):
+            wanted = float(dense[n][name].flatten().sort(descending=True).values[:4].sum()) * (gamma if n else 1)  # K = 2 x 2
+            assert scores[name][n] == pytest.approx(wanted, rel=1e-5)
+    assert set(scores) == {"a", "b"}
+    said: list[dict[str, int]] = []
+    for step in range(10):
+        mode.predict(lambda factors, only: said.append(only) or base, 2, step, 10, scores)
+    for name in "ab":
+        chosen = [only[name] for only in said]
+        assert chosen == sorted(chosen)  # content first, then style
+    assert any(only["a"] != only["b"] for only in said)
+
+
 @pytest.mark.parametrize("name", sorted(modes.registry()))
 def test_a_mode_leaves_no_trace(name: str, engine: Engine, trained: Path, trained_style: Path) -> None:
     before = pixels(engine, stack())

@@ -10,7 +10,7 @@ from trainer import families
 from trainer.schema import Settings, setting
 
 USUAL_WEIGHT, WIDEST_WEIGHT = 2.0, 20.0
-_MODES = "sum adds them up; switch takes turns; composite averages their predictions; loratorio mixes them by place."
+_MODES = "sum adds them up; switch takes turns; composite averages their predictions; loratorio mixes them by place; k-lora picks one a layer."
 
 
 class AdapterChoice(Settings):

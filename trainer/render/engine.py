@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ class _Layer:
     region: str
 
 
+Updates = dict[str, list[tuple[int, float, "Update"]]]  # by path: an adapter's number, its factor there, its update
 Weights = tuple[float, float]  # of the denoiser's part and of the text encoder's
 
 
@@ -73,6 +75,7 @@ class Engine:
         self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
         self.library, self.wildcards = library or (lambda: {}), wildcards
         self._scheduler = self.pipe.scheduler
+        self._last_prepared: tuple[Any, Any] = (None, None)
 
     # What a stack means here.
 
@@ -186,9 +189,9 @@ class Engine:
         curves = [weighing.schedule(_as_choice(layer)) for layer in live]
         num_steps = stacks[0].steps
 
-        def enter(step: int, factors: list[float] | None = None) -> None:
+        def enter(step: int, factors: list[float] | None = None, only: dict[str, int] | None = None) -> None:
             now = [curve.at(weighing.progress(step, num_steps)) * (factors[number] if factors else 1.0) for number, curve in enumerate(curves)]
-            moment.denoiser = steady * torch.tensor(now)[:, None] if live else steady
+            moment.denoiser, moment.only = steady * torch.tensor(now)[:, None] if live else steady, only or {}
             moment.touch()
 
         enter(0)
@@ -196,7 +199,7 @@ class Engine:
         bases_ = {path: self.folding.base(path) for path in updates}
         self.pipe.scheduler = samplers.make(stacks[0].sampler, self._scheduler)
         try:
-            with beside(self._module, bases_, updates, moment), self._mixed(stacks[0], len(live), enter) as step_done:
+            with beside(self._module, bases_, updates, moment), self._mixed(stacks[0], live, updates, enter) as step_done:
                 drawn = draw.draw_batch(self.pipe, stacks, step_done)
         finally:
             sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
@@ -209,19 +212,19 @@ class Engine:
         return mode != "sum" or bool(layer.schedule or layer.region) or len({found.get(layer) for found in weights}) > 1
 
     @contextmanager
-    def _mixed(self, stack: StackConfig, num: int, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
+    def _mixed(self, stack: StackConfig, live: list[_Layer], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
         """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
         mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
-        original = denoiser.forward
+        original, prepared = denoiser.forward, self._prepared(mode, live, updates)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            def call(factors: list[float]) -> Tensor:
-                enter(at[0], factors)
+            def call(factors: list[float], only: dict[str, int] | None = None) -> Tensor:
+                enter(at[0], factors, only)
                 found = original(*args, **kwargs)
                 output: Tensor = found[0]
                 return output
 
-            return (mode.predict(call, num, at[0], stack.steps),)
+            return (mode.predict(call, len(live), at[0], stack.steps, *prepared),)
 
         def done(step: int) -> None:
             at[0] = step + 1
@@ -234,9 +237,18 @@ class Engine:
         finally:
             vars(denoiser).pop("forward", None)
 
-    def _updates(self, layers: list[_Layer]) -> dict[str, list[tuple[int, float, Update]]]:
+    def _prepared(self, mode: ModuleType, live: list[_Layer], updates: Updates) -> tuple[Any, ...]:
+        """What a mode made of these adapters before the first step, kept for the next picture."""
+        if not hasattr(mode, "prepare"):
+            return ()
+        key = (mode.name, tuple(live))
+        if self._last_prepared[0] != key:
+            self._last_prepared = (key, mode.prepare(updates, self.folding.base))
+        return (self._last_prepared[1],)
+
+    def _updates(self, layers: list[_Layer]) -> Updates:
         """By path, each adapter's number, its factor there and its update."""
-        found: dict[str, list[tuple[int, float, Update]]] = {}
+        found: Updates = {}
         for number, layer in enumerate(layers):
             factors = weighing.block_factors(_as_choice(layer), self._denoiser_paths)
             for path, update in self._adapter(layer).updates.items():

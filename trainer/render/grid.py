@@ -116,7 +116,11 @@ def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str,
 
     pictures, seconds = [], {}
     on = [adapter for adapter in stack.adapters if adapter.enabled]
-    fitting = [mode for mode in modes.registry().values() if len(on) >= mode.fewest and (stack.guidance_scale > 1 or not mode.is_guided)]
+    fitting = [
+        mode
+        for mode in modes.registry().values()
+        if mode.fewest <= len(on) <= getattr(mode, "most", len(on)) and (stack.guidance_scale > 1 or not mode.is_guided)
+    ]
     for mode in fitting:
         began = time.perf_counter()
         pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})).image)

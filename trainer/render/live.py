@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Moment:
     denoiser: Tensor
     text: Tensor
     masks: list[Tensor | None]  # (h, w) of the latents, in [0, 1]; None acts everywhere
+    only: dict[str, int] = field(default_factory=dict)  # layers in which one adapter alone acts, and which
     placed: frozenset[int] = frozenset()  # regional adapters that act on the text's keys and values just now
     version: int = 0
 
@@ -47,7 +48,7 @@ class _Layer:
     """A forward hook with the updates of one module: adapter, factor of this layer, update."""
 
     def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
-        self.moment = moment
+        self.path, self.moment = path, moment
         self.is_text = not path.startswith(("unet.", "transformer."))
         self.places_text = bool(_OF_TEXT.search(path))
         self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
@@ -89,6 +90,9 @@ class _Layer:
         """Each adapter's weight in each row (A, n) and each rank's (n, R), as this layer sees it; None if all are 0."""
         if self._seen[0] != (self.moment.version, repeat):
             weights = self.moment.text if self.is_text else self.moment.denoiser
+            if self.path in self.moment.only:
+                kept = torch.arange(len(weights)) == self.moment.only[self.path]
+                weights = weights * kept[:, None]
             if self.places_text:
                 away = [number for number, mask in enumerate(self.moment.masks) if mask is not None and number not in self.moment.placed]
                 weights = weights.clone()

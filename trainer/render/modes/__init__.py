@@ -1,7 +1,8 @@
-"""How several adapters make one prediction, a file each: `name`, `title`, `is_guided`, `fewest` and `predict`.
+"""How several adapters make one prediction, a file each: `name`, `title`, `is_guided`, `fewest` (and `most`) adapters, and `predict`.
 
 `predict(call, num, step, num_steps)` gives the denoiser's output at a step. `call(factors)` runs the denoiser with each of `num`
-adapters' weights times its factor and may be called as often as it takes. Nothing here knows a family.
+adapters' weights times its factor and may be called as often as it takes; `call(factors, only)` lets in each layer named in `only` one
+adapter act. A mode with `prepare(updates, base)` gets what that made of the stack as `predict`'s last argument. Nothing here knows a family.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def chosen(name: str, num: int, guidance_scale: float) -> ModuleType:
     mode = modes[name]
     if mode.is_guided and guidance_scale <= 1:
         raise ConfigError(f"mode is {name!r}, which mixes guided predictions, but guidance_scale is {guidance_scale:g}; allowed with it: above 1.")
-    if num < mode.fewest:
-        raise ConfigError(f"mode is {name!r}, which is for at least {mode.fewest} LoRAs that are on; found: {num}.")
+    if not mode.fewest <= num <= getattr(mode, "most", num):
+        allowed = f"exactly {mode.fewest}" if hasattr(mode, "most") else f"at least {mode.fewest}"
+        raise ConfigError(f"mode is {name!r}, which is for {allowed} LoRAs that are on; found: {num}.")
     return mode
