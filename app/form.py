@@ -264,22 +264,28 @@ class Form:
             return gr.Dropdown(choices, value=value, interactive=True, **common)
         if annotation is bool:
             return gr.Checkbox(bool(value), interactive=True, **common)
-        if annotation in (int, float):
+        if annotation in (int, float) and not _may_be_empty(spec):  # gr.Number shows an empty value as 0 (Gradio 6.31)
             return _number(spec, value, common)
         lines = 2 if get_origin(annotation) is tuple else 1
         limit = _bounds(info).get("max_length") if lines == 1 else None
         classes = "wide" if lines > 1 else None
-        return gr.Textbox(value, lines=lines, max_lines=max(lines, 6), max_length=limit, interactive=True, elem_classes=classes, **common)
+        return gr.Textbox(
+            "" if value is None else str(value), lines=lines, max_lines=max(lines, 6), max_length=limit, interactive=True, elem_classes=classes, **common
+        )
 
 
 def _number(spec: Spec, value: Any, common: dict[str, Any]) -> Component:
     """A slider for an everyday setting whose bounds are near, else a number; bounds are checked by the model, all at once."""
     bounds, whole = _bounds(spec.info), _kind(spec) is int
     low, high = bounds.get("ge"), bounds.get("le")
-    if not spec.advanced and value is not None and low is not None and high is not None and (high - low <= _MAX_INT_SLIDER if whole else True):
+    if not spec.advanced and low is not None and high is not None and (high - low <= _MAX_INT_SLIDER if whole else True):
         step = bounds.get("multiple_of", 1) if whole else (high - low) / _SLIDER_STEPS if high - low <= 1 else 0.1
         return gr.Slider(low, high, value=value, step=step, interactive=True, **common)
     return gr.Number(value, precision=0 if whole else None, step=bounds.get("multiple_of", 1) if whole else None, interactive=True, **common)
+
+
+def _may_be_empty(spec: Spec) -> bool:
+    return type(None) in get_args(spec.info.annotation)
 
 
 def _kind(spec: Spec) -> Any:
@@ -291,6 +297,8 @@ def _kind(spec: Spec) -> Any:
 def _plain(spec: Spec, value: Any) -> Any:
     """A component's value as the model takes it."""
     annotation = _kind(spec)
+    if _may_be_empty(spec):
+        return str(value).strip() or None if value is not None else None
     if get_origin(annotation) is tuple:
         return [line.strip() for line in str(value or "").splitlines() if line.strip()]
     if annotation is str:

@@ -10,7 +10,8 @@ from pydantic import Discriminator, Field
 
 from app.form import Form, specs
 from trainer import presets
-from trainer.config import StackConfig, TrainConfig, parse
+from trainer.config import AdapterChoice, StackConfig, TrainConfig, parse
+from trainer.errors import ConfigError
 from trainer.schema import SET, Settings, setting
 
 
@@ -83,6 +84,19 @@ def test_every_setting_has_its_words_and_one_component(model: type[Settings]) ->
     for key, component in form.components.items():
         info = form.specs[key].info
         assert component.label == info.title and component.info in (info.description, *form.specs[key].kinds.values()), key  # type: ignore[attr-defined]
+
+
+def test_a_number_that_may_be_empty_comes_back_empty_or_as_it_was() -> None:
+    form = Form(AdapterChoice, AdapterChoice(), frozenset(), {}, name="layer")
+    found = drawn(form)
+    box = form.components["text_weight"]
+    assert parse(AdapterChoice, form.values(found), "the form") == AdapterChoice()
+    assert parse(AdapterChoice, form.values(found | {box: " -0.5 "}), "the form").text_weight == -0.5
+    full = AdapterChoice(weight=0.5, text_weight=0.25, blocks=("IN=0", "OUT=1"), schedule="linear 1 0", region="box 0 0 1 1", trigger=True)
+    shown = {component: update["value"] for component, update in form.fill(full).items()}
+    assert parse(AdapterChoice, form.values(found | shown), "the form") == full
+    with pytest.raises(ConfigError, match="text_weight is 'x'"):
+        parse(AdapterChoice, form.values(found | {box: "x"}), "the form")
 
 
 def test_empty_number_is_refused_by_name() -> None:

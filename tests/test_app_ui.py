@@ -179,6 +179,8 @@ def test_bad_grid_weights_are_refused(text: str) -> None:
 def test_unknown_lora_is_refused(context: Context) -> None:
     with pytest.raises(AdapterError):
         stack.stack_of(context, {}, [("0" * 64, 1.0, True, {})])
+    with pytest.raises(ConfigError, match="no file of the server's"):
+        stack.stack_of(context, {}, [("0" * 64, 1.0, True, {"region": "mask /etc/passwd"})])
     assert stack.stack_of(context, {"prompt": "x"}, [("0" * 64, 1.0, False, {}), (None, 1.0, True, {})]).adapters == ()
 
 

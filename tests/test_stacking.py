@@ -18,7 +18,7 @@ from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta
 from trainer.errors import AdapterError, ConfigError, UserError
-from trainer.render import live, modes, regions, weighing
+from trainer.render import draw, live, modes, regions, weighing
 from trainer.render.engine import Engine
 
 STEPS = 4
@@ -108,6 +108,20 @@ def test_pictures_that_cannot_be_one_batch_are_not(engine: Engine, trained: Path
     found = list(engine.render_all(asked))
     assert all(apart(engine.render(one).image, picture.image) <= 1 for one, picture in zip(asked, found, strict=True))
     assert apart(found[0].image, found[4].image) > 5 and apart(found[0].image, found[5].image) > 0
+
+
+def test_a_batch_too_large_for_memory_is_drawn_in_halves(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, real = [], draw.draw_batch
+
+    def small(pipe: Any, stacks: list[StackConfig], step_done: Any) -> Any:
+        sizes.append(len(stacks))
+        if len(stacks) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(pipe, stacks, step_done)
+
+    monkeypatch.setattr(draw, "draw_batch", small)
+    assert [picture.stack.seed for picture in engine.render_all(stack(seed=number, steps=1) for number in range(5))] == [0, 1, 2, 3, 4]
+    assert sizes == [5, 2, 3, 1, 2]
 
 
 def test_a_schedule_that_never_changes_is_the_weight(engine: Engine, trained: Path) -> None:
@@ -340,6 +354,12 @@ def test_a_stack_file_says_it_all_and_its_picture_brings_it_back(tmp_path: Path,
     again = run_velatura("render", "--from", "a.png", "--out", "b.png")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    axes = [text for key in ("adapters.0.weight=0,1", "seed=1,2,3", "prompt=a fox|a cat, red") for text in ("--axis", key)]
+    grid = run_velatura("render", "--stack", "outputs/stack.toml", *axes, "--out", "grid.png")
+    assert grid.returncode == 0, grid.stderr
+    assert len(list((tmp_path / "grid").glob("*.png"))) == 12
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.width > 2 * 128 and sheet.height > 6 * 128  # a page a weight, a row a seed, a column a prompt
     strip = run_velatura("render", "--stack", "outputs/stack.toml", "--strip", "--out", "strip.png")
     assert strip.returncode == 0, strip.stderr
     with Image.open(tmp_path / "strip.png") as sheet:
@@ -353,6 +373,7 @@ def test_a_stack_file_says_it_all_and_its_picture_brings_it_back(tmp_path: Path,
         ("", ["--set", "adapters.3.weight=1"], "there is no such setting"), ("", ["--set", "sampler=magic"], "allowed for this base: ddim"),
         ("", ["--prompt", "x"], "--stack takes everything"),
         ("", ["--out", "x.gif"], ".gif"), ("", ["--strip"], "needs a LoRA that is on"),
+        ("", ["--axis", "seed"], "KEY=VALUE,VALUE"), ("", ["--axis", "sed=1,2"], "did you mean seed"), ("", ["--axis", "seed=1,x"], "seed is 'x'"),
     ],
 )  # fmt: skip
 def test_a_bad_stack_file_or_option_is_refused_in_a_line(text: str, options: list[str], says: str, tmp_path: Path, run_velatura: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ from trainer import runs
 from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
-from trainer.render import stack_command
+from trainer.render import batch_command, stack_command
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -30,6 +30,7 @@ app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_
 app.add_typer(dataset_command.app, name="dataset")
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(stack_command.app, name="stack")
+app.command()(batch_command.batch)
 
 
 def main() -> None:
@@ -128,6 +129,7 @@ def render(
     guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
     stack_file: Annotated[Path | None, typer.Option("--stack", metavar="FILE", help="A whole stack as .toml or .json; other options change it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, such as mode=switch; repeatable.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Draw a grid over a setting, such as seed=1,2,3; up to three.")] = None,
     strip: Annotated[bool, typer.Option("--strip", help="Show what each LoRA does: the base, each alone, all but each, and all.")] = False,
     out: Annotated[Path, typer.Option(help="A .png, .webp or .jpg, or a folder for new names.")] = Path("outputs") / "renders",
     from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours (PNG, WebP or JPEG) again.")] = None,
@@ -149,7 +151,7 @@ def render(
         stack, axes = command.from_file(stack_file), []
     else:
         stack, axes = command.stack(base, lora or [], options, size)
-    print(command.run(command.changed(stack, set_ or []), axes, out, download, strip))
+    print(command.run(command.changed(stack, set_ or []), [*axes, *map(command.axis, axis or [])], out, download, strip))
 
 
 @app.command()

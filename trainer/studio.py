@@ -100,6 +100,7 @@ class Studio:
         if not self.world.first:
             self.world.wait()
         counted = self.material.fill(with_text=not self.trains_text, stop=stop)
+        memory.give_back()  # what encoding took
         if self.world.first:
             self.world.wait()
         return counted

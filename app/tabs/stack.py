@@ -45,6 +45,8 @@ def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str
         raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
     adapters = []
     for sha256, weight, more in chosen:
+        if (region := str(more.get("region", ""))).startswith("mask ") and not region.startswith("mask data:"):
+            raise ConfigError(f"region is {region[:80]!r}; allowed on the page: 'box LEFT TOP RIGHT BOTTOM', no file of the server's.")
         info = context.lora(sha256)
         adapters.append({"file": str(info.path), "name": info.name, "sha256": info.sha256, "weight": round(weight, 4), **more})
     stack = parse(StackConfig, {**form_values, "adapters": adapters}, "the form")

@@ -6,6 +6,7 @@ Every setting is used or refused: one that the chosen family, method or objectiv
 what it needs, and is an error unless that is so or it is left at its default.
 """
 
+from trainer.config.batch import BatchConfig
 from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.config.learning import AgainstConfig, InversionConfig, ObjectiveConfig, OptimizerConfig
 from trainer.config.parsing import digest, parse, recipe
@@ -15,6 +16,6 @@ from trainer.config.train import TrainConfig
 from trainer.schema import Settings
 
 __all__ = [
-    "AdapterChoice", "AgainstConfig", "CaptionsConfig", "DataConfig", "InversionConfig", "MemoryConfig", "ObjectiveConfig", "OptimizerConfig",
+    "AdapterChoice", "AgainstConfig", "BatchConfig", "CaptionsConfig", "DataConfig", "InversionConfig", "MemoryConfig", "ObjectiveConfig", "OptimizerConfig",
     "PreviewConfig", "Settings", "StackConfig", "TrainConfig", "ValidationConfig", "digest", "parse", "recipe",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainer.studio import Studio
 
 __all__ = [
-    "arrange", "check", "climb", "drawing", "forget", "halving", "is_shortage", "keep_freed", "next_rung", "over_budget", "peak_bytes", "quantise",
+    "arrange", "check", "climb", "drawing", "forget", "give_back", "halving", "is_shortage", "keep_freed", "next_rung", "over_budget", "peak_bytes", "quantise",
     "reset_peak", "training",
 ]  # fmt: skip
 GIB = 1 << 30
@@ -96,7 +96,7 @@ def arrange(studio: Studio) -> None:
         for layer in _in_blocks(denoiser):
             keep_on_cpu(layer)
     _unfuse(studio)
-    _give_back()
+    give_back()
     if studio.device.startswith("cuda"):
         torch.cuda.empty_cache()
         _limit(torch.device(studio.device), settings.budget_gib)
@@ -212,7 +212,7 @@ def _let_go() -> None:
     if trace := sys.exc_info()[2]:
         traceback.clear_frames(trace)
     gc.collect()
-    _give_back()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -220,7 +220,7 @@ def _let_go() -> None:
 def keep_freed() -> None:
     """Have glibc keep freed memory for the next step instead of mapping every activation anew, a fifth of a large base's step; others do so anyway.
 
-    A choice of the whole process, so `session.start` makes it, where the process is there for the run. `_give_back` still gives back.
+    A choice of the whole process, so `session.start` makes it, where the process is there for the run. `give_back` still gives back.
     """
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         if not libc.mallopt(_MMAP_THRESHOLD, 1 << 30):
@@ -240,7 +240,7 @@ def forget(weight: Tensor) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Hand freed memory back to the system, which glibc keeps for itself: a quarter of a GiB after quantising 222 million parameters."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -12,17 +12,18 @@ from trainer import bases, families, lora_file
 from trainer.config import AdapterChoice, StackConfig, digest, parse
 from trainer.errors import ConfigError
 from trainer.render import image
+from trainer.render.axes import Axis, axis
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+__all__ = ["again", "axis", "changed", "from_file", "recipe_of", "run", "stack"]
 _MAX_STACK_BYTES = 1 << 20
-Axes = list[list[float]]
 
 
-def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | None) -> tuple[StackConfig, Axes]:
+def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | None) -> tuple[StackConfig, list[Axis]]:
     """The stack, and the weights of its grid if any LoRA has several. Raises: ConfigError."""
     split = [_lora(text) for text in loras]
     # A LoRA with several weights is an axis; axes come first in the stack.
@@ -30,7 +31,7 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
         if bad := [weight for weight in weights if not -2 <= weight <= 2]:
             raise ConfigError(f"--lora {text!r}: weight is {bad[0]:g}; allowed: -2 to 2.")
     split.sort(key=lambda pair: len(pair[1]) == 1)
-    axes = [weights for _, weights in split if len(weights) > 1]
+    axes = [Axis(f"adapters.{number}.weight", tuple(weights)) for number, (_, weights) in enumerate(split) if len(weights) > 1]
     adapters = [{"file": file, "name": Path(file).stem, "weight": weights[0]} for file, weights in split]
     values = settings | {"base": base, "adapters": adapters} | _size(size, base)
     return parse(StackConfig, values, "the command line"), axes
@@ -58,7 +59,7 @@ def _size(size: str | None, base: str) -> dict[str, int]:
     return {"width_px": int(match[1]), "height_px": int(match[2])}
 
 
-def again(picture: Path, folders: list[Path]) -> tuple[StackConfig, Axes]:
+def again(picture: Path, folders: list[Path]) -> tuple[StackConfig, list[Axis]]:
     """The stack of a picture of ours, its LoRAs found by hash below `folders`."""
     if not picture.is_file():
         raise ConfigError(f"--from {str(picture)!r}: no such file.")
@@ -89,20 +90,9 @@ def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:
 def changed(stack: StackConfig, pairs: list[str]) -> StackConfig:
     """The stack with settings changed by KEY=VALUE, such as `mode=switch` or `adapters.0.schedule=linear 1 0`. Raises: ConfigError."""
     from trainer import presets
+    from trainer.render import axes
 
-    values = stack.model_dump()
-    for key, value in presets.parse_overrides(pairs).items():
-        *parents, last = key.split(".")
-        place: Any = values
-        try:
-            for part in parents:
-                place = place[int(part)] if isinstance(place, list | tuple) else place[part]
-        except (KeyError, ValueError, IndexError, TypeError):
-            raise ConfigError(f"--set {key}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.") from None
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {key}: there is no such setting; allowed: adapters.NUMBER.SETTING, such as adapters.0.weight.")
-        place[last] = value
-    return parse(StackConfig, values, "--set")
+    return axes.changed(stack, presets.parse_overrides(pairs), "--set")
 
 
 def recipe_of(picture: Path) -> dict[str, Any]:
@@ -111,22 +101,28 @@ def recipe_of(picture: Path) -> dict[str, Any]:
     return {"recipe": carried.recipe, "parameters": carried.infotext}
 
 
-def run(stack: StackConfig, axes: Axes, out: Path, download: bool, strip: bool = False) -> Path:
-    """Render the picture, the grid or the attribution strip; the file written. Everything that can be refused is, before the base is loaded."""
+def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: bool = False) -> Path:
+    """Render the picture, the grid with its pictures in a folder, or the attribution strip; the file written.
+
+    Everything that can be refused is, before the base is loaded.
+    """
     image.format_of(out)
     for adapter in stack.adapters:
         if adapter.file:
             lora_file.read_header(Path(adapter.file))
     folder = bases.resolve(stack.base, families.registry()[stack.family], download)
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
+    from trainer.render import axes as grids
     from trainer.render import grid
     from trainer.render.engine import Engine
 
     engine = Engine(stack.base, stack.family, download=download, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
     if not axes and not strip:
         return image.save(engine.render(stack), out)
-    sheet = grid.attribution(engine, stack) if strip else grid.weight_grid(engine, stack, axes)
+    sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, stack, axes)
     path = out if image.format_of(out) else image.free_name(out, f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+    for number, picture in enumerate(pictures, 1):
+        image.save(picture, image.free_name(path.with_suffix(""), f"{number:03}.png"))
     return path

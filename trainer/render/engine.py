@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, lora_file
+from trainer import bases, families, lora_file, memory
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import draw, image, modes, prompting, regions, samplers, weighing
@@ -156,7 +156,7 @@ class Engine:
 
     def render(self, stack: StackConfig) -> image.Picture:
         """The stack's picture. Raises: AdapterError, ConfigError before anything is changed; the stack that was on stays on."""
-        return self._render([self.resolve(stack)])[0]
+        return self._fitting([self.resolve(stack)])[0]
 
     def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]:
         """The pictures of several stacks, in their order; neighbours that can be one batch are. Raises: as `render`, when it comes to that stack."""
@@ -164,11 +164,21 @@ class Engine:
         for stack in stacks:
             resolved = self.resolve(stack)
             if batch and (self._kind(resolved) != self._kind(batch[0]) or len(batch) >= max(1, _PIXELS_AT_ONCE // (stack.width_px * stack.height_px))):
-                yield from self._render(batch)
+                yield from self._fitting(batch)
                 batch = []
             batch.append(resolved)
         if batch:
-            yield from self._render(batch)
+            yield from self._fitting(batch)
+
+    def _fitting(self, stacks: list[StackConfig]) -> list[image.Picture]:
+        """Pictures of resolved stacks of one kind, in halves if memory runs out."""
+        try:
+            return self._render(stacks)
+        except (RuntimeError, MemoryError) as error:
+            if len(stacks) == 1 or not memory.is_shortage(error):
+                raise
+        half = len(stacks) // 2
+        return self._fitting(stacks[:half]) + self._fitting(stacks[half:])
 
     def _kind(self, stack: StackConfig) -> tuple[Any, ...]:
         """What pictures of one batch have in common."""

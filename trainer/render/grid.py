@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _GAP_PX = 8
 _INK, _PAPER = (40, 38, 36), (250, 249, 246)
-MAX_CELLS = 400
 
 
 def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = "") -> Image.Image:
@@ -68,21 +67,9 @@ def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) 
         raise ConfigError(
             f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num} axes and {len(stack.adapters)} adapters."
         )
-    rows, columns = (weights[0], weights[1]) if num == 2 else ([0.0], weights[0])
-    if len(rows) * len(columns) > MAX_CELLS:
-        raise ConfigError(f"a weight grid of {len(rows)} x {len(columns)} is too large; allowed: up to {MAX_CELLS} pictures.")
-    resolved = engine.resolve(stack)
+    from trainer.render import axes
 
-    def cell(row: float, column: float) -> StackConfig:
-        axes = [row, column] if num == 2 else [column]
-        adapters = [adapter.model_copy(update={"weight": weight}) for adapter, weight in zip(resolved.adapters, axes, strict=False)]
-        return resolved.model_copy(update={"adapters": (*adapters, *resolved.adapters[num:])})
-
-    found = engine.render_all(cell(row, column) for row in rows for column in columns)
-    names = [adapter.name for adapter in resolved.adapters]
-    pictures = [[next(found).image for _ in columns] for _ in rows]
-    row_labels = [f"{names[0]} {row:g}" for row in rows] if num == 2 else [""]
-    return contact_sheet(pictures, row_labels, [f"{names[num - 1]} {column:g}" for column in columns], stack.prompt)
+    return axes.draw(engine, stack, [axes.Axis(f"adapters.{number}.weight", tuple(map(float, values))) for number, values in enumerate(weights)])[0]
 
 
 def attribution(engine: Engine, stack: StackConfig) -> Image.Image:

@@ -73,9 +73,7 @@ def bake(
     """Make one LoRA, or a base, of a stack with constant weights; its recipe is inside."""
     if (out is None) == (into is None) or (out is not None and out.suffix != ".safetensors"):
         raise ConfigError("name what to write: --out FILE.safetensors for one LoRA, or --into DIR for a base.")
-    stack, axes = _stack(loras, base)
-    if axes:
-        raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
+    stack = _stack(loras, base)
     from trainer.render import baking
     from trainer.render.engine import Engine
 
@@ -99,7 +97,7 @@ def show_modes(
     download: Download = False,
 ) -> None:
     """Draw one prompt and seed in every way of composing the LoRAs, with seconds a picture."""
-    stack, _ = _stack(loras, base, {"prompt": prompt, "seed": seed, "steps": steps})
+    stack = _stack(loras, base, {"prompt": prompt, "seed": seed, "steps": steps})
     from trainer.render import grid
     from trainer.render.engine import Engine
 
@@ -109,23 +107,24 @@ def show_modes(
     typer.echo("\n".join(f"{name:<12}{taken:8.2f} s" for name, taken in seconds.items()) + f"\n{out}")
 
 
-def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) -> tuple[StackConfig, list[list[float]]]:
+def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) -> StackConfig:
+    """The stack of the command line, its files looked at. Raises: UserError."""
     from trainer import lora_file
     from trainer.render import command
 
     stack, axes = command.stack(base, loras, settings or {}, None)
+    if axes:
+        raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
     for adapter in stack.adapters:
         lora_file.read_header(Path(adapter.file))
-    return stack, axes
+    return stack
 
 
 def _analysis(loras: list[str], base: str, download: bool) -> Analysis:
     """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
     from trainer import bases, families
 
-    stack, axes = _stack(loras, base)
-    if axes:
-        raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
+    stack = _stack(loras, base)
     bases.resolve(stack.base, families.registry()[stack.family], download)
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine

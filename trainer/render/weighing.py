@@ -57,7 +57,7 @@ def _order(block: str) -> tuple[int, str, int]:
 def block_factors(adapter: AdapterChoice, paths: Iterable[str]) -> dict[str, float]:
     """The factor of each of the denoiser's layers `paths`. Raises: ConfigError for a line that can't be read or fits no layer."""
     known = list(paths)
-    found, depth = dict.fromkeys(known, 1.0), depths(known)
+    found, depth = dict.fromkeys(known, 1.0), depths(known) if adapter.blocks else {}
     for line in adapter.blocks:
         pattern, equals, value = (part.strip() for part in line.rpartition("="))
         if equals and pattern == "curve" and value in CURVES:

@@ -1,0 +1,380 @@
+"""A batch draws every picture exactly once, however it is broken off, and refuses what can't be drawn before it draws anything."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from trainer import lora_file
+from trainer.config import StackConfig
+from trainer.errors import AdapterError, RunError
+from trainer.render import batch, batch_papers, batch_plan, image, jobs_file
+
+ROOT = Path(__file__).parents[1]
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+class Painter:
+    """An engine that draws its recipe's hash as one colour, and a batch's company as another: quick, and as exact as the real one."""
+
+    def __init__(self) -> None:
+        self.drawn: list[str] = []
+
+    def resolve(self, stack: StackConfig) -> StackConfig:
+        for one in stack.adapters:
+            if not Path(one.file).is_file():
+                raise AdapterError(f"LoRA file {one.file!r} can't be read.")
+        return stack
+
+    def render(self, stack: StackConfig) -> image.Picture:
+        return next(iter(self.render_all([stack])))
+
+    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]:
+        company = list(stacks)
+        said = [stack.model_dump_json() for stack in company]
+        for stack, own in zip(company, said, strict=True):
+            picture = Image.new("RGB", (8, 8), tuple(hashlib.sha256(own.encode()).digest()[:3]))
+            picture.putpixel((0, 0), tuple(hashlib.sha256("".join(said).encode()).digest()[:3]))
+            self.drawn.append(own)
+            yield image.Picture(picture, stack, "text")
+
+
+def lora(path: Path, value: float) -> Path:
+    parts = {"lora_down.weight": torch.full((1, 32), value), "lora_up.weight": torch.ones(32, 1)}
+    lora_file.save(path, {LAYER: parts}, {}, torch.float32)
+    return path
+
+
+def jobs(path: Path, rows: Iterable[Iterable[object]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def defaults(tiny: Path, **said: object) -> jobs_file.Defaults:
+    return jobs_file.Defaults(**{"base": str(tiny), "size": "32x32", "steps": 2, **said})  # type: ignore[arg-type]
+
+
+def plan_of(path: Path, tiny: Path, **said: object) -> batch_plan.Plan:
+    return batch_plan.make(jobs_file.read(path, defaults(tiny, **said)))
+
+
+def draw(path: Path, tiny: Path, out: Path, painter: Painter | None = None, sheets: bool = False, **said: object) -> batch.Ended:
+    painter = painter or Painter()
+    last = list(batch.run(plan_of(path, tiny, **said), out, lambda base, family: painter, sheets=sheets))[-1]
+    assert isinstance(last, batch.Ended)
+    return last
+
+
+def files(out: Path) -> dict[str, bytes]:
+    found = [path for path in out.rglob("*.png") if not {batch_plan.HIDDEN, "contact-sheets"} & set(path.relative_to(out).parts)]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+
+
+def manifest(out: Path) -> list[dict[str, str]]:
+    with (out / "manifest.csv").open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Exactly once.
+
+
+class Killed(BaseException):
+    """From here on nothing reaches the disk, as if by kill -9."""
+
+
+class Death:
+    """Lets so many file operations happen, then none."""
+
+    def __init__(self, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = left
+        for name in ("fsync", "link", "replace"):
+            monkeypatch.setattr(os, name, self.guard(getattr(os, name)))
+        for name in ("unlink", "mkdir"):
+            monkeypatch.setattr(Path, name, self.guard(getattr(Path, name)))
+
+    def guard(self, call):
+        def guarded(*args, **kwargs):
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return guarded
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Three sizes of step, LoRAs, a row that stands twice, and names that meet."""
+    one, two = lora(tmp_path / "one.safetensors", 0.1), lora(tmp_path / "two.safetensors", -0.2)
+    rows = [("a fox", number, 2 + number % 3, "" if number % 2 else f"{one}:0.5;{two}:1", "{prompt}" if number < 3 else "") for number in range(1, 8)]
+    return jobs(tmp_path / "mixed.csv", [("prompt", "seed", "steps", "lora", "name"), *rows, rows[0]])
+
+
+def test_killed_before_any_file_operation_and_started_again_every_picture_is_there_once_and_the_same(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+    whole = tmp_path / "whole"
+    draw(mixed, tiny, whole)
+    assert len(files(whole)) == 7
+    finished, operations = False, 0
+    while not finished:
+        out = tmp_path / "killed" / str(operations)
+        painter = Painter()
+        with pytest.MonkeyPatch.context() as patch:
+            Death(operations, patch)
+            try:
+                draw(mixed, tiny, out, painter)
+                finished = True
+            except Killed:
+                pass
+        if (out / ".batch" / "journal.jsonl").exists() and operations % 3 == 0:  # and the last line is torn
+            with (out / ".batch" / "journal.jsonl").open("ab") as file:
+                file.write(b'{"done": "abc')
+        ended = draw(mixed, tiny, out, painter)
+        assert files(out) == files(whole), operations
+        assert manifest(out) == manifest(whole) and ended.there == 7
+        assert sorted(path.name for path in (out / ".batch").iterdir()) == ["journal.jsonl", "lock"]
+        operations += 1
+    assert operations > 30
+
+
+def test_killed_many_times_it_still_is(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+    draw(mixed, tiny, tmp_path / "whole")
+    chance = random.Random(0)
+    for kills in range(20):
+        out = tmp_path / "killed" / str(kills)
+        for _ in range(kills % 5 + 1):
+            with pytest.MonkeyPatch.context() as patch:
+                Death(chance.randrange(25), patch)
+                with contextlib.suppress(Killed):
+                    draw(mixed, tiny, out)
+        draw(mixed, tiny, out)
+        assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_second_time_nothing_is_drawn_or_written(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+    draw(mixed, tiny, tmp_path / "out", sheets=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    assert (tmp_path / "out" / "contact-sheets" / "page-0001.png") in before
+    painter = Painter()
+    assert draw(mixed, tiny, tmp_path / "out", painter, sheets=True).made == 0 and not painter.drawn
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")} == before
+
+
+def test_rows_that_want_the_same_are_one_picture_and_a_copy_of_a_lora_is_the_same_lora(tmp_path: Path, tiny: Path) -> None:
+    one = lora(tmp_path / "one.safetensors", 0.1)
+    (tmp_path / "copy.safetensors").write_bytes(one.read_bytes())
+    path = jobs(tmp_path / "x.csv", [("seed", "lora"), (1, f"{one}:1"), (1, tmp_path / "copy.safetensors"), (2, ""), (2, "")])
+    draw(path, tiny, tmp_path / "out")
+    assert len(files(tmp_path / "out")) == 2
+    assert [row["file"] for row in manifest(tmp_path / "out")] == [sorted(files(tmp_path / "out"))[place] for place in (0, 0, 1, 1)]
+
+
+def test_what_is_missing_or_spoilt_is_drawn_again_and_nothing_else(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+    out, painter = tmp_path / "out", Painter()
+    draw(mixed, tiny, out)
+    one, two, three = sorted(files(out))[:3]
+    (out / one).unlink()
+    (out / two).write_bytes(b"something else")
+    os.utime(out / three)
+    assert draw(mixed, tiny, out, painter).made == len(painter.drawn) == 2
+    assert (out / two).read_bytes() == b"something else", "a file that isn't ours stays"
+    assert draw(mixed, tiny, out).made == 0
+
+
+def test_a_foreign_file_is_never_overwritten(tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "x.png").write_bytes(b"mine")
+    (out / "manifest.csv").write_text("prompt,seed\nmine,1\n")
+    (out / "folder").write_bytes(b"mine too")
+    path = jobs(tmp_path / "x.csv", [("seed", "name"), (1, "x"), (2, "x"), (3, "folder/x")])
+    ended = draw(path, tiny, out)
+    assert (out / "x.png").read_bytes() == b"mine" and (out / "manifest.csv").read_text().startswith("prompt,seed\nmine")
+    assert set(files(out)) == {"x.png", "x-2.png", "x-3.png"} and ended.failed == 1
+    assert Path(ended.manifest).name == "manifest-2.csv"
+    assert draw(path, tiny, out).made == 0 and len(files(out)) == 3
+
+
+def test_more_rows_later_draw_only_what_is_new_in_full_batches(tmp_path: Path, tiny: Path) -> None:
+    painter = Painter()
+    for last in (4, 9):
+        path = jobs(tmp_path / "x.csv", [("prompt", "seed"), *((prompt, seed) for prompt in ("a", "b") for seed in range(last))])
+        draw(path, tiny, tmp_path / "out", painter)
+    assert len(painter.drawn) == len(set(painter.drawn)) == len(files(tmp_path / "out")) == 18
+
+
+# Groups.
+
+
+def test_bases_and_adapters_are_together_and_batches_are_full(tmp_path: Path, tiny: Path) -> None:
+    loras = [f"{lora(tmp_path / f'{number}.safetensors', number)}:1" for number in range(1, 4)]
+    chance = random.Random(1)
+    rows = [(seed, steps, one) for seed in range(50) for steps in (2, 3) for one in loras]
+    chance.shuffle(rows)
+    plan = plan_of(jobs(tmp_path / "x.csv", [("seed", "steps", "lora"), *rows]), tiny, size="128x128")
+    chunks = list(plan.chunks([]))
+    drawn = [(work.stack.steps, work.stack.adapters[0].name) for chunk in chunks for work in chunk]
+    assert [len(chunk) for chunk in chunks] == [50] * 6, "a stack of its own batch from half full on"
+    assert len(_changes(drawn)) == 6, "each number of steps and LoRA comes once"
+    few = jobs(tmp_path / "few.csv", [("seed", "steps", "lora"), *(row for row in rows if row[0] < 10)])
+    assert [len(chunk) for chunk in plan_of(few, tiny, size="128x128").chunks([])] == [30] * 2, "smaller ones share one"
+    many = jobs(tmp_path / "many.csv", [("seed",), *((seed,) for seed in range(200))])
+    assert [len(chunk) for chunk in plan_of(many, tiny, size="128x128").chunks([])] == [64, 64, 64, 8]
+
+
+def _changes(items: list[object]) -> list[object]:
+    return [item for number, item in enumerate(items) if number == 0 or item != items[number - 1]]
+
+
+def test_a_base_is_opened_once(tmp_path: Path, tiny: Path, imprimatura_folder: Path) -> None:
+    bases = [str(tiny), "imprimatura"]
+    path = jobs(tmp_path / "x.csv", [("seed", "base"), *((seed, bases[seed % 2]) for seed in range(20))])
+    opened = collections.Counter()
+
+    def open_engine(base: str, family: str) -> Painter:
+        opened[base] += 1
+        return Painter()
+
+    list(batch.run(plan_of(path, tiny), tmp_path / "out", open_engine, sheets=False))
+    assert opened == {base: 1 for base in bases}
+
+
+# What fails.
+
+
+def test_a_lora_that_vanished_fails_its_rows_and_no_other_and_is_tried_again(tmp_path: Path, tiny: Path) -> None:
+    here, gone = lora(tmp_path / "here.safetensors", 1), lora(tmp_path / "gone.safetensors", 2)
+    path = jobs(tmp_path / "x.csv", [("seed", "lora"), *((seed, f"{one}:1") for seed in (1, 2) for one in (here, gone))])
+    plan, kept = plan_of(path, tiny), gone.read_bytes()
+    gone.unlink()  # after the plan was made
+    events = list(batch.run(plan, tmp_path / "out", lambda base, family: Painter(), sheets=False))
+    assert [event.row for event in events if isinstance(event, batch.Refused)] == [2, 4] and len(files(tmp_path / "out")) == 2
+    ended = draw(path, tiny, tmp_path / "out")  # and before
+    assert (ended.made, ended.failed) == (0, 2)
+    assert [row["state"] for row in manifest(tmp_path / "out")] == ["done", "failed"] * 2 and "gone.safetensors" in manifest(tmp_path / "out")[1]["problem"]
+    gone.write_bytes(kept)
+    assert draw(path, tiny, tmp_path / "out").made == 2 and {row["state"] for row in manifest(tmp_path / "out")} == {"done"}
+
+
+def test_a_batch_that_does_not_go_together_is_drawn_one_by_one(tmp_path: Path, tiny: Path) -> None:
+    class Lonely(Painter):
+        def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]:
+            company = list(stacks)
+            if len(company) > 1 or company[0].seed == 3:
+                raise AdapterError("two files bring one word")
+            yield from super().render_all(company)
+
+    ended = draw(jobs(tmp_path / "x.csv", [("seed",), *((seed,) for seed in range(6))]), tiny, tmp_path / "out", Lonely())
+    assert (ended.made, ended.failed) == (5, 1)
+
+
+def test_two_batches_do_not_work_in_one_folder(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+    first = batch.run(plan_of(mixed, tiny), tmp_path / "out", lambda base, family: Painter())
+    next(first)
+    with pytest.raises(RunError, match="another batch is at work"):
+        draw(mixed, tiny, tmp_path / "out")
+    first.close()
+    assert draw(mixed, tiny, tmp_path / "out").there == 7
+
+
+# Beside the pictures.
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", " =1", "＝1", "\n=cmd|' /C calc'!A0"])
+def test_no_cell_of_the_manifest_is_a_formula(tmp_path: Path, tiny: Path, text: str) -> None:
+    draw(jobs(tmp_path / "x.csv", [("prompt", "negative"), (f"{text}", text)]), tiny, tmp_path / "out")
+    row = manifest(tmp_path / "out")[0]
+    assert row["prompt"].startswith("'") and row["negative"].startswith("'")
+    assert not [cell for cell in row.values() if cell.strip()[:1] in ("=", "+", "-", "@", "＝")]
+
+
+def test_ten_thousand_rows_stream_and_memory_stays_flat(tmp_path: Path, tiny: Path) -> None:
+    """Reading, planning, drawing with the painter and writing the manifest: what Python allocates at most, by tracemalloc."""
+
+    def peak(num: int) -> int:
+        path = jobs(tmp_path / f"{num}.csv", [("prompt", "seed"), *((f"a fox number {number}, standing in the snow", number) for number in range(num))])
+        out = tmp_path / str(num)
+        tracemalloc.start()
+        try:
+            plan = plan_of(path, tiny)
+            assert list(plan.groups())[0][1] == num
+            for _ in plan.chunks([]):
+                pass
+            out.mkdir()
+            (out / batch_plan.HIDDEN).mkdir()
+            batch_papers.write_manifest(plan, out / "manifest.csv")
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(100)
+    small, large = peak(2000), peak(10_000)
+    assert large < small * 1.3 + (1 << 20), (small, large)
+
+
+# The real process.
+
+
+def command(path: Path, tiny: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", "batch", str(path), "--base", str(tiny), "--size", "32x32", "--out", str(out), "--json", *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def until_drawn(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"rendered"' in line:
+            return
+
+
+def test_killed_for_real_again_and_again_the_pictures_are_those_of_an_unbroken_batch(tmp_path: Path, tiny: Path) -> None:
+    one, two = lora(tmp_path / "one.safetensors", 0.3), lora(tmp_path / "two.safetensors", -0.4)
+    rows = [(prompt, seed, 4 + seed % 12, f"{one}:{seed / 50};{two}:1" if seed % 3 else "") for seed in range(48) for prompt in ("a fox", "an owl")]
+    path = jobs(tmp_path / "x.csv", [("prompt", "seed", "steps", "lora"), *rows])
+    whole = subprocess.run(command(path, tiny, tmp_path / "whole"), env=environment(), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    out, chance, killed = tmp_path / "killed", random.Random(0), 0
+    for _ in range(6):
+        with subprocess.Popen(command(path, tiny, out), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            until_drawn(process)
+            time.sleep(chance.uniform(0, 0.4))
+            process.kill()
+            process.communicate()
+            killed += process.returncode == -signal.SIGKILL
+    done = subprocess.run(command(path, tiny, out), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert killed >= 3 and len(files(out)) == 96
+    assert files(out) == files(tmp_path / "whole") and manifest(out) == manifest(tmp_path / "whole")
+    again = subprocess.run(command(path, tiny, out), env=environment(), capture_output=True, text=True)
+    assert json.loads(again.stdout.splitlines()[-1])["made"] == 0
+
+
+def test_ctrl_c_finishes_the_batch_at_hand_writes_the_manifest_and_exits_with_130(tmp_path: Path, tiny: Path) -> None:
+    path = jobs(tmp_path / "x.csv", [("seed", "steps"), *((seed, 5 + seed) for seed in range(60))])
+    with subprocess.Popen(command(path, tiny, tmp_path / "out"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until_drawn(process)
+        process.send_signal(signal.SIGINT)
+        said, wrong = process.communicate(timeout=60)
+    last = json.loads(said.splitlines()[-1])
+    assert process.returncode == 130 and last["stopped"] and not wrong.count("Traceback")
+    states = collections.Counter(row["state"] for row in manifest(tmp_path / "out"))
+    assert states["done"] == len(files(tmp_path / "out")) == last["there"] < 60 and states["todo"] == 60 - states["done"]

@@ -1,0 +1,102 @@
+"""Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
+
+Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA at several steps. Cells that can be one batch are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import presets
+from trainer.config import StackConfig, parse
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trainer.render.engine import Engine
+    from trainer.render.image import Picture
+
+MAX_CELLS = 400
+MAX_AXES = 3
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    def label(self, value: Any, stack: StackConfig) -> str:
+        """A value as the sheet names it."""
+        parts = self.key.split(".")
+        shown = f"{value:g}" if isinstance(value, float) else Path(value).stem if parts[-1] == "file" else str(value)
+        if parts[0] != "adapters" or parts[-1] == "file":
+            return shown if parts[-1] in ("prompt", "mode", "file") else f"{parts[-1].removesuffix('_px')} {shown}"
+        name = stack.adapters[int(parts[1])].name or Path(stack.adapters[int(parts[1])].file).stem
+        return f"{name} {shown}" if parts[-1] == "weight" else f"{name} {parts[-1]} {shown}"
+
+
+def axis(text: str) -> Axis:
+    """`KEY=V1,V2,...`, or with | between values that hold commas. Raises: ConfigError."""
+    key, equals, values = text.partition("=")
+    parts = [part.strip() for part in values.split("|" if "|" in values else ",")]
+    if not equals or not key.strip() or not all(parts):
+        raise ConfigError(f"--axis {text!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between values that hold commas.")
+    return Axis(key.strip(), tuple(presets.parse_overrides([f"{key}={part}"])[key.strip()] for part in parts))
+
+
+def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackConfig:
+    """The stack with settings changed, by dotted key such as `mode` or `adapters.0.schedule`. Raises: ConfigError."""
+    values = stack.model_dump()
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place: Any = values
+        try:
+            for part in parents:
+                place = place[int(part)] if isinstance(place, list | tuple) else place[part]
+        except (KeyError, ValueError, IndexError, TypeError):
+            place = None
+        if not isinstance(place, dict):
+            raise ConfigError(f"{where} {key}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.")
+        place[last] = value
+    return parse(StackConfig, values, where)
+
+
+def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, list[Picture]]:
+    """The sheet and its pictures, the last axis going fastest: columns, then rows, then pages, one below the other.
+
+    Raises: ConfigError, AdapterError before anything is drawn, if an axis or a cell can't be used.
+    """
+    num = 1
+    for one in axes:
+        num *= len(one.values)
+    if not 1 <= len(axes) <= MAX_AXES or num > MAX_CELLS:
+        raise ConfigError(f"a grid of {len(axes)} axes and {num} pictures can't be drawn; allowed: 1 to {MAX_AXES} axes, up to {MAX_CELLS} pictures.")
+    cells = [changed(stack, dict(zip((one.key for one in axes), values, strict=True)), "--axis") for values in itertools.product(*(one.values for one in axes))]
+    for cell in cells:
+        engine.resolve(cell)
+    pictures = list(engine.render_all(cells))
+    return _sheet(stack, axes, pictures), pictures
+
+
+def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image:
+    from PIL import Image
+
+    from trainer.render.grid import contact_sheet
+
+    columns = [axes[-1].label(value, stack) for value in axes[-1].values]
+    rows = [axes[-2].label(value, stack) for value in axes[-2].values] if len(axes) > 1 else [""]
+    titles = [axes[0].label(value, stack) for value in axes[0].values] if len(axes) > 2 else [stack.prompt]
+    found = iter(pictures)
+    pages = [contact_sheet([[next(found).image for _ in columns] for _ in rows], rows, columns, title) for title in titles]
+    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")
+    top = 0
+    for page in pages:
+        whole.paste(page, (0, top))
+        top += page.height
+    return whole

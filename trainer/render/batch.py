@@ -1,0 +1,254 @@
+"""A batch of pictures, each drawn exactly once however often the batch is broken off and started again.
+
+A picture is saved whole under `<out>/.batch/`, said in the journal with its hash, and then linked to its own name, which never takes
+the place of another file: a name that is taken gets -2, -3 ... Killed before the journal's line, it is drawn again to the same bytes;
+killed after it, it is only moved. What a batch is made of is `batch_plan`'s; what is written beside the pictures `batch_papers`'.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from filelock import FileLock, Timeout
+
+from trainer.config import StackConfig
+from trainer.errors import RunError, UserError
+from trainer.render import batch_papers, image
+from trainer.render.batch_plan import HIDDEN, Journal, Plan, Work, seal
+
+_MOST_TAKEN = 99
+_PAPERS_EVERY_S = 30.0
+
+
+class Renders(Protocol):
+    """What is asked of an `engine.Engine`."""
+
+    def resolve(self, stack: StackConfig) -> StackConfig: ...
+    def render(self, stack: StackConfig) -> image.Picture: ...
+    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]: ...
+
+
+OpenEngine = Callable[[str, str], Renders]  # of a base and its family
+
+
+# Events.
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Pictures are distinct recipes; `there` of them are done, `failed` can't be tried since their files can't be read."""
+
+    kind: ClassVar[str] = "planned"
+    rows: int
+    pictures: int
+    there: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """`done` of `total` pictures are there now."""
+
+    kind: ClassVar[str] = "rendered"
+    row: int  # the first that wants it
+    file: str  # below the folder
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    kind: ClassVar[str] = "refused"
+    row: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    kind: ClassVar[str] = "ended"
+    made: int
+    there: int  # with those that were before
+    failed: int
+    stopped: bool
+    manifest: str
+    sheets: int
+    seconds: float
+
+
+Event = Planned | Rendered | Refused | Ended
+
+
+def run(plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool] = lambda: False, sheets: bool = True) -> Iterator[Event]:
+    """Draw what isn't there, and write the manifest and the contact sheets. Raises: RunError if another process works in the folder.
+
+    `stop` is asked after each picture; a batch that was begun is drawn to its end, since its pictures come together.
+    """
+    try:
+        (out / HIDDEN).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--out is {str(out)!r}, where no folder can be made: {error.strerror}.") from None
+    try:
+        with FileLock(str(out / HIDDEN / "lock")).acquire(timeout=0):
+            yield from _Runner(plan, out, open_engine, stop).run(sheets)
+    except Timeout:
+        raise RunError(f"another batch is at work in {out}; wait for it, or name another folder with --out.") from None
+
+
+class _Runner:
+    def __init__(self, plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool]) -> None:
+        self.plan, self.out, self.open_engine, self.stop = plan, out, open_engine, stop
+        self.staging = out / HIDDEN
+        self.made = 0
+        self.engine: tuple[tuple[str, str], Renders | UserError] | None = None
+        self.manifest = batch_papers.manifest_file(out)
+        self.next_papers = time.monotonic() + _PAPERS_EVERY_S
+
+    def run(self, sheets: bool) -> Iterator[Event]:
+        started = time.monotonic()
+        torn = self.plan.reconcile(self.out)
+        self.journal = Journal(self.out)
+        written, stopped = 0, False
+        try:
+            self._sweep({staged.name for work in self.plan.staged() if (staged := self._place_again(work))})
+            counts = self.plan.counts()
+            yield Planned(counts["rows"], counts["pictures"], counts["done"], counts["failed"])
+            for work in self.plan.failed():
+                yield Refused(work.place, work.why)
+            self.there, self.total = counts["done"], counts["pictures"]
+            for chunk in self.plan.chunks(torn):
+                if stopped := self.stop():
+                    break
+                yield from self._chunk(chunk)
+            if sheets and not stopped:
+                written = batch_papers.write_sheets(self.plan, self.out)
+        finally:
+            self.journal.close()
+            batch_papers.write_manifest(self.plan, self.manifest)
+        counts = self.plan.counts()
+        yield Ended(self.made, counts["done"], counts["failed"], stopped, str(self.manifest), written, time.monotonic() - started)
+
+    def _place_again(self, work: Work) -> Path | None:
+        """Move what a killed process drew; the staged file if that can't be done."""
+        staged = self._staged(work.digest, work.file)
+        try:
+            self._place(work, staged, work.file)
+        except UserError as error:
+            self.plan.mark(work, "failed", why=str(error))
+            return staged
+        return None
+
+    def _sweep(self, kept: set[str]) -> None:
+        """Remove what a killed process left: drawn, but not said in the journal."""
+        for path in self.staging.iterdir():
+            if path.suffix in (*image.FORMATS, ".tmp") and path.name not in kept:
+                path.unlink()
+
+    def _chunk(self, chunk: list[Work]) -> Iterator[Event]:
+        self.journal.write({"begun": [work.digest for work in chunk]})
+        for work, found in self._draw(chunk):
+            if work.state != "done":
+                yield self._keep(work, found)
+            if time.monotonic() > self.next_papers:
+                before = time.monotonic()
+                batch_papers.write_manifest(self.plan, self.manifest)
+                self.next_papers = time.monotonic() + max(_PAPERS_EVERY_S, 20 * (time.monotonic() - before))
+
+    def _draw(self, chunk: list[Work]) -> Iterator[tuple[Work, image.Picture | UserError]]:
+        """The pictures of a batch, or why there is none; one that is refused doesn't take the others with it."""
+        engine = self._engine(chunk[0].stack)
+        fit = []
+        for work in chunk:
+            if isinstance(engine, UserError):
+                yield work, engine
+                continue
+            try:
+                engine.resolve(work.stack)
+                fit.append(work)
+            except UserError as error:
+                yield work, error
+        if isinstance(engine, UserError):
+            return
+        pictures, drawn = engine.render_all(work.stack for work in fit), 0
+        try:
+            for picture in pictures:
+                drawn += 1
+                yield fit[drawn - 1], picture
+        except UserError:  # together they don't go: each alone, so that only what is refused itself is
+            for work in fit[drawn:]:
+                try:
+                    yield work, engine.render(work.stack)
+                except UserError as error:
+                    yield work, error
+
+    def _engine(self, stack: StackConfig) -> Renders | UserError:
+        """The base, loaded once while its pictures are drawn; the one before is let go first."""
+        key = (stack.base, stack.family)
+        if self.engine is None or self.engine[0] != key:
+            self.engine = None
+            try:
+                self.engine = (key, self.open_engine(*key))
+            except UserError as error:
+                self.engine = (key, error)
+        return self.engine[1]
+
+    def _keep(self, work: Work, found: image.Picture | UserError) -> Event:
+        try:
+            if isinstance(found, UserError):
+                raise found
+            self._place(work, image.save(found, self._staged(work.digest, work.name)))
+        except UserError as error:
+            self.journal.write({"failed": work.digest, "why": str(error)[:2000]})
+            self.plan.mark(work, "failed", why=str(error))
+            return Refused(work.place, str(error))
+        self.made += 1
+        self.there += 1
+        return Rendered(work.place, self.plan.file_of(work), self.there, self.total)
+
+    def _place(self, work: Work, staged: Path, said: str = "") -> None:
+        """Give a drawn picture its name, the one that was `said` in the journal or a free one. Raises: RunError if none is."""
+        record = seal(staged)
+        if said and _link(staged, self.out / said):
+            self.plan.mark(work, "done", said)
+            return
+        for name in _names(work):
+            if os.path.lexists(self.out / name):
+                continue
+            self.journal.write({"done": work.digest, "file": name, **record})
+            if _link(staged, self.out / name):
+                self.plan.mark(work, "done", name)
+                return
+        raise RunError(f"{work.name} and every other name tried for it in {self.out} are taken by files that aren't this picture.")
+
+    def _staged(self, digest: str, name: str) -> Path:
+        return self.staging / f"{digest}{Path(name).suffix.lower()}"
+
+
+def _link(staged: Path, target: Path) -> bool:
+    """Give a staged file its name; False if there is another file of that name. Raises: RunError if its folder can't be made."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"{target} can't be written: a file stands where its folder should be.") from None
+    try:
+        os.link(staged, target)
+        staged.unlink()
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            return False
+        os.replace(staged, target)
+    return True
+
+
+def _names(work: Work) -> Iterator[str]:
+    """The wanted name, then others beside it."""
+    stem, ending = os.path.splitext(work.name)
+    yield work.name
+    yield from (f"{stem}-{number}{ending}" for number in range(2, _MOST_TAKEN + 1))
+    yield f"{stem}-{work.digest}{ending}"

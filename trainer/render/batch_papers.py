@@ -1,0 +1,144 @@
+"""What lies beside a batch's pictures: `manifest.csv`, a line for each row, and contact sheets of up to 100 pictures each."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.config.batch import SHEETS
+from trainer.render.batch_plan import HIDDEN, Plan, Work
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+COLUMNS = ("row", "state", "file", "prompt", "negative", "base", "lora", "seed", "steps", "size", "guidance", "digest", "problem")
+PER_SHEET = 100
+_ACROSS, _CELL_PX, _GAP_PX, _LINE_PX = 10, 192, 8, 14
+_INK, _PAPER, _GREY = (40, 38, 36), (250, 249, 246), (210, 208, 204)
+
+
+# The manifest.
+
+
+def manifest_file(out: Path) -> Path:
+    """`manifest.csv`, or with -2, -3 ... where that is another's file."""
+    path = out / "manifest.csv"
+    number = 1
+    while path.exists() and not _is_ours(path):
+        number += 1
+        path = out / f"manifest-{number}.csv"
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    head = ",".join(COLUMNS).encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(head) + 3).removeprefix(b"\xef\xbb\xbf").startswith(head)
+    except OSError:
+        return False
+
+
+def write_manifest(plan: Plan, path: Path) -> None:
+    """All rows, whole or not at all. In UTF-8 with a mark, by which spreadsheet programs know it."""
+    temporary = path.parent / HIDDEN / "manifest.tmp"
+    with temporary.open("w", encoding="utf-8-sig", newline="", errors="replace") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number, work in plan.rows():
+            stack = work.stack
+            loras = "; ".join(f"{one.name or one.file}:{one.weight:g}" for one in stack.adapters)
+            size = f"{stack.width_px}x{stack.height_px}"
+            told = (stack.prompt, stack.negative_prompt, stack.base, loras)
+            texts = (work.file if work.state == "done" else "", *told, work.digest, work.why)
+            file_, prompt, negative, base, lora, digest, why = map(harmless, texts)
+            writer.writerow(
+                (number, work.state, file_, prompt, negative, base, lora, stack.seed, stack.steps, size, f"{stack.guidance_scale:g}", digest, why)
+            )  # fmt: skip
+    os.replace(temporary, path)
+
+
+def harmless(text: str) -> str:
+    """A cell that no spreadsheet program takes for a formula: `'` before what could begin one (OWASP, CSV injection), no control characters."""
+    plain = "".join(letter if letter >= " " or letter == "\n" else " " for letter in text)
+    return f"'{plain}" if plain.lstrip()[:1] in tuple("=+-@＝＋－＠'|%") else plain
+
+
+# Contact sheets.
+
+
+def write_sheets(plan: Plan, out: Path) -> int:
+    """Pages of the pictures that are there, in the order of the rows; only those that changed are drawn. How many there are."""
+    noted = out / HIDDEN / "sheets.json"
+    try:
+        known = json.loads(noted.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        known = {}
+    done = (work for work in plan.pictures() if work.state == "done")
+    number = 0
+    while page := list(itertools.islice(done, PER_SHEET)):
+        number += 1
+        path = out / SHEETS / f"page-{number:04d}.png"
+        content = hashlib.sha256(json.dumps([(work.place, work.digest, work.file) for work in page]).encode()).hexdigest()
+        if known.get(path.name) != content or not path.exists():
+            _save(_sheet(page, out), path)
+            known[path.name] = content
+    for path in (out / SHEETS / name for name in [name for name in known if name > f"page-{number:04d}.png"]):
+        path.unlink(missing_ok=True)
+        del known[path.name]
+    temporary = noted.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(known), encoding="utf-8")
+    os.replace(temporary, noted)
+    return number
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    sheet.save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
+def _sheet(page: list[Work], out: Path) -> Image.Image:
+    """One page; each picture is opened, shrunk and let go before the next."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    across = min(_ACROSS, len(page))
+    wide, high = _CELL_PX + _GAP_PX, _CELL_PX + 2 * _LINE_PX + _GAP_PX
+    sheet = Image.new("RGB", (across * wide + _GAP_PX, -(-len(page) // across) * high + _GAP_PX), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for place, work in enumerate(page):
+        left, top = _GAP_PX + place % across * wide, _GAP_PX + place // across * high
+        try:
+            with Image.open(out / work.file, formats=("PNG", "WEBP", "JPEG")) as opened:
+                opened.draft("RGB", (_CELL_PX, _CELL_PX))
+                picture = opened.convert("RGB")
+            picture.thumbnail((_CELL_PX, _CELL_PX))
+            sheet.paste(picture, (left + (_CELL_PX - picture.width) // 2, top + (_CELL_PX - picture.height) // 2))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # taken away meanwhile
+            pen.rectangle((left, top, left + _CELL_PX, top + _CELL_PX), outline=_GREY)
+        for line, text in enumerate(_labels(work)):
+            pen.text((left, top + _CELL_PX + line * _LINE_PX), _cut(text, font), _INK, font)
+    return sheet
+
+
+def _labels(work: Work) -> Iterator[str]:
+    loras = ", ".join(f"{one.name} {one.weight:g}" for one in work.stack.adapters) or "no LoRA"
+    yield f"{work.place}  seed {work.stack.seed}  {loras}"
+    yield " ".join(work.stack.prompt[:200].split()) or work.file
+
+
+def _cut(text: str, font: object) -> str:
+    length = getattr(font, "getlength", len)
+    if length(text) <= _CELL_PX:
+        return text
+    while text and length(text + "…") > _CELL_PX:
+        text = text[: -max(1, len(text) // 20)]
+    return text + "…"

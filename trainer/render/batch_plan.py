@@ -1,0 +1,368 @@
+"""What a batch has to do and has done: every wanted picture by the digest of its recipe, in a database beside memory, and a journal.
+
+A recipe is the stack with its LoRAs and masks by their content, never by path or name. One recipe is one picture, however many rows
+want it: it is called as the first of them says, and a later run with other names or another order of rows leaves it as it is.
+
+`<out>/.batch/journal.jsonl` only grows, each line synced before what it says is relied on:
+
+    {"begun": [digest, ...]}                            these are drawn now, as one batch
+    {"done": digest, "file", "bytes", "mtime_ns", "sha256"}    drawn, whole in `.batch/`, and about to be moved to `file`
+    {"failed": digest, "why"}
+
+A picture is done when the journal says so and the file is what it says. A batch that was broken off is drawn again in the same company,
+since floats depend on it: so the pictures of a batch that was killed are byte for byte those of one that wasn't.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from trainer import bases, families, lora_file, runs
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import AdapterError, ConfigError, UserError
+from trainer.render import modes, samplers
+from trainer.render.jobs_file import Row
+
+HIDDEN = ".batch"
+ENDINGS = (".png", ".webp", ".jpg", ".jpeg")
+PIXELS_AT_ONCE = 1 << 20  # of a batch, as in `engine`
+_MOST_ADAPTERS = 8  # of a batch: those that not every picture has at one weight cost something at every step
+_MOST_PROBLEMS = 20
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))}  # by Windows
+_SCHEMA = """
+CREATE TABLE pictures (place INTEGER PRIMARY KEY, digest TEXT UNIQUE, kind TEXT, stack_key TEXT, pixels INTEGER, stack TEXT, name TEXT,
+    state TEXT, why TEXT DEFAULT '', file TEXT DEFAULT '', bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, failed INTEGER DEFAULT 0, taken INTEGER DEFAULT 0);
+CREATE TABLE rows (number INTEGER PRIMARY KEY, place INTEGER);
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One picture: `place` is the number of the first row that wants it; `state` is todo, staged (drawn, not yet moved), done or failed."""
+
+    place: int
+    digest: str
+    stack: StackConfig
+    name: str  # wanted, below the folder
+    state: str
+    file: str  # where it is, if it is done or staged
+    why: str
+
+
+_COLUMNS = "place, digest, stack, name, state, file, why"
+
+
+def _work(found: tuple[Any, ...]) -> Work:
+    place, digest, stack, name, state, file, why = found
+    return Work(place, digest or "", StackConfig.model_validate_json(stack), name, state, file, why)
+
+
+# What makes a picture what it is.
+
+
+def identified(stack: StackConfig) -> tuple[str, StackConfig]:
+    """The recipe's digest, and the stack with the hashes of its LoRAs, which the engine then holds them to. Raises: UserError if a file can't be read."""
+    adapters = tuple(_hashed(one) for one in stack.adapters)
+    values = stack.model_dump(mode="json")
+    values["adapters"] = [one.model_dump(mode="json", exclude={"file", "name"}) | {"region": _region(one)} for one in adapters]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32], stack.model_copy(update={"adapters": adapters})
+
+
+def _hashed(one: AdapterChoice) -> AdapterChoice:
+    if not one.file:
+        raise AdapterError(f"LoRA {one.name or '(no name)'} names no file.")
+    try:
+        status = os.stat(one.file)
+        found = _tensors(one.file, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise AdapterError(f"LoRA file {one.file[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+    if one.sha256 not in ("", found):
+        raise AdapterError(f"{one.file} has hash {found[:12]}; the row asks for {one.sha256[:12]}: it is another file by that name.")
+    return one.model_copy(update={"sha256": found})
+
+
+@lru_cache(4096)
+def _tensors(file: str, mtime_ns: int, size: int) -> str:
+    return _sha256(Path(file), lora_file.read_header(Path(file)).data_start)
+
+
+def _sha256(path: Path, start: int = 0) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def _region(one: AdapterChoice) -> str:
+    kind, _, mask = one.region.strip().partition(" ")
+    if kind != "mask" or mask.startswith("data:"):
+        return one.region.strip()
+    try:
+        return f"mask sha256:{_sha256(Path(mask.strip()))}"
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the mask {mask.strip()[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def file_name(template: str, number: int, stack: StackConfig, digest: str) -> str:
+    """The path below the folder that a template of `check_name` means: no value can bring a slash or a leading dot, and Windows takes it too."""
+    loras = "-".join(f"{Path(one.name).stem}{one.weight:g}" for one in stack.adapters)
+    values = {
+        "number": f"{number:05d}", "seed": str(stack.seed), "digest": digest[:8], "prompt": _plain(stack.prompt, "no-prompt"),
+        "stack": _plain(loras, "no-lora"), "base": _plain(Path(stack.base).name, "base"),
+    }  # fmt: skip
+    name = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
+    stem, ending = os.path.splitext(name)
+    if ending.lower() not in ENDINGS:
+        stem, ending = name, ".png"
+    parts = [part.encode()[:200].decode(errors="ignore").rstrip(". ") for part in stem.split("/")]
+    return "/".join(f"{part}_" if part.split(".")[0].lower() in _RESERVED else part for part in parts) + ending
+
+
+def _plain(text: str, otherwise: str) -> str:
+    return runs.slug(text[:60])[:40].strip("-.") or otherwise if re.search(r"\w", text[:60]) else otherwise
+
+
+# The plan.
+
+
+class Plan:
+    """Rows and pictures in a temporary database on disk, so that a million of them take no memory."""
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect("", isolation_level=None)
+        self.db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
+
+    def add(self, row: Row) -> None:
+        """A good row; a picture whose files can't be read has failed already."""
+        assert row.stack is not None
+        digest, stack, state, why = None, row.stack, "todo", ""
+        try:
+            digest, stack = identified(row.stack)
+        except UserError as error:
+            state, why = "failed", str(error)
+        name = file_name(row.name, row.number, stack, digest or "")
+        kind, stack_key = _keys(stack)
+        self.db.execute(
+            "INSERT OR IGNORE INTO pictures (place, digest, kind, stack_key, pixels, stack, name, state, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row.number, digest, kind, stack_key, stack.width_px * stack.height_px, stack.model_dump_json(), name, state, why),
+        )
+        found = self.db.execute("SELECT place FROM pictures WHERE digest = ?", (digest,)).fetchone()
+        self.db.execute("INSERT INTO rows VALUES (?, ?)", (row.number, found[0] if found else row.number))
+
+    def pictures(self) -> Iterator[Work]:
+        """Every picture, in the order of the rows."""
+        return self._where("1")
+
+    def rows(self) -> Iterator[tuple[int, Work]]:
+        """Every row's number and its picture."""
+        last = 0
+        while found := self.db.execute(
+            f"SELECT number, {_COLUMNS} FROM rows JOIN pictures USING (place) WHERE number > ? ORDER BY number LIMIT 512", (last,)
+        ).fetchall():
+            yield from ((one[0], _work(one[1:])) for one in found)
+            last = found[-1][0]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows, how many pictures (distinct recipes), and how many of them in each state."""
+        states = dict(self.db.execute("SELECT state, count(*) FROM pictures GROUP BY state").fetchall())
+        rows = self.db.execute("SELECT count(*) FROM rows").fetchone()[0]
+        return {"rows": rows, "pictures": sum(states.values()), **{state: states.get(state, 0) for state in ("todo", "staged", "done", "failed")}}
+
+    def mark(self, work: Work, state: str, file: str = "", why: str = "") -> None:
+        self.db.execute("UPDATE pictures SET state = ?, file = ?, why = ? WHERE place = ?", (state, file, why, work.place))
+
+    def file_of(self, work: Work) -> str:
+        found: str = self.db.execute("SELECT file FROM pictures WHERE place = ?", (work.place,)).fetchone()[0]
+        return found
+
+    def groups(self) -> Iterator[tuple[str, int]]:
+        """What is to be drawn: base, size, steps and LoRAs together in words, and how many pictures."""
+        for kind, stack_key, count in self.db.execute(
+            "SELECT kind, stack_key, count(*) FROM pictures WHERE state = 'todo' GROUP BY kind, stack_key ORDER BY kind, stack_key"
+        ):
+            family, base, width, height, steps, *_ = json.loads(kind)
+            loras = ", ".join(f"{name} {weight:g}" for _, name, weight, *_ in json.loads(stack_key)) or "no LoRA"
+            yield f"{base} ({family}), {width}x{height}, {steps} steps, {loras}", count
+
+    def _where(self, condition: str) -> Iterator[Work]:
+        last = 0
+        while found := self.db.execute(f"SELECT {_COLUMNS} FROM pictures WHERE place > ? AND {condition} ORDER BY place LIMIT 512", (last,)).fetchall():
+            yield from map(_work, found)
+            last = found[-1][0]
+
+    # Against what is there.
+
+    def reconcile(self, out: Path) -> list[list[str]]:
+        """Say of every picture whether it is there; the batches that were broken off, as digests. Reads, and changes no file."""
+        torn: list[tuple[list[str], set[str]]] = []
+        for record in read_journal(out):
+            if (begun := record.get("begun")) is not None:
+                torn = [one for one in torn if one[1]][-64:] + [(begun, set(begun))]
+                continue
+            digest = record.get("done") or record.get("failed")
+            for _, left in torn:
+                left.discard(digest)
+            if "done" in record:
+                wanted = (record["file"], record["bytes"], record["mtime_ns"], record["sha256"], digest)
+                self.db.execute("UPDATE pictures SET failed = 0, file = ?, bytes = ?, mtime_ns = ?, sha256 = ? WHERE digest = ?", wanted)
+            else:
+                self.db.execute("UPDATE pictures SET failed = 1 WHERE digest = ?", (digest,))
+        for work in self._where("file != '' AND state = 'todo'"):
+            size, mtime_ns, sha256 = self.db.execute("SELECT bytes, mtime_ns, sha256 FROM pictures WHERE place = ?", (work.place,)).fetchone()
+            if is_whole(out / work.file, size, mtime_ns, sha256):
+                self.mark(work, "done", work.file)
+            elif is_whole(out / HIDDEN / f"{work.digest}{Path(work.file).suffix}", size, mtime_ns, sha256):
+                self.mark(work, "staged", work.file)
+        return [begun for begun, left in torn if left]
+
+    def staged(self) -> Iterator[Work]:
+        return self._where("state = 'staged'")
+
+    def failed(self) -> Iterator[Work]:
+        return self._where("state = 'failed'")
+
+    def chunks(self, torn: Iterable[list[str]]) -> Iterator[list[Work]]:
+        """What is to be drawn, in batches: those that were broken off in their old company, then by base, size, steps and LoRAs.
+
+        What failed before comes last, so that it doesn't move the others into other batches.
+        """
+        self.db.executescript("DROP TABLE IF EXISTS work; CREATE TABLE work (turn INTEGER PRIMARY KEY, place INTEGER)")
+        for digests in torn:
+            works = [self._by_digest(digest) for digest in digests]
+            if all(works) and any(work.state == "todo" for work in works if work):
+                self.db.executemany("UPDATE pictures SET taken = 1 WHERE digest = ?", [(digest,) for digest in digests])
+                yield [work for work in works if work]
+        self.db.execute("INSERT INTO work (place) SELECT place FROM pictures WHERE state = 'todo' AND NOT taken ORDER BY failed, kind, stack_key, place")
+        yield from self._packed()
+
+    def _by_digest(self, digest: str) -> Work | None:
+        found = self.db.execute(f"SELECT {_COLUMNS} FROM pictures WHERE digest = ?", (digest,)).fetchone()
+        return _work(found) if found else None
+
+    def _packed(self) -> Iterator[list[Work]]:
+        """Batches of one kind, as full as they may be; from half full on they end where another stack begins."""
+        chunk: list[Work] = []
+        before, adapters = ("", "", 0), set[str]()
+        last = 0
+        columns = ", ".join(f"pictures.{column}" for column in _COLUMNS.split(", "))
+        query = f"SELECT turn, kind, stack_key, failed, pixels, {columns} FROM work JOIN pictures USING (place) WHERE turn > ? ORDER BY turn LIMIT 512"
+        while found := self.db.execute(query, (last,)).fetchall():
+            for turn, kind, stack_key, failed, pixels, *rest in found:
+                last, limit, now = turn, max(1, PIXELS_AT_ONCE // pixels), (kind, stack_key, failed)
+                here = {one[0] for one in json.loads(stack_key)}
+                ends = len(chunk) >= limit or (now[0], now[2]) != (before[0], before[2]) or len(adapters | here) > _MOST_ADAPTERS
+                if chunk and (ends or (now != before and 2 * len(chunk) >= limit)):
+                    yield chunk
+                    chunk, adapters = [], set()
+                chunk.append(_work(tuple(rest)))
+                before, adapters = now, adapters | here
+        if chunk:
+            yield chunk
+
+
+def _keys(stack: StackConfig) -> tuple[str, str]:
+    """By which pictures are brought together: what a batch has in common, and the LoRAs with their weights."""
+    kind = [stack.family, stack.base, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.sampler, stack.mode]
+    loras = [[one.sha256, one.name, one.weight, one.text_weight, one.blocks, one.schedule, one.region] for one in stack.adapters if one.enabled]
+    return json.dumps(kind), json.dumps(loras)
+
+
+def make(rows: Iterable[Row], download: bool = False) -> Plan:
+    """The plan of all rows. Raises: ConfigError with the first rows that can't be used, ModelError for a base that isn't here."""
+    plan, problems = Plan(), []
+    checked: set[tuple[str, str, int, int]] = set()
+    for row in rows:
+        try:
+            if row.stack is None:
+                raise ConfigError(row.problem)
+            shape = (row.stack.base, row.stack.family, row.stack.width_px, row.stack.height_px)
+            if shape not in checked:
+                folder = bases.resolve(row.stack.base, families.registry()[row.stack.family], download)
+                bases.check_pixels(folder, {"width_px": row.stack.width_px, "height_px": row.stack.height_px})
+                checked.add(shape)
+            samplers.check(row.stack.sampler, families.registry()[row.stack.family].prediction)
+            if row.stack.mode != "sum":
+                modes.chosen(row.stack.mode, sum(one.enabled for one in row.stack.adapters), row.stack.guidance_scale)
+            plan.add(row)
+        except UserError as error:
+            problems.append(f"  {row.where}: {str(error)[:400]}")
+            if len(problems) >= _MOST_PROBLEMS:
+                problems.append("  and perhaps more after these.")
+                break
+    if problems:
+        raise ConfigError("rows that can't be used, so nothing was drawn:\n" + "\n".join(problems))
+    return plan
+
+
+# The journal, and files.
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """Sync a file to the disk; what the journal says of it."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        status = os.fstat(file.fileno())
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+
+
+def is_whole(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
+    """True if the file is the one that was written; it is only read where its time says that it was copied or touched."""
+    try:
+        status = path.stat()
+        return status.st_size == size and (status.st_mtime_ns == mtime_ns or _sha256(path) == sha256)
+    except OSError:
+        return False
+
+
+def read_journal(out: Path) -> Iterator[dict[str, Any]]:
+    """Its records, oldest first; a torn line is passed over, and one that names a file outside the folder."""
+    path = out / HIDDEN / "journal.jsonl"
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and _is_record(record):
+                yield record
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    if "begun" in record:
+        return isinstance(record["begun"], list) and all(isinstance(digest, str) for digest in record["begun"])
+    wanted = {"done": str, "file": str, "bytes": int, "mtime_ns": int, "sha256": str} if "done" in record else {"failed": str}
+    typed = all(isinstance(record.get(key), kind) for key, kind in wanted.items())
+    path = PurePath(str(record.get("file", "")))
+    return typed and not path.is_absolute() and ".." not in path.parts
+
+
+class Journal:
+    """Appends, each line synced to the disk before the next thing is done."""
+
+    def __init__(self, out: Path) -> None:
+        (out / HIDDEN).mkdir(parents=True, exist_ok=True)
+        self.file = (out / HIDDEN / "journal.jsonl").open("ab")
+        if self.file.tell():  # a torn last line must not swallow the next
+            self.write(None)
+
+    def write(self, record: dict[str, Any] | None) -> None:
+        self.file.write(b"\n" if record is None else json.dumps(record).encode() + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
