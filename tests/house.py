@@ -39,6 +39,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "trainer.cli.train": "a command's parameters are its options",
     "trainer.cli.render": "a command's parameters are its options",
+    "trainer.render.batch_command.batch": "a command's parameters are its options",
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
