@@ -29,6 +29,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-ne
 HOSTILE = "<img src=x onerror=window.__owned=1>"
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+playwright_api.expect.set_options(timeout=30_000)  # the suite's other files train beside this one, on two cores
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium")
 
 

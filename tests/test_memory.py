@@ -245,7 +245,7 @@ def test_a_run_that_really_runs_out_climbs_and_finishes(settings, tmp_path: Path
         (tmp_path / "data" / f"{number}.txt").write_text("red")
     config = settings(max_steps=1, resolution_px=96, batch_size=32, data__folder=str(tmp_path / "data"))
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    done = subprocess.run([sys.executable, "-c", _LIMITED, tmp_path / "config.json", tmp_path, "400"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _LIMITED, tmp_path / "config.json", tmp_path, "500"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     said = done.stdout.split("\n")
     assert done.returncode == 0, done.stderr
     assert "pictures at once: 16 instead of 32" in said[0] and said[-2].startswith("finished")

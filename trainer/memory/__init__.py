@@ -38,13 +38,18 @@ __all__ = [
 GIB = 1 << 30
 Result = TypeVar("Result")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+_GLIBC_DEFAULT = 128 << 10  # of both, in bytes
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
 _SHORT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a memory")
+_ONEDNN_SHORT = "could not create a primitive"  # the whole message; one on a primitive *descriptor* says that the processor can't
 
 
 def is_shortage(error: BaseException) -> bool:
     """True if this error says that memory ran out, on a GPU or a CPU."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _SHORT))
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (said == _ONEDNN_SHORT or any(text in said for text in _SHORT))
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -208,10 +213,11 @@ def climb(studio: Studio) -> str | None:
 
 
 def _let_go() -> None:
-    """Free the failed step's tensors, which the traceback of the error being handled holds."""
+    """Free the failed step's tensors, which the traceback of the error being handled holds; memory that is short is not kept freed either."""
     if trace := sys.exc_info()[2]:
         traceback.clear_frames(trace)
     gc.collect()
+    _keep_freed_below(_GLIBC_DEFAULT)
     give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -222,10 +228,15 @@ def keep_freed() -> None:
 
     A choice of the whole process, so `session.start` makes it, where the process is there for the run. `give_back` still gives back.
     """
+    _keep_freed_below(1 << 30)
+
+
+def _keep_freed_below(num_bytes: int) -> None:
+    """Have glibc map only what is larger than this, and give back what it has freed of less only when told to, or past its default."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        if not libc.mallopt(_MMAP_THRESHOLD, 1 << 30):
+        if not libc.mallopt(_MMAP_THRESHOLD, num_bytes):
             libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most before glibc 2.35
-        libc.mallopt(_TRIM_THRESHOLD, -1)
+        libc.mallopt(_TRIM_THRESHOLD, -1 if num_bytes > _GLIBC_DEFAULT else num_bytes)
 
 
 def forget(weight: Tensor) -> None:
