@@ -227,6 +227,7 @@ from pathlib import Path
 from trainer import presets, session
 from trainer.config import TrainConfig, parse
 config = parse(TrainConfig, json.loads(Path(sys.argv[1]).read_text()), "test")
+resource.setrlimit(resource.RLIMIT_AS, (2**40, -1))
 run, stream = session.start(config, Path(sys.argv[2]), "x", None)
 for event in stream:
     if event.kind == "cached":

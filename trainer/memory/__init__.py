@@ -38,7 +38,6 @@ __all__ = [
 GIB = 1 << 30
 Result = TypeVar("Result")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-_GLIBC_DEFAULT = 128 << 10  # of both, in bytes
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
 _SHORT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a memory")
 _ONEDNN_SHORT = "could not create a primitive"  # the whole message; one on a primitive *descriptor* says that the processor can't
@@ -213,11 +212,16 @@ def climb(studio: Studio) -> str | None:
 
 
 def _let_go() -> None:
-    """Free the failed step's tensors, which the traceback of the error being handled holds; memory that is short is not kept freed either."""
-    if trace := sys.exc_info()[2]:
+    """Free the failed step's tensors, which the traceback of the error being handled holds.
+
+    A thread in which oneDNN once found no memory for a kernel makes none ever after (oneDNN 3 in PyTorch 2.13, tried): PyTorch's own, slower, take over.
+    """
+    _, error, trace = sys.exc_info()
+    if trace:
         traceback.clear_frames(trace)
+    if str(error).lower() == _ONEDNN_SHORT:
+        torch.backends.mkldnn.set_flags(_enabled=False)
     gc.collect()
-    _keep_freed_below(_GLIBC_DEFAULT)
     give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -226,17 +230,21 @@ def _let_go() -> None:
 def keep_freed() -> None:
     """Have glibc keep freed memory for the next step instead of mapping every activation anew, a fifth of a large base's step; others do so anyway.
 
-    A choice of the whole process, so `session.start` makes it, where the process is there for the run. `give_back` still gives back.
+    A choice of the whole process, so `session.start` makes it, where the process is there for the run. `give_back` still gives pages back,
+    but not addresses: where those are limited, nothing is kept, or a step too large once would leave no room for a smaller one.
     """
-    _keep_freed_below(1 << 30)
-
-
-def _keep_freed_below(num_bytes: int) -> None:
-    """Have glibc map only what is larger than this, and give back what it has freed of less only when told to, or past its default."""
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        if not libc.mallopt(_MMAP_THRESHOLD, num_bytes):
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt") and not _addresses_are_limited():
+        if not libc.mallopt(_MMAP_THRESHOLD, 1 << 30):
             libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most before glibc 2.35
-        libc.mallopt(_TRIM_THRESHOLD, -1 if num_bytes > _GLIBC_DEFAULT else num_bytes)
+        libc.mallopt(_TRIM_THRESHOLD, -1)
+
+
+def _addresses_are_limited() -> bool:
+    """True under `ulimit -v`, and where Linux promises no more memory than it has (vm.overcommit_memory 2)."""
+    import resource
+
+    promised = Path("/proc/sys/vm/overcommit_memory")
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or (promised.exists() and promised.read_text().strip() == "2")
 
 
 def forget(weight: Tensor) -> None:
