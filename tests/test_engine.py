@@ -12,8 +12,9 @@ from PIL import ImageChops
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError, ModelError
-from trainer.render import folding, grid
+from trainer.render import grid
 from trainer.render.engine import Engine
+from trainer.render.folding import Folding
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -148,9 +149,9 @@ def test_a_contact_sheet_can_be_labelled_with_any_text(title: str, labels: list[
 
 def test_a_fold_that_broke_off_is_made_good_by_restore(engine: Engine, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.restore()
-    before, real, count = checksum(engine), folding._total, 0
+    before, real, count = checksum(engine), Folding._put, 0
 
-    def total(*args):
+    def put(*args):
         nonlocal count
         count += 1
         if count == 3:
@@ -158,7 +159,7 @@ def test_a_fold_that_broke_off_is_made_good_by_restore(engine: Engine, trained: 
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folding, "_total", total)
+        patch.setattr(Folding, "_put", put)
         with pytest.raises(MemoryError):
             engine.render(stack((trained, 1.0)))
     wanted = Engine("imprimatura", device="cpu", dtype="float32").render(stack((trained, 1.0))).image.tobytes()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MODELS = ("imprimatura", "sd15", "sdxl-blocks")
 _RESIDENT, _RANK, _COUNTS = 16, 16, (1, 2, 4, 8)
 _SIDE_PX = {"imprimatura": 128, "sd15": 512, "sdxl-blocks": 512}
-_TIMES = {"imprimatura": 20, "sd15": 3, "sdxl-blocks": 3}
+_TIMES = {"imprimatura": 30, "sd15": 3, "sdxl-blocks": 3}
 _GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -61,19 +62,19 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
     for number, file in enumerate(files):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=f"a{number}", low_cpu_mem_usage=False)
     step, times = _step(engine, model), _TIMES[model]
-    alone = _median(lambda: step(engine.pipe), times)
-    yield Row(model, "step, base alone", alone, None)
     for count in _COUNTS:
-        engine.fold(engine.resolve(_stack(base, files[:count])))
+        folded = engine.resolve(_stack(base, files[:count]))
         pipe.set_adapters([f"a{number}" for number in range(count)], [1.0] * count)
-        ours, theirs = _alternately(lambda: step(engine.pipe), lambda: step(pipe), times)
-        yield Row(model, f"step, {count} adapter{'s' if count > 1 else ''} (base x {ours / alone:.2f})", ours, theirs)
-    yield from _changes(model, engine, pipe, files)
+        alone, ours, theirs = _in_turn(
+            [(engine.restore, lambda: step(engine.pipe)), (partial(engine.fold, folded), lambda: step(engine.pipe)), (_nothing, lambda: step(pipe))], times
+        )
+        yield Row(model, f"step, {count} adapter{'s' if count > 1 else ''} (base alone {alone:.4f} s, x {ours / alone:.2f})", ours, theirs)
+    yield from _changes(model, engine, pipe, files, step)
     if model == "imprimatura":
         yield _grid(engine, pipe, files[:2])
 
 
-def _changes(model: str, engine: Engine, pipe: Any, files: list[Path]) -> Iterator[Row]:
+def _changes(model: str, engine: Engine, pipe: Any, files: list[Path], step: Callable[[Any], None]) -> Iterator[Row]:
     """Weights changed and an adapter swapped, every adapter read before."""
     for file in files:
         engine.fold(engine.resolve(_stack(engine.base, [file])))
@@ -86,7 +87,17 @@ def _changes(model: str, engine: Engine, pipe: Any, files: list[Path]) -> Iterat
         pipe.set_adapters(["a0", "a1"], [0.5 + next(turn) % 7 / 10, 1.0])
 
     weigh()
-    yield Row(model, f"change a weight of two, {_RESIDENT} resident", *_alternately(weigh, weigh_theirs, 7))
+    yield _compared(model, f"change a weight of two, {_RESIDENT} resident", weigh, weigh_theirs, 7)
+
+    def weigh_and_step() -> None:
+        weigh()
+        step(engine.pipe)
+
+    def weigh_and_step_theirs() -> None:
+        weigh_theirs()
+        step(pipe)
+
+    yield _compared(model, "change a weight of two and take a step", weigh_and_step, weigh_and_step_theirs, _TIMES[model])
 
     def swap() -> None:
         engine.fold(engine.resolve(_stack(engine.base, [files[next(turn) % _RESIDENT]])))
@@ -96,7 +107,7 @@ def _changes(model: str, engine: Engine, pipe: Any, files: list[Path]) -> Iterat
         pipe.load_lora_weights(str(files[0].parent), weight_name=files[0].name, adapter_name="a0", low_cpu_mem_usage=False)
         pipe.set_adapters(["a0"], [1.0])
 
-    yield Row(model, "swap the adapter", *_alternately(swap, swap_theirs, 5))
+    yield _compared(model, "swap the adapter", swap, swap_theirs, 5)
     yield Row(model, "memory of a resident adapter", engine.shelf.num_bytes / _RESIDENT / 2**20, None, "MiB")
     engine.restore()
 
@@ -196,26 +207,32 @@ def _step(engine: Engine, model: str) -> Callable[[Any], None]:
     return call
 
 
-def _median(call: Callable[[], None], times: int) -> float:
-    return _alternately(call, lambda: None, times)[0]
+def _compared(model: str, what: str, ours: Callable[[], None], theirs: Callable[[], None], times: int) -> Row:
+    our_seconds, their_seconds = _in_turn([(_nothing, ours), (_nothing, theirs)], times)
+    return Row(model, what, our_seconds, their_seconds)
 
 
-def _alternately(ours: Callable[[], None], theirs: Callable[[], None], times: int) -> tuple[float, float]:
-    """Median seconds of each, called in turn; the first round is not counted."""
-    found: tuple[list[float], list[float]] = ([], [])
+def _nothing() -> None:
+    """Nothing to be done before."""
+
+
+def _in_turn(calls: list[tuple[Callable[[], None], Callable[[], None]]], times: int) -> list[float]:
+    """Median seconds of the second of each pair, the first done before it; called in turn, the first round not counted."""
+    found: list[list[float]] = [[] for _ in calls]
     for _ in range(times + 1):
-        for call, seconds in zip((ours, theirs), found, strict=True):
+        for (before, call), seconds in zip(calls, found, strict=True):
+            before()
             began = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - began)
-    return statistics.median(found[0][1:]), statistics.median(found[1][1:])
+    return [statistics.median(seconds[1:]) for seconds in found]
 
 
 def describe(rows: list[Row]) -> str:
     """The table for people."""
-    lines = [f"{'model':<13}{'what':<44}{'Velatura':>12}{'diffusers':>12}{'ratio':>8}"]
+    lines = [f"{'model':<13}{'what':<56}{'Velatura':>12}{'diffusers':>12}{'ratio':>8}"]
     for row in rows:
         theirs = f"{row.theirs:.4f}" if row.theirs is not None else ""
         ratio = f"{row.ratio:.2f}" if row.ratio else ""
-        lines.append(f"{row.model:<13}{row.what:<44}{row.ours:>10.4f} {row.unit:<3}{theirs:>10}{ratio:>8}")
+        lines.append(f"{row.model:<13}{row.what:<56}{row.ours:>10.4f} {row.unit:<3}{theirs:>10}{ratio:>8}")
     return "\n".join(lines)

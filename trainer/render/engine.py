@@ -59,7 +59,7 @@ class Engine:
         self.base = base
         self.family = families.registry()[family]
         self.folder = bases.resolve(base, self.family, download)
-        self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype))
+        self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype, self.folder))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
         self.weights: dict[str, Any] = {
             f"{component}.{path}": module.weight.data

@@ -22,6 +22,7 @@ class Folding:
         self.weights = weights
         self.originals: dict[str, Tensor] = {}
         self._now: dict[str, tuple[tuple[str, float], ...] | None] = {}  # what is in each touched weight; None: broken off
+        self._pairs: dict[str, tuple[tuple[str, ...], Tensor, Tensor]] = {}  # by path: which adapters last, their up (out, R) and down (R, in) side by side
 
     def base(self, path: str) -> Tensor:
         """The weight as it was loaded."""
@@ -37,25 +38,39 @@ class Folding:
             self._now[path] = None
             self.weights[path].copy_(self.originals[path])
             del self.originals[path], self._now[path]
+            self._pairs.pop(path, None)
         for path in changed:
             if path not in self.originals:
                 self.originals[path] = self.weights[path].clone()
             self._now[path] = None
-            self.weights[path].copy_(_total(self.originals[path], sorted(wanted[path], key=lambda part: part[:2])))
+            self._put(path, sorted(wanted[path], key=lambda part: part[:2]))
             self._now[path] = keys[path]
         return len(left) + len(changed)
 
-
-def _total(original: Tensor, parts: list[Part]) -> Tensor:
-    """original + sum of factor * update, float32; all low-rank ones in one product."""
-    total = original.float()
-    low = [(factor, update) for _, factor, update in parts if isinstance(update, Delta)]
-    if low:
-        device = original.device
-        up = torch.cat([update.up.flatten(1).to(device, torch.float32) * (factor * update.scale) for factor, update in low], 1)  # (out, R)
-        down = torch.cat([update.down.flatten(1).to(device, torch.float32) for _, update in low])  # (R, in)
-        total = torch.addmm(total.flatten(1), up, down).reshape(original.shape)
-    for _, factor, update in parts:
-        if not isinstance(update, Delta):
+    def _put(self, path: str, parts: list[Part]) -> None:
+        """original + sum of factor * update, float32, into the weight; all low-rank ones in one product."""
+        weight, original = self.weights[path], self.originals[path]
+        low = [(key, factor, update) for key, factor, update in parts if isinstance(update, Delta)]
+        dense = [(factor, update) for _, factor, update in parts if not isinstance(update, Delta)]
+        total = original.float()
+        if low:
+            up, down = self._pair(path, low)
+            ranks = torch.tensor([factor for _, factor, update in low for _ in range(update.rank)], device=up.device)
+            in_place = weight.dtype == torch.float32 and weight.is_contiguous() and not dense
+            sums = torch.addmm(total.flatten(1), up * ranks, down, out=weight.flatten(1) if in_place else None)
+            if in_place:
+                return
+            total = sums.reshape(original.shape)
+        for factor, update in dense:
             total = total + factor * update.dense(original, torch.float32)
-    return total
+        weight.copy_(total)
+
+    def _pair(self, path: str, low: list[tuple[str, float, Delta]]) -> tuple[Tensor, Tensor]:
+        """Up (out, R) with each update's scale and down (R, in) of low-rank updates side by side, kept while they are the same ones."""
+        keys = tuple(key for key, _, _ in low)
+        known = self._pairs.get(path)
+        if known is None or known[0] != keys:
+            device = self.originals[path].device
+            up = torch.cat([update.up.flatten(1).to(device, torch.float32) * update.scale for _, _, update in low], 1)
+            known = self._pairs[path] = (keys, up, torch.cat([update.down.flatten(1).to(device, torch.float32) for _, _, update in low]))
+        return known[1], known[2]
