@@ -110,6 +110,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     opened.on("pageerror", lambda error: problems.append(f"error in the page: {error}"))
     opened.on("request", lambda request: None if request.url.startswith((server.address, "data:", "blob:")) else problems.append(f"asked for {request.url}"))
     opened.goto(server.address)
+    playwright_api.expect(opened.locator("#dataset-summary textarea, #dataset-summary input").first).not_to_have_value("")  # the page has asked what there is
     yield opened
     assert opened.evaluate("window.__owned") is None
     assert not problems, problems
