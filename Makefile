@@ -19,7 +19,7 @@ STAMP := $(VENV)/.stamp
 BEGUN := $(VENV)/.begun
 
 # Test files side by side, a core each; more than four only get in each other's way.
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo app lint test test-all clean

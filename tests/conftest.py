@@ -18,7 +18,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 ROOT = Path(__file__).parents[1]
+# The files that take longest begin first, so that no worker is left alone with one at the end.
+LONGEST = ("test_resume.py", "test_browser.py", "test_world.py", "test_watching.py", "test_batch.py", "test_cli.py", "test_stacking.py", "test_analysis.py")
 COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
