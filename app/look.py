@@ -59,8 +59,6 @@ CSS = """
 .progress.failed .state { color: #c2382b; font-weight: 600; }
 .dark .progress.failed .state { color: #ff8f83; }
 .progress .detail { font-size: .88rem; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; color: var(--body-text-color-subdued); padding: 0 .2rem; }
-.legend i { display: inline-block; width: 1.3em; height: 3px; border-radius: 2px; margin-right: .45em; vertical-align: middle; }
 .layer { border-left: 5px solid rgba(185,98,58,.55); padding-left: .6rem; align-items: center !important; }
 #layer-2 { border-left-color: rgba(47,128,134,.55); } #layer-3 { border-left-color: rgba(217,164,65,.6); }
 #layer-4 { border-left-color: rgba(120,90,150,.5); } #layer-5 { border-left-color: rgba(90,130,70,.5); } #layer-6 { border-left-color: rgba(160,70,100,.5); }
@@ -75,16 +73,18 @@ CSS = """
 .notice h3 { font-size: 1rem; font-weight: 600; margin: 0; } .notice p { margin: .3rem 0 0; font-size: .92rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .notice.good { border-left-color: #2f8f95; } .notice.bad { border-left-color: #c2382b; } .notice.bad h3 { color: #b3261e; }
 .dark .notice.bad h3 { color: #ff8f83; }
-.heldout figure { margin: 0; } .heldout svg { display: block; width: 100%; height: auto; max-height: 300px; }
-.heldout figcaption { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; color: var(--body-text-color-subdued); padding: .2rem; }
-.heldout figcaption i { display: inline-block; width: 1.3em; height: 3px; border-radius: 2px; margin-right: .45em; vertical-align: middle; }
-.heldout svg text { fill: var(--body-text-color-subdued); font-size: 11px; } .heldout svg polyline, .heldout svg path { fill: none; stroke-width: 2; }
-.heldout svg .grid { stroke: var(--border-color-primary); stroke-width: 1; }
-.heldout svg .base { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 4 4; }
-.heldout svg .interval { stroke-width: 5; opacity: .28; stroke-linecap: round; }
-.heldout svg .held { stroke: #2f8f95; } .heldout svg circle.held { fill: #2f8f95; } .heldout i.held { background: #2f8f95; }
-.heldout svg .own { stroke: #c9602f; } .heldout svg circle.own { fill: #c9602f; } .heldout i.own { background: #c9602f; }
-.heldout svg .drift { stroke: #b98a1f; } .heldout svg circle.drift { fill: #b98a1f; } .heldout i.drift { background: #b98a1f; }
+.drawn figure { margin: 0; } .drawn svg { display: block; width: 100%; height: auto; max-height: 300px; }
+.drawn figcaption { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; color: var(--body-text-color-subdued); padding: .2rem; }
+.drawn figcaption i { display: inline-block; width: 1.3em; height: 3px; border-radius: 2px; margin-right: .45em; vertical-align: middle; }
+.drawn svg text { fill: var(--body-text-color-subdued); font-size: 11px; } .drawn svg polyline, .drawn svg path { fill: none; stroke-width: 2; }
+.drawn svg .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.drawn svg .base { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 4 4; }
+.drawn svg .interval { stroke-width: 5; opacity: .28; stroke-linecap: round; }
+.drawn svg .held { stroke: #2f8f95; } .drawn svg circle.held { fill: #2f8f95; } .drawn i.held { background: #2f8f95; }
+.drawn svg .own { stroke: #c9602f; } .drawn svg circle.own { fill: #c9602f; } .drawn i.own { background: #c9602f; }
+.drawn svg .quiet { stroke: #b9ad9d; } .drawn svg polyline.quiet { stroke-width: 1; } .dark .drawn svg .quiet { stroke: #6f665c; }
+.drawn i.quiet { background: #b9ad9d; } .dark .drawn i.quiet { background: #6f665c; }
+.drawn svg .drift { stroke: #b98a1f; } .drawn svg circle.drift { fill: #b98a1f; } .drawn i.drift { background: #b98a1f; }
 .fields .form { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 190px), 1fr)); align-items: stretch;
   background: var(--block-background-fill) !important; }
 .fields .form > .block { min-width: 0 !important; } .fields .form > .wide { grid-column: 1 / -1; }

@@ -11,10 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-
 from app.jobs import Job
-from trainer import console, presets
+from trainer import console, presets, report
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import (
@@ -39,10 +37,7 @@ from trainer.report import charts as report_charts
 from trainer.report.advising import COPY, advice
 from trainer.report.charts import Series
 
-SMOOTHED, RAW, HELDOUT = "training, smoothed", "training", "held-out"
-_MAX_POINTS = 300
 _MAX_BUCKETS = 10
-_SMOOTHING = 0.95
 _E = TypeVar("_E")
 
 STATES = {
@@ -118,38 +113,10 @@ def progress_html(name: str, shown: Progress) -> str:
     )
 
 
-def legend_html(colors: dict[str, str]) -> str:
-    """The names of the curves beside their colours."""
-    return (
-        '<div class="legend">' + "".join(f'<span><i style="background:{escape(color)}"></i>{escape(name)}</span>' for name, color in colors.items()) + "</div>"
-    )
-
-
-def curve(events: list[Event]) -> pd.DataFrame:
-    """Loss by step, raw and smoothed (exponential mean, corrected for its start), and held-out loss: long form."""
-    rows: list[tuple[int, float, str]] = []
-    steps = [event for event in events if isinstance(event, Step)]
-    mean, smoothed = 0.0, []
-    for number, event in enumerate(steps, start=1):
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * event.loss
-        smoothed.append(mean / (1 - _SMOOTHING**number))
-    for index in _spread(len(steps)):
-        rows.append((steps[index].step, steps[index].loss, RAW))
-    for index in _spread(len(steps)):
-        rows.append((steps[index].step, smoothed[index], SMOOTHED))
-    measured = [event for event in events if isinstance(event, Validated)]
-    if measured:
-        rows.append((0, measured[0].base_loss, HELDOUT))
-    rows += [(event.step, event.loss, HELDOUT) for event in measured]
-    # Typed also when empty: the plot keeps the axes it was first drawn with, and an untyped column makes them of names.
-    return pd.DataFrame(rows, columns=["step", "loss", "of"]).astype({"step": "int64", "loss": "float64", "of": "str"})
-
-
-def _spread(count: int) -> list[int]:
-    """Indices of at most `_MAX_POINTS` points over the whole range, the last one always."""
-    if count <= _MAX_POINTS:
-        return list(range(count))
-    return sorted({round(number * (count - 1) / (_MAX_POINTS - 1)) for number in range(_MAX_POINTS)})
+def loss_html(events: list[Event]) -> str:
+    """Loss by step with its running mean, and the held-out loss; "" before there are two steps."""
+    chart = report.training_loss(events)
+    return f'<div class="drawn">{chart}</div>' if chart else ""
 
 
 def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
@@ -263,7 +230,7 @@ def heldout_html(events: list[Event]) -> str:
     own = Series("gain, training", "own", [(event.step, event.train_gain) for event in measured if event.train_gain is not None])
     drift = Series("drift", "drift", [(event.step, event.drift) for event in measured if event.drift is not None])
     chart = report_charts.lines([held, own, drift], "Gain against the base by step", lambda value: f"{value * 100:.3g} %", base=0.0)
-    return f'<div class="heldout">{chart}</div>'
+    return f'<div class="drawn">{chart}</div>'
 
 
 def files(folder: Path, events: list[Event]) -> list[Path | None]:

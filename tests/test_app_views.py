@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,18 @@ def test_names_are_escaped() -> None:
     assert "<img" not in views.progress_html(HOSTILE, views.Progress(HOSTILE, HOSTILE, 0.5, HOSTILE))
 
 
-def test_curve_has_three_series_and_stays_small() -> None:
+def test_the_loss_is_drawn_with_its_mean_and_what_is_held_out_and_stays_small() -> None:
     log = [STARTED, *(step(number, 1 / number) for number in range(1, 20_001)), Validated(20_000, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40)]
-    table = views.curve(log)
-    assert set(table["of"]) == {views.RAW, views.SMOOTHED, views.HELDOUT} and len(table) <= 700
-    assert table[table["of"] == views.HELDOUT].values.tolist() == [[0, 0.5, views.HELDOUT], [20_000, 0.4, views.HELDOUT]]
-    assert table[table["of"] == views.RAW]["step"].max() == 20_000
+    drawn = views.loss_html(log)
+    assert all(f'polyline class="{style}"' in drawn for style in ("quiet", "own", "held")) and len(drawn) < 20_000
+    assert "step 0: 0.5" in drawn and "step 20000: 0.4" in drawn
+    assert views.loss_html([STARTED]) == ""
 
 
-def test_smoothing_of_a_constant_is_the_constant() -> None:
-    table = views.curve([step(number, 0.3) for number in range(1, 50)])
-    assert table["loss"].tolist() == pytest.approx([0.3] * len(table))
+def test_the_mean_of_a_constant_loss_is_the_constant() -> None:
+    drawn = views.loss_html([step(number, 0.3) for number in range(1, 50)])
+    heights = {place.split(",")[1] for line in re.findall('points="([^"]+)"', drawn) for place in line.split()}
+    assert len(heights) == 1
 
 
 def test_samples_come_newest_first_and_never_from_outside(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ _GROUPS = {
     "against": "Train against", "validation": "Validation", "preview": "Previews", "memory": "Memory", "run": "Run",
 }  # fmt: skip
 _BELONGS = {"validate_every_steps": "validation", "accumulation": "optimizer"}  # settings of no group, to "run" if not here
-_COLORS = {views.RAW: "rgba(150,138,125,0.5)", views.SMOOTHED: "#c9602f", views.HELDOUT: "#2f8f95"}
 
 
 Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what it depends on, and its update
@@ -148,19 +147,7 @@ class _Tab:
         with gr.Row():
             self.stop = gr.Button("Stop and save", variant="stop", interactive=False, elem_id="stop-training", min_width=120)
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume-training", min_width=120)
-        self.plot = gr.LinePlot(
-            x="step",
-            y="loss",
-            color="of",
-            color_map=_COLORS,
-            colors_in_legend=[],
-            height=270,
-            label="Loss",
-            y_title="loss",
-            buttons=["fullscreen", "export"],
-            elem_id="loss",
-        )
-        gr.HTML(views.legend_html(_COLORS))  # the plot's own legend is cut off at the bottom
+        self.plot = gr.HTML(visible=False, elem_id="loss")
         self.heldout_plot = gr.HTML(visible=False, elem_id="heldout-plot")
         self.result = gr.Textbox(label="Held-out result", lines=2, max_lines=4, interactive=False, visible=False, elem_id="heldout-result")
         self.pictures = gr.Gallery(
@@ -305,7 +292,7 @@ class _Tab:
             "progress": (bar, lambda: {self.progress: bar}),
             "plan": _shown(self.plan, views.plan_html(events)),
             "notices": _shown(self.notices, views.notices_html(events)),
-            "curve": ((job.id, num_points), lambda: {self.plot: views.curve(events)}),
+            "curve": ((job.id, num_points), lambda: _shown(self.plot, views.loss_html(events))[1]()),
             "heldout": ((job.id, num_measured), lambda: _shown(self.heldout_plot, views.heldout_html(events))[1]()),
             "result": (result, lambda: {self.result: gr.update(value=result, visible=bool(result))}),
             "recommendation": (decided, lambda: _shown(self.recommendation, views.recommendation_html(events, self._settings_of(folder)))[1]()),

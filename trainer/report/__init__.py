@@ -193,8 +193,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _loss(log: list[Event]) -> str:
-    """Each step's loss, pale, under its running mean; a step said twice counts as last said."""
+def training_loss(log: list[Event]) -> str:
+    """Each step's loss, pale, under its running mean, and the held-out loss, as one chart; a step said twice counts as last said."""
     steps = list({event.step: event for event in log if isinstance(event, Step)}.values())
     steps.sort(key=lambda event: event.step)
     mean, smooth = 0.0, []
@@ -202,11 +202,15 @@ def _loss(log: list[Event]) -> str:
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * event.loss
         smooth.append((float(event.step), mean / (1 - _SMOOTHING**number)))
     raw = Series("each step", "quiet", [(event.step, event.loss) for event in steps], dots=False)
-    rate = Series("learning rate", "drift", [(event.step, event.learning_rate) for event in steps], dots=False)
-    charts = [
-        report_charts.lines([raw, Series("running mean", "own", smooth, dots=False)], "Training loss by step", _short),
-        report_charts.lines([rate], "Learning rate by step", _short),
-    ]
+    measured = sorted({event.step: event for event in log if isinstance(event, Validated)}.values(), key=lambda event: event.step)
+    held = Series("held-out", "held", [(0, measured[0].base_loss), *((event.step, event.loss) for event in measured)] if measured else [])
+    return report_charts.lines([raw, Series("running mean", "own", smooth, dots=False), held], "Loss by step", _short)
+
+
+def _loss(log: list[Event]) -> str:
+    """The loss and the learning rate, side by side."""
+    rates = sorted({event.step: event.learning_rate for event in log if isinstance(event, Step)}.items())
+    charts = [training_loss(log), report_charts.lines([Series("learning rate", "drift", rates, dots=False)], "Learning rate by step", _short)]
     return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
