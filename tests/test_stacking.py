@@ -256,7 +256,7 @@ def test_k_lora_uses_one_adapter_a_layer_content_early_and_style_late(engine: En
     assert any(only["a"] != only["b"] for only in said)
 
 
-@pytest.mark.parametrize("name", sorted(modes.registry()))
+@pytest.mark.parametrize("name", sorted(name for name, mode in modes.registry().items() if not hasattr(mode, "place")))
 def test_a_mode_leaves_no_trace(name: str, engine: Engine, trained: Path, trained_style: Path) -> None:
     before = pixels(engine, stack())
     engine.render(stack(choice(trained), choice(trained_style, 0.5, schedule="linear 1 0", region="box 0 0 0.5 0.5"), mode=name))

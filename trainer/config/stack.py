@@ -10,7 +10,10 @@ from trainer import families
 from trainer.schema import Settings, setting
 
 USUAL_WEIGHT, WIDEST_WEIGHT = 2.0, 20.0
-_MODES = "sum adds them up; switch takes turns; composite averages their predictions; loratorio mixes them by place; k-lora picks one a layer."
+_MODES = (
+    "sum adds them up; switch takes turns; composite averages their predictions; loratorio mixes them by place; k-lora picks one a layer; "
+    "regions lets each act where the picture attends to its trigger words."
+)
 
 
 class AdapterChoice(Settings):

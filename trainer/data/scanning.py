@@ -328,6 +328,11 @@ def has_trigger(text: str, trigger: str) -> bool:
     return _as_word(trigger).search(text) is not None
 
 
+def trigger_spans(text: str, trigger: str) -> list[tuple[int, int]]:
+    """From which character to before which the trigger stands in the text, wherever `has_trigger` sees it."""
+    return [match.span() for match in _as_word(trigger).finditer(text)]
+
+
 def without_trigger(text: str, trigger: str, word: str) -> str:
     """The text with another word in the trigger's place, wherever `has_trigger` sees it."""
     return _as_word(trigger).sub(lambda _: word, text)

@@ -20,7 +20,7 @@ import torch
 from trainer import bases, families, lora_file, memory
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import draw, image, modes, prompting, regions, samplers, weighing
+from trainer.render import attending, draw, image, modes, pointing, prompting, regions, samplers, spelling, weighing
 from trainer.render.folding import Folding, Part
 from trainer.render.live import Moment, beside
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
@@ -88,27 +88,15 @@ class Engine:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         samplers.check(stack.sampler, self.family.prediction)
-        tagged = prompting.spelled_out(stack.prompt, stack.seed, self.wildcards)
-        if tagged.unknown:
-            raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
-        adapters = [self._choice(adapter, stack) for adapter in (*stack.adapters, *map(self._tagged, tagged.loras))]
+        stack = spelling.spelled_out(stack, self.library, self.wildcards)
+        adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
-        negative = prompting.spelled_out(stack.negative_prompt, stack.seed, self.wildcards, "negative")
-        if negative.loras or negative.unknown:
-            raise ConfigError(f"the negative prompt has {', '.join([*map(prompting.tag, negative.loras), *negative.unknown])}; allowed there: words.")
-        found = stack.model_copy(
-            update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(tagged.prompt, triggers), "negative_prompt": negative.prompt}
-        )  # fmt: skip
-        modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
+        found = stack.model_copy(update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(stack.prompt, triggers)})
+        mode = modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
+        if hasattr(mode, "place"):
+            attending.check(getattr(self.pipe, self.component), found.mode)
+            pointing.check(self.pipe, found, [(one, self._adapter(one).trigger) for one in filter(_acts, adapters)])
         return found
-
-    def _tagged(self, tag: prompting.LoraTag) -> AdapterChoice:
-        """The LoRA that a prompt names, found in the library."""
-        named = [info for info in self.library().values() if info.name == tag.name]
-        if len(named) != 1:
-            known = ", ".join(sorted(info.name for info in self.library().values())[:20])
-            raise AdapterError(f"the prompt names the LoRA {tag.name!r}, of which there are {len(named)} here; allowed: one of {known or '(none)'}.")
-        return AdapterChoice(file=str(named[0].path), name=tag.name, weight=tag.weight, text_weight=tag.text_weight)
 
     def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
         file = adapter.file
@@ -204,13 +192,21 @@ class Engine:
             moment.denoiser, moment.only = steady * torch.tensor(now)[:, None] if live else steady, only or {}
             moment.touch()
 
+        def over(step: int) -> None:
+            placed(step)
+            mixed(step)
+
         enter(0)
         updates = self._updates(live)
         bases_ = {path: self.folding.base(path) for path in updates}
         self.pipe.scheduler = samplers.make(stacks[0].sampler, self._scheduler)
         try:
-            with beside(self._module, bases_, updates, moment), self._mixed(stacks[0], live, updates, enter) as step_done:
-                drawn = draw.draw_batch(self.pipe, stacks, step_done)
+            with (
+                self._placed(stacks, live, moment) as placed,
+                beside(self._module, bases_, updates, moment),
+                self._mixed(stacks[0], live, updates, enter) as mixed,
+            ):
+                drawn = draw.draw_batch(self.pipe, stacks, over)
         finally:
             sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
             self.pipe.scheduler = self._scheduler
@@ -220,6 +216,18 @@ class Engine:
     def _is_live(self, layer: _Layer, weights: list[dict[_Layer, Weights]], mode: str) -> bool:
         """True if what this adapter does isn't the same constant sum in every picture of the batch."""
         return mode != "sum" or bool(layer.schedule or layer.region) or len({found.get(layer) for found in weights}) > 1
+
+    @contextmanager
+    def _placed(self, stacks: list[StackConfig], live: list[_Layer], moment: Moment) -> Iterator[Callable[[int], None]]:
+        """For the body, a mode that finds regions finds them; what is given is to be called after each step with its number."""
+        mode = modes.registry()[stacks[0].mode]
+        if not hasattr(mode, "place"):
+            yield lambda step: None
+            return
+        places = [[pointing.positions(self.pipe, stack, self._adapter(layer).trigger) for stack in stacks] for layer in live]
+        seen = attending.Seen(places, self._latents(stacks[0]))
+        with attending.placing(getattr(self.pipe, self.component), mode, stacks[0].steps, seen, moment) as over:
+            yield over
 
     @contextmanager
     def _mixed(self, stack: StackConfig, live: list[_Layer], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:

@@ -102,15 +102,20 @@ def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str,
     from trainer.render import modes
 
     pictures, seconds = [], {}
-    on = [adapter for adapter in stack.adapters if adapter.enabled]
-    fitting = [
-        mode
-        for mode in modes.registry().values()
-        if mode.fewest <= len(on) <= getattr(mode, "most", len(on)) and (stack.guidance_scale > 1 or not mode.is_guided)
-    ]
+    engine.resolve(stack)
+    fitting = [mode for mode in modes.registry().values() if _is_usable(engine, stack.model_copy(update={"mode": mode.name}))]
     for mode in fitting:
         began = time.perf_counter()
         pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})).image)
         seconds[mode.name] = time.perf_counter() - began
     labels = [f"{mode.title} {seconds[mode.name]:.2f} s" for mode in fitting]
     return contact_sheet([pictures], [""], labels, stack.prompt), seconds
+
+
+def _is_usable(engine: Engine, stack: StackConfig) -> bool:
+    """Whether a stack that can be drawn as a sum can be in its own mode."""
+    try:
+        engine.resolve(stack)
+    except ConfigError:
+        return False
+    return True

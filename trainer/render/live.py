@@ -5,8 +5,9 @@ updates of a layer are one pair of products, down (R, in) and up (out, R), with 
 (S-LoRA's idea, arXiv 2311.03285, with a weight instead of an adapter a row); others are a dense product each. Guidance doubles the batch:
 rows are counted modulo the number of images.
 
-A region acts on image tokens by their place. What an adapter does to the keys and values of the text has no place, so cross-attention is
-computed once without it and once with it, and the two outputs are mixed by place.
+A region acts on image tokens by their place. It is one for all images or another in each, and may be found while the model runs. What an adapter
+does to the keys and values of the text has no place, so cross-attention is computed once without it and once with it, and the two outputs are mixed
+by place.
 """
 
 from __future__ import annotations
@@ -31,10 +32,27 @@ class Moment:
 
     denoiser: Tensor
     text: Tensor
-    masks: list[Tensor | None]  # (h, w) of the latents, in [0, 1]; None acts everywhere
+    masks: list[Tensor | None]  # (h, w) of the latents or one for each image (B, h, w), in [0, 1]; None acts everywhere
     only: dict[str, int] = field(default_factory=dict)  # layers in which one adapter alone acts, and which
     placed: frozenset[int] = frozenset()  # regional adapters that act on the text's keys and values just now
     version: int = 0
+    sized: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # the masks as activations of a shape need them
+
+    def place(self, masks: list[Tensor | None]) -> None:
+        """Act there from now on. An adapter that is to have a mask in the end has one from the start: what it hooks depends on that."""
+        self.masks = masks
+        self.sized.clear()
+
+    def mask(self, like: Tensor, owners: list[int]) -> Tensor:
+        """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R)."""
+        key = (like.shape, like.dtype, like.device, tuple(owners))
+        if key not in self.sized:
+            parts = [None if (mask := self.masks[number]) is None else mask if mask.ndim == 3 else mask[None] for number in owners]
+            whole = max((mask for mask in parts if mask is not None), key=len, default=torch.ones(1, 1, 1))
+            stacked = torch.stack([torch.ones_like(whole) if mask is None else mask.expand_as(whole) for mask in parts], 1)  # (1 or B, R, h, w)
+            repeat = like.shape[0] // self.num_images if len(whole) > 1 else 1
+            self.sized[key] = _resized(stacked, like).to(like).repeat(repeat, *[1] * (like.ndim - 1))
+        return self.sized[key]
 
     def touch(self) -> None:
         self.version += 1
@@ -64,7 +82,6 @@ class _Layer:
         self.factors = torch.tensor([factor for _, factor, update in low for _ in range(update.rank)])
         self.dense = [(number, factor, update.dense(base, torch.float32).to(kind)) for number, factor, update in updates if not isinstance(update, Delta)]
         self._seen: tuple[tuple[int, int], tuple[Tensor, Tensor] | None] = ((-1, 0), None)
-        self._sized: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
@@ -77,13 +94,13 @@ class _Layer:
             inner = _apply(module, x.to(self.down.dtype), self.down)
             inner = inner * _spread(scales, inner)
             if self.has_place:
-                inner = inner * self._mask(inner, self.owners)
+                inner = inner * self.moment.mask(inner, self.owners)
             lifted = nn.functional.conv2d(inner, self.up) if self.up.ndim == 4 else nn.functional.linear(inner, self.up)
             output = output + lifted.to(output.dtype)
         for number, factor, weight in self.dense:
             added = _apply(module, x.to(weight.dtype), weight)
             added = added * _spread(weights[number][:, None] * factor, added)
-            output = output + (added * self._mask(added, [number]) if self.has_place else added).to(output.dtype)
+            output = output + (added * self.moment.mask(added, [number]) if self.has_place else added).to(output.dtype)
         return output
 
     def _scales(self, repeat: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -106,16 +123,6 @@ class _Layer:
             self._seen = ((self.moment.version, repeat), found)
         return self._seen[1]
 
-    def _mask(self, like: Tensor, owners: list[int]) -> Tensor:
-        """What each rank's region leaves of it, in the shape of (1, R, h, w) or (1, tokens, R)."""
-        key = (like.shape[1:], tuple(owners))
-        if key not in self._sized:
-            parts = [self.moment.masks[number] for number in owners]
-            whole = next((mask for mask in parts if mask is not None), torch.ones(1, 1))
-            stacked = torch.stack([torch.ones_like(whole) if mask is None else mask for mask in parts])[None]  # (1, R, h, w)
-            self._sized[key] = _resized(stacked, like).to(like)
-        return self._sized[key]
-
 
 def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d):
@@ -129,7 +136,7 @@ def _spread(scales: Tensor, like: Tensor) -> Tensor:
 
 
 def _resized(masks: Tensor, like: Tensor) -> Tensor:
-    """Masks (1, R, h, w) in the shape of an activation: (n, C, h', w'), (n, tokens, C) or, where nothing has a place, their mean."""
+    """Masks (b, R, h, w) in the shape of an activation: (n, C, h', w'), (n, tokens, C) or, where nothing has a place, their mean."""
     if like.ndim == 4:
         return nn.functional.adaptive_avg_pool2d(masks, (like.shape[2], like.shape[3]))
     if like.ndim == 3 and (grid := token_grid(masks.shape[2], masks.shape[3], like.shape[1])):
@@ -180,7 +187,7 @@ def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., T
             for number, mask in enumerate(moment.masks):
                 if mask is not None and bool(moment.denoiser[number].any()):
                     changed = placed(frozenset({number}), *args, **kwargs)
-                    output = output + (changed - base) * _resized(mask[None, None], base).to(base)
+                    output = output + (changed - base) * moment.mask(base, [number])
             return output
         finally:
             moment.placed = frozenset()

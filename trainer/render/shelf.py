@@ -50,7 +50,7 @@ class Shelf:
         known, key = self._stamps.get(str(path), (None, ""))
         if known != stamp or key not in self._kept:
             info = lora_file.inspect(path)
-            key = cache.key(info.sha256, *sorted(lora_file.read_header(path).shapes.items()))
+            key = cache.key(info.sha256, info.trigger, *sorted(lora_file.read_header(path).shapes.items()))
             if key not in self._kept:
                 self._kept[key] = self._read(path, info, key)
             self._stamps[str(path)] = (stamp, key)

@@ -2,7 +2,9 @@
 
 `predict(call, num, step, num_steps)` gives the denoiser's output at a step. `call(factors)` runs the denoiser with each of `num`
 adapters' weights times its factor and may be called as often as it takes; `call(factors, only)` lets in each layer named in `only` one
-adapter act. A mode with `prepare(updates, base)` gets what that made of the stack as `predict`'s last argument. Nothing here knows a family.
+adapter act. A mode with `prepare(updates, base)` gets what that made of the stack as `predict`'s last argument. A mode with `watched(num_steps)` and
+`place(seen, size)` has adapters with trigger words in the prompt: after that many steps `place` makes of the attention to the words of each adapter
+in each image (A, B, rows, columns) the masks (A, B, h, w) in the latents' size that the adapters act in from then on. Nothing here knows a family.
 """
 
 from __future__ import annotations
