@@ -66,13 +66,9 @@ class Attachment:
         }  # fmt: skip
 
     def _parts(self, path: str) -> dict[str, Tensor]:
-        """up @ down - up0 @ down0 = [up, up - up0] @ [down - down0; down0], without the difference of two nearly equal products."""
-        parts: dict[str, Tensor] = {name.replace(f".{ADAPTER}", ""): parameter for name, parameter in _own(self.layers[path])}
-        if path in self.initial:
-            down0, up0 = self.initial[path]
-            down, up = parts["lora_A.weight"], parts["lora_B.weight"]
-            parts = {"lora_A.weight": torch.cat([down - down0, down0]), "lora_B.weight": torch.cat([up, up - up0], 1)}
-        return parts
+        own: dict[str, Tensor] = {name: parameter for name, parameter in _own(self.layers[path])}
+        initial = dict(zip(_initial_names(), self.initial[path], strict=True)) if path in self.initial else {}
+        return combined(own | initial)
 
     def base(self, path: str) -> Tensor:
         """A module's weight as it was before, on the CPU; a quantised one as it is computed with."""
@@ -126,6 +122,19 @@ class Attachment:
     def _put(self, weights: dict[str, Tensor]) -> None:
         for path, weight in weights.items():
             self.layers[path].get_base_layer().weight.data.copy_(weight)
+
+
+def combined(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's parameters and constants, as a checkpoint has them, for the base as it was before; under PEFT's names without the adapter's.
+
+    up @ down - up0 @ down0 = [up, up - up0] @ [down - down0; down0], without the difference of two nearly equal products.
+    """
+    parts = {name.replace(f".{ADAPTER}", ""): tensor for name, tensor in saved.items() if not name.endswith(INITIAL)}
+    if initial := [saved[name] for name in _initial_names() if name in saved]:
+        down0, up0 = initial
+        down, up = parts["lora_A.weight"], parts["lora_B.weight"]
+        parts = {"lora_A.weight": torch.cat([down - down0, down0]), "lora_B.weight": torch.cat([up, up - up0], 1)}
+    return parts
 
 
 def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:

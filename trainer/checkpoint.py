@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,15 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     if folders:
         raise RunError(f"no checkpoint in {parent} can be used: {' '.join(problems)} Remove the folder to start the run anew.")
     return None, problems
+
+
+def every(parent: Path) -> list[Checkpoint]:
+    """All that verify, oldest first."""
+    found = []
+    for folder in _folders(parent):
+        with suppress(OSError, ValueError, KeyError):
+            found.append(_load(folder))
+    return found
 
 
 def _load(folder: Path) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
 
-Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA at several steps. Cells that can be one batch are.
+Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files. A run's folder among the files stands for its saved
+steps (`trainer.steps`). Cells that can be one batch are.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import presets
+from trainer import presets, steps
 from trainer.config import StackConfig, parse
 from trainer.errors import ConfigError
+from trainer.runs import Run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,6 +66,8 @@ def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackCon
         if not isinstance(place, dict):
             raise ConfigError(f"{where} {key}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.")
         place[last] = value
+        if last == "file":  # it brings its own
+            place |= {"name": "", "sha256": ""}
     return parse(StackConfig, values, where)
 
 
@@ -72,6 +76,7 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, l
 
     Raises: ConfigError, AdapterError before anything is drawn, if an axis or a cell can't be used.
     """
+    axes = [_spread(engine, one) for one in axes]
     num = 1
     for one in axes:
         num *= len(one.values)
@@ -82,6 +87,17 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, l
         engine.resolve(cell)
     pictures = list(engine.render_all(cells))
     return _sheet(stack, axes, pictures), pictures
+
+
+def _spread(engine: Engine, one: Axis) -> Axis:
+    """The axis with the saved steps of a run in place of the run's folder."""
+    if not one.key.endswith(".file"):
+        return one
+    found: list[Any] = []
+    for value in one.values:
+        path = Path(str(value))
+        found += map(str, steps.files(Run(path), engine.family.name, engine.file_keys)) if steps.is_run(path) else [value]
+    return Axis(one.key, tuple(found))
 
 
 def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image:

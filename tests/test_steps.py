@@ -1,0 +1,77 @@
+"""A run's saved steps as LoRA files, against the files that the run wrote itself, and as an axis of a grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from trainer import lora_file, presets, session, steps
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import ConfigError
+from trainer.render import axes
+from trainer.render.engine import Engine
+from trainer.runs import Run
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32")
+
+
+def train(parent: Path, name: str, data: Path, **changes: object) -> Run:
+    values = {
+        "max_steps": 2, "batch_size": 2, "checkpoint_every_steps": 1, "preview_every_steps": 0, "data.folder": str(data),
+        "resolution_px": 32, "data.trigger": "mokka", "keep_checkpoints": 5,
+    }  # fmt: skip
+    config = presets.load("imprimatura-character", values | changes)
+    run, stream = session.start(config, parent, name, None)
+    list(stream)
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"adapter.init": "pissa"}, {"adapter.method": "dora"}, {"adapter.method": "lokr"}, {"optimizer.ema_decay": 0.9},
+        {"adapter.text_encoder": True, "inversion.token": "mokka"},
+    ],
+    ids=["lora", "pissa", "dora", "lokr", "mean", "word"],
+)  # fmt: skip
+def test_the_last_saved_step_is_the_file_that_the_run_wrote(changes, engine: Engine, draw_dots, tmp_path: Path) -> None:
+    run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"), **changes)
+    first, second, last = steps.files(run, "sd", engine.file_keys)
+    assert [first.name, second.name, last.name] == ["dots-step-000001.safetensors", "dots-step-000002.safetensors", "dots.safetensors"]
+    ours, theirs = load_file(second), load_file(last)
+    assert ours.keys() == theirs.keys() and all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+    assert lora_file.inspect(second).sha256 == lora_file.inspect(last).sha256 != lora_file.inspect(first).sha256
+    assert lora_file.inspect(first).trigger == "mokka" and lora_file.inspect(first).metadata["ss_steps"] == "1"
+    written = second.stat().st_mtime_ns
+    assert steps.files(run, "sd", engine.file_keys)[1].stat().st_mtime_ns == written
+
+
+def test_a_runs_folder_is_an_axis_over_its_saved_steps(engine: Engine, draw_dots, tmp_path: Path) -> None:
+    run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"))
+    stack = StackConfig(
+        base="imprimatura", prompt="a dot", width_px=64, height_px=64, steps=2, adapters=(AdapterChoice(file=str(run.lora_file), name="dots", sha256="0" * 64),)
+    )
+    sheet, pictures = axes.draw(engine, stack, [axes.axis(f"adapters.0.file={run.folder}")])
+    names = [picture.stack.adapters[0].name for picture in pictures]
+    assert names == ["dots-step-000001", "dots-step-000002", "dots"] and sheet.width > 3 * 64
+    for picture in pictures:
+        adapter = picture.stack.adapters[0]
+        assert adapter.sha256 == lora_file.inspect(Path(adapter.file)).sha256
+    assert pictures[1].image.tobytes() == pictures[2].image.tobytes() != pictures[0].image.tobytes()
+
+
+def test_a_run_of_another_family_or_without_a_step_is_refused(engine: Engine, draw_dots, tmp_path: Path) -> None:
+    run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"))
+    with pytest.raises(ConfigError, match="run dots is for sd; allowed for this base: other"):
+        steps.files(run, "other", engine.file_keys)
+    with pytest.raises(ConfigError, match="has trained unet"):
+        steps.files(run, "sd", {})
+    for path in [run.lora_file, *run.checkpoints.glob("*/manifest.json")]:
+        path.unlink()
+    with pytest.raises(ConfigError, match="has saved no step yet"):
+        steps.files(run, "sd", engine.file_keys)
