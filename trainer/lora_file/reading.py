@@ -110,8 +110,8 @@ def weight_shape(parts: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
         kernel = first("lora_mid.weight") or down
         return up[0], down[1] * math.prod(kernel[2:])
     if (a := first("hada_w1_a")) and (b := first("hada_w1_b")):
-        kernel = first("hada_t1")
-        return (a[1], b[1] * math.prod(kernel[2:])) if kernel else (a[0], b[1])
+        tucker = first("hada_t1")
+        return (a[1], b[1] * math.prod(tucker[2:])) if tucker else (a[0], b[1])
     one, other = _factor(parts, "lokr_w1"), _factor(parts, "lokr_w2")
     if one and other:
         return one[0] * other[0], one[1] * other[1]
@@ -146,7 +146,8 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
     header, found = read_header(path), modules(path)
     _refuse_extras(path, found)
     own = _known(file_keys)
-    known, targets = named(header), {}
+    known = named(header)
+    targets: dict[str, tuple[str, ...]] = {}
     plain = {_plain(module): module for module in file_keys}
     for module in found:
         target = known.targets.get(module)
@@ -184,13 +185,14 @@ def _known(file_keys: dict[str, str]) -> dict[str, str]:
 
 def _parts(file: str, module: str, update: Update, target: names.Target | None, shapes: list[tuple[int, ...]]) -> list[Update]:
     """The update of each layer that a module of a file stands for. Raises: AdapterError."""
-    if target is None or (len(shapes) == 1 and not target.swapped):
-        return [update]
     heights = tuple(shape[0] for shape in shapes)
+    swapped = target is not None and target.spelling != "diffusers" and target.swaps(sum(heights), math.prod(shapes[0][1:]))
+    if target is None or (len(shapes) == 1 and not swapped):
+        return [update]
     whole = (sum(heights), *shapes[0][1:])
     if not update.fits(whole):
         raise AdapterError(f"{file} was made for another base: {module} is {whole} here and {update.made_for} in the file.")
-    found = fusing.apart(update, heights, target.swapped, whole)
+    found = fusing.apart(update, heights, swapped, whole)
     if found is None:
         raise AdapterError(f"{file}: {module} sets the lengths of {len(heights)} layers together, which are apart in this base; it can't be taken apart.")
     return found

@@ -43,10 +43,9 @@ class Target:
         chosen = self.row.paths if self.part is None else (self.row.paths[self.part],)
         return tuple(f"{self.component}.{filled(path, self.numbers)}" for path in chosen)
 
-    @property
-    def swapped(self) -> bool:
-        """Whether the halves of the outputs stand the other way round than in diffusers."""
-        return self.row.swapped and self.spelling in ("original", "alias")
+    def swaps(self, out: int, into: int) -> bool:
+        """Whether the first code has the halves of the outputs the other way round than diffusers; only modulations of two parts."""
+        return self.row.swapped and out == 2 * into
 
     def parts(self, out: int, into: int) -> tuple[int, ...] | None:
         """How many outputs each layer has, in a weight of (out, into); None if that can't be told."""

@@ -19,7 +19,7 @@ FAMILY = Family(
     component="transformer",
     rows=(
         # Before the others: the two-part modulation of the last text block has its halves the other way round.
-        *(row(f"joint_blocks.{last}.context_block.adaLN_modulation.1", f"transformer_blocks.{last}.norm1_context.linear", "2D < D", swapped=True)
+        *(row(f"joint_blocks.{last}.context_block.adaLN_modulation.1", f"transformer_blocks.{last}.norm1_context.linear", "2D|6D < D", swapped=True)
           for last in (23, 37)),
         *_stream("x_block", "to_q .to_k .to_v", "to_out.0", "ff", "norm1"),
         *_stream("context_block", "add_q_proj .add_k_proj .add_v_proj", "to_add_out", "ff_context", "norm1_context"),

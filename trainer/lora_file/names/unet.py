@@ -30,8 +30,7 @@ def unet(widths: tuple[int, ...], layers: int, attended: tuple[bool, ...]) -> tu
             rows.append(row(f"input_blocks.{number}.0.op", f"down_blocks.{level}.downsamplers.0.conv", f"{width} < {9 * width}"))
             number += 1
             skips.append(width)
-    for place, layer in (("0", "0"), ("2", "1")):
-        rows += _resnet(f"middle_block.{place}", f"mid_block.resnets.{layer}", before, before, time)
+    rows += _resnet("middle_block.0", "mid_block.resnets.0", before, before, time) + _resnet("middle_block.2", "mid_block.resnets.1", before, before, time)
     rows += _attention("middle_block.1", "mid_block.attentions.0", before)
     number = 0
     for level, width in enumerate(reversed(widths)):
@@ -41,8 +40,7 @@ def unet(widths: tuple[int, ...], layers: int, attended: tuple[bool, ...]) -> tu
             rows += _attention(f"output_blocks.{number}.1", f"up_blocks.{level}.attentions.{layer}", width) if has else []
             before, number = width, number + 1
         if level < len(widths) - 1:
-            place = 2 if has else 1
-            rows.append(row(f"output_blocks.{number - 1}.{place}.conv", f"up_blocks.{level}.upsamplers.0.conv", f"{width} < {9 * width}"))
+            rows.append(row(f"output_blocks.{number - 1}.{2 if has else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv", f"{width} < {9 * width}"))
     return tuple(rows)
 
 
