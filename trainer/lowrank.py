@@ -90,7 +90,8 @@ def cut_dense(matrix: Tensor, how: Cut, seed: int = 0) -> Factors:
     for _ in range(4):
         basis, _ = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis)[0])
     left, values, right = torch.linalg.svd(basis.T @ wide, full_matrices=False)
-    return _kept(basis @ left, values.double(), right, whole, how)
+    found = _kept(basis @ left, values.double(), right, whole, how)
+    return Factors(found.up, found.down, float((wide - found.up @ found.down).double().square().sum()), whole)
 
 
 def _kept(left: Tensor, values: Tensor, right: Tensor, whole: float, how: Cut) -> Factors:

@@ -16,6 +16,7 @@ from trainer.lora_file.header import Header as Header
 from trainer.lora_file.header import read_header as read_header
 from trainer.lora_file.header import recipe_of as recipe_of
 from trainer.lora_file.inspecting import LoraInfo as LoraInfo
+from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
 from trainer.lora_file.inspecting import library as library
 from trainer.lora_file.reading import embeddings as embeddings

@@ -113,7 +113,7 @@ def _blocks(known: names.Named, found: dict[str, reading.Module], squares: dict[
     grouped: dict[str, list[str]] = {}
     for module in squares:
         target = known.targets.get(module)
-        grouped.setdefault(_block_of(target.paths[0]) if target else module.split(".")[0], []).append(module)
+        grouped.setdefault(block_of(target.paths[0]) if target else module.split(".")[0], []).append(module)
     whole = _norm(list(squares.values()))
     blocks = {}
     for block, members in sorted(grouped.items(), key=lambda item: _natural(item[0])):
@@ -126,7 +126,7 @@ def _blocks(known: names.Named, found: dict[str, reading.Module], squares: dict[
     return blocks
 
 
-def _block_of(path: str) -> str:
+def block_of(path: str) -> str:
     """`unet.down_blocks.1` of a path in it, or all but its last part where nothing is numbered."""
     match = _BLOCK.match(path)
     return match["block"] if match else ".".join(path.split(".")[:2])

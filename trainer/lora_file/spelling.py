@@ -86,6 +86,14 @@ def spell(known: Named, found: Mapping[str, Module], scheme: str) -> Spelled:
     return _written(rules, updates)
 
 
+def as_it_was(modules: Mapping[str, Module], known: Named) -> Spelled:
+    """Modules under the names that they have, with new numbers; one alpha for those that are spelled as kohya does."""
+    dotted = {name for name, one in modules.items() if known.scheme == "xlabs" or any(suffix.startswith("lora_A") for suffix in one.parts)}
+    kept = _written(Scheme("kohya", "", False, False, True), {name: one for name, one in modules.items() if name not in dotted})
+    bare = _written(Scheme("xlabs" if known.scheme == "xlabs" else "bare", "", False, True, False), {name: modules[name] for name in dotted})
+    return Spelled(kept.modules | bare.modules, kept.metadata or bare.metadata)
+
+
 def plain(family: Family, updates: Mapping[str, Update], scheme: str, size: str = "") -> Spelled:
     """Updates by `component.module.path`, such as training or merging makes them, under a scheme's names. Raises: AdapterError."""
     targets = {}

@@ -81,6 +81,32 @@ def updates(opened: Opened) -> dict[str, Update]:
     return found
 
 
+def shapes(opened: Opened) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's weight, as far as its update tells; a convolution's kernel apart."""
+    found: dict[str, tuple[int, ...]] = {}
+    for module, one in opened.modules.items():
+        target = opened.known.targets[module]
+        flat = reading.weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in one.parts.items()})
+        heights = target.parts(*flat) if flat else None
+        if flat and heights:
+            own = getattr(one.update, "shape", None)
+            inner = tuple(own[1:]) if own is not None and len(own) > 2 else None
+            found |= {path: (height, *(inner or _inner(path, flat[1], opened))) for path, height in zip(target.paths, heights, strict=True)}
+    return found
+
+
+def _inner(path: str, into: int, opened: Opened) -> tuple[int, ...]:
+    """Inputs, and the kernel of a layer that is a convolution in a UNet, from inputs with the kernel laid flat."""
+    name = path.rpartition(".")[2]
+    if not path.startswith("unet.") or "time_emb" in path:
+        return (into,)
+    if name in ("conv", "conv1", "conv2", "conv_in", "conv_out") and into % 9 == 0:
+        return into // 9, 3, 3
+    if name == "conv_shortcut" or (name in ("proj_in", "proj_out") and opened.known.size == "1.x"):
+        return into, 1, 1
+    return (into,)
+
+
 def layers(file: str, module: str, one: reading.Module, target: Target) -> list[Update]:
     """The update of each layer that a module stands for. Raises: AdapterError if they depend on each other."""
     assert one.update is not None
