@@ -29,6 +29,8 @@ def indices(heights: tuple[int, ...], swapped: bool) -> list[Tensor]:
 
 def apart(update: Update, heights: tuple[int, ...], swapped: bool = False, shape: tuple[int, ...] | None = None) -> list[Update] | None:
     """The updates of the layers that lie in one weight of `shape`, with that many outputs each; None if they depend on each other."""
+    import torch
+
     index = indices(heights, swapped)
     if isinstance(update, Delta) and len(heights) > 1 and _is_diagonal(update, index):
         size = update.rank // len(heights)
@@ -37,7 +39,24 @@ def apart(update: Update, heights: tuple[int, ...], swapped: bool = False, shape
             for number, one in enumerate(index)
         ]
     found = [rows(update, one, shape) for one in index]
+    if isinstance(update, Delta) and len(heights) > 1:
+        used = torch.stack([update.up[one].flatten(2).any(2).any(0) if update.up.ndim > 2 else update.up[one].any(0) for one in index])
+        if int(used.sum(0).max()) <= 1:  # every column is one part's own, so each part keeps its own
+            return [_with(update, one, columns) for one, columns in zip(index, used, strict=True)]
     return None if any(one is None for one in found) else [one for one in found if one is not None]
+
+
+def _with(update: Delta, index: Tensor, columns: Tensor) -> Delta:
+    """The outputs `index` of an update, of as much rank as columns are used."""
+    import torch
+
+    kept = columns if columns.any() else torch.arange(len(columns)) == 0
+    return Delta(update.down[kept], update.up[index][:, kept], update.scale)
+
+
+def is_nothing(update: Update) -> bool:
+    """Whether an update is a plain LoRA's that changes nothing, as the untrained part of a fused one is."""
+    return isinstance(update, Delta) and not bool(update.up.any())
 
 
 def _is_diagonal(update: Delta, index: list[Tensor]) -> bool:

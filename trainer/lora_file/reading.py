@@ -20,7 +20,7 @@ from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_WEIGHT = 1 << 30  # numbers in a weight that an update is for; the largest of a published model has 0.35 of that
+MAX_WEIGHT = 1 << 30  # numbers in a matrix that is made whole; the largest weight of a published model has a third of that
 _BIASES = ("diff_b", "b_norm", "lora_B.bias", "lora_up.bias")
 _VALUES = ("scale", "set_weight")
 
@@ -79,9 +79,8 @@ def _module(file: str, module: str, parts: dict[str, Tensor], alpha_of: alphas.A
         raise AdapterError(f"{file}: {module} has {error}, which don't fit each other.") from None
     if update is None:
         raise AdapterError(f"{file}: {module} has {sorted(given)}, which is none of {', '.join(methods.registry())}.")
-    shape = weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in given.items()})
-    if shape and math.prod(shape) > MAX_WEIGHT:
-        raise AdapterError(f"{file}: {module} is for a weight of {shape[0]} x {shape[1]}; allowed: up to {MAX_WEIGHT} numbers.")
+    if (largest := _largest({suffix: tuple(tensor.shape) for suffix, tensor in given.items()})) > MAX_WEIGHT:
+        raise AdapterError(f"{file}: the factors of {module} make a matrix of {largest} numbers; allowed: up to {MAX_WEIGHT}.")
     return Module(update, name, alpha, parts, extras)
 
 
@@ -117,6 +116,12 @@ def weight_shape(parts: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
         return one[0] * other[0], one[1] * other[1]
     whole = parts.get("diff") or parts.get("w_norm") or parts.get("scale")
     return (whole[0], math.prod(whole[1:])) if whole else None
+
+
+def _largest(parts: dict[str, tuple[int, ...]]) -> int:
+    """Numbers in the largest matrix that is made of parts of these shapes to measure them."""
+    made = [weight_shape(parts) if "hada_w1_a" in parts else None, _factor(parts, "lokr_w1"), _factor(parts, "lokr_w2")]
+    return max((math.prod(shape) for shape in made if shape), default=0)
 
 
 def _factor(parts: dict[str, tuple[int, ...]], name: str) -> tuple[int, int] | None:

@@ -130,7 +130,9 @@ def _renamed(family: Family, size: str, target: Target, parts: dict[int | None, 
     if None not in parts:
         return {_name(family, target, part, rules): one for part, one in parts.items()}
     one = parts[None]
-    return {_name(family, target, part, rules): piece for part, piece in enumerate(_apart(target, one))}
+    pieces = dict(enumerate(_apart(target, one)))
+    trained = {part: piece for part, piece in pieces.items() if piece.update and not fusing.is_nothing(piece.update)}
+    return {_name(family, target, part, rules): piece for part, piece in (trained or pieces).items()}
 
 
 def _swapped(update: Update, target: Target) -> Update:

@@ -68,15 +68,20 @@ def open_file(path: Path) -> Opened:
 
 
 def updates(opened: Opened) -> dict[str, Update]:
-    """Its updates by `component.module.path` in diffusers' spelling, fused layers taken apart. Raises: AdapterError."""
+    """Its updates by `component.module.path` in diffusers' spelling, fused layers taken apart and their untrained parts left out. Raises: AdapterError."""
     opened.family()
     found: dict[str, Update] = {}
+    num = 0
     for module, one in opened.modules.items():
         target = opened.known.targets[module]
         if one.update is None or one.extras:
             raise AdapterError(f"{opened.path.name}: {module} sets {', '.join(one.extras)} besides a weight, which can't be added up with others.")
-        found |= dict(zip(target.paths, layers(opened.path.name, module, one, target), strict=True))
-    if len(found) < sum(len(target.paths) for target in opened.known.targets.values()):
+        parts = layers(opened.path.name, module, one, target)
+        there = {path: part for path, part in zip(target.paths, parts, strict=True) if not fusing.is_nothing(part)} if len(parts) > 1 else {}
+        there = there or dict(zip(target.paths, parts, strict=True))
+        num += len(there)
+        found |= there
+    if len(found) < num:
         raise AdapterError(f"{opened.path.name} has a layer twice, in two spellings; which one counts is not said.")
     return found
 
