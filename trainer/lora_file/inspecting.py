@@ -92,7 +92,7 @@ def inspect(path: Path) -> LoraInfo:
         rivals=known.rivals,
         unknown=known.unknown,
         blocks=_blocks(known, found, squares),
-        places=places.where(known, found, header.metadata),
+        places=places.where(known, found),
         extras=sum(len(one.extras) for one in found.values()),
     )
 

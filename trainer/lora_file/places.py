@@ -36,9 +36,10 @@ _DIFFUSERS: dict[str, dict[str, tuple[str, ...]]] = {
     "sd3": {"transformer.": ("diffusers",)},
     "flux": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "lora_transformer_": ("diffusers",), "": ("alias",)},
     "chroma": {"transformer.": ("diffusers",), "lora_unet_": ("original",)},
-    "flux2": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original", "diffusers"), "base_model.model.": ("original",)},
+    "flux2": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original", "diffusers"),
+              "base_model.model.": ("original", "diffusers")},
     "qwen": {"transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",), "": ("diffusers",)},
-    "zimage": {"transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",)},
+    "zimage": {"transformer.": ("diffusers",), "lora_unet_": ("original", "diffusers"), "diffusion_model.": ("diffusers",)},
     "wan": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original",)},
     "lumina2": {"transformer.": ("diffusers",), "diffusion_model.": ("original",)},
     "krea2": {"transformer.": ("diffusers",), "diffusion_model.": ("original",), "base_model.model.": ("original",)},
@@ -67,6 +68,7 @@ class _File:
     """What the verdicts depend on."""
 
     family: str
+    scheme: str
     methods: set[str]
     alphas: set[float]  # those of modules that have one, and 0.0 for those that have none
     in_header: bool  # the alpha stands in the header, and isn't the rank
@@ -74,11 +76,11 @@ class _File:
     extras: bool
 
 
-def where(known: Named, found: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[Place, ...]:
+def where(known: Named, found: Mapping[str, Module]) -> tuple[Place, ...]:
     """A verdict for each tool; none for a file whose family isn't known."""
     if known.family is None:
         return ()
-    file = _file(known.family.name, found, metadata)
+    file = _file(known.family.name, known.scheme, found)
     tools: dict[str, tuple[Finds, Callable[[_File], tuple[str, bool]]]] = {
         "diffusers": (_diffusers, _diffusers_wrong), "ComfyUI": (_comfy, _comfy_wrong), "A1111": (_a1111, _a1111_wrong), "Forge": (_forge, _comfy_wrong),
         "InvokeAI": (_invoke, _invoke_wrong), "kohya": (_kohya, _kohya_wrong),
@@ -118,12 +120,12 @@ def _advice(tool: str, default: str) -> str:
     return "diffusers" if tool == "diffusers" and default == "diffusers" else "kohya" if tool in ("A1111", "kohya") else default
 
 
-def _file(family: str, found: Mapping[str, Module], metadata: Mapping[str, str]) -> _File:
+def _file(family: str, scheme: str, found: Mapping[str, Module]) -> _File:
     lengths = [one.parts[suffix] for one in found.values() for suffix in one.parts if suffix.startswith(("dora_scale", "lora_magnitude_vector"))]
     axis = "" if not lengths else "input" if lengths[0].ndim > 1 and lengths[0].shape[0] == 1 < lengths[0].shape[1] else "output"
     in_header = any("alpha" not in one.parts and one.alpha is not None and one.update is not None and one.alpha != one.update.rank for one in found.values())
     return _File(
-        family, {one.method for one in found.values()}, {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts}, in_header, axis,
+        family, scheme, {one.method for one in found.values()}, {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts}, in_header, axis,
         any(one.extras for one in found.values()),
     )  # fmt: skip
 
@@ -137,6 +139,8 @@ def _diffusers(family: str, target: Target) -> bool:
         paths = f"{target.component}." == target.prefix and ("text_model" in target.row.paths[0])
         kohya = target.prefix.startswith("lora_te") and family in ("sd", "sdxl", "flux") and "text_model" in target.row.paths[0]
         return paths or kohya
+    if target.prefix == "lora_transformer_" and ".attn." not in target.row.paths[0]:
+        return False  # its converter of OneTrainer's names knows attention only
     taken = _DIFFUSERS.get(family, {}).get(target.prefix, ())
     return target.spelling in taken or (target.spelling == "both" and bool(taken))
 
@@ -144,6 +148,8 @@ def _diffusers(family: str, target: Target) -> bool:
 def _diffusers_wrong(file: _File) -> tuple[str, bool]:
     if file.methods & {"loha", "lokr", "oft", "full", "loha-dora", "lokr-dora"} and file.family not in ("flux2", "zimage"):
         return f"raises ValueError for {'/'.join(sorted(file.methods))}; make it a plain LoRA with `velatura lora to-plain`", True
+    if file.scheme == "bare" and not file.alphas:
+        return "its loader takes names without a prefix only where there is an alpha", True
     if file.axis:
         return "drops or misreads DoRA's lengths: use `velatura lora to-plain`", False
     if len(file.alphas) > 1 and file.family in _SD:

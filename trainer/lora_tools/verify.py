@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 WORST = 1e-5  # relative difference of a layer's update that counts as equal
 _LOADERS = {
-    "sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline",
-    "chroma": "ChromaPipeline", "flux2": "Flux2Pipeline", "qwen": "QwenImagePipeline", "zimage": "ZImagePipeline", "wan": "WanPipeline",
-    "lumina2": "Lumina2Pipeline", "sana": "SanaPipeline", "auraflow": "AuraFlowPipeline", "hidream": "HiDreamImagePipeline",
+    "sd": "StableDiffusion", "sdxl": "StableDiffusionXL", "sd3": "SD3", "flux": "Flux", "chroma": "Flux", "flux2": "Flux2", "qwen": "QwenImage",
+    "zimage": "ZImage", "wan": "Wan", "lumina2": "Lumina2", "sana": "Sana", "auraflow": "AuraFlow", "hidream": "HiDreamImage", "krea2": "Krea2",
+    "anima": "Anima",
 }  # fmt: skip
 
 
@@ -158,14 +158,14 @@ def _numbers(update: Any) -> list[Tensor]:
 def _through_converter(source: Opened, ours: Mapping[str, Update]) -> Proof:
     """What diffusers' converter of the family makes of the file, without a model."""
     family, through = source.family(), "diffusers' converter"
-    if family.name not in _LOADERS:
-        return Proof(through, 0, len(ours), None, f"diffusers has no pipeline with LoRAs for {family.title}")
     from trainer import bases
 
     bases.quiet_libraries()
-    import diffusers
+    from diffusers.loaders import lora_pipeline
 
-    pipeline = getattr(diffusers, _LOADERS[family.name])
+    pipeline = getattr(lora_pipeline, f"{_LOADERS.get(family.name)}LoraLoaderMixin", None)
+    if pipeline is None:
+        return Proof(through, 0, len(ours), None, f"this diffusers loads no LoRAs for {family.title}")
     more = {"unet_config": SimpleNamespace(layers_per_block=2)} if family.name == "sdxl" else {}
     try:
         found = pipeline.lora_state_dict(str(source.path.parent), weight_name=source.path.name, use_safetensors=True, local_files_only=True, **more)
