@@ -15,6 +15,7 @@ from trainer.errors import AdapterError
 from trainer.lora_file import names, places, reading
 from trainer.lora_file.header import read_header, recipe_of
 
+_LARGEST = 1e300  # of a squared norm that can be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
 
 
@@ -106,7 +107,9 @@ def _versioned(metadata: dict[str, str]) -> str | None:
 
 def _norm(squares: list[float | None]) -> float | None:
     there = [square for square in squares if square is not None]
-    return math.sqrt(math.fsum(there)) if len(there) == len(squares) else None
+    if len(there) < len(squares):
+        return None
+    return math.sqrt(math.fsum(there)) if max(there, default=0.0) < _LARGEST else math.inf
 
 
 def _blocks(known: names.Named, found: dict[str, reading.Module], squares: dict[str, float | None]) -> dict[str, Block]:

@@ -203,8 +203,9 @@ def _name(family: Family, target: Target, part: int | None, rules: Scheme) -> st
 def _written(rules: Scheme, modules: dict[str, Module]) -> Spelled:
     """Tensors under the scheme's suffixes."""
     lows = {name: low for name, one in modules.items() if (low := _low(one.update))}
-    alphas = Counter(round(low.scale * low.rank, 6) for low in lows.values())
-    wide = max(alphas, key=lambda alpha: (alphas[alpha], alpha)) if alphas and rules.alpha else None
+    alphas = Counter(round(low.scale * low.rank, 6) for low in lows.values()) if rules.alpha else Counter()
+    usable = {alpha: num for alpha, num in alphas.items() if alpha} or dict.fromkeys([1.0] if alphas else [], 1)  # an alpha of 0 can't be divided by
+    wide = max(usable, key=lambda alpha: (usable[alpha], alpha), default=None)
     written = {name: _tensors(rules.name, one, wide) for name, one in modules.items()}
     for name, one in modules.items():
         if one.extras and rules.name not in ("comfyui", "kohya"):
