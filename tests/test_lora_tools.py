@@ -228,3 +228,17 @@ def test_the_commands_say_what_they_did_and_never_write_over_what_they_read(trai
     shown = run_velatura("inspect", "sum.safetensors").stdout
     assert "ComfyUI" in shown and "unet.mid_block" in shown and "kohya" in shown
     assert json.loads(run_velatura("inspect", "sum.safetensors", "--json").stdout)["places"][0]["tool"] == "diffusers"
+
+
+def test_a_modulation_with_swapped_halves_is_straightened_or_refused(tmp_path: Path) -> None:
+    down, up = torch.randn(2, 3072), torch.randn(6144, 2)
+    path = written(tmp_path, {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}, "lora_unet_final_layer_adaLN_modulation_1")
+    convert(path, tmp_path / "out.safetensors", "diffusers")
+    tensors = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(tensors["transformer.norm_out.linear.lora_B.weight"], torch.cat([up[3072:], up[:3072]]))
+    convert(tmp_path / "out.safetensors", tmp_path / "back.safetensors", "kohya")
+    assert torch.equal(load_file(tmp_path / "back.safetensors")["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"], up)
+    loha = {"hada_w1_a": torch.ones(6144, 1), "hada_w1_b": torch.ones(1, 3072), "hada_w2_a": torch.ones(6144, 1), "hada_w2_b": torch.ones(1, 3072)}
+    path = written(tmp_path, loha, "lora_unet_final_layer_adaLN_modulation_1")
+    with pytest.raises(AdapterError, match="halves the other way round"):
+        convert(path, tmp_path / "out.safetensors", "diffusers")

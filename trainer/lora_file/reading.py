@@ -222,7 +222,7 @@ def _made_for(known: names.Named) -> str:
 def _spelled(module: str) -> str:
     """A PEFT spelling without the wrapper's prefix; transformers >= 5.6 has no `text_model.` in its own paths."""
     plain = module.removeprefix("base_model.model.")
-    plain = plain if plain.startswith(("lora_", "unet.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
+    plain = plain if plain.startswith(("lora_", "unet.", "transformer.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
     return plain.replace("text_encoder.text_model.", "text_encoder.")
 
 
@@ -232,6 +232,8 @@ def _plain(module: str) -> str:
 
 def embeddings(path: Path) -> dict[str, Tensor]:
     """New words for the text encoder that a file brings: `{word: (vectors, dim)}`; mostly none. Raises: AdapterError."""
+    if not any(EMBEDDING.match(name) for name in read_header(path).shapes):
+        return {}
     found = {match["word"]: tensor for name, tensor in tensors(path).items() if (match := EMBEDDING.match(name))}
     if bad := [word for word, vectors in found.items() if vectors.ndim != 2 or not vectors.numel()]:
         raise AdapterError(f"{path.name}: the word {bad[0]!r} has vectors of shape {tuple(found[bad[0]].shape)}; allowed: (vectors, width).")

@@ -79,6 +79,8 @@ def spell(known: Named, found: Mapping[str, Module], scheme: str) -> Spelled:
         group = placed.setdefault((target.component, target.row, target.numbers), {})
         if target.part in group or (group and (None in group or target.part is None)):
             raise AdapterError(f"{module} stands twice, in two spellings; which one counts is not said.")
+        if not isinstance(one.update, Delta) and (target.spelling == "diffusers") == rules.original and target.swaps(*(_shape(one) or (0, 1))):
+            raise AdapterError(f"{module} ({one.method}) has its halves the other way round in {scheme} names; make it a plain LoRA first.")
         group[target.part] = replace(one, update=_straight(one.update, target) if one.update else None)
     updates: dict[str, Module] = {}
     for (component, layer, numbers), parts in placed.items():
@@ -141,9 +143,12 @@ def _swapped(update: Update, target: Target) -> Update:
     return update
 
 
+def _shape(one: Module) -> tuple[int, int] | None:
+    return weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in one.parts.items()})
+
+
 def _apart(target: Target, one: Module) -> list[Module]:
-    shape = weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in one.parts.items()})
-    shape = shape or (_flat(one.update) if isinstance(one.update, Delta) else None)
+    shape = _shape(one) or (_flat(one.update) if isinstance(one.update, Delta) else None)
     heights = target.parts(*shape) if shape else None
     where = " and ".join(target.paths)
     if one.update is None or heights is None:
