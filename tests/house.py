@@ -40,6 +40,8 @@ MANY_PARAMETERS = {
     "trainer.cli.train": "a command's parameters are its options",
     "trainer.cli.render": "a command's parameters are its options",
     "trainer.render.batch_command.batch": "a command's parameters are its options",
+    "trainer.lora_tools.command.extract": "a command's parameters are its options",
+    "trainer.lora_tools.command.to_plain": "a command's parameters are its options",
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.

@@ -13,7 +13,7 @@ import runpy
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from trainer import runs
 from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
+from trainer.lora_tools import command as lora_command
 from trainer.render import batch_command, stack_command
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_
 app.add_typer(dataset_command.app, name="dataset")
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(stack_command.app, name="stack")
+app.add_typer(lora_command.app, name="lora")
 app.command()(batch_command.batch)
 
 
@@ -169,14 +171,8 @@ def inspect(
 
     from trainer import lora_file
 
-    found: dict[str, Any] = dataclasses.asdict(lora_file.inspect(file)) | {"path": str(file)}
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    for key, value in found.items():
-        if key not in ("metadata", "recipe"):
-            print(f"{key:>15}  {value}")
-    print(f"{'metadata':>15}  {', '.join(sorted(found['metadata']))}")
+    info = lora_file.inspect(file)
+    print(json.dumps(dataclasses.asdict(info) | {"path": str(file)}, indent=2, ensure_ascii=False) if as_json else lora_file.describe(info))
 
 
 @app.command()

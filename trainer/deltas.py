@@ -86,3 +86,135 @@ class Delta:
         """From the two r x r Gram matrices, without the dense product."""
         down, up = self.down.flatten(1).double(), self.up.flatten(1).double()
         return float(((down @ down.T) * (up.T @ up)).sum()) * self.scale**2
+
+    def rows(self, index: Tensor) -> Delta:
+        """The part of it that belongs to these outputs."""
+        return Delta(self.down, self.up[index], self.scale)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An update that is given as it is."""
+
+    change: Tensor  # in the shape of the weight
+
+    def __post_init__(self) -> None:
+        if not self.change.ndim or not self.change.numel():
+            raise ValueError(f"a difference of {tuple(self.change.shape)}")
+
+    @property
+    def rank(self) -> int:
+        return int(min(self.change.flatten(1).shape)) if self.change.ndim > 1 else 1
+
+    @property
+    def num_parameters(self) -> int:
+        return self.change.numel()
+
+    @property
+    def made_for(self) -> str:
+        return str(tuple(self.change.shape))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return is_weight_of(tuple(self.change.shape), shape)
+
+    def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.change.to(base.device, dtype).reshape(base.shape)
+
+    def squared_norm(self) -> float:
+        return float(self.change.double().square().sum())
+
+    def rows(self, index: Tensor) -> Whole:
+        """The part of it that belongs to these outputs."""
+        return Whole(self.change[index])
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """Any update whose sum with the base gets given lengths: lengths * (base + inner) / ||base + inner|| - base (LyCORIS' `dora_wd`)."""
+
+    inner: Update
+    lengths: Tensor  # one for each output, (out,) or (out, 1, ...); or for each input, (1, in, ...)
+
+    def __post_init__(self) -> None:
+        if not self.lengths.numel() or self.lengths.numel() != max(self.lengths.shape):
+            raise ValueError(f"lengths {tuple(self.lengths.shape)}")
+
+    @property
+    def rank(self) -> int:
+        return self.inner.rank
+
+    @property
+    def num_parameters(self) -> int:
+        return self.inner.num_parameters + self.lengths.numel()
+
+    @property
+    def made_for(self) -> str:
+        return self.inner.made_for
+
+    @property
+    def _axis(self) -> int:
+        return 1 if self.lengths.ndim > 1 and self.lengths.shape[0] == 1 else 0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return self.inner.fits(shape) and len(shape) > self._axis and self.lengths.numel() == shape[self._axis]
+
+    def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
+        import torch
+
+        weight = base.to(dtype)
+        turned = weight + self.inner.dense(base, dtype)
+        axes = [axis for axis in range(turned.ndim) if axis != self._axis]
+        sides = [-1 if axis == self._axis else 1 for axis in range(turned.ndim)]
+        norms = torch.linalg.vector_norm(turned, dim=axes, keepdim=True)
+        change: Tensor = self.lengths.to(base.device, dtype).reshape(sides) / norms.clamp_min(1e-30) * turned - weight
+        return change
+
+    def squared_norm(self) -> None:
+        return None
+
+    def rows(self, index: Tensor) -> Decomposed | None:
+        """The part of it that belongs to these outputs; None where the lengths run over all outputs."""
+        inner = rows(self.inner, index)
+        return Decomposed(inner, self.lengths[index]) if inner is not None and self._axis == 0 else None
+
+
+@dataclass(frozen=True)
+class Some:
+    """The part of an update that belongs to some outputs of the weight it is for, where the update has no such part in its own form."""
+
+    whole: Update
+    index: Tensor
+    shape: tuple[int, ...]  # of the whole weight
+
+    @property
+    def rank(self) -> int:
+        return self.whole.rank
+
+    @property
+    def num_parameters(self) -> int:
+        return self.whole.num_parameters * len(self.index) // max(1, self.shape[0])
+
+    @property
+    def made_for(self) -> str:
+        return f"{len(self.index)} outputs of {self.shape}"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return self.whole.fits(self.shape) and is_weight_of((len(self.index), *self.shape[1:]), shape)
+
+    def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.whole.dense(base.new_zeros(self.shape), dtype)[self.index].reshape(base.shape)
+
+    def squared_norm(self) -> float:
+        import torch
+
+        return float(self.whole.dense(torch.zeros(self.shape), torch.float64)[self.index].square().sum())
+
+
+def rows(update: Update, index: Tensor, shape: tuple[int, ...] | None = None) -> Update | None:
+    """The part of an update that belongs to these outputs of its weight, of `shape`; None if it can't be told without the others."""
+    if hasattr(update, "rows"):
+        found: Update | None = update.rows(index)
+        return found
+    if shape is None or update.squared_norm() is None:
+        return None
+    return Some(update, index, shape)

@@ -91,6 +91,10 @@ class Turned:
     def squared_norm(self) -> None:
         return None
 
+    def rows(self, index: Tensor) -> Turned | None:
+        """The part of it that belongs to these outputs; None where the lengths run over all outputs."""
+        return Turned(self.low.rows(index), self.lengths[index]) if self._axis() == 0 else None
+
 
 def peft_config(config: Config, target_modules: str) -> PeftConfig:
     """PEFT's config; `target_modules` is a regular expression over module paths. A block's own rank keeps the scale."""

@@ -24,6 +24,7 @@ title = "LoRA"
 
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
 _UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight")
+_MID = "lora_mid.weight"  # a convolution's kernel apart (Tucker)
 _FROM_BASE = ("pissa", "olora")  # these take what they start from out of the base
 
 
@@ -105,11 +106,22 @@ def header(config: Config) -> dict[str, str]:
 
 def recognises(suffixes: set[str]) -> bool:
     """True if a module's suffixes in a file are a plain LoRA's, in kohya's, PEFT's or old diffusers' spelling."""
-    return len(suffixes & set(_DOWN)) == 1 and len(suffixes & set(_UP)) == 1 and len(suffixes) == 2
+    return len(suffixes & set(_DOWN)) == 1 and len(suffixes & set(_UP)) == 1 and len(suffixes - {_MID}) == 2
 
 
 def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Delta:
     """The update; scale 1 without an alpha, as every tool reads it."""
     down = next(tensors[suffix] for suffix in _DOWN if suffix in tensors)
     up = next(tensors[suffix] for suffix in _UP if suffix in tensors)
+    if _MID in tensors:
+        down = _with_kernel(down, tensors[_MID])
     return Delta(down, up, 1.0 if alpha is None or not down.ndim else alpha / max(1, down.shape[0]))
+
+
+def _with_kernel(down: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:
+    """The first factor with the kernel that stands between the two, (r, in, kh, kw). Raises: ValueError if they don't fit each other."""
+    import torch
+
+    if mid.ndim != 4 or down.ndim not in (2, 4) or mid.shape[0] != mid.shape[1] or down.shape[0] != mid.shape[1] or any(side != 1 for side in down.shape[2:]):
+        raise ValueError(f"down {tuple(down.shape)} and mid {tuple(mid.shape)}")
+    return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float()).to(down.dtype)

@@ -1,14 +1,12 @@
 """A stack as one file: a LoRA that does what the stack does, exactly or to a rank, or a base with the stack folded in.
 
-The sum of low-rank updates is one whose factors lie side by side; its rank is the sum of theirs. To a smaller rank it is cut by singular
-values, found from the factors alone by QR, and what is lost is said as a share of the whole (Eckart-Young: no other of that rank loses less).
+The algebra is `lowrank`'s: factors side by side, or cut by singular values with what is lost said as a share of the whole.
 Every file has one alpha, its rank, with each layer's own rank folded into `lora_up`, as every tool reads alike. The stack's recipe is inside.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer import __version__, lora_file
+from trainer import __version__, lora_file, lowrank
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
+from trainer.lowrank import Cut, Factors
 from trainer.render import image
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
     if not parts:
         raise ConfigError("the stack has no LoRA that is on, so there is nothing to bake.")
     factors = {name: _factors(engine, name, found, rank) for name, found in parts.items()}
-    lost, whole = (sum(values) for values in zip(*((one.lost, one.whole) for one in factors.values()), strict=True))
     most = max(len(one.down) for one in factors.values())
     modules = {engine.file_keys[name]: _spelled(engine, name, one, most) for name, one in factors.items()}
     unproved = path.with_name(f".{path.name}.baking")
@@ -66,45 +64,23 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
         os.replace(unproved, path)
     finally:
         unproved.unlink(missing_ok=True)
-    return Baked(path, len(modules), most, math.sqrt(lost / whole) if whole else 0.0)
+    return Baked(path, len(modules), most, lowrank.residual(list(factors.values())))
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """One layer's sum: up (out, r) @ down (r, in), float32; squared norms of what the rank left out and of the whole."""
-
-    up: Tensor
-    down: Tensor
-    lost: float
-    whole: float
-
-
-def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> _Factors:
+def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> Factors:
     low = [(factor, update) for _, factor, update in sorted(parts, key=lambda part: part[:2]) if isinstance(update, lora_file.Delta)]
     if len(low) == len(parts):
-        up = torch.cat([update.up.flatten(1).float() * (factor * update.scale) for factor, update in low], 1)  # (out, R)
-        down = torch.cat([update.down.flatten(1).float() for _, update in low])  # (R, in)
-        if not rank or len(down) <= rank:
-            square = float(((down @ down.T) * (up.T @ up)).sum())
-            return _Factors(up, down, 0.0, square)
-        left, upper = torch.linalg.qr(up.double())
-        right, lower = torch.linalg.qr(down.double().T)
-        inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T)
-        left, right = left @ inner_left, inner_right @ right.T
-    else:
-        if not rank:
-            kinds = sorted({type(update).__name__ for _, _, update in parts if not isinstance(update, lora_file.Delta)})
-            raise ConfigError(f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to.")
-        base = engine.folding.base(name)
-        dense = torch.stack([factor * update.dense(base, torch.float32) for _, factor, update in parts]).sum(0)
-        left, values, right = torch.linalg.svd(dense.flatten(1).double(), full_matrices=False)
-    kept = min(rank, len(values))
-    root = values[:kept].sqrt()
-    up, down = (left[:, :kept] * root).float(), (root[:, None] * right[:kept]).float()
-    return _Factors(up, down, float(values[kept:].square().sum()), float(values.square().sum()))
+        up, down = lowrank.side_by_side(low)
+        return lowrank.exact(up, down) if not rank or len(down) <= rank else lowrank.cut(up, down, Cut(rank))
+    if not rank:
+        kinds = sorted({type(update).__name__ for _, _, update in parts if not isinstance(update, lora_file.Delta)})
+        raise ConfigError(f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to.")
+    base = engine.folding.base(name)
+    dense = torch.stack([factor * update.dense(base, torch.float32) for _, factor, update in parts]).sum(0)
+    return lowrank.cut_dense(dense.flatten(1), Cut(rank))
 
 
-def _spelled(engine: Engine, name: str, one: _Factors, alpha: int) -> dict[str, Tensor]:
+def _spelled(engine: Engine, name: str, one: Factors, alpha: int) -> dict[str, Tensor]:
     shape, rank = engine.shapes[name], len(one.down)
     up = one.up * (rank / alpha)
     if len(shape) == 4:

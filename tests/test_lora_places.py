@@ -1,0 +1,101 @@
+"""Where a file is said to load: against diffusers' own converters for every family and scheme, and what was measured on the other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lora_tables
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainer import lora_file
+from trainer.deltas import Delta, Update
+from trainer.errors import AdapterError
+from trainer.lora_file import names, spelling, writing
+from trainer.lora_file.names.rows import amounts, filled
+from trainer.lora_file.places import Place
+from trainer.lora_tools import verify
+from trainer.lora_tools.convert import convert
+
+
+def places(path: Path) -> dict[str, Place]:
+    return {place.tool: place for place in lora_file.inspect(path).places}
+
+
+def block(family: names.Family) -> dict[str, Update]:
+    """An update of rank 1 for every attention and feed-forward layer of the first blocks, at the size of a published model."""
+    size, generator = family.sizes[0], torch.Generator().manual_seed(0)
+    found: dict[str, Update] = {}
+    for one in family.rows:
+        for path, outs in zip(one.paths, one.outs, strict=True):
+            whole = f"{family.component}.{filled(path, (0,) * path.count('#'))}"
+            out, into = amounts(outs, size.values), amounts(one.into, size.values)
+            inner = any(word in path for word in (".norm1.", ".attn", ".ff", ".feed_forward", "attention.", "to_q", "proj_mlp"))
+            if inner and "conv" not in path and ".norm_" not in path and not path.startswith("text_fusion") and out and into and whole not in found:
+                found[whole] = Delta(torch.randn(1, into[0], generator=generator), torch.randn(out[0], 1, generator=generator), 1.0)
+    return found
+
+
+@pytest.mark.parametrize("name", names.registry())
+def test_diffusers_verdict_is_what_its_converter_does_in_every_scheme(name: str, tmp_path: Path) -> None:
+    family = names.registry()[name]
+    updates = block(family)
+    assert updates
+    for scheme in spelling.SCHEMES[:-1]:
+        spelled = spelling.plain(family, updates, scheme, family.sizes[0].name)
+        path = tmp_path / f"{scheme}.safetensors"
+        writing.save(path, spelled.modules, spelled.metadata | {"ss_base_model_version": family.base_version}, torch.float32)
+        said = places(path)["diffusers"]
+        (proof,) = [proof for proof in verify.verify(path) if proof.through == "diffusers' converter"]
+        assert proof.holds == (said.verdict == "yes"), (scheme, said, proof)
+
+
+def test_diffusers_names_on_sd_are_dead_elsewhere_as_measured(tmp_path: Path) -> None:
+    """Measured: 0 of 146 attention modules in ComfyUI, nothing in A1111, InvokeAI and sd-scripts."""
+    path = lora_tables.write("sd15_lora_kohya", tmp_path, blocks=2, rank=1)
+    kohya = places(path)
+    assert {tool: place.verdict for tool, place in kohya.items()} == dict.fromkeys(kohya, "yes")
+    convert(path, tmp_path / "peft.safetensors", "diffusers")
+    found = places(tmp_path / "peft.safetensors")
+    attention = sum(".attn" in module and "lora_A" in module for module in load_file(tmp_path / "peft.safetensors"))
+    assert found["diffusers"].verdict == "yes" and found["ComfyUI"].verdict == "partly"
+    assert found["ComfyUI"].of - found["ComfyUI"].loads == attention > 50
+    assert {found[tool].verdict for tool in ("A1111", "InvokeAI", "kohya")} == {"no"} and "convert" in found["A1111"].why
+
+
+def _with(module_parts: dict[str, tuple[int, ...]], folder: Path, name: str = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q") -> Path:
+    save_file({f"{name}.{suffix}": torch.rand(shape) + 0.1 for suffix, shape in module_parts.items()}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def test_methods_that_others_do_not_have_are_told_with_the_way_out(tmp_path: Path) -> None:
+    loha = {"hada_w1_a": (1280, 2), "hada_w1_b": (2, 1280), "hada_w2_a": (1280, 2), "hada_w2_b": (2, 1280), "alpha": ()}
+    found = places(_with(loha, tmp_path))
+    assert found["diffusers"].verdict == "no" and "ValueError" in found["diffusers"].why and found["kohya"].verdict == "no"
+    assert {found[tool].verdict for tool in ("ComfyUI", "A1111", "Forge", "InvokeAI")} == {"yes"}
+    low = {"lora_down.weight": (2, 1280), "lora_up.weight": (1280, 2), "alpha": ()}
+    found = places(_with({**low, "dora_scale": (1280, 1)}, tmp_path))
+    assert {place.verdict for place in found.values()} == {"wrong"} and all("to-plain" in place.why for place in found.values())
+    found = places(_with({**low, "dora_scale": (1, 1280)}, tmp_path))
+    assert {tool: place.verdict for tool, place in found.items()} == {
+        "diffusers": "wrong", "ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "InvokeAI": "yes", "kohya": "wrong",
+    }  # fmt: skip
+
+
+def test_alphas_that_differ_are_wrong_in_diffusers_until_the_file_is_converted(tmp_path: Path) -> None:
+    tensors = lora_tables.fill(lora_tables.modules("sd15_lora_kohya", 1), rank=2)
+    for number, name in enumerate(sorted(name for name in tensors if name.endswith("alpha"))):
+        tensors[name] = torch.tensor(1.0 + number % 2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert places(tmp_path / "x.safetensors")["diffusers"].verdict == "wrong"
+    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "kohya")
+    assert places(tmp_path / "y.safetensors")["diffusers"].verdict == "yes"
+
+
+def test_a_family_that_a_tool_does_not_have_is_said_so(tmp_path: Path) -> None:
+    found = places(lora_tables.write("flux_lora_kohya", tmp_path, blocks=1))
+    assert found["A1111"].verdict == "no" and "has no LoRAs for FLUX.1" in found["A1111"].why
+    assert {found[tool].verdict for tool in ("diffusers", "ComfyUI", "Forge", "InvokeAI", "kohya")} == {"yes"}
+    with pytest.raises(AdapterError, match="scheme is 'automatic'; allowed: kohya"):
+        convert(tmp_path / "flux_lora_kohya.safetensors", tmp_path / "y.safetensors", "automatic")

@@ -1,0 +1,186 @@
+"""What the modules of a LoRA file are: scheme and family told from keys and shapes alone, and each module's path in diffusers' spelling.
+
+One file a family (`FAMILY`, rows of names); a new file here is a family whose files are known by name, whether or not it can be trained.
+A module of a file is a prefix that says the scheme (`lora_unet_`, `transformer.` ...), and a name. The name is looked up in every family's
+rows. Most names decide alone; where families share names (FLUX.1, Chroma and FLUX.2; Stable Diffusion 1 and 2), shapes do, then the
+header, then what the family's trainers usually write. What can't be told apart is said.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from trainer.lora_file.names.rows import Family, Row, Size, Spelling, TextEncoder, amounts, filled, heights, numbered, spellings
+
+Shape = tuple[int, int] | None  # outputs and inputs, a convolution's kernel laid flat
+_DENOISER = {
+    "lora_unet_": "kohya", "lora_transformer_": "onetrainer", "lycoris_unet_": "lycoris", "lycoris_": "lycoris",
+    "model.diffusion_model.": "comfyui", "diffusion_model.": "comfyui",
+    "unet.base_model.model.": "peft", "transformer.base_model.model.": "peft", "base_model.model.diffusion_model.": "peft", "base_model.model.": "peft",
+    "unet.": "diffusers", "transformer.": "diffusers", "": "bare",
+}  # fmt: skip
+_SECOND = ("transformer_2.",)  # Wan 2.2's second denoiser, trained apart
+
+
+@dataclass(frozen=True)
+class Target:
+    """What of a model a module of a file is: one layer, or several that the file keeps in one weight."""
+
+    component: str
+    row: Row
+    numbers: tuple[int, ...]
+    part: int | None  # one of the row's paths; None for all together
+    spelling: Spelling
+    prefix: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`component.module.path` of each layer."""
+        chosen = self.row.paths if self.part is None else (self.row.paths[self.part],)
+        return tuple(f"{self.component}.{filled(path, self.numbers)}" for path in chosen)
+
+    def swaps(self, out: int, into: int) -> bool:
+        """Whether the first code has the halves of the outputs the other way round than diffusers; only modulations of two parts."""
+        return self.row.swapped and out == 2 * into
+
+    def parts(self, out: int, into: int) -> tuple[int, ...] | None:
+        """How many outputs each layer has, in a weight of (out, into); None if that can't be told."""
+        return (out,) if self.part is not None else heights(self.row, out, into)
+
+    def fits(self, shape: Shape, size: Size) -> bool | None:
+        """Whether a weight of this shape belongs to a model of this size; None if either isn't known."""
+        block = filled(self.row.paths[0], self.numbers).split(".")
+        if len(block) > 1 and block[1].isdecimal() and int(block[1]) >= size.depths.get(block[0], 1 << 30):
+            return False
+        if shape is None:
+            return None
+        texts = self.row.outs if self.part is None else (self.row.outs[self.part],)
+        outs, into = [amounts(text, size.values) for text in texts], amounts(self.row.into, size.values)
+        if not into or not all(outs):
+            return None
+        return shape[1] in into and (shape[0] in outs[0] if len(outs) == 1 else shape[0] == sum(out[0] for out in outs))
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a file's modules are. `unknown` are those that the family has no layer for; `rivals` are families that fit as well."""
+
+    scheme: str
+    family: Family | None
+    size: str  # of the published models the one that fits, or nothing
+    targets: dict[str, Target]
+    unknown: tuple[str, ...]
+    rivals: tuple[str, ...]
+
+
+@cache
+def registry() -> dict[str, Family]:
+    """Every family's names, by its name."""
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    return {module.FAMILY.name: module.FAMILY for module in modules if hasattr(module, "FAMILY")}
+
+
+@cache
+def _index(family: str) -> dict[tuple[str, str], list[tuple[tuple[int | None, ...], str, Row, int | None, Spelling]]]:
+    """By (component, name with numbers taken out and dots as underscores): the numbers it stands for, and what it is."""
+    own = registry()[family]
+    found: dict[tuple[str, str], list[tuple[tuple[int | None, ...], str, Row, int | None, Spelling]]] = {}
+    for component, rows in [(own.component, own.rows), *((text.component, text.rows) for text in own.texts)]:
+        for one in rows:
+            for template, spelling, part in spellings(one):
+                for plain in (template, template.removeprefix("text_model.")):
+                    skeleton, numbers = numbered(plain)
+                    found.setdefault((component, skeleton.replace(".", "_")), []).append((numbers, plain, one, part, spelling))
+    return found
+
+
+def look_up(family: Family, component: str, name: str, prefix: str = "") -> Target | None:
+    """The layer of a family that is called so, in any spelling, with dots or underscores."""
+    skeleton, numbers = numbered(name)
+    dotted = "." in name
+    for wanted, template, one, part, spelling in _index(family.name).get((component, skeleton.replace(".", "_")), ()):
+        if len(wanted) == len(numbers) and all(want is None or want == number for want, number in zip(wanted, numbers, strict=True)):
+            free = tuple(number for want, number in zip(wanted, numbers, strict=True) if want is None and number is not None)
+            if not dotted or name == filled(template, free):
+                return Target(component, one, free, part, spelling, prefix)
+    return None
+
+
+def _in_text(family: Family, module: str) -> tuple[TextEncoder, str, str] | None:
+    """Text encoder, prefix and name of a module that belongs to one."""
+    for text in family.texts:
+        prefixes = [*(f"{prefix}_" for prefix in text.kohya), f"{text.component}.base_model.model.", f"{text.component}."]
+        prefixes += [f"text_encoders.{text.comfy}.transformer.", f"text_encoders.{text.comfy}."]
+        for prefix in prefixes:
+            if module.startswith(prefix):
+                return text, prefix, module.removeprefix(prefix)
+    return None
+
+
+def find(family: Family, module: str) -> tuple[Target | None, str]:
+    """What a module of a file is in this family, and the scheme that its prefix says."""
+    text = _in_text(family, module)
+    if text:
+        encoder, prefix, name = text
+        scheme = "kohya" if prefix.startswith("lora_te") else "comfyui" if prefix.startswith("text_encoders.") else "diffusers"
+        return look_up(family, encoder.component, name, prefix), scheme
+    for prefix, scheme in _DENOISER.items():
+        if module.startswith(prefix):
+            name = module.removeprefix(prefix).replace(".processor.", ".") if scheme != "bare" else module
+            target = look_up(family, family.component, name, prefix)
+            if target is None and scheme in ("diffusers", "bare"):  # old diffusers: `attn1.processor.to_out_lora`
+                name = name.replace(".processor.", ".")
+                target = look_up(family, family.component, name, prefix) or look_up(family, family.component, f"{name}.0", prefix)
+            if target is not None and scheme == "bare":
+                scheme = "xlabs" if ".processor." in module else "bfl" if target.spelling == "original" else "bare"
+            if target is not None or scheme != "bare":
+                return target, scheme
+    return None, "unknown"
+
+
+def identify(shapes: Mapping[str, Shape], metadata: Mapping[str, str] | None = None) -> Named:
+    """Scheme and family of a file's modules, `{module as the file spells it: shape of the weight it is for}`."""
+    said = " ".join((metadata or {}).get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower().split()
+    sample = list(shapes)[:: len(shapes) // 8 + 1]
+    likely = [family for family in registry().values() if any(find(family, module)[0] for module in sample)]
+    found = [_judge(family, shapes, said) for family in likely or registry().values()]
+    best = max(found, key=lambda one: one[0])
+    rank, _, size, targets, schemes = best
+    family = best[1] if targets else None
+    rivals = tuple(one[1].name for one in found if one is not best and one[0][:2] == rank[:2]) if family else ()
+    scheme = "+".join(sorted(schemes - {"unknown"})) or "unknown"
+    unknown = tuple(module for module in shapes if module not in targets)
+    return Named(scheme, family, size, targets, unknown, rivals)
+
+
+_Judged = tuple[tuple[float, float, bool, int, int], Family, str, dict[str, Target], set[str]]
+
+
+def _judge(family: Family, shapes: Mapping[str, Shape], said: list[str]) -> _Judged:
+    """How well a family fits: share of modules named, share that fits its best size, header, habit, rarity; and what it makes of them."""
+    targets, schemes = {}, set()
+    for module in shapes:
+        target, scheme = find(family, module)
+        schemes.add(scheme)
+        if target is not None:
+            targets[module] = target
+    fitting, size = 0.0, ""
+    for one in family.sizes if targets else ():
+        verdicts = [target.fits(shapes[module], one) for module, target in targets.items()]
+        share = sum(verdict is True for verdict in verdicts) / len(verdicts)
+        if share > fitting:
+            fitting, size = share, one.name if False not in verdicts else ""
+    habit = sum(_usual(family, target) for target in targets.values())
+    hinted = any(word.startswith(version) for word in said for version in family.versions)
+    return (len(targets) / max(1, len(shapes)), fitting, hinted, habit, -family.rarity), family, size, targets, schemes
+
+
+def _usual(family: Family, target: Target) -> bool:
+    """Whether trainers of this family write names like this one."""
+    if target.prefix == "lora_unet_":
+        return target.spelling in ("both", family.kohya)
+    return target.prefix != "" or family.bare or target.spelling in ("original", "alias")

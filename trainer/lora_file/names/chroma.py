@@ -1,0 +1,27 @@
+"""Chroma: FLUX.1's blocks without modulation layers, whose values a small network makes. Only T5 reads the caption."""
+
+from trainer.lora_file.names.flux import BLOCKS
+from trainer.lora_file.names.rows import Family, Size, TextEncoder, row, t5
+
+_GUIDE = "distilled_guidance_layer"
+
+FAMILY = Family(
+    name="chroma",
+    title="Chroma",
+    component="transformer",
+    rows=(
+        *BLOCKS,
+        row("", f"{_GUIDE}.in_proj", "5120 < 64"),
+        row("", f"{_GUIDE}.out_proj", "D < 5120"),
+        *(row(f"{_GUIDE}.layers.#.{theirs}", f"{_GUIDE}.layers.#.{ours}", "5120 < 5120")
+          for theirs, ours in (("in_layer", "linear_1"), ("out_layer", "linear_2"))),
+    ),
+    sizes=(Size("1", {"D": 3072, "F": 12288}, {"transformer_blocks": 19, "single_transformer_blocks": 38}),),
+    texts=(TextEncoder("text_encoder", ("lora_te1", "lora_te3", "lora_te"), "t5xxl", t5("4096", "4096", "10240")),),
+    kohya="original",
+    default="diffusers",
+    versions=("chroma",),
+    architecture="chroma/lora",
+    base_version="chroma",
+    rarity=2,
+)  # fmt: skip

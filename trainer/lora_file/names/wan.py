@@ -1,0 +1,31 @@
+"""Wan 2.1 and 2.2 (video; one frame is a picture)."""
+
+from trainer.lora_file.names.rows import Family, Size, TextEncoder, row, t5
+
+_PARTS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "k_img": "add_k_proj", "v_img": "add_v_proj"}
+
+FAMILY = Family(
+    name="wan",
+    title="Wan",
+    component="transformer",
+    rows=(
+        *(row(f"blocks.#.{theirs}.{part}", f"blocks.#.{ours}.{path}", "D < D")
+          for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")) for part, path in _PARTS.items() if "img" not in part or ours == "attn2"),
+        row("blocks.#.ffn.0", "blocks.#.ffn.net.0.proj", "F < D"), row("blocks.#.ffn.2", "blocks.#.ffn.net.2", "D < F"),
+        *(row(f"{theirs}.{place}", f"condition_embedder.{ours}.linear_{number}", f"D < {into if number == 1 else 'D'}")
+          for theirs, ours, into in (("text_embedding", "text_embedder", 4096), ("time_embedding", "time_embedder", 256))
+          for place, number in ((0, 1), (2, 2))),
+        row("time_projection.1", "condition_embedder.time_proj", "6D < D"), row("head.head", "proj_out", "O < D"), row("", "patch_embedding", "D < P"),
+    ),
+    sizes=(
+        Size("14B", {"D": 5120, "F": 13824, "O": 64, "P": 64}, {"blocks": 40}),
+        Size("5B", {"D": 3072, "F": 14336, "O": 192, "P": 192}, {"blocks": 30}),
+        Size("1.3B", {"D": 1536, "F": 8960, "O": 64, "P": 64}, {"blocks": 30}),
+    ),
+    texts=(TextEncoder("text_encoder", ("lora_te", "lora_te1"), "umt5xxl", t5("4096", "4096", "10240")),),
+    kohya="original",
+    default="diffusers",
+    versions=("wan",),
+    architecture="wan/lora",
+    base_version="wan",
+)  # fmt: skip

@@ -1,0 +1,245 @@
+"""LoRA files read: every module's update, and which layer of a base it belongs to.
+
+kohya's, diffusers' / PEFT's, ComfyUI's / BFL's, LyCORIS', OneTrainer's, musubi's, ai-toolkit's and XLabs' names. Below 100 % matched a file
+is refused with the names that don't fit and the family that it seems to be made for; what can't be done to a weight is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import methods
+from trainer.deltas import Decomposed, Delta, Update, Whole
+from trainer.errors import AdapterError
+from trainer.lora_file import alphas, fusing, names
+from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_WEIGHT = 1 << 30  # numbers in a matrix that is made whole; the largest weight of a published model has a third of that
+_BIASES = ("diff_b", "b_norm", "lora_B.bias", "lora_up.bias")
+_VALUES = ("scale", "set_weight")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of a file: its update, the tensors it was read from under their suffixes, and what else than a weight they change."""
+
+    update: Update | None  # None: only what `extras` are
+    method: str
+    alpha: float | None  # as the file or its header says
+    parts: dict[str, Tensor]
+    extras: dict[str, Tensor]  # biases, and values that replace the base's
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors, finite. Raises: AdapterError."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = read_header(path)
+    try:
+        found = load(path.read_bytes())
+    except SafetensorError as error:
+        raise AdapterError(f"{path.name} is damaged: {error}") from None
+    if bad := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
+        raise AdapterError(f"{path.name} has NaN or infinity in {len(bad)} of {len(header.shapes)} tensors, the first is {bad[0]!r}; it can't be used.")
+    return found
+
+
+def modules(path: Path) -> dict[str, Module]:
+    """Every module by the file's own name. Raises: AdapterError."""
+    header, found = read_header(path), tensors(path)
+    grouped, strange = by_module(found)
+    if strange or not grouped:
+        raise AdapterError(f"{path.name} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
+    alpha_of = alphas.from_header(path.name, header.metadata)
+    return {module: _module(path.name, module, {suffix: found[name] for suffix, name in parts.items()}, alpha_of) for module, parts in grouped.items()}
+
+
+def _module(file: str, module: str, parts: dict[str, Tensor], alpha_of: alphas.Alpha) -> Module:
+    own = parts.get("alpha")
+    if own is not None and own.numel() != 1:
+        raise AdapterError(f"{file}: the alpha of {module} has {own.numel()} elements; allowed: one.")
+    extras = {suffix: tensor for suffix, tensor in parts.items() if suffix in (*_BIASES, *_VALUES)}
+    given = {suffix: tensor for suffix, tensor in parts.items() if suffix != "alpha" and suffix not in extras}
+    extras = {suffix: tensor for suffix, tensor in extras.items() if suffix in _VALUES or tensor.any()}  # a bias of zeros changes nothing
+    if not given and extras:
+        return Module(None, "values", None, parts, extras)
+    rank = next((tensor.shape[0] for suffix, tensor in given.items() if suffix.startswith("lora_A") and tensor.ndim), 0)
+    alpha = alpha_of(module, rank) if own is None else float(own)
+    try:
+        name, update = _update(given, alpha)
+    except ValueError as error:
+        raise AdapterError(f"{file}: {module} has {error}, which don't fit each other.") from None
+    if update is None:
+        raise AdapterError(f"{file}: {module} has {sorted(given)}, which is none of {', '.join(methods.registry())}.")
+    if (largest := _largest({suffix: tuple(tensor.shape) for suffix, tensor in given.items()})) > MAX_WEIGHT:
+        raise AdapterError(f"{file}: the factors of {module} make a matrix of {largest} numbers; allowed: up to {MAX_WEIGHT}.")
+    return Module(update, name, alpha, parts, extras)
+
+
+def _update(given: dict[str, Tensor], alpha: float | None) -> tuple[str, Update | None]:
+    """The method's name and the update; None if there is no such method. Raises: ValueError for parts that don't fit each other."""
+    if set(given) in ({"diff"}, {"w_norm"}):
+        return "full", Whole(next(iter(given.values())))
+    for method in methods.registry().values():
+        if method.recognises(set(given)):
+            return method.name, method.from_file(given, alpha)
+    lengths = given.get("dora_scale")
+    if lengths is None:
+        return "", None
+    name, inner = _update({suffix: tensor for suffix, tensor in given.items() if suffix != "dora_scale"}, alpha)
+    return f"{name}-dora", None if inner is None else Decomposed(inner, lengths)
+
+
+def weight_shape(parts: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    """(outputs, inputs with a kernel counted in) of the weight that parts of these shapes are for, as far as they tell."""
+
+    def first(*suffixes: str) -> tuple[int, ...] | None:
+        return next((parts[suffix] for suffix in suffixes if suffix in parts and len(parts[suffix]) > 1), None)
+
+    down, up = first("lora_down.weight", "lora_A.weight", "lora.down.weight"), first("lora_up.weight", "lora_B.weight", "lora.up.weight")
+    if down and up:
+        kernel = first("lora_mid.weight") or down
+        return up[0], down[1] * math.prod(kernel[2:])
+    if (a := first("hada_w1_a")) and (b := first("hada_w1_b")):
+        tucker = first("hada_t1")
+        return (a[1], b[1] * math.prod(tucker[2:])) if tucker else (a[0], b[1])
+    one, other = _factor(parts, "lokr_w1"), _factor(parts, "lokr_w2")
+    if one and other:
+        return one[0] * other[0], one[1] * other[1]
+    whole = parts.get("diff") or parts.get("w_norm") or parts.get("scale")
+    return (whole[0], math.prod(whole[1:])) if whole else None
+
+
+def _largest(parts: dict[str, tuple[int, ...]]) -> int:
+    """Numbers in the largest matrix that is made of parts of these shapes to measure them."""
+    made = [weight_shape(parts) if "hada_w1_a" in parts else None, _factor(parts, "lokr_w1"), _factor(parts, "lokr_w2")]
+    return max((math.prod(shape) for shape in made if shape), default=0)
+
+
+def _factor(parts: dict[str, tuple[int, ...]], name: str) -> tuple[int, int] | None:
+    """Outputs and inputs of a factor of a Kronecker product."""
+    if len(whole := parts.get(name, ())) > 1:
+        return whole[0], math.prod(whole[1:])
+    a, b = parts.get(f"{name}_a", ()), parts.get(f"{name}_b", ())
+    if len(a) < 2 or len(b) < 2:
+        return None
+    kernel = parts.get(name.replace("w2", "t2"), ()) if name == "lokr_w2" else ()
+    return (a[1], b[1] * math.prod(kernel[2:])) if kernel else (a[0], b[1])
+
+
+def named(header: Header) -> names.Named:
+    """What the file's modules are, from its header alone."""
+    grouped, _ = by_module(header.shapes)
+    shapes = {module: weight_shape({suffix: header.shapes[name] for suffix, name in parts.items()}) for module, parts in grouped.items()}
+    return names.identify(shapes, header.metadata)
+
+
+def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Update]:
+    """Updates by module path (`unet.down_blocks...`), every one matched by name and shape.
+
+    `file_keys` maps module paths to kohya keys (a family's), `shapes` to weight shapes.
+    Raises: AdapterError that counts and lists what doesn't fit; nothing is half-loaded.
+    """
+    header, found = read_header(path), modules(path)
+    _refuse_extras(path, found)
+    own = _known(file_keys)
+    known = named(header)
+    targets: dict[str, tuple[str, ...]] = {}
+    plain = {_plain(module): module for module in file_keys}
+    for module in found:
+        target = known.targets.get(module)
+        if _spelled(module) in own:
+            targets[module] = (own[_spelled(module)],)
+        elif target is not None and all(_plain(one) in plain for one in target.paths):
+            targets[module] = tuple(plain[_plain(one)] for one in target.paths)
+    if unknown := [module for module in found if module not in targets]:
+        counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
+        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.{_made_for(known)}")
+    matched: dict[str, Update] = {}
+    num = 0
+    for module, paths in targets.items():
+        update = found[module].update
+        assert update is not None
+        target = known.targets.get(module) if _spelled(module) not in own else None
+        parts = _parts(path.name, module, update, target, [shapes[one] for one in paths])
+        matched |= dict(zip(paths, parts, strict=True))
+        num += len(paths)
+    if len(matched) < num:
+        raise AdapterError(f"{path.name} names {num - len(matched)} of its {num} modules twice, in two spellings; which one counts is not said.")
+    for module, update in matched.items():
+        if not update.fits(shapes[module]):
+            raise AdapterError(f"{path.name} was made for another base: {module} is {shapes[module]} here and {update.made_for} in the file.{_made_for(known)}")
+    return matched
+
+
+def _known(file_keys: dict[str, str]) -> dict[str, str]:
+    """Module paths by every name that stands for one of them alone."""
+    keys = list(file_keys.values())
+    twins = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else set()
+    return {key: module for module, key in file_keys.items() if key not in twins} | {module: module for module in file_keys}
+
+
+def _parts(file: str, module: str, update: Update, target: names.Target | None, shapes: list[tuple[int, ...]]) -> list[Update]:
+    """The update of each layer that a module of a file stands for. Raises: AdapterError."""
+    heights = tuple(shape[0] for shape in shapes)
+    swapped = target is not None and target.spelling != "diffusers" and target.swaps(sum(heights), math.prod(shapes[0][1:]))
+    if target is None or (len(shapes) == 1 and not swapped):
+        return [update]
+    whole = (sum(heights), *shapes[0][1:])
+    if not update.fits(whole):
+        raise AdapterError(f"{file} was made for another base: {module} is {whole} here and {update.made_for} in the file.")
+    found = fusing.apart(update, heights, swapped, whole)
+    if found is None:
+        raise AdapterError(f"{file}: {module} sets the lengths of {len(heights)} layers together, which are apart in this base; it can't be taken apart.")
+    return found
+
+
+def _refuse_extras(path: Path, found: dict[str, Module]) -> None:
+    if extra := [f"{module}.{suffix}" for module, one in found.items() for suffix in one.extras]:
+        raise AdapterError(
+            f"{path.name} changes {len(extra)} biases or norms too, such as {extra[0]}; only weights are changed here, so it would be half-loaded. "
+            "Control LoRAs of BFL need their own pipeline."
+        )
+
+
+def _made_for(known: names.Named) -> str:
+    if known.family is None or len(known.targets) < len(known.unknown):
+        return ""
+    size = f" ({known.size})" if known.size else ""
+    rivals = f" or {', '.join(names.registry()[rival].title for rival in known.rivals)}" if known.rivals else ""
+    return f" It is made for {known.family.title}{size}{rivals}."
+
+
+def _spelled(module: str) -> str:
+    """A PEFT spelling without the wrapper's prefix; transformers >= 5.6 has no `text_model.` in its own paths."""
+    plain = module.removeprefix("base_model.model.")
+    plain = plain if plain.startswith(("lora_", "unet.", "transformer.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
+    return plain.replace("text_encoder.text_model.", "text_encoder.")
+
+
+def _plain(module: str) -> str:
+    return module.replace(".text_model.", ".")
+
+
+def embeddings(path: Path) -> dict[str, Tensor]:
+    """New words for the text encoder that a file brings: `{word: (vectors, dim)}`; mostly none. Raises: AdapterError."""
+    if not any(EMBEDDING.match(name) for name in read_header(path).shapes):
+        return {}
+    found = {match["word"]: tensor for name, tensor in tensors(path).items() if (match := EMBEDDING.match(name))}
+    if bad := [word for word, vectors in found.items() if vectors.ndim != 2 or not vectors.numel()]:
+        raise AdapterError(f"{path.name}: the word {bad[0]!r} has vectors of shape {tuple(found[bad[0]].shape)}; allowed: (vectors, width).")
+    return found
+
+
+def is_low_rank(module: Module) -> bool:
+    """Whether a module is a plain LoRA's, however it is spelled."""
+    return isinstance(module.update, Delta)

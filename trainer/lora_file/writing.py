@@ -1,0 +1,55 @@
+"""LoRA files written: whole or not at all, and the same bytes for the same content.
+
+The header is sorted here because the safetensors library writes metadata in random order: one recipe on one dataset
+gives the same bytes. For the same reason nothing in it tells when, where or under which name a run was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_EXACT = ("alpha", "dora_scale", "lora_magnitude_vector")  # rounded, these would move more than the whole update
+
+
+def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype, embeddings: dict[str, Tensor] | None = None) -> str:
+    """Write `{module as the file spells it: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes.
+
+    `embeddings` are new words for the text encoder, `{word: (vectors, dim)}`.
+    """
+    import torch
+    from safetensors.torch import save as serialize
+
+    tensors = {
+        f"{key}.{suffix}": tensor.detach().to("cpu", torch.float32 if suffix in _EXACT else dtype).contiguous()
+        for key, parts in sorted(modules.items())
+        for suffix, tensor in sorted(parts.items())
+    } | {f"bundle_emb.{word}.string_to_param.*": vectors.detach().to("cpu", dtype).contiguous() for word, vectors in sorted((embeddings or {}).items())}
+    plain = serialize(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")
+    body = plain[start:]
+    digest = hashlib.sha256(body).hexdigest()
+    fields = json.loads(plain[8:start])
+    kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    legacy = hashlib.sha256(_file(fields, kohya, body)[0x100000:0x110000]).hexdigest()[:8]
+    whole = _file(fields, metadata | {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}, body)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(whole)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return digest
+
+
+def _file(fields: dict[str, Any], metadata: dict[str, str], body: bytes) -> bytes:
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **fields}, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + body

@@ -1,0 +1,89 @@
+"""A LoRA of what a fine-tuned model has over its base: the difference of each weight, cut to a rank, and what that leaves out.
+
+Both are diffusers folders of one family. Weights are read one at a time, so two full-size models need the memory of one layer. Layers that
+differ only by rounding are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import __version__, lowrank
+from trainer.deltas import Update
+from trainer.errors import AdapterError, ModelError
+from trainer.lora_file import names, spelling, writing
+from trainer.lora_tools.opening import MADE_KEY
+from trainer.lora_tools.resize import check
+from trainer.lora_tools.weights import Weights, open_weights
+from trainer.lowrank import Cut, Factors
+
+_ROUNDING = 1e-6  # of a weight's norm: less than this is no change
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What was written: layers that changed, of how many that were compared, the largest rank, and the share of the change that was left out."""
+
+    path: Path
+    layers: int
+    of: int
+    rank: int
+    residual: float
+
+
+def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default", dtype: str = "float16") -> Extracted:
+    """Write the difference `tuned` - `base` as a LoRA. Raises: ModelError if they are not alike, AdapterError if nothing differs."""
+    import torch
+
+    check(how)
+    if out.suffix != ".safetensors" or dtype == "keep":
+        raise AdapterError(f"--out is {str(out)!r} and --dtype {dtype}; allowed: a file that ends in .safetensors; float32, float16 or bfloat16.")
+    new, old = open_weights(tuned), open_weights(base)
+    family, size = _alike(new, old)
+    found: dict[str, Factors] = {}
+    compared = 0
+    for path, shape in new.shapes.items():
+        component, _, name = path.partition(".")
+        target = names.look_up(family, component, name)
+        if target is None or len(shape) not in (2, 4):
+            continue
+        compared += 1
+        before = old.get(path).float()
+        change = new.get(path).float() - before
+        if float(change.norm()) > _ROUNDING * float(before.norm()):
+            found[target.paths[0]] = lowrank.cut_dense(change.flatten(1), how)
+    if not found:
+        raise AdapterError(f"{str(tuned)!r} has the same {compared} weights as {str(base)!r}; there is nothing to extract.")
+    shapes = {path: new.shapes[path.replace(".text_model.", ".")] for path in found}
+    updates: dict[str, Update] = {path: one.delta(shapes[path]) for path, one in found.items()}
+    chosen = family.default if scheme == "default" else scheme
+    spelled = spelling.plain(family, updates, chosen, size)
+    said = {"verb": "extract", "rank": how.rank, "energy": how.energy, "error": how.error, "tuned": tuned.name, "base": base.name, "velatura": __version__}
+    metadata = {
+        MADE_KEY: json.dumps({**said, "shapes": hashlib.sha256(str(sorted(new.shapes.items())).encode()).hexdigest()[:12]}, sort_keys=True),
+        "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": family.architecture, "modelspec.implementation": "diffusers",
+        "modelspec.title": out.stem, "ss_base_model_version": family.base_version, "ss_v2": str(size == "2.x"), "ss_sd_model_name": base.name,
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writing.save(out, spelled.modules, metadata | spelled.metadata, getattr(torch, dtype))
+    return Extracted(out, len(found), compared, max(one.rank for one in updates.values()), lowrank.residual(list(found.values())))
+
+
+def _alike(new: Weights, old: Weights) -> tuple[names.Family, str]:
+    """The family and size of both models. Raises: ModelError if they differ, or are none that is known."""
+    differ = [path for path, shape in new.shapes.items() if old.shapes.get(path) != shape] + [path for path in old.shapes if path not in new.shapes]
+    if differ:
+        path = differ[0]
+        raise ModelError(
+            f"{str(new.folder)!r} and {str(old.folder)!r} are different models: {len(differ)} weights differ in shape, "
+            f"such as {path} ({new.shapes.get(path)} and {old.shapes.get(path)})."
+        )
+    layers = {path: (shape[0], math.prod(shape[1:])) for path, shape in new.shapes.items() if len(shape) in (2, 4) and "embed" not in path.rpartition(".")[2]}
+    known = names.identify(layers)
+    if known.family is None or not known.targets:
+        raise ModelError(f"{str(new.folder)!r} is of no family whose layers are known here.")
+    return known.family, known.size

@@ -1,0 +1,153 @@
+"""A LoRA file opened for work: its modules under its own names, what they are, and as updates of a model's layers; and a file written after work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import __version__
+from trainer.deltas import Delta, Update
+from trainer.errors import AdapterError
+from trainer.lora_file import fusing, reading, writing
+from trainer.lora_file.header import Header, read_header
+from trainer.lora_file.names import Family, Named, Target
+from trainer.lora_file.spelling import Spelled
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MADE_KEY = "velatura.made"
+DTYPES = ("keep", "float32", "float16", "bfloat16")
+TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}  # of the largest relative error that rounding makes
+_OWN = ("sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", "format", "modelspec.hash_sha256")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A LoRA file, read whole."""
+
+    path: Path
+    header: Header
+    known: Named
+    modules: dict[str, reading.Module]
+    words: dict[str, Tensor]
+
+    @property
+    def sha256(self) -> str:
+        """Of the tensors' bytes."""
+        return hashlib.sha256(self.path.read_bytes()[self.header.data_start :]).hexdigest()
+
+    def family(self) -> Family:
+        """The family whose names the file has. Raises: AdapterError if there is none, or names are left over."""
+        if self.known.family is None:
+            raise AdapterError(f"{self.path.name} is for no family whose layers are known here; such as {next(iter(self.modules))}.")
+        if self.known.unknown:
+            unknown = f"{len(self.known.unknown)} of {len(self.modules)} modules have no name in {self.known.family.title}"
+            raise AdapterError(f"{self.path.name}: {unknown}, such as {', '.join(self.known.unknown[:3])}.")
+        return self.known.family
+
+    def dtype(self) -> torch.dtype:
+        """Of most of its tensors, alphas left out."""
+        import torch
+
+        kinds = Counter(tensor.dtype for one in self.modules.values() for suffix, tensor in one.parts.items() if suffix != "alpha")
+        found = kinds.most_common(1)[0][0]
+        return found if found.is_floating_point else torch.float32
+
+
+def open_file(path: Path) -> Opened:
+    """A LoRA file, read whole. Raises: AdapterError."""
+    header = read_header(path)
+    return Opened(path, header, reading.named(header), reading.modules(path), reading.embeddings(path))
+
+
+def updates(opened: Opened) -> dict[str, Update]:
+    """Its updates by `component.module.path` in diffusers' spelling, fused layers taken apart and their untrained parts left out. Raises: AdapterError."""
+    opened.family()
+    found: dict[str, Update] = {}
+    num = 0
+    for module, one in opened.modules.items():
+        target = opened.known.targets[module]
+        if one.update is None or one.extras:
+            raise AdapterError(f"{opened.path.name}: {module} sets {', '.join(one.extras)} besides a weight, which can't be added up with others.")
+        parts = layers(opened.path.name, module, one, target)
+        there = {path: part for path, part in zip(target.paths, parts, strict=True) if not fusing.is_nothing(part)} if len(parts) > 1 else {}
+        there = there or dict(zip(target.paths, parts, strict=True))
+        num += len(there)
+        found |= there
+    if len(found) < num:
+        raise AdapterError(f"{opened.path.name} has a layer twice, in two spellings; which one counts is not said.")
+    return found
+
+
+def shapes(opened: Opened) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's weight, as far as its update tells; a convolution's kernel apart."""
+    found: dict[str, tuple[int, ...]] = {}
+    for module, one in opened.modules.items():
+        target = opened.known.targets[module]
+        flat = reading.weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in one.parts.items()})
+        heights = target.parts(*flat) if flat else None
+        if flat and heights:
+            own = getattr(one.update, "shape", None)
+            inner = tuple(own[1:]) if own is not None and len(own) > 2 else None
+            found |= {path: (height, *(inner or _inner(path, flat[1], opened))) for path, height in zip(target.paths, heights, strict=True)}
+    return found
+
+
+def _inner(path: str, into: int, opened: Opened) -> tuple[int, ...]:
+    """Inputs, and the kernel of a layer that is a convolution in a UNet, from inputs with the kernel laid flat."""
+    name = path.rpartition(".")[2]
+    if not path.startswith("unet.") or "time_emb" in path:
+        return (into,)
+    if name in ("conv", "conv1", "conv2", "conv_in", "conv_out") and into % 9 == 0:
+        return into // 9, 3, 3
+    if name == "conv_shortcut" or (name in ("proj_in", "proj_out") and opened.known.size == "1.x"):
+        return into, 1, 1
+    return (into,)
+
+
+def layers(file: str, module: str, one: reading.Module, target: Target) -> list[Update]:
+    """The update of each layer that a module stands for. Raises: AdapterError if they depend on each other."""
+    assert one.update is not None
+    shape = reading.weight_shape({suffix: tuple(tensor.shape) for suffix, tensor in one.parts.items()})
+    swapped = shape is not None and target.spelling != "diffusers" and target.swaps(*shape)
+    if len(target.paths) == 1 and not swapped:
+        return [one.update]
+    heights = target.parts(*shape) if shape else None
+    whole = (shape[0], *(one.update.shape[1:] if isinstance(one.update, Delta) else shape[1:])) if shape else None
+    parts = fusing.apart(one.update, heights, swapped, whole) if heights else None
+    if parts is None:
+        raise AdapterError(f"{file}: {module} ({one.method}) can't be taken apart into {', '.join(target.paths)}; try `velatura lora to-plain` with --base.")
+    return parts
+
+
+def write(out: Path, spelled: Spelled, source: Opened, dtype: str, made: Mapping[str, object], words: dict[str, Tensor] | None = None) -> str:
+    """Write modules with the source's header, what was done to it added; the tensors' sha256. Raises: AdapterError."""
+    import torch
+
+    if out.suffix != ".safetensors":
+        raise AdapterError(f"--out is {str(out)!r}; allowed: a file that ends in .safetensors.")
+    if out.exists() and out.resolve() == source.path.resolve():
+        raise AdapterError(f"--out is {str(out)!r}, the file that is read; name another.")
+    if dtype not in DTYPES:
+        raise AdapterError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
+    family = source.known.family
+    kept = {key: _clean(value) for key, value in source.header.metadata.items() if key not in _OWN and not key.startswith("ss_network_")}
+    if family is not None:
+        kept = {"modelspec.architecture": family.architecture, "ss_base_model_version": family.base_version, **kept}
+    kept |= {"modelspec.sai_model_spec": kept.get("modelspec.sai_model_spec", "1.0.1"), "modelspec.title": kept.get("modelspec.title", out.stem)}
+    own = {MADE_KEY: json.dumps({**made, "velatura": __version__}, sort_keys=True, ensure_ascii=False)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kind = source.dtype() if dtype == "keep" else getattr(torch, dtype)
+    return writing.save(out, spelled.modules, kept | spelled.metadata | own, kind, source.words if words is None else words)
+
+
+def _clean(text: str) -> str:
+    """Text that can be written: a header may have halves of characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")
