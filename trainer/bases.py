@@ -53,6 +53,11 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     return folder
 
 
+def parts(folder: Path, kind: str) -> list[str]:
+    """Names of a diffusers folder's parts of one kind: text_encoder, text_encoder_2 ..."""
+    return sorted(path.name for path in folder.glob(f"{kind}*") if path.is_dir())
+
+
 def _is(path: Path, what: str) -> bool:
     try:
         return bool(getattr(path, what)())

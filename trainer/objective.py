@@ -28,6 +28,17 @@ class Schedule:
     shift_at_tokens: tuple[tuple[int, float], tuple[int, float]] = ((256, 0.5), (4096, 1.15))
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How closely a picture follows its prompt: prediction + (scale - 1) * (prediction - the negative prompt's), so that 1 is off.
+
+    `rescale` is how far the deviation of that is brought back to the prediction's (arXiv 2305.08891, section 3.4).
+    """
+
+    scale: float
+    rescale: float = 0.0
+
+
 def generator(seed: int, stream: str, index: int) -> torch.Generator:
     """A CPU generator for one draw: the same for (seed, stream, index) whatever was drawn before, on any machine."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
