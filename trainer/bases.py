@@ -53,6 +53,18 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     return folder
 
 
+def family_of(base: str) -> str:
+    """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
+    folder = IMPRIMATURA if base == "imprimatura" else Path(base)
+    try:
+        if not folder.is_dir():
+            folder = _from_hub(base, False)
+        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (ModelError, OSError, ValueError, AttributeError):
+        found = None
+    return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
+
+
 def parts(folder: Path, kind: str) -> list[str]:
     """Names of a diffusers folder's parts of one kind: text_encoder, text_encoder_2 ..."""
     return sorted(path.name for path in folder.glob(f"{kind}*") if path.is_dir())

@@ -71,7 +71,7 @@ class Engine:
         self.component = next(iter(self.family.components))
         self.base_hash = bases.digest(self.folder, self.component)
         self.folding = Folding(self.weights)
-        self.vocabulary = Vocabulary(self.pipe)
+        self.vocabulary = Vocabulary(self.pipe, self.family)
         self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
         self.library, self.wildcards = library or (lambda: {}), wildcards
         self._scheduler = self.pipe.scheduler
