@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from diffusers.training_utils import compute_snr
 from PIL import Image
 from torch import Tensor
@@ -66,12 +67,24 @@ def _sdxl(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple
     return pipe.unet(noised, timestep, encoder_hidden_states=hidden, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
 
 
-_PREDICTIONS = {"StableDiffusionPipeline": _sd, "StableDiffusionXLPipeline": _sdxl}
+def _sd3(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
+    """As train_dreambooth_lora_sd3.py."""
+    hidden, _, pooled, _ = pipe.encode_prompt(caption, caption, caption, do_classifier_free_guidance=False)
+    return pipe.transformer(hidden_states=noised, timestep=timestep, encoder_hidden_states=hidden, pooled_projections=pooled, return_dict=False)[0]
+
+
+_PREDICTIONS = {"StableDiffusionPipeline": _sd, "StableDiffusionXLPipeline": _sdxl, "StableDiffusion3Pipeline": _sd3}
 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
-    """Sigmas as the pipeline's scheduler shifts them for latents of this size."""
-    raise NotImplementedError
+    """Sigmas as the pipeline's scheduler makes them of evenly laid ones for latents of this size."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    config = scheduler.config
+    mu = None
+    if config.use_dynamic_shifting:
+        mu = calculate_shift((height // 2) * (width // 2), config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+    scheduler.set_timesteps(sigmas=shares.double().numpy(), mu=mu)
+    return scheduler.sigmas[:-1]
 
 
 @torch.no_grad()
@@ -87,4 +100,8 @@ def _guided(stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "guidance_rescale": stack.guidance_rescale}
 
 
-_CALLS = {"StableDiffusionPipeline": _guided, "StableDiffusionXLPipeline": _guided}
+def _guided_flow(stack: StackConfig) -> dict[str, Any]:
+    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale}
+
+
+_CALLS = {"StableDiffusionPipeline": _guided, "StableDiffusionXLPipeline": _guided, "StableDiffusion3Pipeline": _guided_flow}

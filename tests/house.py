@@ -43,12 +43,13 @@ MANY_PARAMETERS = {
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas"}
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys"}
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
+    "trainer.toys": set(),
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }
@@ -64,8 +65,8 @@ NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers",
 
 METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "header": 1, "from_file": 2, "recognises": 1}
 FAMILY_FACTS = {
-    "title": str, "pipeline": str, "prediction": tuple, "default_px": int, "multiple_px": int, "targets": dict, "components": dict, "words": dict,
-    "architecture": str, "base_version": str, "text_targets": str,
+    "title": str, "pipeline": str, "prediction": tuple, "default_px": int, "multiple_px": int, "patch": int, "targets": dict, "components": dict,
+    "file_names": str, "words": dict, "architecture": str, "base_version": str, "text_targets": str,
 }  # fmt: skip
 MAY_BE_EMPTY = {"words"}
 FAMILY_FUNCTIONS = {

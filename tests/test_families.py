@@ -48,7 +48,7 @@ def config(family: ModuleType, tiny: Path, folder: Path, **changes: Any) -> Trai
     settings = {
         "family": family.name, "base": str(tiny), "resolution_px": SIZE_PX, "max_steps": 3, "batch_size": 2, "learning_rate": 0.05,
         "preview_every_steps": 0, "adapter.targets": "all", "adapter.rank": 3, "adapter.alpha": 6.0, "adapter.text_encoder": True,
-        "data.folder": str(folder), "dtype": "float32",
+        "data.folder": str(folder), "dtype": "float32", "preview.guidance_rescale": 0.0,
     }  # fmt: skip
     return presets.load("imprimatura-style", settings | {key.replace("__", "."): value for key, value in changes.items()})
 
@@ -291,24 +291,18 @@ def test_what_runs_live_is_what_is_folded(engine: Engine, loras: Pair) -> None:
 
 def test_the_conflict_map_knows_every_layer_and_every_block(engine: Engine, loras: Pair) -> None:
     chosen = [choice(loras.one), choice(loras.two, 0.5)]
+    read = [lora_file.read(file, engine.file_keys, engine.shapes) for file in (loras.one, loras.two)]
     found = analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights)
-    both = [set(lora_file.read(file, engine.file_keys, engine.shapes)) for file in (loras.one, loras.two)]
-    assert set(found.layers) == both[0] | both[1] and set(found.pairs[0].layers) == both[0] & both[1]
-    gram = [
-        sum(float((one.dense(engine.weights[path], torch.float64) * two.dense(engine.weights[path], torch.float64)).sum()) for path in paths)
-        for one, two, paths in _dense_pairs(engine, loras)
-    ]  # fmt: skip
-    lengths = [
-        sum(float(update.squared_norm() or 0) for update in lora_file.read(file, engine.file_keys, engine.shapes).values()) ** 0.5
-        for file in (loras.one, loras.two)
-    ]
-    assert found.pairs[0].total.cosine == pytest.approx(sum(gram) / lengths[0] / lengths[1], abs=1e-5)
+    both = [{path for path, update in updates.items() if update.squared_norm()} for updates in read]
+    assert set(found.layers) == set(read[0]) | set(read[1]) and set(found.pairs[0].layers) == both[0] & both[1]
+    gram = sum(
+        float((read[0][path].dense(weight, torch.float64) * read[1][path].dense(weight, torch.float64)).sum())
+        for path, weight in engine.weights.items()
+        if path in read[0] and path in read[1]
+    )  # fmt: skip
+    lengths = [sum(float(update.squared_norm()) for update in updates.values()) ** 0.5 for updates in read]
+    assert found.pairs[0].total.cosine == pytest.approx(gram / lengths[0] / lengths[1], abs=1e-5)
     assert len(found.blocks) > 2
-
-
-def _dense_pairs(engine: Engine, loras: Pair) -> list[tuple[Any, Any, list[str]]]:
-    one, two = (lora_file.read(file, engine.file_keys, engine.shapes) for file in (loras.one, loras.two))
-    return [(one[path], two[path], [path]) for path in one.keys() & two.keys()]
 
 
 def test_every_mode_that_fits_draws_another_picture_and_leaves_no_trace(family: ModuleType, engine: Engine, loras: Pair) -> None:

@@ -183,12 +183,13 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
     """
     found, _, _ = _updates(path)
     paths = {key: module for module, key in file_keys.items()} | {module: module for module in file_keys}
-    unknown = [base for base in found if _spelled(base) not in paths]
+    places = {base: base if base in paths else _spelled(base) for base in found}
+    unknown = [base for base, place in places.items() if place not in paths]
     if unknown:
         counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.")
-    matched = {paths[_spelled(base)]: update for base, update in found.items()}
+    matched = {paths[places[base]]: update for base, update in found.items()}
     if len(matched) < len(found):
         raise AdapterError(f"{path.name} names {len(found) - len(matched)} of its {len(found)} modules twice, in two spellings; which one counts is not said.")
     for module, update in matched.items():
@@ -212,7 +213,7 @@ def _embeddings(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _spelled(base: str) -> str:
     """A PEFT spelling without the wrapper's prefix; transformers >= 5.6 has no `text_model.` in its own paths."""
     plain = base.removeprefix("base_model.model.")
-    plain = plain if plain.startswith(("lora_", "unet.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
+    plain = plain if plain.startswith(("lora_", "unet.", "transformer.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
     return plain.replace("text_encoder.text_model.", "text_encoder.")
 
 

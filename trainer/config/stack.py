@@ -49,7 +49,9 @@ class StackConfig(Settings):
     sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True)
     steps: int = setting(25, "Steps", "Sampling steps; 20-30.", ge=1, le=500)
     guidance_scale: float = setting(3.0, "Guidance", "How closely the picture follows the prompt; 1 is off.", ge=1, le=30)
-    guidance_rescale: float = setting(0.7, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases.", ge=0, le=1)
+    guidance_rescale: float = setting(
+        0.7, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases.", ge=0, le=1, only_with={"prediction": ("epsilon", "v")}
+    )
     width_px: int = setting(128, "Width", "In pixels.", ge=8, le=4096, multiple_of=8)
     height_px: int = setting(128, "Height", "In pixels.", ge=8, le=4096, multiple_of=8)
 

@@ -5,10 +5,11 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     name, title        the tag in `family`; for people
     pipeline           name of the diffusers pipeline class
     prediction         what its models may predict, of "epsilon", "v", "flow"
-    default_px, multiple_px
+    default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
     text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`
     components         attribute of the pipeline -> prefix of its keys in a LoRA file: the denoiser, then the text encoders that can be adapted
+    file_names         "kohya", or "peft" for diffusers' own: what a LoRA file calls its tensors (see `export`)
     words              attribute of a text encoder -> key of a new word's vectors in a LoRA file; empty: new words are refused
     architecture       `modelspec.architecture` and `base_version` (`ss_base_model_version`) of a LoRA file
 
@@ -24,7 +25,7 @@ then functions:
     schedule(pipe)                         `objective.Schedule` of the training noise
     is_v2(pipe)                            `ss_v2` of a LoRA file
     call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
-    file_keys(pipe)                        module path -> key prefix in a LoRA file, both as kohya spells them
+    file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
     tiny(folder)                           a small random model of the same architecture, built offline
 
 and, where prompts can be cut into windows of a text encoder and their words weighted:

@@ -87,7 +87,7 @@ class Engine:
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        samplers.check(stack.sampler, self.family.prediction)
+        draw.check(self.family, stack)
         tagged = prompting.spelled_out(stack.prompt, stack.seed, self.wildcards)
         if tagged.unknown:
             raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")

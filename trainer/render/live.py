@@ -165,6 +165,13 @@ def beside(find: Callable[[str], nn.Module], bases: dict[str, Tensor], updates: 
             handle.remove()
 
 
+def _placed(output: Any, changed: Any, base: Any, mask: Tensor) -> Any:
+    """The output with the change of one adapter in its place; joint attention has one for image tokens and one for the text's, which have none."""
+    if isinstance(base, tuple):
+        return tuple(_placed(*parts, mask) for parts in zip(output, changed, base, strict=True))
+    return output + (changed - base) * _resized(mask[None, None], base).to(base)
+
+
 def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., Tensor]:
     """A cross-attention's forward in which each regional adapter changes the text's keys and values for its own place only."""
 
@@ -180,7 +187,7 @@ def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., T
             for number, mask in enumerate(moment.masks):
                 if mask is not None and bool(moment.denoiser[number].any()):
                     changed = placed(frozenset({number}), *args, **kwargs)
-                    output = output + (changed - base) * _resized(mask[None, None], base).to(base)
+                    output = _placed(output, changed, base, mask)
             return output
         finally:
             moment.placed = frozenset()
