@@ -73,7 +73,18 @@ def _sd3(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[
     return pipe.transformer(hidden_states=noised, timestep=timestep, encoder_hidden_states=hidden, pooled_projections=pooled, return_dict=False)[0]
 
 
-_PREDICTIONS = {"StableDiffusionPipeline": _sd, "StableDiffusionXLPipeline": _sdxl, "StableDiffusion3Pipeline": _sd3}
+def _flux(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
+    """As train_dreambooth_lora_flux.py, at guidance 1."""
+    hidden, pooled, text_ids = pipe.encode_prompt(caption, caption)
+    packed = pipe._pack_latents(noised, *noised.shape)
+    said = pipe.transformer(
+        hidden_states=packed, timestep=timestep / 1000, guidance=torch.ones(1), pooled_projections=pooled, encoder_hidden_states=hidden, txt_ids=text_ids,
+        img_ids=pipe._prepare_latent_image_ids(1, noised.shape[2] // 2, noised.shape[3] // 2, "cpu", torch.float32), return_dict=False,
+    )[0]  # fmt: skip
+    return pipe._unpack_latents(said, *(side * pipe.vae_scale_factor for side in noised.shape[2:]), pipe.vae_scale_factor)
+
+
+_PREDICTIONS = {"StableDiffusionPipeline": _sd, "StableDiffusionXLPipeline": _sdxl, "StableDiffusion3Pipeline": _sd3, "FluxPipeline": _flux}
 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
@@ -104,4 +115,10 @@ def _guided_flow(stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale}
 
 
-_CALLS = {"StableDiffusionPipeline": _guided, "StableDiffusionXLPipeline": _guided, "StableDiffusion3Pipeline": _guided_flow}
+def _distilled(stack: StackConfig) -> dict[str, Any]:
+    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "true_cfg_scale": stack.true_guidance_scale}
+
+
+_CALLS = {
+    "StableDiffusionPipeline": _guided, "StableDiffusionXLPipeline": _guided, "StableDiffusion3Pipeline": _guided_flow, "FluxPipeline": _distilled,
+}  # fmt: skip

@@ -62,7 +62,8 @@ def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[
         }
     own: dict[str, Any] = {}
     for component in components:
-        if targets := sorted(key.removeprefix(f"{component}.") for key in plain if key.startswith(f"{component}.")):
+        # Without `text_model.`, which ends a path with it too, and is all of one without.
+        if targets := sorted(key.removeprefix(f"{component}.").removeprefix("text_model.") for key in plain if key.startswith(f"{component}.")):
             values = {"r": rank, "lora_alpha": rank, "target_modules": targets, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False}
             own |= {f"{component}.{key}": value for key, value in (values | {"use_dora": False, "use_rslora": False}).items()}
     scale = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)), "lora_adapter_metadata": json.dumps(own, sort_keys=True)}

@@ -45,11 +45,13 @@ def flow_schedule(scheduler: Mapping[str, Any]) -> Schedule:
 class Guidance:
     """How closely a picture follows its prompt: prediction + (scale - 1) * (prediction - the negative prompt's), so that 1 is off.
 
-    `rescale` is how far the deviation of that is brought back to the prediction's (arXiv 2305.08891, section 3.4).
+    `rescale` is how far the deviation of that is brought back to the prediction's (arXiv 2305.08891, section 3.4). A distilled base takes
+    `scale` as an input, and `true_scale` is that of guidance as above.
     """
 
     scale: float
     rescale: float = 0.0
+    true_scale: float = 1.0
 
 
 def generator(seed: int, stream: str, index: int) -> torch.Generator:

@@ -22,6 +22,7 @@ name = "sd"
 title = "Stable Diffusion 1.x / 2.x"
 pipeline = "StableDiffusionPipeline"
 prediction = ("epsilon", "v")
+guidance = "classifier-free"
 default_px = 512
 multiple_px = 8
 patch = 1

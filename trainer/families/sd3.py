@@ -20,6 +20,7 @@ name = "sd3"
 title = "Stable Diffusion 3 / 3.5"
 pipeline = "StableDiffusion3Pipeline"
 prediction = ("flow",)
+guidance = "classifier-free"
 default_px = 1024
 multiple_px = 16
 patch = 2

@@ -27,6 +27,7 @@ name = "sdxl"
 title = "Stable Diffusion XL"
 pipeline = "StableDiffusionXLPipeline"
 prediction = ("epsilon", "v")
+guidance = "classifier-free"
 default_px = 1024
 multiple_px = 8
 patch = 1

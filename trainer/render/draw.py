@@ -13,7 +13,7 @@ from trainer import families
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.objective import Guidance
-from trainer.render import samplers
+from trainer.render import modes, samplers
 from trainer.schema import unread
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
         return tensors
 
     first, family = stacks[0], families.of(pipe)
+    guidance = Guidance(first.guidance_scale, first.guidance_rescale, first.true_guidance_scale)
     pictures: list[Image] = pipe(
-        **family.call_settings(pipe, *_conditioning(pipe, family, stacks), Guidance(first.guidance_scale, first.guidance_rescale)),
+        **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
         num_inference_steps=first.steps,
         width=first.width_px,
         height=first.height_px,
@@ -55,7 +56,11 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
 def check(family: ModuleType, stack: StackConfig) -> None:
     """Refuse what a picture of this family would not heed. Raises: ConfigError."""
     samplers.check(stack.sampler, family.prediction)
-    problems = unread(stack, {"prediction": family.prediction})
+    problems = unread(stack, {"prediction": family.prediction, "guidance": (family.guidance,)})
+    if family.guidance == "distilled" and stack.negative_prompt and stack.true_guidance_scale <= 1:
+        problems.append(f"negative_prompt is set, but nothing would read it: {family.title} takes one with true_guidance_scale above 1.")
+    if family.guidance == "distilled" and getattr(modes.registry().get(stack.mode), "splits_guidance", False):
+        problems.append(f"mode is {stack.mode!r}, which works on the two halves of guidance; {family.title} has none.")
     if not hasattr(family, "encode_windows"):
         named = {"prompt": stack.prompt, "negative_prompt": stack.negative_prompt}
         problems += [
@@ -78,7 +83,8 @@ def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> t
         return family.prepare_batch([said]), family.prepare_batch([unsaid])
     prompts, negative = [stack.prompt for stack in stacks], [stack.negative_prompt for stack in stacks]
     said = family.prepare_batch(family.encode_text(pipe, prompts, 1))
-    return said, family.prepare_batch(family.encode_text(pipe, negative, 1)) if first.guidance_scale > 1 else None
+    scale = first.true_guidance_scale if family.guidance == "distilled" else first.guidance_scale
+    return said, family.prepare_batch(family.encode_text(pipe, negative, 1)) if scale > 1 else None
 
 
 def is_weighted(pipe: Any, stack: StackConfig) -> bool:

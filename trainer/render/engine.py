@@ -186,7 +186,19 @@ class Engine:
         words = tuple(sorted({layer.sha256 for layer in layers if self._adapter(layer).words}))
         ours = tuple(layers) if stack.mode != "sum" else ()
         alone = stack if draw.is_weighted(self.pipe, stack) else None
-        return (alone, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.sampler, stack.mode, ours, words)
+        return (
+            alone,
+            stack.width_px,
+            stack.height_px,
+            stack.steps,
+            stack.guidance_scale,
+            stack.guidance_rescale,
+            stack.true_guidance_scale,
+            stack.sampler,
+            stack.mode,
+            ours,
+            words,
+        )
 
     def _render(self, stacks: list[StackConfig]) -> list[image.Picture]:
         """Pictures of resolved stacks of one kind, as one batch."""
