@@ -342,7 +342,7 @@ def test_prompts_with_weights_and_of_several_windows_are_drawn_or_read_as_the_pi
 
 def test_every_sampler_that_fits_draws(family: ModuleType, engine: Engine) -> None:
     for name in samplers.SAMPLERS:
-        if name.startswith("flow_") == ("flow" in family.prediction):
+        if name in samplers.fitting(family):
             assert pixels(engine, stack(engine, sampler=name, steps=3)).std() > 0
         else:
             with pytest.raises(ConfigError, match="sampler is"):

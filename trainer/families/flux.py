@@ -23,6 +23,7 @@ title = "FLUX.1"
 pipeline = "FluxPipeline"
 prediction = ("flow",)
 guidance = "distilled"
+unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 default_px = 1024
 multiple_px = 16
 patch = 2

@@ -11,10 +11,7 @@ import torch
 
 from trainer import families
 from trainer.config import StackConfig
-from trainer.errors import ConfigError
 from trainer.objective import Guidance
-from trainer.render import modes, samplers
-from trainer.schema import unread
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Conditioning = dict[str, Tensor]
-
-_WEIGHTED = re.compile(r"\([^()]{1,200}:\s{0,4}[+-]?\d{0,4}\.?\d{1,6}\s{0,4}\)")
 
 
 def draw(pipe: DiffusionPipeline, stack: StackConfig) -> Image:
@@ -51,25 +46,6 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
         callback_on_step_end=over,
     ).images
     return pictures
-
-
-def check(family: ModuleType, stack: StackConfig) -> None:
-    """Refuse what a picture of this family would not heed. Raises: ConfigError."""
-    samplers.check(stack.sampler, family.prediction)
-    problems = unread(stack, {"prediction": family.prediction, "guidance": (family.guidance,)})
-    if family.guidance == "distilled" and stack.negative_prompt and stack.true_guidance_scale <= 1:
-        problems.append(f"negative_prompt is set, but nothing would read it: {family.title} takes one with true_guidance_scale above 1.")
-    if family.guidance == "distilled" and getattr(modes.registry().get(stack.mode), "splits_guidance", False):
-        problems.append(f"mode is {stack.mode!r}, which works on the two halves of guidance; {family.title} has none.")
-    if not hasattr(family, "encode_windows"):
-        named = {"prompt": stack.prompt, "negative_prompt": stack.negative_prompt}
-        problems += [
-            f"{key} has {match[0]!r}; (word:1.3) is not known for {family.title}, whose prompts are sentences: write the word as it is, or say it stronger."
-            for key, text in named.items()
-            if (match := _WEIGHTED.search(text))
-        ]
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:

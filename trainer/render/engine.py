@@ -20,7 +20,7 @@ import torch
 from trainer import bases, families, lora_file, memory
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import draw, image, modes, prompting, regions, samplers, weighing
+from trainer.render import draw, fitting, image, modes, prompting, regions, samplers, weighing
 from trainer.render.folding import Folding, Part
 from trainer.render.live import Moment, beside
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
@@ -87,7 +87,7 @@ class Engine:
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        draw.check(self.family, stack)
+        fitting.check(self.family, stack)
         tagged = prompting.spelled_out(stack.prompt, stack.seed, self.wildcards)
         if tagged.unknown:
             raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
