@@ -6,6 +6,7 @@ kohya's for it, and ComfyUI reads both; updates are written at scale 1, which Co
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,9 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipel
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
     from diffusers import StableDiffusion3Pipeline
 
-    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    absent = {part: None for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0]}
+    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **absent).to(device)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         if part is not None:
             part.requires_grad_(False).eval()

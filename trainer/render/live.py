@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trainer.deltas import Delta, Update
 
+_JOINED = "single_transformer_blocks."  # in the path of layers whose tokens are the text's, then the image's of 2 x 2 latents (FLUX)
 _OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
 
 
@@ -113,7 +114,11 @@ class _Layer:
             parts = [self.moment.masks[number] for number in owners]
             whole = next((mask for mask in parts if mask is not None), torch.ones(1, 1))
             stacked = torch.stack([torch.ones_like(whole) if mask is None else mask for mask in parts])[None]  # (1, R, h, w)
-            self._sized[key] = _resized(stacked, like).to(like)
+            num_text = like.shape[1] - (-(-whole.shape[0] // 2)) * (-(-whole.shape[1] // 2)) if _JOINED in self.path and like.ndim == 3 else 0
+            placed = _resized(stacked, like[:, max(0, num_text) :])
+            if num_text > 0:
+                placed = torch.cat([_resized(stacked, like[:, :1]).expand(1, num_text, -1), placed], 1)
+            self._sized[key] = placed.to(like)
         return self._sized[key]
 
 
