@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer import runs
+from trainer import models_command, runs
 from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
@@ -30,6 +30,7 @@ app = typer.Typer(help="Train LoRAs, stack them, render with them.", no_args_is_
 app.add_typer(dataset_command.app, name="dataset")
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(stack_command.app, name="stack")
+app.add_typer(models_command.app, name="models")
 app.command()(batch_command.batch)
 
 

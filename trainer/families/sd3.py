@@ -31,7 +31,8 @@ words: dict[str, str] = {}
 architecture = "stable-diffusion-3/lora"
 base_version = "sd3"
 
-_T5_TOKENS = 256  # of a prompt, as the pipeline has it unless it is told otherwise
+caption_tokens = 255
+_T5_TOKENS = caption_tokens + 1  # of a prompt, as the pipeline has it unless it is told otherwise
 _ATTENTION = r"attn2?\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _LINEAR = rf"{_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear"
 targets = {
@@ -64,7 +65,7 @@ def prediction_of(folder: Path) -> str:
 
 def window(pipe: StableDiffusion3Pipeline) -> int:
     """How many tokens of a caption T5 reads, its mark left out; CLIP's where there is no T5."""
-    return _T5_TOKENS - 1 if pipe.text_encoder_3 is not None else int(pipe.tokenizer.model_max_length) - 2
+    return caption_tokens if pipe.text_encoder_3 is not None else int(pipe.tokenizer.model_max_length) - 2
 
 
 def count_tokens(pipe: StableDiffusion3Pipeline, caption: str) -> int:
