@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import diffusers
+import family_truths
 import numpy
 import pytest
 import torch
 
-from tests import family_truths
 from trainer import bases, families, loop, lora_file, loss, objective, presets, session, validation
 from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.data import scan
