@@ -305,9 +305,10 @@ def heldout_losses(engine: Engine, stack: StackConfig, folders: list[Path]) -> t
     paths = sorted(path for folder in folders for path in folder.glob("*.png"))
     with torch.no_grad():
         latents = [family.encode_image(pipe, pipe.image_processor.preprocess(Image.open(path)))[0] for path in paths]
-    questions = validation.Questions(latents, [path.with_suffix(".txt").read_text() for path in paths])
+    frames = [torch.zeros(6, dtype=torch.long)] * len(paths)
+    questions = validation.Questions(latents, [path.with_suffix(".txt").read_text() for path in paths], frames)
 
-    def predict(noised: torch.Tensor, timesteps: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    def predict(noised: torch.Tensor, timesteps: torch.Tensor, captions: list[str], frames: torch.Tensor) -> torch.Tensor:
         return family.denoise(pipe.unet, noised, timesteps, family.prepare_batch(family.encode_text(pipe, captions, 1)))
 
     with engine.folded(stack):

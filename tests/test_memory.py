@@ -79,7 +79,7 @@ def test_the_base_alone_can_be_asked_under_a_quantised_adapter(settings) -> None
     studio = Studio.open(settings(memory__quantise="int8"))
     studio.attach(None)
     noised, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([500])
-    studio._condition = lambda captions: {"encoder_hidden_states": torch.ones(1, 77, 32)}  # type: ignore[method-assign]
+    studio._condition = lambda captions, frames: {"encoder_hidden_states": torch.ones(1, 77, 32)}  # type: ignore[method-assign]
     with torch.no_grad():
         before = studio.predict(noised, timesteps, [""])
         for parameter in studio.parameters().values():

@@ -180,9 +180,9 @@ def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path
     told: list[str] = []
     real = Studio.predict
 
-    def predict(self, noised, timesteps, captions):
+    def predict(self, noised, timesteps, captions, frames=None):
         told.extend(captions)
-        return real(self, noised, timesteps, captions)
+        return real(self, noised, timesteps, captions, frames)
 
     shuffled = {"captions.shuffle_tags": True, "captions.tag_dropout": 0.2, "data.caption_dropout": 0.2, "data.flip": True, "data.crop": "random"}
     with monkeypatch.context() as patch:

@@ -53,6 +53,23 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     return folder
 
 
+def family_of(base: str) -> str:
+    """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
+    folder = IMPRIMATURA if base == "imprimatura" else Path(base)
+    try:
+        if not _is(folder, "is_dir"):
+            folder = _from_hub(base, False)
+        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (ModelError, OSError, ValueError, AttributeError):
+        found = None
+    return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
+
+
+def parts(folder: Path, kind: str) -> list[str]:
+    """Names of a diffusers folder's parts of one kind: text_encoder, text_encoder_2 ..."""
+    return sorted(path.name for path in folder.glob(f"{kind}*") if path.is_dir())
+
+
 def _is(path: Path, what: str) -> bool:
     try:
         return bool(getattr(path, what)())
@@ -61,10 +78,11 @@ def _is(path: Path, what: str) -> bool:
 
 
 def multiple_px(folder: Path) -> int:
-    """What sides of pictures are multiples of, for the base's autoencoder. Raises: ModelError."""
+    """What sides of pictures are multiples of, for the base's autoencoder and what its denoiser takes as one token. Raises: ModelError."""
     try:
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        return int(2 ** (len(config["block_out_channels"]) - 1))
+        patch: int = families.registry()[family_of(str(folder))].patch
+        return int(2 ** (len(config["block_out_channels"]) - 1)) * patch
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer import runs
+from trainer import models_command, runs
 from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
@@ -32,6 +32,7 @@ app.add_typer(dataset_command.app, name="dataset")
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(stack_command.app, name="stack")
 app.add_typer(lora_command.app, name="lora")
+app.add_typer(models_command.app, name="models")
 app.command()(batch_command.batch)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +31,43 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
     method = methods.registry()[config.adapter.method]
     modules = {f"{component}.{name}": tensors for component, attached in studio.attachments.items() for name, tensors in attached.modules().items()}
     spelled = {studio.file_keys[module]: method.to_file(tensors, config.adapter) for module, tensors in modules.items()}
+    metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
+    if studio.family.file_names == "peft":
+        spelled, own = _in_diffusers_names(spelled, [*studio.attachments])
+        metadata |= own
     words = {studio.word.name: studio.word.vectors.detach()} if studio.word else {}
     unproved = path.with_name("export.tmp")  # gets its name when it is proved good
-    metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
     lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
     norm = _proved(studio, unproved, path.name, set(modules))
     _prove_words(unproved, words, config.save_dtype)
     os.replace(unproved, path)
     return norm
+
+
+def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """Plain LoRA as diffusers spells it and the header entry that tells its alpha; what isn't low-rank stays as LyCORIS spells it.
+
+    Every update has one rank and, `up` taking in the scale, an alpha like it: ComfyUI reads no alpha here, and diffusers before 0.42 takes
+    other ranks than the most common one at a scale that is wrong. Lower ranks are filled up with zeros.
+    """
+    plain = {key: parts for key, parts in modules.items() if set(parts) == {"lora_down.weight", "lora_up.weight", "alpha"}}
+    rank = max((len(parts["lora_down.weight"]) for parts in plain.values()), default=0)
+    found = {key: parts for key, parts in modules.items() if key not in plain}
+    for key, parts in plain.items():
+        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+        missing, up = rank - len(down), up * (float(parts["alpha"]) / len(down))
+        found[key] = {
+            "lora_A.weight": torch.cat([down, down.new_zeros(missing, *down.shape[1:])]),
+            "lora_B.weight": torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], 1),
+        }
+    own: dict[str, Any] = {}
+    for component in components:
+        # Without `text_model.`, which ends a path with it too, and is all of one without.
+        if targets := sorted(key.removeprefix(f"{component}.").removeprefix("text_model.") for key in plain if key.startswith(f"{component}.")):
+            values = {"r": rank, "lora_alpha": rank, "target_modules": targets, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False}
+            own |= {f"{component}.{key}": value for key, value in (values | {"use_dora": False, "use_rslora": False}).items()}
+    scale = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)), "lora_adapter_metadata": json.dumps(own, sort_keys=True)}
+    return found, scale if own else {}
 
 
 def _proved(studio: Studio, unproved: Path, name: str, modules: set[str]) -> float:

@@ -150,12 +150,13 @@ def learn(studio: Studio, step: int) -> tuple[Tensor, int]:
         # Predict, weigh, backward, a micro-batch at a time.
         for rows in studio.parts(len(batch)):
             with studio.dropping("dropout", batch.number * 1000 + rows[0]):
-                prediction = studio.predict(noised[rows], timesteps[rows], [batch.captions[row] for row in rows])
+                prediction = studio.predict(noised[rows], timesteps[rows], [batch.captions[row] for row in rows], batch.frames[rows])
             errors = loss.elements(config, prediction, target[rows].to(prediction.device))
             masks = batch.masks[rows].to(errors.device) if batch.masks is not None else None
             each = loss.per_picture(errors, masks, config.unmasked_weight) * weights[rows].to(errors.device)
             if config.preservation_weight:
-                each = each + config.preservation_weight * studio.forgotten(noised[rows], timesteps[rows], [batch.class_captions[row] for row in rows])
+                captions = [batch.class_captions[row] for row in rows]
+                each = each + config.preservation_weight * studio.forgotten(noised[rows], timesteps[rows], captions, batch.frames[rows])
             if bad := [batch.names[row] for row, one in zip(rows, each.tolist(), strict=True) if not math.isfinite(one)]:
                 raise RunError(f"step {step + 1} gave a loss of {each.sum().item()} for {', '.join(bad[:5])}; {_MEND}")
             (each.sum() * (studio.loss_scale / num)).backward()

@@ -34,6 +34,7 @@ class Batch:
     masks: Tensor | None  # (B, 1, h, w) in [0, 1]
     captions: list[str]
     class_captions: list[str]
+    frames: Tensor  # (B, 6), see `families`
     weights: Tensor  # (B,)
     names: list[str]
 
@@ -52,7 +53,7 @@ class Material:
         self.dtype = str(pipe.dtype) if pipe is not None else ""  # asked once: diffusers walks the whole model for it, 2 ms of a 50 ms step
         self.is_complete = False  # nothing is encoded any more: the encoders are gone
         self._vae = bases.digest(folder, "vae")
-        self._text = bases.digest(folder, "text_encoder") + bases.digest(folder, "tokenizer")
+        self._text = "".join(bases.digest(folder, part) for part in (*bases.parts(folder, "text_encoder"), *bases.parts(folder, "tokenizer")))
 
     def lay_out(self, dataset: Dataset, heldout: Dataset | None) -> None:
         """Buckets, wordings and the order of steps; nothing is encoded yet."""
@@ -175,6 +176,7 @@ class Material:
         captions = [self.caption(sample) for sample in samples]
         return Batch(
             number, latents, masks, captions, [self._class_caption(caption) for caption in captions],
+            torch.tensor([data.frame(item, one.bucket, one.cut, one.mirrored) for item, one in zip(items, samples, strict=True)]),
             torch.tensor([item.weight for item in items]), [item.path.name for item in items],
         )  # fmt: skip
 

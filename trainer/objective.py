@@ -7,8 +7,10 @@ Checked against diffusers' DDPM, DDIM and flow-match schedulers in `tests/test_o
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +28,30 @@ class Schedule:
     alphas_cumprod: Tensor | None = None
     num_timesteps: int = 1000
     shift_at_tokens: tuple[tuple[int, float], tuple[int, float]] = ((256, 0.5), (4096, 1.15))
+
+
+def flow_schedule(scheduler: Mapping[str, Any]) -> Schedule:
+    """Of a flow base, by the configuration of its `FlowMatchEulerDiscreteScheduler`: a shift that goes by the picture's size, or one for all sizes."""
+    if scheduler.get("use_dynamic_shifting"):
+        few, many = int(scheduler.get("base_image_seq_len", 256)), int(scheduler.get("max_image_seq_len", 4096))
+        ends = (few, float(scheduler.get("base_shift", 0.5))), (many, float(scheduler.get("max_shift", 1.15)))
+    else:
+        shift = math.log(float(scheduler.get("shift", 1.0)))
+        ends = (256, shift), (4096, shift)
+    return Schedule("flow", None, int(scheduler.get("num_train_timesteps", 1000)), ends)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How closely a picture follows its prompt: prediction + (scale - 1) * (prediction - the negative prompt's), so that 1 is off.
+
+    `rescale` is how far the deviation of that is brought back to the prediction's (arXiv 2305.08891, section 3.4). A distilled base takes
+    `scale` as an input, and `true_scale` is that of guidance as above.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    true_scale: float = 1.0
 
 
 def generator(seed: int, stream: str, index: int) -> torch.Generator:

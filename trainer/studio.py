@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, families, memory, methods, objective, optim, validation
+from trainer import against, bases, data, families, memory, methods, objective, optim, validation
 from trainer.attach import ADAPTER, Attachment, attach
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
@@ -70,7 +70,8 @@ class Studio:
     @cached_property
     def base_digest(self) -> str:
         """sha256 of the weights that training depends on."""
-        return "".join(bases.digest(self.folder, part)[:16] for part in (*self.family.components, "vae"))
+        parts = dict.fromkeys([*self.family.components, *bases.parts(self.folder, "text_encoder"), "vae"])
+        return "".join(bases.digest(self.folder, part)[:16] for part in parts)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -116,7 +117,7 @@ class Studio:
         memory.quantise(self.denoiser, self.memory.quantise)
         targets = {self.component: self.family.targets[config.adapter.targets]}
         if getattr(config.adapter, "text_encoder", False):
-            targets["text_encoder"] = self.family.text_targets
+            targets |= dict.fromkeys([*self.family.components][1:], self.family.text_targets)
         for number, (component, pattern) in enumerate(targets.items()):
             part = {name.partition("/")[2]: tensor for name, tensor in saved.items() if name.startswith(f"{component}/")} if saved else None
             seed = objective.generator(config.seed, "init", number).initial_seed()
@@ -187,7 +188,7 @@ class Studio:
                     noise = objective.noise_like(batch.latents, objective.generator(self.config.seed, "init noise", batch.number))
                     timesteps = objective.sample_timesteps(self.schedule, len(batch), objective.generator(self.config.seed, "init timesteps", batch.number))
                     with torch.no_grad():
-                        self.predict(objective.add_noise(self.schedule, batch.latents, noise, timesteps), timesteps, batch.captions)
+                        self.predict(objective.add_noise(self.schedule, batch.latents, noise, timesteps), timesteps, batch.captions, batch.frames)
 
         return run
 
@@ -222,22 +223,27 @@ class Studio:
         """How many tokens the denoiser makes of latents (B, C, h, w); what a resolution-aware shift goes by."""
         return int(latents.shape[-1] * latents.shape[-2]) // 4
 
-    def predict(self, noised: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-        """The denoiser's prediction for noised latents (B, C, h, w), computed in the base's dtype."""
+    def whole_frames(self, latents: Tensor) -> Tensor:
+        """The frames (B, 6) of latents (B, C, h, w) of pictures as they are, nothing scaled and nothing cut off."""
+        size = [side * self.pipe.vae_scale_factor for side in latents.shape[-2:]]
+        return torch.tensor([[*size, 0, 0, *size]] * len(latents))
+
+    def predict(self, noised: Tensor, timesteps: Tensor, captions: list[str], frames: Tensor | None = None) -> Tensor:
+        """The denoiser's prediction for noised latents (B, C, h, w), computed in the base's dtype; without frames, of whole pictures."""
         with self._precision():
-            conditioning = self._condition(captions)
+            conditioning = self._condition(captions, self.whole_frames(noised) if frames is None else frames)
             prediction: Tensor = self.family.denoise(self.denoiser, noised.to(self.device, self.dtype), timesteps.to(self.device), conditioning)
         return prediction
 
-    def _condition(self, captions: list[str]) -> Conditioning:
+    def _condition(self, captions: list[str], frames: Tensor) -> Conditioning:
         if self.trains_text:
             distinct = list(dict.fromkeys(captions))
             encoded = dict(zip(distinct, self.family.encode_text(self.pipe, distinct, self.material.chunks), strict=True))
             rows = [encoded[caption] for caption in captions]
         else:
             rows = [self.material.conditioning(caption) for caption in captions]
-        batch: Conditioning = self.family.prepare_batch(rows)
-        return {key: tensor.to(self.device, self.dtype) for key, tensor in batch.items()}
+        batch: Conditioning = self.family.prepare_batch([{**row, "frame": frame} for row, frame in zip(rows, frames, strict=True)])
+        return {key: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in batch.items()}
 
     def _precision(self) -> Any:
         """Adapters are float32; beside a smaller base their products are computed in its dtype."""
@@ -273,11 +279,11 @@ class Studio:
         }  # fmt: skip
         return against.overlap(self.spans, self.span_energy, pairs)
 
-    def forgotten(self, noised: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+    def forgotten(self, noised: Tensor, timesteps: Tensor, captions: list[str], frames: Tensor) -> Tensor:
         """How far the prediction for the class captions has moved from the base's own (B,), with its gradient."""
         with torch.no_grad(), self.base():
-            wanted = self.predict(noised, timesteps, captions).float()
-        return (self.predict(noised, timesteps, captions).float() - wanted).square().flatten(1).mean(1)
+            wanted = self.predict(noised, timesteps, captions, frames).float()
+        return (self.predict(noised, timesteps, captions, frames).float() - wanted).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def limit_norms(self) -> int:
@@ -295,7 +301,8 @@ class Studio:
         if not items:
             return None
         latents = [self.material.latents(item, self.material.own_bucket(item), 0, False) for item in items]
-        return validation.Questions(latents, [self.material.measured_caption(item) for item in items])
+        frames = [torch.tensor(data.frame(item, self.material.own_bucket(item), 0, False)) for item in items]
+        return validation.Questions(latents, [self.material.measured_caption(item) for item in items], frames)
 
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""

@@ -28,20 +28,21 @@ PATIENCE = 2  # measurements in a row that must be clearly worse before the alar
 
 @dataclass(frozen=True)
 class Questions:
-    """Latents (C, h, w) of some pictures and the caption of each."""
+    """Latents (C, h, w) of some pictures, the caption and the frame (6,) of each."""
 
     latents: list[Tensor]
     captions: list[str]
+    frames: list[Tensor]
 
 
-Predict = Callable[[Tensor, Tensor, list[str]], Tensor]
+Predict = Callable[[Tensor, Tensor, list[str], Tensor], Tensor]
 
 
 @torch.no_grad()
 def losses(questions: Questions, schedule: Schedule, predict: Predict, batch_size: int) -> Tensor:
     """Mean squared error (N, 10) by picture and timestep, in float64.
 
-    `predict(noised (B, C, h, w), timesteps (B,), captions)` answers a batch, of pictures of one shape.
+    `predict(noised (B, C, h, w), timesteps (B,), captions, frames (B, 6))` answers a batch, of pictures of one shape.
     """
     middles = (torch.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS * schedule.num_timesteps
     asked = [(picture, decile) for picture in range(len(questions.latents)) for decile in range(NUM_TIMESTEPS)]
@@ -62,7 +63,9 @@ def losses(questions: Questions, schedule: Schedule, predict: Predict, batch_siz
         timesteps = middles[[decile for _, decile in batch]].long()
         noised = objective.add_noise(schedule, latents, noise, timesteps)
         wanted = objective.target(schedule, latents, noise, timesteps)
-        prediction = predict(noised, timesteps, [questions.captions[picture] for picture, _ in batch])
+        prediction = predict(
+            noised, timesteps, [questions.captions[picture] for picture, _ in batch], torch.stack([questions.frames[picture] for picture, _ in batch])
+        )
         squared = (prediction.float().cpu() - wanted).square().flatten(1).mean(1).double()
         for (picture, decile), error in zip(batch, squared, strict=True):
             errors[picture, decile] = error

@@ -155,17 +155,17 @@ class Watch:
             family, pipe = self.studio.family, self.studio.pipe
             pictures = [pipe.image_processor.preprocess(self.studio.draw(prompt)) for prompt in prompts]  # (1, 3, H, W) in [-1, 1]
             latents = [family.encode_image(pipe, picture)[0].float().cpu() for picture in pictures]
-            questions = validation.Questions(latents, prompts)
+            questions = validation.Questions(latents, prompts, [self.studio.whole_frames(one[None])[0] for one in latents])
             return questions, self._answers(questions)
 
     def _answers(self, questions: validation.Questions) -> list[Tensor]:
         """The prediction for each neutral prompt at three noise levels."""
         found, schedule = [], self.studio.schedule
-        for number, (latents, prompt) in enumerate(zip(questions.latents, questions.captions, strict=True)):
+        for number, (latents, prompt, frame) in enumerate(zip(questions.latents, questions.captions, questions.frames, strict=True)):
             noise = objective.noise_like(latents, objective.generator(0, "neutral", number))
             timesteps = (torch.tensor([0.25, 0.5, 0.75]) * schedule.num_timesteps).long()
             noised = objective.add_noise(schedule, latents.expand(3, *latents.shape), noise, timesteps)
-            found.append(self.studio.predict(noised, timesteps, [prompt] * 3).float().cpu())
+            found.append(self.studio.predict(noised, timesteps, [prompt] * 3, frame.expand(3, 6)).float().cpu())
         return found
 
     @torch.no_grad()

@@ -79,6 +79,26 @@ def methods(
 
 
 @app.command()
+def families(name: Annotated[list[str] | None, typer.Option(help="One family; repeatable, all if left out.")] = None) -> None:
+    """Seconds, memory and what is learned on each family's tiny model, by its own process."""
+    from trainer import families as registry
+    from trainer.bench import families as bench_families
+
+    known = list(registry.registry())
+    if wrong := [one for one in name or [] if one not in known]:
+        raise ConfigError(f"--name is {wrong[0]!r}; allowed: {', '.join(known)}.")
+    typer.echo(bench_families.describe(list(bench_families.run(name or known))))
+
+
+@app.command(hidden=True)
+def one_family(name: str) -> None:
+    """Measure one family in this process; what `families` starts."""
+    from trainer.bench import families as bench_families
+
+    typer.echo(json.dumps(dataclasses.asdict(bench_families.one(name))))
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(bench.MODELS)}.")] = "imprimatura",
     rows: Annotated[int, typer.Option(min=1, max=100, help="How many operations to list.")] = 16,

@@ -15,7 +15,13 @@ class PreviewConfig(Settings):
     steps: int = setting(20, "Preview steps", "Sampling steps of a preview.", ge=1, le=200, advanced=True)
     guidance_scale: float = setting(3.0, "Guidance", "How closely pictures follow the prompt; 1 is off.", ge=1, le=30, advanced=True)
     guidance_rescale: float = setting(
-        0.0, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases; 0.7 there.", ge=0, le=1, advanced=True
+        0.0,
+        "Guidance rescale",
+        "Tames the contrast of guidance for zero-terminal-SNR bases; 0.7 there.",
+        ge=0,
+        le=1,
+        advanced=True,
+        only_with={"prediction": ("epsilon", "v")},
     )
 
 

@@ -90,6 +90,8 @@ class TrainConfig(Settings):
             problems.append(
                 f"objective.timesteps_low is {self.objective.timesteps_low}; allowed: less than objective.timesteps_high ({self.objective.timesteps_high})."
             )
+        if self.inversion.token and not facts.words:
+            problems.append(f"inversion.token is {self.inversion.token!r}; new words are not known for {facts.title}, leave it empty.")
         if self.optimizer.name == "other" and not self.optimizer.other:
             problems.append("optimizer.other is not set; optimizer.name = other takes the name of a class of pytorch-optimizer there.")
         if self.objective.preservation_weight and not self.data.class_caption:

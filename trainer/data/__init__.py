@@ -5,6 +5,7 @@ from trainer.data.scanning import (
     IMAGE_SUFFIXES,
     Dataset,
     Item,
+    frame,
     has_trigger,
     load_mask,
     load_pixels,
@@ -17,6 +18,6 @@ from trainer.data.scanning import (
 )
 
 __all__ = [
-    "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout", "sha256_of",
-    "trigger_spans", "without_trigger",
+    "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "frame", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout",
+    "sha256_of", "trigger_spans", "without_trigger",
 ]  # fmt: skip

@@ -44,7 +44,7 @@ def check(
     family = _family(root, base)
     vae_px = bases.multiple_px(root)
     multiple = max(family.multiple_px, vae_px)
-    size = resolution if resolution is not None else _own_resolution(root, vae_px, family.default_px)
+    size = resolution if resolution is not None else _own_resolution(root, vae_px // family.patch, family.default_px)
     wrong = [
         f"--{name} is {value}; allowed for this base: {allowed}."
         for name, value, allowed, fits in (
@@ -60,6 +60,8 @@ def check(
     except pydantic.ValidationError as error:
         raise explain(error, DataConfig, "the command line") from None
     count, window = _tokenizer(root)
+    if count and window and hasattr(family, "caption_tokens"):
+        window = min(window, family.caption_tokens)
     report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count, window)
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else dataset_check.describe(report))
 
@@ -90,16 +92,18 @@ def _own_resolution(root: Path, vae_px: int, default_px: int) -> int:
 
 
 def _tokenizer(root: Path) -> tuple[Callable[[str], int] | None, int | None]:
-    """How the base counts tokens, and how many of a caption it reads, its marks left out; None where it has no window.
+    """How the base's last text encoder, which reads most, counts tokens, and how many of a caption it reads, its marks left out; None where it has no window.
 
     Raises: ModelError if the base has no tokenizer that opens.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from trainer import bases
+
     logging.set_verbosity_error()  # it warns of captions that are too long, which is said here
     try:
-        tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(root / (bases.parts(root, "tokenizer") or ["tokenizer"])[-1], local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"base {str(root)!r} has no tokenizer that can be opened: {str(error)[:200]}") from None
     window = int(tokenizer.model_max_length) - int(tokenizer.num_special_tokens_to_add())

@@ -380,6 +380,14 @@ def _open_mask(path: Path, picture: Path) -> Image.Image:
         return image.convert("RGBA").getchannel("A") if path == picture else _flat(image, "#000000").convert("L")
 
 
+def frame(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> tuple[int, ...]:
+    """Height and width of the picture as it is, top and left of the cut once it is scaled to cover the bucket, height and width of the cut."""
+    scale = max(bucket[0] / item.width_px, bucket[1] / item.height_px)
+    top = round((item.height_px * scale - bucket[1]) * _PLACES[cut])
+    left = round((item.width_px * scale - bucket[0]) * (1 - _PLACES[cut] if mirrored else _PLACES[cut]))
+    return item.height_px, item.width_px, top, left, bucket[1], bucket[0]
+
+
 def _framed(image: Image.Image, bucket: tuple[int, int], cut: int, mirrored: bool, filter: Image.Resampling) -> Image.Image:
     from PIL import ImageOps
 

@@ -5,25 +5,39 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     name, title        the tag in `family`; for people
     pipeline           name of the diffusers pipeline class
     prediction         what its models may predict, of "epsilon", "v", "flow"
-    default_px, multiple_px
+    guidance           "classifier-free", or "distilled" where its scale is an input of the model and a negative prompt a second pass
+    caption_tokens     how many a caption may have, where the tokenizers' own limit is another; may be left out
+    unfit_samplers     names in `render.samplers` that draw with what is predicted, but not with this pipeline; may be left out
+    default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
     text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`
-    components         attribute of the pipeline -> prefix of its keys in a LoRA file
+    components         attribute of the pipeline -> prefix of its keys in a LoRA file: the denoiser, then the text encoders that can be adapted
+    file_names         "kohya", or "peft" for diffusers' own: what a LoRA file calls its tensors (see `export`)
+    words              attribute of a text encoder -> key of a new word's vectors in a LoRA file; empty: new words are refused
     architecture       `modelspec.architecture` and `base_version` (`ss_base_model_version`) of a LoRA file
 
 then functions:
 
     load(folder, device, dtype)            the diffusers pipeline, frozen, in eval mode
-    encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoder
-    window, count_tokens, num_chunks       how long a caption may be, and is
+    encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoders
+    window, count_tokens                   how long a caption may be, and is
     encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents
-    prepare_batch(conditionings)           dicts of one caption each -> one of a batch
+    prepare_batch(conditionings)           dicts of one caption each -> one of a batch; each has its picture's `frame` too (see below)
     denoise(denoiser, noised, timesteps, conditioning)    the model's prediction
     prediction_of(folder)                  which of `prediction` the model in this folder makes
     schedule(pipe)                         `objective.Schedule` of the training noise
     is_v2(pipe)                            `ss_v2` of a LoRA file
-    file_keys(pipe)                        module path -> key prefix in a LoRA file, both as kohya spells them
+    call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
+    file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
     tiny(folder)                           a small random model of the same architecture, built offline
+
+and, where prompts can be cut into windows of a text encoder and their words weighted:
+
+    num_chunks(pipe, caption)              how many windows a caption fills
+    encode_windows(pipe, windows)          what each text encoder says to windows of token ids, [(k, L, D), ...], and what else conditions
+
+`frame` is (6,) int64, in pixels: height and width of the picture as it was, top and left of the cut in the picture as it was scaled,
+height and width of the cut. What the denoiser is told of sizes is told by it; integers stay integers on their way to `denoise`.
 
 `prediction` is a tuple because one architecture comes with several (SD 2.x is v, SD 1.x epsilon): the scheduler's
 config of the base at hand decides. A family sees `schema` and torch, never the loop, the config or another family.
@@ -35,6 +49,7 @@ import importlib
 import pkgutil
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 
 @cache
@@ -49,3 +64,8 @@ def known(name: str) -> str:
     if name not in registry():
         raise ValueError(f"family is {name!r}; allowed: {', '.join(registry())}.")
     return name
+
+
+def of(pipe: Any) -> ModuleType:
+    """The family of a pipeline."""
+    return next(module for module in registry().values() if module.pipeline == type(pipe).__name__)

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
 
-    from trainer.objective import Schedule
+    from trainer.objective import Guidance, Schedule
 
 name = "sd"
 title = "Stable Diffusion 1.x / 2.x"
 pipeline = "StableDiffusionPipeline"
 prediction = ("epsilon", "v")
+guidance = "classifier-free"
 default_px = 512
 multiple_px = 8
+patch = 1
 components = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+file_names = "kohya"
+words = {"text_encoder": "string_to_param.*"}
 architecture = "stable-diffusion-v1/lora"
 base_version = "sd_v1"
 
@@ -79,8 +83,6 @@ def encode_text(pipe: StableDiffusionPipeline, captions: list[str], chunks: int)
     One chunk is encoded by the pipeline itself. More are encoded window by window and laid end to end, as A1111 and
     sd-scripts do; what is beyond the last is cut off.
     """
-    import torch
-
     if chunks == 1:
         hidden, _ = pipe.encode_prompt(captions, pipe._execution_device, 1, do_classifier_free_guidance=False)
         return [{"encoder_hidden_states": row} for row in hidden]
@@ -89,11 +91,19 @@ def encode_text(pipe: StableDiffusionPipeline, captions: list[str], chunks: int)
     for caption in captions:
         ids = tokenizer(pipe.maybe_convert_prompt(caption, tokenizer), add_special_tokens=False).input_ids
         parts = [ids[start * size : (start + 1) * size] for start in range(chunks)]
-        pad = tokenizer.pad_token_id
-        marked = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *[pad] * (size - len(part))] for part in parts]
-        hidden = pipe.text_encoder(torch.tensor(marked, device=pipe._execution_device))[0]
-        rows.append({"encoder_hidden_states": hidden.flatten(0, 1)})
+        hidden, _ = encode_windows(pipe, parts)
+        rows.append({"encoder_hidden_states": hidden[0].flatten(0, 1)})
     return rows
+
+
+def encode_windows(pipe: StableDiffusionPipeline, windows: list[list[int]]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the text encoder says to windows of token ids without marks: one tensor (k, L, D), and nothing else."""
+    import torch
+
+    tokenizer, size = pipe.tokenizer, window(pipe)
+    first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    marked = [[first, *part, last, *[pad] * (size - len(part))] for part in windows]
+    return [pipe.text_encoder(torch.tensor(marked, device=pipe._execution_device))[0]], {}
 
 
 def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
@@ -122,6 +132,16 @@ def schedule(pipe: StableDiffusionPipeline) -> Schedule:
     from trainer.objective import Schedule
 
     return Schedule(prediction=_KINDS[pipe.scheduler.config.prediction_type], alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+
+
+def call_settings(pipe: StableDiffusionPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    return {
+        "prompt_embeds": said["encoder_hidden_states"],
+        "negative_prompt_embeds": unsaid["encoder_hidden_states"] if unsaid else None,
+        "guidance_scale": guidance.scale,
+        "guidance_rescale": guidance.rescale if guidance.scale > 1 else 0.0,
+    }
 
 
 def is_v2(pipe: StableDiffusionPipeline) -> bool:

@@ -29,7 +29,7 @@ from typing import Any
 from trainer import bases, families, lora_file, runs
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError, UserError
-from trainer.render import modes, samplers
+from trainer.render import fitting, modes
 from trainer.render.jobs_file import Row
 
 HIDDEN = ".batch"
@@ -292,7 +292,7 @@ def make(rows: Iterable[Row], download: bool = False) -> Plan:
                 folder = bases.resolve(row.stack.base, families.registry()[row.stack.family], download)
                 bases.check_pixels(folder, {"width_px": row.stack.width_px, "height_px": row.stack.height_px})
                 checked.add(shape)
-            samplers.check(row.stack.sampler, families.registry()[row.stack.family].prediction)
+            fitting.check(families.registry()[row.stack.family], row.stack)
             if row.stack.mode != "sum":
                 modes.chosen(row.stack.mode, sum(one.enabled for one in row.stack.adapters), row.stack.guidance_scale)
             plan.add(row)

@@ -1,8 +1,9 @@
 """A stack as a ComfyUI graph, in both of its forms: `prompt` (what runs) and `workflow` (what is shown), one from the other.
 
-ComfyUI's own nodes only: checkpoint -> a LoraLoader per adapter -> RescaleCFG where guidance is rescaled -> two prompts, empty latents ->
-KSampler -> VAEDecode -> SaveImage. Forms: docs.comfy.org/specs/workflow_json_0.4 and .../workflow-api-format. What a graph of these nodes
-can't say is in words in its Note. ComfyUI draws other noise from a seed, so the picture is alike and never the same.
+ComfyUI's own nodes only: checkpoint -> a LoraLoader per adapter -> RescaleCFG where guidance is rescaled -> two prompts (FluxGuidance on the
+first where guidance is an input of the model), empty latents -> KSampler -> VAEDecode -> SaveImage. Forms: docs.comfy.org/specs/workflow_json_0.4
+and .../workflow-api-format. What a graph of these nodes can't say is in words in its Note. ComfyUI draws other noise from a seed, so the
+picture is alike and never the same.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import __version__
+from trainer import __version__, families
 from trainer.config import StackConfig
 from trainer.render.infotext import active, alias, beyond
 
@@ -35,7 +36,9 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     "LoraLoader": ("MODEL", "CLIP"),
     "RescaleCFG": ("MODEL",),
     "CLIPTextEncode": ("CONDITIONING",),
+    "FluxGuidance": ("CONDITIONING",),
     "EmptyLatentImage": ("LATENT",),
+    "EmptySD3LatentImage": ("LATENT",),
     "KSampler": ("LATENT",),
     "VAEDecode": ("IMAGE",),
     "SaveImage": (),
@@ -77,11 +80,21 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
         model, clip, column = (lora, 0), (lora, 1), column + 1
     positive = add("CLIPTextEncode", {"clip": clip}, {"text": stack.prompt}, column)
     negative = add("CLIPTextEncode", {"clip": clip}, {"text": stack.negative_prompt}, column, 1)
-    latents = add("EmptyLatentImage", {}, {"width": stack.width_px, "height": stack.height_px, "batch_size": 1}, column, 2)
-    if stack.guidance_rescale > 0 and stack.guidance_scale > 1:
+    family = families.registry()[stack.family]
+    scale = stack.guidance_scale
+    if family.guidance == "distilled":
+        positive, scale = add("FluxGuidance", {"conditioning": (positive, 0)}, {"guidance": scale}, column, 3), stack.true_guidance_scale
+    latents = add(
+        "EmptySD3LatentImage" if "flow" in family.prediction else "EmptyLatentImage",
+        {},
+        {"width": stack.width_px, "height": stack.height_px, "batch_size": 1},
+        column,
+        2,
+    )
+    if stack.guidance_rescale > 0 and stack.guidance_scale > 1 and "flow" not in family.prediction:
         model = (add("RescaleCFG", {"model": model}, {"multiplier": stack.guidance_rescale}, column, 3), 0)
     name, scheduler = SAMPLERS.get(sampler, ("euler", "normal"))
-    settings = {"seed": stack.seed, "steps": stack.steps, "cfg": stack.guidance_scale, "sampler_name": name, "scheduler": scheduler, "denoise": 1.0}
+    settings = {"seed": stack.seed, "steps": stack.steps, "cfg": scale, "sampler_name": name, "scheduler": scheduler, "denoise": 1.0}
     inputs = {"model": model, "positive": (positive, 0), "negative": (negative, 0), "latent_image": (latents, 0)}
     sampled = add("KSampler", inputs, settings, column + 1)
     decoded = add("VAEDecode", {"samples": (sampled, 0), "vae": (base, 2)}, {}, column + 2)

@@ -33,7 +33,8 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
     split.sort(key=lambda pair: len(pair[1]) == 1)
     axes = [Axis(f"adapters.{number}.weight", tuple(weights)) for number, (_, weights) in enumerate(split) if len(weights) > 1]
     adapters = [{"file": file, "name": Path(file).stem, "weight": weights[0]} for file, weights in split]
-    values = settings | {"base": base, "adapters": adapters} | _size(size, base)
+    family = bases.family_of(base)
+    values = settings | {"family": family, "base": base, "adapters": adapters} | _size(size, base, family)
     return parse(StackConfig, values, "the command line"), axes
 
 
@@ -49,9 +50,9 @@ def _lora(text: str) -> tuple[str, list[float]]:
     return text, [1.0]
 
 
-def _size(size: str | None, base: str) -> dict[str, int]:
+def _size(size: str | None, base: str, family: str) -> dict[str, int]:
     if size is None:
-        default = 128 if base == "imprimatura" else families.registry()["sd"].default_px
+        default = 128 if base == "imprimatura" else families.registry()[family].default_px
         return {"width_px": default, "height_px": default}
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
     if not match:

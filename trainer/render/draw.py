@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer import families
 from trainer.config import StackConfig
+from trainer.objective import Guidance
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
+    from torch import Tensor
+
+    Conditioning = dict[str, Tensor]
 
 
 def draw(pipe: DiffusionPipeline, stack: StackConfig) -> Image:
@@ -29,19 +35,11 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
             step_done(step)
         return tensors
 
-    first = stacks[0]
-    said: dict[str, Any] = {"prompt": [stack.prompt for stack in stacks], "negative_prompt": [stack.negative_prompt for stack in stacks]}
-    if is_weighted(pipe, first):
-        assert len(stacks) == 1, "prompts with weights are encoded one by one"
-        from trainer.render import prompting
-
-        positive, negative = prompting.weighted_pair(pipe, first.prompt, first.negative_prompt)
-        said = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    first, family = stacks[0], families.of(pipe)
+    guidance = Guidance(first.guidance_scale, first.guidance_rescale, first.true_guidance_scale)
     pictures: list[Image] = pipe(
-        **said,
+        **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
         num_inference_steps=first.steps,
-        guidance_scale=first.guidance_scale,
-        guidance_rescale=first.guidance_rescale if first.guidance_scale > 1 else 0.0,
         width=first.width_px,
         height=first.height_px,
         generator=[torch.Generator().manual_seed(stack.seed) for stack in stacks],
@@ -50,9 +48,24 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
     return pictures
 
 
+def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:
+    """Of the prompts and of the negative ones, which are not asked for without guidance."""
+    first = stacks[0]
+    if is_weighted(pipe, first):
+        assert len(stacks) == 1, "prompts with weights are encoded one by one"
+        from trainer.render import prompting
+
+        said, unsaid = prompting.weighted_pair(pipe, first.prompt, first.negative_prompt)
+        return family.prepare_batch([said]), family.prepare_batch([unsaid])
+    prompts, negative = [stack.prompt for stack in stacks], [stack.negative_prompt for stack in stacks]
+    said = family.prepare_batch(family.encode_text(pipe, prompts, 1))
+    scale = first.true_guidance_scale if family.guidance == "distilled" else first.guidance_scale
+    return said, family.prepare_batch(family.encode_text(pipe, negative, 1)) if scale > 1 else None
+
+
 def is_weighted(pipe: Any, stack: StackConfig) -> bool:
-    """True if a prompt has weights or fills several windows, and the pipeline's text encoder is one that they are known for."""
-    if not hasattr(pipe, "maybe_convert_prompt") or hasattr(pipe, "tokenizer_2"):
+    """True if a prompt has weights or fills several windows, and the family is one that they are known for."""
+    if not hasattr(families.of(pipe), "encode_windows"):
         return False
     from trainer.render import prompting
 

@@ -20,7 +20,7 @@ import torch
 from trainer import bases, families, lora_file, memory
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import attending, draw, image, modes, pointing, prompting, regions, samplers, spelling, weighing
+from trainer.render import attending, draw, fitting, image, modes, pointing, prompting, regions, samplers, spelling, weighing
 from trainer.render.folding import Folding, Part
 from trainer.render.live import Moment, beside
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
@@ -71,7 +71,7 @@ class Engine:
         self.component = next(iter(self.family.components))
         self.base_hash = bases.digest(self.folder, self.component)
         self.folding = Folding(self.weights)
-        self.vocabulary = Vocabulary(self.pipe)
+        self.vocabulary = Vocabulary(self.pipe, self.family)
         self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
         self.library, self.wildcards = library or (lambda: {}), wildcards
         self._scheduler = self.pipe.scheduler
@@ -87,7 +87,7 @@ class Engine:
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        samplers.check(stack.sampler, self.family.prediction)
+        fitting.check(self.family, stack)
         stack = spelling.spelled_out(stack, self.library, self.wildcards)
         adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
@@ -174,7 +174,19 @@ class Engine:
         words = tuple(sorted({layer.sha256 for layer in layers if self._adapter(layer).words}))
         ours = tuple(layers) if stack.mode != "sum" else ()
         alone = stack if draw.is_weighted(self.pipe, stack) else None
-        return (alone, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.sampler, stack.mode, ours, words)
+        return (
+            alone,
+            stack.width_px,
+            stack.height_px,
+            stack.steps,
+            stack.guidance_scale,
+            stack.guidance_rescale,
+            stack.true_guidance_scale,
+            stack.sampler,
+            stack.mode,
+            ours,
+            words,
+        )
 
     def _render(self, stacks: list[StackConfig]) -> list[image.Picture]:
         """Pictures of resolved stacks of one kind, as one batch."""

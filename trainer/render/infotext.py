@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import __version__
+from trainer import __version__, families
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import ConfigError, DataError
@@ -63,6 +63,7 @@ class Infotext:
     steps: int | None = None
     sampler: str = ""  # ours, or as it stands there if we have none such
     guidance_scale: float | None = None
+    distilled_guidance: float | None = None  # Forge's, of FLUX.1; `guidance_scale` is then the true one
     guidance_rescale: float | None = None
     seed: int | None = None
     size: tuple[int, int] | None = None  # width, height
@@ -99,15 +100,24 @@ def infotext(stack: StackConfig, base_name: str, base_hash: str, sampler: str, d
     civitai = [{"type": "lora", "weight": one.weight, "modelVersionId": version} for one, version in versions]
     name, schedule = A1111.get(stack.sampler or known_sampler(sampler), (sampler, ""))
     pairs = {
-        "Steps": stack.steps, "Sampler": quoted(name), "Schedule type": schedule, "CFG scale": f"{stack.guidance_scale:g}", "Seed": stack.seed,
+        "Steps": stack.steps, "Sampler": quoted(name), "Schedule type": schedule, **_guidance(stack), "Seed": stack.seed,
         "Size": f"{stack.width_px}x{stack.height_px}", "Model hash": base_hash[:10], "Model": quoted(base_name),
-        "CFG Rescale": f"{stack.guidance_rescale:g}", "Lora hashes": hashes and json.dumps(hashes, ensure_ascii=False),
+        "Lora hashes": hashes and json.dumps(hashes, ensure_ascii=False),
         "Velatura mode": stack.mode if stack.mode != "sum" and len(loras) > 1 else "", "Velatura LoRAs": quoted("; ".join(filter(None, map(beyond, loras)))),
         "Civitai resources": civitai and json.dumps(civitai, separators=(",", ":")), "Version": f"velatura {__version__}",
     }  # fmt: skip
     negative = f"Negative prompt: {stack.negative_prompt}\n" if stack.negative_prompt else ""
     line = ", ".join(f"{key}: {value}" for key, value in pairs.items() if value not in ("", []))
     return f"{stack.prompt if drawn is None else drawn}{tags}\n{negative}{line}"
+
+
+def _guidance(stack: StackConfig) -> dict[str, str]:
+    """As A1111 says it, and Forge where guidance is an input of the model."""
+    family = families.registry()[stack.family]
+    if family.guidance == "distilled":
+        return {"CFG scale": f"{stack.true_guidance_scale:g}", "Distilled CFG Scale": f"{stack.guidance_scale:g}"}
+    rescale = {} if "flow" in family.prediction else {"CFG Rescale": f"{stack.guidance_rescale:g}"}
+    return {"CFG scale": f"{stack.guidance_scale:g}"} | rescale
 
 
 def beyond(adapter: AdapterChoice) -> str:
@@ -178,6 +188,7 @@ def parse_infotext(text: str) -> Infotext:
         steps=_whole(pairs.get("Steps", "")),
         sampler=_sampler(pairs.get("Sampler", ""), pairs.get("Schedule type", "")),
         guidance_scale=_decimal(pairs.get("CFG scale", "")),
+        distilled_guidance=_decimal(pairs.get("Distilled CFG Scale", "")),
         guidance_rescale=_decimal(pairs.get("CFG Rescale", "")),
         seed=_whole(pairs.get("Seed", "")),
         size=_size(pairs.get("Size", "")),
@@ -254,9 +265,13 @@ def laid_on(stack: StackConfig, said: Infotext, library: dict[str, LoraInfo]) ->
     A LoRA is found by its name only where the text gives no hash. The base stays: the text names one, but not where it is.
     """
     width, height = said.size or (None, None)
+    family = families.registry()[stack.family]
+    is_distilled = family.guidance == "distilled" and said.distilled_guidance is not None
     given: dict[str, Any] = {
         "prompt": said.prompt, "negative_prompt": said.negative_prompt, "steps": said.steps, "seed": said.seed, "width_px": width, "height_px": height,
-        "guidance_scale": said.guidance_scale, "guidance_rescale": said.guidance_rescale,
+        "guidance_scale": said.distilled_guidance if is_distilled else said.guidance_scale,
+        "guidance_rescale": None if "flow" in family.prediction else said.guidance_rescale,
+        "true_guidance_scale": said.guidance_scale if is_distilled else None,
     }  # fmt: skip
     notes = [f"{tag[:80]} is not known here." for tag in said.unknown]
     values = stack.model_dump()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trainer.deltas import Delta, Update
 
+_JOINED = "single_transformer_blocks."  # in the path of layers whose tokens are the text's, then the image's of 2 x 2 latents (FLUX)
 _OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
 
 
@@ -43,15 +44,22 @@ class Moment:
         self.masks = masks
         self.sized.clear()
 
-    def mask(self, like: Tensor, owners: list[int]) -> Tensor:
-        """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R)."""
-        key = (like.shape, like.dtype, like.device, tuple(owners))
+    def mask(self, like: Tensor, owners: list[int], is_joined: bool = False) -> Tensor:
+        """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R).
+
+        Joined tokens are the text's, which have no place, and then the image's of 2 x 2 latents.
+        """
+        key = (like.shape, like.dtype, like.device, tuple(owners), is_joined)
         if key not in self.sized:
             parts = [None if (mask := self.masks[number]) is None else mask if mask.ndim == 3 else mask[None] for number in owners]
             whole = max((mask for mask in parts if mask is not None), key=len, default=torch.ones(1, 1, 1))
             stacked = torch.stack([torch.ones_like(whole) if mask is None else mask.expand_as(whole) for mask in parts], 1)  # (1 or B, R, h, w)
             repeat = like.shape[0] // self.num_images if len(whole) > 1 else 1
-            self.sized[key] = _resized(stacked, like).to(like).repeat(repeat, *[1] * (like.ndim - 1))
+            num_text = max(0, like.shape[1] - (-(-whole.shape[1] // 2)) * (-(-whole.shape[2] // 2))) if is_joined and like.ndim == 3 else 0
+            placed = _resized(stacked, like[:, num_text:])
+            if num_text:
+                placed = torch.cat([_resized(stacked, like[:, :1]).expand(-1, num_text, -1), placed], 1)
+            self.sized[key] = placed.to(like).repeat(repeat, *[1] * (like.ndim - 1))
         return self.sized[key]
 
     def touch(self) -> None:
@@ -68,7 +76,7 @@ class _Layer:
     def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
         self.path, self.moment = path, moment
         self.is_text = not path.startswith(("unet.", "transformer."))
-        self.places_text = bool(_OF_TEXT.search(path))
+        self.places_text, self.is_joined = bool(_OF_TEXT.search(path)), _JOINED in path
         self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
         low = [(number, factor, update) for number, factor, update in updates if isinstance(update, Delta)]
         kind, device = base.dtype, base.device
@@ -94,13 +102,13 @@ class _Layer:
             inner = _apply(module, x.to(self.down.dtype), self.down)
             inner = inner * _spread(scales, inner)
             if self.has_place:
-                inner = inner * self.moment.mask(inner, self.owners)
+                inner = inner * self.moment.mask(inner, self.owners, self.is_joined)
             lifted = nn.functional.conv2d(inner, self.up) if self.up.ndim == 4 else nn.functional.linear(inner, self.up)
             output = output + lifted.to(output.dtype)
         for number, factor, weight in self.dense:
             added = _apply(module, x.to(weight.dtype), weight)
             added = added * _spread(weights[number][:, None] * factor, added)
-            output = output + (added * self.moment.mask(added, [number]) if self.has_place else added).to(output.dtype)
+            output = output + (added * self.moment.mask(added, [number], self.is_joined) if self.has_place else added).to(output.dtype)
         return output
 
     def _scales(self, repeat: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -172,6 +180,13 @@ def beside(find: Callable[[str], nn.Module], bases: dict[str, Tensor], updates: 
             handle.remove()
 
 
+def _placed(output: Any, changed: Any, base: Any, moment: Moment, number: int) -> Any:
+    """The output with the change of one adapter in its place; joint attention has one for image tokens and one for the text's, which have none."""
+    if isinstance(base, tuple):
+        return tuple(_placed(*parts, moment, number) for parts in zip(output, changed, base, strict=True))
+    return output + (changed - base) * moment.mask(base, [number])
+
+
 def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., Tensor]:
     """A cross-attention's forward in which each regional adapter changes the text's keys and values for its own place only."""
 
@@ -187,7 +202,7 @@ def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., T
             for number, mask in enumerate(moment.masks):
                 if mask is not None and bool(moment.denoiser[number].any()):
                     changed = placed(frozenset({number}), *args, **kwargs)
-                    output = output + (changed - base) * moment.mask(base, [number])
+                    output = _placed(output, changed, base, moment, number)
             return output
         finally:
             moment.placed = frozenset()

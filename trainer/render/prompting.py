@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import families
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.data import has_trigger, wording
 from trainer.errors import ConfigError
@@ -279,47 +280,53 @@ def _joined(pieces: list[list[Any]]) -> list[tuple[str, float]]:
     return found or [("", 1.0)]
 
 
-def weighted_embeddings(pipe: Any, prompt: str, windows: int = 1) -> Tensor:
-    """The text encoder's output for a prompt with weights (1, k * L, D), L its window with both marks; k is at least `windows`.
+def weighted_embeddings(pipe: Any, prompt: str, windows: int = 1) -> dict[str, Tensor]:
+    """The conditioning of a prompt with weights: `encoder_hidden_states` (k * L, D), L a window with both marks, k at least `windows`.
 
-    For pipelines with one CLIP encoder. A prompt of one window without weights is encoded by the pipeline itself. Else each piece is
-    cut into tokens for itself, windows are encoded one by one and laid end to end, each token's output is multiplied by its weight,
-    and each window's mean is restored: A1111's "Original" emphasis (modules/sd_hijack_clip.py, sd_emphasis.py). Unlike there a
-    window isn't broken early at a comma, and a mean that is next to nothing isn't restored: it would scale the rest by chance.
-    Raises: ConfigError for weights beyond -20 to 20.
+    For families whose prompts can be cut into windows. A prompt of one window without weights is encoded by the pipeline itself. Else
+    each piece is cut into tokens for itself, windows are encoded one by one and laid end to end, each token's output is multiplied by
+    its weight, and each window's mean is restored, for each text encoder by itself: A1111's "Original" emphasis
+    (modules/sd_hijack_clip.py, sd_emphasis.py). What a text encoder says of a prompt as a whole is the first window's and has no weights.
+    Unlike there a window isn't broken early at a comma, and a mean that is next to nothing isn't restored: it would scale the rest
+    by chance. Raises: ConfigError for weights beyond -20 to 20.
     """
     import torch
 
-    pieces = parse_attention(prompt)
-    size = int(pipe.tokenizer.model_max_length) - 2
+    family, pieces = families.of(pipe), parse_attention(prompt)
+    size = family.window(pipe)
     chunks = _chunks(pipe, pieces, size)
     plain = all(weight == 1 for _, weight in pieces)
     if plain and len(chunks) == windows == 1:
-        encoded: Tensor = pipe.encode_prompt(pieces[0][0], pipe._execution_device, 1, do_classifier_free_guidance=False)[0]
+        encoded: dict[str, Tensor] = family.encode_text(pipe, [pieces[0][0]], 1)[0]
         return encoded
     chunks += [[]] * (windows - len(chunks))
-    first, last, pad = (getattr(pipe.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
-    ids = [[first, *(token for token, _ in chunk), last, *[pad] * (size - len(chunk))] for chunk in chunks]
     weights = torch.tensor([[1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * (size - len(chunk))] for chunk in chunks])
-    hidden: Tensor = pipe.text_encoder(torch.tensor(ids, device=pipe._execution_device))[0]  # (k, L, D)
+    hidden, whole = family.encode_windows(pipe, [[token for token, _ in chunk] for chunk in chunks])
     if not plain:
-        before = hidden.float()
-        after = before * weights.to(before.device)[..., None]
-        wanted, found = before.mean((1, 2), keepdim=True), after.mean((1, 2), keepdim=True)
-        is_mean = torch.minimum(wanted.abs(), found.abs()) > _LEAST_MEAN * before.std((1, 2), keepdim=True)
-        hidden = torch.where(is_mean, after * (wanted / found), after).to(hidden.dtype)
-    return hidden.flatten(0, 1)[None]
+        hidden = [_weighted(one, weights) for one in hidden]
+    return {"encoder_hidden_states": torch.cat(hidden, -1).flatten(0, 1), **whole}
 
 
-def weighted_pair(pipe: Any, prompt: str, negative_prompt: str) -> tuple[Tensor, Tensor]:
-    """Both prompts, as many windows each: what a pipeline takes as `prompt_embeds` and `negative_prompt_embeds`."""
+def _weighted(hidden: Tensor, weights: Tensor) -> Tensor:
+    """A text encoder's output (k, L, D) times each token's weight (k, L), its windows' means as they were."""
+    import torch
+
+    before = hidden.float()
+    after = before * weights.to(before.device)[..., None]
+    wanted, found = before.mean((1, 2), keepdim=True), after.mean((1, 2), keepdim=True)
+    is_mean = torch.minimum(wanted.abs(), found.abs()) > _LEAST_MEAN * before.std((1, 2), keepdim=True)
+    return torch.where(is_mean, after * (wanted / found), after).to(hidden.dtype)
+
+
+def weighted_pair(pipe: Any, prompt: str, negative_prompt: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The conditionings of both prompts, as many windows each."""
     windows = max(num_windows(pipe, prompt), num_windows(pipe, negative_prompt))
     return weighted_embeddings(pipe, prompt, windows), weighted_embeddings(pipe, negative_prompt, windows)
 
 
 def num_windows(pipe: Any, prompt: str) -> int:
     """How many windows of the text encoder a prompt takes, at least one."""
-    return len(_chunks(pipe, parse_attention(prompt), int(pipe.tokenizer.model_max_length) - 2))
+    return len(_chunks(pipe, parse_attention(prompt), families.of(pipe).window(pipe)))
 
 
 def _chunks(pipe: Any, pieces: list[tuple[str, float]], size: int) -> list[list[tuple[int, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from trainer.errors import ConfigError
@@ -22,11 +23,16 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def check(name: str, prediction: tuple[str, ...] = ("epsilon", "v")) -> None:
-    """Raises: ConfigError if there is no such sampler, or it isn't for a base that predicts so."""
-    fitting = [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in prediction)]
-    if name and name not in fitting:
-        raise ConfigError(f"sampler is {name!r}; allowed for this base: {', '.join(fitting)}, or empty for the base's own.")
+def fitting(family: ModuleType) -> list[str]:
+    """Those that can draw with a family's bases."""
+    unfit = getattr(family, "unfit_samplers", ())
+    return [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in family.prediction) and one not in unfit]
+
+
+def check(name: str, family: ModuleType) -> None:
+    """Raises: ConfigError if there is no such sampler, or it isn't for this family."""
+    if name and name not in fitting(family):
+        raise ConfigError(f"sampler is {name!r}; allowed for this base: {', '.join(fitting(family))}, or empty for the base's own.")
 
 
 def make(name: str, own: Any) -> Any:

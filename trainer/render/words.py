@@ -7,6 +7,7 @@ embeddings are replaced, not changed, so that putting the old ones back leaves n
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from trainer.errors import AdapterError
 
 
 class Vocabulary:
-    """What a pipeline with one tokenizer and text encoder can read beside its own words."""
+    """What a pipeline can read beside its own words; nothing where its family takes none."""
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, family: ModuleType) -> None:
+        self.pipe, self.family = pipe, family
         self.tokenizer = pipe.tokenizer
         self.table: nn.Embedding = pipe.text_encoder.get_input_embeddings()
 
     def check(self, words: dict[str, Tensor], file: str) -> None:
-        """Raises: AdapterError if a file's words have another width than the table's, or the base has a word of that name."""
+        """Raises: AdapterError if the family takes no new words, a file's have another width than the table's, or the base has a word of that name."""
+        if words and not self.family.words:
+            raise AdapterError(f"{file} brings the word {next(iter(words))!r}; new words are not known for {self.family.title}, so it can't be used.")
         for word, vectors in words.items():
             if vectors.shape[1] != self.table.embedding_dim:
                 raise AdapterError(f"{file} brings the word {word!r} {vectors.shape[1]} wide; allowed for this base: {self.table.embedding_dim}.")
@@ -47,6 +50,8 @@ class Vocabulary:
     @torch.no_grad()
     def show(self, words: dict[str, Tensor]) -> None:
         """Know exactly these words; the base's own tokenizer and table are back if there are none."""
+        if not self.family.words:
+            return
         tokenizer, table = self.tokenizer, self.table
         if words:
             tokens = [token for word, vectors in words.items() for token in _tokens(word, vectors)]

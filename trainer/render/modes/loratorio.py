@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 name, title, is_guided, fewest = "loratorio", "LoRAtorio", True, 2
+splits_guidance = True
 _PATCH = 2  # latents a side
 _TEMPERATURE = 0.1
 

@@ -1,0 +1,148 @@
+"""What flow families have that UNets haven't: joint tokens, guidance that is an input, names at scale 1, a text encoder that may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from trainer import bases, families, lora_file, objective, session
+from trainer.config import StackConfig
+from trainer.deltas import Delta
+from trainer.errors import ConfigError
+from trainer.render import comfy, infotext, live
+from trainer.render.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    base = families.registry()["flux"].tiny(tmp_path_factory.mktemp("flux"))
+    return Engine(str(base), "flux", device="cpu", dtype="float32")
+
+
+def stack(engine: Engine, **values: Any) -> StackConfig:
+    return StackConfig(family=engine.family.name, base=engine.base, **{"prompt": "a cat", "steps": 2, "width_px": 64, "height_px": 64} | values)
+
+
+def pixels(engine: Engine, **values: Any) -> numpy.ndarray:
+    return numpy.asarray(engine.render(stack(engine, **values)).image, dtype=int)
+
+
+def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the_texts_by_its_share() -> None:
+    torch.manual_seed(0)
+    module, x, mask = nn.Linear(12, 20), torch.randn(2, 7 + 16, 12), torch.zeros(8, 8)
+    mask[:, :4] = 1
+    update, weights = Delta(torch.randn(3, 12), torch.randn(20, 3), 1.0), torch.ones(1, 2)
+    path = "transformer.single_transformer_blocks.0.attn.to_q"
+    with torch.no_grad():
+        plain = module(x)
+        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, live.Moment(weights, weights, [mask])):
+            found = module(x)
+        share = torch.cat([torch.full((7,), 0.5), torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4)])
+        wanted = plain + x @ update.dense(module.weight, torch.float32).T * share[None, :, None]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_is_an_input_and_a_negative_prompt_takes_a_second_pass(flux: Engine) -> None:
+    plain = pixels(flux)
+    assert abs(plain - pixels(flux, guidance_scale=9.0)).max() > 0
+    calls = []
+    handle = flux.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    guided = pixels(flux, negative_prompt="a dog", true_guidance_scale=4.0)
+    assert len(calls) == 4 and abs(guided - plain).max() > 0
+    pixels(flux)
+    handle.remove()
+    assert len(calls) == 6
+    with pytest.raises(ConfigError, match="negative_prompt is set, but nothing would read it: FLUX.1 takes one with true_guidance_scale above 1"):
+        pixels(flux, negative_prompt="a dog")
+    with pytest.raises(ConfigError, match="guidance_rescale is 0.5, but nothing would read it: prediction is flow"):
+        pixels(flux, guidance_rescale=0.5)
+
+
+def test_true_guidance_is_refused_where_guidance_is_no_input(tiny: Path) -> None:
+    engine = Engine(str(tiny), "sd", device="cpu", dtype="float32")
+    with pytest.raises(ConfigError, match="true_guidance_scale is 2.0, but nothing would read it: guidance is classifier-free"):
+        engine.render(stack(engine, true_guidance_scale=2.0))
+
+
+def test_schnell_has_no_guidance_input_and_half_the_window(tmp_path: Path, flux: Engine) -> None:
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    pipe = flux.pipe
+    transformer = FluxTransformer2DModel.from_config(pipe.transformer.config, guidance_embeds=False)
+    FluxPipeline(pipe.scheduler, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.text_encoder_2, pipe.tokenizer_2, transformer).save_pretrained(tmp_path)
+    engine = Engine(str(tmp_path), "flux", device="cpu", dtype="float32")
+    assert (flux.family.window(flux.pipe), engine.family.window(engine.pipe)) == (511, 255)
+    assert engine.family.encode_text(engine.pipe, ["a cat"], 1)[0]["encoder_hidden_states"].shape == (256, 32)
+    assert pixels(engine).std() > 0
+
+
+def _settings(family: str, folder: Path, base: str, **changes: Any) -> Any:
+    values = {
+        "family": family, "base": base, "resolution_px": 64, "max_steps": 3, "batch_size": 2, "preview_every_steps": 0, "learning_rate": 0.02,
+        "preview.guidance_rescale": 0.0, "adapter.alpha": 8.0, "adapter.rank": 4,
+    }  # fmt: skip
+    given = values | {key.replace("__", "."): value for key, value in changes.items()}
+    return session.preset_config("imprimatura-style", str(folder), None, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_a_file_in_diffusers_names_has_one_rank_and_an_alpha_like_it(method: str, flux: Engine, draw_dots: Callable[..., Path], tmp_path: Path) -> None:
+    folder = draw_dots(tmp_path / "dots", "a {colour} dot")
+    changes: dict[str, Any] = {"adapter__block_ranks": ["transformer_blocks.0=2"]} if method == "lora" else {}
+    run, stream = session.start(_settings("flux", folder, flux.base, adapter__method=method, **changes), tmp_path / "runs", method, None)
+    assert list(stream)[-1].kind == "finished"
+    header = lora_file.read_header(run.lora_file)
+    if method == "lora":
+        assert all(name.startswith("transformer.") for name in header.shapes)
+        assert {shape[0] for name, shape in header.shapes.items() if "lora_A" in name} == {4} and not any("alpha" in name for name in header.shapes)
+        own = json.loads(header.metadata["lora_adapter_metadata"])
+        assert own["transformer.r"] == own["transformer.lora_alpha"] == 4
+        assert (header.metadata["ss_network_dim"], header.metadata["ss_network_alpha"]) == ("4", "4.0")
+    found = lora_file.read(run.lora_file, flux.file_keys, flux.shapes)
+    assert len(found) > 10
+    plain = pixels(flux)
+    assert abs(pixels(flux, adapters=({"file": str(run.lora_file), "weight": 2.0},)) - plain).max() > 0
+
+
+def test_captions_of_several_windows_are_refused_by_name_and_long_ones_are_named(flux: Engine, draw_dots: Callable[..., Path], tmp_path: Path) -> None:
+    folder = draw_dots(tmp_path / "dots", "a {colour} dot" + " and another" * 60)
+    with pytest.raises(ConfigError, match="captions.long is 'chunk', which flux can't; allowed: cut"):
+        session.start(_settings("flux", folder, flux.base, captions__long="chunk"), tmp_path / "runs", "x", None)
+    _, stream = session.start(_settings("flux", folder, flux.base, max_steps=1), tmp_path / "runs", "x", None)
+    assert any(event.kind == "warned" and "of which the text encoder reads 511" in event.message for event in stream)
+
+
+def test_stable_diffusion_3_without_t5_encodes_as_its_pipeline_does(tmp_path: Path) -> None:
+    family = families.registry()["sd3"]
+    base = family.tiny(tmp_path / "sd3")
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    pipe = bases.open_pipeline(family, base, "cpu", torch.float32)
+    row = family.encode_text(pipe, ["a cat"], 1)[0]["encoder_hidden_states"]
+    assert pipe.text_encoder_3 is None and not row[-256:].any() and family.window(pipe) == pipe.tokenizer.model_max_length - 2
+    assert pixels(Engine(str(base), "sd3", device="cpu", dtype="float32")).std() > 0
+
+
+def test_the_shift_of_a_schedule_goes_by_size_only_where_the_schedulers_does() -> None:
+    fixed = objective.flow_schedule({"shift": 3.0})
+    assert fixed.shift_at_tokens[0][1] == fixed.shift_at_tokens[1][1] == pytest.approx(1.0986, abs=1e-4)
+    by_size = objective.flow_schedule({"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192})
+    assert by_size.shift_at_tokens == ((256, 0.5), (8192, 0.9))
+
+
+def test_infotext_and_graph_say_guidance_as_forge_and_comfyui_do(flux: Engine) -> None:
+    made = stack(flux, guidance_scale=3.5, negative_prompt="a dog", true_guidance_scale=2.0)
+    text = infotext.infotext(made, "flux", "0" * 64, "FlowMatchEulerDiscrete")
+    assert "CFG scale: 2" in text and "Distilled CFG Scale: 3.5" in text and "CFG Rescale" not in text and "Sampler: Euler, Schedule type: Simple" in text
+    back, notes = infotext.laid_on(stack(flux), infotext.parse_infotext(text), {})
+    assert (back.guidance_scale, back.true_guidance_scale, back.negative_prompt, back.sampler, notes) == (3.5, 2.0, "a dog", "flow_euler", [])
+    prompt, _ = comfy.graphs(made, "flux", "flow_euler")
+    nodes = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    assert nodes["FluxGuidance"]["guidance"] == 3.5 and nodes["KSampler"]["cfg"] == 2.0 and "EmptySD3LatentImage" in nodes and "RescaleCFG" not in nodes

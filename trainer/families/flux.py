@@ -1,0 +1,175 @@
+"""FLUX.1, dev and schnell: a transformer that predicts flow, told by T5 what a caption says and by CLIP what it says as a whole.
+
+Latents go in as tokens of 2 x 2. dev is distilled: how closely it follows a prompt is one of its inputs, and no second pass is made for
+it; it is trained at 1 there, as the trainers that publish settings do. Guidance by a negative prompt (`true_scale`) is a second pass on
+top. schnell has no such input. T5 is never adapted. LoRA files keep diffusers' names at scale 1, which diffusers, ComfyUI, Forge and
+InvokeAI read at any size of the model; kohya's fused names are a conversion away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import FluxPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "flux"
+title = "FLUX.1"
+pipeline = "FluxPipeline"
+prediction = ("flow",)
+guidance = "distilled"
+unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer.", "text_encoder": "text_encoder."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "flux-1-dev/lora"
+base_version = "flux1"
+
+_TRAINED_GUIDANCE = 1.0
+_ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
+_FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out"
+_BLOCKS = r"(single_)?transformer_blocks\.\d+"
+targets = {
+    "attention": rf"{_BLOCKS}\.{_ATTENTION}",
+    "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|norm(1|1_context)?\.linear)",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|norm(1|1_context)?\.linear)|x_embedder|context_embedder",
+}
+text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> FluxPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def _tokens(pipe: FluxPipeline) -> int:
+    """T5's window: 512 tokens for dev, 256 for schnell."""
+    return 512 if pipe.transformer.config.guidance_embeds else 256
+
+
+def window(pipe: FluxPipeline) -> int:
+    """How many tokens of a caption T5 reads, its mark left out."""
+    return _tokens(pipe) - 1
+
+
+def count_tokens(pipe: FluxPipeline, caption: str) -> int:
+    """How many tokens a caption has for T5, without its mark."""
+    return len(pipe.tokenizer_2(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: FluxPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), pooled: (P,)}` a caption; CLIP, which says `pooled`, cuts long ones off at its own window."""
+    hidden, pooled, _ = pipe.encode_prompt(captions, None, device=pipe._execution_device, max_sequence_length=_tokens(pipe))
+    return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
+
+
+def encode_image(pipe: FluxPipeline, images: Tensor) -> Tensor:
+    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
+    latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
+    scale, shift = float(pipe.vae.config.scaling_factor), float(pipe.vae.config.shift_factor or 0)
+    return (latents - shift) * scale
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), pooled: (B, P)}`."""
+    import torch
+
+    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "pooled")}
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    import torch
+
+    count, channels, height, width = noised.shape
+    rows, columns = height // 2, width // 2
+    tokens = noised.reshape(count, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(count, rows * columns, channels * 4)
+    places = torch.zeros(rows, columns, 3)
+    places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+    said = conditioning["encoder_hidden_states"]
+    config: Any = denoiser.config
+    prediction: Tensor = denoiser(
+        hidden_states=tokens,
+        timestep=timesteps / 1000,
+        guidance=torch.full((count,), _TRAINED_GUIDANCE, device=noised.device) if config.guidance_embeds else None,
+        pooled_projections=conditioning["pooled"],
+        encoder_hidden_states=said,
+        txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype),
+        img_ids=places.reshape(-1, 3).to(noised.device, noised.dtype),
+    ).sample
+    return prediction.reshape(count, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(noised.shape)
+
+
+def schedule(pipe: FluxPipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: FluxPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "pooled_prompt_embeds": said["pooled"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
+        found["true_cfg_scale"] = guidance.true_scale
+    return found
+
+
+def is_v2(pipe: FluxPipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: FluxPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer -> its name in a LoRA file: the same, with CLIP's `text_model.` where transformers dropped it."""
+    from torch import nn
+
+    keys = {}
+    for component, prefix in components.items():
+        for path, module in getattr(pipe, component).named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                spelled = path.replace(".base_layer", "")
+                if component == "text_encoder" and not spelled.startswith("text_model."):
+                    spelled = f"text_model.{spelled}"
+                keys[f"{component}.{path}"] = prefix + spelled
+    return keys
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture (dev's guidance input), saved in `folder`; needs no network."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel(
+            patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
+            pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+        )  # fmt: skip
+        clip, t5, vae = toys.clip("CLIPTextModel"), toys.t5(32), toys.autoencoder(4, 0.3611, 0.1159)
+        pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15), vae, *clip, *t5, transformer)
+    pipe.save_pretrained(str(folder))
+    return folder

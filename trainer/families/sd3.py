@@ -1,0 +1,153 @@
+"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts flow, with two CLIP text encoders and a T5 one, which may be left out.
+
+The T5 encoder is never adapted: no tool reads a LoRA of it for this family. LoRA files keep diffusers' names, since diffusers has no reader of
+kohya's for it, and ComfyUI reads both; updates are written at scale 1, which ComfyUI takes for granted there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "sd3"
+title = "Stable Diffusion 3 / 3.5"
+pipeline = "StableDiffusion3Pipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer.", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "stable-diffusion-3/lora"
+base_version = "sd3"
+
+caption_tokens = 255
+_T5_TOKENS = caption_tokens + 1  # of a prompt, as the pipeline has it unless it is told otherwise
+_ATTENTION = r"attn2?\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
+_LINEAR = rf"{_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear"
+targets = {
+    "attention": rf"transformer_blocks\.\d+\.{_ATTENTION}",
+    "attention-ff": rf"transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2))",
+    "linear": rf"transformer_blocks\.\d+\.({_LINEAR})",
+    "all": rf"transformer_blocks\.\d+\.({_LINEAR})|context_embedder|pos_embed\.proj|norm_out\.linear|proj_out",
+}
+text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
+    from diffusers import StableDiffusion3Pipeline
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    absent = {part: None for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0]}
+    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **absent).to(device)
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+        if part is not None:
+            part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def window(pipe: StableDiffusion3Pipeline) -> int:
+    """How many tokens of a caption T5 reads, its mark left out; CLIP's where there is no T5."""
+    return caption_tokens if pipe.text_encoder_3 is not None else int(pipe.tokenizer.model_max_length) - 2
+
+
+def count_tokens(pipe: StableDiffusion3Pipeline, caption: str) -> int:
+    """How many tokens a caption has for T5, or for CLIP, without marks."""
+    tokenizer = pipe.tokenizer_3 if pipe.text_encoder_3 is not None else pipe.tokenizer
+    return len(tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: StableDiffusion3Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L + 256, D), pooled: (P,)}` a caption: CLIP's window, which cuts long ones off, then T5's."""
+    hidden, _, pooled, _ = pipe.encode_prompt(
+        captions, None, None, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS
+    )  # fmt: skip
+    return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
+
+
+def encode_image(pipe: StableDiffusion3Pipeline, images: Tensor) -> Tensor:
+    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
+    latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
+    scale, shift = float(pipe.vae.config.scaling_factor), float(pipe.vae.config.shift_factor or 0)
+    return (latents - shift) * scale
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), pooled: (B, P)}`."""
+    import torch
+
+    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "pooled")}
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    prediction: Tensor = denoiser(
+        hidden_states=noised, timestep=timesteps, encoder_hidden_states=conditioning["encoder_hidden_states"], pooled_projections=conditioning["pooled"]
+    ).sample  # fmt: skip
+    return prediction
+
+
+def schedule(pipe: StableDiffusion3Pipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: StableDiffusion3Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "pooled_prompt_embeds": said["pooled"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
+    return found
+
+
+def is_v2(pipe: StableDiffusion3Pipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
+    """`component.module.path` of every linear and convolution -> its name in a LoRA file, which is the same."""
+    from torch import nn
+
+    parts = {component: getattr(pipe, component) for component in components if getattr(pipe, component) is not None}
+    names = [f"{component}.{path}" for component, part in parts.items() for path, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return {name: name.replace(".base_layer", "") for name in names}
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture (3.5's norms and dual attention), saved in `folder`; needs no network."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = SD3Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, caption_projection_dim=64,
+            joint_attention_dim=64, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32, qk_norm="rms_norm", dual_attention_layers=(0,),
+        )  # fmt: skip
+        first, second, third = toys.clip("CLIPTextModelWithProjection"), toys.clip("CLIPTextModelWithProjection"), toys.t5(64)
+        vae = toys.autoencoder(4, 1.5305, 0.0609)
+        pipe = StableDiffusion3Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *first, *second, *third)
+    pipe.save_pretrained(str(folder))
+    return folder

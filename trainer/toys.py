@@ -1,0 +1,52 @@
+"""Small parts that the families' `tiny()` put together: random models of the real architectures, made offline, the same every time.
+
+The caller seeds torch. Tokenizers are Imprimatura's CLIP one and a T5 one that knows letters only: it is built here, since a trained one
+would be a file of 150 kB to ship for nothing that a test would notice.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+_TOKENIZER = Path(__file__).parent / "imprimatura" / "tokenizer"
+_WIDTH = 32
+
+
+def clip(model: str) -> tuple[Any, Any]:
+    """A CLIP text encoder of this transformers class, 32 wide, and its tokenizer."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(_TOKENIZER), local_files_only=True)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=_WIDTH,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return getattr(transformers, model)(config), tokenizer
+
+
+def t5(width: int) -> tuple[Any, Any]:
+    """A T5 encoder and a tokenizer of letters."""
+    import transformers
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in string.printable if not letter.isspace())]
+    tokenizer = transformers.T5Tokenizer(vocab=pieces, model_max_length=512, extra_ids=0)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+    )  # fmt: skip
+    return transformers.T5EncoderModel(config), tokenizer
+
+
+def autoencoder(latent_channels: int, scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+    """A KL autoencoder whose latents are four times smaller than its pictures."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=latent_channels, scaling_factor=scaling_factor, shift_factor=shift_factor, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
