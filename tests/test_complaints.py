@@ -115,10 +115,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """The `at`-th prediction of the run has a NaN in its second picture."""
     real, count = Studio.predict, 0
 
-    def predict(self, noised, timesteps, captions):
+    def predict(self, noised, timesteps, captions, frames=None):
         nonlocal count
         count += 1
-        found = real(self, noised, timesteps, captions)
+        found = real(self, noised, timesteps, captions, frames)
         if count == at:
             found = found.clone()
             found[1, 0, 0, 0] = float("nan")

@@ -27,8 +27,8 @@ MAX_PRESET_BYTES = 1 << 20
 
 
 def names() -> list[str]:
-    """Names of the presets that ship, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    """Names of the presets that ship, sorted, those for the base that ships first: they run as they are."""
+    return sorted((path.stem for path in FOLDER.glob("*.toml")), key=lambda name: (not name.startswith("imprimatura"), name))
 
 
 def title(name: str) -> str:
