@@ -13,7 +13,7 @@ from tests.test_batch import defaults, jobs, plan_of
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import adapter, check_name, seeds
 from trainer.errors import ConfigError, UserError
-from trainer.render import batch_plan, jobs_file
+from trainer.render import batch_recipe, jobs_file
 
 # Reading.
 
@@ -155,9 +155,9 @@ def test_no_name_leads_out_of_the_folder(template: str, prompt: str) -> None:
     except ValueError:
         return
     stack = StackConfig(prompt=prompt, base=prompt or "x", adapters=({"file": "f", "name": prompt, "weight": 1.0},))  # type: ignore[arg-type]
-    name = batch_plan.file_name(template, 7, stack, "0" * 32)
+    name = batch_recipe.file_name(template, 7, stack, "0" * 32)
     path = PurePosixPath(name)
-    assert not path.is_absolute() and path.suffix.lower() in batch_plan.ENDINGS
+    assert not path.is_absolute() and path.suffix.lower() in batch_recipe.ENDINGS
     assert all(part not in ("", ".", "..") and not part.startswith(".") and "\\" not in part and len(part.encode()) <= 255 for part in name.split("/"))
     assert path.parts[0] != "contact-sheets"
 

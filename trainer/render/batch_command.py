@@ -42,13 +42,14 @@ def batch(
     download: Annotated[bool, typer.Option("--download", help="Fetch a base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
-    from trainer.render import batch_plan, jobs_file
+    from trainer import lora_file
+    from trainer.render import batch_plan, batch_recipe, jobs_file
 
     folder = out or Path("outputs") / "batch" / jobs.stem
-    if folder.suffix.lower() in batch_plan.ENDINGS:
+    if folder.suffix.lower() in batch_recipe.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
     defaults = jobs_file.Defaults(base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name)
-    plan = batch_plan.make(jobs_file.read(jobs, defaults), download)
+    plan = batch_plan.make(jobs_file.read(jobs, defaults), download, lambda: lora_file.library([Path("outputs")]), Path("wildcards"))
     if dry_run:
         plan.reconcile(folder)
         typer.echo(json.dumps(_plan_values(plan)) if as_json else describe(plan))

@@ -88,27 +88,12 @@ class Engine:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         samplers.check(stack.sampler, self.family.prediction)
-        tagged = prompting.spelled_out(stack.prompt, stack.seed, self.wildcards)
-        if tagged.unknown:
-            raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
-        adapters = [self._choice(adapter, stack) for adapter in (*stack.adapters, *map(self._tagged, tagged.loras))]
+        stack = prompting.without_tags(stack, self.wildcards, self.library)
+        adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
-        negative = prompting.spelled_out(stack.negative_prompt, stack.seed, self.wildcards, "negative")
-        if negative.loras or negative.unknown:
-            raise ConfigError(f"the negative prompt has {', '.join([*map(prompting.tag, negative.loras), *negative.unknown])}; allowed there: words.")
-        found = stack.model_copy(
-            update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(tagged.prompt, triggers), "negative_prompt": negative.prompt}
-        )  # fmt: skip
+        found = stack.model_copy(update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(stack.prompt, triggers)})
         modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
         return found
-
-    def _tagged(self, tag: prompting.LoraTag) -> AdapterChoice:
-        """The LoRA that a prompt names, found in the library."""
-        named = [info for info in self.library().values() if info.name == tag.name]
-        if len(named) != 1:
-            known = ", ".join(sorted(info.name for info in self.library().values())[:20])
-            raise AdapterError(f"the prompt names the LoRA {tag.name!r}, of which there are {len(named)} here; allowed: one of {known or '(none)'}.")
-        return AdapterChoice(file=str(named[0].path), name=tag.name, weight=tag.weight, text_weight=tag.text_weight)
 
     def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
         file = adapter.file
