@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,15 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     if folders:
         raise RunError(f"no checkpoint in {parent} can be used: {' '.join(problems)} Remove the folder to start the run anew.")
     return None, problems
+
+
+def every(parent: Path) -> Iterator[Checkpoint]:
+    """The checkpoints that are there and verify, oldest first, one in memory at a time; damaged ones are passed over."""
+    for folder in _folders(parent):
+        try:
+            yield _load(folder)
+        except (OSError, ValueError, KeyError):
+            continue
 
 
 def _load(folder: Path) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
 
-Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA at several steps. Cells that can be one batch are.
+Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA, the checkpoints of a training (`checkpoints`).
+Cells that can be one batch are.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ MAX_AXES = 3
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes."""
+    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes; the `note` goes into the sheet's title."""
 
     key: str
     values: tuple[Any, ...]
+    note: str = ""
 
     def label(self, value: Any, stack: StackConfig) -> str:
         """A value as the sheet names it."""
@@ -92,6 +94,7 @@ def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Ima
     columns = [axes[-1].label(value, stack) for value in axes[-1].values]
     rows = [axes[-2].label(value, stack) for value in axes[-2].values] if len(axes) > 1 else [""]
     titles = [axes[0].label(value, stack) for value in axes[0].values] if len(axes) > 2 else [stack.prompt]
+    titles[0] = " - ".join(filter(None, [titles[0], *(one.note for one in axes)]))
     found = iter(pictures)
     pages = [contact_sheet([[next(found).image for _ in columns] for _ in rows], rows, columns, title) for title in titles]
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")

@@ -113,13 +113,14 @@ def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: 
     folder = bases.resolve(stack.base, families.registry()[stack.family], download)
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import axes as grids
-    from trainer.render import grid
+    from trainer.render import checkpoints, grid
     from trainer.render.engine import Engine
 
     engine = Engine(stack.base, stack.family, download=download, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
     if not axes and not strip:
         return image.save(engine.render(stack), out)
-    sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, stack, axes)
+    with checkpoints.spelled_out(stack, [] if strip else axes) as (spelled, files):
+        sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, spelled, files)
     path = out if image.format_of(out) else image.free_name(out, f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
