@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.test_batch import defaults, jobs, plan_of
+from trainer import families
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import adapter, check_name, seeds
 from trainer.errors import ConfigError, UserError
-from trainer.render import batch_plan, jobs_file
+from trainer.render import batch_recipe, jobs_file
 
 # Reading.
 
@@ -101,6 +102,38 @@ def test_a_row_leaves_out_what_the_options_say(tmp_path: Path, tiny: Path) -> No
     assert [(one.file, one.weight) for one in second.adapters] == [("g", 0.2), ("h", 1.0)]
 
 
+# Another value than the default of each setting, and where a batch says it otherwise than by its name: (CSV column, TOML key), or why it can't.
+OTHER = {
+    "family": list(families.registry())[-1], "base": "elsewhere", "mode": "switch", "wide_weights": True, "prompt": "a", "negative_prompt": "b",
+    "seed": 7, "sampler": "euler", "steps": 3, "guidance_scale": 2.0, "guidance_rescale": 0.25, "width_px": 64, "height_px": 64,
+}  # fmt: skip
+ELSEWHERE = {"prompt": "prompts", "seed": "seeds"}
+SIZED = {"width_px": "size", "height_px": "size"}
+NOT_SAID = {"version": "of the file's own form", "adapters": "CSV: lora, by FILE:WEIGHT; TOML: stacks, with all settings; tested above"}
+
+
+def test_every_setting_of_a_picture_can_be_said_by_column_by_key_and_by_option(tmp_path: Path, tiny: Path) -> None:
+    assert set(OTHER) | set(NOT_SAID) == set(StackConfig.model_fields)
+    columns = {setting: column for column, setting in jobs_file.COLUMNS.items() if setting} | SIZED
+    for key, value in OTHER.items():
+        said = jobs_file.Defaults(size="32x32", others=(f"{key}={str(value).lower() if isinstance(value, bool) else value}",))
+        csv_path = jobs(tmp_path / "x.csv", [("name", columns[key]), ("x", "64x64" if key in SIZED else value)])
+        toml = f"{[value]!r}" if key in ELSEWHERE else str(value).lower() if isinstance(value, bool) else repr(value)
+        (tmp_path / "x.toml").write_text(f"{ELSEWHERE.get(key, key)} = {toml}\n")
+        empty = jobs(tmp_path / "y.csv", [("name",), ("x",)])
+        for path, options in ((csv_path, jobs_file.Defaults(size="32x32")), (tmp_path / "x.toml", jobs_file.Defaults(size="32x32")), (empty, said)):
+            (row,) = jobs_file.read(path, options)
+            assert row.stack and getattr(row.stack, key) == value, (key, path, row.problem)
+
+
+def test_a_row_goes_before_an_option_and_an_option_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = jobs(tmp_path / "x.csv", [("mode", "seed"), ("composite", 1), ("", 2)])
+    assert [row.stack.mode for row in jobs_file.read(path, jobs_file.Defaults(others=("mode=switch",))) if row.stack] == ["composite", "switch"]
+    for wrong in ("adapters.0.weight=2", "wieght=1", "version=1"):
+        with pytest.raises(ConfigError, match="a batch has no such setting"):
+            list(jobs_file.read(path, jobs_file.Defaults(others=(wrong,))))
+
+
 def test_text_means_a_lora_and_a_seed_range(tmp_path: Path) -> None:
     assert adapter(r"C:\loras\fox.safetensors:-0.5") == {"file": r"C:\loras\fox.safetensors", "name": "fox", "weight": -0.5}
     assert adapter(r"C:\fox.safetensors")["file"] == r"C:\fox.safetensors"
@@ -155,9 +188,9 @@ def test_no_name_leads_out_of_the_folder(template: str, prompt: str) -> None:
     except ValueError:
         return
     stack = StackConfig(prompt=prompt, base=prompt or "x", adapters=({"file": "f", "name": prompt, "weight": 1.0},))  # type: ignore[arg-type]
-    name = batch_plan.file_name(template, 7, stack, "0" * 32)
+    name = batch_recipe.file_name(template, 7, stack, "0" * 32)
     path = PurePosixPath(name)
-    assert not path.is_absolute() and path.suffix.lower() in batch_plan.ENDINGS
+    assert not path.is_absolute() and path.suffix.lower() in batch_recipe.ENDINGS
     assert all(part not in ("", ".", "..") and not part.startswith(".") and "\\" not in part and len(part.encode()) <= 255 for part in name.split("/"))
     assert path.parts[0] != "contact-sheets"
 

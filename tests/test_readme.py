@@ -1,15 +1,27 @@
 """The README and the docs keep up with the code. `python -m tests.test_readme` writes the table of settings anew."""
 
 import re
+import sys
 from pathlib import Path
 
 from app.form import Spec, specs
 from trainer import methods
-from trainer.config import TrainConfig
+from trainer.config import AdapterChoice, BatchConfig, StackConfig, TrainConfig, parse
+from trainer.render import regions, weighing
+from trainer.schema import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = ROOT / "docs" / "settings.md"
+STACKS = ROOT / "docs" / "stacks.md"
+TABLES = "<!-- The tables below are written by: python -m tests.test_readme -->"
+STACK_TABLES: dict[str, type[Settings]] = {"A picture": StackConfig, "A LoRA of it": AdapterChoice, "A batch in TOML": BatchConfig}
+UNET = [f"unet.{block}.attentions.0.transformer_blocks.0.attn2.to_q" for block in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")]
 DOCS = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
@@ -40,6 +52,43 @@ def settings_page() -> str:
     )
 
 
+def stacks_page() -> str:
+    """docs/stacks.md as it should be: what stands before its tables, and the tables."""
+    before, mark, _ = STACKS.read_text(encoding="utf-8").partition(TABLES)
+    assert mark, f"{STACKS} has lost the line {TABLES!r}"
+    tables = [f"## {title}\n\n| setting | default | what it does |\n|---|---|---|\n" + "\n".join(fields(model)) for title, model in STACK_TABLES.items()]
+    curves = ["## Weight curves\n\n| `curve=` | at the input, a quarter, the middle, three quarters, the output |\n|---|---|"]
+    curves += [f"| `{name}` | {', '.join(f'{curve(depth / 4):.2g}' for depth in range(5))} |" for name, curve in weighing.CURVES.items()]
+    return before + TABLES + "\n\n" + "\n\n".join([*tables, "\n".join(curves)]) + "\n"
+
+
+def fields(model: type[Settings]) -> list[str]:
+    """A table's rows for one model, without those of the models in it."""
+    shown = {name: field for name, field in model.model_fields.items() if name != "version"}
+    return [f"| `{name}` | {'none' if field.default in ('', (), None) else field.default} | {field.description} |" for name, field in shown.items()]
+
+
+def test_every_setting_of_a_stack_is_in_its_tables_with_its_default_and_help() -> None:
+    assert STACKS.read_text(encoding="utf-8") == stacks_page(), "run: python -m tests.test_readme"
+
+
+def test_every_spelling_that_the_stacks_page_shows_is_read() -> None:
+    text = STACKS.read_text(encoding="utf-8").partition(TABLES)[0]
+    for example in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
+        stack = parse(StackConfig, tomllib.loads(example), "the page")
+        assert stack.adapters
+        for one in stack.adapters:
+            weighing.schedule(one)
+            weighing.block_factors(one, UNET)
+            regions.resolved(one, (16, 16))
+    schedules, blocks = (re.findall(rf"^\\| `{kind}=([^`]+)`", text, re.MULTILINE) for kind in ("schedule", "blocks"))
+    assert len(schedules) >= 3 and len(blocks) >= 4
+    for said in schedules:
+        weighing.schedule(AdapterChoice(schedule=said))
+    for said in blocks:
+        assert set(weighing.block_factors(AdapterChoice(blocks=(said,)), UNET).values()) != {1.0}, said
+
+
 def test_every_setting_is_in_the_table_with_its_default_and_help() -> None:
     assert SETTINGS.read_text(encoding="utf-8") == settings_page(), "run: python -m tests.test_readme"
 
@@ -57,3 +106,4 @@ def test_every_module_of_the_map_is_there() -> None:
 
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page(), encoding="utf-8")
+    STACKS.write_text(stacks_page(), encoding="utf-8")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from trainer import lora_file, presets, session, steps
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
-from trainer.render import axes
+from trainer.render import axes, checkpoints, image
 from trainer.render.engine import Engine
 from trainer.runs import Run
 
@@ -51,18 +51,25 @@ def test_the_last_saved_step_is_the_file_that_the_run_wrote(changes, engine: Eng
     assert steps.files(run, "sd", engine.file_keys)[1].stat().st_mtime_ns == written
 
 
-def test_a_runs_folder_is_an_axis_over_its_saved_steps(engine: Engine, draw_dots, tmp_path: Path) -> None:
-    run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"))
+def test_a_run_is_an_axis_over_its_checkpoints_and_its_pictures_can_be_made_again(engine: Engine, draw_dots, tmp_path: Path) -> None:
+    run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"), max_steps=3, keep_checkpoints=2)
     stack = StackConfig(
-        base="imprimatura", prompt="a dot", width_px=64, height_px=64, steps=2, adapters=(AdapterChoice(file=str(run.lora_file), name="dots", sha256="0" * 64),)
+        base="imprimatura", prompt="a dot", width_px=64, height_px=64, steps=2, adapters=(AdapterChoice(file=str(run.lora_file), weight=0.8, sha256="0" * 64),)
     )
-    sheet, pictures = axes.draw(engine, stack, [axes.axis(f"adapters.0.file={run.folder}")])
-    names = [picture.stack.adapters[0].name for picture in pictures]
-    assert names == ["dots-step-000001", "dots-step-000002", "dots"] and sheet.width > 3 * 64
-    for picture in pictures:
-        adapter = picture.stack.adapters[0]
-        assert adapter.sha256 == lora_file.inspect(Path(adapter.file)).sha256
+    spelled, axis = checkpoints.spelled_out(engine, stack, [axes.axis(f"checkpoint={run.folder}")])
+    assert axis[0].note == "not kept: step 1"
+    sheet, pictures = axes.draw(engine, spelled, axis)
+    found = [picture.stack.adapters[0] for picture in pictures]
+    assert [(one.name, one.weight) for one in found] == [("dots-step-000002", 0.8), ("dots-step-000003", 0.8), ("dots", 0.8)] and sheet.width > 3 * 64
     assert pictures[1].image.tobytes() == pictures[2].image.tobytes() != pictures[0].image.tobytes()
+    again = image.read_stack(image.save(pictures[0], tmp_path / "again.png"), lora_file.library([run.folder]))
+    assert engine.render(again).image.tobytes() == pictures[0].image.tobytes()
+
+
+@pytest.mark.parametrize(("text", "said"), [("checkpoint=none-such", "there is no such run"), ("checkpoint=a,b", "allowed: one run")])
+def test_a_run_that_is_not_there_is_refused_by_name(text: str, said: str, engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=said):
+        checkpoints.spelled_out(engine, StackConfig(), [axes.axis(text)])
 
 
 def test_a_run_of_another_family_or_without_a_step_is_refused(engine: Engine, draw_dots, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,13 +115,13 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def every(parent: Path) -> list[Checkpoint]:
-    """All that verify, oldest first."""
-    found = []
+def every(parent: Path) -> Iterator[Checkpoint]:
+    """The checkpoints that are there and verify, oldest first, one in memory at a time; damaged ones are passed over."""
     for folder in _folders(parent):
-        with suppress(OSError, ValueError, KeyError):
-            found.append(_load(folder))
-    return found
+        try:
+            yield _load(folder)
+        except (OSError, ValueError, KeyError):
+            continue
 
 
 def _load(folder: Path) -> Checkpoint:

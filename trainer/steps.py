@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 _BEST = "best.safetensors"
 
 
-def is_run(path: Path) -> bool:
-    """True for the folder of a run."""
-    return path.is_dir() and Run(path).config_file.is_file()
+def step_of(path: Path) -> int:
+    """The step that a LoRA file of ours says it is of, 0 if it says none."""
+    said = lora_file.read_header(path).metadata.get("ss_steps", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def files(run: Run, family: str, file_keys: dict[str, str]) -> list[Path]:

@@ -73,7 +73,7 @@ class BatchConfig(Settings):
     family: str | None = setting(None, "Family", "Architecture of the base model; left out: sd.")
     base: str | None = setting(None, "Base", f"imprimatura, a diffusers folder, or the hub id of a model already downloaded; {_AS_IT_SAYS}")
     mode: str | None = setting(None, "Mode", "How several LoRAs go together; left out: sum.")
-    wide_weights: bool = setting(False, "Wide weights", "Allow weights beyond -2 to 2.")
+    wide_weights: bool | None = setting(None, "Wide weights", f"Allow weights beyond -2 to 2; {_AS_IT_SAYS}")
     sampler: str | None = setting(None, "Sampler", "How the noise is taken away; left out: the base's own.")
     steps: int | None = setting(None, "Steps", f"Sampling steps, 1 to 500; {_AS_IT_SAYS}")
     guidance_scale: float | None = setting(None, "Guidance", f"How closely the pictures follow the prompt, 1 to 30; {_AS_IT_SAYS}")

@@ -1,7 +1,7 @@
 """Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
 
-Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files. A run's folder among the files stands for its saved
-steps (`trainer.steps`). Cells that can be one batch are.
+Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA, the checkpoints of a training (`checkpoints`).
+Cells that can be one batch are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import presets, steps
+from trainer import presets
 from trainer.config import StackConfig, parse
 from trainer.errors import ConfigError
-from trainer.runs import Run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,10 +27,11 @@ MAX_AXES = 3
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes."""
+    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes; the `note` goes into the sheet's title."""
 
     key: str
     values: tuple[Any, ...]
+    note: str = ""
 
     def label(self, value: Any, stack: StackConfig) -> str:
         """A value as the sheet names it."""
@@ -76,7 +76,6 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, l
 
     Raises: ConfigError, AdapterError before anything is drawn, if an axis or a cell can't be used.
     """
-    axes = [_spread(engine, one) for one in axes]
     num = 1
     for one in axes:
         num *= len(one.values)
@@ -89,17 +88,6 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, l
     return _sheet(stack, axes, pictures), pictures
 
 
-def _spread(engine: Engine, one: Axis) -> Axis:
-    """The axis with the saved steps of a run in place of the run's folder."""
-    if not one.key.endswith(".file"):
-        return one
-    found: list[Any] = []
-    for value in one.values:
-        path = Path(str(value))
-        found += map(str, steps.files(Run(path), engine.family.name, engine.file_keys)) if steps.is_run(path) else [value]
-    return Axis(one.key, tuple(found))
-
-
 def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image:
     from PIL import Image
 
@@ -108,6 +96,7 @@ def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Ima
     columns = [axes[-1].label(value, stack) for value in axes[-1].values]
     rows = [axes[-2].label(value, stack) for value in axes[-2].values] if len(axes) > 1 else [""]
     titles = [axes[0].label(value, stack) for value in axes[0].values] if len(axes) > 2 else [stack.prompt]
+    titles[0] = " - ".join(filter(None, [titles[0], *(one.note for one in axes)]))
     found = iter(pictures)
     pages = [contact_sheet([[next(found).image for _ in columns] for _ in rows], rows, columns, title) for title in titles]
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")

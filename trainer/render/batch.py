@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
+from trainer import memory
 from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
 from trainer.render import batch_papers, image
@@ -178,12 +179,12 @@ class _Runner:
             for picture in pictures:
                 drawn += 1
                 yield fit[drawn - 1], picture
-        except UserError:  # together they don't go: each alone, so that only what is refused itself is
-            for work in fit[drawn:]:
-                try:
-                    yield work, engine.render(work.stack)
-                except UserError as error:
-                    yield work, error
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, UserError) and not memory.is_shortage(error):
+                raise
+        # Together they don't go: each alone, so that only what is refused, or too large, itself is. After the `except`, whose error holds a step's tensors.
+        for work in fit[drawn:]:
+            yield work, _alone(engine, work)
 
     def _engine(self, stack: StackConfig) -> Renders | UserError:
         """The base, loaded once while its pictures are drawn; the one before is let go first."""
@@ -226,6 +227,21 @@ class _Runner:
 
     def _staged(self, digest: str, name: str) -> Path:
         return self.staging / f"{digest}{Path(name).suffix.lower()}"
+
+
+def _alone(engine: Renders, work: Work) -> image.Picture | UserError:
+    try:
+        return engine.render(work.stack)
+    except UserError as error:
+        return error
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_shortage(error):
+            raise
+        size = f"{work.stack.width_px}x{work.stack.height_px}"
+        said = str(error).strip().splitlines() or ["MemoryError"]
+        return RunError(
+            f"memory ran out for this picture of {size} px with {len(work.stack.adapters)} LoRAs, drawn alone; a smaller one may fit. {said[0][:200]}"
+        )
 
 
 def _link(staged: Path, target: Path) -> bool:

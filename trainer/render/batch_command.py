@@ -34,6 +34,7 @@ def batch(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; 128x128 for imprimatura, else the family's own.")] = None,
     guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting a row doesn't say, such as mode=switch.")] = None,
     name: Annotated[str, typer.Option(help=f"How files are called, of {' '.join(f'{{{field}}}' for field in NAME_FIELDS)}; '/' makes folders.")] = NAME,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; outputs/batch/ and the file's name if left out.")] = None,
     sheets: Annotated[bool, typer.Option(help="Make contact sheets.")] = True,
@@ -42,13 +43,14 @@ def batch(
     download: Annotated[bool, typer.Option("--download", help="Fetch a base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
-    from trainer.render import batch_plan, jobs_file
+    from trainer import lora_file
+    from trainer.render import batch_plan, batch_recipe, jobs_file
 
     folder = out or Path("outputs") / "batch" / jobs.stem
-    if folder.suffix.lower() in batch_plan.ENDINGS:
+    if folder.suffix.lower() in batch_recipe.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
-    defaults = jobs_file.Defaults(base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name)
-    plan = batch_plan.make(jobs_file.read(jobs, defaults), download)
+    defaults = jobs_file.Defaults(base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name, tuple(set_ or ()))
+    plan = batch_plan.make(jobs_file.read(jobs, defaults), download, lambda: lora_file.library([Path("outputs")]), Path("wildcards"))
     if dry_run:
         plan.reconcile(folder)
         typer.echo(json.dumps(_plan_values(plan)) if as_json else describe(plan))

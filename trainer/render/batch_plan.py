@@ -1,6 +1,7 @@
 """What a batch has to do and has done: every wanted picture by the digest of its recipe, in a database beside memory, and a journal.
 
-A recipe is the stack with its LoRAs and masks by their content, never by path or name. One recipe is one picture, however many rows
+A recipe is the stack with its base, LoRAs and masks by their content, never by path or name, and its prompts as they are drawn, with the
+LoRAs they name among the others: a base, LoRA or line of wildcards that was changed is another recipe, drawn anew. One recipe is one picture, however many rows
 want it: it is called as the first of them says, and a later run with other names or another order of rows leaves it as it is.
 
 `<out>/.batch/journal.jsonl` only grows, each line synced before what it says is relied on:
@@ -15,29 +16,26 @@ since floats depend on it: so the pictures of a batch that was killed are byte f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer import bases, families, lora_file, runs
-from trainer.config import AdapterChoice, StackConfig
-from trainer.errors import AdapterError, ConfigError, UserError
-from trainer.render import fitting, modes
+from trainer import bases, families
+from trainer.config import StackConfig
+from trainer.errors import ConfigError, UserError
+from trainer.render import fitting, modes, prompting
+from trainer.render.batch_recipe import Library, base_hash, file_name, identified, sha256_of
 from trainer.render.jobs_file import Row
 
 HIDDEN = ".batch"
-ENDINGS = (".png", ".webp", ".jpg", ".jpeg")
 PIXELS_AT_ONCE = 1 << 20  # of a batch, as in `engine`
 _MOST_ADAPTERS = 8  # of a batch: those that not every picture has at one weight cost something at every step
 _MOST_PROBLEMS = 20
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))}  # by Windows
 _SCHEMA = """
 CREATE TABLE pictures (place INTEGER PRIMARY KEY, digest TEXT UNIQUE, kind TEXT, stack_key TEXT, pixels INTEGER, stack TEXT, name TEXT,
     state TEXT, why TEXT DEFAULT '', file TEXT DEFAULT '', bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, failed INTEGER DEFAULT 0, taken INTEGER DEFAULT 0);
@@ -66,74 +64,6 @@ def _work(found: tuple[Any, ...]) -> Work:
     return Work(place, digest or "", StackConfig.model_validate_json(stack), name, state, file, why)
 
 
-# What makes a picture what it is.
-
-
-def identified(stack: StackConfig) -> tuple[str, StackConfig]:
-    """The recipe's digest, and the stack with the hashes of its LoRAs, which the engine then holds them to. Raises: UserError if a file can't be read."""
-    adapters = tuple(_hashed(one) for one in stack.adapters)
-    values = stack.model_dump(mode="json")
-    values["adapters"] = [one.model_dump(mode="json", exclude={"file", "name"}) | {"region": _region(one)} for one in adapters]
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32], stack.model_copy(update={"adapters": adapters})
-
-
-def _hashed(one: AdapterChoice) -> AdapterChoice:
-    if not one.file:
-        raise AdapterError(f"LoRA {one.name or '(no name)'} names no file.")
-    try:
-        status = os.stat(one.file)
-        found = _tensors(one.file, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise AdapterError(f"LoRA file {one.file[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
-    if one.sha256 not in ("", found):
-        raise AdapterError(f"{one.file} has hash {found[:12]}; the row asks for {one.sha256[:12]}: it is another file by that name.")
-    return one.model_copy(update={"sha256": found})
-
-
-@lru_cache(4096)
-def _tensors(file: str, mtime_ns: int, size: int) -> str:
-    return _sha256(Path(file), lora_file.read_header(Path(file)).data_start)
-
-
-def _sha256(path: Path, start: int = 0) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(start)
-        while piece := file.read(1 << 20):
-            state.update(piece)
-    return state.hexdigest()
-
-
-def _region(one: AdapterChoice) -> str:
-    kind, _, mask = one.region.strip().partition(" ")
-    if kind != "mask" or mask.startswith("data:"):
-        return one.region.strip()
-    try:
-        return f"mask sha256:{_sha256(Path(mask.strip()))}"
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the mask {mask.strip()[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def file_name(template: str, number: int, stack: StackConfig, digest: str) -> str:
-    """The path below the folder that a template of `check_name` means: no value can bring a slash or a leading dot, and Windows takes it too."""
-    loras = "-".join(f"{Path(one.name).stem}{one.weight:g}" for one in stack.adapters)
-    values = {
-        "number": f"{number:05d}", "seed": str(stack.seed), "digest": digest[:8], "prompt": _plain(stack.prompt, "no-prompt"),
-        "stack": _plain(loras, "no-lora"), "base": _plain(Path(stack.base).name, "base"),
-    }  # fmt: skip
-    name = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
-    stem, ending = os.path.splitext(name)
-    if ending.lower() not in ENDINGS:
-        stem, ending = name, ".png"
-    parts = [part.encode()[:200].decode(errors="ignore").rstrip(". ") for part in stem.split("/")]
-    return "/".join(f"{part}_" if part.split(".")[0].lower() in _RESERVED else part for part in parts) + ending
-
-
-def _plain(text: str, otherwise: str) -> str:
-    return runs.slug(text[:60])[:40].strip("-.") or otherwise if re.search(r"\w", text[:60]) else otherwise
-
-
 # The plan.
 
 
@@ -144,12 +74,14 @@ class Plan:
         self.db = sqlite3.connect("", isolation_level=None)
         self.db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
 
-    def add(self, row: Row) -> None:
-        """A good row; a picture whose files can't be read has failed already."""
+    def add(self, row: Row, of_base: str, library: Library) -> None:
+        """A good row; a picture whose files can't be read, or whose prompt has a problem, has failed already."""
         assert row.stack is not None
         digest, stack, state, why = None, row.stack, "todo", ""
         try:
-            digest, stack = identified(row.stack)
+            if row.problem:
+                raise ConfigError(row.problem)
+            digest, stack = identified(row.stack, of_base, library)
         except UserError as error:
             state, why = "failed", str(error)
         name = file_name(row.name, row.number, stack, digest or "")
@@ -279,23 +211,52 @@ def _keys(stack: StackConfig) -> tuple[str, str]:
     return json.dumps(kind), json.dumps(loras)
 
 
-def make(rows: Iterable[Row], download: bool = False) -> Plan:
-    """The plan of all rows. Raises: ConfigError with the first rows that can't be used, ModelError for a base that isn't here."""
+class _Bases:
+    """Each base and size looked at once."""
+
+    def __init__(self, download: bool) -> None:
+        self.download = download
+        self.folders: dict[tuple[str, str], tuple[Path, str]] = {}
+        self.sizes: set[tuple[str, str, int, int]] = set()
+
+    def checked(self, stack: StackConfig) -> str:
+        """The hash of a stack's base. Raises: ModelError if it isn't here or can't draw that size."""
+        key = (stack.base, stack.family)
+        if key not in self.folders:
+            folder = bases.resolve(stack.base, families.registry()[stack.family], self.download)
+            self.folders[key] = (folder, base_hash(folder))
+        folder, found = self.folders[key]
+        if (size := (*key, stack.width_px, stack.height_px)) not in self.sizes:
+            bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
+            self.sizes.add(size)
+        return found
+
+
+def _drawn(stack: StackConfig, library: Library, wildcards: Path | None) -> tuple[StackConfig, str]:
+    """The stack with its prompts drawn and the LoRAs they name among its adapters; or as it was, and what is wrong with them."""
+    try:
+        return prompting.without_tags(stack, wildcards, library), ""
+    except UserError as error:
+        return stack, str(error)
+
+
+def make(rows: Iterable[Row], download: bool = False, library: Library = dict, wildcards: Path | None = None) -> Plan:
+    """The plan of all rows. Raises: ConfigError with the first rows that can't be used, ModelError for a base that isn't here.
+
+    LoRAs that prompts name are looked for in `library`, which is asked once, and `__name__` in the folder of `wildcards`.
+    """
     plan, problems = Plan(), []
-    checked: set[tuple[str, str, int, int]] = set()
+    bases_, known = _Bases(download), lru_cache(1)(library)
     for row in rows:
         try:
             if row.stack is None:
                 raise ConfigError(row.problem)
-            shape = (row.stack.base, row.stack.family, row.stack.width_px, row.stack.height_px)
-            if shape not in checked:
-                folder = bases.resolve(row.stack.base, families.registry()[row.stack.family], download)
-                bases.check_pixels(folder, {"width_px": row.stack.width_px, "height_px": row.stack.height_px})
-                checked.add(shape)
+            of_base = bases_.checked(row.stack)
             fitting.check(families.registry()[row.stack.family], row.stack)
-            if row.stack.mode != "sum":
-                modes.chosen(row.stack.mode, sum(one.enabled for one in row.stack.adapters), row.stack.guidance_scale)
-            plan.add(row)
+            stack, problem = _drawn(row.stack, known, wildcards)
+            if stack.mode != "sum" and not problem:
+                modes.chosen(stack.mode, sum(one.enabled for one in stack.adapters), stack.guidance_scale)
+            plan.add(replace(row, stack=stack, problem=problem), of_base, known)
         except UserError as error:
             problems.append(f"  {row.where}: {str(error)[:400]}")
             if len(problems) >= _MOST_PROBLEMS:
@@ -314,14 +275,14 @@ def seal(path: Path) -> dict[str, Any]:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
         status = os.fstat(file.fileno())
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_of(path)}
 
 
 def is_whole(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
     """True if the file is the one that was written; it is only read where its time says that it was copied or touched."""
     try:
         status = path.stat()
-        return status.st_size == size and (status.st_mtime_ns == mtime_ns or _sha256(path) == sha256)
+        return status.st_size == size and (status.st_mtime_ns == mtime_ns or sha256_of(path) == sha256)
     except OSError:
         return False
 

@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 __all__ = ["again", "axis", "changed", "from_file", "recipe_of", "run", "stack"]
+PRESETS = Path(__file__).parents[2] / "presets" / "stack"
 _MAX_STACK_BYTES = 1 << 20
 
 
@@ -68,18 +69,28 @@ def again(picture: Path, folders: list[Path]) -> tuple[StackConfig, list[Axis]]:
 
 
 def from_file(path: Path) -> StackConfig:
-    """The stack of a .toml or .json file; LoRAs and masks that it names are looked for beside it. Raises: ConfigError."""
+    """The stack of a .toml or .json file, or a preset's by name; LoRAs and masks that it names are looked for beside it. Raises: ConfigError.
+
+    A preset's LoRAs are slots without files, which `--set adapters.0.file=FILE` fills.
+    """
+    if not path.exists() and path.name == str(path) in presets():
+        path = PRESETS / f"{path}.toml"
     try:
         raw = path.read_bytes()
         if len(raw) > _MAX_STACK_BYTES:
             raise ConfigError(f"--stack {str(path)!r} has {len(raw)} bytes; allowed: up to {_MAX_STACK_BYTES}.")
         values = json.loads(raw) if path.suffix.lower() == ".json" else tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
-        raise ConfigError(f"--stack {str(path)!r} can't be read: {error.strerror}.") from None
+        raise ConfigError(f"--stack {str(path)!r} can't be read: {error.strerror}; allowed: a .toml, a .json, or one of {', '.join(presets())}.") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--stack {str(path)!r} is no TOML or JSON: {str(error)[:120]}") from None
     made = parse(StackConfig, values if isinstance(values, dict) else {"": values}, str(path))
     return made.model_copy(update={"adapters": tuple(_beside(adapter, path.parent) for adapter in made.adapters)})
+
+
+def presets() -> list[str]:
+    """Names of the stacks that ship, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:
@@ -90,10 +101,10 @@ def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:
 
 def changed(stack: StackConfig, pairs: list[str]) -> StackConfig:
     """The stack with settings changed by KEY=VALUE, such as `mode=switch` or `adapters.0.schedule=linear 1 0`. Raises: ConfigError."""
-    from trainer import presets
+    from trainer.presets import parse_overrides
     from trainer.render import axes
 
-    return axes.changed(stack, presets.parse_overrides(pairs), "--set")
+    return axes.changed(stack, parse_overrides(pairs), "--set")
 
 
 def recipe_of(picture: Path) -> dict[str, Any]:
@@ -108,19 +119,23 @@ def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: 
     Everything that can be refused is, before the base is loaded.
     """
     image.format_of(out)
-    for adapter in stack.adapters:
+    for number, adapter in enumerate(stack.adapters):
+        if adapter.enabled and not (adapter.file or adapter.sha256):
+            raise ConfigError(
+                f"adapters.{number} has no file; name it with --set adapters.{number}.file=FILE, or leave it out with adapters.{number}.enabled=false."
+            )
         if adapter.file:
             lora_file.read_header(Path(adapter.file))
     folder = bases.resolve(stack.base, families.registry()[stack.family], download)
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import axes as grids
-    from trainer.render import grid
+    from trainer.render import checkpoints, grid
     from trainer.render.engine import Engine
 
     engine = Engine(stack.base, stack.family, download=download, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
     if not axes and not strip:
         return image.save(engine.render(stack), out)
-    sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, stack, axes)
+    sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, *checkpoints.spelled_out(engine, stack, axes))
     path = out if image.format_of(out) else image.free_name(out, f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

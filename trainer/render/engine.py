@@ -20,7 +20,7 @@ import torch
 from trainer import bases, families, lora_file, memory
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import attending, draw, fitting, image, modes, pointing, prompting, regions, samplers, spelling, weighing
+from trainer.render import attending, draw, fitting, image, modes, pointing, prompting, regions, samplers, weighing
 from trainer.render.folding import Folding, Part
 from trainer.render.live import Moment, beside
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
@@ -88,7 +88,7 @@ class Engine:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         fitting.check(self.family, stack)
-        stack = spelling.spelled_out(stack, self.library, self.wildcards)
+        stack = prompting.without_tags(stack, self.wildcards, self.library)
         adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
         found = stack.model_copy(update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(stack.prompt, triggers)})

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trainer import presets
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import MAX_PICTURES, NAME, adapter, check_name, seeds
 from trainer.errors import ConfigError, UserError
@@ -28,7 +29,7 @@ else:  # the same parser, by its name on 3.10
 
 COLUMNS = {
     "prompt": "prompt", "negative": "negative_prompt", "base": "base", "lora": "", "seed": "seed", "steps": "steps", "size": "", "guidance": "guidance_scale",
-    "rescale": "guidance_rescale", "sampler": "sampler", "mode": "mode", "family": "family", "name": "",
+    "rescale": "guidance_rescale", "sampler": "sampler", "mode": "mode", "wide_weights": "wide_weights", "family": "family", "name": "",
 }  # fmt: skip
 MAX_TOML_BYTES = 8 << 20
 MAX_ROW_CHARS = 1 << 17
@@ -48,11 +49,22 @@ class Defaults:
     size: str | None = None
     guidance: float = 3.0
     name: str = NAME
+    others: tuple[str, ...] = ()  # KEY=VALUE for what has no option of its own
 
     def values(self) -> dict[str, Any]:
         """As values of a StackConfig."""
         said = {"base": self.base, "prompt": self.prompt, "negative_prompt": self.negative, "seed": self.seed, "steps": self.steps}
-        return said | {"guidance_scale": self.guidance, "adapters": [adapter(text) for text in self.lora]}
+        return said | {"guidance_scale": self.guidance, "adapters": [adapter(text) for text in self.lora]} | others(self.others)
+
+
+@lru_cache(8)
+def others(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of a StackConfig that every row has unless it says so itself. Raises: ConfigError naming what there is."""
+    found = presets.parse_overrides(list(pairs))
+    allowed = [key for key in StackConfig.model_fields if key not in ("version", "adapters")]
+    if unknown := [key for key in found if key not in allowed]:
+        raise ConfigError(f"--set {unknown[0][:80]}: a batch has no such setting; allowed: {', '.join(allowed)}. LoRAs with all their settings go in a .toml.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ def read(path: Path, defaults: Defaults) -> Iterator[Row]:
         if not path.is_file():
             raise ConfigError(f"jobs file {str(path)!r}: no such file.")
         check_name(defaults.name)
+        others(defaults.others)
         yield from kinds[path.suffix.lower()](path, defaults)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} can't be used: {str(error)[:1000]}") from None

@@ -9,18 +9,22 @@ that a recipe with the prompt as it was drawn gives the same picture again.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import families
-from trainer.config.stack import WIDEST_WEIGHT
+from trainer.config import AdapterChoice, StackConfig, parse
+from trainer.config.stack import USUAL_WEIGHT, WIDEST_WEIGHT
 from trainer.data import has_trigger, wording
-from trainer.errors import ConfigError
+from trainer.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from trainer.lora_file import LoraInfo
 
 MAX_CHARS = 8000  # of a prompt, drawn out; StackConfig.prompt has as many
 MAX_DRAWS = 256  # lines drawn from files in one prompt
@@ -99,6 +103,33 @@ def tag(lora: LoraTag) -> str:
     """The tag that A1111 and Forge read so; tools that know one number alone take the denoiser's."""
     both = "" if lora.text_weight in (None, lora.weight) else f":te={lora.text_weight:g}:unet={lora.weight:g}"
     return f"<lora:{lora.name}:{lora.weight:g}{both}>"
+
+
+def without_tags(stack: StackConfig, folder: Path | None, library: Callable[[], dict[str, LoraInfo]]) -> StackConfig:
+    """The stack with its prompts drawn, and each LoRA that the prompt names, found in the library, after its own. Doing it again changes nothing.
+
+    A tag beyond -2 to 2 asks for `wide_weights` by being there. Raises: ConfigError, AdapterError for a name that isn't one LoRA's.
+    """
+    tagged, negative = spelled_out(stack.prompt, stack.seed, folder), spelled_out(stack.negative_prompt, stack.seed, folder, "negative")
+    if tagged.unknown:
+        raise ConfigError(f"the prompt has {', '.join(tagged.unknown)}; allowed: <lora:name:weight>.")
+    if negative.loras or negative.unknown:
+        raise ConfigError(f"the negative prompt has {', '.join([*map(tag, negative.loras), *negative.unknown])}; allowed there: words.")
+    drawn = stack.model_copy(update={"prompt": tagged.prompt, "negative_prompt": negative.prompt})
+    if not tagged.loras:
+        return drawn
+    added = [_named(one, library()) for one in tagged.loras]
+    is_wide = any(max(abs(one.weight), abs(one.text_weight or 0)) > USUAL_WEIGHT for one in added)
+    values = {"adapters": (*stack.adapters, *added), "wide_weights": stack.wide_weights or is_wide}
+    return parse(StackConfig, dict(drawn) | values, "the prompt")
+
+
+def _named(lora: LoraTag, library: dict[str, LoraInfo]) -> AdapterChoice:
+    found = [info for info in library.values() if info.name == lora.name]
+    if len(found) != 1:
+        known = ", ".join(sorted(info.name for info in library.values())[:20])
+        raise AdapterError(f"the prompt names the LoRA {lora.name!r}, of which there are {len(found)} here; allowed: one of {known or '(none)'}.")
+    return AdapterChoice(file=str(found[0].path), name=lora.name, weight=lora.weight, text_weight=lora.text_weight)
 
 
 # Wildcards.

@@ -1,0 +1,93 @@
+"""What makes a batch's picture what it is: the digest of its recipe, by content throughout; and how its file is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from trainer import bases, lora_file, runs
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import AdapterError, ConfigError
+
+ENDINGS = (".png", ".webp", ".jpg", ".jpeg")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))}  # by Windows
+Library = Callable[[], dict[str, lora_file.LoraInfo]]
+
+
+def identified(stack: StackConfig, base_hash: str, library: Library) -> tuple[str, StackConfig]:
+    """The recipe's digest, and the stack with the hashes of its LoRAs, which the engine then holds them to. Raises: UserError if a file can't be read."""
+    adapters = tuple(_hashed(one, library) for one in stack.adapters)
+    values = stack.model_dump(mode="json") | {"base": base_hash}
+    values["adapters"] = [one.model_dump(mode="json", exclude={"file", "name"}) | {"region": _region(one)} for one in adapters]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32], stack.model_copy(update={"adapters": adapters})
+
+
+def _hashed(one: AdapterChoice, library: Library) -> AdapterChoice:
+    if not one.file and one.sha256 and (here := library().get(one.sha256)):
+        one = one.model_copy(update={"file": str(here.path)})
+    if not one.file:
+        raise AdapterError(f"LoRA {one.name or '(no name)'} names no file.")
+    try:
+        status = os.stat(one.file)
+        found = _tensors(one.file, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise AdapterError(f"LoRA file {one.file[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+    if one.sha256 not in ("", found):
+        raise AdapterError(f"{one.file} has hash {found[:12]}; the row asks for {one.sha256[:12]}: it is another file by that name.")
+    return one.model_copy(update={"sha256": found})
+
+
+@lru_cache(4096)
+def _tensors(file: str, mtime_ns: int, size: int) -> str:
+    return sha256_of(Path(file), lora_file.read_header(Path(file)).data_start)
+
+
+def sha256_of(path: Path, start: int = 0) -> str:
+    """Of a file from there on."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def base_hash(folder: Path) -> str:
+    """Of all that a picture goes through: the denoiser, the encoders, the autoencoder, the tokenizers' and the sampler's settings."""
+    parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return hashlib.sha256(json.dumps([(part, bases.digest(folder, part)) for part in parts]).encode()).hexdigest()
+
+
+def _region(one: AdapterChoice) -> str:
+    kind, _, mask = one.region.strip().partition(" ")
+    if kind != "mask" or mask.startswith("data:"):
+        return one.region.strip()
+    try:
+        return f"mask sha256:{sha256_of(Path(mask.strip()))}"
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the mask {mask.strip()[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def file_name(template: str, number: int, stack: StackConfig, digest: str) -> str:
+    """The path below the folder that a template of `check_name` means: no value can bring a slash or a leading dot, and Windows takes it too."""
+    loras = "-".join(f"{Path(one.name).stem}{one.weight:g}" for one in stack.adapters)
+    values = {
+        "number": f"{number:05d}", "seed": str(stack.seed), "digest": digest[:8], "prompt": _plain(stack.prompt, "no-prompt"),
+        "stack": _plain(loras, "no-lora"), "base": _plain(Path(stack.base).name, "base"),
+    }  # fmt: skip
+    name = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
+    stem, ending = os.path.splitext(name)
+    if ending.lower() not in ENDINGS:
+        stem, ending = name, ".png"
+    parts = [part.encode()[:200].decode(errors="ignore").rstrip(". ") for part in stem.split("/")]
+    return "/".join(f"{part}_" if part.split(".")[0].lower() in _RESERVED else part for part in parts) + ending
+
+
+def _plain(text: str, otherwise: str) -> str:
+    return runs.slug(text[:60])[:40].strip("-.") or otherwise if re.search(r"\w", text[:60]) else otherwise
