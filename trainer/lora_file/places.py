@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trainer.lora_file.reading import Module
 
 _SD = ("sd", "sdxl")
-_FLUX = ("flux", "chroma", "flux2")
 _KOHYA_FAMILIES = ("sd", "sdxl", "sd3", "flux", "chroma", "lumina2", "anima")
 _INVOKE_FAMILIES = ("sd", "sdxl", "flux", "flux2", "anima", "krea2", "qwen", "zimage")
 # Families whose files ComfyUI finds under diffusers' paths, by prefix.

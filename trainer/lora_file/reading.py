@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import methods
-from trainer.deltas import Decomposed, Delta, Update, Whole
+from trainer.deltas import Decomposed, Update, Whole
 from trainer.errors import AdapterError
 from trainer.lora_file import alphas, fusing, names
 from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
@@ -238,8 +238,3 @@ def embeddings(path: Path) -> dict[str, Tensor]:
     if bad := [word for word, vectors in found.items() if vectors.ndim != 2 or not vectors.numel()]:
         raise AdapterError(f"{path.name}: the word {bad[0]!r} has vectors of shape {tuple(found[bad[0]].shape)}; allowed: (vectors, width).")
     return found
-
-
-def is_low_rank(module: Module) -> bool:
-    """Whether a module is a plain LoRA's, however it is spelled."""
-    return isinstance(module.update, Delta)

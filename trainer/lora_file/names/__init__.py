@@ -23,7 +23,6 @@ _DENOISER = {
     "unet.base_model.model.": "peft", "transformer.base_model.model.": "peft", "base_model.model.diffusion_model.": "peft", "base_model.model.": "peft",
     "unet.": "diffusers", "transformer.": "diffusers", "": "bare",
 }  # fmt: skip
-_SECOND = ("transformer_2.",)  # Wan 2.2's second denoiser, trained apart
 
 
 @dataclass(frozen=True)
