@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from trainer import methods, presets, runs, session
 from trainer.errors import ConfigError, RunError, UserError
@@ -165,6 +166,15 @@ def test_the_class_stands_where_the_trigger_stood(trigger: str, caption: str, wa
 def test_what_would_have_no_effect_is_refused(settings: dict[str, object], message: str, tmp_path: Path, tiny: Path, pictures: Path) -> None:
     with pytest.raises(UserError, match=message):
         train(tmp_path, config(tiny, pictures, **settings))
+
+
+@pytest.mark.parametrize("line", ["up_blocks.0=2", "self_attn.q_proj=3"])
+def test_ranks_by_block_may_be_the_denoisers_or_the_text_encoders(line: str, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, _ = train(tmp_path, config(tiny, pictures, **{"adapter.block_ranks": [line], "adapter.text_encoder": True}))
+    text, _, rank = line.partition("=")
+    with safe_open(str(run.lora_file), framework="pt") as tensors:
+        ranks = {name: tensors.get_tensor(name).shape[0] for name in tensors.keys() if name.endswith("lora_down.weight")}  # noqa: SIM118 - it is no dict
+    assert {found for name, found in ranks.items() if text.replace(".", "_") in name} == {int(rank)} < set(ranks.values())
 
 
 def test_the_class_is_read_with_regularisation_pictures(tmp_path: Path, tiny: Path, pictures: Path) -> None:

@@ -159,7 +159,6 @@ def attach(
         settings = method.peft_config(config, targets)
     start = getattr(settings, "init_lora_weights", True)
     _refuse_quantised(model, settings, targets)
-    _refuse_ranks_of_nothing(model, config, targets)
     attachment = _inject(model, settings, seed, starts_fresh=saved is None)
     if start in _FROM_BASE:
         _take_out_of_base(attachment, str(start), saved)
@@ -214,8 +213,9 @@ def _matching(model: nn.Module, targets: str) -> list[str]:
     return [path for path, module in model.named_modules() if re.fullmatch(targets, path) and hasattr(module, "weight")]
 
 
-def _refuse_ranks_of_nothing(model: nn.Module, config: Settings, targets: str) -> None:
-    paths = _matching(model, targets)
+def refuse_ranks_of_nothing(config: Settings, targets: list[tuple[nn.Module, str]]) -> None:
+    """Raises: ConfigError for a rank of the method's settings that no layer of these models, among those that its pattern matches, would have."""
+    paths = [path for model, pattern in targets for path in _matching(model, pattern)]
     for line in getattr(config, "block_ranks", ()):
         text = line.partition("=")[0].strip()
         if not any(text in path for path in paths):

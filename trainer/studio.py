@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import against, bases, data, families, memory, methods, objective, optim, validation
-from trainer.attach import ADAPTER, Attachment, attach
+from trainer.attach import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
 from trainer.data import Dataset, has_trigger
@@ -118,6 +118,7 @@ class Studio:
         targets = {self.component: self.family.targets[config.adapter.targets]}
         if getattr(config.adapter, "text_encoder", False):
             targets |= dict.fromkeys([*self.family.components][1:], self.family.text_targets)
+        refuse_ranks_of_nothing(config.adapter, [(getattr(self.pipe, component), pattern) for component, pattern in targets.items()])
         for number, (component, pattern) in enumerate(targets.items()):
             part = {name.partition("/")[2]: tensor for name, tensor in saved.items() if name.startswith(f"{component}/")} if saved else None
             seed = objective.generator(config.seed, "init", number).initial_seed()
