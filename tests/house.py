@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from trainer import families, methods, presets
+from trainer.config import StackConfig, parse
 from trainer.schema import Settings
 
 if sys.version_info >= (3, 11):
@@ -300,12 +302,15 @@ def test_every_target_of_a_method_is_known_to_a_family(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").rglob("*.toml")), ids=lambda path: path.stem)
 def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    head = " ".join(line for line in text[: text.index("title")].splitlines() if line.startswith("#")).lower()
+    head = " ".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())).lower()
     assert re.fullmatch(r"[a-z0-9.]+(-[a-z0-9.]+)+", path.stem), "<family>-<purpose>"
-    assert tomllib.loads(text)["title"]
-    assert all(word in head for word in ("memory", "made for", "run")), "the head says its memory, the dataset it was made for, and whether it was run"
     if path.parent.name == "train":
+        assert tomllib.loads(text)["title"]
+        assert all(word in head for word in ("memory", "made for", "run")), "the head says its memory, the dataset it was made for, and whether it was run"
         presets.load(path.stem, {})
+    else:
+        assert all(word in head for word in ("slot", "drawn")), "the head says how its slots are filled, and whether it was drawn"
+        parse(StackConfig, tomllib.loads(text), path.stem)
 
 
 # (d) What is forbidden, and (e) what every module says.

@@ -105,7 +105,7 @@ def test_a_row_leaves_out_what_the_options_say(tmp_path: Path, tiny: Path) -> No
 # Another value than the default of each setting, and where a batch says it otherwise than by its name: (CSV column, TOML key), or why it can't.
 OTHER = {
     "family": list(families.registry())[-1], "base": "elsewhere", "mode": "switch", "wide_weights": True, "prompt": "a", "negative_prompt": "b",
-    "seed": 7, "sampler": "euler", "steps": 3, "guidance_scale": 2.0, "guidance_rescale": 0.25, "width_px": 64, "height_px": 64,
+    "seed": 7, "sampler": "euler", "steps": 3, "guidance_scale": 2.0, "guidance_rescale": 0.25, "true_guidance_scale": 2.5, "width_px": 64, "height_px": 64,
 }  # fmt: skip
 ELSEWHERE = {"prompt": "prompts", "seed": "seeds"}
 SIZED = {"width_px": "size", "height_px": "size"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import ImageChops
 from safetensors.torch import load_file
 
 from trainer import lora_file, presets, session, steps
@@ -63,7 +64,8 @@ def test_a_run_is_an_axis_over_its_checkpoints_and_its_pictures_can_be_made_agai
     assert [(one.name, one.weight) for one in found] == [("dots-step-000002", 0.8), ("dots-step-000003", 0.8), ("dots", 0.8)] and sheet.width > 3 * 64
     assert pictures[1].image.tobytes() == pictures[2].image.tobytes() != pictures[0].image.tobytes()
     again = image.read_stack(image.save(pictures[0], tmp_path / "again.png"), lora_file.library([run.folder]))
-    assert engine.render(again).image.tobytes() == pictures[0].image.tobytes()
+    # Alone it is folded, in the grid it was live in a batch.
+    assert max(high for _, high in ImageChops.difference(engine.render(again).image, pictures[0].image).getextrema()) <= 1
 
 
 @pytest.mark.parametrize(("text", "said"), [("checkpoint=none-such", "there is no such run"), ("checkpoint=a,b", "allowed: one run")])

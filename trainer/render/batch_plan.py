@@ -206,7 +206,8 @@ class Plan:
 
 def _keys(stack: StackConfig) -> tuple[str, str]:
     """By which pictures are brought together: what a batch has in common, and the LoRAs with their weights."""
-    kind = [stack.family, stack.base, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.sampler, stack.mode]
+    kind = [stack.family, stack.base, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.true_guidance_scale]
+    kind += [stack.sampler, stack.mode]
     loras = [[one.sha256, one.name, one.weight, one.text_weight, one.blocks, one.schedule, one.region] for one in stack.adapters if one.enabled]
     return json.dumps(kind), json.dumps(loras)
 

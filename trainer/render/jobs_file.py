@@ -29,7 +29,8 @@ else:  # the same parser, by its name on 3.10
 
 COLUMNS = {
     "prompt": "prompt", "negative": "negative_prompt", "base": "base", "lora": "", "seed": "seed", "steps": "steps", "size": "", "guidance": "guidance_scale",
-    "rescale": "guidance_rescale", "sampler": "sampler", "mode": "mode", "wide_weights": "wide_weights", "family": "family", "name": "",
+    "rescale": "guidance_rescale", "true_guidance": "true_guidance_scale", "sampler": "sampler", "mode": "mode",
+    "wide_weights": "wide_weights", "family": "family", "name": "",
 }  # fmt: skip
 MAX_TOML_BYTES = 8 << 20
 MAX_ROW_CHARS = 1 << 17
