@@ -1,8 +1,11 @@
-"""How diffusers itself trains and draws each family: its training scripts' way to a loss, its pipeline's own call. None of our families' code."""
+"""How diffusers itself trains and draws each family: its training scripts' way to a loss, its pipeline's own call (`tests/truths`)."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -13,6 +16,7 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 from torch import Tensor
 
+from tests import truths
 from trainer.config import StackConfig
 
 
@@ -28,6 +32,12 @@ def pixels(dataset: Any, name: str, size: tuple[int, int], pipe: Any) -> tuple[T
     return torch.from_numpy(framed.copy()).permute(2, 0, 1).float() / 127.5 - 1, (image.height, image.width, round(top), round(left), height, width)
 
 
+def _of(pipe: Any) -> ModuleType:
+    """The module of `tests/truths` for this pipeline."""
+    names = [info.name for info in pkgutil.iter_modules(truths.__path__)]
+    return next(one for one in (importlib.import_module(f"tests.truths.{name}") for name in names) if type(pipe).__name__ == one.PIPELINE)
+
+
 def losses(pipe: Any, images: list[Any], captions: list[str], noise: Tensor, timesteps: Tensor) -> Tensor:
     """The loss of each picture (N,): min-SNR 5 where the base predicts noise or v, plain for flow."""
     made = [
@@ -39,7 +49,10 @@ def losses(pipe: Any, images: list[Any], captions: list[str], noise: Tensor, tim
 
 def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: Tensor, timestep: Tensor) -> Tensor:
     config = pipe.vae.config
-    latents = (pipe.vae.encode(image[None]).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+    if hasattr(_of(pipe), "latents"):
+        latents = _of(pipe).latents(pipe, image)
+    else:
+        latents = (pipe.vae.encode(image[None]).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
     if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
         scheduler = FlowMatchEulerDiscreteScheduler()  # the sigmas of all timesteps, unshifted
         noised = (1 - timestep / 1000).view(1, 1, 1, 1) * latents + (timestep / 1000).view(1, 1, 1, 1) * noise
@@ -51,40 +64,8 @@ def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: 
         is_v = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timestep) if is_v else noise
         weight = snr.clamp(max=5) / (snr + 1 if is_v else snr)
-    said = _PREDICTIONS[type(pipe).__name__](pipe, noised, timestep, caption, size)
+    said = _of(pipe).predict(pipe, noised, timestep, caption, size)
     return ((said - target) ** 2).mean((1, 2, 3)) * weight
-
-
-def _sd(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
-    hidden, _ = pipe.encode_prompt(caption, "cpu", 1, False)
-    return pipe.unet(noised, timestep, encoder_hidden_states=hidden).sample
-
-
-def _sdxl(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
-    """As train_text_to_image_lora_sdxl.py."""
-    hidden, _, pooled, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False)
-    sizes = pipe._get_add_time_ids(size[:2], size[2:4], size[4:], torch.float32, pooled.shape[-1])
-    return pipe.unet(noised, timestep, encoder_hidden_states=hidden, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
-
-
-def _sd3(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
-    """As train_dreambooth_lora_sd3.py."""
-    hidden, _, pooled, _ = pipe.encode_prompt(caption, caption, caption, do_classifier_free_guidance=False)
-    return pipe.transformer(hidden_states=noised, timestep=timestep, encoder_hidden_states=hidden, pooled_projections=pooled, return_dict=False)[0]
-
-
-def _flux(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
-    """As train_dreambooth_lora_flux.py, at guidance 1."""
-    hidden, pooled, text_ids = pipe.encode_prompt(caption, caption)
-    packed = pipe._pack_latents(noised, *noised.shape)
-    said = pipe.transformer(
-        hidden_states=packed, timestep=timestep / 1000, guidance=torch.ones(1), pooled_projections=pooled, encoder_hidden_states=hidden, txt_ids=text_ids,
-        img_ids=pipe._prepare_latent_image_ids(1, noised.shape[2] // 2, noised.shape[3] // 2, "cpu", torch.float32), return_dict=False,
-    )[0]  # fmt: skip
-    return pipe._unpack_latents(said, *(side * pipe.vae_scale_factor for side in noised.shape[2:]), pipe.vae_scale_factor)
-
-
-_PREDICTIONS = {"StableDiffusionPipeline": _sd, "StableDiffusionXLPipeline": _sdxl, "StableDiffusion3Pipeline": _sd3, "FluxPipeline": _flux}
 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
@@ -103,22 +84,5 @@ def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
     """(H, W, 3) in [0, 1] from the pipeline's own call with the stack's words and numbers."""
     return pipe(
         prompt=stack.prompt, num_inference_steps=stack.steps, width=stack.width_px, height=stack.height_px, output_type="np",
-        generator=torch.Generator().manual_seed(stack.seed), **_CALLS[type(pipe).__name__](stack),
+        generator=torch.Generator().manual_seed(stack.seed), **_of(pipe).call(stack),
     ).images[0]  # fmt: skip
-
-
-def _guided(stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "guidance_rescale": stack.guidance_rescale}
-
-
-def _guided_flow(stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale}
-
-
-def _distilled(stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "true_cfg_scale": stack.true_guidance_scale}
-
-
-_CALLS = {
-    "StableDiffusionPipeline": _guided, "StableDiffusionXLPipeline": _guided, "StableDiffusion3Pipeline": _guided_flow, "FluxPipeline": _distilled,
-}  # fmt: skip

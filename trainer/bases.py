@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IMPRIMATURA = Path(__file__).parent / "imprimatura"
 _LARGE = 200_000_000  # parameters from which bfloat16 is faster on a CPU that has it
 _LARGEST_HEAD = 100_000_000  # bytes, as safetensors has it
+_STAGES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # of autoencoders: KL, deep compression, Wan and Qwen-Image
 _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
@@ -82,8 +83,9 @@ def multiple_px(folder: Path) -> int:
     try:
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         patch: int = families.registry()[family_of(str(folder))].patch
-        return int(2 ** (len(config["block_out_channels"]) - 1)) * patch
-    except (OSError, ValueError, KeyError, TypeError):
+        stages = next(config[name] for name in _STAGES if name in config)
+        return int(2 ** (len(stages) - 1)) * patch
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
 
 
