@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
@@ -68,10 +70,12 @@ def draw_dots() -> Callable[..., Path]:
 def run_velatura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_velatura("train", "--help", SOME_VARIABLE="1")`: the command in a process of its own, in the test's folder.
 
-    Keywords are environment variables. The status is the caller's to check.
+    Keywords are environment variables; with any the process starts cold (`tests/warm.py`). The status is the caller's to check.
     """
 
     def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        if not env:
+            return warm.run([*map(str, args)], tmp_path, COMMAND_TIMEOUT_S)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-m", "trainer", *map(str, args)],

@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -22,12 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import warm
 from trainer import lora_file
 from trainer.config import StackConfig
 from trainer.errors import AdapterError, RunError
 from trainer.render import batch, batch_papers, batch_plan, image, jobs_file
 
-ROOT = Path(__file__).parents[1]
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
@@ -315,15 +313,10 @@ def test_ten_thousand_rows_stream_and_memory_stays_flat(tmp_path: Path, tiny: Pa
 
 
 def command(path: Path, tiny: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "trainer", "batch", str(path), "--base", str(tiny), "--size", "32x32", "--out", str(out), "--json", *more]
+    return ["batch", str(path), "--base", str(tiny), "--size", "32x32", "--out", str(out), "--json", *more]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def until_drawn(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
+def until_drawn(process: warm.Command) -> None:
     for line in process.stdout:
         if '"rendered"' in line:
             return
@@ -333,27 +326,27 @@ def test_killed_for_real_again_and_again_the_pictures_are_those_of_an_unbroken_b
     one, two = lora(tmp_path / "one.safetensors", 0.3), lora(tmp_path / "two.safetensors", -0.4)
     rows = [(prompt, seed, 4 + seed % 12, f"{one}:{seed / 50};{two}:1" if seed % 3 else "") for seed in range(48) for prompt in ("a fox", "an owl")]
     path = jobs(tmp_path / "x.csv", [("prompt", "seed", "steps", "lora"), *rows])
-    whole = subprocess.run(command(path, tiny, tmp_path / "whole"), env=environment(), capture_output=True, text=True)
+    whole = warm.run(command(path, tiny, tmp_path / "whole"), tmp_path, 200)
     assert whole.returncode == 0, whole.stderr
     out, chance, killed = tmp_path / "killed", random.Random(0), 0
     for _ in range(6):
-        with subprocess.Popen(command(path, tiny, out), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        with warm.Command(command(path, tiny, out), tmp_path) as process:
             until_drawn(process)
             time.sleep(chance.uniform(0, 0.4))
             process.kill()
             process.communicate()
             killed += process.returncode == -signal.SIGKILL
-    done = subprocess.run(command(path, tiny, out), env=environment(), capture_output=True, text=True)
+    done = warm.run(command(path, tiny, out), tmp_path, 200)
     assert done.returncode == 0, done.stderr
     assert killed >= 3 and len(files(out)) == 96
     assert files(out) == files(tmp_path / "whole") and manifest(out) == manifest(tmp_path / "whole")
-    again = subprocess.run(command(path, tiny, out), env=environment(), capture_output=True, text=True)
+    again = warm.run(command(path, tiny, out), tmp_path, 200)
     assert json.loads(again.stdout.splitlines()[-1])["made"] == 0
 
 
 def test_ctrl_c_finishes_the_batch_at_hand_writes_the_manifest_and_exits_with_130(tmp_path: Path, tiny: Path) -> None:
     path = jobs(tmp_path / "x.csv", [("seed", "steps"), *((seed, 5 + seed) for seed in range(60))])
-    with subprocess.Popen(command(path, tiny, tmp_path / "out"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Command(command(path, tiny, tmp_path / "out"), tmp_path) as process:
         until_drawn(process)
         process.send_signal(signal.SIGINT)
         said, wrong = process.communicate(timeout=60)

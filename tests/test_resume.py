@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from trainer import methods, presets, runs, session
 from trainer.events import Finished, Step
 
-ROOT = Path(__file__).parents[1]
 RICH = {  # everything that carries something from step to step, or draws
     "accumulation": 2, "optimizer.ema_decay": 0.9, "data.flip": True, "data.crop": "random", "data.caption_dropout": 0.2, "captions.shuffle_tags": True,
     "validation.leave_out": 1, "validate_every_steps": 2, "objective.noise_offset": 0.05, "objective.input_perturbation": 0.1,
@@ -85,12 +82,10 @@ def killed_again_and_again(tmp_path: Path, settings, kills: int, seed: int) -> N
     presets.save(session.absolute(settings), path)
     whole = to_the_end(tmp_path / "whole", presets.load(str(path), {}), "x")
     draw = random.Random(seed)
-    command = [sys.executable, "-m", "trainer", "train", str(path), "--name", "x", "--out", str(tmp_path / "killed"), "--resume", "--json"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = ["train", str(path), "--name", "x", "--out", str(tmp_path / "killed"), "--resume", "--json"]
     killed = 0
     for _ in range(kills):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert process.stdout is not None
+        process = warm.Command(command, tmp_path)
         for line in process.stdout:
             if '"event": "step"' in line:
                 break
@@ -98,7 +93,7 @@ def killed_again_and_again(tmp_path: Path, settings, kills: int, seed: int) -> N
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-    finished = subprocess.run(command, env=env, capture_output=True, text=True)
+    finished = warm.run(command, tmp_path, 200)
     assert finished.returncode == 0, finished.stderr
     assert killed >= kills // 2
     run = runs.Run(tmp_path / "killed" / "x")

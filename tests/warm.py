@@ -1,0 +1,101 @@
+"""The command in a process of its own that need not import torch and diffusers first: forked from one that has.
+
+An import takes five seconds of a core, and the tests start more than a hundred commands. What is forked is a process like any other: its own
+folder, streams, signals and status, killed and waited for as one. Commands whose start is what is tested, or that are told something by
+their environment, start cold (`subprocess`).
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# What a training or a rendering imports; none of it computes, so that no thread is there to be lost by forking.
+_IMPORTED = [
+    "diffusers", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers", "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip", "peft", "safetensors.torch", "PIL.Image", "pytorch_optimizer",
+]  # fmt: skip
+
+
+@cache
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    return context
+
+
+class Command:
+    """`velatura ARGUMENTS` at work, with the part of `subprocess.Popen` that the tests use; text streams."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._streams = tempfile.TemporaryDirectory()
+        out, self._said = Path(self._streams.name) / "out", Path(self._streams.name) / "err"
+        os.mkfifo(out)
+        self._process = _server().Process(target=_run, args=(arguments, str(folder), str(out), str(self._said)))
+        self._process.start()
+        self.pid: int = self._process.pid
+        self.stdout = out.open(encoding="utf-8")
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    @property
+    def returncode(self) -> int:
+        """The status, negative for the signal that ended it."""
+        code: int = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self) -> int:
+        self._process.join()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it said on both streams since they were last read; killed after `timeout` seconds."""
+        watch = threading.Timer(timeout or threading.TIMEOUT_MAX, self.kill)
+        watch.daemon = True
+        watch.start()
+        with self.stdout:
+            said = self.stdout.read()
+        self.wait()
+        watch.cancel()
+        wrong = self._said.read_text(encoding="utf-8")
+        self._streams.cleanup()
+        return said, wrong
+
+
+def run(arguments: list[str], folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """`velatura ARGUMENTS` to its end."""
+    process = Command(arguments, folder)
+    said, wrong = process.communicate(timeout)
+    return subprocess.CompletedProcess(["velatura", *arguments], process.returncode, said, wrong)
+
+
+def _run(arguments: list[str], folder: str, out: str, err: str) -> None:
+    """In the forked process."""
+    for path, stream, kind in ((out, 1, os.O_WRONLY), (err, 2, os.O_WRONLY | os.O_CREAT)):
+        os.dup2(os.open(path, kind), stream)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(open(stream, "wb", closefd=False), encoding="utf-8", line_buffering=True) for stream in (1, 2))  # noqa: SIM115
+    os.chdir(folder)
+    sys.argv = ["velatura", *arguments]
+    from trainer.cli import main
+
+    main()
