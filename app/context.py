@@ -21,12 +21,16 @@ from app.logs import EventLogs
 from trainer.config import StackConfig
 from trainer.data import IMAGE_SUFFIXES, open_image
 from trainer.data.sources import MASK
+from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from trainer.lora_file import LoraInfo
+    from trainer.render.analysis import Analysis
+    from trainer.render.axes import Axis
+    from trainer.render.baking import Baked
     from trainer.render.engine import Engine
     from trainer.render.image import Picture
 
@@ -226,6 +230,44 @@ class Context:
 
         with self._engine_lock:
             return attribution(self._warm(stack), stack)
+
+    def render_modes(self, stack: StackConfig) -> Image:
+        """The stack in every mode that it can be drawn in, as one sheet."""
+        from trainer.render.grid import of_modes
+
+        with self._engine_lock:
+            return of_modes(self._warm(stack), stack)[0]
+
+    def render_axes(self, stack: StackConfig, axes: list[Axis]) -> Image:
+        """The stack at every value of one to three settings, as one sheet."""
+        from trainer.render import axes as grids
+        from trainer.render import checkpoints
+
+        with self._engine_lock:
+            engine = self._warm(stack)
+            return grids.draw(engine, *checkpoints.spelled_out(engine, stack, axes))[0]
+
+    def analyse(self, stack: StackConfig) -> Analysis:
+        """How the stack's LoRAs meet. Raises: AdapterError, ConfigError."""
+        from trainer.render import analysis, overlap
+
+        with self._engine_lock:
+            engine = self._warm(stack)
+            chosen = [one for one in engine.resolve(stack).adapters if one.enabled]
+            if not chosen:
+                raise ConfigError("no LoRA is on; choose one, or several to see how they meet.")
+            engine.restore()
+            return analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights)
+
+    def bake(self, stack: StackConfig, name: str, rank: int) -> Baked:
+        """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""
+        from trainer.render import baking
+        from trainer.render.image import free_name
+
+        with self._engine_lock:
+            made = baking.lora(self._warm(stack), stack, free_name(self.loras, f"{safe_stem(f'{name}.x')}.safetensors"), rank)
+        self.find_loras()
+        return made
 
     def _warm(self, stack: StackConfig) -> Engine:
         """The engine of the stack's base; another base replaces the one that is loaded."""

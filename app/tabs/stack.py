@@ -10,6 +10,9 @@ import gradio as gr
 
 from app.context import Context, Refresh
 from app.form import Form
+from app.grids import GRID, Grids
+from app.grids import render as render_grid
+from app.insight import MODES, Insight
 from app.notices import mended, tell
 from trainer import families
 from trainer.config import AdapterChoice, StackConfig, parse
@@ -22,7 +25,8 @@ ROWS = 6
 _SHOWN_AT_START = 2
 _RECENT = 24
 _MAX_SEED = 2**32
-_GRID, _STRIP = "grid-", "strip-"
+_STRIP = "strip-"
+_SHEETS = (GRID, _STRIP, MODES)
 _IN_ROW = frozenset({"file", "name", "sha256", "weight", "enabled"})  # of an adapter: what its row itself says
 _NO_RECIPE = "A sheet of pictures carries no recipe; set the weights you like and render."
 
@@ -66,11 +70,11 @@ def recent(context: Context) -> list[Path]:
     return sorted(found, key=lambda path: -path.stat().st_mtime_ns)[:_RECENT]
 
 
-def save_grid(context: Context, stack: StackConfig, weights: list[float]) -> Path:
-    """A sheet of the stack's first one or two LoRAs at every weight, written to the render folder."""
+def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> Any:
+    """A sheet of the stack's first one or two LoRAs at every weight. Raises: ConfigError."""
     if not stack.adapters:
         raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
-    return keep_sheet(context, context.render_grid(stack, [weights] * min(2, len(stack.adapters))), f"{_GRID}{stack.seed}.png")
+    return context.render_grid(stack, [weights] * min(2, len(stack.adapters)))
 
 
 def keep_sheet(context: Context, sheet: Any, name: str) -> Path:
@@ -109,7 +113,8 @@ class _Tab:
             "family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices(),
             "mode": [(mode.title, name) for name, mode in modes.registry().items()], "sampler": [("the base's own", ""), *samplers.SAMPLERS],
         }  # fmt: skip
-        self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices)
+        facts = {"family": {name: {"prediction": one.prediction, "guidance": (one.guidance,)} for name, one in families.registry().items()}}
+        self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices, facts)
         self.num_shown, self.files = gr.State(_SHOWN_AT_START), gr.State([])
         self.groups: list[gr.Column] = []
         self.ons: list[gr.Checkbox] = []
@@ -159,6 +164,8 @@ class _Tab:
             self.axis = gr.Textbox("0, 0.5, 1", label="Weights of a grid", info=hint, min_width=150, scale=3, elem_id="grid-weights")
             self.grid = gr.Button("Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside")
         self.strip = gr.Button("Show what each LoRA does", size="sm", elem_id="render-strip")
+        self.grids = Grids(self.context, ROWS)
+        self.insight = Insight(self.context, self._stack)
 
     def _draw_result(self) -> None:
         self.picture = gr.Image(
@@ -182,6 +189,7 @@ class _Tab:
         )
 
     def _connect(self) -> None:
+        self.form.connect()
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         lane: dict[str, Any] = private | {"concurrency_id": "render", "concurrency_limit": 1, "show_progress_on": self.picture}
@@ -192,6 +200,8 @@ class _Tab:
         self.render.click(self.draw, inputs, shown, **lane)
         self.grid.click(self.draw_grid, inputs, shown, **lane)
         self.strip.click(self.draw_strip, inputs, shown, **lane)
+        self.grids.connect(inputs, self.draw_axes, shown, lane)
+        self.insight.connect(inputs, list(zip(self.choices, self.ons, self.weights, strict=True)), self._show_sheet, shown)
         self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped], **private)
         self.gallery.select(self.take_recent, self.files, [*restored, self.picture, self.download, self.infotext], **still)
         self.more.click(self.add_row, self.num_shown, [self.num_shown, *self.groups], **still)
@@ -220,15 +230,24 @@ class _Tab:
         made = self.context.render(self._stack(found))
         return self._show(save(made, self.context.renders), made.infotext) | self._show_recent()
 
+    def _show_sheet(self, sheet: Any, name: str) -> dict[Any, Any]:
+        return self._show(keep_sheet(self.context, sheet, name), _NO_RECIPE) | self._show_recent()
+
     @mended
     def draw_grid(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        path = save_grid(self.context, self._stack(found), weights_of(found[self.axis] or ""))
-        return self._show(path, _NO_RECIPE) | self._show_recent()
+        stack = self._stack(found)
+        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}.png")
+
+    def draw_axes(self, found: dict[Any, Any], asked: list[tuple[str, str]]) -> dict[Any, Any]:
+        stack = self._stack(found)
+        on = [row for row in range(ROWS) if found[self.choices[row]] and found[self.ons[row]]]
+        sheet = render_grid(self.context, stack, asked, {row + 1: place for place, row in enumerate(on)})
+        return self._show_sheet(sheet, f"{GRID}{stack.seed}.png")
 
     @mended
     def draw_strip(self, found: dict[Any, Any]) -> dict[Any, Any]:
         stack = self._stack(found)
-        return self._show(keep_sheet(self.context, self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png"), _NO_RECIPE) | self._show_recent()
+        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png")
 
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
         update: dict[Any, Any] = self.form.fill(stack)
@@ -255,7 +274,7 @@ class _Tab:
         path = next((one for one in recent(self.context) if 0 <= index < len(names) and one.name == names[index]), None)
         if path is None:
             return gr.skip()
-        if path.name.startswith((_GRID, _STRIP)):
+        if path.name.startswith(_SHEETS):
             return self._show(path, _NO_RECIPE)
         return self._restore(read_recipe(self.context, path)) | self._show(path, text_of(path))
 

@@ -1,0 +1,89 @@
+"""A sheet over one to three settings of the stack on the page: columns, rows, pages. Values are typed; a run is named, never a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from app.context import Context
+from app.notices import mended
+from trainer import runs
+from trainer.config import StackConfig
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trainer.render.axes import Axis
+
+GRID = "grid-"  # how its sheets' names begin
+_NUM_AXES = 3
+_CHECKPOINTS = "checkpoint"
+_WEIGHT = "weight "
+_TEXTS = frozenset({"prompt", "negative_prompt"})  # values with commas in them: | goes between
+_SETTINGS = ["seed", "prompt", "negative_prompt", "steps", "guidance_scale", "sampler", "mode"]
+
+
+def settings(num_rows: int) -> list[tuple[str, str]]:
+    """What a grid may go over, as (label, key)."""
+    weights = [(f"Weight of LoRA {number}", f"{_WEIGHT}{number}") for number in range(1, num_rows + 1)]
+    named = [(StackConfig.model_fields[key].title or key, key) for key in _SETTINGS]
+    return [("-", ""), *weights, *named, ("Checkpoints of a run", _CHECKPOINTS)]
+
+
+def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> Axis:
+    """One setting and its values as typed; `places` gives a row's number its place in the stack. Raises: ConfigError."""
+    from trainer.render import axes
+
+    if key == _CHECKPOINTS:
+        names = [run.name for run in runs.every(context.runs)]
+        if values.strip() not in names:
+            raise ConfigError(f"run is {values.strip()[:80]!r}; allowed: {', '.join(names[:20]) or 'a run that has saved something, and there is none yet'}.")
+        return axes.Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
+    if key.startswith(_WEIGHT):
+        row = int(key.removeprefix(_WEIGHT))
+        if row not in places:
+            raise ConfigError(f"the grid goes over the weight of LoRA {row}, which is not on; choose one that is.")
+        key = f"adapters.{places[row]}.weight"
+    parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
+    if not all(parts):
+        raise ConfigError(f"values are {values[:80]!r}; write some with commas between, such as 0, 0.5, 1. Between prompts goes |.")
+    return axes.Axis(key, tuple(parts))
+
+
+class Grids:
+    """The section's components."""
+
+    def __init__(self, context: Context, num_rows: int) -> None:
+        self.context = context
+        self.keys: list[gr.Dropdown] = []
+        self.values: list[gr.Textbox] = []
+        with gr.Accordion("A grid over any settings", open=False, elem_id="grids"):
+            for number, where in enumerate(("columns", "rows", "pages")[:_NUM_AXES], 1):
+                with gr.Row():
+                    self.keys.append(gr.Dropdown(settings(num_rows), value="", label=where.capitalize(), min_width=130, scale=2, elem_id=f"axis-{number}"))
+                    self.values.append(
+                        gr.Textbox("", label="Values", placeholder="1, 2, 3", max_length=4000, min_width=150, scale=3, elem_id=f"axis-values-{number}")
+                    )
+            self.draw = gr.Button("Render this grid", size="sm", elem_id="render-axes")
+
+    def connect(
+        self, inputs: set[Any], sheet_of: Callable[[dict[Any, Any], list[tuple[str, str]]], dict[Any, Any]], shown: list[Any], lane: dict[str, Any]
+    ) -> None:
+        """`sheet_of` is given what is on the page and (setting, values), columns last as `axes.draw` has them."""
+
+        @mended
+        def draw(found: dict[Any, Any]) -> dict[Any, Any]:
+            asked = [(found[key], found[values] or "") for key, values in zip(self.keys, self.values, strict=True) if found[key]]
+            if not asked:
+                raise ConfigError("the grid goes over nothing; choose a setting and some values.")
+            return sheet_of(found, asked[::-1])
+
+        self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
+
+
+def render(context: Context, stack: StackConfig, asked: list[tuple[str, str]], places: dict[int, int]) -> Image:
+    """The sheet. Raises: ConfigError, AdapterError."""
+    return context.render_axes(stack, [axis_of(context, key, values, places) for key, values in asked])

@@ -1,0 +1,122 @@
+"""The Stack tab beyond its picture: conflict map, balanced weights, every mode, grids over any settings, one LoRA of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from app import grids, insight, ui
+from app.context import Context
+from app.tabs import stack
+from trainer import lora_file
+from trainer.config import StackConfig
+from trainer.errors import ConfigError
+
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+HOSTILE = "<img src=x onerror=1>"
+
+
+def lora(path: Path, value: float, shape: tuple[int, int]) -> Path:
+    parts = {"lora_down.weight": torch.full((2, shape[1]), value), "lora_up.weight": torch.full((shape[0], 2), 0.01)}
+    path.parent.mkdir(exist_ok=True)
+    lora_file.save(path, {LAYER: parts}, {}, torch.float32)
+    return path
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Context:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    made = ui.open_workspace(tmp_path / "workspace", [str(tiny)])
+    shape = _shape(tiny)
+    lora(made.loras / "one.safetensors", 0.3, shape)
+    lora(made.loras / f"{HOSTILE.replace('/', '')}.safetensors", 0.2, shape)
+    made.find_loras()
+    return made
+
+
+def _shape(tiny: Path) -> tuple[int, int]:
+    from safetensors import safe_open
+
+    with safe_open(tiny / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        return tuple(file.get_slice("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight").get_shape())
+
+
+def made(context: Context, **changes: Any) -> StackConfig:
+    values = {"prompt": "a fox", "width_px": 32, "height_px": 32, "steps": 2, "base": context.bases[1]} | changes
+    return stack.stack_of(context, values, [(sha256, 1.0, True, {}) for sha256 in context.known_loras()])
+
+
+def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(context: Context) -> None:
+    from trainer.render import analysis
+
+    found = context.analyse(made(context))
+    assert found.pairs[0].total.cosine == pytest.approx(1, abs=1e-4)
+    proposed = analysis.balance(found)
+    assert proposed.weights == pytest.approx([0.6, 0.6], abs=1e-3)  # 0.3 alone is the strongest; 0.3 + 0.2 is 5/3 of it
+    html = insight.report_html(found, ["schedule"])
+    assert "push the same way" in html and "1 of 1" in html and "Left out of account: schedule" in html
+    assert HOSTILE not in html and "&lt;img" in html
+
+
+def test_what_the_map_leaves_out_is_named(context: Context) -> None:
+    plain = made(context)
+    assert insight.unseen(plain) == []
+    scheduled = plain.model_copy(update={"mode": "switch", "adapters": tuple(one.model_copy(update={"schedule": "linear 1 0"}) for one in plain.adapters)})
+    assert insight.unseen(scheduled) == ["schedule", "mode switch"]
+
+
+def test_a_stack_without_a_lora_is_not_analysed(context: Context) -> None:
+    nothing = stack.stack_of(context, {"base": context.bases[1]}, [])
+    with pytest.raises(ConfigError, match="no LoRA is on"):
+        context.analyse(nothing)
+
+
+def test_the_map_is_of_the_base_also_after_a_picture(context: Context) -> None:
+    asked = made(context)
+    before = context.analyse(asked)
+    context.render(asked)
+    assert context.analyse(asked).total == before.total
+
+
+def test_one_lora_of_all_is_in_the_library_and_draws_what_the_stack_draws(context: Context) -> None:
+    asked = made(context)
+    baked = context.bake(asked, "../../both of/them", 0)
+    assert baked.path.parent == context.loras and baked.path.stem == "them" and baked.residual < 1e-3
+    (info,) = [info for info in context.known_loras().values() if info.path == baked.path]
+    alone = stack.stack_of(context, asked.model_dump(exclude={"adapters"}), [(info.sha256, 1.0, True, {})])
+    left, right = (context.render(one).image for one in (asked, alone))
+    assert max(high for _, high in _difference(left, right).getextrema()) <= 2
+
+
+def _difference(left: Image.Image, right: Image.Image) -> Image.Image:
+    from PIL import ImageChops
+
+    return ImageChops.difference(left, right)
+
+
+def test_every_mode_and_a_grid_over_three_settings_are_sheets(context: Context) -> None:
+    asked = made(context)
+    modes = context.render_modes(asked)
+    assert modes.width > 3 * 32
+    sheet = grids.render(context, asked, [("seed", "1, 2"), ("weight 2", "0, 1"), ("prompt", "a fox, red | an owl")], {1: 0, 2: 1})
+    assert sheet.width > 2 * 32 and sheet.height > 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("weight 3", "0, 1", "LoRA 3, which is not on"),
+        ("seed", "1,, 2", "write some with commas"),
+        ("checkpoint", "../../etc", "there is none yet"),
+        ("seed", "x", "seed is 'x'"),
+        ("mode", "loudest", "mode"),
+        ("steps", ",".join(map(str, range(1, 500))), "up to 400"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_in_words(context: Context, key: str, values: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        grids.render(context, made(context), [(key, values)], {1: 0, 2: 1})
