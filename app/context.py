@@ -81,6 +81,10 @@ class Context:
         return self.workspace / "renders"
 
     @property
+    def batches(self) -> Path:
+        return self.workspace / "batches"
+
+    @property
     def cache(self) -> Path:
         """Gradio's own folder: what lies here, and only that, can be fetched by the browser."""
         return self.workspace / "cache" / "gradio"

@@ -1,8 +1,8 @@
-"""Trainings as rows of a SQLite table, each a child process of its own that outlives the page and the server.
+"""Trainings and batches as rows of a SQLite table, each a child process of its own that outlives the page and the server.
 
 A row says what was wanted; whether it runs is asked of the system each time, by process id *and* start time, so a crash
 can leave no phantom behind. One child at a time; the others wait. After a restart of the server live children are found
-again, dead ones go on from their last checkpoint.
+again, dead ones go on where they were: a training from its last checkpoint, a batch from its last picture (`app.batches`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from trainer.events import Saved
 State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 LIVE: tuple[State, ...] = ("running", "stopping")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
-REHEARSAL = "rehearse"  # a job's kind; any other is a training
+TRAINING, REHEARSAL = "train", "rehearse"  # a job's kind
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
 _LONGEST_STEM = 70, 190  # characters and bytes: `runs.slug` cuts a name at 80 and 200, and its number must not be what is cut off
@@ -59,7 +59,7 @@ class Job:
     pid: int | None
     pid_start: float | None
     attempt: int
-    saved_step: int  # of the newest checkpoint when it was last started
+    saved_step: int  # how far it was when it was last started: the newest checkpoint, or the number of pictures
     created: float
     started: float | None
     ended: float | None
@@ -78,7 +78,7 @@ class Work(Protocol):
         ...
 
     def saved_step(self, job: Job) -> int:
-        """The newest checkpoint's step, 0 for none."""
+        """How far its result is: the newest checkpoint's step, 0 for none."""
         ...
 
 
@@ -105,6 +105,22 @@ class Training:
 
     def saved_step(self, job: Job) -> int:
         return max((event.step for event in runs.Run(self.runs_folder / job.name).events() if isinstance(event, Saved)), default=0)
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """Each kind of job by its own work."""
+
+    works: Mapping[str, Work]
+
+    def command(self, job: Job) -> list[str]:
+        return self.works[job.kind].command(job)
+
+    def finished(self, job: Job) -> bool:
+        return self.works[job.kind].finished(job)
+
+    def saved_step(self, job: Job) -> int:
+        return self.works[job.kind].saved_step(job)
 
 
 class JobRunner:
@@ -155,7 +171,7 @@ class JobRunner:
 
     # What people ask for.
 
-    def submit(self, name: str, config: str, kind: str = "train") -> Job:
+    def submit(self, name: str, config: str, kind: str = TRAINING) -> Job:
         """A new job, waiting its turn, under a name that no job and no run has. Raises: RunError for a name without letters."""
         wanted = runs.slug(name)
         stem = wanted[: _LONGEST_STEM[0]].encode()[: _LONGEST_STEM[1]].decode(errors="ignore").rstrip("-. ")
@@ -266,7 +282,7 @@ class JobRunner:
         elif self._attempts(job) >= MAX_ATTEMPTS:
             self._put(job, "failed", f"it ended {MAX_ATTEMPTS} times without getting further:\n{self._last_words(job)}", ended=True)
         else:
-            self._put(job, "interrupted", "it ended before it was done; it goes on from its last checkpoint.")
+            self._put(job, "interrupted", "it ended before it was done; it goes on where it was.")
 
     def _attempts(self, job: Job) -> int:
         """Starts so far without a new checkpoint."""
@@ -296,17 +312,18 @@ class JobRunner:
     def _popen(self, job: Job) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[1]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         environment.pop("PYTHONSTARTUP", None)
-        with self._log_file(job).open("ab") as log:
+        with self.log_file(job).open("ab") as log:
             return subprocess.Popen(
                 self.work.command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.logs
             )
 
-    def _log_file(self, job: Job) -> Path:
+    def log_file(self, job: Job) -> Path:
+        """What its child says, events as JSON lines among it."""
         return self.logs / f"job-{job.id}.log"
 
     def answer(self, job: Job) -> dict[str, Any]:
         """The last JSON object that the job's child printed and that is no event; {} if there is none."""
-        path = self._log_file(job)
+        path = self.log_file(job)
         if not path.is_file():
             return {}
         with path.open("rb") as file:
@@ -321,7 +338,7 @@ class JobRunner:
 
     def _last_words(self, job: Job) -> str:
         """The error a person can read from the end of the child's log: ours from `error:` on, else the last lines."""
-        path = self._log_file(job)
+        path = self.log_file(job)
         if not path.is_file():
             return "it said nothing."
         with path.open("rb") as file:
@@ -337,8 +354,3 @@ def _began(pid: int) -> float:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return time.time()
-
-
-def training_runner(workspace: Path, runs_folder: Path) -> JobRunner:
-    """The runner of a workspace's trainings."""
-    return JobRunner(workspace, Training(runs_folder, workspace / "configs"), runs_folder)

@@ -29,8 +29,9 @@ import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
 from app import guard, look, tabs  # noqa: E402
+from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
-from app.jobs import training_runner  # noqa: E402
+from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
 MAX_UPLOAD = "2gb"
@@ -51,10 +52,13 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     """The context of a workspace folder, made if it isn't there; its cache is for this user only."""
     offered = known_bases(bases)
     workspace = workspace.expanduser().resolve()
-    for folder in ("datasets", "runs", "loras", "renders", "cache"):
+    for folder in ("datasets", "runs", "loras", "renders", "batches", "cache"):
         (workspace / folder).mkdir(parents=True, exist_ok=True)
     (workspace / "cache").chmod(0o700)
-    context = Context(workspace, training_runner(workspace, workspace / "runs"), offered)
+    training = Training(workspace / "runs", workspace / "configs")
+    drawing = Drawing(workspace / "batches", workspace / "configs", (workspace / "loras", workspace / "runs"))
+    works = ByKind({TRAINING: training, REHEARSAL: training, **dict.fromkeys(KINDS.values(), drawing)})
+    context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     return context

@@ -15,7 +15,7 @@ import tomli_w
 from app import views
 from app.context import Context, Refresh
 from app.form import Form
-from app.jobs import LIVE, REHEARSAL, WAITING, Job
+from app.jobs import LIVE, REHEARSAL, TRAINING, WAITING, Job
 from app.notices import mended, tell
 from trainer import families, methods, presets, runs
 from trainer.config import TrainConfig, parse
@@ -259,13 +259,13 @@ class _Tab:
     def _changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked: anything else would flicker and cost."""
         every = self.context.runner.every()
-        jobs = [one for one in every if one.kind != REHEARSAL]
+        jobs = [one for one in every if one.kind == TRAINING]
         picked = next((one for one in jobs if one.id == chosen), jobs[0] if jobs else None)
         after: dict[str, Any] = {"jobs": [(one.id, one.state) for one in jobs]}
         update: dict[Any, Any] = {}
         if after["jobs"] != before.get("jobs"):
             update[self.job] = gr.update(choices=[(views.job_label(one), one.id) for one in jobs], value=picked.id if picked else None)
-        parts = (self._parts(picked) if picked else {}) | self._rehearsal_parts(every)
+        parts = (self._parts(picked) if picked else {}) | self._rehearsal_parts([one for one in every if one.kind in (TRAINING, REHEARSAL)])
         for part, (signature, change) in parts.items():
             after[part] = signature
             if signature != before.get(part):

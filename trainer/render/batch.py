@@ -53,13 +53,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Rendered:
-    """`done` of `total` pictures are there now."""
+    """`done` of `total` pictures are there now, `seconds` after the batch was begun."""
 
     kind: ClassVar[str] = "rendered"
     row: int  # the first that wants it
     file: str  # below the folder
     done: int
     total: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ class _Runner:
         self.plan, self.out, self.open_engine, self.stop = plan, out, open_engine, stop
         self.staging = out / HIDDEN
         self.made = 0
+        self.started = time.monotonic()
         self.engine: tuple[tuple[str, str], Renders | UserError] | None = None
         self.manifest = batch_papers.manifest_file(out)
         self.next_papers = time.monotonic() + _PAPERS_EVERY_S
 
     def run(self, sheets: bool) -> Iterator[Event]:
-        started = time.monotonic()
         torn = self.plan.reconcile(self.out)
         self.journal = Journal(self.out)
         written, stopped = 0, False
@@ -131,7 +132,7 @@ class _Runner:
             self.journal.close()
             batch_papers.write_manifest(self.plan, self.manifest)
         counts = self.plan.counts()
-        yield Ended(self.made, counts["done"], counts["failed"], stopped, str(self.manifest), written, time.monotonic() - started)
+        yield Ended(self.made, counts["done"], counts["failed"], stopped, str(self.manifest), written, time.monotonic() - self.started)
 
     def _place_again(self, work: Work) -> Path | None:
         """Move what a killed process drew; the staged file if that can't be done."""
@@ -208,7 +209,7 @@ class _Runner:
             return Refused(work.place, str(error))
         self.made += 1
         self.there += 1
-        return Rendered(work.place, self.plan.file_of(work), self.there, self.total)
+        return Rendered(work.place, self.plan.file_of(work), self.there, self.total, time.monotonic() - self.started)
 
     def _place(self, work: Work, staged: Path, said: str = "") -> None:
         """Give a drawn picture its name, the one that was `said` in the journal or a free one. Raises: RunError if none is."""

@@ -36,6 +36,7 @@ def batch(
     guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting a row doesn't say, such as mode=switch.")] = None,
     name: Annotated[str, typer.Option(help=f"How files are called, of {' '.join(f'{{{field}}}' for field in NAME_FIELDS)}; '/' makes folders.")] = NAME,
+    library: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Where LoRAs are found by name and hash; repeatable; outputs/ if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; outputs/batch/ and the file's name if left out.")] = None,
     sheets: Annotated[bool, typer.Option(help="Make contact sheets.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
@@ -50,7 +51,7 @@ def batch(
     if folder.suffix.lower() in batch_recipe.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
     defaults = jobs_file.Defaults(base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name, tuple(set_ or ()))
-    plan = batch_plan.make(jobs_file.read(jobs, defaults), download, lambda: lora_file.library([Path("outputs")]), Path("wildcards"))
+    plan = batch_plan.make(jobs_file.read(jobs, defaults), download, lambda: lora_file.library(library or [Path("outputs")]), Path("wildcards"))
     if dry_run:
         plan.reconcile(folder)
         typer.echo(json.dumps(_plan_values(plan)) if as_json else describe(plan))
