@@ -88,7 +88,7 @@ class Insight:
                 self.undo = gr.Button("Weights as before", size="sm", min_width=130, visible=False, elem_id="unbalance")
                 self.modes = gr.Button("Every mode", size="sm", min_width=110, elem_id="every-mode")
             self.report = gr.HTML(visible=False, elem_id="conflicts")
-            self.map = gr.Image(visible=False, label="Conflict map", format="png", interactive=False, buttons=["fullscreen"], elem_id="conflict-picture")
+            self.map = gr.Image(visible=False, show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="conflict-picture")
             with gr.Row():
                 self.name = gr.Textbox("", label="One LoRA of them all", placeholder="its name", max_length=80, min_width=150, scale=3, elem_id="bake-name")
                 self.rank = gr.Number(

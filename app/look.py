@@ -73,9 +73,9 @@ CSS = """
 .notice h3 { font-size: 1rem; font-weight: 600; margin: 0; } .notice p { margin: .3rem 0 0; font-size: .92rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .notice.good { border-left-color: #2f8f95; } .notice.bad { border-left-color: #c2382b; } .notice.bad h3 { color: #b3261e; }
 .dark .notice.bad h3 { color: #ff8f83; }
-.told table { width: 100%; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .2rem 0 .6rem; }
-.told { overflow-x: auto; } .told th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); }
-.told th, .told td { padding: .2rem .5rem .2rem 0; border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+.told table { width: 100%; border-collapse: collapse; border: 0 !important; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .2rem 0 .6rem; }
+.told { overflow-x: auto; } .told tr { border: 0 !important; } .told th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); }
+.told th, .told td { padding: .2rem .5rem .2rem 0 !important; border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .drawn figure { margin: 0; } .drawn svg { display: block; width: 100%; height: auto; max-height: 300px; }
 .drawn figcaption { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; color: var(--body-text-color-subdued); padding: .2rem; }
 .drawn figcaption i { display: inline-block; width: 1.3em; height: 3px; border-radius: 2px; margin-right: .45em; vertical-align: middle; }
@@ -99,6 +99,7 @@ CSS = """
   .halves > .column, .halves > div { min-width: 0 !important; width: 100% !important; flex: none !important; }
   .gradio-container { padding: .5rem !important; }
   .masthead p { display: none; }
+  .tab-container { gap: 0 !important; } .tab-container button { padding: 0 .55rem !important; }
   .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
 }
 @media (prefers-reduced-motion: reduce) { .progress .bar i { transition: none; } }

@@ -20,7 +20,7 @@ from trainer.errors import ConfigError, UserError
 
 TITLE = "Batch"
 ORDER = 40
-_MOST_SHOWN = 48
+_MOST_SHOWN = 24
 _NOTHING_YET = '<div class="progress"><div class="detail">No batch yet. Render a picture in the Stack tab, then draw many like it here.</div></div>'
 
 
@@ -181,7 +181,7 @@ class _Tab:
         }  # fmt: skip
         paths, num = batches.pictures(out, _MOST_SHOWN)
         if anew or num <= _MOST_SHOWN:
-            update |= {self.gallery: [(str(self.context.thumbnail(path)), path.stem) for path in paths], self.pack: gr.update(visible=num > 0)}
+            update |= {self.gallery: [(str(self.context.published(path)), path.stem) for path in paths], self.pack: gr.update(visible=num > 0)}
         return update
 
 

@@ -23,11 +23,14 @@ def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_l
     font, line = ImageFont.load_default(size), int(size * 1.35)
     left = max([_width(font, label) for label in row_labels] + [0]) + 2 * _GAP_PX
     columns = [_wrapped(font, label, width) for label in column_labels]
-    title_height = line + _GAP_PX if title else 0
+    across = left + len(rows[0]) * (width + _GAP_PX)
+    titles = _wrapped(font, title, across - 2 * _GAP_PX) if title else []
+    title_height = len(titles) * line + _GAP_PX if titles else 0
     top = title_height + max((len(lines) for lines in columns), default=0) * line + 2 * _GAP_PX
-    sheet = Image.new("RGB", (left + len(rows[0]) * (width + _GAP_PX), top + len(rows) * (height + _GAP_PX)), _PAPER)
+    sheet = Image.new("RGB", (across, top + len(rows) * (height + _GAP_PX)), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP_PX, _GAP_PX), title, _INK, font)
+    for number, text in enumerate(titles):
+        pen.text((_GAP_PX, _GAP_PX + number * line), text, _INK, font)
     for column, lines in enumerate(columns):
         for number, text in enumerate(lines):
             pen.text((left + column * (width + _GAP_PX), title_height + _GAP_PX + number * line), text, _INK, font)
