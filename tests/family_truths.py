@@ -38,6 +38,10 @@ def _of(pipe: Any) -> ModuleType:
     return next(one for one in (importlib.import_module(f"tests.truths.{name}") for name in names) if type(pipe).__name__ == one.PIPELINE)
 
 
+def _scheduler(pipe: Any) -> Any:
+    return _of(pipe).scheduler(pipe) if hasattr(_of(pipe), "scheduler") else pipe.scheduler
+
+
 def losses(pipe: Any, images: list[Any], captions: list[str], noise: Tensor, timesteps: Tensor) -> Tensor:
     """The loss of each picture (N,): min-SNR 5 where the base predicts noise or v, plain for flow."""
     made = [
@@ -48,12 +52,12 @@ def losses(pipe: Any, images: list[Any], captions: list[str], noise: Tensor, tim
 
 
 def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: Tensor, timestep: Tensor) -> Tensor:
-    config = pipe.vae.config
     if hasattr(_of(pipe), "latents"):
         latents = _of(pipe).latents(pipe, image)
     else:
+        config = pipe.vae.config
         latents = (pipe.vae.encode(image[None]).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
-    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+    if isinstance(_scheduler(pipe), FlowMatchEulerDiscreteScheduler):
         scheduler = FlowMatchEulerDiscreteScheduler()  # the sigmas of all timesteps, unshifted
         noised = (1 - timestep / 1000).view(1, 1, 1, 1) * latents + (timestep / 1000).view(1, 1, 1, 1) * noise
         assert scheduler.config.num_train_timesteps == 1000
@@ -70,7 +74,7 @@ def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
     """Sigmas as the pipeline's scheduler makes them of evenly laid ones for latents of this size."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(_scheduler(pipe).config)
     config = scheduler.config
     mu = None
     if config.use_dynamic_shifting:

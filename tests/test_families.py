@@ -47,7 +47,7 @@ def config(family: ModuleType, tiny: Path, folder: Path, **changes: Any) -> Trai
     """Everything the family can target, alpha unlike rank; keywords are settings with `__` for the dot."""
     settings = {
         "family": family.name, "base": str(tiny), "resolution_px": SIZE_PX, "max_steps": 3, "batch_size": 2, "learning_rate": 0.05,
-        "preview_every_steps": 0, "adapter.targets": "all", "adapter.rank": 3, "adapter.alpha": 6.0, "adapter.text_encoder": True,
+        "preview_every_steps": 0, "adapter.targets": "all", "adapter.rank": 3, "adapter.alpha": 6.0, "adapter.text_encoder": len(family.components) > 1,
         "data.folder": str(folder), "dtype": "float32", "preview.guidance_rescale": 0.0,
     }  # fmt: skip
     return presets.load("imprimatura-style", settings | {key.replace("__", "."): value for key, value in changes.items()})

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TOKENIZER = Path(__file__).parent / "imprimatura" / "tokenizer"
 _WIDTH = 32
+_LETTERS = [letter for letter in string.printable if not letter.isspace()]
 
 
 def clip(model: str) -> tuple[Any, Any]:
@@ -34,7 +35,7 @@ def t5(width: int) -> tuple[Any, Any]:
     """A T5 encoder and a tokenizer of letters."""
     import transformers
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in string.printable if not letter.isspace())]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in _LETTERS)]
     tokenizer = transformers.T5Tokenizer(vocab=pieces, model_max_length=512, extra_ids=0)
     config = transformers.T5Config(
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False
@@ -49,4 +50,31 @@ def autoencoder(latent_channels: int, scaling_factor: float, shift_factor: float
     return AutoencoderKL(
         block_out_channels=(8, 8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=latent_channels, scaling_factor=scaling_factor, shift_factor=shift_factor, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def gemma() -> tuple[Any, Any]:
+    """A Gemma 2 text model, 32 wide, and a tokenizer of letters that keeps 32 of them."""
+    import transformers
+
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    vocabulary = {piece: number for number, piece in enumerate([*marks, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *_LETTERS])}
+    tokenizer = transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=32)
+    config = transformers.Gemma2Config(
+        vocab_size=len(tokenizer), head_dim=8, hidden_size=_WIDTH, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2,
+        num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    return transformers.Gemma2Model(config), tokenizer
+
+
+def deep_autoencoder(latent_channels: int, scaling_factor: float) -> Any:
+    """A deep-compression autoencoder (as Sana's), whose latents are here four times smaller than its pictures."""
+    from diffusers import AutoencoderDC
+
+    blocks, channels = ("ResBlock", "ResBlock", "EfficientViTBlock"), (8, 8, 16)
+    return AutoencoderDC(
+        latent_channels=latent_channels, attention_head_dim=4, encoder_block_types=blocks, decoder_block_types=blocks, encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels, encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
+        encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1), downsample_block_type="conv", upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=scaling_factor,
     )  # fmt: skip

@@ -3,4 +3,5 @@
 predict(pipe, noised, timestep, caption, size)    the prediction of its training script; `size` is height, width, top, left and those of the cut
 call(stack)                                       its pipeline's own arguments, beside prompt, steps, size and generator
 latents(pipe, image)                              of an image (3, H, W), where the autoencoder is not a plain KL one; may be left out
+    scheduler(pipe)                                   diffusers' flow-match scheduler of this base, where its own is of another kind; may be left out
 """

@@ -60,7 +60,10 @@ def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> t
     prompts, negative = [stack.prompt for stack in stacks], [stack.negative_prompt for stack in stacks]
     said = family.prepare_batch(family.encode_text(pipe, prompts, 1))
     scale = first.true_guidance_scale if family.guidance == "distilled" else first.guidance_scale
-    return said, family.prepare_batch(family.encode_text(pipe, negative, 1)) if scale > 1 else None
+    if scale <= 1:
+        return said, None
+    unsaid = family.encode_negative(pipe, negative) if hasattr(family, "encode_negative") else family.encode_text(pipe, negative, 1)
+    return said, family.prepare_batch(unsaid)
 
 
 def is_weighted(pipe: Any, stack: StackConfig) -> bool:

@@ -40,4 +40,6 @@ def make(name: str, own: Any) -> Any:
     import diffusers
 
     kind, changes = SAMPLERS[name] if name else (type(own).__name__, {})
+    if kind.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
+        changes = changes | {"shift": own.config["flow_shift"]}
     return getattr(diffusers, kind).from_config(own.config, **changes)

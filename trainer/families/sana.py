@@ -1,0 +1,166 @@
+"""Sana: linear attention over latents that are 32 times smaller than the picture, told by Gemma 2 what a caption says; predicts flow.
+
+A caption is read after the instruction that the pipeline puts before prompts, a negative prompt is read alone, both as the pipeline does it. Gemma is
+never adapted: no tool reads a LoRA of it. Real bases come with a multistep solver for flow, whose `flow_shift` is that of the training too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import SanaPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "sana"
+title = "Sana"
+pipeline = "SanaPipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+caption_tokens = 298  # the pipeline keeps 300, with the mark and one of the instruction
+default_px = 1024
+multiple_px = 32
+patch = 1
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "sana/lora"
+base_version = "sana"
+
+_ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.conv_(inverted|point)"
+_TOLD = r"caption_projection\.linear_[12]|time_embed\.linear"
+targets = {
+    "attention": _ATTENTION,
+    "attention-ff": rf"{_ATTENTION}|{_FEED_FORWARD}",
+    "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
+    "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
+}
+text_targets = ""
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> SanaPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
+    from diffusers import SanaPipeline
+
+    pipe = SanaPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
+        part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def _tokens(pipe: SanaPipeline) -> int:
+    return min(caption_tokens + 2, int(pipe.tokenizer.model_max_length))
+
+
+def window(pipe: SanaPipeline) -> int:
+    """How many tokens of a caption are kept, the mark and one of the instruction left out."""
+    return _tokens(pipe) - 2
+
+
+def count_tokens(pipe: SanaPipeline, caption: str) -> int:
+    """How many tokens a caption has for Gemma, without its mark."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: SanaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is said; long ones are cut off."""
+    return _encoded(pipe, captions, inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default)
+
+
+def encode_negative(pipe: SanaPipeline, prompts: list[str]) -> list[dict[str, Tensor]]:
+    """Negative prompts, without the instruction."""
+    return _encoded(pipe, prompts, None)
+
+
+def _encoded(pipe: SanaPipeline, texts: list[str], instruction: list[str] | None) -> list[dict[str, Tensor]]:
+    hidden, mask, _, _ = pipe.encode_prompt(
+        texts, False, device=pipe._execution_device, max_sequence_length=_tokens(pipe), complex_human_instruction=instruction
+    )  # fmt: skip
+    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def encode_image(pipe: SanaPipeline, images: Tensor) -> Tensor:
+    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], scaled as the denoiser knows them."""
+    latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent
+    return latents * float(pipe.vae.config.scaling_factor)
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
+    import torch
+
+    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "mask")}
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    config: Any = denoiser.config
+    prediction: Tensor = denoiser(
+        noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps * config.timestep_scale,
+        encoder_attention_mask=conditioning["mask"],
+    ).sample  # fmt: skip
+    return prediction
+
+
+def schedule(pipe: SanaPipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with, whichever kind that is."""
+    from trainer import objective
+
+    config = dict(pipe.scheduler.config)
+    return objective.flow_schedule({"shift": config.get("flow_shift", 1.0)} | config)
+
+
+def call_settings(pipe: SanaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found | {"negative_prompt": None, "use_resolution_binning": False}
+
+
+def is_v2(pipe: SanaPipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: SanaPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer and whole convolution -> its name in a LoRA file, which is the same."""
+    from torch import nn
+
+    found = {}
+    for path, module in pipe.transformer.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            found[f"transformer.{path}"] = f"transformer.{path}".replace(".base_layer", "")
+    return found
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.gemma()
+        transformer = SanaTransformer2DModel(
+            patch_size=1, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=4, attention_head_dim=16, num_cross_attention_heads=4,
+            cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=encoder.config.hidden_size, sample_size=16,
+        )  # fmt: skip
+        scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+        pipe = SanaPipeline(tokenizer, encoder, toys.deep_autoencoder(8, 0.41407), transformer, scheduler)
+    pipe.save_pretrained(str(folder))
+    return folder
