@@ -23,6 +23,7 @@ pipeline = "SanaPipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 caption_tokens = 298  # the pipeline keeps 300, with the mark and one of the instruction
+comfyui_graph = False
 default_px = 1024
 multiple_px = 32
 patch = 1

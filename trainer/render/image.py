@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from trainer import families
 from trainer.config import StackConfig, digest, parse
 from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lora_file import LoraInfo
@@ -107,15 +108,14 @@ def _png(picture: Picture) -> dict[str, Any]:
 
     info, text = PngInfo(), picture.infotext
     info.add_text("parameters", text) if text.isascii() else info.add_itxt("parameters", text)
-    prompt, workflow = _graphs(picture)
-    for key, value in (("prompt", prompt), ("workflow", workflow), (RECIPE_KEY, _recipe(picture))):
+    for key, value in (_graphs(picture) | {RECIPE_KEY: _recipe(picture)}).items():
         info.add_text(key, value)
     return {"pnginfo": info}
 
 
 def _webp(picture: Picture) -> dict[str, Any]:
-    prompt, workflow = _graphs(picture)
-    tags = {_DESCRIPTION: f"{RECIPE_KEY}:{_recipe(picture)}", _MAKE: f"workflow:{workflow}", _MODEL: f"prompt:{prompt}"}
+    places = {"workflow": _MAKE, "prompt": _MODEL}
+    tags = {_DESCRIPTION: f"{RECIPE_KEY}:{_recipe(picture)}"} | {places[key]: f"{key}:{graph}" for key, graph in _graphs(picture).items()}
     return {"lossless": True, "exif": _exif(picture.infotext, tags)}
 
 
@@ -135,13 +135,15 @@ def _recipe(picture: Picture) -> str:
     return json.dumps(travelling(picture.stack), sort_keys=True)
 
 
-def _graphs(picture: Picture) -> tuple[str, str]:
-    """ComfyUI's two JSON texts, of the prompt as it was drawn."""
+def _graphs(picture: Picture) -> dict[str, str]:
+    """ComfyUI's two JSON texts, of the prompt as it was drawn; none for a family that its checkpoint loader doesn't open."""
+    if not getattr(families.registry()[picture.stack.family], "comfyui_graph", True):
+        return {}
     said = parse_infotext(picture.infotext) if len(picture.infotext) <= MAX_CHARS else Infotext()
     stack = picture.stack.model_copy(update={"prompt": said.prompt or picture.stack.prompt})
     base = said.model or Path(picture.stack.base).name
     prompt, workflow = (json.dumps(graph, separators=(",", ":")) for graph in comfy.graphs(stack, base, said.sampler))
-    return prompt, workflow
+    return {"prompt": prompt, "workflow": workflow}
 
 
 def _exif(text: str, tags: dict[int, str]) -> bytes:
