@@ -47,13 +47,14 @@ MANY_PARAMETERS = {
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys"}
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys", "trainer.pipelines"}
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
     "trainer.toys": set(),
+    "trainer.pipelines": set(),
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }

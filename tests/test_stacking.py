@@ -218,18 +218,20 @@ def test_switch_takes_turns_as_schedules_would(engine: Engine, trained: Path, tr
     assert apart(turns, pixels(engine, stack(choice(trained_style), choice(trained), mode="switch"))) > 5
 
 
-def test_loratorio_takes_each_place_from_who_differs_there() -> None:
-    base = torch.ones(2, 4, 4, 4)
+@pytest.mark.parametrize("kind", ["latents", "frames", "tokens"])
+def test_loratorio_takes_each_place_from_who_differs_there(kind: str) -> None:
+    base = torch.ones({"latents": (2, 4, 4, 4), "frames": (2, 4, 1, 4, 4), "tokens": (2, 4, 4)}[kind])
     left, right = base.clone(), base.clone()
-    left[:, :, :, :2] = -1
-    right[:, :, :, 2:] = -1
+    place = (..., slice(2), slice(None)) if kind == "tokens" else (..., slice(2))
+    left[place], right[...] = -1, -1
+    right[place] = 1
 
     def call(factors: list[float]) -> torch.Tensor:
         return {(0.0, 0.0): base, (1.0, 0.0): left, (0.0, 1.0): right}[tuple(factors)]
 
-    found = modes.registry()["loratorio"].predict(call, 2, 0, 1)
+    found = modes.registry()["loratorio"].predict(call, 2, 0, 1, lambda rows: slice(rows // 2))
     torch.testing.assert_close(found[1], -base[1])  # with the prompt
-    torch.testing.assert_close(found[0], torch.zeros(4, 4, 4), atol=1e-6, rtol=0)  # without: half the base's own
+    torch.testing.assert_close(found[0], torch.zeros_like(base[0]), atol=1e-6, rtol=0)  # without: half the base's own
 
 
 def test_k_lora_uses_one_adapter_a_layer_content_early_and_style_late(engine: Engine) -> None:

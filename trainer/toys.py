@@ -31,35 +31,36 @@ def clip(model: str) -> tuple[Any, Any]:
     return getattr(transformers, model)(config), tokenizer
 
 
-def t5(width: int) -> tuple[Any, Any]:
-    """A T5 encoder and a tokenizer of letters."""
+def t5(width: int, kind: str = "T5", tokens: int = 512) -> tuple[Any, Any]:
+    """A T5 encoder, or one of T5's kin such as UMT5, and a tokenizer of letters that takes so many of them."""
     import transformers
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in _LETTERS)]
-    tokenizer = transformers.T5Tokenizer(vocab=pieces, model_max_length=512, extra_ids=0)
-    config = transformers.T5Config(
+    tokenizer = transformers.T5Tokenizer(vocab=pieces, model_max_length=tokens, extra_ids=0)
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False
     )  # fmt: skip
-    return transformers.T5EncoderModel(config), tokenizer
+    return getattr(transformers, f"{kind}EncoderModel")(config), tokenizer
 
 
-def autoencoder(latent_channels: int, scaling_factor: float, shift_factor: float) -> AutoencoderKL:
-    """A KL autoencoder whose latents are four times smaller than its pictures."""
+def autoencoder(latent_channels: int, scaling_factor: float, shift_factor: float, stages: int = 3) -> AutoencoderKL:
+    """A KL autoencoder whose latents are four times smaller than its pictures, or 2^(stages - 1) times."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(*[8] * (stages - 1), 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
         latent_channels=latent_channels, scaling_factor=scaling_factor, shift_factor=shift_factor, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
 
 
-def gemma() -> tuple[Any, Any]:
-    """A Gemma 2 text model, 32 wide, and a tokenizer of letters that keeps 32 of them."""
+def gemma(tokens: int) -> tuple[Any, Any]:
+    """A Gemma 2 text model, 32 wide, and a tokenizer of letters that takes so many of them."""
     import transformers
 
     marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     vocabulary = {piece: number for number, piece in enumerate([*marks, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *_LETTERS])}
-    tokenizer = transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=32)
+    tokenizer = transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=tokens)
     config = transformers.Gemma2Config(
         vocab_size=len(tokenizer), head_dim=8, hidden_size=_WIDTH, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2,
         num_key_value_heads=2, max_position_embeddings=2048,

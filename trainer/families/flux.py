@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import pipelines
+
 if TYPE_CHECKING:
     import torch
     from diffusers import FluxPipeline
@@ -44,17 +46,12 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|norm(1|1_context)?\.linear)|x_embedder|context_embedder",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+encode_image = pipelines.encode_image
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> FluxPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    from diffusers import FluxPipeline
-
-    pipe = FluxPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        part.requires_grad_(False).eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipelines.load(pipeline, folder, device, dtype)
 
 
 def prediction_of(folder: Path) -> str:
@@ -83,41 +80,27 @@ def encode_text(pipe: FluxPipeline, captions: list[str], chunks: int) -> list[di
     return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
 
 
-def encode_image(pipe: FluxPipeline, images: Tensor) -> Tensor:
-    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
-    latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
-    scale, shift = float(pipe.vae.config.scaling_factor), float(pipe.vae.config.shift_factor or 0)
-    return (latents - shift) * scale
-
-
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """`{encoder_hidden_states: (B, L, D), pooled: (B, P)}`."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "pooled")}
+    return pipelines.together(conditionings, "encoder_hidden_states", "pooled")
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     import torch
 
-    count, channels, height, width = noised.shape
-    rows, columns = height // 2, width // 2
-    tokens = noised.reshape(count, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(count, rows * columns, channels * 4)
-    places = torch.zeros(rows, columns, 3)
-    places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
     said = conditioning["encoder_hidden_states"]
     config: Any = denoiser.config
     prediction: Tensor = denoiser(
-        hidden_states=tokens,
+        hidden_states=pipelines.tokens(noised),
         timestep=timesteps / 1000,
-        guidance=torch.full((count,), _TRAINED_GUIDANCE, device=noised.device) if config.guidance_embeds else None,
+        guidance=torch.full((len(noised),), _TRAINED_GUIDANCE, device=noised.device) if config.guidance_embeds else None,
         pooled_projections=conditioning["pooled"],
         encoder_hidden_states=said,
         txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype),
-        img_ids=places.reshape(-1, 3).to(noised.device, noised.dtype),
+        img_ids=pipelines.places(noised, 3),
     ).sample
-    return prediction.reshape(count, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(noised.shape)
+    return pipelines.latents(prediction, noised)
 
 
 def schedule(pipe: FluxPipeline) -> Schedule:

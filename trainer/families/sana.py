@@ -10,6 +10,8 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import pipelines
+
 if TYPE_CHECKING:
     import torch
     from diffusers import SanaPipeline
@@ -47,13 +49,7 @@ text_targets = ""
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> SanaPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    from diffusers import SanaPipeline
-
-    pipe = SanaPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False).eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipelines.load(pipeline, folder, device, dtype)
 
 
 def prediction_of(folder: Path) -> str:
@@ -100,9 +96,7 @@ def encode_image(pipe: SanaPipeline, images: Tensor) -> Tensor:
 
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "mask")}
+    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -138,13 +132,7 @@ def is_v2(pipe: SanaPipeline) -> bool:
 
 def file_keys(pipe: SanaPipeline) -> dict[str, str]:
     """`component.module.path` of every linear layer and whole convolution -> its name in a LoRA file, which is the same."""
-    from torch import nn
-
-    found = {}
-    for path, module in pipe.transformer.named_modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            found[f"transformer.{path}"] = f"transformer.{path}".replace(".base_layer", "")
-    return found
+    return pipelines.own_names(pipe, components)
 
 
 def tiny(folder: Path) -> Path:
@@ -156,7 +144,7 @@ def tiny(folder: Path) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.gemma()
+        encoder, tokenizer = toys.gemma(32)
         transformer = SanaTransformer2DModel(
             patch_size=1, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=4, attention_head_dim=16, num_cross_attention_heads=4,
             cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=encoder.config.hidden_size, sample_size=16,

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import pipelines
+
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusion3Pipeline
@@ -42,20 +44,14 @@ targets = {
     "all": rf"transformer_blocks\.\d+\.({_LINEAR})|context_embedder|pos_embed\.proj|norm_out\.linear|proj_out",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+encode_image = pipelines.encode_image
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    from diffusers import StableDiffusion3Pipeline
-
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     absent = {part: None for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0]}
-    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **absent).to(device)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
-        if part is not None:
-            part.requires_grad_(False).eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipelines.load(pipeline, folder, device, dtype, **absent)
 
 
 def prediction_of(folder: Path) -> str:
@@ -82,18 +78,9 @@ def encode_text(pipe: StableDiffusion3Pipeline, captions: list[str], chunks: int
     return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
 
 
-def encode_image(pipe: StableDiffusion3Pipeline, images: Tensor) -> Tensor:
-    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
-    latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
-    scale, shift = float(pipe.vae.config.scaling_factor), float(pipe.vae.config.shift_factor or 0)
-    return (latents - shift) * scale
-
-
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """`{encoder_hidden_states: (B, L, D), pooled: (B, P)}`."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in ("encoder_hidden_states", "pooled")}
+    return pipelines.together(conditionings, "encoder_hidden_states", "pooled")
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -126,11 +113,7 @@ def is_v2(pipe: StableDiffusion3Pipeline) -> bool:
 
 def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
     """`component.module.path` of every linear and convolution -> its name in a LoRA file, which is the same."""
-    from torch import nn
-
-    parts = {component: getattr(pipe, component) for component in components if getattr(pipe, component) is not None}
-    names = [f"{component}.{path}" for component, part in parts.items() for path, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return {name: name.replace(".base_layer", "") for name in names}
+    return pipelines.own_names(pipe, components)
 
 
 def tiny(folder: Path) -> Path:

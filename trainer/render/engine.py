@@ -245,19 +245,23 @@ class Engine:
     def _mixed(self, stack: StackConfig, live: list[_Layer], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
         """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
         mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
-        original, prepared = denoiser.forward, self._prepared(mode, live, updates)
+        original, prepared, calls = denoiser.forward, self._prepared(mode, live, updates), [0]
+        halves = getattr(self.family, "halves", "unsaid first")
+
+        def unsaid(rows: int) -> slice:
+            return {"unsaid first": slice(rows // 2), "said first": slice(rows // 2, None), "said, unsaid": slice((calls[0] == 1) * rows, None)}[halves]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             def call(factors: list[float], only: dict[str, int] | None = None) -> Tensor:
                 enter(at[0], factors, only)
-                found = original(*args, **kwargs)
-                output: Tensor = found[0]
-                return output
+                found = original(*args, **kwargs)[0]
+                return torch.stack(found) if isinstance(found, list) else found  # Z-Image's says a list of pictures
 
-            return (mode.predict(call, len(live), at[0], stack.steps, *prepared),)
+            calls[0] += 1
+            return (mode.predict(call, len(live), at[0], stack.steps, *prepared, *([unsaid] if hasattr(mode, "splits_guidance") else [])),)
 
         def done(step: int) -> None:
-            at[0] = step + 1
+            at[0], calls[0] = step + 1, 0
             enter(at[0])
 
         if stack.mode != "sum":

@@ -1,0 +1,27 @@
+"""Chroma. Diffusers has no training script for it; its pipeline's own step is the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from trainer.config import StackConfig
+
+PIPELINE = "ChromaPipeline"
+TOKENS = 32  # what the tiny model's tokenizer takes
+
+
+def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
+    hidden, text_ids, mask, _, _, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=TOKENS)
+    packed = pipe._pack_latents(noised, *noised.shape)
+    said = pipe.transformer(
+        hidden_states=packed, timestep=timestep / 1000, encoder_hidden_states=hidden, txt_ids=text_ids,
+        img_ids=pipe._prepare_latent_image_ids(1, noised.shape[2] // 2, noised.shape[3] // 2, noised.device, noised.dtype),
+        attention_mask=pipe._prepare_attention_mask(1, packed.shape[1], noised.dtype, mask), return_dict=False,
+    )[0]  # fmt: skip
+    return pipe._unpack_latents(said, *(side * pipe.vae_scale_factor for side in noised.shape[2:]), pipe.vae_scale_factor)
+
+
+def call(stack: StackConfig) -> dict[str, Any]:
+    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "max_sequence_length": TOKENS}

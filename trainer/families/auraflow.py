@@ -1,0 +1,128 @@
+"""AuraFlow: joint blocks of text and image, then single ones, told by a T5 trained on the Pile; predicts flow. The text encoder is never adapted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import pipelines
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AuraFlowPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "auraflow"
+title = "AuraFlow"
+pipeline = "AuraFlowPipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+caption_tokens = 255
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "auraflow/lora"
+base_version = "auraflow"
+
+_BLOCKS = r"(joint|single)_transformer_blocks\.\d+"
+_ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
+_FEED_FORWARD = r"ff(_context)?\.(linear_[12]|out_projection)"
+_TOLD = r"norm1(_context)?\.linear"
+targets = {
+    "attention": rf"{_BLOCKS}\.{_ATTENTION}",
+    "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]|norm_out\.linear|proj_out",
+}
+text_targets = ""
+encode_image = pipelines.encode_image
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> AuraFlowPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode."""
+    return pipelines.load(pipeline, folder, device, dtype)
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def _tokens(pipe: AuraFlowPipeline) -> int:
+    return min(caption_tokens + 1, int(pipe.tokenizer.model_max_length))
+
+
+def window(pipe: AuraFlowPipeline) -> int:
+    """How many tokens of a caption are read, the mark left out."""
+    return _tokens(pipe) - 1
+
+
+def count_tokens(pipe: AuraFlowPipeline, caption: str) -> int:
+    """How many tokens a caption has, without its mark."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: AuraFlowPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, zeros where nothing is said; long ones are cut off."""
+    hidden, mask, _, _ = pipe.encode_prompt(captions, None, False, device=pipe._execution_device, max_sequence_length=_tokens(pipe))
+    return [{"encoder_hidden_states": row, "mask": heeded[: len(row)]} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`; the mask is for the pipeline, which asks for it and does nothing with it."""
+    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    prediction: Tensor = denoiser(noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps / 1000).sample
+    return prediction
+
+
+def schedule(pipe: AuraFlowPipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: AuraFlowPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found
+
+
+def is_v2(pipe: AuraFlowPipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: AuraFlowPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer -> its name in a LoRA file, which is the same."""
+    return pipelines.own_names(pipe, components)
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.t5(32, "UMT5", 32)
+        transformer = AuraFlowTransformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=16, num_attention_heads=4,
+            caption_projection_dim=64, joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
+        )  # fmt: skip
+        pipe = AuraFlowPipeline(tokenizer, encoder, toys.autoencoder(4, 0.13025, 0.0), transformer, FlowMatchEulerDiscreteScheduler(shift=1.73))
+    pipe.save_pretrained(str(folder))
+    return folder

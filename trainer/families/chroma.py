@@ -1,0 +1,141 @@
+"""Chroma: FLUX.1's blocks without its modulation layers, whose values a small network makes; T5 alone reads the caption, and guidance is a second pass.
+
+Padding of a caption is masked but for its first token, in the blocks too. T5 is never adapted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import pipelines
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import ChromaPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "chroma"
+title = "Chroma"
+pipeline = "ChromaPipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+halves = "said, unsaid"
+unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
+caption_tokens = 511
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "chroma/lora"
+base_version = "chroma"
+
+_BLOCKS = r"(single_)?transformer_blocks\.\d+"
+_ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
+_FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out"
+_GUIDE = r"distilled_guidance_layer\.(in_proj|out_proj|layers\.\d+\.linear_[12])"
+targets = {
+    "attention": rf"{_BLOCKS}\.{_ATTENTION}",
+    "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDE}",
+}
+text_targets = ""
+encode_image = pipelines.encode_image
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> ChromaPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode."""
+    return pipelines.load(pipeline, folder, device, dtype)
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def _tokens(pipe: ChromaPipeline) -> int:
+    return min(caption_tokens + 1, int(pipe.tokenizer.model_max_length))
+
+
+def window(pipe: ChromaPipeline) -> int:
+    """How many tokens of a caption T5 reads, its mark left out."""
+    return _tokens(pipe) - 1
+
+
+def count_tokens(pipe: ChromaPipeline, caption: str) -> int:
+    """How many tokens a caption has for T5, without its mark."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: ChromaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is to be heeded; long ones are cut off."""
+    hidden, _, mask, _, _, _ = pipe.encode_prompt(captions, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe))
+    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
+    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    import torch
+
+    tokens, said, mask = pipelines.tokens(noised), conditioning["encoder_hidden_states"], conditioning["mask"]
+    prediction: Tensor = denoiser(
+        hidden_states=tokens, timestep=timesteps / 1000, encoder_hidden_states=said, img_ids=pipelines.places(noised, 3),
+        txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype),
+        attention_mask=torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1),
+    ).sample  # fmt: skip
+    return pipelines.latents(prediction, noised)
+
+
+def schedule(pipe: ChromaPipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: ChromaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found
+
+
+def is_v2(pipe: ChromaPipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: ChromaPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer -> its name in a LoRA file, which is the same."""
+    return pipelines.own_names(pipe, components)
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.t5(32, tokens=32)
+        transformer = ChromaTransformer2DModel(
+            patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8), approximator_hidden_dim=64, approximator_layers=1, approximator_num_channels=64,
+        )  # fmt: skip
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15)
+        pipe = ChromaPipeline(scheduler, toys.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
+    pipe.save_pretrained(str(folder))
+    return folder

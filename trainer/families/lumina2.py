@@ -1,0 +1,140 @@
+"""Lumina-Image 2.0, and what is made from it (Neta, NetaYume): one stack of blocks over text and image, told by Gemma 2; predicts flow.
+
+A caption is read after the pipeline's system prompt, a negative prompt alone. The denoiser's time runs from noise to picture and its prediction
+points there, the other way round than ours. Gemma is never adapted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import pipelines
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import Lumina2Pipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "lumina2"
+title = "Lumina-Image 2.0"
+pipeline = "Lumina2Pipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+halves = "said, unsaid"
+unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "lumina-2/lora"
+base_version = "lumina2"
+
+_TOKENS = 256
+_PROMPT_BEGINS = " <Prompt Start> "
+_BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
+_ATTENTION = r"attn\.to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"feed_forward\.linear_[123]"
+_TOLD = r"(layers|noise_refiner)\.\d+\.norm1\.linear"
+targets = {
+    "attention": rf"{_BLOCKS}\.{_ATTENTION}",
+    "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])|"
+    r"norm_out\.linear_[12]",
+}
+text_targets = ""
+encode_image = pipelines.encode_image
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> Lumina2Pipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode."""
+    return pipelines.load(pipeline, folder, device, dtype)
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def window(pipe: Lumina2Pipeline) -> int:
+    """How many tokens of a caption are read: what the system prompt and the mark leave."""
+    return _TOKENS - 1 - count_tokens(pipe, pipe.system_prompt + _PROMPT_BEGINS)
+
+
+def count_tokens(pipe: Lumina2Pipeline, caption: str) -> int:
+    """How many tokens a caption has for Gemma, without its mark."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: Lumina2Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is said; long ones are cut off."""
+    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipe._execution_device, max_sequence_length=_TOKENS)
+    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def encode_negative(pipe: Lumina2Pipeline, prompts: list[str]) -> list[dict[str, Tensor]]:
+    """Negative prompts, without the system prompt."""
+    _, _, hidden, mask = pipe.encode_prompt([""] * len(prompts), True, prompts, device=pipe._execution_device, max_sequence_length=_TOKENS)
+    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
+    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    said = conditioning["encoder_hidden_states"]
+    towards: Tensor = denoiser(noised, timestep=1 - timesteps / 1000, encoder_hidden_states=said, encoder_attention_mask=conditioning["mask"]).sample
+    return -towards
+
+
+def schedule(pipe: Lumina2Pipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: Lumina2Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found
+
+
+def is_v2(pipe: Lumina2Pipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: Lumina2Pipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer -> its name in a LoRA file, which is the same."""
+    return pipelines.own_names(pipe, components)
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.gemma(_TOKENS)
+        transformer = Lumina2Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, hidden_size=64, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2,
+            multiple_of=16, norm_eps=1e-5, axes_dim_rope=(8, 4, 4), axes_lens=(300, 128, 128), cap_feat_dim=encoder.config.hidden_size,
+        )  # fmt: skip
+        vae = toys.autoencoder(4, 0.3611, 0.1159, 4)
+        pipe = Lumina2Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=6.0), vae, encoder, tokenizer)
+    pipe.save_pretrained(str(folder))
+    return folder
