@@ -74,7 +74,7 @@ def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
     """Sigmas as the pipeline's scheduler makes them of evenly laid ones for latents of this size."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(_scheduler(pipe).config)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(_scheduler(pipe).config, shift_terminal=None)  # which goes by the number of steps
     config = scheduler.config
     mu = None
     if config.use_dynamic_shifting:
@@ -88,5 +88,5 @@ def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
     """(H, W, 3) in [0, 1] from the pipeline's own call with the stack's words and numbers."""
     return pipe(
         prompt=stack.prompt, num_inference_steps=stack.steps, width=stack.width_px, height=stack.height_px, output_type="np",
-        generator=torch.Generator().manual_seed(stack.seed), **_of(pipe).call(stack),
+        generator=torch.Generator().manual_seed(stack.seed), **_of(pipe).call(pipe, stack),
     ).images[0]  # fmt: skip

@@ -327,32 +327,26 @@ def test_every_mode_that_fits_draws_another_picture_and_leaves_no_trace(family: 
 def test_a_mode_is_told_which_rows_are_without_the_prompt(family: ModuleType, engine: Engine, loras: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     if family.guidance == "distilled":
         return
-    asked = stack(engine, choice(loras.one), choice(loras.two), mode="loratorio", steps=1)
+    asked = stack(engine, choice(loras.one, text_weight=0.0), choice(loras.two), mode="loratorio", steps=1)
     encode = getattr(family, "encode_negative", lambda pipe, prompts: family.encode_text(pipe, prompts, 1))
-    wanted = [
-        encode(engine.pipe, [asked.negative_prompt])[0]["encoder_hidden_states"],
-        family.encode_text(engine.pipe, [asked.prompt], 1)[0]["encoder_hidden_states"],
-    ]
-    seen: list[bool] = []
+    said = encode(engine.pipe, [asked.negative_prompt]) + family.encode_text(engine.pipe, [asked.prompt], 1)
+    wanted, seen, texts = [one["encoder_hidden_states"] for one in said], [], []
 
     def told(call: Callable[[list[float]], torch.Tensor], num: int, step: int, num_steps: int, unsaid: Callable[[int], slice]) -> torch.Tensor:
         found = call([1.0] * num)
-        rows = torch.zeros(len(found))
-        rows[unsaid(len(found))] = 1
-        seen.extend(map(bool, rows))
+        seen.extend(number in range(len(found))[unsaid(len(found))] for number in range(len(found)))
         return found
-
-    texts: list[torch.Tensor] = []
 
     def look(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         for one in [*given, *named.values()]:
-            texts.extend(row for row in (one if isinstance(one, (list, torch.Tensor)) else []) if torch.is_tensor(row) and row.shape == wanted[0].shape)
+            rows = one if isinstance(one, list) or (torch.is_tensor(one) and one.ndim > 1) else []
+            texts.extend(row for row in rows if torch.is_tensor(row) and any(row.shape == text.shape for text in wanted))
 
     monkeypatch.setattr(modes.registry()["loratorio"], "predict", told)
     handle = getattr(engine.pipe, engine.component).register_forward_pre_hook(look, with_kwargs=True)
     engine.render(asked)
     handle.remove()
-    assert seen == [torch.allclose(row, wanted[0]) for row in texts] and sorted(seen) == [False, True]
+    assert seen == [row.shape == wanted[0].shape and torch.allclose(row, wanted[0]) for row in texts] and sorted(seen) == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["box 0 0 0.5 1", "blocks", "schedule"])

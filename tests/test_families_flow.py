@@ -34,17 +34,21 @@ def pixels(engine: Engine, **values: Any) -> numpy.ndarray:
     return numpy.asarray(engine.render(stack(engine, **values)).image, dtype=int)
 
 
-def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the_texts_by_its_share() -> None:
+@pytest.mark.parametrize("image_first", [False, True])
+def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the_texts_by_its_share(image_first: bool) -> None:
     torch.manual_seed(0)
     module, x, mask = nn.Linear(12, 20), torch.randn(2, 7 + 16, 12), torch.zeros(8, 8)
     mask[:, :4] = 1
     update, weights = Delta(torch.randn(3, 12), torch.randn(20, 3), 1.0), torch.ones(1, 2)
-    path = "transformer.single_transformer_blocks.0.attn.to_q"
+    path = "transformer.layers.0.attn.to_q" if image_first else "transformer.single_transformer_blocks.0.attn.to_q"
+    moment = live.Moment(weights, weights, [mask])
+    moment.joined, moment.image_first = (".layers.", True) if image_first else (moment.joined, False)
     with torch.no_grad():
         plain = module(x)
-        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, live.Moment(weights, weights, [mask])):
+        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, moment):
             found = module(x)
-        share = torch.cat([torch.full((7,), 0.5), torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4)])
+        parts = [torch.full((7,), 0.5), torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4)]
+        share = torch.cat(parts[::-1] if image_first else parts)
         wanted = plain + x @ update.dense(module.weight, torch.float32).T * share[None, :, None]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 

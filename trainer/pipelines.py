@@ -74,3 +74,12 @@ def own_names(pipe: Any, components: Iterable[str]) -> dict[str, str]:
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
                 found[f"{component}.{path}"] = f"{component}.{path}".replace(".base_layer", "")
     return found
+
+
+def padded(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What captions of their own lengths say, (L, D) each, as `{encoder_hidden_states: (B, longest, D), lengths: (B,)}`."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows = [one["encoder_hidden_states"] for one in conditionings]
+    return {"encoder_hidden_states": pad_sequence(rows, batch_first=True), "lengths": torch.tensor([len(row) for row in rows], device=rows[0].device)}

@@ -79,3 +79,48 @@ def deep_autoencoder(latent_channels: int, scaling_factor: float) -> Any:
         encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1), downsample_block_type="conv", upsample_block_type="interpolate",
         decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=scaling_factor,
     )  # fmt: skip
+
+
+def _qwen_tokenizer() -> Any:
+    """A tokenizer of bytes with the marks and the chat template of the Qwen family, without its thinking."""
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab={piece: number for number, piece in enumerate(letters)}, merges=[], model_max_length=4096, additional_special_tokens=marks[1:]
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for one in messages %}<|im_start|>{{ one.role }}\n"
+        "{% if one.content is string %}{{ one.content }}{% else %}{% for part in one.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def qwen(model: str) -> tuple[Any, Any]:
+    """A Qwen 3 text model of this transformers class, 32 wide, and a tokenizer of bytes."""
+    import transformers
+
+    tokenizer = _qwen_tokenizer()
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=1024,
+    )  # fmt: skip
+    return getattr(transformers, model)(config), tokenizer
+
+
+def qwen_vl() -> tuple[Any, Any]:
+    """A Qwen 2.5-VL model, 32 wide, that can see too, and a tokenizer of bytes."""
+    import transformers
+
+    tokenizer = _qwen_tokenizer()
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (
+        ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"))}  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": _WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
+    return transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **ids)), tokenizer

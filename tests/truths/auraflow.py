@@ -17,5 +17,5 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     return pipe.transformer(noised, encoder_hidden_states=hidden, timestep=timestep / 1000, return_dict=False)[0]
 
 
-def call(stack: StackConfig) -> dict[str, Any]:
+def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "max_sequence_length": TOKENS}

@@ -23,5 +23,5 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     return pipe._unpack_latents(said, *(side * pipe.vae_scale_factor for side in noised.shape[2:]), pipe.vae_scale_factor)
 
 
-def call(stack: StackConfig) -> dict[str, Any]:
+def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "true_cfg_scale": stack.true_guidance_scale}

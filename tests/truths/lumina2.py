@@ -20,5 +20,5 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     return -said
 
 
-def call(stack: StackConfig) -> dict[str, Any]:
+def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale}

@@ -29,6 +29,6 @@ def scheduler(pipe: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
 
 
-def call(stack: StackConfig) -> dict[str, Any]:
+def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     asked = {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale}
     return asked | {"max_sequence_length": TOKENS, "use_resolution_binning": False}

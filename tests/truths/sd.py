@@ -16,5 +16,5 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     return pipe.unet(noised, timestep, encoder_hidden_states=hidden).sample
 
 
-def call(stack: StackConfig) -> dict[str, Any]:
+def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "guidance_rescale": stack.guidance_rescale}

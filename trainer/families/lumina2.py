@@ -24,6 +24,7 @@ pipeline = "Lumina2Pipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 halves = "said, unsaid"
+joined, ragged = (".layers.", False), "text"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 default_px = 1024
 multiple_px = 16

@@ -174,8 +174,13 @@ class Engine:
         words = tuple(sorted({layer.sha256 for layer in layers if self._adapter(layer).words}))
         ours = tuple(layers) if stack.mode != "sum" else ()
         alone = stack if draw.is_weighted(self.pipe, stack) else None
+        ragged = getattr(self.family, "ragged", "")
+        tied = tuple(layers.items()) if ragged == "rows" else ()
+        said = (stack.prompt, stack.negative_prompt) if ragged and any(layer.region for layer in layers) else ()
         return (
             alone,
+            tied,
+            said,
             stack.width_px,
             stack.height_px,
             stack.steps,
@@ -196,6 +201,7 @@ class Engine:
         self._hold({layer: weights[0][layer] for layer in layers if layer not in live}, layers)
         steady = _matrix(weights, live, 0)
         moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(_as_choice(layer), self._latents(stacks[0])) for layer in live])
+        moment.joined, moment.image_first = getattr(self.family, "joined", (moment.joined, moment.image_first))
         curves = [weighing.schedule(_as_choice(layer)) for layer in live]
         num_steps = stacks[0].steps
 

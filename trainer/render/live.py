@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from trainer.deltas import Delta, Update
 
-_JOINED = "single_transformer_blocks."  # in the path of layers whose tokens are the text's, then the image's of 2 x 2 latents (FLUX)
 _OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
 
 
@@ -36,6 +35,8 @@ class Moment:
     masks: list[Tensor | None]  # (h, w) of the latents or one for each image (B, h, w), in [0, 1]; None acts everywhere
     only: dict[str, int] = field(default_factory=dict)  # layers in which one adapter alone acts, and which
     placed: frozenset[int] = frozenset()  # regional adapters that act on the text's keys and values just now
+    joined: str = ".single_transformer_blocks."  # in the path of layers with the text's tokens and the image's of 2 x 2 latents, text first as FLUX's
+    image_first: bool = False
     version: int = 0
     sized: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # the masks as activations of a shape need them
 
@@ -47,7 +48,7 @@ class Moment:
     def mask(self, like: Tensor, owners: list[int], is_joined: bool = False) -> Tensor:
         """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R).
 
-        Joined tokens are the text's, which have no place, and then the image's of 2 x 2 latents.
+        Of joined tokens the text's have no place.
         """
         key = (like.shape, like.dtype, like.device, tuple(owners), is_joined)
         if key not in self.sized:
@@ -58,7 +59,8 @@ class Moment:
             num_text = max(0, like.shape[1] - (-(-whole.shape[1] // 2)) * (-(-whole.shape[2] // 2))) if is_joined and like.ndim == 3 else 0
             placed = _resized(stacked, like[:, num_text:])
             if num_text:
-                placed = torch.cat([_resized(stacked, like[:, :1]).expand(-1, num_text, -1), placed], 1)
+                pair = [_resized(stacked, like[:, :1]).expand(-1, num_text, -1), placed]
+                placed = torch.cat(pair[::-1] if self.image_first else pair, 1)
             self.sized[key] = placed.to(like).repeat(repeat, *[1] * (like.ndim - 1))
         return self.sized[key]
 
@@ -76,7 +78,7 @@ class _Layer:
     def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
         self.path, self.moment = path, moment
         self.is_text = not path.startswith(("unet.", "transformer."))
-        self.places_text, self.is_joined = bool(_OF_TEXT.search(path)), _JOINED in path
+        self.places_text, self.is_joined = bool(_OF_TEXT.search(path)), moment.joined in path
         self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
         low = [(number, factor, update) for number, factor, update in updates if isinstance(update, Delta)]
         kind, device = base.dtype, base.device

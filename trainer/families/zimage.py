@@ -1,0 +1,142 @@
+"""Z-Image, base and turbo: one stack of blocks over image and text, told by Qwen 3; predicts flow.
+
+The denoiser takes lists, a picture and a caption of its own length each; its time runs from noise to picture and its prediction points there, the
+other way round than ours. Some of its layers see all pictures of a batch as one row, so that pictures of one batch have the same weights. Turbo is
+drawn without guidance in some eight steps; a LoRA trained on it unlearns that unless a training adapter is stacked while training
+(`against`, such as ostris' zimage_turbo_training_adapter). Qwen is never adapted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import pipelines
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import ZImagePipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "zimage"
+title = "Z-Image"
+pipeline = "ZImagePipeline"
+prediction = ("flow",)
+guidance = "classifier-free"
+halves = "said first"
+joined, ragged = (".layers.", True), "rows"
+unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
+comfyui_graph = False
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "z-image/lora"
+base_version = "zimage"
+
+_TOKENS = 512
+_BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
+_ATTENTION = r"attention\.to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"feed_forward\.w[123]"
+_TOLD = r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"
+targets = {
+    "attention": rf"{_BLOCKS}\.{_ATTENTION}",
+    "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|all_x_embedder\.2-1|cap_embedder\.1|t_embedder\.mlp\.[02]|"
+    r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
+}
+text_targets = ""
+encode_image = pipelines.encode_image
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> ZImagePipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode."""
+    return pipelines.load(pipeline, folder, device, dtype)
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
+
+
+def window(pipe: ZImagePipeline) -> int:
+    """How many tokens of a caption are read: what the chat's marks leave."""
+    chat = pipe.tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    return _TOKENS - count_tokens(pipe, chat)
+
+
+def count_tokens(pipe: ZImagePipeline, caption: str) -> int:
+    """How many tokens a caption has for Qwen."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: ZImagePipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D)}` a caption, each of its own length; long ones are cut off."""
+    found, _ = pipe.encode_prompt([*captions], pipe._execution_device, False, max_sequence_length=_TOKENS)  # the list is written to
+    return [{"encoder_hidden_states": row} for row in found]
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), lengths: (B,)}`: of L only so many say something."""
+    return pipelines.padded(conditionings)
+
+
+def _apart(conditioning: dict[str, Tensor]) -> list[Tensor]:
+    return [row[:length] for row, length in zip(conditioning["encoder_hidden_states"], conditioning["lengths"].tolist(), strict=True)]
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    import torch
+
+    towards: list[Tensor] = denoiser(list(noised[:, :, None].unbind(0)), (1000 - timesteps) / 1000, _apart(conditioning)).sample
+    return -torch.stack(towards)[:, :, 0]
+
+
+def schedule(pipe: ZImagePipeline) -> Schedule:
+    """The training noise of this base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
+def call_settings(pipe: ZImagePipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call, whose scale is what is added to the prediction: 0 is off."""
+    return {"prompt_embeds": _apart(said), "negative_prompt_embeds": _apart(unsaid) if unsaid else [], "guidance_scale": guidance.scale - 1}
+
+
+def is_v2(pipe: ZImagePipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: ZImagePipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer -> its name in a LoRA file, which is the same."""
+    return pipelines.own_names(pipe, components)
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.qwen("Qwen3Model")
+        transformer = ZImageTransformer2DModel(
+            all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=64, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, qk_norm=True,
+            cap_feat_dim=encoder.config.hidden_size, axes_dims=(8, 4, 4), axes_lens=(1024, 64, 64),
+        )  # fmt: skip
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):
+            torch.nn.init.normal_(token)
+        torch.nn.init.normal_(transformer.all_x_embedder["2-1"].weight)  # pictures are heard above the blocks' noise
+        pipe = ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), toys.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
+    pipe.save_pretrained(str(folder))
+    return folder
