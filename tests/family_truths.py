@@ -74,6 +74,9 @@ def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
     """Sigmas as the pipeline's scheduler makes them of evenly laid ones for latents of this size."""
+    if hasattr(_of(pipe), "shifted"):
+        shift: Tensor = _of(pipe).shifted(pipe, shares, (height // 2) * (width // 2))
+        return shift
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(_scheduler(pipe).config, shift_terminal=None)  # which goes by the number of steps
     config = scheduler.config
     mu = None

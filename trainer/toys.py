@@ -81,15 +81,15 @@ def deep_autoencoder(latent_channels: int, scaling_factor: float) -> Any:
     )  # fmt: skip
 
 
-def _qwen_tokenizer() -> Any:
-    """A tokenizer of bytes with the marks and the chat template of the Qwen family, without its thinking."""
+def _qwen_tokenizer(tokens: int) -> Any:
+    """A tokenizer of bytes that takes so many of them, with the marks and the chat template of the Qwen family, without its thinking."""
     import transformers
     from tokenizers import pre_tokenizers
 
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = transformers.Qwen2Tokenizer(
-        vocab={piece: number for number, piece in enumerate(letters)}, merges=[], model_max_length=4096, additional_special_tokens=marks[1:]
+        vocab={piece: number for number, piece in enumerate(letters)}, merges=[], model_max_length=tokens, additional_special_tokens=marks[1:]
     )  # fmt: skip
     tokenizer.chat_template = (
         "{% for one in messages %}<|im_start|>{{ one.role }}\n"
@@ -99,11 +99,11 @@ def _qwen_tokenizer() -> Any:
     return tokenizer
 
 
-def qwen(model: str) -> tuple[Any, Any]:
-    """A Qwen 3 text model of this transformers class, 32 wide, and a tokenizer of bytes."""
+def qwen(model: str, tokens: int = 4096) -> tuple[Any, Any]:
+    """A Qwen 3 text model of this transformers class, 32 wide, and a tokenizer of bytes that takes so many of them."""
     import transformers
 
-    tokenizer = _qwen_tokenizer()
+    tokenizer = _qwen_tokenizer(tokens)
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         max_position_embeddings=1024,
@@ -115,7 +115,7 @@ def qwen_vl() -> tuple[Any, Any]:
     """A Qwen 2.5-VL model, 32 wide, that can see too, and a tokenizer of bytes."""
     import transformers
 
-    tokenizer = _qwen_tokenizer()
+    tokenizer = _qwen_tokenizer(4096)
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (
         ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"))}  # fmt: skip
     text = {
