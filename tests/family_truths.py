@@ -86,6 +86,22 @@ def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
     return scheduler.sigmas[:-1]
 
 
+def load(pipe: Any, path: Path) -> None:
+    """A LoRA file into the pipeline, by its own loader if it has one."""
+    if hasattr(_of(pipe), "load"):
+        _of(pipe).load(pipe, path)
+    else:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True, adapter_name="a")
+
+
+def weigh(pipe: Any, factor: float) -> None:
+    """That LoRA's weight."""
+    if hasattr(_of(pipe), "weigh"):
+        _of(pipe).weigh(pipe, factor)
+    else:
+        pipe.set_adapters(["a"], [factor])
+
+
 @torch.no_grad()
 def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
     """(H, W, 3) in [0, 1] from the pipeline's own call with the stack's words and numbers."""

@@ -230,7 +230,7 @@ def test_a_new_word_is_trained_or_refused_by_name(family: ModuleType, tiny: Path
 def test_the_file_in_the_familys_own_pipeline_gives_our_deltas_and_our_picture(family: ModuleType, tiny: Path, loras: Pair, engine: Engine) -> None:
     pipe = getattr(diffusers, family.pipeline).from_pretrained(str(tiny), torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(str(loras.one.parent), weight_name=loras.one.name, use_safetensors=True, adapter_name="a")
+    family_truths.load(pipe, loras.one)
     deltas = lora_file.read(loras.one, engine.file_keys, engine.shapes)
     theirs = {}
     for component in family.components:
@@ -239,7 +239,7 @@ def test_the_file_in_the_familys_own_pipeline_gives_our_deltas_and_our_picture(f
     assert set(theirs) == set(deltas) and {path.partition(".")[0] for path in theirs} == set(family.components)
     for path, delta in theirs.items():
         assert float((deltas[path].dense(engine.weights[path], torch.float32) - delta).norm()) <= 1e-5 * float(delta.norm())
-    pipe.set_adapters(["a"], [0.8])
+    family_truths.weigh(pipe, 0.8)
     asked = stack(engine, choice(loras.one, 0.8))
     wanted = family_truths.picture(pipe, asked)
     with engine.folded(asked):

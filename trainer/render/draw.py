@@ -35,7 +35,13 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
             step_done(step)
         return tensors
 
+    def over_at(step: int, timestep: Any, latents: Tensor) -> None:
+        if step_done:
+            step_done(step)
+
     first, family = stacks[0], families.of(pipe)
+    # PixArt's pipeline has but the older of diffusers' two ways to tell of a step.
+    telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
     guidance = Guidance(first.guidance_scale, first.guidance_rescale, first.true_guidance_scale)
     pictures: list[Image] = pipe(
         **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
@@ -43,7 +49,7 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
         width=first.width_px,
         height=first.height_px,
         generator=[torch.Generator().manual_seed(stack.seed) for stack in stacks],
-        callback_on_step_end=over,
+        **telling,
     ).images
     return pictures
 

@@ -1,0 +1,135 @@
+"""PixArt-Sigma: a transformer over latents with cross-attention to T5; predicts noise, and a variance that nothing here uses. T5 is never adapted.
+
+Diffusers has no loader for its LoRAs: files are in the names that PEFT's own loader takes once `transformer.` is off, and ComfyUI as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import pipelines
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import PixArtSigmaPipeline
+    from torch import Tensor, nn
+
+    from trainer.objective import Guidance, Schedule
+
+name = "pixart"
+title = "PixArt-Sigma"
+pipeline = "PixArtSigmaPipeline"
+prediction = ("epsilon",)
+guidance = "classifier-free"
+rescales = False
+comfyui_graph = False
+caption_tokens = 299
+default_px = 1024
+multiple_px = 16
+patch = 2
+components = {"transformer": "transformer."}
+file_names = "peft"
+words: dict[str, str] = {}
+architecture = "pixart-sigma/lora"
+base_version = "pixart"
+
+_ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
+_TOLD = r"adaln_single\.linear|caption_projection\.linear_[12]"
+targets = {
+    "attention": _ATTENTION,
+    "attention-ff": rf"{_ATTENTION}|{_FEED_FORWARD}",
+    "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
+    "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]",
+}
+text_targets = ""
+encode_image = pipelines.encode_image
+
+
+def load(folder: Path, device: str, dtype: torch.dtype) -> PixArtSigmaPipeline:
+    """The pipeline of a diffusers folder, frozen, in eval mode."""
+    return pipelines.load(pipeline, folder, device, dtype)
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "epsilon"
+
+
+def _tokens(pipe: PixArtSigmaPipeline) -> int:
+    return min(caption_tokens + 1, int(pipe.tokenizer.model_max_length))
+
+
+def window(pipe: PixArtSigmaPipeline) -> int:
+    """How many tokens of a caption T5 reads, its mark left out."""
+    return _tokens(pipe) - 1
+
+
+def count_tokens(pipe: PixArtSigmaPipeline, caption: str) -> int:
+    """How many tokens a caption has for T5, without its mark."""
+    return len(pipe.tokenizer(caption, add_special_tokens=False).input_ids)
+
+
+def encode_text(pipe: PixArtSigmaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, in small letters, the mask 0 where nothing is said; long ones are cut off."""
+    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipe._execution_device, clean_caption=False, max_sequence_length=_tokens(pipe))
+    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+
+
+def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
+    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
+
+
+def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """The prediction (B, C, h, w) for noised latents at integer timesteps (B,), without the variance."""
+    prediction: Tensor = denoiser(
+        noised, encoder_hidden_states=conditioning["encoder_hidden_states"], encoder_attention_mask=conditioning["mask"], timestep=timesteps,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    ).sample  # fmt: skip
+    return prediction[:, : noised.shape[1]]
+
+
+def schedule(pipe: PixArtSigmaPipeline) -> Schedule:
+    """The training noise of this base: its scheduler's own alphas."""
+    from trainer.objective import Schedule
+
+    return Schedule(prediction="epsilon", alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+
+
+def call_settings(pipe: PixArtSigmaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found | {"negative_prompt": None, "use_resolution_binning": False}
+
+
+def is_v2(pipe: PixArtSigmaPipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def file_keys(pipe: PixArtSigmaPipeline) -> dict[str, str]:
+    """`component.module.path` of every linear layer and convolution -> its name in a LoRA file, which is the same."""
+    return pipelines.own_names(pipe, components)
+
+
+def tiny(folder: Path) -> Path:
+    """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    from trainer import toys
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, tokenizer = toys.t5(32, tokens=32)
+        transformer = PixArtTransformer2DModel(
+            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=16, num_attention_heads=4, caption_channels=32, in_channels=4, out_channels=8,
+            cross_attention_dim=64, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6, use_additional_conditions=False,
+        )  # fmt: skip
+        pipe = PixArtSigmaPipeline(tokenizer, encoder, toys.autoencoder(4, 0.13025, 0.0), transformer, DPMSolverMultistepScheduler(beta_schedule="linear"))
+    pipe.save_pretrained(str(folder))
+    return folder
