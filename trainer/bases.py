@@ -31,11 +31,12 @@ _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     """The diffusers folder of a base; a single file is laid out as one first. Raises: ModelError if it isn't here or is another family's."""
-    place, entry = _place(base)
-    if _is(place, "is_file"):
-        single_file.refuse_strangers(single_file.detect(single_file.read_head(place)), base, family.name)
-        return _laid_out(place, entry)
-    folder = place if _is(place, "is_dir") else _from_hub(base, download)
+    folder, entry = place(base)
+    if _is(folder, "is_file"):
+        single_file.refuse_strangers(single_file.detect(single_file.read_head(folder)), base, family.name)
+        return _laid_out(folder, entry)
+    if not _is(folder, "is_dir"):
+        folder = _from_hub(base, download)
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(f"base is {base!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
@@ -57,7 +58,7 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
 def family_of(base: str) -> str:
     """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
     try:
-        folder, _ = _place(base)
+        folder, _ = place(base)
         if _is(folder, "is_file"):
             detected = single_file.detect(single_file.read_head(folder)).family
             return detected if detected in families.registry() else "sd"
@@ -69,7 +70,7 @@ def family_of(base: str) -> str:
     return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
 
 
-def _place(base: str) -> tuple[Path, model_registry.Entry | None]:
+def place(base: str) -> tuple[Path, model_registry.Entry | None]:
     """Where a base is, before the hub is asked, and its entry in the registry: Imprimatura, a path, or a registered name, which a folder of that name beats."""
     if base == "imprimatura":
         return IMPRIMATURA, None
@@ -81,18 +82,18 @@ def _place(base: str) -> tuple[Path, model_registry.Entry | None]:
     return model_registry.there(entry, single_file.sha256), entry
 
 
+def folder_of(base: str) -> Path:
+    """Where a base's files are, whatever its family: a single file is laid out, and what is neither a file nor a registered name is taken for a folder."""
+    found, _ = place(base)
+    return resolve(base, families.registry()[family_of(base)]) if _is(found, "is_file") else found
+
+
 def planned(file: Path, entry: model_registry.Entry | None) -> single_file.Plan:
     """What the folder of a single file is made of, by what was said when it was registered. Raises: ModelError."""
     if entry is None:
         return single_file.plan(file, single_file.Wishes())
-    like = like_folder(entry.like) if entry.like else None
     named = {name: Path(path) for name, path in entry.parts.items()}
-    return single_file.plan(file, single_file.Wishes(like, named, entry.prediction or None))
-
-
-def like_folder(base: str) -> Path:
-    """The diffusers folder of a base that another is like. Raises: ModelError."""
-    return resolve(base, families.registry()[family_of(base)])
+    return single_file.plan(file, single_file.Wishes(Path(entry.like) if entry.like else None, named, entry.prediction or None))
 
 
 def _laid_out(file: Path, entry: model_registry.Entry | None) -> Path:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +100,10 @@ def convert(made: Plan, shelf: Path, digest: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
-        needed = sum(_size(source) for source in made.sources.values())
+        needed = written_bytes(made)
         if (free := shutil.disk_usage(shelf).free) < needed:
             raise ModelError(f"{shelf} has {free / 2**30:.1f} GiB free; {made.head.path.name} needs {needed / 2**30:.1f} GiB there, laid out as a folder.")
+        logging.getLogger(__name__).warning("laying out %s as a diffusers folder, once: %.2f GiB in %s", made.head.path.name, needed / 2**30, folder)
         with tempfile.TemporaryDirectory(dir=shelf, prefix=".making-") as making:
             _write(made, Path(making) / "folder")
             (Path(making) / "folder").rename(folder)
@@ -122,8 +124,6 @@ def written_bytes(made: Plan) -> int:
 
 
 def _as_wished(found: Detected, wishes: Wishes, path: Path) -> Detected:
-    from dataclasses import replace
-
     if wishes.prediction is None:
         return found
     allowed = families.registry()[found.family].prediction if found.family in families.registry() else ()
@@ -134,7 +134,10 @@ def _as_wished(found: Detected, wishes: Wishes, path: Path) -> Detected:
 
 def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
     """The parts that a diffusers folder of the same architecture names, with the file's prefixes."""
-    index = json.loads((like / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        index = json.loads((like / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{str(like)!r}, which the file was said to be like, has no readable model_index.json; add the file again with --like.") from None
     family = families.registry().get(found.family)
     if family is None or index.get("_class_name") != family.pipeline:
         raise ModelError(f"--like is {str(like)!r}, a {index.get('_class_name')}; the file is {found.title}, so it must be a folder of the same family.")
