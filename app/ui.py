@@ -43,7 +43,9 @@ def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
     for base in wanted:
         folder = Path(base).expanduser()
         if not folder.exists() and (base.startswith(("/", ".", "~")) or not base.strip()):
-            raise ConfigError(f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub id of a model already downloaded.")
+            raise ConfigError(
+                f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub id of a model already downloaded."
+            )
         found.append(str(folder.resolve()) if folder.exists() and base != OWN_BASE else base)
     return tuple(dict.fromkeys(found))
 

@@ -127,3 +127,91 @@ def sdxl_file(folder: Path, file: Path, **extra: Any) -> Path:
     }  # fmt: skip
     save_file(tensors, file)
     return file
+
+
+def _swapped(tensor: Tensor) -> Tensor:
+    """Shift and scale in the other order, as the original code bases have them in a model's last norm."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def _joined(tensors: Tensors, names: list[str]) -> Tensors:
+    """`{weight: ..., bias: ...}` of several layers in one, where they have them."""
+    return {kind: torch.cat([tensors[f"{name}.{kind}"] for name in names]) for kind in ("weight", "bias") if f"{names[0]}.{kind}" in tensors}
+
+
+def _renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
+    return {f"{new}.{kind}": tensors[f"{old}.{kind}"] for old, new in names.items() for kind in ("weight", "bias") if f"{old}.{kind}" in tensors}
+
+
+def _blocks(tensors: Tensors, prefix: str) -> list[int]:
+    return sorted({int(name.split(".")[1]) for name in tensors if name.startswith(f"{prefix}.")})
+
+
+def mmdit(tensors: Tensors) -> Tensors:
+    """A Stable Diffusion 3 transformer by the names of Stability's own code (`mmditx.py`)."""
+    found = _renamed(tensors, {
+        "pos_embed.proj": "x_embedder.proj", "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+        "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2", "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+        "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+    }) | {"pos_embed": tensors["pos_embed.pos_embed"]}  # fmt: skip
+    found |= {f"final_layer.adaLN_modulation.1.{kind}": _swapped(tensors[f"norm_out.linear.{kind}"]) for kind in ("weight", "bias")}
+    for number in (numbers := _blocks(tensors, "transformer_blocks")):
+        old, picture, text = f"transformer_blocks.{number}", f"joint_blocks.{number}.x_block", f"joint_blocks.{number}.context_block"
+        found |= _renamed(tensors, {
+            f"{old}.attn.to_out.0": f"{picture}.attn.proj", f"{old}.attn.to_add_out": f"{text}.attn.proj", f"{old}.attn.norm_q": f"{picture}.attn.ln_q",
+            f"{old}.attn.norm_k": f"{picture}.attn.ln_k", f"{old}.attn.norm_added_q": f"{text}.attn.ln_q", f"{old}.attn.norm_added_k": f"{text}.attn.ln_k",
+            f"{old}.attn2.to_out.0": f"{picture}.attn2.proj", f"{old}.attn2.norm_q": f"{picture}.attn2.ln_q", f"{old}.attn2.norm_k": f"{picture}.attn2.ln_k",
+            f"{old}.ff.net.0.proj": f"{picture}.mlp.fc1", f"{old}.ff.net.2": f"{picture}.mlp.fc2", f"{old}.ff_context.net.0.proj": f"{text}.mlp.fc1",
+            f"{old}.ff_context.net.2": f"{text}.mlp.fc2", f"{old}.norm1.linear": f"{picture}.adaLN_modulation.1",
+            f"{old}.norm1_context.linear": f"{text}.adaLN_modulation.1",
+        })  # fmt: skip
+        if number == numbers[-1]:
+            found |= {f"{text}.adaLN_modulation.1.{kind}": _swapped(tensors[f"{old}.norm1_context.linear.{kind}"]) for kind in ("weight", "bias")}
+        attentions = {f"{picture}.attn": ("attn.to_q", "attn.to_k", "attn.to_v"), f"{text}.attn": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")}
+        if f"{old}.attn2.to_q.weight" in tensors:
+            attentions[f"{picture}.attn2"] = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
+        for new, parts in attentions.items():
+            found |= {f"{new}.qkv.{kind}": tensor for kind, tensor in _joined(tensors, [f"{old}.{part}" for part in parts]).items()}
+    return found
+
+
+def sd3_file(folder: Path, file: Path) -> Path:
+    """A Stable Diffusion 3 folder as one file with its text encoders, as Stability published them."""
+    tensors = {
+        **under("model.diffusion_model.", mmdit(weights(folder, "transformer"))), **under("first_stage_model.", ldm_vae(weights(folder, "vae"))),
+        **under("text_encoders.clip_l.transformer.", hugging_face(weights(folder, "text_encoder"))),
+        **under("text_encoders.clip_g.transformer.", hugging_face(weights(folder, "text_encoder_2"))),
+        **under("text_encoders.t5xxl.transformer.", weights(folder, "text_encoder_3")),
+    }  # fmt: skip
+    save_file(tensors, file)
+    return file
+
+
+def bfl(tensors: Tensors) -> Tensors:
+    """A FLUX.1 transformer by the names of Black Forest Labs' own code (`flux/model.py`)."""
+    found = _renamed(tensors, {
+        "x_embedder": "img_in", "context_embedder": "txt_in", "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer", "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+        "time_text_embed.text_embedder.linear_2": "vector_in.out_layer", "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+        "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer", "proj_out": "final_layer.linear",
+    })  # fmt: skip
+    found |= {f"final_layer.adaLN_modulation.1.{kind}": _swapped(tensors[f"norm_out.linear.{kind}"]) for kind in ("weight", "bias")}
+    for number in _blocks(tensors, "transformer_blocks"):
+        old, new = f"transformer_blocks.{number}", f"double_blocks.{number}"
+        found |= _renamed(tensors, {
+            f"{old}.norm1.linear": f"{new}.img_mod.lin", f"{old}.norm1_context.linear": f"{new}.txt_mod.lin", f"{old}.attn.to_out.0": f"{new}.img_attn.proj",
+            f"{old}.attn.to_add_out": f"{new}.txt_attn.proj", f"{old}.ff.net.0.proj": f"{new}.img_mlp.0", f"{old}.ff.net.2": f"{new}.img_mlp.2",
+            f"{old}.ff_context.net.0.proj": f"{new}.txt_mlp.0", f"{old}.ff_context.net.2": f"{new}.txt_mlp.2",
+        })  # fmt: skip
+        for side, parts, added in (("img", ("to_q", "to_k", "to_v"), ""), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"), "added_")):
+            joined = _joined(tensors, [f"{old}.attn.{part}" for part in parts])
+            found |= {f"{new}.{side}_attn.qkv.{kind}": tensor for kind, tensor in joined.items()}
+            for short, long in (("q", "query"), ("k", "key")):
+                found[f"{new}.{side}_attn.norm.{long}_norm.scale"] = tensors[f"{old}.attn.norm_{added}{short}.weight"]
+    for number in _blocks(tensors, "single_transformer_blocks"):
+        old, new = f"single_transformer_blocks.{number}", f"single_blocks.{number}"
+        found |= _renamed(tensors, {f"{old}.norm.linear": f"{new}.modulation.lin", f"{old}.proj_out": f"{new}.linear2"})
+        joined = _joined(tensors, [f"{old}.attn.to_q", f"{old}.attn.to_k", f"{old}.attn.to_v", f"{old}.proj_mlp"])
+        found |= {f"{new}.linear1.{kind}": tensor for kind, tensor in joined.items()}
+        found |= {f"{new}.norm.{long}_norm.scale": tensors[f"{old}.attn.norm_{short}.weight"] for short, long in (("q", "query"), ("k", "key"))}
+    return found

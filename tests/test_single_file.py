@@ -22,7 +22,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.render.engine import Engine
 from trainer.single_file import blueprints, texts
 
-WRITERS = {"sd": single_files.sd_file, "sdxl": single_files.sdxl_file}
+WRITERS = {"sd": single_files.sd_file, "sdxl": single_files.sdxl_file, "sd3": single_files.sd3_file}
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_every_tensor_arrives_as_the_folder_has_it(written: tuple[str, Path, Pat
     folder = bases.resolve("mine", family)
     assert bases.resolve(str(file), family) == folder, "by its path it is the same registered file"
     ours, theirs = (bases.open_pipeline(family, one, "cpu", torch.float32) for one in (folder, tiny))
-    for part in [*family.components, "vae"]:
+    for part in [name for name, one in theirs.components.items() if isinstance(one, torch.nn.Module)]:
         state, truth = getattr(ours, part).state_dict(), getattr(theirs, part).state_dict()
         assert state.keys() == truth.keys() and all(torch.equal(state[key], truth[key]) for key in truth), part
     assert family.prediction_of(folder) == family.prediction_of(tiny) and bases.multiple_px(folder) == bases.multiple_px(tiny)
@@ -139,11 +139,16 @@ def test_parts_a_file_lacks_come_from_where_they_are_named(tmp_path: Path) -> No
     save_file({name: one for name, one in whole.items() if name.startswith("model.diffusion_model.")}, tmp_path / "unet.safetensors")
     vae = {name: tensor * 2 for name, tensor in single_files.ldm_vae(single_files.weights(tiny, "vae")).items()}
     save_file({name: one.contiguous() for name, one in vae.items()}, tmp_path / "vae.safetensors")
-    add(str(tmp_path / "unet.safetensors"), "--like", str(tiny), "--part", f"vae={tmp_path / 'vae.safetensors'}")
+    clip = {name: tensor * 3 for name, tensor in single_files.hugging_face(single_files.weights(tiny, "text_encoder")).items()}
+    save_file(clip, tmp_path / "clip.safetensors")
+    named = [word for name, file in (("vae", "vae"), ("text_encoder", "clip")) for word in ("--part", f"{name}={tmp_path / file}.safetensors")]
+    add(str(tmp_path / "unet.safetensors"), "--like", str(tiny), *named)
     folder = bases.resolve("unet", families.registry()["sd"])
-    truth, text = single_files.weights(tiny, "vae"), single_files.weights(tiny, "text_encoder")
+    truth, text = single_files.weights(tiny, "vae"), single_files.hugging_face(single_files.weights(tiny, "text_encoder"))
     assert all(torch.equal(tensor, 2 * truth[name]) for name, tensor in single_files.weights(folder, "vae").items())
-    assert all(torch.equal(tensor, text[name]) for name, tensor in single_files.weights(folder, "text_encoder").items())
+    assert all(torch.equal(tensor, 3 * text[name]) for name, tensor in single_files.weights(folder, "text_encoder").items())
+    with pytest.raises(ModelError, match=r"--part tokenizer is .*, a file; CLIPTokenizer is a folder"):
+        add(str(tmp_path / "unet.safetensors"), "--name", "two", "--like", str(tiny), "--part", f"tokenizer={tmp_path / 'vae.safetensors'}")
     with pytest.raises(ModelError, match=r"--part names clip, .*allowed: "):
         add(str(tmp_path / "unet.safetensors"), "--name", "two", "--like", str(tiny), "--part", f"clip={tiny}")
 
@@ -155,7 +160,7 @@ def test_clip_tokenizer_gives_the_published_ids() -> None:
     tokenizer = texts.clip_tokenizer("!")
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert (len(tokenizer), tokenizer.model_max_length, tokenizer.pad_token_id) == (49408, 77, 0)
-    lines = gzip.open(texts._VOCABULARY, "rt", encoding="utf-8").read().split("\n")
+    lines = gzip.decompress(texts._VOCABULARY.read_bytes()).decode().split("\n")
     assert tokenizer.convert_ids_to_tokens([512, 49405]) == ["".join(lines[1].split()), "".join(lines[49152 - 256 - 2].split())]
 
 
@@ -268,7 +273,9 @@ def test_a_wrong_family_is_refused_with_the_detected_one(tmp_path: Path) -> None
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     file = head_only(tmp_path / "flux.safetensors", MODELS["flux"][0])
-    with pytest.raises(ModelError, match=r"has no vae \(AutoencoderKL\), text_encoder \(CLIPTextModel\), text_encoder_2 \(T5.*tokenizer_2 \(T5.*--part vae=PATH"):
+    with pytest.raises(
+        ModelError, match=r"has no vae \(AutoencoderKL\), text_encoder \(CLIPTextModel\), text_encoder_2 \(T5.*tokenizer_2 \(T5.*--part vae=PATH"
+    ):
         bases.resolve(str(file), families.registry()["flux"])
     assert not model_registry.shelf().exists()
 
@@ -276,7 +283,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content"), [("a.ckpt", b"x"), ("a.safetensors", b"\x80\x02}q\x00."), ("b.safetensors", b"PK\x03\x04rest"), ("c.pt", b"")])
 def test_pickles_are_refused_unopened_with_how_to_convert_them(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=r"is a pickle.*weights_only=True"):
+    with pytest.raises(ModelError, match=r"(?s)is a pickle.*weights_only=True"):
         bases.resolve(str(tmp_path / name), families.registry()["sd"])
 
 
@@ -289,7 +296,8 @@ def test_pickles_are_refused_unopened_with_how_to_convert_them(name: str, conten
         *(
             (struct.pack("<Q", len(raw)) + raw, message)
             for raw, message in (
-                (b'{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}', "cut short"), (b'{"a":{"dtype":"X","shape":[],"data_offsets":[0,0]}}', "tensors of X"),
+                (b'{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}', "cut short"),
+                (b'{"a":{"dtype":"X","shape":[],"data_offsets":[0,0]}}', "tensors of X"),
                 (b'{"a":{"dtype":"F16","shape":[-2],"data_offsets":[0,0]}}', "cut short"), (b'{"a":1}', "not a safetensors file"),
                 (b'{"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}', "twice"),
             )
@@ -315,7 +323,11 @@ def test_models_are_listed_inspected_and_found_again(tmp_path: Path, imprimatura
     facts = json.loads(velatura("models", "inspect", "artist", "--json"))
     assert (facts["family"], facts["sha256"], facts["missing"]) == ("sd", single_file.sha256(file), {})
     unet = single_files.weights(tiny, "unet")
-    assert facts["parameters"]["unet"] == sum(tensor.numel() for tensor in unet.values()) == json.loads(velatura("models", "inspect", str(tiny), "--json"))["parameters"]["unet"]
+    assert (
+        facts["parameters"]["unet"]
+        == sum(tensor.numel() for tensor in unet.values())
+        == json.loads(velatura("models", "inspect", str(tiny), "--json"))["parameters"]["unet"]
+    )
     assert bases.resolve("own", families.registry()["sd"]).samefile(imprimatura_folder)
     # Renamed where it was, then gone.
     file.rename(tmp_path / "renamed.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import single_files
 import torch
 
-from trainer import bases, families, lora_file, presets, session
+from trainer import bases, families, lora_file, model_registry, presets, session, single_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render.engine import Engine
 
@@ -63,3 +64,31 @@ def test_a_full_size_file_trains_exports_and_renders(tmp_path: Path, draw_dots: 
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"peak {peak_bytes / GIB:.1f} GiB")
     assert peak_bytes <= 16 * GIB
+
+
+@pytest.mark.slow
+def test_a_flux_transformer_of_full_width_arrives_with_parts_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block of each kind at FLUX.1 dev's width, since diffusers' reader of its files knows no other width."""
+    from diffusers import FluxTransformer2DModel
+    from safetensors.torch import save_file
+
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    truth = model.state_dict()
+    for prefix in ("", "model.diffusion_model."):
+        file = tmp_path / f"dev{len(prefix)}.safetensors"
+        save_file(single_files.under(prefix, single_files.bfl(truth)), file)
+        tiny = families.registry()["flux"].tiny(tmp_path / "tiny")
+        parts = {part: str(tiny / part) for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer_2")}
+        model_registry.save(model_registry.new("dev", file, "flux", sha256=single_file.sha256(file), parts=parts))
+        folder = bases.resolve("dev", families.registry()["flux"])
+        found = single_files.weights(folder, "transformer")
+        assert found.keys() == truth.keys() and all(torch.equal(found[name], truth[name]) for name in truth)
+        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        assert (config["num_layers"], config["num_single_layers"], config["guidance_embeds"]) == (1, 1, True)
+        assert (folder / "tokenizer" / "tokenizer.json").is_file() and (folder / "text_encoder_2" / "model.safetensors").is_file()

@@ -115,6 +115,8 @@ def there(entry: Entry, sha256: Callable[[Path], str]) -> Path:
 
 def new(name: str, path: Path, family: str, **more: Any) -> Entry:
     """An entry made now."""
-    state = path.stat()
-    facts = {"size_bytes": state.st_size, "changed_ns": state.st_mtime_ns} if path.is_file() else {}
-    return Entry(name, str(path.resolve()), family, added=datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts, **more)
+    state, is_file = path.stat(), path.is_file()
+    return Entry(
+        name, str(path.resolve()), family, added=datetime.now(timezone.utc).isoformat(timespec="seconds"), size_bytes=state.st_size if is_file else 0,
+        changed_ns=state.st_mtime_ns if is_file else 0, **more,
+    )  # fmt: skip

@@ -41,10 +41,8 @@ def add(
     base: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a diffusers folder.")],
     name: Annotated[str | None, typer.Option(help="What to call it as a base; the file's name if left out.")] = None,
     family: Annotated[str | None, typer.Option(help="Refuse it unless it is this family's.")] = None,
-    like: Annotated[str | None, typer.Option(help="A base of the same architecture: its configs and tokenizers are used, and its weights where the file has none.")] = None,
-    part: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a part is that the file lacks: a folder or .safetensors, such as vae=ae.safetensors; repeatable.")
-    ] = None,
+    like: Annotated[str | None, typer.Option(help="A base of the same architecture, for configs, tokenizers, and weights that the file lacks.")] = None,
+    part: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="A part's folder or file, such as vae=ae.safetensors; repeatable.")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v, where the file doesn't say.")] = None,
 ) -> None:
     """Name a base model; nothing is copied until it is used first."""
@@ -158,6 +156,7 @@ def _file_facts(file: Path, entry: model_registry.Entry | None) -> dict[str, Any
     facts["parameters"] = {name: where.num_parameters(where.under(prefix)) for name, (where, prefix) in sources.items()}
     facts["elsewhere"] = {name: str(source) for name, source in made.sources.items() if isinstance(source, Path)}
     facts["missing"] = {name: made.parts[name].kind for name in made.missing}
+    facts["memory"] = _memory(sum(facts["parameters"].values()))
     facts["usable"] = "no: parts are missing" if made.missing else f"yes; {_cost(made)}"
     return facts
 
@@ -174,8 +173,24 @@ def _folder_facts(folder: Path, family: ModuleType) -> dict[str, Any]:
     return {
         "folder": str(folder), "family": family.name, "model": family.title, "prediction": family.prediction_of(folder),
         "size_gib": round(sum(head.size_bytes for _, head in heads) / _GIB, 2), "dtypes": sorted({one for _, head in heads for one in head.dtypes.values()}),
-        "parameters": numbers, "usable": "yes",
+        "parameters": numbers, "memory": _memory(sum(numbers.values())), "usable": "yes",
     }  # fmt: skip
+
+
+def _memory(num_parameters: int) -> str:
+    """What the weights alone take on the device that would be used, and what is free there."""
+    import psutil
+    import torch
+
+    from trainer import bases
+
+    device, dtype = bases.hardware("auto", "auto")
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"these weights take {num_parameters * dtype.itemsize / _GIB:.1f} GiB in {name} on {device}, where {free / _GIB:.1f} GiB is free; "
+        "`velatura train PRESET --rehearse` measures a run"
+    )
 
 
 def _said(value: Any) -> str:

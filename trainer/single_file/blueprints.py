@@ -97,8 +97,9 @@ def _sd3(head: Head, found: Detected) -> dict[str, Part]:
     prefix, layers = found.prefix, _count(head, found.prefix, "joint_blocks")
     positions = head.shapes.get(prefix + "pos_embed", (1, 192**2, 0))[1]
     transformer = {
-        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": layers, "attention_head_dim": 64, "num_attention_heads": layers,
-        "joint_attention_dim": 4096, "caption_projection_dim": 64 * layers, "pooled_projection_dim": 2048, "pos_embed_max_size": math.isqrt(positions),
+        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": layers,
+        "attention_head_dim": 64, "num_attention_heads": layers, "joint_attention_dim": 4096, "caption_projection_dim": 64 * layers,
+        "pooled_projection_dim": 2048, "pos_embed_max_size": math.isqrt(positions),
         "qk_norm": "rms_norm" if prefix + "joint_blocks.0.x_block.attn.ln_q.weight" in head.shapes else None,
         "dual_attention_layers": [number for number in range(layers) if prefix + f"joint_blocks.{number}.x_block.attn2.qkv.weight" in head.shapes],
     }  # fmt: skip

@@ -36,8 +36,13 @@ if TYPE_CHECKING:
 _VERSION = 1  # of what is written; a new one makes folders anew
 _IGNORED = ("position_ids", "logit_scale")  # of text encoders: derived, or never used
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std")  # what says how a model predicts, beside its weights
-_ALONE = {"vae": ("", "first_stage_model.", "vae.")}  # prefixes within a file that holds one part
-_ALONE_TEXT = ("", "model.", "transformer.")
+_VAE_AT = ("first_stage_model.", "vae.")
+_CLIPS_AT = {
+    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."),
+    "text_encoder_2": ("conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."),
+}
+_ALONE = {"vae": _VAE_AT}  # prefixes within a file that holds one part
+_ALONE_TEXT = ("model.", "transformer.")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def plan(path: Path, wishes: Wishes) -> Plan:
     parts = _like_parts(wishes.like, found) if wishes.like else blueprint(head, found)
     if parts is None:
         raise ModelError(
-            f"{path} is {found.title}, in sizes that no architecture known here has; name a diffusers folder of the same architecture: velatura models add FILE --like FOLDER."
+            f"{path} is {found.title}, in sizes that no architecture known here has; name a diffusers folder of the same architecture: "
+            "velatura models add FILE --like FOLDER."
         )
     if strange := [name for name in wishes.parts if name not in parts]:
         raise ModelError(f"--part names {', '.join(strange)}, which {found.title} hasn't; allowed: {', '.join(parts)}.")
@@ -85,8 +91,8 @@ def refuse_missing(made: Plan) -> None:
     if made.missing:
         needs = [f"{name} ({made.parts[name].kind}{': T5 v1.1 XXL' if made.parts[name].kind.startswith('T5') else ''})" for name in made.missing]
         raise ModelError(
-            f"{made.head.path} ({made.found.title}) has no {', '.join(needs)}; velatura models add FILE --part {made.missing[0]}=PATH names a folder or .safetensors "
-            "file for one, --like FOLDER a diffusers folder of the family for all."
+            f"{made.head.path} ({made.found.title}) has no {', '.join(needs)}; velatura models add FILE --part {made.missing[0]}=PATH names a folder "
+            "or .safetensors file for one, --like FOLDER a diffusers folder of the family for all."
         )
 
 
@@ -141,14 +147,6 @@ def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
     family = families.registry().get(found.family)
     if family is None or index.get("_class_name") != family.pipeline:
         raise ModelError(f"--like is {str(like)!r}, a {index.get('_class_name')}; the file is {found.title}, so it must be a folder of the same family.")
-    at = {
-        "vae": ("first_stage_model.", "vae."),
-        "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."),
-        "text_encoder_2": ("conditioner.embedders.1.model.", "text_encoders.clip_g.transformer.")
-        if found.family != "flux"
-        else ("text_encoders.t5xxl.transformer.",),
-        "text_encoder_3": ("text_encoders.t5xxl.transformer.",),
-    }
     denoiser = next(iter(family.components))
     parts = {}
     for name, (library, kind) in ((name, value) for name, value in index.items() if isinstance(value, list) and value[:1] != [None]):
@@ -158,8 +156,17 @@ def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
             if found.why == "what was said of it" or found.prediction == "v":
                 config |= {"prediction_type": "v_prediction" if found.prediction == "v" else "epsilon"}
             config |= {"rescale_betas_zero_snr": True} if found.zero_snr else {}
-        parts[name] = Part(library, kind, config, (found.prefix,) if name == denoiser else at.get(name, ()))
+        parts[name] = Part(library, kind, config, (found.prefix,) if name == denoiser else _prefixes(name, kind))
     return parts
+
+
+def _prefixes(name: str, kind: str) -> tuple[str, ...]:
+    """Where single files have a part that isn't the denoiser."""
+    if name == "vae":
+        return _VAE_AT
+    if kind.startswith("T5"):
+        return ("text_encoders.t5xxl.transformer.",) if "Encoder" in kind else ()
+    return _CLIPS_AT.get(name, ())
 
 
 def _source(name: str, part: Part, head: Head, wishes: Wishes) -> tuple[Head, str] | Path | None:
@@ -167,12 +174,14 @@ def _source(name: str, part: Part, head: Head, wishes: Wishes) -> tuple[Head, st
     if named := wishes.parts.get(name):
         if named.is_dir():
             inner = named / name if (named / name).is_dir() else named
-            if not any(inner.glob("*.json")):
+            if not any(inner.glob("*.json")) and not any(inner.glob("*.model")):
                 raise ModelError(f"--part {name} is {str(named)!r}, a folder without config or tokenizer files; it must be a part of a diffusers folder.")
             return inner
+        if not part.prefixes and name != "vae":
+            raise ModelError(f"--part {name} is {str(named)!r}, a file; {part.kind} is a folder, with tokenizer.json or spiece.model.")
         alone = read_head(named)
         starts = _ALONE.get(name, (*_ALONE_TEXT, *part.prefixes))
-        return alone, next((start for start in starts if start and all(one.startswith(start) for one in alone.shapes)), "")
+        return alone, next((start for start in starts if all(one.startswith(start) for one in alone.shapes)), "")
     for prefix in part.prefixes:
         if head.under(prefix):
             return head, prefix

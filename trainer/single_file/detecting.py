@@ -76,8 +76,14 @@ def detect(head: Head) -> Detected:
             return _unet(head, prefix)
         for family, title, markers in _TRANSFORMERS:
             if all(prefix + marker in names for marker in markers):
-                return _transformer(head, Detected(family, title, family if markers[0] != "single_transformer_blocks.0.attn.to_q.weight" else "", prefix, None, ""))
-        if prefix + "down_blocks.0.resnets.0.conv1.weight" in names and prefix + "conv_in.weight" in names and prefix + "time_embedding.linear_1.weight" in names:
+                return _transformer(
+                    head, Detected(family, title, family if markers[0] != "single_transformer_blocks.0.attn.to_q.weight" else "", prefix, None, "")
+                )
+        if (
+            prefix + "down_blocks.0.resnets.0.conv1.weight" in names
+            and prefix + "conv_in.weight" in names
+            and prefix + "time_embedding.linear_1.weight" in names
+        ):
             family = "sdxl" if prefix + "add_embedding.linear_1.weight" in names else "sd"
             return Detected(family, _title(family), "", prefix, *_prediction(head, False))
     for what, starts in _OTHERS:
@@ -97,7 +103,9 @@ def refuse_strangers(found: Detected, path: str, family: str) -> None:
     if not trained_here(found):
         raise ModelError(f"base {path!r} is {found.title}, which no family here trains yet; allowed: {', '.join(families.registry())}.")
     if found.family != family:
-        raise ModelError(f"base {path!r} is {found.title} (family {found.family}), by its tensors' names; family is {family!r}: set family to {found.family!r}.")
+        raise ModelError(
+            f"base {path!r} is {found.title} (family {found.family}), by its tensors' names; family is {family!r}: set family to {found.family!r}."
+        )
 
 
 def _title(family: str) -> str:

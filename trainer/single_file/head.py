@@ -85,7 +85,7 @@ def _refuse_others(path: Path, first: bytes) -> None:
             "    import torch, safetensors.torch\n"
             f'    weights = torch.load("{path.name}", map_location="cpu", weights_only=True)\n'
             '    weights = {name: one.contiguous() for name, one in weights.get("state_dict", weights).items() if hasattr(one, "contiguous")}\n'
-            f'    safetensors.torch.save_file(weights, "{path.stem}.safetensors")'
+            f'    safetensors.torch.save_file(weights, "{path.stem}-converted.safetensors")'
         )
 
 
