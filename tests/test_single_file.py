@@ -102,6 +102,27 @@ def test_a_lora_trained_on_a_file_draws_as_on_its_folder(tmp_path: Path, draw_do
     assert draw("artist", 1.0) == draw(str(tiny), 1.0) != draw("artist", 0.0)
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_a_denoiser_alone_in_diffusers_names_takes_the_rest_from_its_like(name: str, tmp_path: Path) -> None:
+    family = families.registry()[name]
+    tiny, denoiser = family.tiny(tmp_path / "tiny"), next(iter(family.components))
+    truth = {key: tensor + 1 for key, tensor in single_files.weights(tiny, denoiser).items()}
+    save_file(truth, tmp_path / "tuned.safetensors")
+    with pytest.raises(ModelError, match="--like FOLDER"):
+        add(str(tmp_path / "tuned.safetensors"))
+    add(str(tmp_path / "tuned.safetensors"), "--like", str(tiny))
+    folder = bases.resolve("tuned", family)
+    found = single_files.weights(folder, denoiser)
+    assert found.keys() == truth.keys() and all(torch.equal(found[key], truth[key]) for key in truth)
+    bases.open_pipeline(family, folder, "cpu", torch.float32)
+
+
+def test_a_header_as_long_as_a_pickle_begins_is_read(tmp_path: Path) -> None:
+    raw = json.dumps({"__metadata__": {"x": "x"}, "head.modulation": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode().ljust(0x280)
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0\0")
+    assert single_file.detect(single_file.read_head(tmp_path / "a.safetensors")).family == "wan"
+
+
 def test_precision_is_kept_and_float8_is_widened(tmp_path: Path) -> None:
     tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
     whole = load_file(single_files.sd_file(tiny, tmp_path / "whole.safetensors"))
@@ -162,6 +183,16 @@ def test_clip_tokenizer_gives_the_published_ids() -> None:
     assert (len(tokenizer), tokenizer.model_max_length, tokenizer.pad_token_id) == (49408, 77, 0)
     lines = gzip.decompress(texts._VOCABULARY.read_bytes()).decode().split("\n")
     assert tokenizer.convert_ids_to_tokens([512, 49405]) == ["".join(lines[1].split()), "".join(lines[49152 - 256 - 2].split())]
+
+
+def test_open_clip_layers_beyond_those_wanted_are_left_out(tmp_path: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    model = CLIPTextModel(CLIPTextConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2))
+    found = texts.clip_tensors(single_files.open_clip(model.state_dict()) | {"text_projection": torch.ones(16, 16)}, 2, False)
+    truth = {name: one for name, one in single_files.hugging_face(model.state_dict()).items() if ".layers.2." not in name}
+    assert found.keys() == truth.keys() and all(torch.equal(found[name], truth[name]) for name in truth)
 
 
 # Parameters as the models' cards and diffusers' own documentation count them.
@@ -242,6 +273,19 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "refiner": (TIMES | {KEY: (1280, 1280), f"{UNET}label_emb.0.0.weight": (1280, 2560)}, "SDXL refiner"),
     "flux fill": ({"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "img_in.weight": (3072, 384)}, "FLUX.1 Fill"),
     "lora": ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320)}, "is a LoRA, not a base"),
+    "inpainting in a folder's names": (
+        {"conv_in.weight": (320, 9, 3, 3), "time_embedding.linear_1.weight": (9,), "down_blocks.0.resnets.0.conv1.weight": (9,), "conv_out.weight": (9,)},
+        "inpainting model",
+    ),
+    "controlnet in a folder's names": (
+        {
+            "conv_in.weight": (9, 4, 3, 3),
+            "time_embedding.linear_1.weight": (9,),
+            "down_blocks.0.resnets.0.conv1.weight": (9,),
+            "controlnet_mid_block.bias": (9,),
+        },
+        "a ControlNet",
+    ),
     "controlnet": ({"control_model.input_hint_block.0.weight": (16, 3, 3, 3)}, "a ControlNet"),
     "vae": ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "autoencoder .* alone"),
     "text": ({"text_model.embeddings.token_embedding.weight": (9, 9)}, "text encoder alone"),

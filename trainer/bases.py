@@ -156,7 +156,7 @@ def _from_hub(base: str, download: bool) -> Path:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         how = "the network or the hub could not be reached" if download else "add --download to fetch it"
-        raise ModelError(f"base {base!r} is not a folder here and not among the downloaded models; {how}.") from None
+        raise ModelError(f"base {base!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded model; {how}.") from None
 
 
 def quiet_libraries() -> None:

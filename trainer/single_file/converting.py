@@ -72,7 +72,7 @@ def plan(path: Path, wishes: Wishes) -> Plan:
     parts = _like_parts(wishes.like, found) if wishes.like else blueprint(head, found)
     if parts is None:
         raise ModelError(
-            f"{path} is {found.title}, in sizes that no architecture known here has; name a diffusers folder of the same architecture: "
+            f"{path} is {found.title}, in sizes or names that no architecture known here has; name a diffusers folder of the same architecture: "
             "velatura models add FILE --like FOLDER."
         )
     if strange := [name for name in wishes.parts if name not in parts]:

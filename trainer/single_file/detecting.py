@@ -38,6 +38,7 @@ _TRANSFORMERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("sd3", "Stable Diffusion 3 / 3.5", ("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight")),
 )
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "model.", "transformer.", "unet.", "")
+_DIFFUSERS_UNET = ("conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_out.weight")
 # What isn't a base, by names any of which gives it away.
 _OTHERS = (
     ("a ControlNet", ("control_model.", "controlnet_", "input_hint_block.", "controlnet_cond_embedding.")),
@@ -79,11 +80,8 @@ def detect(head: Head) -> Detected:
                 return _transformer(
                     head, Detected(family, title, family if markers[0] != "single_transformer_blocks.0.attn.to_q.weight" else "", prefix, None, "")
                 )
-        if (
-            prefix + "down_blocks.0.resnets.0.conv1.weight" in names
-            and prefix + "conv_in.weight" in names
-            and prefix + "time_embedding.linear_1.weight" in names
-        ):
+        if all(prefix + name in names for name in _DIFFUSERS_UNET):
+            _refuse_channels(head, prefix + "conv_in.weight")
             family = "sdxl" if prefix + "add_embedding.linear_1.weight" in names else "sd"
             return Detected(family, _title(family), "", prefix, *_prediction(head, False))
     for what, starts in _OTHERS:
@@ -112,12 +110,16 @@ def _title(family: str) -> str:
     return str(families.registry()[family].title)
 
 
-def _unet(head: Head, prefix: str) -> Detected:
-    channels = head.shapes[prefix + "input_blocks.0.0.weight"][1:2]
+def _refuse_channels(head: Head, name: str) -> None:
+    channels = head.shapes[name][1:2]
     if channels and channels[0] in _INPAINTING:
         raise ModelError(
             f"{head.path} is an {_INPAINTING[channels[0]]} model (its UNet takes {channels[0]} channels); allowed: 4 channels. Take the model it was made from."
         )
+
+
+def _unet(head: Head, prefix: str) -> Detected:
+    _refuse_channels(head, prefix + "input_blocks.0.0.weight")
     widths = {head.shapes[name][-1] for name in head.under(prefix) if name.endswith(".attn2.to_k.weight") and head.shapes[name]}
     width = widths.pop() if len(widths) == 1 else 0
     labelled = prefix + "label_emb.0.0.weight" in head.shapes

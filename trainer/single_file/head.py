@@ -46,8 +46,9 @@ def read_head(path: Path) -> Head:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(8)
-            _refuse_others(path, first)
             length = int.from_bytes(first, "little")
+            if path.suffix.lower() in _PICKLES or length > min(size, MAX_HEADER_BYTES):  # a header's length may look like a pickle's first bytes
+                _refuse_others(path, first)
             if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
                 raise ModelError(f"{path} is not a safetensors file: its header claims {length} bytes of {size}; allowed: up to {MAX_HEADER_BYTES}.")
             raw = file.read(length)
