@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
+
+from trainer.cli import app
 
 Tensors = dict[str, Tensor]
 _RESIDUAL = {
@@ -215,3 +218,18 @@ def bfl(tensors: Tensors) -> Tensors:
         found |= {f"{new}.linear1.{kind}": tensor for kind, tensor in joined.items()}
         found |= {f"{new}.norm.{long}_norm.scale": tensors[f"{old}.attn.norm_{short}.weight"] for short, long in (("q", "query"), ("k", "key"))}
     return found
+
+
+# Commands.
+
+
+def velatura(*arguments: str) -> str:
+    """What the command prints; what it raises is raised."""
+    return str(CliRunner().invoke(app, list(arguments), catch_exceptions=False).output)
+
+
+def add(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["models", "add", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return str(result.output)

@@ -13,12 +13,11 @@ import pytest
 import single_files
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from single_files import add, velatura
 
 from trainer import bases, families, lora_file, model_registry, presets, session, single_file
-from trainer.cli import app
 from trainer.config import AdapterChoice, StackConfig
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.render.engine import Engine
 from trainer.single_file import blueprints, texts
 
@@ -38,18 +37,6 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     tiny = families.registry()[request.param].tiny(folder / "tiny")
     return request.param, tiny, WRITERS[request.param](tiny, folder / "artist.safetensors")
-
-
-def velatura(*arguments: str) -> str:
-    """What the command prints; what it raises is raised."""
-    return str(CliRunner().invoke(app, list(arguments), catch_exceptions=False).output)
-
-
-def add(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["models", "add", *arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return str(result.output)
 
 
 def head_only(file: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F16", metadata: dict[str, str] | None = None) -> Path:
@@ -100,6 +87,8 @@ def test_a_lora_trained_on_a_file_draws_as_on_its_folder(tmp_path: Path, draw_do
         return Engine(base, "sd", dtype="float32").render(stack).image.tobytes()
 
     assert draw("artist", 1.0) == draw(str(tiny), 1.0) != draw("artist", 0.0)
+    proofs = json.loads(velatura("lora", "verify", str(run.lora_file), "--base", "artist", "--json"))
+    assert [proof["holds"] for proof in proofs if proof["through"] == "diffusers' pipeline"] == [True]
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
@@ -353,54 +342,3 @@ def test_damaged_and_hostile_files_are_refused(content: bytes, message: str, tmp
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=message):
         bases.resolve(str(tmp_path / "model.safetensors"), families.registry()["sd"])
-
-
-# Names.
-
-
-def test_models_are_listed_inspected_and_found_again(tmp_path: Path, imprimatura_folder: Path) -> None:
-    tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
-    file = single_files.sd_file(tiny, tmp_path / "artist.safetensors")
-    assert "predicts epsilon" in add(str(file), "--like", str(tiny)) and "sd" in add(str(imprimatura_folder), "--name", "own")
-    listed = json.loads(velatura("models", "list", "--json"))["models"]
-    assert [(one["name"], one["family"]) for one in listed] == [("artist", "sd"), ("own", "sd")]
-    facts = json.loads(velatura("models", "inspect", "artist", "--json"))
-    assert (facts["family"], facts["sha256"], facts["missing"]) == ("sd", single_file.sha256(file), {})
-    unet = single_files.weights(tiny, "unet")
-    assert (
-        facts["parameters"]["unet"]
-        == sum(tensor.numel() for tensor in unet.values())
-        == json.loads(velatura("models", "inspect", str(tiny), "--json"))["parameters"]["unet"]
-    )
-    assert bases.resolve("own", families.registry()["sd"]).samefile(imprimatura_folder)
-    # Renamed where it was, then gone.
-    file.rename(tmp_path / "renamed.safetensors")
-    assert bases.family_of("artist") == "sd" and model_registry.entries()["artist"].path.endswith("renamed.safetensors")
-    (tmp_path / "renamed.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"base 'artist' was .*renamed.safetensors, which is gone; .*velatura models add"):
-        bases.resolve("artist", families.registry()["sd"])
-    assert "gone" in velatura("models", "list")
-
-
-def test_a_changed_file_is_laid_out_anew(tmp_path: Path) -> None:
-    tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
-    file = single_files.sd_file(tiny, tmp_path / "artist.safetensors")
-    add(str(file), "--like", str(tiny))
-    before = bases.resolve("artist", families.registry()["sd"])
-    tensors = load_file(file)
-    save_file(tensors | {f"{UNET}out.2.bias": tensors[f"{UNET}out.2.bias"] + 1}, file)
-    after = bases.resolve("artist", families.registry()["sd"])
-    changed = [name for name, tensor in single_files.weights(after, "unet").items() if not torch.equal(tensor, single_files.weights(before, "unet")[name])]
-    assert after != before and changed == ["conv_out.bias"]
-
-
-def test_names_and_registries_that_cannot_be_are_refused(tmp_path: Path, home: Path, imprimatura_folder: Path) -> None:
-    for name in ("imprimatura", "../x", "", "a b"):
-        with pytest.raises(ConfigError, match="--name is"):
-            add(str(imprimatura_folder), "--name", name)
-    add(str(imprimatura_folder), "--name", "own")
-    with pytest.raises(ConfigError, match="'own', which is .* already"):
-        add(str(families.registry()["sd"].tiny(tmp_path / "tiny")), "--name", "own")
-    (home / "models.toml").write_text("[models.x]\nstrange = 1\n")
-    with pytest.raises(ConfigError, match=r"models.toml can't be read"):
-        model_registry.entries()

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,13 @@ def _fingerprint(source: tuple[Head, str] | Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
+    """sha256 of a file; read once while the file stays as it is."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size_bytes: int, changed_ns: int) -> str:
     state = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
