@@ -85,3 +85,18 @@ def test_a_checkpoint_of_today_is_told_from_one_that_took_its_place(tmp_path: Pa
     save_file({"lora_unet_conv_in.lora_down.weight": torch.ones(4, 4)}, tmp_path / "artist.safetensors")
     with pytest.raises(ModelError, match="is a LoRA, not a base"):
         bases.resolve("artist", families.registry()["sd"])
+
+
+@pytest.mark.parametrize(("marker", "options", "wanted"), [({}, [], "v"), ({}, ["--prediction", "epsilon"], "epsilon"), ({"v_pred": 1}, [], "v")])
+def test_a_prediction_is_the_files_own_word_then_ours_then_that_of_its_like(marker: dict[str, int], options: list[str], wanted: str, tmp_path: Path) -> None:
+    tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
+    scheduler = tiny / "scheduler" / "scheduler_config.json"
+    said = json.loads(scheduler.read_text()) | {"prediction_type": "epsilon" if marker else "v_prediction"}
+    scheduler.write_text(json.dumps(said))
+    add(str(single_files.sd_file(tiny, tmp_path / "artist.safetensors", **{name: torch.ones(1) for name in marker})), "--like", str(tiny), *options)
+    family = families.registry()["sd"]
+    assert family.prediction_of(bases.resolve("artist", family)) == wanted == velatura_facts("artist")["prediction"].split()[0]
+
+
+def velatura_facts(name: str) -> dict[str, str]:
+    return dict(json.loads(velatura("models", "inspect", name, "--json")))

@@ -71,6 +71,9 @@ def plan(path: Path, wishes: Wishes) -> Plan:
     head = read_head(path)
     found = _as_wished(detect(head), wishes, path)
     parts = _like_parts(wishes.like, found) if wishes.like else blueprint(head, found)
+    if parts and wishes.like and found.prediction and not found.certain:
+        kind = parts["scheduler"].config.get("prediction_type", "epsilon")
+        found = replace(found, prediction="v" if kind == "v_prediction" else "epsilon", why="as the base that it is like")
     if parts is None:
         raise ModelError(
             f"{path} is {found.title}, in sizes or names that no architecture known here has; name a diffusers folder of the same architecture: "
@@ -136,7 +139,7 @@ def _as_wished(found: Detected, wishes: Wishes, path: Path) -> Detected:
     allowed = families.registry()[found.family].prediction if found.family in families.registry() else ()
     if wishes.prediction not in allowed:
         raise ModelError(f"--prediction is {wishes.prediction!r} for {path} ({found.title}); allowed: {', '.join(allowed)}.")
-    return replace(found, prediction=wishes.prediction, why="what was said of it")
+    return replace(found, prediction=wishes.prediction, why="what was said of it", certain=True)
 
 
 def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
@@ -153,9 +156,8 @@ def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
     for name, (library, kind) in ((name, value) for name, value in index.items() if isinstance(value, list) and value[:1] != [None]):
         file = like / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if name == "scheduler" and found.prediction:
-            if found.why == "what was said of it" or found.prediction == "v":
-                config |= {"prediction_type": "v_prediction" if found.prediction == "v" else "epsilon"}
+        if name == "scheduler" and found.prediction and found.certain:
+            config |= {"prediction_type": "v_prediction" if found.prediction == "v" else "epsilon"}
             config |= {"rescale_betas_zero_snr": True} if found.zero_snr else {}
         parts[name] = Part(library, kind, config, (found.prefix,) if name == denoiser else _prefixes(name, kind))
     return parts

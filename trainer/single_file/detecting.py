@@ -62,6 +62,7 @@ class Detected:
     prediction: str | None  # epsilon or v, where a UNet may be either
     why: str  # what that was read from
     zero_snr: bool = False  # noise to the very end: rescale_betas_zero_snr
+    certain: bool = False  # the prediction was said, not guessed
 
 
 def detect(head: Head) -> Detected:
@@ -133,16 +134,16 @@ def _unet(head: Head, prefix: str) -> Detected:
     return Detected("sd", _title("sd"), variant, prefix, *_prediction(head, variant == "sd2"))
 
 
-def _prediction(head: Head, often_v: bool) -> tuple[str, str, bool]:
+def _prediction(head: Head, often_v: bool) -> tuple[str, str, bool, bool]:
     zero_snr = "ztsnr" in head.shapes
     if "v_pred" in head.shapes:
-        return "v", "its tensor v_pred", zero_snr
+        return "v", "its tensor v_pred", zero_snr, True
     said = head.metadata.get("modelspec.prediction_type", "")
     if said in ("v", "epsilon"):
-        return said, "its metadata", zero_snr
+        return said, "its metadata", zero_snr, True
     if often_v:
-        return "v", "a guess, since SD 2.x files don't say: for a 512 px base add it with --prediction epsilon", zero_snr
-    return "epsilon", "no sign of v in it", zero_snr
+        return "v", "a guess, since SD 2.x files don't say: for a 512 px base add it with --prediction epsilon", zero_snr, False
+    return "epsilon", "no sign of v in it", zero_snr, False
 
 
 def _transformer(head: Head, found: Detected) -> Detected:
