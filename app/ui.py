@@ -32,19 +32,22 @@ from app import guard, look, tabs  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
+from trainer import model_registry  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
 MAX_UPLOAD = "2gb"
 
 
 def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Imprimatura and what `--base` names, folders spelled out. Raises: ConfigError for a path that is no folder."""
-    found = [OWN_BASE]
+    """Imprimatura, the models added with `velatura models add`, and what `--base` names, paths spelled out. Raises: ConfigError for one that isn't here."""
+    found = [OWN_BASE, *model_registry.entries()]
     for base in wanted:
         folder = Path(base).expanduser()
-        if not folder.is_dir() and (base.startswith(("/", ".", "~")) or not base.strip()):
-            raise ConfigError(f"--base is {base!r}, which is no folder; allowed: a diffusers folder, or the hub id of a model already downloaded.")
-        found.append(str(folder.resolve()) if folder.is_dir() and base != OWN_BASE else base)
+        if not folder.exists() and (base.startswith(("/", ".", "~")) or not base.strip()):
+            raise ConfigError(
+                f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub id of a model already downloaded."
+            )
+        found.append(str(folder.resolve()) if folder.exists() and base != OWN_BASE else base)
     return tuple(dict.fromkeys(found))
 
 

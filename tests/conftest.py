@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["VELATURA_HOME"] = os.path.join(tempfile.gettempdir(), f"velatura-tests-{os.getpid()}")  # no registry but those that tests make
 
 ROOT = Path(__file__).parents[1]
 # The files that take longest begin first, so that no worker is left alone with one at the end.

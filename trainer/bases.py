@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainer import families
-from trainer.errors import ConfigError, ModelError
+from trainer import families, model_registry, single_file
+from trainer.errors import ConfigError, ModelError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +30,12 @@ _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
 def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
-    """The diffusers folder of a base. Raises: ModelError if it isn't here or is another family's."""
-    folder = IMPRIMATURA if base == "imprimatura" else Path(base)
+    """The diffusers folder of a base; a single file is laid out as one first. Raises: ModelError if it isn't here or is another family's."""
+    folder, entry = place(base)
+    if _is(folder, "is_file"):
+        single_file.refuse_strangers(single_file.detect(single_file.read_head(folder)), base, family.name)
+        return _laid_out(folder, entry)
     if not _is(folder, "is_dir"):
-        if _is(folder, "is_file"):
-            raise ModelError(f"base is {base!r}, a file; allowed: imprimatura, a diffusers folder (with model_index.json), or a hub id.")
         folder = _from_hub(base, download)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -56,14 +57,49 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
 
 def family_of(base: str) -> str:
     """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
-    folder = IMPRIMATURA if base == "imprimatura" else Path(base)
     try:
+        folder, _ = place(base)
+        if _is(folder, "is_file"):
+            detected = single_file.detect(single_file.read_head(folder)).family
+            return detected if detected in families.registry() else "sd"
         if not _is(folder, "is_dir"):
             folder = _from_hub(base, False)
         found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-    except (ModelError, OSError, ValueError, AttributeError):
+    except (UserError, OSError, ValueError, AttributeError):
         found = None
     return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
+
+
+def place(base: str) -> tuple[Path, model_registry.Entry | None]:
+    """Where a base is, before the hub is asked, and its entry in the registry: Imprimatura, a path, or a registered name, which a folder of that name beats."""
+    if base == "imprimatura":
+        return IMPRIMATURA, None
+    path = Path(base)
+    if _is(path, "is_file"):
+        return path, model_registry.of_path(path)
+    if _is(path, "is_dir") or (entry := model_registry.entries().get(base)) is None:
+        return path, None
+    return model_registry.there(entry, single_file.sha256), entry
+
+
+def folder_of(base: str) -> Path:
+    """Where a base's files are, whatever its family: a single file is laid out, and what is neither a file nor a registered name is taken for a folder."""
+    found, _ = place(base)
+    return resolve(base, families.registry()[family_of(base)]) if _is(found, "is_file") else found
+
+
+def planned(file: Path, entry: model_registry.Entry | None) -> single_file.Plan:
+    """What the folder of a single file is made of, by what was said when it was registered. Raises: ModelError."""
+    if entry is None:
+        return single_file.plan(file, single_file.Wishes())
+    named = {name: Path(path) for name, path in entry.parts.items()}
+    return single_file.plan(file, single_file.Wishes(Path(entry.like) if entry.like else None, named, entry.prediction or None))
+
+
+def _laid_out(file: Path, entry: model_registry.Entry | None) -> Path:
+    """The diffusers folder of a single file, written on its first use."""
+    quiet_libraries()
+    return single_file.convert(planned(file, entry), model_registry.shelf(), model_registry.digest(file, single_file.sha256))
 
 
 def parts(folder: Path, kind: str) -> list[str]:
@@ -115,11 +151,12 @@ def _from_hub(base: str, download: bool) -> Path:
         return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=not download))
     except HFValidationError:
         raise ModelError(
-            f"base is {base!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, or a hub id such as owner/model."
+            f"base is {base!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, a .safetensors file, a name that "
+            "`velatura models list` shows, or a hub id such as owner/model."
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         how = "the network or the hub could not be reached" if download else "add --download to fetch it"
-        raise ModelError(f"base {base!r} is not a folder here and not among the downloaded models; {how}.") from None
+        raise ModelError(f"base {base!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded model; {how}.") from None
 
 
 def quiet_libraries() -> None:

@@ -123,7 +123,9 @@ def _rehearse(config: TrainConfig, out: Path, download: bool, as_json: bool, onc
 def render(
     context: typer.Context,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
-    base: Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")] = "imprimatura",
+    base: Annotated[
+        str, typer.Option(help="imprimatura, a diffusers folder, a checkpoint file, a name from models list, or a downloaded hub id.")
+    ] = "imprimatura",
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable. FILE:0,0.5,1 makes a grid.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 1,

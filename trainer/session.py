@@ -45,7 +45,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     """The same settings with the folders they name spelled out, so that a run can go on from anywhere."""
     named = ("folder", "heldout", "regularisation", "mask_folder")
     folders = {key: str(Path(getattr(config.data, key)).resolve()) for key in named if getattr(config.data, key)}
-    base = str(Path(config.base).resolve()) if config.base != "imprimatura" and Path(config.base).is_dir() else config.base
+    base = str(Path(config.base).resolve()) if config.base != "imprimatura" and Path(config.base).exists() else config.base
     lines = tuple(_absolute_line(line) for line in config.against.adapters)
     stack = config.against.model_copy(update={"adapters": lines})
     return config.model_copy(update={"data": config.data.model_copy(update=folders), "base": base, "against": stack})

@@ -71,7 +71,11 @@ class BatchConfig(Settings):
     seeds: tuple[int | str, ...] = setting((), "Seeds", f"Numbers and ranges such as '1-8'; {_AS_IT_SAYS}", max_length=100_000)
     negative_prompt: Prompt | None = setting(None, "Negative prompt", f"What to keep out; {_AS_IT_SAYS}")
     family: str | None = setting(None, "Family", "Architecture of the base model; left out: sd.")
-    base: str | None = setting(None, "Base", f"imprimatura, a diffusers folder, or the hub id of a model already downloaded; {_AS_IT_SAYS}")
+    base: str | None = setting(
+        None,
+        "Base",
+        f"imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id; {_AS_IT_SAYS}",
+    )
     mode: str | None = setting(None, "Mode", "How several LoRAs go together; left out: sum.")
     wide_weights: bool | None = setting(None, "Wide weights", f"Allow weights beyond -2 to 2; {_AS_IT_SAYS}")
     sampler: str | None = setting(None, "Sampler", "How the noise is taken away; left out: the base's own.")

@@ -42,7 +42,12 @@ class StackConfig(Settings):
 
     version: Literal[1] = 1
     family: str = setting("sd", "Family", "Architecture of the base model.")
-    base: str = setting("imprimatura", "Base", "imprimatura, a diffusers folder, or the hub id of a model already downloaded.", min_length=1)
+    base: str = setting(
+        "imprimatura",
+        "Base",
+        "imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id.",
+        min_length=1,
+    )
     adapters: tuple[AdapterChoice, ...] = setting((), "Adapters", "LoRAs and their weights; the order matters only to the mode switch.", max_length=32)
     mode: str = setting("sum", "Mode", f"How several LoRAs go together: {_MODES}", advanced=True)
     wide_weights: bool = setting(False, "Wide weights", f"Allow weights beyond -2 to 2, up to {WIDEST_WEIGHT:g}.", advanced=True)

@@ -32,7 +32,11 @@ class TrainConfig(Settings):
 
     version: Literal[1] = Field(1, title="Version", description="Of this list of settings.", json_schema_extra={"advanced": True})
     family: str = Field(title="Family", description="Architecture of the base model.")
-    base: str = Field(title="Base", description="imprimatura, a diffusers folder, or the hub id of a model already downloaded.", min_length=1)
+    base: str = Field(
+        title="Base",
+        description="imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id.",
+        min_length=1,
+    )
     max_steps: int = setting(200, "Steps", "How long to train; about 4-8 steps a picture at batch 8.", ge=1, le=1_000_000)
     batch_size: int = setting(4, "Batch size", "Pictures at once, all of one shape; 1-8.", ge=1, le=256)
     accumulation: int = setting(

@@ -40,7 +40,7 @@ def check(
 
     folder = archives.opened(folder)[0]
     sources.check_folder(folder, "the dataset")
-    root = bases.IMPRIMATURA if base == "imprimatura" else Path(base)
+    root = bases.folder_of(base)
     family = _family(root, base)
     vae_px = bases.multiple_px(root)
     multiple = max(family.multiple_px, vae_px)

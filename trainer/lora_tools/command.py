@@ -77,7 +77,7 @@ def resize(
 @app.command()
 def extract(
     tuned: Annotated[Path, typer.Argument(help="A fine-tuned model, a diffusers folder.")],
-    base: Annotated[Path, typer.Argument(help="What it was tuned from, a diffusers folder.")],
+    base: Annotated[Path, typer.Argument(help="What it was tuned from: a diffusers folder, a checkpoint file, or a name from models list.")],
     out: Out,
     rank: Rank = 32,
     energy: Energy = 0.0,
@@ -100,7 +100,7 @@ def to_plain(
     rank: Rank = 0,
     energy: Energy = 0.0,
     error: Error = 0.0,
-    base: Annotated[Path | None, typer.Option(metavar="DIR", help="The base model, a diffusers folder or imprimatura; DoRA and OFT depend on it.")] = None,
+    base: Annotated[Path | None, typer.Option(metavar="DIR", help="The base model, a folder, checkpoint file or name; DoRA and OFT depend on it.")] = None,
     to: Names = "default",
     dtype: Dtype = "keep",
     as_json: Json = False,
@@ -116,7 +116,7 @@ def to_plain(
 @app.command()
 def verify(
     file: File,
-    base: Annotated[Path | None, typer.Option(metavar="DIR", help="Load it into this base with diffusers as well; a diffusers folder or imprimatura.")] = None,
+    base: Annotated[Path | None, typer.Option(metavar="DIR", help="Load it into this base with diffusers as well; a folder, checkpoint file or name.")] = None,
     as_json: Json = False,
 ) -> None:
     """Send a LoRA through every scheme's names and diffusers' loaders, and compare every layer's update; status 1 if a way changes it."""

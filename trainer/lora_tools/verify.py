@@ -211,7 +211,7 @@ def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) ->
     import diffusers
 
     through = "diffusers' pipeline"
-    base = bases.IMPRIMATURA if base == Path("imprimatura") else base
+    base = bases.folder_of(str(base))
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(base), local_files_only=True, use_safetensors=True)
     try:
         pipe.load_lora_weights(str(source.path.parent), weight_name=source.path.name, use_safetensors=True)

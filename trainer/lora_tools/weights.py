@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import bases
 from trainer.errors import ModelError
 from trainer.lora_file.header import read_header
 
@@ -48,9 +49,8 @@ class Weights:
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a diffusers folder, their shapes read. Raises: ModelError."""
-    if folder == Path("imprimatura"):
-        folder = Path(__file__).parents[1] / "imprimatura"
+    """The weights of a diffusers folder, or of any base that is laid out as one, their shapes read. Raises: ModelError."""
+    folder = bases.folder_of(str(folder))
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{str(folder)!r} is no diffusers pipeline folder: it has no model_index.json.")
     files: dict[str, tuple[Path, str]] = {}

@@ -27,7 +27,9 @@ _MOST_SAID = 20
 def batch(
     jobs: Annotated[Path, typer.Argument(metavar="JOBS.toml|csv", help="What to draw: lists that are multiplied (TOML), or a row for each picture (CSV).")],
     prompt: Annotated[str, typer.Option(help="What to draw, where a row doesn't say.")] = "",
-    base: Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")] = "imprimatura",
+    base: Annotated[
+        str, typer.Option(help="imprimatura, a diffusers folder, a checkpoint file, a name from models list, or a downloaded hub id.")
+    ] = "imprimatura",
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 1,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at a stack before rendering with it.", no_args_is_help=True)
 
 Loras = Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help="LoRAs and their weights, such as fox.safetensors:0.8; weight 1 if left out.")]
-Base = Annotated[str, typer.Option(help="imprimatura, a diffusers folder, or the hub id of a downloaded model.")]
+Base = Annotated[str, typer.Option(help="imprimatura, a diffusers folder, a checkpoint file, a name from models list, or a downloaded hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")]
 

@@ -1,0 +1,97 @@
+"""What a checkpoint file says of itself before any tensor is read: names, types and shapes, from the safetensors header alone.
+
+LoRA files have a reader of their own (`lora_file.header`), with tighter bounds and no float8.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ModelError
+
+MAX_HEADER_BYTES = 64 << 20  # FLUX.1's whole checkpoint has less than 1 MB
+MAX_TENSORS = 50_000
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Names, types and shapes of a checkpoint's tensors."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]  # as safetensors spells them: F16, BF16, F8_E4M3 ...
+    metadata: dict[str, str]
+    size_bytes: int
+
+    def under(self, prefix: str) -> list[str]:
+        """Names that begin so."""
+        return [name for name in self.shapes if name.startswith(prefix)]
+
+    def num_parameters(self, names: list[str]) -> int:
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+
+def read_head(path: Path) -> Head:
+    """The head of a safetensors file. Raises: ModelError, which for GGUF and pickle files says how to convert them."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if path.suffix.lower() in _PICKLES or length > min(size, MAX_HEADER_BYTES):  # a header's length may look like a pickle's first bytes
+                _refuse_others(path, first)
+            if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+                raise ModelError(f"{path} is not a safetensors file: its header claims {length} bytes of {size}; allowed: up to {MAX_HEADER_BYTES}.")
+            raw = file.read(length)
+    except OSError as error:
+        raise ModelError(f"model file {str(path)!r} can't be read: {error.strerror}.") from None
+    try:
+        fields = json.loads(raw, object_pairs_hook=_no_twins)
+        metadata = fields.pop("__metadata__", {})
+        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in fields.items()}
+        dtypes = {name: str(entry["dtype"]) for name, entry in fields.items()}
+        ends = {name: tuple(int(offset) for offset in entry["data_offsets"]) for name, entry in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}") from None
+    if len(shapes) > MAX_TENSORS:
+        raise ModelError(f"{path} has {len(shapes)} tensors; allowed: up to {MAX_TENSORS}.")
+    if strange := set(dtypes.values()) - set(_BITS):
+        raise ModelError(f"{path} has tensors of {', '.join(sorted(strange))}; allowed: {', '.join(_BITS)}.")
+    whole = size - 8 - length
+    for name, (start, end) in ends.items():
+        if not 0 <= start <= end <= whole or any(side < 0 for side in shapes[name]) or end - start != math.prod(shapes[name]) * _BITS[dtypes[name]] // 8:
+            raise ModelError(f"{path} is cut short or damaged: tensor {name[:100]!r} should lie at bytes {start} to {end} of {whole}; copy the file again.")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelError(f"{path} has metadata that isn't text.")
+    return Head(path, shapes, dtypes, metadata, size)
+
+
+def _refuse_others(path: Path, first: bytes) -> None:
+    if first[:4] == b"GGUF":
+        raise ModelError(
+            f"{path} is a GGUF file, whose weights are quantised for drawing only; allowed: .safetensors. Take the model's bfloat16 or float16 file instead."
+        )
+    if path.suffix.lower() in _PICKLES or first[:4] == b"PK\x03\x04" or first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise ModelError(
+            f"{path} is a pickle, which can run any program when it is opened; allowed: .safetensors. Convert it in a Python without network:\n"
+            "    import torch, safetensors.torch\n"
+            f'    weights = torch.load("{path.name}", map_location="cpu", weights_only=True)\n'
+            '    weights = {name: one.contiguous() for name, one in weights.get("state_dict", weights).items() if hasattr(one, "contiguous")}\n'
+            f'    safetensors.torch.save_file(weights, "{path.stem}-converted.safetensors")'
+        )
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
