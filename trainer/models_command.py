@@ -29,7 +29,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         typer.echo(json.dumps({"families": list(families.registry()), "models": [dataclasses.asdict(entry) for entry in added.values()]}, indent=2))
         return
     for name, family in families.registry().items():
-        typer.echo(f"{name:<8}{family.title:<28}{family.pipeline}, {family.default_px} px, predicts {' or '.join(family.prediction)}")
+        typer.echo(f"{name:<10}{family.title:<28}{family.pipeline}, {family.default_px} px, predicts {' or '.join(family.prediction)}")
     for entry in added.values():
         state = "" if Path(entry.path).exists() else " (gone; add it again where it is now)"
         size = f", {entry.size_bytes / _GIB:.1f} GiB" if entry.size_bytes else ""

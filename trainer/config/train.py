@@ -96,7 +96,7 @@ class TrainConfig(Settings):
             )
         if self.inversion.token and not facts.words:
             problems.append(f"inversion.token is {self.inversion.token!r}; new words are not known for {facts.title}, leave it empty.")
-        if self.adapter.text_encoder and len(facts.components) == 1:
+        if getattr(self.adapter, "text_encoder", False) and len(facts.components) == 1:
             problems.append(f"adapter.text_encoder is on, but no text encoder of {facts.title} is adapted by any tool; leave it off.")
         if self.optimizer.name == "other" and not self.optimizer.other:
             problems.append("optimizer.other is not set; optimizer.name = other takes the name of a class of pytorch-optimizer there.")
