@@ -3,7 +3,7 @@
 The denoiser takes lists, a picture and a caption of its own length each; its time runs from noise to picture and its prediction points there, the
 other way round than ours. Some of its layers see all pictures of a batch as one row, so that pictures of one batch have the same weights. Turbo is
 drawn without guidance in some eight steps; a LoRA trained on it unlearns that unless a training adapter is stacked while training
-(`against`, such as ostris' zimage_turbo_training_adapter). Qwen is never adapted.
+(`against.adapters`, such as ostris' zimage_turbo_training_adapter). Qwen is never adapted.
 """
 
 from __future__ import annotations
