@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 import torch
 
-from app import batches, ui
+from app import batches, recipes, ui
 from app.context import Context
 from app.jobs import Job, RunError
 from app.tabs import batch, stack
@@ -128,7 +128,7 @@ def test_a_batch_is_drawn_to_its_end_shown_and_packed(context: Context) -> None:
     with zipfile.ZipFile(batches.packed(context, out)) as archive:
         assert {"00001.png", "00004.png", "manifest.csv", "contact-sheets/page-0001.png"} <= set(archive.namelist())
         assert not any(name.startswith(".batch") for name in archive.namelist())
-    assert stack.read_recipe(context, out / "00001.png").prompt == "a fox"
+    assert recipes.read_recipe(context, out / "00001.png").prompt == "a fox"
     assert context.runner.work.saved_step(job) == 4 and context.runner.work.finished(job)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app import guard, ui
+from app import guard, recipes, ui
 from app.context import Context
 from app.tabs import dataset, library, registry, stack, train
 from trainer.data import captions
@@ -260,9 +260,9 @@ def test_base_of_a_picture_is_found_by_its_folder_name(tmp_path: Path, monkeypat
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
         if found is None:
             with pytest.raises(ConfigError, match="allowed: imprimatura, mine, owner/model"):
-                stack.read_recipe(offering, tmp_path / "a.png")
+                recipes.read_recipe(offering, tmp_path / "a.png")
         else:
-            assert stack.read_recipe(offering, tmp_path / "a.png").base == found
+            assert recipes.read_recipe(offering, tmp_path / "a.png").base == found
     with pytest.raises(ConfigError, match="no folder"):
         ui.open_workspace(tmp_path / "workspace", ["/nowhere/model"])
 

@@ -160,6 +160,25 @@ def see(page: Page, pattern: str, timeout_s: float = 120) -> None:
     playwright_api.expect(page.locator("#progress .progress")).to_contain_text(re.compile(pattern), timeout=timeout_s * 1000)
 
 
+def go_on_to_a_batch(page: Page, server: Server) -> None:
+    """From a picture on the Stack tab: how its LoRAs meet, and more like it."""
+    unfold(page, "How these LoRAs go together")
+    page.locator("#conflict-map").click()
+    playwright_api.expect(page.locator("#conflicts")).to_contain_text(re.compile(r"outline-style.*of \d+", re.DOTALL))
+
+    # More of the same, drawn without the page.
+    page.get_by_role("tab", name="Batch").click()
+    playwright_api.expect(page.locator("#batch-sample img")).to_be_visible()
+    fill(page, "batch-seeds", "1-2")
+    page.locator("#start-batch").click()
+    playwright_api.expect(page.locator("#batch-plan")).to_contain_text("2 pictures")
+    page.reload()
+    page.get_by_role("tab", name="Batch").click()
+    playwright_api.expect(page.locator("#batch-progress")).to_contain_text(re.compile("2 of 2 pictures"), timeout=90_000)
+    playwright_api.expect(page.locator("#batch-pictures img")).to_have_count(3)  # and their sheet
+    assert len(list((server.workspace / "batches" / "batch").glob("*.png"))) == 2
+
+
 def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, browser: Browser) -> None:
     copy_sample(page)
     try_conditions(page)
@@ -208,21 +227,7 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     playwright_api.expect(page.locator("#field-prompt").locator("textarea, input").first).to_have_value("a red apple, outline style")
     assert page.locator("#weight-1 input[type=number]").input_value() == "0.75"
 
-    unfold(page, "How these LoRAs go together")
-    page.locator("#conflict-map").click()
-    playwright_api.expect(page.locator("#conflicts")).to_contain_text(re.compile(r"outline-style.*of \d+", re.DOTALL))
-
-    # More of the same, drawn without the page.
-    page.get_by_role("tab", name="Batch").click()
-    playwright_api.expect(page.locator("#batch-sample img")).to_be_visible()
-    fill(page, "batch-seeds", "1-2")
-    page.locator("#start-batch").click()
-    playwright_api.expect(page.locator("#batch-plan")).to_contain_text("2 pictures")
-    page.reload()
-    page.get_by_role("tab", name="Batch").click()
-    playwright_api.expect(page.locator("#batch-progress")).to_contain_text(re.compile("2 of 2 pictures"), timeout=90_000)
-    playwright_api.expect(page.locator("#batch-pictures img")).to_have_count(3)  # and their sheet
-    assert len(list((server.workspace / "batches" / "batch").glob("*.png"))) == 2
+    go_on_to_a_batch(page, server)
 
 
 def test_training_outlives_the_server_and_can_be_stopped_after(page: Page, server: Server) -> None:

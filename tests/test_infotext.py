@@ -46,7 +46,8 @@ ADAPTERS = st.lists(st.builds(adapter, st.text(min_size=1, max_size=20), weight=
 @given(PROMPT.filter(bool), PROMPT, st.integers(0, 2**32 - 1), st.integers(1, 500), st.sampled_from(["", *samplers.SAMPLERS]), ADAPTERS)
 @settings(max_examples=200, deadline=None)
 def test_what_was_written_is_read_again(prompt: str, negative: str, seed: int, steps: int, sampler: str, adapters: list[AdapterChoice]) -> None:
-    stack = StackConfig(prompt=prompt, negative_prompt=negative, seed=seed, steps=steps, sampler=sampler, guidance_scale=4.25, adapters=tuple(adapters))
+    stack = StackConfig(prompt=prompt, negative_prompt=negative, seed=seed, steps=steps, sampler=sampler, guidance_scale=4.25, guidance_rescale=0.7)
+    stack = stack.model_copy(update={"adapters": tuple(adapters)})
     said = parse_infotext(infotext(stack, 'a, base: of\n"ours"', DIGEST, "DDIM"))
     assert (said.prompt, said.negative_prompt, said.seed, said.steps) == (prompt, negative, seed, steps)
     assert (said.guidance_scale, said.guidance_rescale, said.size) == (4.25, 0.7, (128, 128))

@@ -14,7 +14,7 @@ from app import batches, views
 from app.context import Context, Refresh
 from app.jobs import LIVE, WAITING, Job
 from app.notices import mended, tell
-from app.tabs.stack import read_recipe, recent
+from app.recipes import read_recipe, recent
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
 

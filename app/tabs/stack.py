@@ -14,6 +14,7 @@ from app.grids import GRID, Grids
 from app.grids import render as render_grid
 from app.insight import MODES, Insight
 from app.notices import mended, tell
+from app.recipes import read_recipe, recent
 from trainer import families
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.errors import AdapterError, ConfigError
@@ -23,7 +24,6 @@ TITLE = "Stack"
 ORDER = 30
 ROWS = 6
 _SHOWN_AT_START = 2
-_RECENT = 24
 _MAX_SEED = 2**32
 _STRIP = "strip-"
 _SHEETS = (GRID, _STRIP, MODES)
@@ -64,12 +64,6 @@ def lora_choices(context: Context) -> list[tuple[str, str]]:
     return [(f"{info.name}" if names.count(info.name) == 1 else f"{info.name} ({info.sha256[:8]})", info.sha256) for info in found]
 
 
-def recent(context: Context) -> list[Path]:
-    """The newest pictures in the render folder."""
-    found = [path for path in context.renders.glob("*.png") if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)[:_RECENT]
-
-
 def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> Any:
     """A sheet of the stack's first one or two LoRAs at every weight. Raises: ConfigError."""
     if not stack.adapters:
@@ -85,16 +79,6 @@ def keep_sheet(context: Context, sheet: Any, name: str) -> Path:
     path = free_name(context.renders, name)
     sheet.save(path, "PNG")
     return path
-
-
-def read_recipe(context: Context, path: Path) -> StackConfig:
-    """The stack a PNG was made from, its LoRAs found here by hash. Raises: DataError, AdapterError, ConfigError."""
-    from trainer.render.image import read_stack
-
-    stack = read_stack(path, context.find_loras())
-    if len(stack.adapters) > ROWS:
-        raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
-    return stack.model_copy(update={"base": context.base(stack.base)})
 
 
 def text_of(path: Path) -> str:
@@ -249,6 +233,12 @@ class _Tab:
         stack = self._stack(found)
         return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png")
 
+    def _recipe(self, path: Path) -> StackConfig:
+        stack = read_recipe(self.context, path)
+        if len(stack.adapters) > ROWS:
+            raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
+        return stack
+
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
         update: dict[Any, Any] = self.form.fill(stack)
         there, num = lora_choices(self.context), max(len(stack.adapters), _SHOWN_AT_START)
@@ -266,7 +256,7 @@ class _Tab:
 
     @mended
     def take_png(self, file: str | None) -> Any:
-        return self._restore(read_recipe(self.context, Path(file))) | {self.dropped: None} if file else gr.skip()
+        return self._restore(self._recipe(Path(file))) | {self.dropped: None} if file else gr.skip()
 
     @mended
     def take_recent(self, names: list[str], event: gr.SelectData) -> Any:
@@ -276,7 +266,7 @@ class _Tab:
             return gr.skip()
         if path.name.startswith(_SHEETS):
             return self._show(path, _NO_RECIPE)
-        return self._restore(read_recipe(self.context, path)) | self._show(path, text_of(path))
+        return self._restore(self._recipe(path)) | self._show(path, text_of(path))
 
     def add_row(self, num: int) -> list[Any]:
         num = min(num + 1, ROWS)

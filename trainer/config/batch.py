@@ -81,7 +81,7 @@ class BatchConfig(Settings):
     sampler: str | None = setting(None, "Sampler", "How the noise is taken away; left out: the base's own.")
     steps: int | None = setting(None, "Steps", f"Sampling steps, 1 to 500; {_AS_IT_SAYS}")
     guidance_scale: float | None = setting(None, "Guidance", f"How closely the pictures follow the prompt, 1 to 30; {_AS_IT_SAYS}")
-    guidance_rescale: float | None = setting(None, "Guidance rescale", "0 to 1; left out: 0.7.")
+    guidance_rescale: float | None = setting(None, "Guidance rescale", "0 to 1; left out: the base's own.")
     true_guidance_scale: float | None = setting(None, "True guidance", "1 to 30, for distilled bases such as FLUX.1; left out: 1.")
     width_px: int | None = setting(None, "Width", f"In pixels; {_AS_IT_SAYS}")
     height_px: int | None = setting(None, "Height", f"In pixels; {_AS_IT_SAYS}")

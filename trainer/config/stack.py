@@ -57,9 +57,10 @@ class StackConfig(Settings):
     sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True)
     steps: int = setting(25, "Steps", "Sampling steps; 20-30.", ge=1, le=500)
     guidance_scale: float = setting(3.0, "Guidance", "How closely the picture follows the prompt; 1 is off.", ge=1, le=30)
-    guidance_rescale: float = setting(
-        0.7, "Guidance rescale", "Tames the contrast of guidance for zero-terminal-SNR bases.", ge=0, le=1, only_with={"prediction": ("epsilon", "v")}
-    )
+    guidance_rescale: float | None = setting(
+        None, "Guidance rescale", "Tames the contrast of guidance, 0 to 1; empty for the base's own: 0.7 at zero terminal SNR, else 0.", ge=0, le=1,
+        advanced=True, only_with={"prediction": ("epsilon", "v")},
+    )  # fmt: skip
     true_guidance_scale: float = setting(
         1.0, "True guidance", "For distilled bases such as FLUX.1: guidance by the negative prompt, at twice the time; 1 is off.", ge=1, le=30,
         advanced=True, only_with={"guidance": ("distilled",)},

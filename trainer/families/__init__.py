@@ -11,7 +11,7 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     comfyui_graph                      False where ComfyUI loads its parts from several files, so that our graph would be wrong; may be left out
     default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
-    text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`
+    text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`; left out where none is adapted
     components         attribute of the pipeline -> prefix of its keys in a LoRA file: the denoiser, then the text encoders that can be adapted
     file_names         "kohya", or "peft" for diffusers' own: what a LoRA file calls its tensors (see `export`)
     words              attribute of a text encoder -> key of a new word's vectors in a LoRA file; empty: new words are refused

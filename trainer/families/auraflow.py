@@ -39,7 +39,6 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]|norm_out\.linear|proj_out",
 }
-text_targets = ""
 encode_image = pipelines.encode_image
 
 

@@ -44,7 +44,6 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDE}",
 }
-text_targets = ""
 encode_image = pipelines.encode_image
 
 

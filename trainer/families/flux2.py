@@ -46,7 +46,6 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
-text_targets = ""
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Flux2KleinPipeline:

@@ -48,7 +48,6 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])|"
     r"norm_out\.linear_[12]",
 }
-text_targets = ""
 encode_image = pipelines.encode_image
 
 

@@ -43,7 +43,6 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]",
 }
-text_targets = ""
 encode_image = pipelines.encode_image
 
 

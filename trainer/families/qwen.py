@@ -45,7 +45,6 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|img_in|txt_in|time_text_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
-text_targets = ""
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> QwenImagePipeline:

@@ -44,7 +44,6 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
 }
-text_targets = ""
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> SanaPipeline:

@@ -50,7 +50,6 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|all_x_embedder\.2-1|cap_embedder\.1|t_embedder\.mlp\.[02]|"
     r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
 }
-text_targets = ""
 encode_image = pipelines.encode_image
 
 

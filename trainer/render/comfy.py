@@ -91,7 +91,7 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
         column,
         2,
     )
-    if stack.guidance_rescale > 0 and stack.guidance_scale > 1 and "flow" not in family.prediction:
+    if stack.guidance_rescale and stack.guidance_scale > 1 and "flow" not in family.prediction:
         model = (add("RescaleCFG", {"model": model}, {"multiplier": stack.guidance_rescale}, column, 3), 0)
     name, scheduler = SAMPLERS.get(sampler, ("euler", "normal"))
     settings = {"seed": stack.seed, "steps": stack.steps, "cfg": scale, "sampler_name": name, "scheduler": scheduler, "denoise": 1.0}

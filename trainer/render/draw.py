@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Conditioning = dict[str, Tensor]
 
 
+_RESCALE = 0.7
+
+
 def draw(pipe: DiffusionPipeline, stack: StackConfig) -> Image:
     """The stack's picture with whatever weights `pipe` holds now; noise comes from the CPU, the same on every device."""
     return draw_batch(pipe, [stack])[0]
@@ -42,7 +45,7 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
     first, family = stacks[0], families.of(pipe)
     # PixArt's pipeline has but the older of diffusers' two ways to tell of a step.
     telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
-    guidance = Guidance(first.guidance_scale, first.guidance_rescale, first.true_guidance_scale)
+    guidance = Guidance(first.guidance_scale, rescale(pipe, first) or 0.0, first.true_guidance_scale)
     pictures: list[Image] = pipe(
         **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
         num_inference_steps=first.steps,
@@ -52,6 +55,14 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
         **telling,
     ).images
     return pictures
+
+
+def rescale(pipe: Any, stack: StackConfig) -> float | None:
+    """How far guidance is rescaled: what the stack says, else what the base's noise asks for (arXiv 2305.08891); None where nothing would read it."""
+    family = families.of(pipe)
+    if stack.guidance_rescale is not None or "flow" in family.prediction or not getattr(family, "rescales", True):
+        return stack.guidance_rescale
+    return _RESCALE if pipe.scheduler.config.get("rescale_betas_zero_snr") else 0.0
 
 
 def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:

@@ -91,7 +91,8 @@ class Engine:
         stack = prompting.without_tags(stack, self.wildcards, self.library)
         adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
-        found = stack.model_copy(update={"adapters": tuple(adapters), "prompt": prompting.with_triggers(stack.prompt, triggers)})
+        said = {"prompt": prompting.with_triggers(stack.prompt, triggers), "guidance_rescale": draw.rescale(self.pipe, stack)}
+        found = stack.model_copy(update={"adapters": tuple(adapters), **said})
         mode = modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
         if hasattr(mode, "place"):
             attending.check(getattr(self.pipe, self.component), found.mode)

@@ -17,7 +17,7 @@ def check(family: ModuleType, stack: StackConfig) -> None:
     """Raises: ConfigError with everything that a picture of this family would not heed."""
     samplers.check(stack.sampler, family)
     problems = unread(stack, {"prediction": family.prediction, "guidance": (family.guidance,)})
-    if not getattr(family, "rescales", True) and stack.guidance_rescale not in (0, StackConfig.model_fields["guidance_rescale"].default):
+    if not getattr(family, "rescales", True) and stack.guidance_rescale:
         problems.append(f"guidance_rescale is {stack.guidance_rescale:g}, but nothing would read it: {family.title}'s pipeline has none.")
     is_distilled = family.guidance == "distilled"
     if is_distilled and stack.negative_prompt and stack.true_guidance_scale <= 1:

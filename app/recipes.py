@@ -1,0 +1,24 @@
+"""The pictures that were rendered here, and the stacks they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.context import Context
+from trainer.config import StackConfig
+
+_MOST = 24
+
+
+def recent(context: Context) -> list[Path]:
+    """The newest pictures in the render folder."""
+    found = [path for path in context.renders.glob("*.png") if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)[:_MOST]
+
+
+def read_recipe(context: Context, path: Path) -> StackConfig:
+    """The stack a picture was made from, its LoRAs found here by hash, its base offered here. Raises: DataError, AdapterError, ConfigError."""
+    from trainer.render.image import read_stack
+
+    stack = read_stack(path, context.find_loras())
+    return stack.model_copy(update={"base": context.base(stack.base)})
