@@ -192,4 +192,4 @@ def _stamp(path: Path) -> int:
 def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
-    return Refresh(tab.open_tab, [tab.like], [tab.like, tab.sample])
+    return Refresh(tab.open_tab, [tab.like], [tab.like, tab.sample], on_load=False)
