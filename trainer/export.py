@@ -15,10 +15,13 @@ from torch import Tensor
 from trainer import __version__, lora_file, methods
 from trainer.config import recipe
 from trainer.data import Dataset, archives
+from trainer.deltas import Delta
 from trainer.errors import RunError
+from trainer.lora_file import names, spelling
 from trainer.studio import Studio
 
 _TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+_PLAIN = {"lora_down.weight", "lora_up.weight", "alpha"}
 _MAX_TAGS = 2000
 
 
@@ -30,18 +33,33 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
     config = studio.config
     method = methods.registry()[config.adapter.method]
     modules = {f"{component}.{name}": tensors for component, attached in studio.attachments.items() for name, tensors in attached.modules().items()}
-    spelled = {studio.file_keys[module]: method.to_file(tensors, config.adapter) for module, tensors in modules.items()}
+    parts = {module: method.to_file(tensors, config.adapter) for module, tensors in modules.items()}
+    spelled = {studio.file_keys[module]: tensors for module, tensors in parts.items()}
     metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
     if studio.family.file_names == "peft":
-        spelled, own = _in_diffusers_names(spelled, [*studio.attachments])
+        spelled, own = _in_kohya_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
         metadata |= own
     words = {studio.word.name: studio.word.vectors.detach()} if studio.word else {}
     unproved = path.with_name("export.tmp")  # gets its name when it is proved good
     lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
-    norm = _proved(studio, unproved, path.name, set(modules))
+    norm = _proved(studio, unproved, path.name)
     _prove_words(unproved, words, config.save_dtype)
     os.replace(unproved, path)
     return norm
+
+
+def _in_kohya_names(studio: Studio, modules: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]] | None:
+    """Plain LoRA in kohya's names, layers fused as they are there and one alpha for the file, where the family has them for this base.
+
+    A fused module has as much rank as its layers together; the header keeps the rank and alpha that were trained.
+    """
+    size = studio.family.kohya_size(studio.pipe, set(modules)) if hasattr(studio.family, "kohya_size") else ""
+    if not size or any(set(parts) != _PLAIN for parts in modules.values()):
+        return None
+    updates = {
+        module: Delta(down := parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"]) / len(down)) for module, parts in modules.items()
+    }
+    return spelling.plain(names.registry()[studio.family.name], updates, "kohya", size).modules, {}
 
 
 def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
@@ -50,7 +68,7 @@ def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[
     Every update has one rank and, `up` taking in the scale, an alpha like it: ComfyUI reads no alpha here, and diffusers before 0.42 takes
     other ranks than the most common one at a scale that is wrong. Lower ranks are filled up with zeros.
     """
-    plain = {key: parts for key, parts in modules.items() if set(parts) == {"lora_down.weight", "lora_up.weight", "alpha"}}
+    plain = {key: parts for key, parts in modules.items() if set(parts) == _PLAIN}
     rank = max((len(parts["lora_down.weight"]) for parts in plain.values()), default=0)
     found = {key: parts for key, parts in modules.items() if key not in plain}
     for key, parts in plain.items():
@@ -70,21 +88,29 @@ def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[
     return found, scale if own else {}
 
 
-def _proved(studio: Studio, unproved: Path, name: str, modules: set[str]) -> float:
-    """The norm of what the file does to the base, if that is what the adapter does, as PEFT merges it. Raises: RunError."""
+def _proved(studio: Studio, unproved: Path, name: str) -> float:
+    """The norm of what the file does to the base, if that is what the adapter does, as PEFT merges it, and no more. Raises: RunError."""
     weights = studio.base_weights()
     found = lora_file.read(unproved, studio.file_keys, {module: tuple(weight.shape) for module, weight in weights.items()})
-    if missing := modules - set(found):
-        raise RunError(f"{name} lost {len(missing)} of {len(modules)} modules when it was saved; the checkpoint is good.")
+    modules = {f"{component}.{module}" for component, attached in studio.attachments.items() for module in attached.layers}
+    if more := set(found) - modules:
+        raise RunError(f"{name} changes {len(more)} modules that were not trained, such as {min(more)}; the checkpoint is good.")
+    lost = []
     square, base_square, worst = 0.0, 0.0, 0.0
     nothing = torch.finfo(torch.float32).eps  # of the base: DoRA's lengths are rounded, so its nothing is not quite zero
     for component, attached in studio.attachments.items():
         for module in attached.layers:
             trained, base = attached.change(module), attached.base(module)
             square, base_square = square + float(trained.square().sum()), base_square + float(base.double().square().sum())
-            written = found[f"{component}.{module}"].dense(base, torch.float64)
+            update = found.get(f"{component}.{module}")
+            if update is None:  # a fused module has no place for one of its layers that changes nothing
+                lost += [module] if trained.any() else []
+                continue
+            written = update.dense(base, torch.float64)
             size = max(float(trained.norm()), nothing * float(base.double().norm()), 1e-30)
             worst = max(worst, float((written - trained).norm()) / size)
+    if lost:
+        raise RunError(f"{name} lost {len(lost)} of {len(modules)} modules when it was saved; the checkpoint is good.")
     if worst > _TOLERANCE[studio.config.save_dtype]:
         raise RunError(f"{name} differs from what was trained by {worst:.1e}; the checkpoint is good.")
     if square <= nothing**2 * base_square:

@@ -31,6 +31,7 @@ then functions:
     is_v2(pipe)                            `ss_v2` of a LoRA file
     call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
     file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
+    kohya_size(pipe, modules)              size in `lora_file.names` by which these modules are written in kohya's names all the same ("peft"); may be left out
     tiny(folder)                           a small random model of the same architecture, built offline
 
 and, where prompts can be cut into windows of a text encoder and their words weighted:

@@ -2,8 +2,12 @@
 
 Latents go in as tokens of 2 x 2. dev is distilled: how closely it follows a prompt is one of its inputs, and no second pass is made for
 it; it is trained at 1 there, as the trainers that publish settings do. Guidance by a negative prompt (`true_scale`) is a second pass on
-top. schnell has no such input. T5 is never adapted. LoRA files keep diffusers' names at scale 1, which diffusers, ComfyUI, Forge and
-InvokeAI read at any size of the model; kohya's fused names are a conversion away.
+top. schnell has no such input. T5 is never adapted.
+
+A plain LoRA of the blocks of a real base, 3072 wide, is written in kohya's names, which are Black Forest Labs' own: q, k and v in one
+module, as sd-scripts writes it and every tool reads it. diffusers' reader of these names has that width built in and loses what lies
+outside the blocks (0.42: `_convert_kohya_flux_lora_to_diffusers`), so files of other widths and of the embedders ("all") keep diffusers'
+names at scale 1, and so does what isn't plain LoRA, which has no fused form; diffusers, ComfyUI, Forge and InvokeAI read those too.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ architecture = "flux-1-dev/lora"
 base_version = "flux1"
 
 _TRAINED_GUIDANCE = 1.0
+_KOHYA_WIDTH = 3072
 _ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out"
 _BLOCKS = r"(single_)?transformer_blocks\.\d+"
@@ -137,6 +142,12 @@ def file_keys(pipe: FluxPipeline) -> dict[str, str]:
                     spelled = f"text_model.{spelled}"
                 keys[f"{component}.{path}"] = prefix + spelled
     return keys
+
+
+def kohya_size(pipe: FluxPipeline, modules: set[str]) -> str:
+    """The published size by whose kohya names every tool reads a plain LoRA of these modules; nothing where diffusers would not."""
+    is_whole = all("transformer_blocks." in module or module.startswith("text_encoder.") for module in modules)
+    return "dev / schnell" if is_whole and pipe.transformer.inner_dim == _KOHYA_WIDTH else ""
 
 
 def tiny(folder: Path) -> Path:

@@ -140,6 +140,8 @@ def _diffusers(family: str, target: Target) -> bool:
         return paths or kohya
     if target.prefix == "lora_transformer_" and ".attn." not in target.row.paths[0]:
         return False  # its converter of OneTrainer's names knows attention only
+    if family == "flux" and target.prefix == "lora_unet_" and "transformer_blocks." not in target.row.paths[0]:
+        return False  # its converter of kohya's names gives what is outside the blocks no prefix, and its loader then passes over it
     taken = _DIFFUSERS.get(family, {}).get(target.prefix, ())
     return target.spelling in taken or (target.spelling == "both" and bool(taken))
 

@@ -145,7 +145,8 @@ def named(header: Header) -> names.Named:
 def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Update]:
     """Updates by module path (`unet.down_blocks...`), every one matched by name and shape.
 
-    `file_keys` maps module paths to kohya keys (a family's), `shapes` to weight shapes.
+    `file_keys` maps module paths to kohya keys (a family's), `shapes` to weight shapes. Layers that a fused module leaves as they are
+    are left out.
     Raises: AdapterError that counts and lists what doesn't fit; nothing is half-loaded.
     """
     header, found = read_header(path), modules(path)
@@ -171,8 +172,10 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
         assert update is not None
         target = known.targets.get(module) if _spelled(module) not in own else None
         parts = _parts(path.name, module, update, target, [shapes[one] for one in paths])
-        matched |= dict(zip(paths, parts, strict=True))
-        num += len(paths)
+        whole = dict(zip(paths, parts, strict=True))
+        there = {one: part for one, part in whole.items() if len(paths) == 1 or not fusing.is_nothing(part)} or whole
+        matched |= there
+        num += len(there)
     if len(matched) < num:
         raise AdapterError(f"{path.name} names {num - len(matched)} of its {num} modules twice, in two spellings; which one counts is not said.")
     for module, update in matched.items():
