@@ -1,7 +1,6 @@
 """What a stack's LoRAs do to one another, before and beside its picture: the conflict map, balanced weights, every mode, one LoRA of all.
 
-Drawn folded below the stack's own controls. Whatever the stack says beyond constant weights (schedules, regions, modes) the map doesn't see,
-and says so.
+Drawn folded below the stack's own controls. What the map doesn't see, most modes, it says.
 """
 
 from __future__ import annotations
@@ -69,10 +68,8 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def unseen(stack: StackConfig) -> list[str]:
-    """Settings of a stack that the conflict map leaves out of account."""
-    on = [one for one in stack.adapters if one.enabled]
-    found = [name for name in ("schedule", "region") if any(getattr(one, name) for one in on)]
-    return found + ([f"mode {stack.mode}"] if stack.mode != "sum" else [])
+    """What of a stack the conflict map leaves out of account."""
+    return [] if stack.mode in ("sum", "switch") else [f"mode {stack.mode}"]
 
 
 class Insight:

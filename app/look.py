@@ -61,7 +61,8 @@ CSS = """
 .progress .detail { font-size: .88rem; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .layer { border-left: 5px solid rgba(185,98,58,.55); padding-left: .6rem; align-items: center !important; }
 #layer-2 .layer { border-left-color: rgba(47,128,134,.55); } #layer-3 .layer { border-left-color: rgba(217,164,65,.6); }
-#layer-4 .layer { border-left-color: rgba(120,90,150,.5); } #layer-5 .layer { border-left-color: rgba(90,130,70,.5); } #layer-6 .layer { border-left-color: rgba(160,70,100,.5); }
+#layer-4 .layer { border-left-color: rgba(120,90,150,.5); } #layer-5 .layer { border-left-color: rgba(90,130,70,.5); }
+#layer-6 .layer { border-left-color: rgba(160,70,100,.5); }
 .beside { align-self: flex-end; }
 .canvas img { image-rendering: auto; object-fit: contain; }
 .plan p { margin: 0 0 .3rem; font-size: .88rem; color: var(--body-text-color-subdued); }

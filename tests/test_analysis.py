@@ -227,6 +227,13 @@ def test_analyze_reports_in_words_and_json_and_draws_the_map(run_velatura, train
         assert opened.width >= 640 and opened.height > 400
     said = run_velatura("stack", "analyze", trained).stdout
     assert "no burn" in said and "56 of 56 modules matched" in said and trained.stem in said
+    alone = [
+        f'[[adapters]]\nfile = {json.dumps(str(path))}\nschedule = "{when}"\n' for path, when in ((trained, "steps 0:1 0.5:0"), (trained, "steps 0:0 0.5:1"))
+    ]
+    (tmp_path / "turns.toml").write_text("".join(alone))
+    turns = json.loads(run_velatura("stack", "analyze", "--stack", tmp_path / "turns.toml", "--json").stdout)
+    assert turns["pairs"][0]["total"]["interference"] == 0 and turns["total"]["ratio"] == pytest.approx(2**0.5)
+    assert "one of the two" in run_velatura("stack", "analyze", trained, "--stack", "x.toml").stderr
 
 
 def test_balance_prints_what_render_takes(run_velatura, trained: Path) -> None:
@@ -336,3 +343,18 @@ def test_loras_trained_to_conflict_rank_first_and_balanced_they_predict_better(i
     low, _ = validation.interval(before.mean(1), after.mean(1))
     print(f"balance {proposed}: held-out loss {float(before.mean()):.4f} -> {float(after.mean()):.4f}, at least {low:.1%} lower (95 %)")
     assert validation.gain(before, after) > 0.02 and low > 0
+
+
+def test_what_acts_apart_in_time_or_place_does_not_meet() -> None:
+    early, late = AdapterChoice(schedule="steps 0:1 0.5:0"), AdapterChoice(schedule="steps 0:0 0.5:1")
+    left, right = AdapterChoice(region="box 0 0 0.5 1"), AdapterChoice(region="box 0.5 0 1 1")
+    whole, half = AdapterChoice(), AdapterChoice(schedule="linear 1 0")
+
+    def acting(*adapters: AdapterChoice, mode: str = "sum") -> list[list[float]]:
+        return overlap.acting(list(adapters), mode, 20, (8, 8)).tolist()
+
+    assert acting(whole, whole) == [[1, 1], [1, 1]]
+    assert acting(early, late) == [[0.5, 0], [0, 0.5]] and acting(left, right) == [[0.5, 0], [0, 0.5]]
+    assert acting(left, whole) == [[0.5, 0.5], [0.5, 1]] and acting(left, early)[0][1] == 0.25
+    assert acting(whole, whole, mode="switch") == [[0.5, 0], [0, 0.5]]
+    assert acting(whole, half)[0][1] == pytest.approx(0.5, abs=1e-6) and acting(half, half)[0][0] > 1 / 3

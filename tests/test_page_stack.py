@@ -57,16 +57,22 @@ def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(cont
     assert found.pairs[0].total.cosine == pytest.approx(1, abs=1e-4)
     proposed = analysis.balance(found)
     assert proposed.weights == pytest.approx([0.6, 0.6], abs=1e-3)  # 0.3 alone is the strongest; 0.3 + 0.2 is 5/3 of it
-    html = insight.report_html(found, ["schedule"])
-    assert "push the same way" in html and "1 of 1" in html and "Left out of account: schedule" in html
+    html = insight.report_html(found, ["mode k-lora"])
+    assert "push the same way" in html and "1 of 1" in html and "Left out of account: mode k-lora" in html
     assert HOSTILE not in html and "&lt;img" in html
 
 
 def test_what_the_map_leaves_out_is_named(context: Context) -> None:
     plain = made(context)
-    assert insight.unseen(plain) == []
-    scheduled = plain.model_copy(update={"mode": "switch", "adapters": tuple(one.model_copy(update={"schedule": "linear 1 0"}) for one in plain.adapters)})
-    assert insight.unseen(scheduled) == ["schedule", "mode switch"]
+    assert insight.unseen(plain) == [] and insight.unseen(plain.model_copy(update={"mode": "k-lora"})) == ["mode k-lora"]
+
+
+def test_two_that_take_turns_do_not_meet(context: Context) -> None:
+    plain = made(context)
+    first, second = plain.adapters
+    turns = first.model_copy(update={"schedule": "steps 0:1 0.5:0"}), second.model_copy(update={"schedule": "steps 0:0 0.5:1"})
+    found = context.analyse(plain.model_copy(update={"adapters": turns}))
+    assert found.pairs[0].total.interference == found.pairs[0].total.cosine == 0 and found.total.ratio < context.analyse(plain).total.ratio
 
 
 def test_a_stack_without_a_lora_is_not_analysed(context: Context) -> None:

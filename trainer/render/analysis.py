@@ -5,7 +5,7 @@
   adapter of the stack: how far meeting can change the energy of the sum. It ranks pairs and layers, and is a sum over layers;
 - writes, reads: share of the two's energy in the space that the other one writes to, or reads from.
 
-Weights count as constant: schedules, regions and modes are not seen here.
+Two that act at other times or places meet by as much as they act together (`overlap.acting`); of modes only `switch` is seen.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def block_of(path: str) -> str:
     return weighing.block_of(path) if path.startswith(DENOISERS) else path.partition(".")[0]
 
 
-def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor]) -> Analysis:
+def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None) -> Analysis:
     """The report on a stack; `weights` are the base's by path as they are without any adapter, or none. Raises: AdapterError."""
-    measured, left_out = measure(adapters, weights)
+    measured, left_out = measure(adapters, weights, together)
     layers = {path: _Place(*square.tolist()) for path, square in measured.items()}
     base = {path: float(torch.linalg.vector_norm(weights[path].float())) ** 2 for path in layers if path in weights}
     groups = _blocks(layers)

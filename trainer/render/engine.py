@@ -112,13 +112,13 @@ class Engine:
         found = adapter.model_copy(update={"file": file, "name": adapter.name or Path(file).stem, "sha256": digest})
         weighing.schedule(found)
         weighing.block_factors(found, self._denoiser_paths)
-        return found.model_copy(update={"region": regions.resolved(found, self._latents(stack))})
+        return found.model_copy(update={"region": regions.resolved(found, self.latents(stack))})
 
     @property
     def _denoiser_paths(self) -> list[str]:
         return [path for path in self.shapes if path.startswith(f"{self.component}.")]
 
-    def _latents(self, stack: StackConfig) -> tuple[int, int]:
+    def latents(self, stack: StackConfig) -> tuple[int, int]:
         """Height and width of the picture's latents."""
         return stack.height_px // self.pipe.vae_scale_factor, stack.width_px // self.pipe.vae_scale_factor
 
@@ -201,7 +201,7 @@ class Engine:
         live = [layer for layer in layers if self._is_live(layer, weights, stacks[0].mode)]
         self._hold({layer: weights[0][layer] for layer in layers if layer not in live}, layers)
         steady = _matrix(weights, live, 0)
-        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(_as_choice(layer), self._latents(stacks[0])) for layer in live])
+        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(_as_choice(layer), self.latents(stacks[0])) for layer in live])
         moment.joined, moment.image_first = getattr(self.family, "joined", (moment.joined, moment.image_first))
         curves = [weighing.schedule(_as_choice(layer)) for layer in live]
         num_steps = stacks[0].steps
@@ -244,7 +244,7 @@ class Engine:
             yield lambda step: None
             return
         places = [[pointing.positions(self.pipe, stack, self._adapter(layer).trigger) for stack in stacks] for layer in live]
-        seen = attending.Seen(places, self._latents(stacks[0]))
+        seen = attending.Seen(places, self.latents(stacks[0]))
         with attending.placing(getattr(self.pipe, self.component), mode, stacks[0].steps, seen, moment) as over:
             yield over
 

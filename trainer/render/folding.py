@@ -21,6 +21,7 @@ class Folding:
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights
         self.originals: dict[str, Tensor] = {}
+        self._room: Tensor | None = None
         self._now: dict[str, tuple[tuple[str, float], ...] | None] = {}  # what is in each touched weight; None: broken off
         self._pairs: dict[str, tuple[tuple[str, ...], Tensor, Tensor]] = {}  # by path: which adapters last, their up (out, R) and down (R, in) side by side
 
@@ -52,18 +53,23 @@ class Folding:
         weight, original = self.weights[path], self.originals[path]
         low = [(key, factor, update) for key, factor, update in parts if isinstance(update, Delta)]
         dense = [(factor, update) for _, factor, update in parts if not isinstance(update, Delta)]
-        total = original.float()
+        in_place = weight.dtype == torch.float32 and weight.is_contiguous() and not dense
+        total = weight.flatten(1) if in_place else self._room_for(original).copy_(original).flatten(1)
         if low:
             up, down = self._pair(path, low)
             ranks = torch.tensor([factor for _, factor, update in low for _ in range(update.rank)], device=up.device)
-            in_place = weight.dtype == torch.float32 and weight.is_contiguous() and not dense
-            sums = torch.addmm(total.flatten(1), up * ranks, down, out=weight.flatten(1) if in_place else None)
-            if in_place:
-                return
-            total = sums.reshape(original.shape)
+            torch.addmm(original.flatten(1) if in_place else total, up * ranks, down, out=total)
+        if in_place:
+            return
         for factor, update in dense:
-            total = total + factor * update.dense(original, torch.float32)
-        weight.copy_(total)
+            total += factor * update.dense(original, torch.float32).flatten(1)
+        weight.copy_(total.reshape(original.shape))
+
+    def _room_for(self, like: Tensor) -> Tensor:
+        """float32 of a tensor's shape, the same memory each time: fresh memory for every layer takes longer than the sums."""
+        if self._room is None or self._room.numel() < like.numel() or self._room.device != like.device:
+            self._room = torch.empty(like.numel(), device=like.device)
+        return self._room[: like.numel()].view(like.shape)
 
     def _pair(self, path: str, low: list[tuple[str, float, Delta]]) -> tuple[Tensor, Tensor]:
         """Up (out, R) with each update's scale and down (R, in) of low-rank updates side by side, kept while they are the same ones."""

@@ -25,7 +25,7 @@ from trainer import lora_file
 from trainer.config import AdapterChoice
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.render import weighing
+from trainer.render import regions, weighing
 
 DENOISERS = ("unet", "transformer")
 _CUT = 1e-6  # singular values below this share of the largest are rounding
@@ -75,12 +75,27 @@ def _alpha(path: Path, num_modules: int) -> str:
     return "in the header" if "lora_alpha" in header.metadata.get("lora_adapter_metadata", "") else "missing: scale 1"
 
 
+def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple[int, int]) -> Tensor:
+    """How much of the time and the picture each two act in together: (A, A), the mean over steps and places of both factors' product.
+
+    All ones for adapters without schedule or region; apart in time or place, they don't meet: 0. `switch` gives each step to one of them.
+    `size` is the latents' height and width. Raises: ConfigError for a schedule or region that can't be read.
+    """
+    curves = [weighing.schedule(adapter) for adapter in adapters]
+    when = torch.tensor([[curve.at(weighing.progress(step, num_steps)) for step in range(num_steps)] for curve in curves], dtype=torch.float64)
+    if mode == "switch":
+        when = when * torch.tensor([[float(step % len(adapters) == number) for step in range(num_steps)] for number in range(len(adapters))])
+    masks = [regions.mask(adapter, size) for adapter in adapters]
+    where = torch.stack([torch.ones(size).double() if mask is None else mask.double() for mask in masks]).flatten(1)
+    return (when @ when.T / num_steps) * (where @ where.T / where.shape[1])
+
+
 @torch.no_grad()
-def measure(adapters: list[Loaded], weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def measure(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None) -> tuple[dict[str, Tensor], list[str]]:
     """How the updates meet in each layer, and the updates left out: those that need a weight which `weights` (the base's by path) lacks.
 
     By path (5, A, A) in float64, row a, column b, weights counted: <a, b>; |a| |b| overlap; |a| |b| chance; the energy of b in the space that a
-    writes to; the energy of b in the space that a reads from. Each can be summed over layers.
+    writes to; the energy of b in the space that a reads from. Each can be summed over layers. `together` is what `acting` says of the denoiser's.
 
     Raises: AdapterError for numbers too large to square.
     """
@@ -102,7 +117,7 @@ def measure(adapters: list[Loaded], weights: Mapping[str, Tensor]) -> tuple[dict
         if not torch.isfinite(full).all():
             raise AdapterError(f"{path} of {', '.join(adapters[number].name for number in here)} has numbers too large to be squared; a file is damaged.")
         if here:
-            found[path] = full
+            found[path] = full if together is None or not path.startswith(DENOISERS) else full * together
     return found, left_out
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a stack before rendering with it.", no_args_is_help=True)
 
-Loras = Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help="LoRAs and their weights, such as fox.safetensors:0.8; weight 1 if left out.")]
+_HELP = "LoRAs and their weights, such as fox.safetensors:0.8; weight 1 if left out."
+Loras = Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help=_HELP)]
+LorasOrStack = Annotated[list[str] | None, typer.Argument(metavar="[FILE:WEIGHT...]", help=_HELP)]
+StackFile = Annotated[str, typer.Option("--stack", metavar="TOML|NAME", help="A stack with all it says of time and place, instead of LoRAs and a base.")]
 Base = Annotated[str, typer.Option(help="imprimatura, a diffusers folder, a checkpoint file, a name from models list, or a downloaded hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")]
@@ -25,8 +28,9 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch the base from 
 
 @app.command()
 def analyze(
-    loras: Loras,
+    loras: LorasOrStack = None,
     base: Base = "imprimatura",
+    stack: StackFile = "",
     heatmap: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the conflict map into this file.")] = None,
     as_json: Json = False,
     download: Download = False,
@@ -34,7 +38,7 @@ def analyze(
     """Say what was read, which LoRAs meet where, and whether their sum is likely to burn."""
     if heatmap is not None and heatmap.suffix.lower() != ".png":
         raise ConfigError(f"--heatmap is {str(heatmap)!r}; allowed: a file that ends in .png.")
-    found = _analysis(loras, base, download)
+    found = _analysis(loras or [], base, stack, download)
     typer.echo(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if as_json else describe(found))
     if heatmap is not None:
         from trainer.render.heatmap import draw
@@ -45,9 +49,9 @@ def analyze(
 
 
 @app.command()
-def balance(loras: Loras, base: Base = "imprimatura", as_json: Json = False, download: Download = False) -> None:
+def balance(loras: LorasOrStack = None, base: Base = "imprimatura", stack: StackFile = "", as_json: Json = False, download: Download = False) -> None:
     """Propose weights, in the proportions given, at which the sum is as strong as the strongest LoRA alone."""
-    found = _analysis(loras, base, download)
+    found = _analysis(loras or [], base, stack, download)
     from trainer.render import analysis
 
     proposed = analysis.balance(found)
@@ -120,18 +124,22 @@ def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) 
     return stack
 
 
-def _analysis(loras: list[str], base: str, download: bool) -> Analysis:
+def _analysis(loras: list[str], base: str, stack_file: str, download: bool) -> Analysis:
     """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
-    from trainer import bases, families
+    from trainer import bases, families, lora_file
+    from trainer.render import command
 
-    stack = _stack(loras, base)
+    if bool(loras) == bool(stack_file):
+        raise ConfigError("name LoRAs, such as fox.safetensors:0.8, or a stack with --stack FILE; one of the two.")
+    stack = command.from_file(Path(stack_file)) if stack_file else _stack(loras, base)
     bases.resolve(stack.base, families.registry()[stack.family], download)
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, device="cpu", download=download)
-    loaded = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in stack.adapters]
-    return analysis.analyse(loaded, engine.weights)
+    engine = Engine(stack.base, stack.family, device="cpu", download=download, library=lambda: lora_file.library([Path("outputs")]))
+    chosen = [one for one in engine.resolve(stack).adapters if one.enabled]
+    loaded = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
+    return analysis.analyse(loaded, engine.weights, overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack)) if chosen else None)
 
 
 def describe(found: Analysis) -> str:
