@@ -202,10 +202,10 @@ def test_a_stack_that_is_not_there_is_refused(line: str, tmp_path: Path, tiny: P
 def test_a_new_word_is_learned_and_carried_in_the_file(tmp_path: Path, tiny: Path, pictures: Path) -> None:
     word = {"inversion.token": "mokka", "inversion.vectors": 2, "inversion.start_from": "cat", "inversion.learning_rate": 0.1}
     run, said = train(tmp_path, config(tiny, pictures, max_steps=6, **word))
-    (vectors,) = lora_file.embeddings(run.lora_file).values()
+    (vectors,) = lora_file.embeddings(run.lora_file)["mokka"].values()
     studio = ready(tmp_path, config(tiny, pictures, **word))
-    assert studio.word is not None and vectors.shape == studio.word.start.shape == (2, 32)
-    assert not torch.equal(vectors, studio.word.start)
+    assert studio.word is not None and vectors.shape == studio.word.start["text_encoder"].shape == (2, 32)
+    assert not torch.equal(vectors, studio.word.start["text_encoder"])
 
 
 def test_a_word_changes_no_weight_and_only_its_own_captions(tmp_path: Path, tiny: Path, pictures: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_word_changes_no_weight_and_only_its_own_captions(tmp_path: Path, tiny
     plain = studio.family.encode_text(studio.pipe, ["a red dot"], 1)[0]["encoder_hidden_states"]
     word = Word(studio.pipe, InversionConfig(token="mokka", vectors=3, start_from="cat"))
     with torch.no_grad():
-        word.vectors += 1.0
+        word.vectors["text_encoder"] += 1.0
         after = studio.family.encode_text(studio.pipe, ["a red dot"], 1)[0]["encoder_hidden_states"]
         said = studio.family.encode_text(studio.pipe, ["a mokka dot"], 1)[0]["encoder_hidden_states"]
         with word.off():

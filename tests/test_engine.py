@@ -190,9 +190,9 @@ def others(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> dict[str
         "oft": {"oft_R.weight": numbers(into // 8, 28)},
         "word": low,
     }
-    width = engine.vocabulary.table.embedding_dim
+    width = engine.vocabulary.tables["text_encoder"].embedding_dim
     for name, one in parts.items():
-        words = {"mokkaword": numbers(2, width)} if name == "word" else {}
+        words = {"mokkaword": {"string_to_param.*": numbers(2, width)}} if name == "word" else {}
         lora_file.save(folder / f"{name}.safetensors", {engine.file_keys[LAYER]: one}, {}, torch.float32, words)
     return {name: folder / f"{name}.safetensors" for name in parts}
 
@@ -211,7 +211,7 @@ def test_updates_that_are_not_low_rank_add_up_on_the_base_alone(engine: Engine, 
 
 def test_a_files_word_is_known_while_the_file_is_in_the_stack(engine: Engine, others: dict[str, Path]) -> None:
     engine.restore()
-    before, tokenizer, plain = checksum(engine), engine.pipe.tokenizer, lora_file.embeddings(others["word"])["mokkaword"]
+    before, tokenizer, plain = checksum(engine), engine.pipe.tokenizer, lora_file.embeddings(others["word"])["mokkaword"]["string_to_param.*"]
     said = engine.pipe.encode_prompt("a mokkaword", "cpu", 1, False)[0]
     with engine.folded(stack((others["word"], 0.3))):
         prompt = engine.pipe.maybe_convert_prompt("a mokkaword", engine.pipe.tokenizer)
@@ -232,10 +232,10 @@ def test_a_word_that_cannot_be_added_is_refused_and_the_stack_stays(
     word: str, wide: int, says: str, engine: Engine, others: dict[str, Path], tmp_path: Path
 ) -> None:
     engine.fold(engine.resolve(stack((others["word"], 1.0))))
-    folded, width = checksum(engine), engine.vocabulary.table.embedding_dim + wide
+    folded, width = checksum(engine), engine.vocabulary.tables["text_encoder"].embedding_dim + wide
     out, into = engine.shapes[LAYER]
     low = {"lora_down.weight": torch.ones(1, into), "lora_up.weight": torch.ones(out, 1)}
-    lora_file.save(tmp_path / "bad.safetensors", {engine.file_keys[LAYER]: low}, {}, torch.float32, {word: torch.ones(2, width)})
+    lora_file.save(tmp_path / "bad.safetensors", {engine.file_keys[LAYER]: low}, {}, torch.float32, {word: {"string_to_param.*": torch.ones(2, width)}})
     with pytest.raises(AdapterError, match=says):
         engine.render(stack((others["word"], 1.0), (tmp_path / "bad.safetensors", 1.0)))
     assert checksum(engine) == folded

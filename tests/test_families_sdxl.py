@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +14,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers, _maybe_map_sgm_blocks_to_diffusers
 from PIL import Image
+from safetensors.torch import load_file
 
-from trainer import bases, data, families, session
-from trainer.config import DataConfig, StackConfig
+from trainer import bases, data, families, lora_file, runs, session, steps
+from trainer.config import DataConfig, InversionConfig, StackConfig
 from trainer.data import buckets
+from trainer.errors import AdapterError
+from trainer.inversion import Word
 from trainer.render.engine import Engine
 
 SDXL = families.registry()["sdxl"]
@@ -107,8 +110,6 @@ def test_what_a_long_caption_says_as_a_whole_is_its_first_windows(tiny: Path) ->
 
 
 def test_a_base_like_noobai_predicts_v_at_zero_terminal_snr(tiny: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> None:
-    import shutil
-
     base = tmp_path / "noob"
     shutil.copytree(tiny, base)
     path = base / "scheduler" / "scheduler_config.json"
@@ -119,8 +120,6 @@ def test_a_base_like_noobai_predicts_v_at_zero_terminal_snr(tiny: Path, draw_dot
     folder = draw_dots(tmp_path / "dots", "a {colour} dot")
     run, stream = session.start(_config(folder, base), tmp_path / "runs", "v", None)
     assert list(stream)[-1].kind == "finished"
-    from trainer import lora_file
-
     header = lora_file.read_header(run.lora_file).metadata
     assert header["modelspec.prediction_type"] == "v" and header["ss_base_model_version"] == "sdxl_base_v1-0"
     stack = StackConfig(family="sdxl", base=str(base), prompt="a dot", steps=3, width_px=64, height_px=64, adapters=[{"file": str(run.lora_file)}])
@@ -138,11 +137,101 @@ def test_an_autoencoder_that_overflows_in_float16_is_computed_in_float32(tiny: P
 
 
 def test_files_of_another_family_do_not_fit(tiny: Path, trained: Path) -> None:
-    from trainer.errors import AdapterError
-
     engine = Engine(str(tiny), "sdxl", device="cpu", dtype="float32")
     with pytest.raises(AdapterError, match="does not fit this base: "):
         engine.render(StackConfig(family="sdxl", base=str(tiny), width_px=64, height_px=64, steps=1, adapters=[{"file": str(trained)}]))
-    word = SimpleNamespace(words={"mokka": torch.zeros(1, 32)})
-    with pytest.raises(AdapterError, match="brings the word 'mokka'; new words are not known for"):
-        engine.vocabulary.check(word.words, "x.safetensors")
+
+
+# A new word, which has vectors in both text encoders.
+
+
+@pytest.fixture
+def older(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny base with the mark of the end that older configs have (see `_mark_end`)."""
+    base = tmp_path / "older"
+    shutil.copytree(tiny, base)
+    for encoder in ("text_encoder", "text_encoder_2"):
+        path = base / encoder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 2}))
+    return base
+
+
+def _with_words(path: Path, engine: Engine, words: dict[str, dict[str, torch.Tensor]]) -> Path:
+    """A LoRA file of one layer that brings words."""
+    layer = next(layer for layer in engine.file_keys if layer.endswith("attn1.to_q"))
+    out, into = engine.shapes[layer]
+    parts = {"lora_down.weight": torch.ones(1, into), "lora_up.weight": torch.ones(out, 1), "alpha": torch.tensor(1.0)}
+    lora_file.save(path, {engine.file_keys[layer]: parts}, {}, torch.float32, words)
+    return path
+
+
+def _stack(engine: Engine, file: Path) -> StackConfig:
+    return StackConfig(family="sdxl", base=engine.base, prompt="a mokka dot", width_px=64, height_px=64, steps=1, adapters=[{"file": str(file)}])
+
+
+def test_a_word_says_the_same_in_training_in_rendering_and_in_diffusers(tiny: Path, older: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    trained = bases.open_pipeline(SDXL, older, "cpu", torch.float32)
+    captions, long = ["a mokka dot", "a mokka"], ", ".join(["a mokka fox"] * 20)
+    before = SDXL.encode_text(trained, ["a dot"], 1)[0]
+    word = Word(trained, InversionConfig(token="mokka", vectors=2, start_from="cat"))
+    rng = torch.Generator().manual_seed(0)
+    for vectors in word.vectors.values():
+        vectors.data.normal_(generator=rng)
+    engine = Engine(str(older), "sdxl", device="cpu", dtype="float32")
+    file = _with_words(tmp_path / "x.safetensors", engine, {"mokka": word.in_file()})
+    theirs = StableDiffusionXLPipeline.from_pretrained(str(tiny), local_files_only=True, add_watermarker=False)
+    for key, encoder, tokenizer in (("clip_l", theirs.text_encoder, theirs.tokenizer), ("clip_g", theirs.text_encoder_2, theirs.tokenizer_2)):
+        theirs.load_textual_inversion(load_file(file)[f"bundle_emb.mokka.{key}"], token="mokka", text_encoder=encoder, tokenizer=tokenizer)
+    with torch.no_grad(), engine.folded(_stack(engine, file)):
+        hidden, _, pooled, _ = theirs.encode_prompt(captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        for pipe in (trained, engine.pipe):
+            for row, (said, whole) in zip(SDXL.encode_text(pipe, captions, 1), zip(hidden, pooled, strict=True), strict=True):
+                torch.testing.assert_close((row["encoder_hidden_states"], row["pooled"]), (said, whole))
+        ours, drawn = (SDXL.encode_text(pipe, [long], SDXL.num_chunks(pipe, long))[0] for pipe in (trained, engine.pipe))
+        torch.testing.assert_close(ours, drawn)
+        after = SDXL.encode_text(trained, ["a dot"], 1)[0]
+        with word.off():
+            cat = SDXL.encode_text(trained, captions, 1)[0]
+    assert len(ours["encoder_hidden_states"]) > len(after["encoder_hidden_states"]) and not torch.allclose(cat["pooled"], pooled[0])
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert engine.pipe.tokenizer_2 is engine.vocabulary.tokenizers["text_encoder_2"] and engine.pipe.tokenizer_2.tokenize("mokka") != ["mokka"]
+
+
+def test_both_encoders_vectors_are_trained_and_a_resumed_run_ends_in_the_same_bytes(tiny: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> None:
+    folder = draw_dots(tmp_path / "dots", "a mokka {colour} dot", num=2)
+    words = {"inversion__token": "mokka", "inversion__vectors": 2, "inversion__start_from": "cat", "inversion__learning_rate": 0.1}
+    settings = _config(folder, tiny, max_steps=4, checkpoint_every_steps=2, keep_checkpoints=5, adapter__text_encoder=True, **words)
+    whole, stream = session.start(settings, tmp_path / "runs", "whole", None)
+    assert list(stream)[-1].kind == "finished"
+    _, stream = session.start(settings, tmp_path / "runs", "broken", None)
+    for event in stream:
+        if event.kind == "step" and event.step == 3:
+            break
+    stream.close()
+    broken, stream = session.start(settings, tmp_path / "runs", "broken", runs.find_resumable(tmp_path / "runs", "broken"))
+    assert list(stream)[-1].kind == "finished" and broken.lora_file.read_bytes() == whole.lora_file.read_bytes()
+    found, pipe = lora_file.embeddings(whole.lora_file)["mokka"], bases.open_pipeline(SDXL, tiny, "cpu", torch.float32)
+    start = Word(pipe, settings.inversion).start
+    assert {key: vectors.shape for key, vectors in found.items()} == {"clip_l": (2, 32), "clip_g": (2, 32)}
+    assert all(float((found[key] - start[encoder]).abs().min()) > 0 for encoder, key in SDXL.words.items())
+    engine = Engine(str(tiny), "sdxl", device="cpu", dtype="float32")
+    saved = [lora_file.embeddings(file)["mokka"] for file in steps.files(whole, "sdxl", engine.file_keys)]
+    assert lora_file.is_same_word(saved[1], found) and not lora_file.is_same_word(saved[0], found)
+    assert engine.render(_stack(engine, whole.lora_file)).image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"clip_g": 32}, "as clip_g; allowed for Stable Diffusion XL: clip_l and clip_g, vectors for each text encoder"),
+        ({"string_to_param.*": 32}, r"as string_to_param.\*; allowed for Stable Diffusion XL: clip_l and clip_g"),
+        ({"clip_l": 32, "clip_g": 48}, r"48 wide \(clip_g\); allowed for this base: 32"),
+    ],
+)
+def test_a_word_that_both_encoders_dont_know_is_refused_by_name(parts: dict[str, int], says: str, tiny: Path, tmp_path: Path) -> None:
+    engine = Engine(str(tiny), "sdxl", device="cpu", dtype="float32")
+    file = _with_words(tmp_path / "x.safetensors", engine, {"mokka": {key: torch.ones(1, width) for key, width in parts.items()}})
+    with pytest.raises(AdapterError, match=f"x.safetensors brings the word 'mokka' {says}"):
+        engine.render(_stack(engine, file))

@@ -256,11 +256,12 @@ def test_an_update_of_another_width_is_refused(parts: dict[str, tuple[int, ...]]
 
 def test_new_words_travel_in_the_file_as_a1111_bundles_them(tmp_path: Path) -> None:
     modules = {"lora_unet_x": {"lora_down.weight": torch.ones(2, 3), "lora_up.weight": torch.ones(4, 2), "alpha": torch.tensor(1.0)}}
-    words = {"mokka": numbers(2, 32), "v1.5-style": numbers(1, 32)}
+    words = {"mokka": {"string_to_param.*": numbers(2, 32)}, "v1.5-style": {"clip_l": numbers(1, 32), "clip_g": numbers(1, 48)}}
     lora_file.save(tmp_path / "x.safetensors", modules, {}, torch.float16, words)
-    assert "bundle_emb.mokka.string_to_param.*" in load_file(tmp_path / "x.safetensors")
+    keys = {"bundle_emb.mokka.string_to_param.*", "bundle_emb.v1.5-style.clip_l", "bundle_emb.v1.5-style.clip_g"}
+    assert keys == {name for name in load_file(tmp_path / "x.safetensors") if "bundle" in name}
     found = lora_file.embeddings(tmp_path / "x.safetensors")
-    assert all(torch.equal(found[word], vectors.half()) for word, vectors in words.items()) and len(found) == 2
+    assert all(torch.equal(found[word][key], one.half()) for word, parts in words.items() for key, one in parts.items()) and len(found) == 2
     info = lora_file.inspect(tmp_path / "x.safetensors")
     assert info.embeddings == {"mokka": 2, "v1.5-style": 1} and info.num_modules == 1
     assert set(lora_file.read(tmp_path / "x.safetensors", {"unet.x": "lora_unet_x"}, {"unet.x": (4, 3)})) == {"unet.x"}
@@ -270,6 +271,10 @@ def test_a_word_with_vectors_of_no_shape_is_refused(tmp_path: Path) -> None:
     parts = {"lora_unet_x.lora_down.weight": torch.ones(2, 3), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}
     save_file(parts | {"bundle_emb.mokka.string_to_param.*": torch.ones(5)}, tmp_path / "x.safetensors")
     with pytest.raises(AdapterError, match=r"'mokka' has vectors of shape \(5,\)"):
+        lora_file.inspect(tmp_path / "x.safetensors")
+    uneven = {"bundle_emb.mokka.clip_l": torch.ones(1, 5), "bundle_emb.mokka.clip_g": torch.ones(2, 6)}
+    save_file(parts | uneven, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match=r"'mokka' has a number of vectors for each text encoder \(.*\); allowed: one for all"):
         lora_file.inspect(tmp_path / "x.safetensors")
 
 

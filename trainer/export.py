@@ -39,7 +39,7 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
     if studio.family.file_names == "peft":
         spelled, own = _in_kohya_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
         metadata |= own
-    words = {studio.word.name: studio.word.vectors.detach()} if studio.word else {}
+    words = {studio.word.name: studio.word.in_file()} if studio.word else {}
     unproved = path.with_name("export.tmp")  # gets its name when it is proved good
     lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
     norm = _proved(studio, unproved, path.name)
@@ -120,10 +120,12 @@ def _proved(studio: Studio, unproved: Path, name: str) -> float:
     return math.sqrt(square)
 
 
-def _prove_words(unproved: Path, words: dict[str, Tensor], dtype: str) -> None:
+def _prove_words(unproved: Path, words: dict[str, dict[str, Tensor]], dtype: str) -> None:
     found = lora_file.embeddings(unproved)
-    for word, vectors in words.items():
-        if word not in found or float((found[word].to(vectors) - vectors).norm()) > _TOLERANCE[dtype] * float(vectors.norm()):
+    for word, parts in words.items():
+        saved = found.get(word, {})
+        far = [key for key in parts if key in saved and float((saved[key].to(parts[key]) - parts[key]).norm()) > _TOLERANCE[dtype] * float(parts[key].norm())]
+        if saved.keys() != parts.keys() or far:
             raise RunError(f"the word {word!r} was not saved as it was trained; the checkpoint is good.")
 
 

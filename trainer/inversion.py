@@ -1,18 +1,20 @@
-"""A new word for the text encoder: textual inversion (arXiv 2208.01618), trained together with the adapter.
+"""A new word for the text encoders: textual inversion (arXiv 2208.01618), trained together with the adapter.
 
-The text encoder's own table of embeddings is neither grown nor written to: hooks put the new vectors in their places as
-the table is read, so that taking the word away leaves every weight as it was.
+Where a base has several CLIP encoders, the word has vectors of its own in each, and all are trained. An encoder's own table of embeddings
+is neither grown nor written to: hooks put the new vectors in their places as the table is read, so that taking the word away leaves
+every weight as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer import families
 from trainer.config import InversionConfig
 from trainer.errors import ConfigError
 
@@ -20,35 +22,54 @@ PREFIX = "embedding."
 
 
 class Word:
-    """The word's vectors on a pipeline with one CLIP text encoder; `vectors` (n, dim) is what is trained."""
+    """The word's vectors on a pipeline; `vectors` (n, dim) by text encoder are what is trained, `start` what they were."""
 
     def __init__(self, pipe: Any, config: InversionConfig, saved: dict[str, Tensor] | None = None) -> None:
         """Raises: ConfigError if the base already knows the word, or not the one to start from."""
-        self.name = config.token
-        table: nn.Embedding = pipe.text_encoder.get_input_embeddings()
+        self.name, self.keys = config.token, families.of(pipe).words
+        tokenizers = {encoder: getattr(pipe, encoder.replace("text_encoder", "tokenizer")) for encoder in self.keys}
+        tables: dict[str, nn.Embedding] = {encoder: getattr(pipe, encoder).get_input_embeddings() for encoder in self.keys}
+        self.start = {encoder: _start(tokenizers[encoder], table, config).to(table.weight.device) for encoder, table in tables.items()}
+        firsts = {encoder: len(tokenizer) for encoder, tokenizer in tokenizers.items()}
         words = [config.token, *(f"{config.token}_{number}" for number in range(1, config.vectors))]
-        start = _start(pipe.tokenizer, table, config)
-        self.first = len(pipe.tokenizer)
-        if pipe.tokenizer.add_tokens(words) != len(words) or len(pipe.tokenizer) != self.first + len(words):
-            raise ConfigError(f"inversion.token is {config.token!r}, which the base's tokenizer already has as a word of its own; choose another.")
-        self.start = start.to(table.weight.device)
-        key = f"{PREFIX}{config.token}"
-        self.vectors = nn.Parameter(self.start.clone() if saved is None else saved[key].to(table.weight.device))
-        self._shown: Tensor = self.vectors
-        self._hooks = [table.register_forward_pre_hook(self._mark), table.register_forward_hook(self._put)]
-        self._ids: Tensor | None = None
+        for tokenizer in {id(tokenizer): tokenizer for tokenizer in tokenizers.values()}.values():  # two encoders may share one
+            size = len(tokenizer)
+            if tokenizer.add_tokens(words) != len(words) or len(tokenizer) != size + len(words):
+                raise ConfigError(f"inversion.token is {config.token!r}, which the base's tokenizer already has as a word of its own; choose another.")
+        self.vectors = {
+            encoder: nn.Parameter(start.clone() if saved is None else saved[self._parameter(encoder)].to(start.device)) for encoder, start in self.start.items()
+        }
+        self._shown = {encoder: _Shown(table, firsts[encoder], self.vectors[encoder]) for encoder, table in tables.items()}
+
+    def _parameter(self, encoder: str) -> str:
+        return f"{PREFIX}{self.name}" + ("" if encoder == next(iter(self.keys)) else f"/{encoder}")
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {f"{PREFIX}{self.name}": self.vectors}
+        return {self._parameter(encoder): vectors for encoder, vectors in self.vectors.items()}
+
+    def in_file(self) -> dict[str, Tensor]:
+        """The vectors by their keys in a LoRA file."""
+        return {self.keys[encoder]: vectors.detach() for encoder, vectors in self.vectors.items()}
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """The word as it was before training, for the body."""
-        self._shown = self.start
+        for encoder, shown in self._shown.items():
+            shown.vectors = self.start[encoder]
         try:
             yield
         finally:
-            self._shown = self.vectors
+            for encoder, shown in self._shown.items():
+                shown.vectors = self.vectors[encoder]
+
+
+class _Shown:
+    """`vectors` (n, dim) as what a table reads at ids from `first` on."""
+
+    def __init__(self, table: nn.Embedding, first: int, vectors: Tensor) -> None:
+        self.first, self.vectors = first, vectors
+        self._hooks = [table.register_forward_pre_hook(self._mark), table.register_forward_hook(self._put)]
+        self._ids: Tensor | None = None
 
     def _mark(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._ids = inputs[0]
@@ -57,7 +78,13 @@ class Word:
     def _put(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert self._ids is not None
         places = (self._ids - self.first).clamp(min=0)
-        return torch.where((self._ids >= self.first)[..., None], self._shown[places].to(output.dtype), output)
+        return torch.where((self._ids >= self.first)[..., None], self.vectors[places].to(output.dtype), output)
+
+
+def of_parameter(name: str, keys: Mapping[str, str]) -> tuple[str, str]:
+    """The word that a parameter is of, and its key in a LoRA file; `keys` are a family's `words`."""
+    word, _, encoder = name.removeprefix(PREFIX).partition("/")
+    return word, keys[encoder or next(iter(keys))]
 
 
 def _start(tokenizer: Any, table: nn.Embedding, config: InversionConfig) -> Tensor:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import attach, checkpoint, inversion, lora_file, methods
+from trainer import attach, checkpoint, families, inversion, lora_file, methods
 from trainer.config import TrainConfig
 from trainer.config.parsing import recipe
 from trainer.errors import ConfigError
@@ -54,11 +54,12 @@ def _write(run: Run, config: TrainConfig, saved: checkpoint.Checkpoint, path: Pa
     method = methods.registry()[config.adapter.method]
     tensors = saved.tensors["adapter"] | saved.tensors.get("mean", {})
     modules: dict[str, dict[str, Tensor]] = {}
-    words: dict[str, Tensor] = {}
+    words: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         component, slash, rest = name.partition("/")
         if name.startswith(inversion.PREFIX):
-            words[name.removeprefix(inversion.PREFIX)] = tensor
+            word, key = inversion.of_parameter(name, families.registry()[config.family].words)
+            words.setdefault(word, {})[key] = tensor
         elif slash:
             module = _module(f"{component}.{rest}", file_keys)
             modules.setdefault(module, {})[f"{component}.{rest}"[len(module) + 1 :]] = tensor

@@ -33,7 +33,7 @@ multiple_px = 8
 patch = 1
 components = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 file_names = "kohya"
-words: dict[str, str] = {}
+words = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 architecture = "stable-diffusion-xl-v1-base/lora"
 base_version = "sdxl_base_v1-0"
 
@@ -64,8 +64,21 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionXLPipe
     ).to(device)  # fmt: skip
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()
+    _mark_end(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _mark_end(pipe: StableDiffusionXLPipeline) -> None:
+    """Have captions read as a whole at the token that ends them.
+
+    Older configs call that token 2 (https://github.com/huggingface/transformers/pull/24773), and transformers then reads at the largest id:
+    the same token, until a new word's is larger.
+    """
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        for module in encoder.modules():
+            if getattr(module, "eos_token_id", None) == 2:
+                module.eos_token_id = tokenizer.eos_token_id
 
 
 def prediction_of(folder: Path) -> str:

@@ -20,5 +20,6 @@ from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
 from trainer.lora_file.inspecting import library as library
 from trainer.lora_file.reading import embeddings as embeddings
+from trainer.lora_file.reading import is_same_word as is_same_word
 from trainer.lora_file.reading import read as read
 from trainer.lora_file.writing import save as save

@@ -20,7 +20,7 @@ _SUFFIX = re.compile(r"^(?P<module>.+?)\.(?P<suffix>(lora_|lora\.|hada_|lokr_|of
 _OLD = re.compile(r"^(?P<module>.+)_lora\.(?P<suffix>(down|up)\.weight)$")  # diffusers before 2024: `attn1.processor.to_q_lora.down.weight`
 _XLABS = re.compile(r"^(?P<module>.+\.processor\.(qkv|proj)_lora\d?)\.(?P<suffix>(down|up)\.weight)$")
 _NORM = re.compile(r"^(?P<module>.+_norm)\.(?P<suffix>scale)$")  # BFL's control files
-EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.string_to_param\.\*$")
+EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|clip_[lg])$")
 _PLAIN = {
     "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
     "down.weight": "lora_down.weight", "up.weight": "lora_up.weight",

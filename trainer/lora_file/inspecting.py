@@ -87,7 +87,7 @@ def inspect(path: Path) -> LoraInfo:
         title=header.metadata.get("modelspec.title", path.stem),
         metadata=header.metadata,
         recipe=recipe,
-        embeddings={word: vectors.shape[0] for word, vectors in reading.embeddings(path).items()},
+        embeddings={word: len(next(iter(parts.values()))) for word, parts in reading.embeddings(path).items()},
         scheme=known.scheme,
         model=f"{known.family.title} {known.size}".strip() if known.family else "",
         rivals=known.rivals,

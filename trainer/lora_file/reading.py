@@ -233,11 +233,28 @@ def _plain(module: str) -> str:
     return module.replace(".text_model.", ".")
 
 
-def embeddings(path: Path) -> dict[str, Tensor]:
-    """New words for the text encoder that a file brings: `{word: (vectors, dim)}`; mostly none. Raises: AdapterError."""
+def embeddings(path: Path) -> dict[str, dict[str, Tensor]]:
+    """New words for the text encoders that a file brings, `{word: {key: (vectors, dim)}}`; mostly none. Raises: AdapterError.
+
+    A text encoder's key is A1111's: `string_to_param.*` where there is one encoder, `clip_l` and `clip_g` where there are these two.
+    """
     if not any(EMBEDDING.match(name) for name in read_header(path).shapes):
         return {}
-    found = {match["word"]: tensor for name, tensor in tensors(path).items() if (match := EMBEDDING.match(name))}
-    if bad := [word for word, vectors in found.items() if vectors.ndim != 2 or not vectors.numel()]:
-        raise AdapterError(f"{path.name}: the word {bad[0]!r} has vectors of shape {tuple(found[bad[0]].shape)}; allowed: (vectors, width).")
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, vectors in tensors(path).items():
+        if match := EMBEDDING.match(name):
+            found.setdefault(match["word"], {})[match["key"]] = vectors
+    for word, parts in found.items():
+        if bad := [vectors for vectors in parts.values() if vectors.ndim != 2 or not vectors.numel()]:
+            raise AdapterError(f"{path.name}: the word {word!r} has vectors of shape {tuple(bad[0].shape)}; allowed: (vectors, width).")
+        if len({len(vectors) for vectors in parts.values()}) > 1:
+            counted = ", ".join(f"{key} {len(vectors)}" for key, vectors in parts.items())
+            raise AdapterError(f"{path.name}: the word {word!r} has a number of vectors for each text encoder ({counted}); allowed: one for all.")
     return found
+
+
+def is_same_word(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two words, vectors by key, are one."""
+    import torch
+
+    return one.keys() == other.keys() and all(torch.equal(vectors, other[key]) for key, vectors in one.items())

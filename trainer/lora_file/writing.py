@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 _EXACT = ("alpha", "dora_scale", "lora_magnitude_vector")  # rounded, these would move more than the whole update
 
 
-def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype, embeddings: dict[str, Tensor] | None = None) -> str:
+def save(
+    path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, str], dtype: torch.dtype, embeddings: dict[str, dict[str, Tensor]] | None = None
+) -> str:
     """Write `{module as the file spells it: {suffix: tensor}}` whole or not at all, and return the sha256 of the tensor bytes.
 
-    `embeddings` are new words for the text encoder, `{word: (vectors, dim)}`.
+    `embeddings` are new words for the text encoders, `{word: {key: (vectors, dim)}}`, the keys a family's (`words`).
     """
     import torch
     from safetensors.torch import save as serialize
@@ -31,7 +33,11 @@ def save(path: Path, modules: dict[str, dict[str, Tensor]], metadata: dict[str, 
         f"{key}.{suffix}": tensor.detach().to("cpu", torch.float32 if suffix in _EXACT else dtype).contiguous()
         for key, parts in sorted(modules.items())
         for suffix, tensor in sorted(parts.items())
-    } | {f"bundle_emb.{word}.string_to_param.*": vectors.detach().to("cpu", dtype).contiguous() for word, vectors in sorted((embeddings or {}).items())}
+    } | {
+        f"bundle_emb.{word}.{key}": vectors.detach().to("cpu", dtype).contiguous()
+        for word, parts in sorted((embeddings or {}).items())
+        for key, vectors in sorted(parts.items())
+    }
     plain = serialize(tensors)
     start = 8 + int.from_bytes(plain[:8], "little")
     body = plain[start:]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from trainer import lowrank
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import spelling
+from trainer.lora_file import reading, spelling
 from trainer.lora_tools.opening import Opened, open_file, shapes, updates, write
 from trainer.lowrank import Cut, Factors
 
@@ -97,14 +97,12 @@ def _described(opened: list[Opened]) -> Opened:
     return replace(first, header=replace(first.header, metadata=kept | said))
 
 
-def _words(opened: list[Opened]) -> dict[str, Tensor]:
+def _words(opened: list[Opened]) -> dict[str, dict[str, Tensor]]:
     """Every file's new words. Raises: AdapterError if two bring one word with different vectors."""
-    import torch
-
-    words: dict[str, Tensor] = {}
+    words: dict[str, dict[str, Tensor]] = {}
     for one in opened:
         for word, vectors in one.words.items():
-            if word in words and not torch.equal(words[word], vectors):
+            if word in words and not reading.is_same_word(words[word], vectors):
                 raise AdapterError(f"two files bring the word {word!r} with different vectors; leave one of them out.")
             words[word] = vectors
     return words

@@ -36,7 +36,7 @@ class Opened:
     header: Header
     known: Named
     modules: dict[str, reading.Module]
-    words: dict[str, Tensor]
+    words: dict[str, dict[str, Tensor]]
 
     @property
     def sha256(self) -> str:
@@ -127,7 +127,7 @@ def layers(file: str, module: str, one: reading.Module, target: Target) -> list[
     return parts
 
 
-def write(out: Path, spelled: Spelled, source: Opened, dtype: str, made: Mapping[str, object], words: dict[str, Tensor] | None = None) -> str:
+def write(out: Path, spelled: Spelled, source: Opened, dtype: str, made: Mapping[str, object], words: dict[str, dict[str, Tensor]] | None = None) -> str:
     """Write modules with the source's header, what was done to it added; the tensors' sha256. Raises: AdapterError."""
     import torch
 

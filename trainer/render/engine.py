@@ -299,7 +299,7 @@ class Engine:
 
     # What is folded.
 
-    def parts(self, stack: StackConfig) -> tuple[dict[str, list[Part]], dict[str, Tensor]]:
+    def parts(self, stack: StackConfig) -> tuple[dict[str, list[Part]], dict[str, dict[str, Tensor]]]:
         """What a resolved stack adds to each weight, by path, and the words it brings. Raises: ConfigError for what isn't constant."""
         weights = self._layers(stack)
         if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
@@ -315,7 +315,7 @@ class Engine:
                     parts.setdefault(path, []).append((key, factor, found[0][2]))
         return parts
 
-    def _words(self, layers: Iterable[_Layer]) -> dict[str, Tensor]:
+    def _words(self, layers: Iterable[_Layer]) -> dict[str, dict[str, Tensor]]:
         return self.vocabulary.together([self._adapter(layer).words for layer in sorted(layers, key=lambda layer: layer.sha256)])
 
     def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:

@@ -26,7 +26,7 @@ class Adapter:
     sha256: str  # of the numbers alone, as sshs_model_hash
     trigger: str
     updates: dict[str, Update]  # by component.module.path
-    words: dict[str, Tensor]  # new ones for the text encoder
+    words: dict[str, dict[str, Tensor]]  # new ones for the text encoders
     num_bytes: int
 
 
@@ -34,7 +34,11 @@ class Shelf:
     """Reads LoRA files for one base; `check` may refuse a file's new words."""
 
     def __init__(
-        self, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]], check: Callable[[dict[str, Tensor], str], None], kept_bytes: int = KEPT_BYTES
+        self,
+        file_keys: dict[str, str],
+        shapes: dict[str, tuple[int, ...]],
+        check: Callable[[dict[str, dict[str, Tensor]], str], None],
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
         self._stamps: dict[str, tuple[tuple[int, int], str]] = {}  # by file: mtime and size, and the key it had then

@@ -1,6 +1,6 @@
-"""New words of a pipeline's text encoder (textual inversion, arXiv 2208.01618): known for a while, then forgotten bit for bit.
+"""New words of a pipeline's text encoders (textual inversion, arXiv 2208.01618): known for a while, then forgotten bit for bit.
 
-A word of n vectors is n tokens, `word, word_1, ...`, which the diffusers pipelines write out for it. Tokenizer and table of
+A word of n vectors is n tokens, `word, word_1, ...`, which the diffusers pipelines write out for it. Tokenizers and tables of
 embeddings are replaced, not changed, so that putting the old ones back leaves no trace.
 """
 
@@ -13,58 +13,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer import lora_file
 from trainer.errors import AdapterError
 
 
 class Vocabulary:
-    """What a pipeline can read beside its own words; nothing where its family takes none."""
+    """What a pipeline can read beside its own words, `{word: {key in a LoRA file: (n, dim)}}`; nothing where its family takes none."""
 
     def __init__(self, pipe: Any, family: ModuleType) -> None:
         self.pipe, self.family = pipe, family
-        self.tokenizer = pipe.tokenizer
-        self.table: nn.Embedding = pipe.text_encoder.get_input_embeddings()
+        self.tokenizers = {encoder: getattr(pipe, _tokenizer(encoder)) for encoder in family.words}
+        self.tables: dict[str, nn.Embedding] = {encoder: getattr(pipe, encoder).get_input_embeddings() for encoder in family.words}
 
-    def check(self, words: dict[str, Tensor], file: str) -> None:
-        """Raises: AdapterError if the family takes no new words, a file's have another width than the table's, or the base has a word of that name."""
+    def check(self, words: dict[str, dict[str, Tensor]], file: str) -> None:
+        """Raises: AdapterError if the family takes no new words, a file's don't fit its text encoders, or the base has a word of that name."""
         if words and not self.family.words:
             raise AdapterError(f"{file} brings the word {next(iter(words))!r}; new words are not known for {self.family.title}, so it can't be used.")
-        for word, vectors in words.items():
-            if vectors.shape[1] != self.table.embedding_dim:
-                raise AdapterError(f"{file} brings the word {word!r} {vectors.shape[1]} wide; allowed for this base: {self.table.embedding_dim}.")
-            grown = copy.deepcopy(self.tokenizer)
-            if grown.add_tokens(_tokens(word, vectors)) != len(vectors) or len(grown) != len(self.tokenizer) + len(vectors):
-                raise AdapterError(f"{file} brings the word {word!r}, which the base's tokenizer has as a word of its own.")
+        for word, parts in words.items():
+            if set(parts) != set(self.family.words.values()):
+                wanted = f"{' and '.join(self.family.words.values())}, vectors for each text encoder"
+                raise AdapterError(f"{file} brings the word {word!r} as {' and '.join(sorted(parts))}; allowed for {self.family.title}: {wanted}.")
+            for encoder, key in self.family.words.items():
+                vectors, tokenizer, width = parts[key], self.tokenizers[encoder], self.tables[encoder].embedding_dim
+                if vectors.shape[1] != width:
+                    raise AdapterError(f"{file} brings the word {word!r} {vectors.shape[1]} wide ({key}); allowed for this base: {width}.")
+                grown = copy.deepcopy(tokenizer)
+                if grown.add_tokens(_tokens(word, parts)) != len(vectors) or len(grown) != len(tokenizer) + len(vectors):
+                    raise AdapterError(f"{file} brings the word {word!r}, which the base's tokenizer has as a word of its own.")
 
-    def together(self, brought: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def together(self, brought: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
         """All words of several files. Raises: AdapterError if two bring different ones of one name."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         for words in brought:
-            for word, vectors in words.items():
-                if not torch.equal(found.setdefault(word, vectors), vectors):
+            for word, parts in words.items():
+                if not lora_file.is_same_word(found.setdefault(word, parts), parts):
                     raise AdapterError(f"two files of the stack bring a word {word!r}, and not the same one; leave one of them out.")
-        tokens = [token for word, vectors in found.items() for token in _tokens(word, vectors)]
+        tokens = [token for word, parts in found.items() for token in _tokens(word, parts)]
         if twins := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise AdapterError(f"the stack's words of several vectors share {twins[0]!r}; leave one of their files out.")
         return found
 
     @torch.no_grad()
-    def show(self, words: dict[str, Tensor]) -> None:
-        """Know exactly these words; the base's own tokenizer and table are back if there are none."""
-        if not self.family.words:
-            return
-        tokenizer, table = self.tokenizer, self.table
-        if words:
-            tokens = [token for word, vectors in words.items() for token in _tokens(word, vectors)]
-            tokenizer = copy.deepcopy(self.tokenizer)
-            tokenizer.add_tokens(tokens)
-            ids = tokenizer.convert_tokens_to_ids(tokens)
-            weight = table.weight.new_zeros(max(table.num_embeddings, *[number + 1 for number in ids]), table.embedding_dim)
-            weight[: table.num_embeddings] = table.weight
-            weight[ids] = torch.cat(list(words.values())).to(weight)
-            table = nn.Embedding.from_pretrained(weight, freeze=True)
-        self.pipe.tokenizer = tokenizer
-        self.pipe.text_encoder.set_input_embeddings(table)
+    def show(self, words: dict[str, dict[str, Tensor]]) -> None:
+        """Know exactly these words; the base's own tokenizers and tables are back if there are none."""
+        tokens = [token for word, parts in words.items() for token in _tokens(word, parts)]
+        for encoder, key in self.family.words.items():
+            tokenizer, table = self.tokenizers[encoder], self.tables[encoder]
+            if words:
+                tokenizer = copy.deepcopy(tokenizer)
+                tokenizer.add_tokens(tokens)
+                ids = tokenizer.convert_tokens_to_ids(tokens)
+                weight = table.weight.new_zeros(max(table.num_embeddings, *[number + 1 for number in ids]), table.embedding_dim)
+                weight[: table.num_embeddings] = table.weight
+                weight[ids] = torch.cat([parts[key] for parts in words.values()]).to(weight)
+                table = nn.Embedding.from_pretrained(weight, freeze=True)
+            setattr(self.pipe, _tokenizer(encoder), tokenizer)
+            getattr(self.pipe, encoder).set_input_embeddings(table)
 
 
-def _tokens(word: str, vectors: Tensor) -> list[str]:
-    return [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
+def _tokenizer(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def _tokens(word: str, parts: dict[str, Tensor]) -> list[str]:
+    num = len(next(iter(parts.values())))
+    return [word, *(f"{word}_{number}" for number in range(1, num))]
