@@ -46,6 +46,8 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
     # PixArt's pipeline has but the older of diffusers' two ways to tell of a step.
     telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
     guidance = Guidance(first.guidance_scale, rescale(pipe, first) or 0.0, first.true_guidance_scale)
+    if hasattr(family, "will_draw"):
+        family.will_draw(pipe, first.width_px, first.height_px)
     pictures: list[Image] = pipe(
         **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
         num_inference_steps=first.steps,
