@@ -54,7 +54,7 @@ LAYERS = {
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
     "trainer.toys": set(),
-    "trainer.pipelines": set(),
+    "trainer.pipelines": {"trainer.objective"},
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }

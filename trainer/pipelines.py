@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from trainer.objective import Guidance, Schedule
+
 
 def load(kind: str, folder: Path, device: str, dtype: torch.dtype, **parts: Any) -> Any:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs. `parts` take the place of the folder's."""
@@ -27,6 +29,23 @@ def load(kind: str, folder: Path, device: str, dtype: torch.dtype, **parts: Any)
     return pipe
 
 
+def predicts_flow(folder: Path) -> str:
+    """What the model in a diffusers folder predicts, where there is no choice."""
+    return "flow"
+
+
+def is_not_v2(pipe: Any) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
+
+
+def flow_schedule(pipe: Any) -> Schedule:
+    """The training noise of a flow base, with the shift its scheduler draws with."""
+    from trainer import objective
+
+    return objective.flow_schedule(pipe.scheduler.config)
+
+
 def encode_image(pipe: Any, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
     latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
@@ -39,6 +58,19 @@ def together(conditionings: list[dict[str, Tensor]], *keys: str) -> dict[str, Te
     import torch
 
     return {key: torch.stack([one[key] for one in conditionings]) for key in keys}
+
+
+def masked_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`; the mask is 0 where nothing is said."""
+    return together(conditionings, "encoder_hidden_states", "mask")
+
+
+def masked_call(pipe: Any, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the call of a pipeline that takes a mask with what is said."""
+    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
+    if unsaid:
+        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
+    return found
 
 
 def tokens(latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer import pipelines
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AuraFlowPipeline
     from torch import Tensor, nn
-
-    from trainer.objective import Guidance, Schedule
 
 name = "auraflow"
 title = "AuraFlow"
@@ -39,17 +37,17 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]|norm_out\.linear|proj_out",
 }
+call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.masked_batch
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> AuraFlowPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: AuraFlowPipeline) -> int:
@@ -72,35 +70,10 @@ def encode_text(pipe: AuraFlowPipeline, captions: list[str], chunks: int) -> lis
     return [{"encoder_hidden_states": row, "mask": heeded[: len(row)]} for row, heeded in zip(hidden, mask, strict=True)]
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`; the mask is for the pipeline, which asks for it and does nothing with it."""
-    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
-
-
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     prediction: Tensor = denoiser(noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps / 1000).sample
     return prediction
-
-
-def schedule(pipe: AuraFlowPipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
-def call_settings(pipe: AuraFlowPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
-    """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found
-
-
-def is_v2(pipe: AuraFlowPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: AuraFlowPipeline) -> dict[str, str]:

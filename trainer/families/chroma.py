@@ -6,7 +6,7 @@ Padding of a caption is masked but for its first token, in the blocks too. T5 is
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer import pipelines
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import ChromaPipeline
     from torch import Tensor, nn
-
-    from trainer.objective import Guidance, Schedule
 
 name = "chroma"
 title = "Chroma"
@@ -44,17 +42,17 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDE}",
 }
+call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.masked_batch
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> ChromaPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: ChromaPipeline) -> int:
@@ -77,11 +75,6 @@ def encode_text(pipe: ChromaPipeline, captions: list[str], chunks: int) -> list[
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
-    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
-
-
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     import torch
@@ -93,26 +86,6 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
         attention_mask=torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1),
     ).sample  # fmt: skip
     return pipelines.latents(prediction, noised)
-
-
-def schedule(pipe: ChromaPipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
-def call_settings(pipe: ChromaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
-    """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found
-
-
-def is_v2(pipe: ChromaPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: ChromaPipeline) -> dict[str, str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from torch import Tensor, nn
 
-    from trainer.objective import Guidance, Schedule
+    from trainer.objective import Guidance
 
 name = "flux"
 title = "FLUX.1"
@@ -52,16 +52,14 @@ targets = {
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> FluxPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: FluxPipeline) -> int:
@@ -108,13 +106,6 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     return pipelines.latents(prediction, noised)
 
 
-def schedule(pipe: FluxPipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
 def call_settings(pipe: FluxPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     found = {"prompt_embeds": said["encoder_hidden_states"], "pooled_prompt_embeds": said["pooled"], "guidance_scale": guidance.scale}
@@ -122,11 +113,6 @@ def call_settings(pipe: FluxPipeline, said: dict[str, Tensor], unsaid: dict[str,
         found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
         found["true_cfg_scale"] = guidance.true_scale
     return found
-
-
-def is_v2(pipe: FluxPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: FluxPipeline) -> dict[str, str]:

@@ -46,16 +46,13 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Flux2KleinPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: Flux2KleinPipeline) -> int:
@@ -126,11 +123,6 @@ def call_settings(pipe: Flux2KleinPipeline, said: dict[str, Tensor], unsaid: dic
     """Arguments of the pipeline's call."""
     found = {"prompt_embeds": said["encoder_hidden_states"], "guidance_scale": guidance.scale}
     return found | {"negative_prompt_embeds": unsaid["encoder_hidden_states"]} if unsaid else found
-
-
-def is_v2(pipe: Flux2KleinPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: Flux2KleinPipeline) -> dict[str, str]:

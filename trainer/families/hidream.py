@@ -50,16 +50,13 @@ targets = {
     r"(t_embedder\.timestep|p_embedder\.pooled)_embedder\.linear_[12]|final_layer\.(linear|adaLN_modulation\.1)",
 }
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> HiDreamImagePipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: HiDreamImagePipeline) -> int:
@@ -124,11 +121,6 @@ def call_settings(pipe: HiDreamImagePipeline, said: dict[str, Tensor], unsaid: d
             found[f"{prefix}prompt_embeds_t5"], found[f"{prefix}prompt_embeds_llama3"] = one["encoder_hidden_states"], one["llama"].transpose(0, 1)
             found[f"{prefix}pooled_prompt_embeds"] = one["pooled"]
     return found
-
-
-def is_v2(pipe: HiDreamImagePipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: HiDreamImagePipeline) -> dict[str, str]:

@@ -7,7 +7,7 @@ points there, the other way round than ours. Gemma is never adapted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer import pipelines
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import Lumina2Pipeline
     from torch import Tensor, nn
-
-    from trainer.objective import Guidance, Schedule
 
 name = "lumina2"
 title = "Lumina-Image 2.0"
@@ -48,17 +46,17 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])|"
     r"norm_out\.linear_[12]",
 }
+call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.masked_batch
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Lumina2Pipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def window(pipe: Lumina2Pipeline) -> int:
@@ -83,36 +81,11 @@ def encode_negative(pipe: Lumina2Pipeline, prompts: list[str]) -> list[dict[str,
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
-    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
-
-
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     said = conditioning["encoder_hidden_states"]
     towards: Tensor = denoiser(noised, timestep=1 - timesteps / 1000, encoder_hidden_states=said, encoder_attention_mask=conditioning["mask"]).sample
     return -towards
-
-
-def schedule(pipe: Lumina2Pipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
-def call_settings(pipe: Lumina2Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
-    """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found
-
-
-def is_v2(pipe: Lumina2Pipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: Lumina2Pipeline) -> dict[str, str]:

@@ -44,6 +44,8 @@ targets = {
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]",
 }
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prepare_batch = pipelines.masked_batch
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> PixArtSigmaPipeline:
@@ -76,11 +78,6 @@ def encode_text(pipe: PixArtSigmaPipeline, captions: list[str], chunks: int) -> 
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
-    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
-
-
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w) for noised latents at integer timesteps (B,), without the variance."""
     prediction: Tensor = denoiser(
@@ -99,15 +96,7 @@ def schedule(pipe: PixArtSigmaPipeline) -> Schedule:
 
 def call_settings(pipe: PixArtSigmaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found | {"negative_prompt": None, "use_resolution_binning": False}
-
-
-def is_v2(pipe: PixArtSigmaPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
+    return pipelines.masked_call(pipe, said, unsaid, guidance) | {"negative_prompt": None, "use_resolution_binning": False}
 
 
 def file_keys(pipe: PixArtSigmaPipeline) -> dict[str, str]:

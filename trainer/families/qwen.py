@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers import QwenImagePipeline
     from torch import Tensor, nn
 
-    from trainer.objective import Guidance, Schedule
+    from trainer.objective import Guidance
 
 name = "qwen"
 title = "Qwen-Image"
@@ -45,16 +45,15 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|img_in|txt_in|time_text_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.padded
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> QwenImagePipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def window(pipe: QwenImagePipeline) -> int:
@@ -83,11 +82,6 @@ def encode_image(pipe: QwenImagePipeline, images: Tensor) -> Tensor:
     return (latents - mean) / deviation
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), lengths: (B,)}`: of L only so many say something."""
-    return pipelines.padded(conditionings)
-
-
 def _mask(conditioning: dict[str, Tensor]) -> Tensor | None:
     """(B, L), 1 where something is said; None, as the pipeline has it, where all of it says something."""
     import torch
@@ -106,24 +100,12 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     return pipelines.latents(prediction, noised)
 
 
-def schedule(pipe: QwenImagePipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
 def call_settings(pipe: QwenImagePipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_embeds_mask": _mask(said), "true_cfg_scale": guidance.scale}
     if unsaid:
         found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_embeds_mask": _mask(unsaid)}
     return found
-
-
-def is_v2(pipe: QwenImagePipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: QwenImagePipeline) -> dict[str, str]:

@@ -44,16 +44,14 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
 }
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.masked_batch
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> SanaPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def _tokens(pipe: SanaPipeline) -> int:
@@ -93,11 +91,6 @@ def encode_image(pipe: SanaPipeline, images: Tensor) -> Tensor:
     return latents * float(pipe.vae.config.scaling_factor)
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`."""
-    return pipelines.together(conditionings, "encoder_hidden_states", "mask")
-
-
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     config: Any = denoiser.config
@@ -118,15 +111,7 @@ def schedule(pipe: SanaPipeline) -> Schedule:
 
 def call_settings(pipe: SanaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found | {"negative_prompt": None, "use_resolution_binning": False}
-
-
-def is_v2(pipe: SanaPipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
+    return pipelines.masked_call(pipe, said, unsaid, guidance) | {"negative_prompt": None, "use_resolution_binning": False}
 
 
 def file_keys(pipe: SanaPipeline) -> dict[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
     from torch import Tensor, nn
 
-    from trainer.objective import Guidance, Schedule
+    from trainer.objective import Guidance
 
 name = "sd3"
 title = "Stable Diffusion 3 / 3.5"
@@ -45,6 +45,9 @@ targets = {
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
@@ -52,11 +55,6 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipel
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     absent = {part: None for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0]}
     return pipelines.load(pipeline, folder, device, dtype, **absent)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def window(pipe: StableDiffusion3Pipeline) -> int:
@@ -91,24 +89,12 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     return prediction
 
 
-def schedule(pipe: StableDiffusion3Pipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
 def call_settings(pipe: StableDiffusion3Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     found = {"prompt_embeds": said["encoder_hidden_states"], "pooled_prompt_embeds": said["pooled"], "guidance_scale": guidance.scale}
     if unsaid:
         found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
     return found
-
-
-def is_v2(pipe: StableDiffusion3Pipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:

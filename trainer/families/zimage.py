@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import ZImagePipeline
     from torch import Tensor, nn
 
-    from trainer.objective import Guidance, Schedule
+    from trainer.objective import Guidance
 
 name = "zimage"
 title = "Z-Image"
@@ -51,16 +51,15 @@ targets = {
     r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
 }
 encode_image = pipelines.encode_image
+is_v2 = pipelines.is_not_v2
+prediction_of = pipelines.predicts_flow
+prepare_batch = pipelines.padded
+schedule = pipelines.flow_schedule
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> ZImagePipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
-
-
-def prediction_of(folder: Path) -> str:
-    """What the model in this diffusers folder predicts."""
-    return "flow"
 
 
 def window(pipe: ZImagePipeline) -> int:
@@ -80,11 +79,6 @@ def encode_text(pipe: ZImagePipeline, captions: list[str], chunks: int) -> list[
     return [{"encoder_hidden_states": row} for row in found]
 
 
-def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), lengths: (B,)}`: of L only so many say something."""
-    return pipelines.padded(conditionings)
-
-
 def _apart(conditioning: dict[str, Tensor]) -> list[Tensor]:
     return [row[:length] for row, length in zip(conditioning["encoder_hidden_states"], conditioning["lengths"].tolist(), strict=True)]
 
@@ -97,21 +91,9 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     return -torch.stack(towards)[:, :, 0]
 
 
-def schedule(pipe: ZImagePipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with."""
-    from trainer import objective
-
-    return objective.flow_schedule(pipe.scheduler.config)
-
-
 def call_settings(pipe: ZImagePipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
     """Arguments of the pipeline's call, whose scale is what is added to the prediction: 0 is off."""
     return {"prompt_embeds": _apart(said), "negative_prompt_embeds": _apart(unsaid) if unsaid else [], "guidance_scale": guidance.scale - 1}
-
-
-def is_v2(pipe: ZImagePipeline) -> bool:
-    """False: `ss_v2` is about Stable Diffusion 2.x."""
-    return False
 
 
 def file_keys(pipe: ZImagePipeline) -> dict[str, str]:
