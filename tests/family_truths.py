@@ -106,6 +106,6 @@ def weigh(pipe: Any, factor: float) -> None:
 def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
     """(H, W, 3) in [0, 1] from the pipeline's own call with the stack's words and numbers."""
     return pipe(
-        prompt=stack.prompt, num_inference_steps=stack.steps, width=stack.width_px, height=stack.height_px, output_type="np",
-        generator=torch.Generator().manual_seed(stack.seed), **_of(pipe).call(pipe, stack),
+        num_inference_steps=stack.steps, width=stack.width_px, height=stack.height_px, output_type="np",
+        generator=torch.Generator().manual_seed(stack.seed), **{"prompt": stack.prompt, **_of(pipe).call(pipe, stack)},
     ).images[0]  # fmt: skip

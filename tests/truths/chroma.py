@@ -1,4 +1,7 @@
-"""Chroma. Diffusers has no training script for it; its pipeline's own step is the truth."""
+"""Chroma. Diffusers has no training script for it; its pipeline's own step is the truth, with a mask that masks.
+
+The pipeline's is of ones and zeros in floats, which attention adds to its scores (https://github.com/huggingface/diffusers/issues/12116).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     said = pipe.transformer(
         hidden_states=packed, timestep=timestep / 1000, encoder_hidden_states=hidden, txt_ids=text_ids,
         img_ids=pipe._prepare_latent_image_ids(1, noised.shape[2] // 2, noised.shape[3] // 2, noised.device, noised.dtype),
-        attention_mask=pipe._prepare_attention_mask(1, packed.shape[1], noised.dtype, mask), return_dict=False,
+        attention_mask=pipe._prepare_attention_mask(1, packed.shape[1], noised.dtype, mask > 0), return_dict=False,
     )[0]  # fmt: skip
     return pipe._unpack_latents(said, *(side * pipe.vae_scale_factor for side in noised.shape[2:]), pipe.vae_scale_factor)
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "max_sequence_length": TOKENS}
+    said, _, heeded, unsaid, _, heeded_too = pipe.encode_prompt(stack.prompt, stack.negative_prompt, max_sequence_length=TOKENS)
+    return {
+        "prompt": None, "prompt_embeds": said, "prompt_attention_mask": heeded > 0, "negative_prompt_embeds": unsaid,
+        "negative_prompt_attention_mask": heeded_too > 0, "guidance_scale": stack.guidance_scale,
+    }  # fmt: skip

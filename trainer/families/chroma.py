@@ -1,12 +1,17 @@
 """Chroma: FLUX.1's blocks without its modulation layers, whose values a small network makes; T5 alone reads the caption, and guidance is a second pass.
 
-Padding of a caption is masked but for its first token, in the blocks too. T5 is never adapted.
+Padding of a caption is masked but for its first token, in the blocks too, as Chroma was trained. Two faults of diffusers 0.42 are made good here. Its
+pipeline makes a float mask of ones and zeros, which attention adds to its scores, so that padding is heeded all the same
+(https://github.com/huggingface/diffusers/issues/12116): ours is a bool one, in training and in drawing. And its single blocks lose the mask under
+gradient checkpointing. T5 is never adapted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
 
@@ -70,9 +75,9 @@ def count_tokens(pipe: ChromaPipeline, caption: str) -> int:
 
 
 def encode_text(pipe: ChromaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is to be heeded; long ones are cut off."""
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask False where nothing is to be heeded; long ones are cut off."""
     hidden, _, mask, _, _, _ = pipe.encode_prompt(captions, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe))
-    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+    return [{"encoder_hidden_states": row, "mask": heeded.bool()} for row, heeded in zip(hidden, mask, strict=True)]
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -80,12 +85,31 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     import torch
 
     tokens, said, mask = pipelines.tokens(noised), conditioning["encoder_hidden_states"], conditioning["mask"]
-    prediction: Tensor = denoiser(
-        hidden_states=tokens, timestep=timesteps / 1000, encoder_hidden_states=said, img_ids=pipelines.places(noised, 3),
-        txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype),
-        attention_mask=torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1),
-    ).sample  # fmt: skip
+    heeded = torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1)
+    with _masked_twice(denoiser, heeded):
+        prediction: Tensor = denoiser(
+            hidden_states=tokens, timestep=timesteps / 1000, encoder_hidden_states=said, img_ids=pipelines.places(noised, 3),
+            txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype), attention_mask=heeded,
+        ).sample  # fmt: skip
     return pipelines.latents(prediction, noised)
+
+
+@contextmanager
+def _masked_twice(denoiser: nn.Module, heeded: Tensor) -> Iterator[None]:
+    """Single blocks computed under gradient checkpointing get the mask too, for the body; each call keeps its own for backward."""
+    if not getattr(denoiser, "gradient_checkpointing", False):
+        yield
+        return
+    checkpointed: Any = denoiser._gradient_checkpointing_func
+
+    def call(block: nn.Module, *inputs: Any) -> Any:
+        return checkpointed(block, *inputs, *((heeded,) if len(inputs) == 3 else ()))  # joint blocks have it already
+
+    denoiser._gradient_checkpointing_func = call  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        denoiser._gradient_checkpointing_func = checkpointed
 
 
 def file_keys(pipe: ChromaPipeline) -> dict[str, str]:
