@@ -152,6 +152,23 @@ def test_the_first_steps_loss_is_what_diffusers_computes(studio: Studio) -> None
     torch.testing.assert_close(found.cpu(), torch.cat(wanted), rtol=1e-5, atol=1e-5)
 
 
+def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: ModuleType, studio: Studio, engine: Engine) -> None:
+    if family.guidance == "distilled":
+        return
+    told: list[torch.Tensor] = []
+    wanted = studio.material.conditioning("")["encoder_hidden_states"].squeeze(0)
+
+    def look(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for one in [*given, *named.values()]:
+            rows = one if isinstance(one, list) or (torch.is_tensor(one) and one.ndim > 1) else []
+            told.extend(row for row in rows if torch.is_tensor(row) and row.shape == wanted.shape and torch.allclose(row, wanted, atol=1e-5))
+
+    handle = getattr(engine.pipe, engine.component).register_forward_pre_hook(look, with_kwargs=True)
+    engine.render(stack(engine, negative_prompt="", steps=1))
+    handle.remove()
+    assert len(told) == 1
+
+
 def test_gradient_checkpointing_changes_neither_the_loss_nor_a_gradient(studio: Studio) -> None:
     found = []
     for change in ("disable", "enable"):

@@ -82,10 +82,11 @@ class Material:
             return []
         found = []
         window = self.family.window(self.pipe)
+        mend = "shorten it, or set captions.long=chunk" if hasattr(self.family, "num_chunks") else "shorten it"
         for item, wordings in zip(self.dataset.items, self.wordings, strict=True):
             longest = max(self.family.count_tokens(self.pipe, caption) for caption in wordings)
             if longest > window:
-                found.append(f"{item.path.name}: {longest} tokens, of which the text encoder reads {window}; shorten it, or set captions.long=chunk.")
+                found.append(f"{item.path.name}: {longest} tokens, of which the text encoder reads {window}; {mend}.")
         return found
 
     def fill(self, with_text: bool, stop: Callable[[], bool]) -> tuple[int, int]:
@@ -143,10 +144,13 @@ class Material:
         return self.store.get(name, shrink)["mask"]
 
     def conditioning(self, caption: str) -> Conditioning:
-        """What the denoiser is told for this caption, from the cache."""
+        """What the denoiser is told for this caption, from the cache; for none, what guidance tells it where there is no negative prompt."""
         name = cache.key("text", _VERSION, self.family.name, self._text, self.dtype, self.chunks, caption)
 
         def encode() -> Conditioning:
+            if not caption and hasattr(self.family, "encode_negative"):
+                unsaid: Conditioning = self.family.encode_negative(self.pipe, [caption])[0]
+                return unsaid
             found: Conditioning = self.family.encode_text(self.pipe, [caption], self.chunks)[0]
             return found
 
