@@ -53,6 +53,26 @@ def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "context_embedder", "transformer_blocks.0.ff_context.net.2", "context_refiner.0.attn.to_q", "time_caption_embed.caption_embedder.1",
+        "caption_projection.linear_1", "joint_transformer_blocks.0.ff_context.linear_1", "txt_in", "transformer_blocks.0.txt_mlp.net.2", "cap_embedder.1",
+    ],
+)  # fmt: skip
+def test_a_layer_of_the_text_alone_has_no_place_even_with_as_many_tokens_as_the_image(path: str) -> None:
+    torch.manual_seed(0)
+    module, x, mask = nn.Linear(12, 20), torch.randn(2, 16, 12), torch.zeros(8, 8)
+    mask[:, :4] = 1
+    update, weights = Delta(torch.randn(3, 12), torch.randn(20, 3), 1.0), torch.ones(1, 2)
+    path = f"transformer.{path}"
+    with torch.no_grad():
+        wanted = module(x) + 0.5 * x @ update.dense(module.weight, torch.float32).T
+        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, live.Moment(weights, weights, [mask])):
+            found = module(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_guidance_is_an_input_and_a_negative_prompt_takes_a_second_pass(flux: Engine) -> None:
     plain = pixels(flux)
     assert abs(plain - pixels(flux, guidance_scale=9.0)).max() > 0

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from trainer.deltas import Delta, Update
 
 _OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
+# Layers of the denoiser whose tokens are the text's alone, or no place's: there may be as many of them as a picture of some size has.
+_WITHOUT_PLACE = re.compile(r"(^|[._])(context|caption|cap|txt|distilled_guidance)[._]")
+Kind = Literal["image", "joined", "text"]
 
 
 @dataclass
@@ -45,21 +48,21 @@ class Moment:
         self.masks = masks
         self.sized.clear()
 
-    def mask(self, like: Tensor, owners: list[int], is_joined: bool = False) -> Tensor:
+    def mask(self, like: Tensor, owners: list[int], kind: Kind = "image") -> Tensor:
         """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R).
 
-        Of joined tokens the text's have no place.
+        The text's tokens, all or the joined ones, have no place.
         """
-        key = (like.shape, like.dtype, like.device, tuple(owners), is_joined)
+        key = (like.shape, like.dtype, like.device, tuple(owners), kind)
         if key not in self.sized:
             parts = [None if (mask := self.masks[number]) is None else mask if mask.ndim == 3 else mask[None] for number in owners]
             whole = max((mask for mask in parts if mask is not None), key=len, default=torch.ones(1, 1, 1))
             stacked = torch.stack([torch.ones_like(whole) if mask is None else mask.expand_as(whole) for mask in parts], 1)  # (1 or B, R, h, w)
             repeat = like.shape[0] // self.num_images if len(whole) > 1 else 1
-            num_text = max(0, like.shape[1] - (-(-whole.shape[1] // 2)) * (-(-whole.shape[2] // 2))) if is_joined and like.ndim == 3 else 0
-            placed = _resized(stacked, like[:, num_text:])
+            num_text = max(0, like.shape[1] - (-(-whole.shape[1] // 2)) * (-(-whole.shape[2] // 2))) if kind == "joined" and like.ndim == 3 else 0
+            placed = stacked.mean((2, 3))[:, None] if kind == "text" and like.ndim == 3 else _resized(stacked, like[:, num_text:])
             if num_text:
-                pair = [_resized(stacked, like[:, :1]).expand(-1, num_text, -1), placed]
+                pair = [stacked.mean((2, 3))[:, None].expand(-1, num_text, -1), placed]
                 placed = torch.cat(pair[::-1] if self.image_first else pair, 1)
             self.sized[key] = placed.to(like).repeat(repeat, *[1] * (like.ndim - 1))
         return self.sized[key]
@@ -78,7 +81,8 @@ class _Layer:
     def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
         self.path, self.moment = path, moment
         self.is_text = not path.startswith(("unet.", "transformer."))
-        self.places_text, self.is_joined = bool(_OF_TEXT.search(path)), moment.joined in path
+        self.places_text = bool(_OF_TEXT.search(path))
+        self.kind: Kind = "joined" if moment.joined in path else "text" if _WITHOUT_PLACE.search(path) else "image"
         self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
         low = [(number, factor, update) for number, factor, update in updates if isinstance(update, Delta)]
         kind, device = base.dtype, base.device
@@ -104,13 +108,13 @@ class _Layer:
             inner = _apply(module, x.to(self.down.dtype), self.down)
             inner = inner * _spread(scales, inner)
             if self.has_place:
-                inner = inner * self.moment.mask(inner, self.owners, self.is_joined)
+                inner = inner * self.moment.mask(inner, self.owners, self.kind)
             lifted = nn.functional.conv2d(inner, self.up) if self.up.ndim == 4 else nn.functional.linear(inner, self.up)
             output = output + lifted.to(output.dtype)
         for number, factor, weight in self.dense:
             added = _apply(module, x.to(weight.dtype), weight)
             added = added * _spread(weights[number][:, None] * factor, added)
-            output = output + (added * self.moment.mask(added, [number], self.is_joined) if self.has_place else added).to(output.dtype)
+            output = output + (added * self.moment.mask(added, [number], self.kind) if self.has_place else added).to(output.dtype)
         return output
 
     def _scales(self, repeat: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -182,11 +186,12 @@ def beside(find: Callable[[str], nn.Module], bases: dict[str, Tensor], updates: 
             handle.remove()
 
 
-def _placed(output: Any, changed: Any, base: Any, moment: Moment, number: int) -> Any:
-    """The output with the change of one adapter in its place; joint attention has one for image tokens and one for the text's, which have none."""
+def _placed(output: Any, changed: Any, base: Any, moment: Moment, number: int, kind: Kind = "image") -> Any:
+    """The output with the change of one adapter in its place; joint attention has one for image tokens, then one for the text's, which have none."""
     if isinstance(base, tuple):
-        return tuple(_placed(*parts, moment, number) for parts in zip(output, changed, base, strict=True))
-    return output + (changed - base) * moment.mask(base, [number])
+        kinds: tuple[Kind, Kind] = ("image", "text")
+        return tuple(_placed(out, new, old, moment, number, one) for out, new, old, one in zip(output, changed, base, kinds, strict=True))
+    return output + (changed - base) * moment.mask(base, [number], kind)
 
 
 def _by_place(forward: Callable[..., Tensor], moment: Moment) -> Callable[..., Tensor]:
