@@ -6,8 +6,9 @@ Imprimatura, where a heart lies over two people ("couple with heart, man, man" a
 to `heart` finds the heart's pixels is, as the area under the curve, 0.94 to 0.96 in the last decoder block (8 x 8 tokens), in the first two steps as
 in the first five, 0.3 to 0.8 in the block before it (4 x 4), 0.6 to 0.75 in the middle and 0.4 to 0.6 in the encoder.
 
-A transformer's joint attention takes one more function like `of_cross_attention`, with the image's queries and the keys of image and text, of
-which the text's columns count.
+Transformers are left out until it is measured there. Those with cross-attention (PixArt, Sana) mask what pads a prompt and read it in small letters or
+after an instruction, which `pointing` would have to know; what Stable Diffusion 3.5 calls `attn2` is no cross-attention. A transformer's joint attention
+takes one more function like `of_cross_attention`, with the image's queries and the keys of image and text, of which the text's columns count.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from trainer.errors import ConfigError
 from trainer.render.live import Moment, token_grid
 
-_CROSS = re.compile(r"(.*\.)?attn2")
+_CROSS = re.compile(r"(down_blocks|mid_block|up_blocks)\.(.*\.)?attn2")  # of a UNet
 _DECODER = "up_blocks."
 _TOKENS = 256
 

@@ -19,7 +19,7 @@ from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import ConfigError, DataError
 from trainer.lora_file import LoraInfo
 from trainer.render import prompting
-from trainer.render.samplers import SAMPLERS
+from trainer.render.samplers import SAMPLERS, fitting
 
 MAX_CHARS = 1 << 17
 MAX_SIDECAR_BYTES = 4 << 20
@@ -283,8 +283,10 @@ def laid_on(stack: StackConfig, said: Infotext, library: dict[str, LoraInfo]) ->
             values[key] = value
         except ConfigError as error:
             notes.append(str(error).split("\n", 1)[-1].strip())
-    if said.sampler in SAMPLERS:
+    if said.sampler in fitting(family):
         values["sampler"] = said.sampler
+    elif said.sampler in SAMPLERS:  # Sana's own solver for flow has the name of one that is for noise
+        notes.append(f"sampler {said.sampler!r} can't be chosen for {family.title}; the stack's stays.")
     elif said.sampler:
         notes.append(f"sampler {said.sampler[:80]!r} is not known here.")
     adapters, lacking = _found(said.loras, library)

@@ -1,0 +1,102 @@
+"""What every family must show where diffusers or a habit of pipelines would trip it: masks, checkpointing, dropped captions, its own sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from trainer import families, loop, presets
+from trainer.config import StackConfig
+from trainer.data import scan
+from trainer.render import infotext
+from trainer.render.engine import Engine
+from trainer.studio import Studio
+
+SIZE_PX = 64
+
+
+@pytest.fixture(scope="module", params=sorted(families.registry()))
+def family(request: pytest.FixtureRequest) -> ModuleType:
+    return families.registry()[request.param]
+
+
+@pytest.fixture(scope="module")
+def engine(family: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(str(family.tiny(tmp_path_factory.mktemp(family.name))), family.name, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def studio(family: ModuleType, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    settings = presets.load("imprimatura-style", {
+        "family": family.name, "base": engine.base, "data.folder": str(draw_dots(tmp_path_factory.mktemp("dots"), "a {colour} dot", num=2)), "batch_size": 2,
+        "resolution_px": SIZE_PX, "adapter.targets": "all", "adapter.text_encoder": False, "dtype": "float32", "preview.guidance_rescale": 0.0,
+    })  # fmt: skip
+    made = Studio.open(settings)
+    made.prepare(tmp_path_factory.mktemp("cache"), scan(settings), None)
+    made.attach(None)
+    return made
+
+
+def stack(engine: Engine, **values: Any) -> StackConfig:
+    given = {"prompt": "a cat", "steps": 2, "width_px": SIZE_PX, "height_px": SIZE_PX}
+    return StackConfig(family=engine.family.name, base=engine.base, **given | values)
+
+
+def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: ModuleType, studio: Studio, engine: Engine) -> None:
+    if family.guidance == "distilled":
+        return
+    told: list[torch.Tensor] = []
+    wanted = studio.material.conditioning("")["encoder_hidden_states"].squeeze(0)
+
+    def look(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for one in [*given, *named.values()]:
+            rows = one if isinstance(one, list) or (torch.is_tensor(one) and one.ndim > 1) else []
+            told.extend(row for row in rows if torch.is_tensor(row) and row.shape == wanted.shape and torch.allclose(row, wanted, atol=1e-5))
+
+    handle = getattr(engine.pipe, engine.component).register_forward_pre_hook(look, with_kwargs=True)
+    engine.render(stack(engine, negative_prompt="", steps=1))
+    handle.remove()
+    assert len(told) == 1
+
+
+def test_gradient_checkpointing_changes_neither_the_loss_nor_a_gradient(studio: Studio) -> None:
+    found = []
+    for change in ("disable", "enable"):
+        getattr(studio.denoiser, f"{change}_gradient_checkpointing")()
+        for parameter in studio.trained.values():
+            parameter.grad = None
+        losses, _ = loop.learn(studio, 0)
+        found.append((losses, {name: parameter.grad for name, parameter in studio.trained.items() if parameter.grad is not None}))
+    studio.denoiser.disable_gradient_checkpointing()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+    assert found[0][1]
+
+
+def test_what_pads_a_short_caption_is_not_heeded(family: ModuleType, engine: Engine) -> None:
+    pipe, said = engine.pipe, family.encode_text(engine.pipe, ["a dot", "a dot in the sky"], 1)
+    size = 16 * pipe.vae_scale_factor
+    for one in said:
+        one["frame"] = torch.tensor([size, size, 0, 0, size, size])
+    batch = family.prepare_batch(said)
+    if "mask" not in batch or batch["mask"].all():  # unpadded, or of zeros that the denoiser knows
+        return
+    other = batch | {"encoder_hidden_states": torch.where(batch["mask"].bool()[..., None], batch["encoder_hidden_states"], 7.0)}
+    channels = family.encode_image(pipe, torch.zeros(1, 3, 64, 64)).shape[1]
+    noised, timesteps = torch.randn(2, channels, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([300, 700])
+    with torch.no_grad():
+        pair = [family.denoise(getattr(pipe, engine.component), noised, timesteps, one) for one in (batch, other)]
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pictures_infotext_is_laid_on_a_stack_that_draws_it_again(family: ModuleType, engine: Engine) -> None:
+    asked = stack(engine, seed=7, **({} if family.guidance == "distilled" else {"guidance_scale": 3.0}))
+    picture = engine.render(asked)
+    blank = StackConfig(family=family.name, base=engine.base)
+    back, _ = infotext.laid_on(blank, infotext.parse_infotext(picture.infotext), {})
+    assert numpy.array_equal(numpy.asarray(picture.image), numpy.asarray(engine.render(back).image))
