@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from trainer import families, loop, presets
 from trainer.config import StackConfig
 from trainer.data import scan
+from trainer.errors import ConfigError
 from trainer.render import infotext
 from trainer.render.engine import Engine
 from trainer.studio import Studio
@@ -100,3 +103,18 @@ def test_a_pictures_infotext_is_laid_on_a_stack_that_draws_it_again(family: Modu
     blank = StackConfig(family=family.name, base=engine.base)
     back, _ = infotext.laid_on(blank, infotext.parse_infotext(picture.infotext), {})
     assert numpy.array_equal(numpy.asarray(picture.image), numpy.asarray(engine.render(back).image))
+
+
+def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(family: ModuleType, engine: Engine) -> None:
+    layers = getattr(engine.pipe, engine.component).named_modules()
+    convolutions = [path for path, module in layers if isinstance(module, torch.nn.Conv2d)]
+    given = {"family": family.name, "base": engine.base, "resolution_px": SIZE_PX, "preview.guidance_rescale": 0.0}
+    for setting, pattern in family.targets.items():
+        if setting == "all":
+            continue
+        is_refused = any(re.fullmatch(pattern, path) for path in convolutions)
+        for start in ({"adapter": {"method": "oft", "targets": setting}}, {"adapter.init": "pissa", "adapter.targets": setting}):
+            with pytest.raises(ConfigError, match="takes in convolutions of") if is_refused else nullcontext():
+                presets.load(
+                    "imprimatura-style", {"family": family.name, "base": engine.base, "resolution_px": SIZE_PX, "preview.guidance_rescale": 0.0, **start}
+                )

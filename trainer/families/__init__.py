@@ -8,10 +8,17 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     guidance           "classifier-free", or "distilled" where its scale is an input of the model and a negative prompt a second pass
     caption_tokens     how many a caption may have, where the tokenizers' own limit is another; may be left out
     unfit_samplers     names in `render.samplers` that draw with what is predicted, but not with this pipeline; may be left out
-    comfyui_graph                      False where ComfyUI loads its parts from several files, so that our graph would be wrong; may be left out
+    comfyui_graph      False where our graph would be wrong, such as for parts in several files; may be left out
+    rescales           False where the pipeline knows no rescaled guidance, though noise is predicted; may be left out
+    halves             which rows of a call of the denoiser are without the prompt: "unsaid first", as where it is left out, "said first", or
+                       "said, unsaid" where they are two calls
+    joined             what is in the path of layers whose tokens are text and image together, and whether the image comes first; FLUX's if left out
+    ragged             why pictures of several prompts can't be one batch: "text" where those tokens are of as many as each prompt has and a region
+                       would miss its place, "rows" where not even weights by picture are told apart; may be left out
     default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
     text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`; left out where none is adapted
+    convolved          settings of targets other than "all" that take in convolutions, which some methods can't; may be left out
     components         attribute of the pipeline -> prefix of its keys in a LoRA file: the denoiser, then the text encoders that can be adapted
     file_names         "kohya", or "peft" for diffusers' own: what a LoRA file calls its tensors (see `export`)
     words              attribute of a text encoder -> key of a new word's vectors in a LoRA file; empty: new words are refused

@@ -44,6 +44,7 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
 }
+convolved = ("attention-ff", "linear")
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
 prepare_batch = pipelines.masked_batch

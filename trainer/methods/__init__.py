@@ -4,7 +4,7 @@ Contract of a method module (`tests/house.py` holds every one to it):
 
     name            the tag in `adapter.method`, the module's own name
     title           for people
-    Config          its settings; `method: Literal[name]` without a default
+    Config          its settings; `method: Literal[name]` without a default; `linear_only` is True where it can't be on convolutions
     peft_config     (Config, target regex) -> the PEFT config that attaches it
     to_file         (tensors of one module as PEFT calls them, Config) -> as the file calls them, alpha included
     header          Config -> what the file's header says of it (`ss_network_*`)

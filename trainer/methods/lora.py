@@ -52,9 +52,14 @@ class Config(Settings):
         advanced=True,
     )
 
+    @property
+    def linear_only(self) -> bool:
+        """True if it starts from what only linear layers have."""
+        return self.init not in ("default", "gaussian")
+
     @model_validator(mode="after")
     def _starts_on_linear_layers(self) -> Config:
-        if self.init not in ("default", "gaussian") and self.targets == "all":
+        if self.linear_only and self.targets == "all":
             raise ValueError(f"adapter.init is {self.init!r}, which is for linear layers, but adapter.targets is 'all'; allowed with it: attention to linear.")
         return self
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Config(Settings):
     method: Literal["oft"] = Field(title="Method", description="Turns what layers read instead of adding to them: keeps more of the base, loads only here.")
     block_size: int = setting(32, "Block size", "Inputs turned together, or the nearest number that divides a layer's; 16-64, more learns more.", ge=2, le=256)
     targets: Literal["attention", "attention-ff", "linear"] = targets_setting()
+    linear_only: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
