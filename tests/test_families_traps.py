@@ -12,11 +12,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from PIL import Image
 
-from trainer import families, loop, presets
+from trainer import bases, families, loop, presets, session
 from trainer.config import StackConfig
 from trainer.data import scan
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, ModelError
 from trainer.render import infotext
 from trainer.render.engine import Engine
 from trainer.studio import Studio
@@ -115,6 +116,21 @@ def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(famil
         is_refused = any(re.fullmatch(pattern, path) for path in convolutions)
         for start in ({"adapter": {"method": "oft", "targets": setting}}, {"adapter.init": "pissa", "adapter.targets": setting}):
             with pytest.raises(ConfigError, match="takes in convolutions of") if is_refused else nullcontext():
-                presets.load(
-                    "imprimatura-style", {"family": family.name, "base": engine.base, "resolution_px": SIZE_PX, "preview.guidance_rescale": 0.0, **start}
-                )
+                presets.load("imprimatura-style", given | start)
+
+
+def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: ModuleType, engine: Engine, tmp_path: Path) -> None:
+    longest = bases.longest_px(engine.folder)
+    if longest is None:
+        assert engine.render(stack(engine, steps=1, width_px=256, height_px=64)).image.size == (256, 64)
+        return
+    assert engine.render(stack(engine, steps=1, width_px=longest, height_px=64)).image.size == (longest, 64)
+    beyond = longest + bases.multiple_px(engine.folder)
+    with pytest.raises(ModelError, match=f"width_px is {beyond}; allowed for this base: a multiple of .* to {longest}"):
+        engine.render(stack(engine, width_px=beyond))
+    Image.new("RGB", (longest * 2, longest // 2)).save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("a wall", encoding="utf-8")
+    given = {"family": family.name, "base": engine.base, "preview.guidance_rescale": 0.0, "data.folder": str(tmp_path), "data.buckets": True}
+    settings = presets.load("imprimatura-style", given | {"resolution_px": longest, "data.max_upscale": 8.0, "preview_every_steps": 0})
+    with pytest.raises(ConfigError, match=rf"wide.png would be trained at .* px, but this base has positions for {longest} px a side"):
+        session.start(settings, tmp_path / "runs", "x", None)

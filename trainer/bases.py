@@ -125,11 +125,22 @@ def multiple_px(folder: Path) -> int:
         raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
 
 
+def longest_px(folder: Path) -> int | None:
+    """The longest side that the base's denoiser has positions for; None where there is no end. Raises: ModelError."""
+    family = families.registry()[family_of(str(folder))]
+    if not hasattr(family, "most_tokens"):
+        return None
+    try:
+        return int(family.most_tokens(folder)) * multiple_px(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"base {str(folder)!r} has no readable transformer/config.json; it must be a diffusers pipeline folder.") from None
+
+
 def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
-    """Refuse sizes (setting -> pixels) that the base's autoencoder would round. Raises: ModelError."""
-    multiple = multiple_px(folder)
-    if wrong := [f"{name} is {size}" for name, size in sizes.items() if size % multiple or size < 2 * multiple]:
-        raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} up.")
+    """Refuse sizes (setting -> pixels) that the base's autoencoder would round or its denoiser has no positions for. Raises: ModelError."""
+    multiple, longest = multiple_px(folder), longest_px(folder)
+    if wrong := [f"{name} is {size}" for name, size in sizes.items() if size % multiple or not 2 * multiple <= size <= (longest or size)]:
+        raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} {f'to {longest}' if longest else 'up'}.")
 
 
 def open_pipeline(family: ModuleType, folder: Path, device: str, dtype: torch.dtype) -> Any:

@@ -108,6 +108,7 @@ def start(
     refuse_unread(config, folder)
     for size in (config.resolution_px, *config.data.more_resolutions_px):
         bases.check_pixels(folder, {"resolution_px": size})
+    _refuse_too_long(config, folder, [*dataset.items, *(heldout.items if heldout else [])])
     bases.hardware(config.device, config.dtype)
     from trainer.data import archives, folds
 
@@ -120,6 +121,22 @@ def start(
     if run is None:
         run = Run(parent / ours.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if ours.first else ""))
     return run, _events(config, run, dataset, left_out or heldout, ours)
+
+
+def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) -> None:
+    """Refuse pictures whose buckets the base has no positions for. Raises: ConfigError, which names the first."""
+    from trainer.data import buckets
+
+    longest = bases.longest_px(folder)
+    if longest is None:
+        return
+    multiple = max(families.registry()[config.family].multiple_px, bases.multiple_px(folder))
+    for entry in buckets.plan(items, config, multiple):
+        if max(entry.bucket) > longest:
+            raise ConfigError(
+                f"{items[entry.index].path.name} would be trained at {entry.bucket[0]}x{entry.bucket[1]} px, but this base has positions for {longest} px "
+                "a side; lower resolution_px or data.max_aspect_ratio."
+            )
 
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:

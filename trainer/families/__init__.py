@@ -30,6 +30,7 @@ then functions:
     encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoders
     encode_negative(pipe, prompts)         the same of negative prompts, where they are read otherwise; may be left out
     will_draw(pipe, width_px, height_px)   before each picture, where the pipeline has a mind of its own about sizes; may be left out
+    most_tokens(folder)                    how many tokens a picture's side may have, where there are positions for so many; may be left out
     window, count_tokens                   how long a caption may be, and is
     encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents
     prepare_batch(conditionings)           dicts of one caption each -> one of a batch; each has its picture's `frame` too (see below)

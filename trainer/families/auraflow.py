@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,12 @@ schedule = pipelines.flow_schedule
 def load(folder: Path, device: str, dtype: torch.dtype) -> AuraFlowPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)
+
+
+def most_tokens(folder: Path) -> int:
+    """Of a picture's side: those of the square of positions whose middle it is given. Beyond it diffusers takes wrong ones without a word."""
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    return isqrt(int(config["pos_embed_max_size"]))
 
 
 def _tokens(pipe: AuraFlowPipeline) -> int:

@@ -57,6 +57,11 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipel
     return pipelines.load(pipeline, folder, device, dtype, **absent)
 
 
+def most_tokens(folder: Path) -> int:
+    """Of a picture's side: those of the square of positions whose middle it is given."""
+    return int(json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))["pos_embed_max_size"])
+
+
 def window(pipe: StableDiffusion3Pipeline) -> int:
     """How many tokens of a caption T5 reads, its mark left out; CLIP's where there is no T5."""
     return caption_tokens if pipe.text_encoder_3 is not None else int(pipe.tokenizer.model_max_length) - 2
