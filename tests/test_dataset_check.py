@@ -17,6 +17,7 @@ from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.data import command as dataset_command
 from trainer.data import dataset_check
 from trainer.errors import DataError
+from trainer.families import registry
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = sorted((ROOT / "app" / "examples").rglob("*.png"))
@@ -151,6 +152,18 @@ def test_the_command_prints_text_and_json_and_counts_with_the_tokenizer_of_impri
     assert report["resolution_px"] == 128 and report["long_captions"][0]["tokens"] > report["window_tokens"] > 10
     done = CliRunner().invoke(dataset_command.app, ["check", str(tmp_path), "--resolution", "256"])
     assert done.exit_code == 0 and "tokens that are read" in done.output and "256 px" in done.output
+
+
+@pytest.mark.parametrize("family, window", [("auraflow", 255), ("lumina2", None)])
+def test_the_window_is_the_familys_where_the_tokenizer_says_none(family: str, window: int | None, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    sample(tmp_path / "set" / "a.png", 3, "a" * 400)
+    base = registry()[family].tiny(tmp_path / "base")
+    config = base / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": int(1e30)}))
+    done = CliRunner().invoke(dataset_command.app, ["check", str(tmp_path / "set"), "--json", "--base", str(base), "--resolution", "64"])
+    report = json.loads(done.stdout)
+    assert report["window_tokens"] == window and len(report["long_captions"]) == (window is not None)
 
 
 @pytest.mark.parametrize(

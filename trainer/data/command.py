@@ -59,10 +59,9 @@ def check(
         settings = DataConfig(folder=str(folder), trigger=trigger, bucket_step_px=step)
     except pydantic.ValidationError as error:
         raise explain(error, DataConfig, "the command line") from None
-    count, window = _tokenizer(root)
-    if count and window and hasattr(family, "caption_tokens"):
-        window = min(window, family.caption_tokens)
-    report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count, window)
+    count, own = _tokenizer(root)
+    window = min((one for one in (own, getattr(family, "caption_tokens", None)) if one is not None), default=None)
+    report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count if window is not None else None, window)
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else dataset_check.describe(report))
 
 
@@ -91,7 +90,7 @@ def _own_resolution(root: Path, vae_px: int, default_px: int) -> int:
     return default_px
 
 
-def _tokenizer(root: Path) -> tuple[Callable[[str], int] | None, int | None]:
+def _tokenizer(root: Path) -> tuple[Callable[[str], int], int | None]:
     """How the base's last text encoder, which reads most, counts tokens, and how many of a caption it reads, its marks left out; None where it has no window.
 
     Raises: ModelError if the base has no tokenizer that opens.
@@ -107,9 +106,8 @@ def _tokenizer(root: Path) -> tuple[Callable[[str], int] | None, int | None]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"base {str(root)!r} has no tokenizer that can be opened: {str(error)[:200]}") from None
     window = int(tokenizer.model_max_length) - int(tokenizer.num_special_tokens_to_add())
-    if window > 100_000:  # transformers' way to say that there is none
-        return None, None
-    return (lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)), window
+    has_none = window > 100_000  # transformers' way to say it
+    return (lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)), None if has_none else window
 
 
 @app.command()

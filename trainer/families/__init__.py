@@ -8,7 +8,7 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     guidance           "classifier-free", or "distilled" where its scale is an input of the model and a negative prompt a second pass
     caption_tokens     how many a caption may have, where the tokenizers' own limit is another; may be left out
     unfit_samplers     names in `render.samplers` that draw with what is predicted, but not with this pipeline; may be left out
-    comfyui_graph      False where our graph would be wrong, such as for parts in several files; may be left out
+    comfyui_graph      False where our graph would be wrong: parts in several files, or a prompt read after others; may be left out
     rescales           False where the pipeline knows no rescaled guidance, though noise is predicted; may be left out
     halves             which rows of a call of the denoiser are without the prompt: "unsaid first", as where it is left out, "said first", or
                        "said, unsaid" where they are two calls

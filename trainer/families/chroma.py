@@ -28,6 +28,7 @@ guidance = "classifier-free"
 halves = "said, unsaid"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 caption_tokens = 511
+comfyui_graph = False
 default_px = 1024
 multiple_px = 16
 patch = 2

@@ -24,6 +24,7 @@ guidance = "classifier-free"
 halves = "said, unsaid"
 joined, ragged = (".layers.", False), "text"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
+comfyui_graph = False
 default_px = 1024
 multiple_px = 16
 patch = 2
