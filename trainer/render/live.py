@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from trainer.deltas import Delta, Update
 
-_OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out)$")
+_OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out|to_[qkv]_t|to_out_t)$")
 # Layers of the denoiser whose tokens are the text's alone, or no place's: there may be as many of them as a picture of some size has.
-_WITHOUT_PLACE = re.compile(r"(^|[._])(context|caption|cap|txt|distilled_guidance)[._]")
+_WITHOUT_PLACE = re.compile(r"(^|[._])(context|caption|cap|txt|ff_t|distilled_guidance)[._]")
 Kind = Literal["image", "joined", "text"]
 
 
@@ -51,7 +51,7 @@ class Moment:
     def mask(self, like: Tensor, owners: list[int], kind: Kind = "image") -> Tensor:
         """What the regions of these adapters leave of as many channels, in the shape of (1 or n, R, h, w) or (1 or n, tokens, R).
 
-        The text's tokens, all or the joined ones, have no place.
+        The text's tokens, all or the joined ones, have no place, and none have those that pad an image's, which follow them.
         """
         key = (like.shape, like.dtype, like.device, tuple(owners), kind)
         if key not in self.sized:
@@ -59,11 +59,14 @@ class Moment:
             whole = max((mask for mask in parts if mask is not None), key=len, default=torch.ones(1, 1, 1))
             stacked = torch.stack([torch.ones_like(whole) if mask is None else mask.expand_as(whole) for mask in parts], 1)  # (1 or B, R, h, w)
             repeat = like.shape[0] // self.num_images if len(whole) > 1 else 1
-            num_text = max(0, like.shape[1] - (-(-whole.shape[1] // 2)) * (-(-whole.shape[2] // 2))) if kind == "joined" and like.ndim == 3 else 0
-            placed = stacked.mean((2, 3))[:, None] if kind == "text" and like.ndim == 3 else _resized(stacked, like[:, num_text:])
-            if num_text:
-                pair = [stacked.mean((2, 3))[:, None].expand(-1, num_text, -1), placed]
-                placed = torch.cat(pair[::-1] if self.image_first else pair, 1)
+            num_own = -(-whole.shape[1] // 2) * (-(-whole.shape[2] // 2))
+            has_others = like.ndim == 3 and (kind == "joined" or kind == "image" and not token_grid(whole.shape[1], whole.shape[2], like.shape[1]))
+            num_others = max(0, like.shape[1] - num_own) if has_others else 0
+            share = stacked.mean((2, 3))[:, None]
+            placed = share if kind == "text" and like.ndim == 3 else _resized(stacked, like[:, num_others:])
+            if num_others:
+                pair = [share.expand(-1, num_others, -1), placed]
+                placed = torch.cat(pair[::-1] if self.image_first or kind == "image" else pair, 1)
             self.sized[key] = placed.to(like).repeat(repeat, *[1] * (like.ndim - 1))
         return self.sized[key]
 
