@@ -265,7 +265,7 @@ def test_guidance_size_weights_of_words_and_sampler_do_not_matter_to_it(
 ) -> None:
     found = engine.render(stack(two, **changes))
     assert found.image.size == (found.stack.width_px, found.stack.height_px)
-    assert masks[0].shape[2:] == engine._latents(found.stack) and 0 < float(masks[0][0].mean()) < 1
+    assert masks[0].shape[2:] == engine.latents(found.stack) and 0 < float(masks[0][0].mean()) < 1
 
 
 def test_sheet_and_strip_show_it_where_it_can_be_drawn(engine: Engine, two: tuple[AdapterChoice, AdapterChoice], trained: Path, trained_style: Path) -> None:
