@@ -124,3 +124,15 @@ def qwen_vl() -> tuple[Any, Any]:
     }  # fmt: skip
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
     return transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **ids)), tokenizer
+
+
+def llama() -> tuple[Any, Any]:
+    """A Llama model, 32 wide, of three layers, and a tokenizer of bytes."""
+    import transformers
+
+    tokenizer = _qwen_tokenizer(4096)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config), tokenizer

@@ -30,6 +30,7 @@ then functions:
     schedule(pipe)                         `objective.Schedule` of the training noise
     is_v2(pipe)                            `ss_v2` of a LoRA file
     call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
+    ready(pipe, width_px, height_px, generators)    tells the pipeline, before its call, what that has no argument for; may be left out
     file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
     tiny(folder)                           a small random model of the same architecture, built offline
 
