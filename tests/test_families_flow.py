@@ -219,3 +219,19 @@ def test_pictures_of_a_batch_share_what_runs_live_in_hidreams_experts(hidream: P
     assert len(rows) == 2 and any(number % len(seeds) for number in rows)
     assert all(abs(found - pixels(engine, seed=seed, adapters=chosen)).max() <= 1 for found, seed in zip(together, seeds, strict=True))
     assert abs(together[0] - pixels(engine, seed=1)).max() > 0
+
+
+def test_flux_2_dev_takes_no_negative_prompt_and_the_tokenizer_of_its_processor(tmp_path: Path) -> None:
+    family = families.registry()["flux2dev"]
+    base = family.tiny(tmp_path / "base")
+    engine = Engine(str(base), "flux2dev", device="cpu", dtype="float32")
+    wanted = family.encode_text(engine.pipe, ["a cat"], 1)[0]["encoder_hidden_states"]
+    assert family.window(engine.pipe) == 96 - 1 - 18  # the instruction is one token, the chat's marks and roles are eighteen
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"tokenizer": ["transformers", "PixtralProcessor"]}))
+    pipe = bases.open_pipeline(family, base, "cpu", torch.float32)
+    assert torch.equal(family.encode_text(pipe, ["a cat"], 1)[0]["encoder_hidden_states"], wanted)
+    assert abs(pixels(engine) - pixels(engine, guidance_scale=9.0)).max() > 0
+    for asked in ({"negative_prompt": "a dog"}, {"true_guidance_scale": 2.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(asked))} is .*, but nothing would read it: FLUX.2 dev takes no negative prompt"):
+            pixels(engine, **asked)

@@ -7,6 +7,7 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     prediction         what its models may predict, of "epsilon", "v", "flow"
     guidance           "classifier-free", or "distilled" where its scale is an input of the model and a negative prompt a second pass
     caption_tokens     how many a caption may have, where the tokenizers' own limit is another; may be left out
+    negates            False where the pipeline takes no negative prompt, whose second pass is refused by name then; may be left out
     unfit_samplers     names in `render.samplers` that draw with what is predicted, but not with this pipeline; may be left out
     comfyui_graph                      False where ComfyUI loads its parts from several files, so that our graph would be wrong; may be left out
     default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
