@@ -232,7 +232,7 @@ def test_analyze_reports_in_words_and_json_and_draws_the_map(run_velatura, train
     ]
     (tmp_path / "turns.toml").write_text("".join(alone))
     turns = json.loads(run_velatura("stack", "analyze", "--stack", tmp_path / "turns.toml", "--json").stdout)
-    assert turns["pairs"][0]["total"]["interference"] == 0 and turns["total"]["ratio"] == pytest.approx(2**0.5)
+    assert turns["pairs"][0]["total"]["interference"] == 0 and turns["total"]["ratio"] == pytest.approx((25 / 13) ** 0.5)
     assert "one of the two" in run_velatura("stack", "analyze", trained, "--stack", "x.toml").stderr
 
 

@@ -84,7 +84,9 @@ def engine(family: ModuleType, tiny: Path) -> Engine:
 
 def stack(engine: Engine, *adapters: AdapterChoice, **values: Any) -> StackConfig:
     given = {"prompt": "mokka, a cat", "negative_prompt": "dark", "steps": 2, "width_px": SIZE_PX, "height_px": SIZE_PX}
-    if engine.family.guidance == "distilled":
+    if not getattr(engine.family, "negates", True):
+        given["negative_prompt"] = ""
+    elif engine.family.guidance == "distilled":
         given["true_guidance_scale"] = 2.0
     return StackConfig(family=engine.family.name, base=engine.base, adapters=adapters, **given | values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from trainer import bases, families, lora_file, objective, session
 from trainer.config import StackConfig
 from trainer.deltas import Delta
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, ModelError
 from trainer.render import comfy, infotext, live
 from trainer.render.engine import Engine
 
@@ -184,3 +186,86 @@ def test_infotext_and_graph_say_guidance_as_forge_and_comfyui_do(flux: Engine) -
     prompt, _ = comfy.graphs(made, "flux", "flow_euler")
     nodes = {node["class_type"]: node["inputs"] for node in prompt.values()}
     assert nodes["FluxGuidance"]["guidance"] == 3.5 and nodes["KSampler"]["cfg"] == 2.0 and "EmptySD3LatentImage" in nodes and "RescaleCFG" not in nodes
+
+
+@pytest.fixture(scope="module")
+def hidream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return families.registry()["hidream"].tiny(tmp_path_factory.mktemp("hidream"))
+
+
+def test_gradients_pass_through_hidreams_experts(hidream: Path) -> None:
+    family = families.registry()["hidream"]
+    pipe = bases.open_pipeline(family, hidream, "cpu", torch.float32)
+    denoiser, rng = pipe.transformer.double(), torch.Generator().manual_seed(0)
+    said = {key: value.double() for key, value in family.prepare_batch(family.encode_text(pipe, ["a cat"], 1)).items()}
+    noised, timesteps = torch.randn(1, 4, 12, 16, generator=rng).double(), torch.tensor([500.0])
+    weight = denoiser.double_stream_blocks[0].block.ff_i.experts[1].w1.weight.requires_grad_()
+    way = torch.randn(weight.shape, generator=rng).double()
+
+    def loss() -> torch.Tensor:
+        return family.denoise(denoiser, noised, timesteps, said).square().mean()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    with torch.no_grad():
+        ends = [(weight.add_(way, alpha=step), loss())[1] for step in (1e-5, -2e-5)]
+    assert float((gradient * way).sum()) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-3) and float(gradient.norm()) > 0
+
+
+def test_hidream_draws_the_size_that_is_asked_and_stochastic_samplers_draw_from_the_seed(hidream: Path, tmp_path: Path) -> None:
+    from diffusers import FlowMatchLCMScheduler
+
+    base = shutil.copytree(hidream, tmp_path / "dev")
+    FlowMatchLCMScheduler(shift=6.0).save_pretrained(base / "scheduler")
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "FlowMatchLCMScheduler"]}))
+    engine = Engine(str(base), "hidream", device="cpu", dtype="float32")
+    assert engine.family.schedule(engine.pipe).shift_at_tokens[0][1] == pytest.approx(1.7918, abs=1e-4)
+    asked = [stack(engine, seed=seed, steps=3, width_px=80, height_px=56) for seed in (1, 2, 1)]
+    first, second, again = (numpy.asarray(one.image, dtype=int) for one in engine.render_all(asked))
+    assert first.shape == (56, 80, 3) and abs(first - second).max() > 0 and abs(first - again).max() <= 1
+    assert abs(pixels(engine, seed=2, steps=3, width_px=80, height_px=56) - second).max() <= 1
+    with pytest.raises(ConfigError, match="a picture has 112 tokens of 2 x 2 latents and isn't square; allowed for HiDream-I1: up to 100, or squares"):
+        pixels(engine, width_px=64, height_px=112)
+
+
+def test_hidream_reads_llama_beside_a_base_that_does_not_name_it_and_says_where_it_belongs(hidream: Path, tmp_path: Path) -> None:
+    base, family = shutil.copytree(hidream, tmp_path / "published"), families.registry()["hidream"]
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps({name: one for name, one in index.items() if not name.endswith("_4")}))
+    rows = [family.encode_text(bases.open_pipeline(family, one, "cpu", torch.float32), ["a cat"], 1)[0] for one in (hidream, base)]
+    assert all(torch.equal(value, rows[1][key]) for key, value in rows[0].items())
+    shutil.rmtree(base / "text_encoder_4")
+    with pytest.raises(ModelError, match="lacks text_encoder_4, which HiDream-I1 is published without; put the model and the tokenizer of Llama 3.1 8B"):
+        bases.open_pipeline(family, base, "cpu", torch.float32)
+
+
+def test_pictures_of_a_batch_share_what_runs_live_in_hidreams_experts(hidream: Path, tmp_path: Path) -> None:
+    engine = Engine(str(hidream), "hidream", device="cpu", dtype="float32")
+    path = "transformer.double_stream_blocks.0.block.ff_i.experts.1.w1"
+    rng = torch.Generator().manual_seed(0)
+    tensors = {f"{path}.lora_{part}.weight": torch.randn(shape, generator=rng) for part, shape in (("A", (2, 32)), ("B", (256, 2)))}
+    save_file(tensors, tmp_path / "expert.safetensors")
+    chosen, seeds, rows = ({"file": str(tmp_path / "expert.safetensors"), "schedule": "linear 1 0.5"},), (1, 2, 3, 4, 5), []
+    expert = engine.pipe.transformer.double_stream_blocks[0].block.ff_i.experts[1].w1
+    handle = expert.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    together = [numpy.asarray(one.image, dtype=int) for one in engine.render_all([stack(engine, seed=seed, adapters=chosen) for seed in seeds])]
+    handle.remove()
+    assert len(rows) == 2 and any(number % len(seeds) for number in rows)
+    assert all(abs(found - pixels(engine, seed=seed, adapters=chosen)).max() <= 1 for found, seed in zip(together, seeds, strict=True))
+    assert abs(together[0] - pixels(engine, seed=1)).max() > 0
+
+
+def test_flux_2_dev_takes_no_negative_prompt_and_the_tokenizer_of_its_processor(tmp_path: Path) -> None:
+    family = families.registry()["flux2dev"]
+    base = family.tiny(tmp_path / "base")
+    engine = Engine(str(base), "flux2dev", device="cpu", dtype="float32")
+    wanted = family.encode_text(engine.pipe, ["a cat"], 1)[0]["encoder_hidden_states"]
+    assert family.window(engine.pipe) == 96 - 1 - 18  # the instruction is one token, the chat's marks and roles are eighteen
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"tokenizer": ["transformers", "PixtralProcessor"]}))
+    pipe = bases.open_pipeline(family, base, "cpu", torch.float32)
+    assert torch.equal(family.encode_text(pipe, ["a cat"], 1)[0]["encoder_hidden_states"], wanted)
+    assert abs(pixels(engine) - pixels(engine, guidance_scale=9.0)).max() > 0
+    for asked in ({"negative_prompt": "a dog"}, {"true_guidance_scale": 2.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(asked))} is .*, but nothing would read it: FLUX.2 dev takes no negative prompt"):
+            pixels(engine, **asked)

@@ -122,7 +122,8 @@ def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(famil
 def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: ModuleType, engine: Engine, tmp_path: Path) -> None:
     longest = bases.longest_px(engine.folder)
     if longest is None:
-        assert engine.render(stack(engine, steps=1, width_px=256, height_px=64)).image.size == (256, 64)
+        width = 96 if family.name == "hidream" else 256  # whose pictures that aren't square have an area at most (tests/test_families_flow.py)
+        assert engine.render(stack(engine, steps=1, width_px=width, height_px=64)).image.size == (width, 64)
         return
     assert engine.render(stack(engine, steps=1, width_px=longest, height_px=64)).image.size == (longest, 64)
     beyond = longest + bases.multiple_px(engine.folder)

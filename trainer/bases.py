@@ -26,7 +26,7 @@ IMPRIMATURA = Path(__file__).parent / "imprimatura"
 _LARGE = 200_000_000  # parameters from which bfloat16 is faster on a CPU that has it
 _LARGEST_HEAD = 100_000_000  # bytes, as safetensors has it
 _STAGES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # of autoencoders: KL, deep compression, Wan and Qwen-Image
-_FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+_FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
 def resolve(base: str, family: ModuleType, download: bool = False) -> Path:

@@ -127,12 +127,31 @@ def qwen_vl() -> tuple[Any, Any]:
 
 
 def llama() -> tuple[Any, Any]:
-    """A Llama model, 32 wide, and a tokenizer of bytes."""
+    """A Llama model, 32 wide, of three layers, and a tokenizer of bytes."""
     import transformers
 
     tokenizer = _qwen_tokenizer(4096)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=1024,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config), tokenizer
+
+
+def mistral(tokens: int) -> tuple[Any, Any]:
+    """A Mistral 3 model, 32 wide, that can see too, and a tokenizer of bytes that takes so many of them, with FLUX.2's instruction as one."""
+    import transformers
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    tokenizer = _qwen_tokenizer(tokens)
+    tokenizer.add_tokens([SYSTEM_MESSAGE])
+    text = {
+        "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": _WIDTH, "intermediate_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024, "sliding_window": None,
+    }  # fmt: skip
+    sight = {
+        "model_type": "pixtral", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Mistral3Config(text_config=text, vision_config=sight, image_token_index=1, vision_feature_layer=-1)
+    return transformers.Mistral3ForConditionalGeneration(config), tokenizer

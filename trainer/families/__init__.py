@@ -7,6 +7,7 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     prediction         what its models may predict, of "epsilon", "v", "flow"
     guidance           "classifier-free", or "distilled" where its scale is an input of the model and a negative prompt a second pass
     caption_tokens     how many a caption may have, where the tokenizers' own limit is another; may be left out
+    negates            False where the pipeline takes no negative prompt, whose second pass is refused by name then; may be left out
     unfit_samplers     names in `render.samplers` that draw with what is predicted, but not with this pipeline; may be left out
     comfyui_graph      False where our graph would be wrong: parts in several files, or a prompt read after others; may be left out
     rescales           False where the pipeline knows no rescaled guidance, though noise is predicted; may be left out
@@ -29,7 +30,6 @@ then functions:
     load(folder, device, dtype)            the diffusers pipeline, frozen, in eval mode
     encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoders
     encode_negative(pipe, prompts)         the same of negative prompts, where they are read otherwise; may be left out
-    will_draw(pipe, width_px, height_px)   before each picture, where the pipeline has a mind of its own about sizes; may be left out
     most_tokens(folder)                    how many tokens a picture's side may have, where there are positions for so many; may be left out
     window, count_tokens                   how long a caption may be, and is
     encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents
@@ -39,6 +39,7 @@ then functions:
     schedule(pipe)                         `objective.Schedule` of the training noise
     is_v2(pipe)                            `ss_v2` of a LoRA file
     call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
+    ready(pipe, width_px, height_px, generators)    tells the pipeline, before its call, what that has no argument for; may be left out
     file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
     kohya_size(pipe, modules)              size in `lora_file.names` by which these modules are written in kohya's names all the same ("peft"); may be left out
     tiny(folder)                           a small random model of the same architecture, built offline

@@ -1,7 +1,7 @@
 """FLUX.2 klein: a transformer told by three depths of Qwen 3; predicts flow. Latents are normalised in patches of 2 x 2, which are its tokens.
 
-The base is guided by a second pass; the distilled one is drawn without, at guidance 1. FLUX.2 dev, told by Mistral through a processor that needs
-torchvision, is not here. Qwen is never adapted. How far the scheduler shifts goes by the number of steps too: training takes that of 50.
+The base is guided by a second pass; the distilled one is drawn without, at guidance 1. FLUX.2 dev is a family of its own.
+Qwen is never adapted. How far the scheduler shifts goes by the number of steps too: training takes that of 50.
 """
 
 from __future__ import annotations

@@ -1,17 +1,23 @@
-"""HiDream-I1: a transformer with experts, told by two CLIPs, T5 and every layer of Llama; predicts flow, its prediction pointing the other way than ours.
+"""HiDream-I1: double, then single blocks with experts, told by two CLIPs, T5 and every layer of Llama; predicts flow. No text encoder is adapted.
 
-Diffusers runs the routed experts without gradients (its training script too), so they are no target, and they see the tokens of all pictures as one row:
-pictures of one batch have the same weights. Its pipeline rescales every size to about a megapixel; here the size that is asked for is drawn. No text
-encoder is adapted. Llama's layers make a cached caption large: 32 MiB each in bfloat16.
+The denoiser says latents minus noise. Pictures that aren't square are filled up to its largest number of tokens, so that a step costs as much as one
+of that size, and none of them may be larger. Its experts see tokens of all pictures as rows: pictures of a batch have the same weights, and a region
+acts there by its share. In eval mode routed experts let no gradient through; they alone are run as in training, which gives the same
+numbers. The pipeline scales every picture to a size of its own and gives a stochastic scheduler no seed: `ready` tells it ours. The
+published folders are without Llama, whose model and tokenizer are put there as `text_encoder_4` and `tokenizer_4`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +32,8 @@ pipeline = "HiDreamImagePipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 joined, ragged = (".single_stream_blocks.", True), "rows"
+unfit_samplers = ("flow_heun",)  # the pipeline tells the scheduler of a shift, which that one doesn't take
 comfyui_graph = False
-unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its shift, which that one does not take
 caption_tokens = 127
 default_px = 1024
 multiple_px = 16
@@ -41,22 +47,48 @@ base_version = "hidream"
 _BLOCKS = r"(double|single)_stream_blocks\.\d+\.block"
 _ATTENTION = r"attn1\.to_(q|k|v|out)(_t)?"
 _FEED_FORWARD = r"(ff_i\.shared_experts|ff_t)\.w[123]"
+_EXPERTS = r"ff_i\.experts\.\d+\.w[123]"
 _TOLD = r"adaLN_modulation\.1"
 targets = {
     "attention": rf"{_BLOCKS}\.{_ATTENTION}",
     "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
-    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|caption_projection\.\d+\.linear",
-    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|caption_projection\.\d+\.linear|x_embedder\.proj|"
-    r"(t_embedder\.timestep|p_embedder\.pooled)_embedder\.linear_[12]|final_layer\.(linear|adaLN_modulation\.1)",
+    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_EXPERTS}|{_TOLD})",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_EXPERTS}|{_TOLD})|caption_projection\.\d+\.linear|x_embedder\.proj|"
+    r"t_embedder\.timestep_embedder\.linear_[12]|p_embedder\.pooled_embedder\.linear_[12]|final_layer\.(linear|adaLN_modulation\.1)",
 }
 encode_image = pipelines.encode_image
-is_v2 = pipelines.is_not_v2
-prediction_of = pipelines.predicts_flow
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> HiDreamImagePipeline:
-    """The pipeline of a diffusers folder, frozen, in eval mode."""
-    return pipelines.load(pipeline, folder, device, dtype)
+    """The pipeline of a diffusers folder, frozen, in eval mode but for the experts. Raises: ModelError without Llama."""
+    from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
+
+    pipe = pipelines.load(pipeline, folder, device, dtype, **_llama(folder, dtype))
+    for module in pipe.transformer.modules():
+        if isinstance(module, MOEFeedForwardSwiGLU):
+            module.training, module._force_inference_output = True, False
+    return pipe
+
+
+def _llama(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Llama and its tokenizer where they lie in the folder, but its model_index.json doesn't name them, as in the published ones."""
+    import transformers
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if (index.get("text_encoder_4") or [None])[0]:
+        return {}
+    if lacking := [part for part in ("text_encoder_4", "tokenizer_4") if not (folder / part).is_dir()]:
+        raise ModelError(
+            f"base {str(folder)!r} lacks {' and '.join(lacking)}, which {title} is published without; "
+            "put the model and the tokenizer of Llama 3.1 8B Instruct into folders of these names in it."
+        )
+    encoder = transformers.LlamaForCausalLM.from_pretrained(str(folder / "text_encoder_4"), dtype=dtype, local_files_only=True, use_safetensors=True)
+    return {"text_encoder_4": encoder, "tokenizer_4": transformers.AutoTokenizer.from_pretrained(str(folder / "tokenizer_4"), local_files_only=True)}
+
+
+def prediction_of(folder: Path) -> str:
+    """What the model in this diffusers folder predicts."""
+    return "flow"
 
 
 def _tokens(pipe: HiDreamImagePipeline) -> int:
@@ -64,7 +96,7 @@ def _tokens(pipe: HiDreamImagePipeline) -> int:
 
 
 def window(pipe: HiDreamImagePipeline) -> int:
-    """How many tokens of a caption T5 reads, its mark left out; the others read about as many."""
+    """How many tokens of a caption T5 reads, its mark left out; the others read as many of theirs."""
     return _tokens(pipe) - 1
 
 
@@ -74,12 +106,12 @@ def count_tokens(pipe: HiDreamImagePipeline, caption: str) -> int:
 
 
 def encode_text(pipe: HiDreamImagePipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), llama: (layers, L, D'), pooled: (P,)}` a caption; long ones are cut off."""
+    """One `{encoder_hidden_states: (L, D), llama: (layers, L, D'), pooled: (P,)}` a caption: T5's, Llama's layers', both CLIPs'; long ones are cut off."""
     hidden, _, llama, _, pooled, _ = pipe.encode_prompt(
-        captions, do_classifier_free_guidance=False, device=pipe._execution_device, max_sequence_length=_tokens(pipe)
+        captions, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe)
     )  # fmt: skip
     rows = zip(hidden, llama.unbind(1), pooled, strict=True)
-    return [{"encoder_hidden_states": row, "llama": layers.contiguous(), "pooled": whole} for row, layers, whole in rows]
+    return [{"encoder_hidden_states": row, "llama": layers, "pooled": whole} for row, layers, whole in rows]
 
 
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -87,30 +119,32 @@ def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return pipelines.together(conditionings, "encoder_hidden_states", "llama", "pooled")
 
 
+def _fits(denoiser: Any, height: int, width: int) -> None:
+    """Raises: ConfigError for latents that aren't square and have more tokens than those are filled up to."""
+    if height != width and (tokens := height * width // 4) > denoiser.max_seq:
+        raise ConfigError(f"a picture has {tokens} tokens of 2 x 2 latents and isn't square; allowed for {title}: up to {denoiser.max_seq}, or squares.")
+
+
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
+    """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000. Raises: ConfigError, see `_fits`."""
+    _fits(denoiser, *noised.shape[-2:])
     towards: Tensor = denoiser(
-        hidden_states=noised, timesteps=timesteps, encoder_hidden_states_t5=conditioning["encoder_hidden_states"],
+        noised, timesteps=timesteps, encoder_hidden_states_t5=conditioning["encoder_hidden_states"],
         encoder_hidden_states_llama3=conditioning["llama"].transpose(0, 1), pooled_embeds=conditioning["pooled"],
     ).sample  # fmt: skip
     return -towards
 
 
 def schedule(pipe: HiDreamImagePipeline) -> Schedule:
-    """The training noise of this base, with the shift its scheduler draws with: the same for every size, even where the scheduler could tell them apart."""
+    """The training noise of this base, with the shift its scheduler draws with; one that goes by size is told of the largest whatever the picture's is."""
     from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_shift
 
     from trainer import objective
 
-    config = dict(pipe.scheduler.config)
+    config = {"shift": pipe.scheduler.config.get("flow_shift", 1.0)} | dict(pipe.scheduler.config)
     if config.get("use_dynamic_shifting"):
         config |= {"use_dynamic_shifting": False, "shift": math.exp(calculate_shift(pipe.transformer.max_seq))}
     return objective.flow_schedule(config)
-
-
-def will_draw(pipe: HiDreamImagePipeline, width_px: int, height_px: int) -> None:
-    """Have the pipeline draw this size, whose area it would else bring to its own; a hair more, since what it computes is cut off."""
-    pipe.default_sample_size = math.sqrt(width_px * height_px) * (1 + 1e-9) / pipe.vae_scale_factor
 
 
 def call_settings(pipe: HiDreamImagePipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
@@ -118,9 +152,27 @@ def call_settings(pipe: HiDreamImagePipeline, said: dict[str, Tensor], unsaid: d
     found: dict[str, Any] = {"guidance_scale": guidance.scale}
     for prefix, one in (("", said), ("negative_", unsaid)):
         if one:
-            found[f"{prefix}prompt_embeds_t5"], found[f"{prefix}prompt_embeds_llama3"] = one["encoder_hidden_states"], one["llama"].transpose(0, 1)
-            found[f"{prefix}pooled_prompt_embeds"] = one["pooled"]
+            found |= {
+                f"{prefix}prompt_embeds_t5": one["encoder_hidden_states"], f"{prefix}prompt_embeds_llama3": one["llama"].transpose(0, 1),
+                f"{prefix}pooled_prompt_embeds": one["pooled"],
+            }  # fmt: skip
     return found
+
+
+def ready(pipe: HiDreamImagePipeline, width_px: int, height_px: int, generators: list[torch.Generator]) -> None:
+    """The size that the pipeline scales to is the asked one's, a hair above it as it rounds down; a stochastic scheduler draws from the pictures' seeds.
+
+    Raises: ConfigError, see `_fits`.
+    """
+    _fits(pipe.transformer, height_px // pipe.vae_scale_factor, width_px // pipe.vae_scale_factor)
+    pipe.default_sample_size = math.sqrt(width_px * height_px) / pipe.vae_scale_factor * (1 + 1e-9)
+    if "generator" in inspect.signature(pipe.scheduler.step).parameters:
+        pipe.scheduler.step = functools.partial(pipe.scheduler.step, generator=generators)
+
+
+def is_v2(pipe: HiDreamImagePipeline) -> bool:
+    """False: `ss_v2` is about Stable Diffusion 2.x."""
+    return False
 
 
 def file_keys(pipe: HiDreamImagePipeline) -> dict[str, str]:
@@ -137,14 +189,12 @@ def tiny(folder: Path) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        first, second = toys.clip("CLIPTextModelWithProjection"), toys.clip("CLIPTextModelWithProjection")
-        third, fourth = toys.t5(32, tokens=32), toys.llama()
         transformer = HiDreamImageTransformer2DModel(
-            patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=4,
-            caption_channels=(32, 32), text_emb_dim=64, num_routed_experts=4, num_activated_experts=2, axes_dims_rope=(8, 4, 4), max_resolution=(32, 32),
-            llama_layers=(0, 1),
+            patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=4,
+            caption_channels=(32, 32), text_emb_dim=64, axes_dims_rope=(4, 2, 2), max_resolution=(20, 20), llama_layers=(2, 0),
         )  # fmt: skip
-        scheduler, vae = FlowMatchEulerDiscreteScheduler(shift=3.0), toys.autoencoder(4, 0.3611, 0.1159)
-        pipe = HiDreamImagePipeline(scheduler, vae, *first, *second, *third, *fourth, transformer)
+        first, second = toys.clip("CLIPTextModelWithProjection"), toys.clip("CLIPTextModelWithProjection")
+        scheduler, vae = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), toys.autoencoder(4, 0.3611, 0.1159)
+        pipe = HiDreamImagePipeline(scheduler, vae, *first, *second, *toys.t5(32, tokens=20), *toys.llama(), transformer)
     pipe.save_pretrained(str(folder))
     return folder

@@ -44,6 +44,6 @@ def _forward(layer: Any, original: Any, adapter: str) -> Any:
         flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
         inner = linear(flat, down.weight.to(kind))  # (rows, r)
         out = linear(flat, base.weight, base.bias).addmm_(inner, up.weight.to(kind).t(), alpha=scale)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     return forward

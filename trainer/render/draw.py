@@ -46,14 +46,15 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
     # PixArt's pipeline has but the older of diffusers' two ways to tell of a step.
     telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
     guidance = Guidance(first.guidance_scale, rescale(pipe, first) or 0.0, first.true_guidance_scale)
-    if hasattr(family, "will_draw"):
-        family.will_draw(pipe, first.width_px, first.height_px)
+    generators = [torch.Generator().manual_seed(stack.seed) for stack in stacks]
+    if hasattr(family, "ready"):
+        family.ready(pipe, first.width_px, first.height_px, generators)
     pictures: list[Image] = pipe(
         **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
         num_inference_steps=first.steps,
         width=first.width_px,
         height=first.height_px,
-        generator=[torch.Generator().manual_seed(stack.seed) for stack in stacks],
+        generator=generators,
         **telling,
     ).images
     return pictures

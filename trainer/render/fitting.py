@@ -20,7 +20,11 @@ def check(family: ModuleType, stack: StackConfig) -> None:
     if not getattr(family, "rescales", True) and stack.guidance_rescale:
         problems.append(f"guidance_rescale is {stack.guidance_rescale:g}, but nothing would read it: {family.title}'s pipeline has none.")
     is_distilled = family.guidance == "distilled"
-    if is_distilled and stack.negative_prompt and stack.true_guidance_scale <= 1:
+    if not getattr(family, "negates", True):
+        asked = {"negative_prompt": repr(stack.negative_prompt) if stack.negative_prompt else ""}
+        asked["true_guidance_scale"] = f"{stack.true_guidance_scale:g}" if stack.true_guidance_scale > 1 else ""
+        problems += [f"{key} is {value}, but nothing would read it: {family.title} takes no negative prompt." for key, value in asked.items() if value]
+    elif is_distilled and stack.negative_prompt and stack.true_guidance_scale <= 1:
         problems.append(f"negative_prompt is set, but nothing would read it: {family.title} takes one with true_guidance_scale above 1.")
     if is_distilled and getattr(modes.registry().get(stack.mode), "splits_guidance", False):
         problems.append(f"mode is {stack.mode!r}, which works on the two halves of guidance; {family.title} has none.")

@@ -102,8 +102,7 @@ class _Layer:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        repeat = x.shape[0] // self.moment.num_images
-        found = self._scales(repeat, x)
+        found = self._scales(x)
         if found is None:
             return output
         weights, scales = found  # (A, n), (n, R)
@@ -120,9 +119,10 @@ class _Layer:
             output = output + (added * self.moment.mask(added, [number], self.kind) if self.has_place else added).to(output.dtype)
         return output
 
-    def _scales(self, repeat: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _scales(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Each adapter's weight in each row (A, n) and each rank's (n, R), as this layer sees it; None if all are 0."""
-        if self._seen[0] != (self.moment.version, repeat):
+        num_rows = like.shape[0]
+        if self._seen[0] != (self.moment.version, num_rows):
             weights = self.moment.text if self.is_text else self.moment.denoiser
             if self.path in self.moment.only:
                 kept = torch.arange(len(weights)) == self.moment.only[self.path]
@@ -133,11 +133,11 @@ class _Layer:
                 weights[away] = 0
             found = None
             if bool(weights.any()):
-                rows = weights.repeat(1, repeat)  # (A, n)
+                rows = weights.repeat(1, -(-num_rows // self.moment.num_images))[:, :num_rows]  # (A, n); experts have any number, with one weight for all
                 kind = self.down.dtype if self.down is not None else like.dtype
                 ranks = (rows[self.owners] * self.factors[:, None]).T if self.owners else rows.T[:, :0]
                 found = rows.to(like.device, kind), ranks.to(like.device, kind)
-            self._seen = ((self.moment.version, repeat), found)
+            self._seen = ((self.moment.version, num_rows), found)
         return self._seen[1]
 
 
