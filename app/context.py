@@ -258,9 +258,9 @@ class Context:
         with self._engine_lock:
             engine = self._warm(stack)
             chosen = [one for one in engine.resolve(stack).adapters if one.enabled]
-            together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             if not chosen:
                 raise ConfigError("no LoRA is on; choose one, or several to see how they meet.")
+            together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             engine.restore()
             return analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights, together)
 

@@ -23,7 +23,10 @@ os.environ["VELATURA_HOME"] = os.path.join(tempfile.gettempdir(), f"velatura-tes
 
 ROOT = Path(__file__).parents[1]
 # The files that take longest begin first, so that no worker is left alone with one at the end.
-LONGEST = ("test_resume.py", "test_browser.py", "test_world.py", "test_watching.py", "test_batch.py", "test_cli.py", "test_stacking.py", "test_analysis.py")
+LONGEST = [
+    f"test_{name}.py"
+    for name in ("resume", "browser", "world", "watching", "batch", "families", "cli", "stacking", "analysis", "training", "memory", "families_flux")
+]
 COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
 
 

@@ -1,7 +1,6 @@
 """A run through the real wiring: it learns, leaves the base alone, and survives being killed at any moment."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -133,18 +132,14 @@ def settings_file(tmp_path: Path, tiny: Path, pictures: Path) -> Path:
 
 def test_kill_9_of_the_real_process_resumes_to_the_same_bytes(tmp_path: Path, settings_file: Path) -> None:
     whole = run_to_the_end(tmp_path / "whole", presets.load(str(settings_file), {}))
-    draw = random.Random(0)
-    killed = 0
-    for _ in range(3):
-        process = start_process(tmp_path / "killed", settings_file)
-        wait_for_step(process)
-        time.sleep(draw.uniform(0, 1.0))
-        process.kill()
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+    process = start_process(tmp_path / "killed", settings_file)  # from a cold start; tests/test_resume.py kills ten times from a warm one
+    wait_for_step(process)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     finished = subprocess.run(command(tmp_path / "killed", settings_file), env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert killed >= 1
     assert (tmp_path / "killed/x/x.safetensors").read_bytes() == whole.lora_file.read_bytes()
     assert told(runs.Run(tmp_path / "killed/x")) == told(whole)
 
