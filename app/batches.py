@@ -63,7 +63,7 @@ def composed(context: Context, stack: StackConfig, prompts: str, weights: str, s
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     chosen: list[int | str] = [part.strip() for part in seeds.split(",") if part.strip()]
     shared = [key for key, info in StackConfig.model_fields.items() if key in BatchConfig.model_fields and getattr(stack, key) != info.default]
-    settings = {key: getattr(stack, key) for key in [*shared, "base", "family", "width_px", "height_px"]}
+    settings = {key: getattr(stack, key) for key in [*shared, "base", "family", "width_px", "height_px", "steps", "guidance_scale"]}
     values = settings | {
         "prompts": lines or [stack.prompt], "stacks": [[_known(context, one).model_dump() for one in stack.adapters]], "weights": _numbers(weights),
         "seeds": chosen or [stack.seed],

@@ -221,6 +221,12 @@ class Context:
         with self._engine_lock:
             return self._warm(stack).render(stack)
 
+    def warnings(self, stack: StackConfig) -> list[str]:
+        """A sentence for each LoRA of the stack that says that it is for another base."""
+        with self._engine_lock:
+            engine = self._warm(stack)
+            return engine.warnings(engine.resolve(stack))
+
     def render_grid(self, stack: StackConfig, weights: list[list[float]]) -> Image:
         """The stack's first one or two LoRAs at every weight, as one sheet."""
         from trainer.render.grid import weight_grid
@@ -257,12 +263,14 @@ class Context:
 
         with self._engine_lock:
             engine = self._warm(stack)
-            chosen = [one for one in engine.resolve(stack).adapters if one.enabled]
+            stack = engine.resolve(stack)
+            chosen = [one for one in stack.adapters if one.enabled]
             if not chosen:
                 raise ConfigError("no LoRA is on; choose one, or several to see how they meet.")
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             engine.restore()
-            return analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights, together)
+            found = analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights, together)
+            return dataclasses.replace(found, warnings=engine.warnings(stack))
 
     def bake(self, stack: StackConfig, name: str, rank: int) -> Baked:
         """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""

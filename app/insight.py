@@ -32,7 +32,7 @@ Stacked = Callable[[dict[Any, Any]], StackConfig]  # what the page's components 
 
 def report_html(found: Analysis, unseen: list[str]) -> str:
     """The verdict, what was read of each LoRA, and the pairs that interfere most; `unseen` are settings that were left out of account."""
-    said = [found.verdict[:1].upper() + found.verdict[1:], *([f"Left out of account: {', '.join(unseen)}."] if unseen else [])]
+    said = [found.verdict[:1].upper() + found.verdict[1:], *found.warnings, *([f"Left out of account: {', '.join(unseen)}."] if unseen else [])]
     if found.not_analysed:
         said.append(
             f"Not analysed: {'; '.join(found.not_analysed[:3])}" + (f" and {len(found.not_analysed) - 3} more." if len(found.not_analysed) > 3 else ".")
@@ -94,7 +94,7 @@ class Insight:
                 self.bake = gr.Button("Bake", min_width=90, scale=1, elem_id="bake", elem_classes="beside")
             self.baked = gr.DownloadButton("Download", visible=False, size="sm", elem_id="download-baked")
 
-    def connect(self, inputs: set[Any], rows: list[Row], show_sheet: Callable[[Image, str], dict[Any, Any]], shown: list[Any]) -> None:
+    def connect(self, inputs: set[Any], rows: list[Row], show_sheet: Callable[[Image, str, StackConfig], dict[Any, Any]], shown: list[Any]) -> None:
         """`show_sheet` puts a sheet where the page shows pictures, which is `shown`."""
         weights = [weight for _, _, weight in rows]
         lane: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "render", "concurrency_limit": 1}
@@ -102,7 +102,7 @@ class Insight:
         @mended
         def modes(found: dict[Any, Any]) -> dict[Any, Any]:
             stack = self.stacked(found)
-            return show_sheet(self.context.render_modes(stack), f"{MODES}{stack.seed}.png")
+            return show_sheet(self.context.render_modes(stack), f"{MODES}{stack.seed}.png", stack)
 
         @mended
         def level(found: dict[Any, Any]) -> dict[Any, Any]:

@@ -70,7 +70,7 @@ NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers",
 
 METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "header": 1, "from_file": 2, "recognises": 1}
 FAMILY_FACTS = {
-    "title": str, "pipeline": str, "prediction": tuple, "guidance": str, "default_px": int, "multiple_px": int, "patch": int, "targets": dict,
+    "title": str, "pipeline": str, "prediction": tuple, "guidance": str, "default_px": int, "multiple_px": int, "patch": int, "targets": dict, "usual": tuple,
     "components": dict, "file_names": str, "words": dict, "architecture": str, "base_version": str,
 }  # fmt: skip
 MAY_BE_EMPTY = {"words"}

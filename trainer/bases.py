@@ -55,6 +55,13 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     return folder
 
 
+def fetch(base: str) -> None:
+    """Fetch a base from the hub if it is neither here nor a name that is known. Raises: ModelError."""
+    folder, _ = place(base)
+    if not _is(folder, "exists"):
+        _from_hub(base, True)
+
+
 def family_of(base: str) -> str:
     """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
     try:
@@ -119,10 +126,15 @@ def multiple_px(folder: Path) -> int:
     try:
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         patch: int = families.registry()[family_of(str(folder))].patch
-        stages = next(config[name] for name in _STAGES if name in config)
-        return int(2 ** (len(stages) - 1)) * patch
+        return vae_factor(config) * patch
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
+
+
+def vae_factor(config: dict[str, Any]) -> int:
+    """How many times smaller an autoencoder of this config makes pictures, a side. Raises: StopIteration if it doesn't say."""
+    stages = next(config[name] for name in _STAGES if name in config)
+    return int(2 ** (len(stages) - 1))
 
 
 def longest_px(folder: Path) -> int | None:

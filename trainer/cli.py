@@ -129,9 +129,9 @@ def render(
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable. FILE:0,0.5,1 makes a grid.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 1,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; 128x128 for imprimatura, else the family's own.")] = None,
-    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the base's usual if left out.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; the base's own if left out.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 is off; the base's usual if left out.")] = None,
     stack_file: Annotated[Path | None, typer.Option("--stack", metavar="FILE", help="A whole stack as .toml or .json; other options change it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, such as mode=switch; repeatable.")] = None,
     axis: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Draw a grid over a setting, such as seed=1,2,3; up to three.")] = None,
@@ -143,7 +143,8 @@ def render(
     """Render a picture, or a grid of weights, with any number of LoRAs stacked."""
     from trainer.render import command
 
-    options = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance}
+    options = {"prompt": prompt, "negative_prompt": negative, "seed": seed}
+    options |= {key: value for key, value in (("steps", steps), ("guidance_scale", guidance)) if value is not None}
     names = ("prompt", "base", "lora", "negative", "seed", "steps", "size", "guidance")
     given = [name for name in names if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     if from_ is not None:
@@ -156,12 +157,14 @@ def render(
         stack, axes = command.from_file(stack_file), []
     else:
         stack, axes = command.stack(base, lora or [], options, size)
-    print(command.run(command.changed(stack, set_ or []), [*axes, *map(command.axis, axis or [])], out, download, strip))
+    changed = command.changed(stack, set_ or [])
+    print(command.run(changed, [*axes, *map(command.axis, axis or [])], out, download, strip, lambda text: print(text, file=sys.stderr)))
 
 
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA file, or a picture of ours.")],
+    base: Annotated[str, typer.Option(help="Say whether the LoRA was trained on this base; if left out, the one of the name in its header.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is in a LoRA file, or which stack a picture was made from."""
@@ -172,10 +175,15 @@ def inspect(
         return
     import dataclasses
 
-    from trainer import lora_file
+    from trainer import lora_file, origin
 
-    info = lora_file.inspect(file)
-    print(json.dumps(dataclasses.asdict(info) | {"path": str(file)}, indent=2, ensure_ascii=False) if as_json else lora_file.describe(info))
+    info, warning = lora_file.inspect(file), origin.at_home(file, base)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(info) | {"path": str(file), "warning": warning}, indent=2, ensure_ascii=False))
+        return
+    print(lora_file.describe(info))
+    if warning:
+        print(f"\nwarning: {warning}")
 
 
 @app.command()

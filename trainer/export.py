@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import __version__, lora_file, methods
+from trainer import __version__, lora_file, methods, origin
 from trainer.config import recipe
 from trainer.data import Dataset, archives
 from trainer.deltas import Delta
@@ -148,7 +148,8 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
         "modelspec.trigger_phrase": config.data.trigger,
         "ss_base_model_version": family.base_version,
         "ss_v2": str(studio.is_v2),
-        "ss_sd_model_name": recipe(config)["base"],
+        origin.NAME_KEY: recipe(config)["base"],
+        **origin.header(studio.trained_on),
         "ss_learning_rate": str(config.learning_rate),
         "ss_steps": str(config.max_steps),
         "ss_max_train_steps": str(config.max_steps),

@@ -50,7 +50,8 @@ def train(
         run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
         sum(parameter.numel() for parameter in parameters.values()), studio.device, str(studio.dtype).removeprefix("torch."), config.base,
     )  # fmt: skip
-    yield from watching.opening(studio, run, [*problems, *optim.advice(config)], cached, time.monotonic() - seconds)
+    problems = [*problems, *against.strangers(config.against.adapters, studio.trained_on), *optim.advice(config)]
+    yield from watching.opening(studio, run, problems, cached, time.monotonic() - seconds)
     optimizer = optim.build(optim.groups(parameters, config), config)
     mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     watch = watching.Watch(studio, run, optimizer, mean)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import attach, checkpoint, families, inversion, lora_file, methods
+from trainer import attach, checkpoint, families, inversion, lora_file, methods, origin
 from trainer.config import TrainConfig
 from trainer.config.parsing import recipe
 from trainer.errors import ConfigError
@@ -84,4 +84,5 @@ def _metadata(run: Run, config: TrainConfig) -> dict[str, str]:
         if path.is_file():
             return {key: value for key, value in lora_file.read_header(path).metadata.items() if not key.startswith("sshs_")}
     own = {"config": recipe(config)}
-    return {lora_file.RECIPE_KEY: json.dumps(own, sort_keys=True, ensure_ascii=False), "modelspec.trigger_phrase": config.data.trigger}
+    of_base = {origin.NAME_KEY: own["config"]["base"], **origin.header_of(config.base, config.family)}
+    return of_base | {lora_file.RECIPE_KEY: json.dumps(own, sort_keys=True, ensure_ascii=False), "modelspec.trigger_phrase": config.data.trigger}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, data, families, memory, methods, objective, optim, validation
+from trainer import against, bases, data, families, memory, methods, objective, optim, origin, validation
 from trainer.attach import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
@@ -72,6 +72,11 @@ class Studio:
         """sha256 of the weights that training depends on."""
         parts = dict.fromkeys([*self.family.components, *bases.parts(self.folder, "text_encoder"), "vae"])
         return "".join(bases.digest(self.folder, part)[:16] for part in parts)
+
+    @cached_property
+    def trained_on(self) -> origin.Origin:
+        """The base as LoRA files tell of it."""
+        return origin.of_base(self.config.base, self.folder, self.config.family)
 
     @property
     def denoiser(self) -> nn.Module:

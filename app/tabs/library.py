@@ -12,7 +12,7 @@ import gradio as gr
 from app import views
 from app.context import Context, Refresh
 from app.notices import mended, tell
-from trainer import runs
+from trainer import origin, runs
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError
 from trainer.events import Finished, Step, Validated
@@ -80,7 +80,7 @@ def details(info: LoraInfo) -> dict[str, Any]:
         "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "modules": info.num_modules,
         "norm": info.norm if info.norm is None else round(info.norm, 4),
         "parameters": info.num_parameters, "recipe": info.recipe, "metadata": info.metadata,
-    }  # fmt: skip
+    } | ({"warning": said} if (said := origin.at_home(info.path)) else {})  # fmt: skip
 
 
 def build(context: Context) -> Refresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.grids import render as render_grid
 from app.insight import MODES, Insight
 from app.notices import mended, tell
 from app.recipes import read_recipe, recent
-from trainer import families
+from trainer import bases, families, usual
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import modes, samplers
@@ -152,6 +153,7 @@ class _Tab:
         self.insight = Insight(self.context, self._stack)
 
     def _draw_result(self) -> None:
+        self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
         self.picture = gr.Image(
             label="Picture", type="filepath", format="png", interactive=False, height=420, buttons=["fullscreen"], elem_id="picture", elem_classes="canvas"
         )
@@ -179,7 +181,9 @@ class _Tab:
         lane: dict[str, Any] = private | {"concurrency_id": "render", "concurrency_limit": 1, "show_progress_on": self.picture}
         rows = [*self.choices, *self.weights, *self.ons, *(part for more in self.more_of for part in more.parts())]
         inputs = {*self.form.components.values(), *rows, self.axis}
-        shown = [self.picture, self.download, self.infotext, self.gallery, self.files]
+        shown = [self.picture, self.download, self.infotext, self.gallery, self.files, self.warned]
+        base = self.form.components["base"]
+        base.input(self.take_base, {*self.form.components.values()}, self.form.parts(), **still)
         restored = [*self.form.components.values(), *rows, *self.groups, self.num_shown]
         self.render.click(self.draw, inputs, shown, **lane)
         self.grid.click(self.draw_grid, inputs, shown, **lane)
@@ -212,26 +216,38 @@ class _Tab:
         from trainer.render.image import save
 
         made = self.context.render(self._stack(found))
-        return self._show(save(made, self.context.renders), made.infotext) | self._show_recent()
+        return self._show(save(made, self.context.renders), made.infotext) | self._show_recent() | self._warn(made.stack)
 
-    def _show_sheet(self, sheet: Any, name: str) -> dict[Any, Any]:
-        return self._show(keep_sheet(self.context, sheet, name), _NO_RECIPE) | self._show_recent()
+    def _warn(self, stack: StackConfig) -> dict[Any, Any]:
+        """What the stack's LoRAs say of being for another base, in a box that stays until the next picture."""
+        lines = "".join(f"<p>{escape(said)}</p>" for said in self.context.warnings(stack))
+        return {self.warned: gr.update(value=f'<div class="notice warning"><h3>Made for another base</h3>{lines}</div>', visible=bool(lines))}
+
+    @mended
+    def take_base(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        """The chosen base's family, size, steps and guidance, for all to see."""
+        base = self.context.base(found[self.form.components["base"]])
+        family = bases.family_of(base)
+        return self.form.change(found, {"family": family} | vars(usual.of(base, families.registry()[family])))
+
+    def _show_sheet(self, sheet: Any, name: str, stack: StackConfig) -> dict[Any, Any]:
+        return self._show(keep_sheet(self.context, sheet, name), _NO_RECIPE) | self._show_recent() | self._warn(stack)
 
     @mended
     def draw_grid(self, found: dict[Any, Any]) -> dict[Any, Any]:
         stack = self._stack(found)
-        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}.png")
+        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}.png", stack)
 
     def draw_axes(self, found: dict[Any, Any], asked: list[tuple[str, str]]) -> dict[Any, Any]:
         stack = self._stack(found)
         on = [row for row in range(ROWS) if found[self.choices[row]] and found[self.ons[row]]]
         sheet = render_grid(self.context, stack, asked, {row + 1: place for place, row in enumerate(on)})
-        return self._show_sheet(sheet, f"{GRID}{stack.seed}.png")
+        return self._show_sheet(sheet, f"{GRID}{stack.seed}.png", stack)
 
     @mended
     def draw_strip(self, found: dict[Any, Any]) -> dict[Any, Any]:
         stack = self._stack(found)
-        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png")
+        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png", stack)
 
     def _recipe(self, path: Path) -> StackConfig:
         stack = read_recipe(self.context, path)

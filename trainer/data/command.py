@@ -33,7 +33,7 @@ def check(
     """Say which pictures are unreadable, small, blurred or double, what captions lack, and how pictures will be cropped."""
     import pydantic
 
-    from trainer import bases
+    from trainer import bases, usual
     from trainer.config.data import CaptionsConfig, DataConfig
     from trainer.data import archives, dataset_check, sources
     from trainer.schema import explain
@@ -42,9 +42,8 @@ def check(
     sources.check_folder(folder, "the dataset")
     root = bases.folder_of(base)
     family = _family(root, base)
-    vae_px = bases.multiple_px(root)
-    multiple = max(family.multiple_px, vae_px)
-    size = resolution if resolution is not None else _own_resolution(root, vae_px // family.patch, family.default_px)
+    multiple = max(family.multiple_px, bases.multiple_px(root))
+    size = resolution if resolution is not None else max(usual.size_px(root, family))
     wrong = [
         f"--{name} is {value}; allowed for this base: {allowed}."
         for name, value, allowed, fits in (
@@ -76,18 +75,6 @@ def _family(root: Path, base: str) -> ModuleType:
         raise ModelError(f"--base is {base!r}; allowed: imprimatura, or a diffusers folder (with model_index.json).") from None
     except StopIteration:
         raise ModelError(f"--base is {base!r}, a {pipeline}; allowed: {', '.join(module.pipeline for module in families.registry().values())}.") from None
-
-
-def _own_resolution(root: Path, vae_px: int, default_px: int) -> int:
-    """What the base's denoiser was trained at; the family's own where its config doesn't say."""
-    for part in ("unet", "transformer"):
-        try:
-            sample_size = json.loads((root / part / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if type(sample_size) is int and 0 < sample_size * vae_px <= 4096:
-            return sample_size * vae_px
-    return default_px
 
 
 def _tokenizer(root: Path) -> tuple[Callable[[str], int], int | None]:

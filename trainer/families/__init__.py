@@ -17,6 +17,7 @@ Contract of a family module (`tests/house.py` holds every one to it). Facts firs
     ragged             why pictures of several prompts can't be one batch: "text" where those tokens are of as many as each prompt has and a region
                        would miss its place, "rows" where not even weights by picture are told apart; may be left out
     default_px, multiple_px, patch     of pictures; latents that the denoiser takes as one token, a side
+    usual              sampling steps and guidance scale that pictures are drawn with where nobody says
     targets            setting of `adapter.targets` -> regular expression over the denoiser's module paths
     text_targets       regular expression over a text encoder's module paths, for `adapter.text_encoder`; left out where none is adapted
     convolved          settings of targets other than "all" that take in convolutions, which some methods can't; may be left out
@@ -30,6 +31,7 @@ then functions:
     load(folder, device, dtype)            the diffusers pipeline, frozen, in eval mode
     encode_text(pipe, captions, chunks)    conditioning, one dict of tensors a caption, over that many windows of the text encoders
     encode_negative(pipe, prompts)         the same of negative prompts, where they are read otherwise; may be left out
+    usual_of(folder)                       `usual` of the model in this folder, where its config tells a distilled one; may be left out
     most_tokens(folder)                    how many tokens a picture's side may have, where there are positions for so many; may be left out
     window, count_tokens                   how long a caption may be, and is
     encode_image(pipe, images)             images (B, 3, H, W) in [-1, 1] -> latents

@@ -21,6 +21,7 @@ prediction = ("flow",)
 guidance = "classifier-free"
 caption_tokens = 255
 default_px = 1024
+usual = (50, 3.5)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}

@@ -30,6 +30,7 @@ unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, 
 caption_tokens = 511
 comfyui_graph = False
 default_px = 1024
+usual = (35, 5.0)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}

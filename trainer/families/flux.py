@@ -12,6 +12,7 @@ names at scale 1, and so does what isn't plain LoRA, which has no fused form; di
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ prediction = ("flow",)
 guidance = "distilled"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 default_px = 1024
+usual = (28, 3.5)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer.", "text_encoder": "text_encoder."}
@@ -55,6 +57,12 @@ encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
 schedule = pipelines.flow_schedule
+
+
+def usual_of(folder: Path) -> tuple[int, float]:
+    """Steps and guidance that this base is drawn with: schnell has no input for guidance and takes 4 steps (its model card)."""
+    is_guided = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8")).get("guidance_embeds")
+    return usual if is_guided else (4, 1.0)
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> FluxPipeline:

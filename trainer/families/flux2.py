@@ -6,6 +6,7 @@ Qwen is never adapted. How far the scheduler shifts goes by the number of steps 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ halves = "said, unsaid"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
+usual = (50, 4.0)  # the pipeline's own; the distilled one's are in `usual_of`
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}
@@ -48,6 +50,12 @@ targets = {
 }
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
+
+
+def usual_of(folder: Path) -> tuple[int, float]:
+    """Steps and guidance that this base is drawn with: the distilled one says so in its index, and takes 4 steps without guidance (its model card)."""
+    is_distilled = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("is_distilled")
+    return (4, 1.0) if is_distilled else usual
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Flux2KleinPipeline:

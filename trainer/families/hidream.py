@@ -36,6 +36,7 @@ unfit_samplers = ("flow_heun",)  # the pipeline tells the scheduler of a shift, 
 comfyui_graph = False
 caption_tokens = 127
 default_px = 1024
+usual = (50, 5.0)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}

@@ -26,6 +26,7 @@ joined, ragged = (".layers.", False), "text"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
+usual = (30, 4.0)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}

@@ -26,6 +26,7 @@ rescales = False
 comfyui_graph = False
 caption_tokens = 299
 default_px = 1024
+usual = (20, 4.5)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer."}

@@ -27,6 +27,7 @@ guidance = "classifier-free"
 caption_tokens = 298  # the pipeline keeps 300, with the mark and one of the instruction
 comfyui_graph = False
 default_px = 1024
+usual = (20, 4.5)  # the pipeline's own
 multiple_px = 32
 patch = 1
 components = {"transformer": "transformer."}

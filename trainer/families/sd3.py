@@ -25,6 +25,7 @@ pipeline = "StableDiffusion3Pipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 default_px = 1024
+usual = (28, 7.0)  # the pipeline's own
 multiple_px = 16
 patch = 2
 components = {"transformer": "transformer.", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}

@@ -29,6 +29,7 @@ pipeline = "StableDiffusionXLPipeline"
 prediction = ("epsilon", "v")
 guidance = "classifier-free"
 default_px = 1024
+usual = (25, 5.0)  # the pipeline's own guidance; of its 50 steps half do
 multiple_px = 8
 patch = 1
 components = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}

@@ -47,9 +47,13 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Add LoRAs up into one: exactly, or to a rank."""
+    from trainer import origin
     from trainer.lora_tools.merge import merge as run
 
-    found = run([_weighted(text) for text in files], out, rank, to, dtype)
+    weighted = [_weighted(text) for text in files]
+    found = run(weighted, out, rank, to, dtype)
+    if said := origin.differing(file for file, _ in weighted):
+        typer.echo(f"warning: {said}", err=True)
     _say(found, f"{found.path}: {found.layers} layers, rank {found.rank}, {found.residual * 100:.2f} % of the sum's norm left out", as_json)
 
 
@@ -120,9 +124,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Send a LoRA through every scheme's names and diffusers' loaders, and compare every layer's update; status 1 if a way changes it."""
+    from trainer import origin
     from trainer.lora_tools.verify import verify as run
 
     proofs = run(file, base)
+    if base is not None and (said := origin.at_home(file, str(base))):
+        typer.echo(f"warning: {said}", err=True)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(proof) | {"holds": proof.holds} for proof in proofs], indent=2))
     else:

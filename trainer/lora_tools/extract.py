@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import __version__, lowrank
+from trainer import __version__, lowrank, origin
 from trainer.deltas import Update
 from trainer.errors import AdapterError, ModelError
 from trainer.lora_file import names, spelling, writing
@@ -66,7 +66,8 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
     metadata = {
         MADE_KEY: json.dumps({**said, "shapes": hashlib.sha256(str(sorted(new.shapes.items())).encode()).hexdigest()[:12]}, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": family.architecture, "modelspec.implementation": "diffusers",
-        "modelspec.title": out.stem, "ss_base_model_version": family.base_version, "ss_v2": str(size == "2.x"), "ss_sd_model_name": base.name,
+        "modelspec.title": out.stem, "ss_base_model_version": family.base_version, "ss_v2": str(size == "2.x"), origin.NAME_KEY: base.name,
+        **origin.header_of(str(base), family.name),
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.save(out, spelled.modules, metadata | spelled.metadata, getattr(torch, dtype))

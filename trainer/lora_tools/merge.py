@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import lowrank
+from trainer import lowrank, origin
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import reading, spelling
@@ -22,7 +22,7 @@ from trainer.lowrank import Cut, Factors
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_THE_BASE = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "modelspec.architecture")
+_OF_THE_BASE = ("ss_base_model_version", "ss_v2", "modelspec.architecture")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _described(opened: list[Opened]) -> Opened:
         "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
     }
     first = opened[0]
-    return replace(first, header=replace(first.header, metadata=kept | said))
+    of_base = origin.shared(one.header.metadata for one in opened)
+    return replace(first, header=replace(first.header, metadata=kept | of_base | said))
 
 
 def _words(opened: list[Opened]) -> dict[str, dict[str, Tensor]]:

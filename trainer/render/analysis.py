@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -98,6 +98,7 @@ class Analysis:
     layers: dict[str, float]  # interference of all pairs together
     not_analysed: list[str]
     verdict: str
+    warnings: list[str] = field(default_factory=list)  # of LoRAs that are for another base
 
 
 @dataclass(frozen=True)

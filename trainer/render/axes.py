@@ -54,7 +54,7 @@ def axis(text: str) -> Axis:
 
 def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackConfig:
     """The stack with settings changed, by dotted key such as `mode` or `adapters.0.schedule`. Raises: ConfigError."""
-    values = stack.model_dump()
+    values = stack.model_dump(exclude_unset=True)  # what was left out stays so
     for key, value in changes.items():
         *parents, last = key.split(".")
         place: Any = values

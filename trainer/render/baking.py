@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer import __version__, lora_file, lowrank
+from trainer import __version__, lora_file, lowrank, origin
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
 from trainer.lowrank import Cut, Factors
@@ -98,6 +98,7 @@ def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in stack.adapters if adapter.enabled)[:200],
         "modelspec.merged_from": ", ".join(adapter.name for adapter in stack.adapters if adapter.enabled)[:500],
+        **origin.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in stack.adapters if adapter.enabled),
         "ss_base_model_version": engine.family.base_version,
         "ss_v2": str(engine.family.is_v2(engine.pipe)),
         "ss_network_module": "networks.lora",

@@ -49,6 +49,7 @@ class Planned:
     pictures: int
     there: int
     failed: int
+    warnings: tuple[str, ...] = ()  # of LoRAs that are for another base
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Runner:
         try:
             self._sweep({staged.name for work in self.plan.staged() if (staged := self._place_again(work))})
             counts = self.plan.counts()
-            yield Planned(counts["rows"], counts["pictures"], counts["done"], counts["failed"])
+            yield Planned(counts["rows"], counts["pictures"], counts["done"], counts["failed"], self.plan.warnings)
             for work in self.plan.failed():
                 yield Refused(work.place, work.why)
             self.there, self.total = counts["done"], counts["pictures"]

@@ -33,9 +33,9 @@ def batch(
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE:WEIGHT", help="A LoRA and its weight; repeatable.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 1,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; 128x128 for imprimatura, else the family's own.")] = None,
-    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is off.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; each base's usual if left out.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; each base's own if left out.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 is off; each base's usual if left out.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting a row doesn't say, such as mode=switch.")] = None,
     name: Annotated[str, typer.Option(help=f"How files are called, of {' '.join(f'{{{field}}}' for field in NAME_FIELDS)}; '/' makes folders.")] = NAME,
     library: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Where LoRAs are found by name and hash; repeatable; outputs/ if left out.")] = None,
@@ -77,7 +77,7 @@ def batch(
 
 
 def _plan_values(plan: Plan) -> dict[str, object]:
-    return plan.counts() | {"groups": [{"what": what, "pictures": count} for what, count in plan.groups()]}
+    return plan.counts() | {"warnings": list(plan.warnings), "groups": [{"what": what, "pictures": count} for what, count in plan.groups()]}
 
 
 def describe(plan: Plan) -> str:
@@ -85,6 +85,7 @@ def describe(plan: Plan) -> str:
     counts = plan.counts()
     there = counts["done"] + counts["staged"]
     lines = [f"{counts['rows']:,} rows, {counts['pictures']:,} pictures: {there:,} already there, {counts['todo']:,} to draw"]
+    lines += [f"warning: {said}" for said in plan.warnings]
     if counts["failed"]:
         lines.append(f"{counts['failed']:,} can't be drawn:")
         lines += [f"  row {work.place}: {work.why}" for work in islice(plan.failed(), _MOST_SAID)]
@@ -125,6 +126,8 @@ def _show(events: Iterator[Event], folder: Path) -> Ended:
             if isinstance(last, Planned):
                 bar.update(task, total=last.pictures, completed=last.there)
                 bar.console.print(f"{last.rows:,} rows, {last.pictures:,} pictures, {last.there:,} already there", markup=False)
+                for warning in last.warnings:
+                    bar.console.print(f"warning: {warning}", markup=False)
             elif isinstance(last, Rendered):
                 bar.update(task, completed=last.done)
                 if not console.is_terminal and (line := pace.line(last)):

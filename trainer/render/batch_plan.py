@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer import bases, families
+from trainer import bases, families, origin, usual
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
 from trainer.render import fitting, modes, prompting
@@ -71,11 +71,12 @@ class Plan:
     """Rows and pictures in a temporary database on disk, so that a million of them take no memory."""
 
     def __init__(self) -> None:
+        self.warnings: tuple[str, ...] = ()  # of LoRAs that are for another base than they are drawn on
         self.db = sqlite3.connect("", isolation_level=None)
         self.db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
 
-    def add(self, row: Row, of_base: str, library: Library) -> None:
-        """A good row; a picture whose files can't be read, or whose prompt has a problem, has failed already."""
+    def add(self, row: Row, of_base: str, library: Library) -> StackConfig | None:
+        """A good row; its stack with its files found. None for a picture whose files can't be read or whose prompt has a problem: it has failed already."""
         assert row.stack is not None
         digest, stack, state, why = None, row.stack, "todo", ""
         try:
@@ -92,6 +93,7 @@ class Plan:
         )
         found = self.db.execute("SELECT place FROM pictures WHERE digest = ?", (digest,)).fetchone()
         self.db.execute("INSERT INTO rows VALUES (?, ?)", (row.number, found[0] if found else row.number))
+        return stack if state == "todo" else None
 
     def pictures(self) -> Iterator[Work]:
         """Every picture, in the order of the rows."""
@@ -219,6 +221,32 @@ class _Bases:
         self.download = download
         self.folders: dict[tuple[str, str], tuple[Path, str]] = {}
         self.sizes: set[tuple[str, str, int, int]] = set()
+        self.usual: dict[tuple[str, str], StackConfig] = {}
+        self.origins: dict[tuple[str, str], origin.Origin] = {}
+        self.warned: dict[tuple[str, str, str], str] = {}  # by base, family and LoRA
+
+    def completed(self, stack: StackConfig) -> StackConfig:
+        """The stack with what it leaves to its base, asked once of each base. Raises: ModelError if it can't be fetched."""
+        missing = usual.left_out(stack)
+        if not missing:
+            return stack
+        key = (stack.base, "" if "family" in missing else stack.family)
+        if key not in self.usual:
+            if self.download:
+                bases.fetch(stack.base)
+            own = {"base": stack.base} | ({"family": stack.family} if key[1] else {})
+            self.usual[key] = usual.completed(StackConfig.model_validate(own))
+        return stack.model_copy(update={name: getattr(self.usual[key], name) for name in missing})
+
+    def warn(self, stack: StackConfig) -> None:
+        """Remember what a checked stack's LoRAs say of being for another base."""
+        key = (stack.base, stack.family)
+        for adapter in stack.adapters:
+            known = (stack.base, stack.family, adapter.file)
+            if adapter.enabled and adapter.file and known not in self.warned:
+                if key not in self.origins:
+                    self.origins[key] = origin.of_base(stack.base, self.folders[key][0], stack.family)
+                self.warned[known] = origin.warning(Path(adapter.file), self.origins[key])
 
     def checked(self, stack: StackConfig) -> str:
         """The hash of a stack's base. Raises: ModelError if it isn't here or can't draw that size."""
@@ -252,17 +280,20 @@ def make(rows: Iterable[Row], download: bool = False, library: Library = dict, w
         try:
             if row.stack is None:
                 raise ConfigError(row.problem)
-            of_base = bases_.checked(row.stack)
-            fitting.check(families.registry()[row.stack.family], row.stack)
-            stack, problem = _drawn(row.stack, known, wildcards)
+            whole = bases_.completed(row.stack)
+            of_base = bases_.checked(whole)
+            fitting.check(families.registry()[whole.family], whole)
+            stack, problem = _drawn(whole, known, wildcards)
             if stack.mode != "sum" and not problem:
                 modes.chosen(stack.mode, sum(one.enabled for one in stack.adapters), stack.guidance_scale)
-            plan.add(replace(row, stack=stack, problem=problem), of_base, known)
+            if identified_ := plan.add(replace(row, stack=stack, problem=problem), of_base, known):
+                bases_.warn(identified_)
         except UserError as error:
             problems.append(f"  {row.where}: {str(error)[:400]}")
             if len(problems) >= _MOST_PROBLEMS:
                 problems.append("  and perhaps more after these.")
                 break
+    plan.warnings = tuple(filter(None, bases_.warned.values()))
     if problems:
         raise ConfigError("rows that can't be used, so nothing was drawn:\n" + "\n".join(problems))
     return plan

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer import bases, families, lora_file
+from trainer import bases, families, lora_file, usual
 from trainer.config import AdapterChoice, StackConfig, digest, parse
 from trainer.errors import ConfigError
 from trainer.render import image
@@ -25,7 +26,7 @@ _MAX_STACK_BYTES = 1 << 20
 
 
 def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | None) -> tuple[StackConfig, list[Axis]]:
-    """The stack, and the weights of its grid if any LoRA has several. Raises: ConfigError."""
+    """The stack, and the weights of its grid if any LoRA has several; what isn't given is left to the base. Raises: ConfigError."""
     split = [_lora(text) for text in loras]
     # A LoRA with several weights is an axis; axes come first in the stack.
     for text, (_, weights) in zip(loras, split, strict=True):
@@ -34,9 +35,7 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
     split.sort(key=lambda pair: len(pair[1]) == 1)
     axes = [Axis(f"adapters.{number}.weight", tuple(weights)) for number, (_, weights) in enumerate(split) if len(weights) > 1]
     adapters = [{"file": file, "name": Path(file).stem, "weight": weights[0]} for file, weights in split]
-    family = bases.family_of(base)
-    values = settings | {"family": family, "base": base, "adapters": adapters} | _size(size, base, family)
-    return parse(StackConfig, values, "the command line"), axes
+    return parse(StackConfig, settings | {"base": base, "adapters": adapters} | sides(size), "the command line"), axes
 
 
 def _lora(text: str) -> tuple[str, list[float]]:
@@ -51,10 +50,10 @@ def _lora(text: str) -> tuple[str, list[float]]:
     return text, [1.0]
 
 
-def _size(size: str | None, base: str, family: str) -> dict[str, int]:
+def sides(size: str | None) -> dict[str, int]:
+    """Width and height of `512x768`; nothing for no size. Raises: ConfigError."""
     if size is None:
-        default = 128 if base == "imprimatura" else families.registry()[family].default_px
-        return {"width_px": default, "height_px": default}
+        return {}
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
     if not match:
         raise ConfigError(f"--size is {size!r}; allowed: WIDTHxHEIGHT in pixels, such as 128x128.")
@@ -113,10 +112,10 @@ def recipe_of(picture: Path) -> dict[str, Any]:
     return {"recipe": carried.recipe, "parameters": carried.infotext}
 
 
-def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: bool = False) -> Path:
+def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: bool = False, note: Callable[[str], None] = lambda text: None) -> Path:
     """Render the picture, the grid with its pictures in a folder, or the attribution strip; the file written.
 
-    Everything that can be refused is, before the base is loaded.
+    Everything that can be refused is, before the base is loaded. `note` hears what was left to the base, and of LoRAs that are for another one.
     """
     image.format_of(out)
     for number, adapter in enumerate(stack.adapters):
@@ -126,13 +125,20 @@ def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: 
             )
         if adapter.file:
             lora_file.read_header(Path(adapter.file))
-    folder = bases.resolve(stack.base, families.registry()[stack.family], download)
+    if download:
+        bases.fetch(stack.base)
+    stack, left_out = usual.completed(stack), usual.left_out(stack)
+    folder = bases.resolve(stack.base, families.registry()[stack.family])
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import axes as grids
     from trainer.render import checkpoints, grid
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, download=download, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
+    engine = Engine(stack.base, stack.family, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
+    resolved = engine.resolve(stack)
+    for line in (usual.describe(resolved, left_out), *(f"warning: {warning}" for warning in engine.warnings(resolved))):
+        if line:
+            note(line)
     if not axes and not strip:
         return image.save(engine.render(stack), out)
     sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, *checkpoints.spelled_out(engine, stack, axes))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, lora_file, memory
+from trainer import bases, families, lora_file, memory, origin, usual
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import attending, draw, fitting, image, modes, pointing, prompting, regions, samplers, weighing
@@ -69,7 +69,7 @@ class Engine:
         }
         self.shapes = {path: tuple(weight.shape) for path, weight in self.weights.items()}
         self.component = next(iter(self.family.components))
-        self.base_hash = bases.digest(self.folder, self.component)
+        self.origin = origin.of_base(base, self.folder, family)
         self.folding = Folding(self.weights)
         self.vocabulary = Vocabulary(self.pipe, self.family)
         self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
@@ -86,6 +86,7 @@ class Engine:
         """
         if stack.base != self.base or stack.family != self.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
+        stack = usual.completed(stack)
         bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
         fitting.check(self.family, stack)
         stack = prompting.without_tags(stack, self.wildcards, self.library)
@@ -98,6 +99,11 @@ class Engine:
             attending.check(getattr(self.pipe, self.component), found.mode)
             pointing.check(self.pipe, found, [(one, self._adapter(one).trigger) for one in filter(_acts, adapters)])
         return found
+
+    def warnings(self, stack: StackConfig) -> list[str]:
+        """A sentence for each LoRA of a resolved stack that acts and says that it is for another base than this one."""
+        files = dict.fromkeys(Path(adapter.file) for adapter in stack.adapters if _acts(adapter))
+        return [said for file in files if (said := origin.warning(file, self.origin))]
 
     def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
         file = adapter.file
@@ -230,7 +236,7 @@ class Engine:
             sampler = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
             self.pipe.scheduler = self._scheduler
         name = Path(self.base).name
-        return [image.Picture(one, stack, image.infotext(stack, name, self.base_hash, sampler)) for one, stack in zip(drawn, stacks, strict=True)]
+        return [image.Picture(one, stack, image.infotext(stack, name, self.origin.sha256, sampler)) for one, stack in zip(drawn, stacks, strict=True)]
 
     def _is_live(self, layer: _Layer, weights: list[dict[_Layer, Weights]], mode: str) -> bool:
         """True if what this adapter does isn't the same constant sum in every picture of the batch."""

@@ -46,16 +46,17 @@ class Defaults:
     negative: str = ""
     lora: tuple[str, ...] = ()
     seed: int = 1
-    steps: int = 25
+    steps: int | None = None  # what is None is the base's own
     size: str | None = None
-    guidance: float = 3.0
+    guidance: float | None = None
     name: str = NAME
     others: tuple[str, ...] = ()  # KEY=VALUE for what has no option of its own
 
     def values(self) -> dict[str, Any]:
         """As values of a StackConfig."""
-        said = {"base": self.base, "prompt": self.prompt, "negative_prompt": self.negative, "seed": self.seed, "steps": self.steps}
-        return said | {"guidance_scale": self.guidance, "adapters": [adapter(text) for text in self.lora]} | others(self.others)
+        said = {"base": self.base, "prompt": self.prompt, "negative_prompt": self.negative, "seed": self.seed}
+        said |= {key: value for key, value in (("steps", self.steps), ("guidance_scale", self.guidance)) if value is not None}
+        return said | command.sides(self.size) | {"adapters": [adapter(text) for text in self.lora]} | others(self.others)
 
 
 @lru_cache(8)
@@ -94,16 +95,9 @@ def read(path: Path, defaults: Defaults) -> Iterator[Row]:
         raise ConfigError(f"{path} can't be used: {str(error)[:1000]}") from None
 
 
-@lru_cache(1024)
-def _pixels(base: str, size: str | None) -> dict[str, int]:
-    found, _ = command.stack(base, [], {}, size)
-    return {"width_px": found.width_px, "height_px": found.height_px}
-
-
-def _row(number: int, where: str, values: dict[str, Any], size: str | None, name: str) -> Row:
+def _row(number: int, where: str, values: dict[str, Any], name: str, size: str | None = None) -> Row:
     try:
-        pixels = {} if "width_px" in values and "height_px" in values else _pixels(values["base"], size)
-        return Row(number, where, parse(StackConfig, pixels | values, "the row"), check_name(name))
+        return Row(number, where, parse(StackConfig, values | command.sides(size), "the row"), check_name(name))
     except (UserError, ValueError, RecursionError) as error:
         return Row(number, where, None, "", " ".join(str(error)[:1000].split()))
 
@@ -127,7 +121,7 @@ def _toml(path: Path, defaults: Defaults) -> Iterator[Row]:
         for seed in itertools.chain.from_iterable(every_seed):
             number += 1
             values = common | {"prompt": prompt, "adapters": adapters, "seed": seed}
-            yield _row(number, f"picture {number}", values, defaults.size, batch.name or defaults.name)
+            yield _row(number, f"picture {number}", values, batch.name or defaults.name)
 
 
 def _times(one: dict[str, Any], factor: float) -> dict[str, Any]:
@@ -212,4 +206,4 @@ def _cells(number: int, where: str, row: dict[str, str], beyond: list[str], defa
     values = defaults.values() | {COLUMNS[column]: cell for column, cell in said.items() if COLUMNS[column]}
     if "lora" in said:
         values["adapters"] = [adapter(text) for text in said["lora"].split(";") if text.strip()]
-    return _row(number, where, values, said.get("size", defaults.size), said.get("name", defaults.name))
+    return _row(number, where, values, said.get("name", defaults.name), said.get("size"))

@@ -14,6 +14,7 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     from trainer.config import StackConfig
     from trainer.render.analysis import Analysis, Balance
+    from trainer.render.engine import Engine
 
 app = typer.Typer(help="Look at a stack before rendering with it.", no_args_is_help=True)
 
@@ -55,6 +56,8 @@ def balance(loras: LorasOrStack = None, base: Base = "imprimatura", stack: Stack
     from trainer.render import analysis
 
     proposed = analysis.balance(found)
+    for said in found.warnings:
+        typer.echo(f"warning: {said}", err=True)
     if as_json:
         adapters = [
             {"name": adapter.name, "file": adapter.file, "sha256": adapter.sha256, "weight": adapter.weight, "proposed": weight}
@@ -77,11 +80,12 @@ def bake(
     """Make one LoRA, or a base, of a stack with constant weights; its recipe is inside."""
     if (out is None) == (into is None) or (out is not None and out.suffix != ".safetensors"):
         raise ConfigError("name what to write: --out FILE.safetensors for one LoRA, or --into DIR for a base.")
-    stack = _stack(loras, base)
+    stack = _stack(loras, base, download=download)
     from trainer.render import baking
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, device="cpu", download=download)
+    engine = Engine(stack.base, stack.family, device="cpu")
+    _warn(engine, stack)
     if into is not None:
         typer.echo(str(baking.into_base(engine, stack, into)))
         return
@@ -96,24 +100,31 @@ def show_modes(
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
     base: Base = "imprimatura",
     seed: Annotated[int, typer.Option(help="The same seed in every mode.")] = 1,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the base's usual if left out.")] = None,
     out: Annotated[Path, typer.Option(metavar="PNG", help="The sheet.")] = Path("outputs") / "renders" / "modes.png",
     download: Download = False,
 ) -> None:
     """Draw one prompt and seed in every way of composing the LoRAs, with seconds a picture."""
-    stack = _stack(loras, base, {"prompt": prompt, "seed": seed, "steps": steps})
+    stack = _stack(loras, base, {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps}), download)
     from trainer.render import grid
     from trainer.render.engine import Engine
 
-    sheet, seconds = grid.of_modes(Engine(stack.base, stack.family, download=download), stack)
+    engine = Engine(stack.base, stack.family)
+    _warn(engine, stack)
+    sheet, seconds = grid.of_modes(engine, stack)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
     typer.echo("\n".join(f"{name:<12}{taken:8.2f} s" for name, taken in seconds.items()) + f"\n{out}")
 
 
-def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) -> StackConfig:
-    """The stack of the command line, its files looked at. Raises: UserError."""
-    from trainer import lora_file
+def _warn(engine: Engine, stack: StackConfig) -> None:
+    for said in engine.warnings(engine.resolve(stack)):
+        typer.echo(f"warning: {said}", err=True)
+
+
+def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None, download: bool = False) -> StackConfig:
+    """The stack of the command line, its files looked at, and what it leaves to the base. Raises: UserError."""
+    from trainer import bases, lora_file, usual
     from trainer.render import command
 
     stack, axes = command.stack(base, loras, settings or {}, None)
@@ -121,30 +132,34 @@ def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None) 
         raise ConfigError("a LoRA has several weights; allowed here: one each, such as fox.safetensors:0.8.")
     for adapter in stack.adapters:
         lora_file.read_header(Path(adapter.file))
-    return stack
+    if download:
+        bases.fetch(stack.base)
+    return usual.completed(stack)
 
 
 def _analysis(loras: list[str], base: str, stack_file: str, download: bool) -> Analysis:
     """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
-    from trainer import bases, families, lora_file
+    from trainer import bases, families, lora_file, usual
     from trainer.render import command
 
     if bool(loras) == bool(stack_file):
         raise ConfigError("name LoRAs, such as fox.safetensors:0.8, or a stack with --stack FILE; one of the two.")
-    stack = command.from_file(Path(stack_file)) if stack_file else _stack(loras, base)
+    stack = usual.completed(command.from_file(Path(stack_file))) if stack_file else _stack(loras, base, download=download)
     bases.resolve(stack.base, families.registry()[stack.family], download)
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine
 
     engine = Engine(stack.base, stack.family, device="cpu", download=download, library=lambda: lora_file.library([Path("outputs")]))
-    chosen = [one for one in engine.resolve(stack).adapters if one.enabled]
+    stack = engine.resolve(stack)
+    chosen = [one for one in stack.adapters if one.enabled]
     loaded = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
-    return analysis.analyse(loaded, engine.weights, overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack)) if chosen else None)
+    found = analysis.analyse(loaded, engine.weights, overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack)) if chosen else None)
+    return dataclasses.replace(found, warnings=engine.warnings(stack))
 
 
 def describe(found: Analysis) -> str:
     """The report in words and tables."""
-    lines = [found.verdict, "", "adapters"]
+    lines = [found.verdict, *(f"warning: {said}" for said in found.warnings), "", "adapters"]
     for one in found.adapters:
         ranks = f"rank {one.ranks[0]}" if one.ranks[0] == one.ranks[1] else f"rank {one.ranks[0]} to {one.ranks[1]}"
         lines.append(f"  {one.name}  {one.method}, {ranks}, alpha {one.alpha}, {one.matched} of {one.modules} modules matched, hash {one.sha256[:12]}")

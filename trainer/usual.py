@@ -1,0 +1,123 @@
+"""What a base draws with where nobody says: its own size, and the steps and guidance that it or its family is usually drawn with.
+
+A stack leaves out what it has no wish for, and `completed` puts that in; so a copy of Imprimatura in any folder draws 128 px, and an SD 2.1
+of 768 px draws those. How far guidance is rescaled is asked of the scheduler where it is used (`render.draw.rescale`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trainer import bases, families, single_file
+from trainer.config import StackConfig
+from trainer.errors import ModelError, UserError
+
+IMPRIMATURA = (25, 3.0)  # its card's steps and guidance
+_MOST_PX = 4096
+_DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How pictures of a base are drawn where a stack doesn't say."""
+
+    width_px: int
+    height_px: int
+    steps: int
+    guidance_scale: float
+
+
+def in_words(found: Usual) -> str:
+    """`128 x 128 px, 25 steps, guidance 3`."""
+    return f"{found.width_px} x {found.height_px} px, {found.steps} steps, guidance {found.guidance_scale:g}"
+
+
+def of(base: str, family: ModuleType) -> Usual:
+    """What a base that is here says of itself; else, and where it says nothing, what its family is usually drawn with. Nothing is laid out or fetched."""
+    try:
+        place, entry = bases.place(base)
+        if place.is_file():
+            return _from_plan(bases.planned(place, entry), family)
+        folder = bases.resolve(base, family)
+        return Usual(*size_px(folder, family), *_sampling(folder, family))
+    except (UserError, OSError):
+        return Usual(family.default_px, family.default_px, *family.usual)
+
+
+def _from_plan(made: single_file.Plan, family: ModuleType) -> Usual:
+    """Of a file that isn't laid out yet: from the configs that its folder will have."""
+    configs = {name: part.config for name, part in made.parts.items()}
+    try:
+        sides = _sides(next(configs[part]["sample_size"] for part in _DENOISERS if part in configs), bases.vae_factor(configs["vae"]))
+    except (KeyError, StopIteration, TypeError):
+        sides = None
+    return Usual(*(sides or (family.default_px, family.default_px)), *family.usual)
+
+
+def size_px(folder: Path, family: ModuleType) -> tuple[int, int]:
+    """Width and height that the base's denoiser was made for: its sample size times the autoencoder's factor; the family's own where its config has none."""
+    for part in _DENOISERS:
+        try:
+            sample_size = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))["sample_size"]
+            multiple, longest = bases.multiple_px(folder), bases.longest_px(folder)
+        except (OSError, ValueError, KeyError, TypeError, ModelError):
+            continue
+        sides = _sides(sample_size, multiple // family.patch)
+        if sides and all(px % multiple == 0 and 2 * multiple <= px <= (longest or _MOST_PX) for px in sides):
+            return sides
+    return family.default_px, family.default_px
+
+
+def _sides(sample_size: Any, factor: int) -> tuple[int, int] | None:
+    """Width and height in pixels of a sample size, one number or height and width in latents."""
+    sides = sample_size if isinstance(sample_size, list | tuple) else [sample_size, sample_size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side * factor <= _MOST_PX for side in sides):
+        return None
+    return sides[1] * factor, sides[0] * factor
+
+
+def _sampling(folder: Path, family: ModuleType) -> tuple[int, float]:
+    """Steps and guidance scale."""
+    if family.name == "sd" and _is_imprimatura(folder):
+        return IMPRIMATURA
+    found: tuple[int, float] = family.usual
+    try:
+        return family.usual_of(folder) if hasattr(family, "usual_of") else found
+    except (OSError, ValueError, AttributeError):  # a config that can't be read is told of when the base is opened
+        return found
+
+
+def _is_imprimatura(folder: Path) -> bool:
+    """True for Imprimatura wherever it lies: a copy is known by its denoiser."""
+    own, other = (place / "unet" / "diffusion_pytorch_model.safetensors" for place in (bases.IMPRIMATURA, folder))
+    if not other.is_file() or own.stat().st_size != other.stat().st_size:
+        return False
+    return bases.digest(folder, "unet") == bases.digest(bases.IMPRIMATURA, "unet")
+
+
+def left_out(stack: StackConfig) -> frozenset[str]:
+    """Settings that a stack leaves to its base."""
+    return frozenset(("family", "width_px", "height_px", "steps", "guidance_scale")) - stack.model_fields_set
+
+
+def describe(stack: StackConfig, missing: frozenset[str]) -> str:
+    """What the base brought to a resolved stack, in words; empty if nothing that is seen."""
+    found = [f"{stack.width_px} x {stack.height_px} px"] if missing & {"width_px", "height_px"} else []
+    found += [f"{stack.steps} steps"] if "steps" in missing else []
+    if "guidance_scale" in missing:
+        found.append(f"guidance {stack.guidance_scale:g}" + (f" rescaled by {stack.guidance_rescale:g}" if stack.guidance_rescale else ""))
+    return f"as {Path(stack.base).name} is usually drawn: {', '.join(found)}" if found else ""
+
+
+def completed(stack: StackConfig) -> StackConfig:
+    """The stack with what was left out as its base is usually drawn; what was given stays as it is."""
+    missing = left_out(stack)
+    if not missing:
+        return stack
+    family = bases.family_of(stack.base) if "family" in missing else stack.family
+    values: dict[str, Any] = {"family": family} | vars(of(stack.base, families.registry()[family]))
+    return stack.model_copy(update={key: values[key] for key in missing})
