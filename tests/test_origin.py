@@ -124,6 +124,7 @@ def test_kohyas_hashes_are_compared_with_those_of_a_base_in_one_file(tiny: Path,
     assert "sd_xl_base_1.0.safetensors (hash 31e35c80fc)" in theirs and "artist.safetensors (hash" in theirs
     assert "another base" in asked(ss_sd_model_name="x", ss_sd_model_hash="deadbeef")
     assert not asked() and not asked(ss_sd_model_name="artist") and not asked(ss_sd_model_name="/models/Artist.safetensors")
+    assert not asked(ss_sd_model_name=r"C:\models\artist.ckpt")
     assert "can't be told" in asked(ss_sd_model_name="pony")
     assert "can't be told" in asked(ss_sd_model_name="pony", ss_new_sd_model_hash="not a hash")
 

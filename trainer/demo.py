@@ -1,14 +1,16 @@
-"""`velatura demo`: from sample pictures to two LoRAs to one labelled contact sheet, on any machine.
+"""`velatura demo`: from sample pictures to three LoRAs to one labelled sheet, on any machine.
 
-A style and a character are trained on Imprimatura with the presets that ship, the style is measured on pictures it
-never saw, both are stacked. Every run is an ordinary run in `outputs/runs`, to be opened in the app.
+A style and two characters are trained on Imprimatura with the presets that ship, the style is measured on pictures it
+never saw, all are stacked. Every run is an ordinary run in `outputs/runs`, to be opened in the app.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import console, session
 from trainer.config import AdapterChoice, StackConfig
@@ -16,25 +18,39 @@ from trainer.errors import RunError
 from trainer.events import Finished, Validated
 from trainer.runs import Run
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trainer.render.engine import Engine
+
 EXAMPLES = Path(__file__).parents[1] / "app" / "examples"
-PROMPTS = (
-    "a penguin, outline style",
-    "a red apple, outline style",
-    "mokka, a smiling cat face",
-    "mokka, a cat with sunglasses, outline style",
-    "a house, outline style",
-)
+STYLE = ", outline style"
+THINGS = ("a red apple", "an owl", "a crab", "a hamburger", "a sunflower")  # none of them is in the style's dataset
+POSES = ("mokka, a smiling cat face", "mokka, a smiling cat with heart-eyes", "mokka, a cat face with sunglasses", "mokka, a crying cat", "mokka, a kissing cat")
+FOX = "rusty, a smiling fox face"
+TWO = "mokka, rusty, a grinning fox, a grinning cat"
 NEUTRAL = ["a red apple, noto style", "a house, twemoji style"]
-_WEIGHTS = (0.0, 0.5, 1.0, 1.5)
-_GRID_PROMPT = "mokka, a smiling cat face, outline style"
+LEFT, RIGHT = "box 0 0 0.5 1", "box 0.5 0 1 1"
+_WEIGHTS = (0.0, 0.5, 1.0)
+_GRID_PROMPT = "mokka, a smiling cat with heart-eyes, outline style"
+
+
+@dataclass(frozen=True)
+class Loras:
+    """The demo's LoRA files."""
+
+    style: str
+    cat: str
+    fox: str
 
 
 def run(out: Path) -> str:
-    """Train both, stack both, write the sheets below `out`; words that say where they are. Raises: UserError."""
+    """Train three LoRAs, stack them, write the sheets below `out`; words that say where they are. Raises: UserError."""
     began = time.monotonic()
     style = _train("imprimatura-style", "outline-style", out, heldout=EXAMPLES / "outline-style" / "heldout")
-    character = _train("imprimatura-character", "grey-cat", out, trigger="mokka")
-    sheet, grid = _sheets(style, character, out / "renders")
+    cat = _train("imprimatura-character", "grey-cat", out, trigger="mokka", preview=POSES[0])
+    fox = _train("imprimatura-character", "red-fox", out, trigger="rusty", preview=FOX)
+    sheet, grid = draw(Loras(str(style.lora_file), str(cat.lora_file), str(fox.lora_file)), out / "renders")
     checked = next(event for event in reversed(style.events()) if isinstance(event, Validated))
     lines = [
         "",
@@ -42,15 +58,15 @@ def run(out: Path) -> str:
         f"contact sheet: {sheet.resolve()}",
         f"weight grid:   {grid.resolve()}",
         f"reports:       {style.report_file.resolve()}",
-        f"               {character.report_file.resolve()}",
+        *(f"               {one.report_file.resolve()}" for one in (cat, fox)),
         f"all in {time.monotonic() - began:.0f} s. Open the app with: make app   (or: velatura app)",
     ]
     return "\n".join(lines)
 
 
-def _train(preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "") -> Run:
+def _train(preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "", preview: str = "") -> Run:
     folder = EXAMPLES / example / "train"
-    overrides = [f'data.trigger="{trigger}"'] if trigger else []
+    overrides = [f'data.trigger="{trigger}"', f"preview.prompts={json.dumps([preview])}"] if trigger else []
     overrides += [f"validation.neutral_prompts={json.dumps(NEUTRAL)}"] if heldout else []
     config = session.preset_config(preset, str(folder), str(heldout) if heldout else None, overrides)
     made, stream = session.start(config, out / "runs", example, None)
@@ -60,23 +76,60 @@ def _train(preset: str, example: str, out: Path, heldout: Path | None = None, tr
     return made
 
 
-def _sheets(style: Run, character: Run, folder: Path) -> tuple[Path, Path]:
-    """The contact sheet (base | style | character | both) and the grid of weights."""
+def draw(loras: Loras, folder: Path) -> tuple[Path, Path]:
+    """The files of the contact sheet and of the grid of weights."""
     from trainer.render import grid, image
     from trainer.render.engine import Engine
 
     engine = Engine("imprimatura")
-    drawn, cat = str(style.lora_file), str(character.lora_file)
-    both = [(drawn, 1.0), (cat, 1.0)]
-    rows = {"base": [], "style 1": both[:1], "style 1.5": [(drawn, 1.5)], "character 1": both[1:], "both 1": both, "both 0.7": [(drawn, 0.7), (cat, 0.7)]}
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [[engine.render(_stack(prompt, adapters)).image for prompt in PROMPTS] for adapters in rows.values()]
-    sheet = image.free_name(folder, "demo.png")
-    grid.contact_sheet(pictures, list(rows), list(PROMPTS), "Velatura: one base, two LoRAs, one seed").save(sheet)
-    weights = image.free_name(folder, "demo-weights.png")
-    grid.weight_grid(engine, _stack(_GRID_PROMPT, both), [list(_WEIGHTS), list(_WEIGHTS)]).save(weights)
+    sheet, weights = image.free_name(folder, "demo.png"), image.free_name(folder, "demo-weights.png")
+    grid.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed").save(sheet)
+    both = _stack(_GRID_PROMPT, _choice(loras.style), _choice(loras.cat))
+    grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)]).save(weights)
     return sheet, weights
 
 
-def _stack(prompt: str, adapters: list[tuple[str, float]]) -> StackConfig:
-    return StackConfig(prompt=prompt, seed=4, adapters=tuple(AdapterChoice(file=file, weight=weight) for file, weight in adapters))
+def _sections(engine: Engine, loras: Loras) -> list[Image]:
+    """A style on things it never saw; a character in poses; two characters."""
+    from trainer.render import grid
+
+    style, cat, fox = _choice(loras.style), _choice(loras.cat), _choice(loras.fox)
+    things = {"base": (False, ()), "style": (True, (style,))}
+    poses = {"base": (False, ()), "character": (False, (cat,)), "both": (True, (style, cat)), "both at 0.7": (True, (_at(style, 0.7), _at(cat, 0.7)))}
+    two = {
+        "a fox": _stack(FOX, fox),
+        "the fox and the style": _stack(FOX + STYLE, style, fox),
+        "cat left, fox right": _stack(TWO, _in(cat, LEFT), _in(fox, RIGHT)),
+        "fox left, cat right": _stack(TWO, _in(fox, LEFT), _in(cat, RIGHT)),
+        "and the style": _stack(TWO + STYLE, style, _in(fox, LEFT), _in(cat, RIGHT)),
+    }
+
+    def rows(stacks: dict[str, tuple[bool, tuple[AdapterChoice, ...]]], prompts: tuple[str, ...], title: str) -> Image:
+        asked = [_stack(prompt + (STYLE if styled else ""), *adapters) for styled, adapters in stacks.values() for prompt in prompts]
+        pictures = [picture.image for picture in engine.render_all(asked)]
+        columns = len(prompts)
+        return grid.contact_sheet([pictures[start : start + columns] for start in range(0, len(pictures), columns)], list(stacks), list(prompts), title)
+
+    last = [picture.image for picture in engine.render_all(two.values())]
+    return [
+        rows(things, THINGS, "A style, on things it was not trained on"),
+        rows(poses, POSES, "A character, and the style on it"),
+        grid.contact_sheet([last], ["two characters"], list(two), "Another character, and both in one picture, each in its region"),
+    ]
+
+
+def _stack(prompt: str, *adapters: AdapterChoice) -> StackConfig:
+    return StackConfig(prompt=prompt, seed=4, adapters=adapters)
+
+
+def _choice(file: str) -> AdapterChoice:
+    return AdapterChoice(file=file)
+
+
+def _at(adapter: AdapterChoice, weight: float) -> AdapterChoice:
+    return adapter.model_copy(update={"weight": weight})
+
+
+def _in(adapter: AdapterChoice, region: str) -> AdapterChoice:
+    return adapter.model_copy(update={"region": region, "weight": 1.2})

@@ -120,7 +120,9 @@ def warning(file: Path, base: Origin) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]|\.(safetensors|ckpt)$", "", Path(name.strip()).name.lower())
+    """A model's name without folder, ending, case and punctuation."""
+    last = re.split(r"[/\\]", name.strip().lower())[-1]
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\.(safetensors|ckpt)$", "", last))
 
 
 def at_home(file: Path, base: str = "") -> str:

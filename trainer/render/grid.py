@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from trainer.render.engine import Engine
 
 _GAP_PX = 8
+_LEGIBLE_PX = 160  # pictures whose longer side is less than this are shown at twice their size
 _INK, _PAPER = (40, 38, 36), (250, 249, 246)
 
 
 def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = "") -> Image.Image:
-    """One sheet of pictures of one size, with a label a row, a label a column and a title."""
+    """One sheet of pictures of one size, small ones enlarged, with a label a row, a label a column and a title."""
+    rows = [[_legible(picture) for picture in pictures] for pictures in rows]
     width, height = rows[0][0].size
     size = max(11, min(16, width // 10))
     font, line = ImageFont.load_default(size), int(size * 1.35)
@@ -40,6 +42,26 @@ def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_l
         for column, picture in enumerate(pictures):
             sheet.paste(picture, (left + column * (width + _GAP_PX), y))
     return sheet
+
+
+def _legible(picture: Image.Image) -> Image.Image:
+    """The picture, twice as large if it is small."""
+    if max(picture.size) >= _LEGIBLE_PX:
+        return picture
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC)
+
+
+def stacked(sheets: list[Image.Image], title: str) -> Image.Image:
+    """Sheets one below the other under a title."""
+    font = ImageFont.load_default(22)
+    top = 4 * _GAP_PX + 22
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), top + sum(sheet.height for sheet in sheets)), _PAPER)
+    ImageDraw.Draw(whole).text((_GAP_PX, 2 * _GAP_PX), title, _INK, font)
+    y = top
+    for sheet in sheets:
+        whole.paste(sheet, (0, y))
+        y += sheet.height
+    return whole
 
 
 def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
