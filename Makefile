@@ -3,6 +3,7 @@
 #   make demo        train a small LoRA on the base that comes with Velatura, and show it
 #   make app         open the web UI on this machine
 #   make test        lint, types and the fast tests;  make test-all  the slow ones too
+#   make screenshots the README's pictures anew
 #
 # torch is the one large download. Linux: PyPI serves the CUDA build (several GB, needs no GPU to run). Without an
 # NVIDIA GPU take the small one, once:
@@ -22,7 +23,7 @@ BEGUN := $(VENV)/.begun
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo app lint test test-all clean
+.PHONY: help setup demo app lint test test-all screenshots clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,6 +61,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "" $(SPREAD)
+
+# The README's pictures, taken anew from a demo and a page of this checkout; needs Debian's chromium.
+screenshots: setup
+	VELATURA_SCREENSHOTS=1 $(BIN)/python -m pytest -m slow -s tests/test_demo.py
 
 # What was built and cached; outputs/ is your work and stays.
 clean:

@@ -21,6 +21,7 @@ TITLE = "Dataset"
 ORDER = 10
 PAGE = 200
 _CAPTION_CHARS = 60
+_FIRST_SAMPLE = "outline-style"  # it has a held-out part
 
 
 def sample_sets() -> list[str]:
@@ -153,7 +154,7 @@ class _Tab:
         with gr.Row():
             samples = sample_sets()
             self.sample = gr.Dropdown(
-                samples, value=samples[-1] if samples else None, label="Sample set", scale=3, min_width=150, interactive=True, elem_id="sample-set"
+                samples, value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None, label="Sample set", scale=3, min_width=150, interactive=True, elem_id="sample-set"
             )
             self.copy = gr.Button("Copy", scale=1, min_width=90, elem_id="copy-sample", elem_classes="beside")
 

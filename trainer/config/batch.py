@@ -19,6 +19,7 @@ _NAME_ALLOWED = (
     f"a file name with {', '.join(f'{{{field}}}' for field in NAME_FIELDS)} in it, folders with '/' between, no '..', no name that starts with a dot"
 )
 _AS_IT_SAYS = "left out: what the command's option says."
+_AS_THE_BASE_SAYS = "left out: what the command's option says, else what the base is usually drawn with."
 
 
 def adapter(text: str) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class BatchConfig(Settings):
     weights: tuple[float, ...] = setting((1.0,), "Weights", "Each stack is drawn with its weights times each of these.", min_length=1, max_length=1000)
     seeds: tuple[int | str, ...] = setting((), "Seeds", f"Numbers and ranges such as '1-8'; {_AS_IT_SAYS}", max_length=100_000)
     negative_prompt: Prompt | None = setting(None, "Negative prompt", f"What to keep out; {_AS_IT_SAYS}")
-    family: str | None = setting(None, "Family", "Architecture of the base model; left out: sd.")
+    family: str | None = setting(None, "Family", "Architecture of the base model; left out: the base's own.")
     base: str | None = setting(
         None,
         "Base",
@@ -79,12 +80,12 @@ class BatchConfig(Settings):
     mode: str | None = setting(None, "Mode", "How several LoRAs go together; left out: sum.")
     wide_weights: bool | None = setting(None, "Wide weights", f"Allow weights beyond -2 to 2; {_AS_IT_SAYS}")
     sampler: str | None = setting(None, "Sampler", "How the noise is taken away; left out: the base's own.")
-    steps: int | None = setting(None, "Steps", f"Sampling steps, 1 to 500; {_AS_IT_SAYS}")
-    guidance_scale: float | None = setting(None, "Guidance", f"How closely the pictures follow the prompt, 1 to 30; {_AS_IT_SAYS}")
+    steps: int | None = setting(None, "Steps", f"Sampling steps, 1 to 500; {_AS_THE_BASE_SAYS}")
+    guidance_scale: float | None = setting(None, "Guidance", f"How closely the pictures follow the prompt, 1 to 30; {_AS_THE_BASE_SAYS}")
     guidance_rescale: float | None = setting(None, "Guidance rescale", "0 to 1; left out: the base's own.")
     true_guidance_scale: float | None = setting(None, "True guidance", "1 to 30, for distilled bases such as FLUX.1; left out: 1.")
-    width_px: int | None = setting(None, "Width", f"In pixels; {_AS_IT_SAYS}")
-    height_px: int | None = setting(None, "Height", f"In pixels; {_AS_IT_SAYS}")
+    width_px: int | None = setting(None, "Width", f"In pixels; {_AS_THE_BASE_SAYS}")
+    height_px: int | None = setting(None, "Height", f"In pixels; {_AS_THE_BASE_SAYS}")
     name: str | None = setting(None, "Name", f"How files are called: {_NAME_ALLOWED}; {_AS_IT_SAYS}")
 
     @field_validator("name")

@@ -41,7 +41,7 @@ class StackConfig(Settings):
     """One picture: a base, any number of LoRAs with a weight each, a prompt, a seed."""
 
     version: Literal[1] = 1
-    family: str = setting("sd", "Family", "Architecture of the base model.")
+    family: str = setting("sd", "Family", "Architecture of the base model. Left out: the base's own.")
     base: str = setting(
         "imprimatura",
         "Base",
@@ -55,8 +55,8 @@ class StackConfig(Settings):
     negative_prompt: str = setting("", "Negative prompt", "What to keep out.", max_length=8000)
     seed: int = setting(1, "Seed", "The same seed and settings give the same picture.", ge=0, le=2**32 - 1)
     sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True)
-    steps: int = setting(25, "Steps", "Sampling steps; 20-30.", ge=1, le=500)
-    guidance_scale: float = setting(3.0, "Guidance", "How closely the picture follows the prompt; 1 is off.", ge=1, le=30)
+    steps: int = setting(25, "Steps", "Sampling steps; 20-30. Left out: what the base is usually drawn with.", ge=1, le=500)
+    guidance_scale: float = setting(3.0, "Guidance", "How closely the picture follows the prompt; 1 is off. Left out: what the base is usually drawn with.", ge=1, le=30)
     guidance_rescale: float | None = setting(
         None, "Guidance rescale", "Tames the contrast of guidance, 0 to 1; empty for the base's own: 0.7 at zero terminal SNR, else 0.", ge=0, le=1,
         advanced=True, only_with={"prediction": ("epsilon", "v")},
@@ -65,8 +65,8 @@ class StackConfig(Settings):
         1.0, "True guidance", "For distilled bases such as FLUX.1: guidance by the negative prompt, at twice the time; 1 is off.", ge=1, le=30,
         advanced=True, only_with={"guidance": ("distilled",)},
     )  # fmt: skip
-    width_px: int = setting(128, "Width", "In pixels.", ge=8, le=4096, multiple_of=8)
-    height_px: int = setting(128, "Height", "In pixels.", ge=8, le=4096, multiple_of=8)
+    width_px: int = setting(128, "Width", "In pixels. Left out: the base's own.", ge=8, le=4096, multiple_of=8)
+    height_px: int = setting(128, "Height", "In pixels. Left out: the base's own.", ge=8, le=4096, multiple_of=8)
 
     @field_validator("family")
     @classmethod
