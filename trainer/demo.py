@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[1] / "app" / "examples"
 STYLE = ", outline style"
 THINGS = ("a red apple", "an owl", "a crab", "a hamburger", "a sunflower")  # none of them is in the style's dataset
-POSES = ("mokka, a smiling cat face", "mokka, a smiling cat with heart-eyes", "mokka, a cat face with sunglasses", "mokka, a crying cat", "mokka, a kissing cat")
+_POSES = ("a smiling cat face", "a smiling cat with heart-eyes", "a cat face with sunglasses", "a crying cat", "a kissing cat")
+POSES = tuple(f"mokka, {pose}" for pose in _POSES)
 FOX = "rusty, a smiling fox face"
 TWO = "mokka, rusty, a grinning fox, a grinning cat"
 NEUTRAL = ["a red apple, noto style", "a house, twemoji style"]

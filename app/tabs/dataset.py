@@ -154,7 +154,13 @@ class _Tab:
         with gr.Row():
             samples = sample_sets()
             self.sample = gr.Dropdown(
-                samples, value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None, label="Sample set", scale=3, min_width=150, interactive=True, elem_id="sample-set"
+                samples,
+                value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None,
+                label="Sample set",
+                scale=3,
+                min_width=150,
+                interactive=True,
+                elem_id="sample-set",
             )
             self.copy = gr.Button("Copy", scale=1, min_width=90, elem_id="copy-sample", elem_classes="beside")
 

@@ -56,7 +56,9 @@ class StackConfig(Settings):
     seed: int = setting(1, "Seed", "The same seed and settings give the same picture.", ge=0, le=2**32 - 1)
     sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True)
     steps: int = setting(25, "Steps", "Sampling steps; 20-30. Left out: what the base is usually drawn with.", ge=1, le=500)
-    guidance_scale: float = setting(3.0, "Guidance", "How closely the picture follows the prompt; 1 is off. Left out: what the base is usually drawn with.", ge=1, le=30)
+    guidance_scale: float = setting(
+        3.0, "Guidance", "How closely the picture follows the prompt; 1 is off. Left out: what the base is usually drawn with.", ge=1, le=30
+    )
     guidance_rescale: float | None = setting(
         None, "Guidance rescale", "Tames the contrast of guidance, 0 to 1; empty for the base's own: 0.7 at zero terminal SNR, else 0.", ge=0, le=1,
         advanced=True, only_with={"prediction": ("epsilon", "v")},
