@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
+from tests import plain, warm
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -112,7 +112,7 @@ def train_small(parent: Path, folder: Path, name: str, settings: list[str] | Non
     from trainer import session
 
     small = ["max_steps=6", "batch_size=2", "adapter.rank=4", "adapter.alpha=2", "preview_every_steps=0", "learning_rate=5e-3"]
-    config = session.preset_config("imprimatura-character", str(folder), None, small + (settings or []))
+    config = session.preset_config(plain.CHARACTER, str(folder), None, small + (settings or []))
     run, stream = session.start(config, parent, name, None)
     assert list(stream)[-1].kind == "finished"
     return run.lora_file

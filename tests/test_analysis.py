@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from tests import plain
 from trainer import lora_file, validation
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta, Update
@@ -299,7 +300,7 @@ def inks(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> dict[str, 
                 (folder / f"{path.stem}.txt").write_text(path.with_suffix(".txt").read_text())
     settings = ["max_steps=60", "preview_every_steps=0", "adapter.rank=8", "adapter.alpha=8"]
     for seed, (name, folder) in enumerate({"red": found["red-train"], "blue": found["blue-train"], "cat": examples / "grey-cat" / "train"}.items()):
-        config = session.preset_config("imprimatura-character", str(folder), None, [*settings, f"seed={seed}"])
+        config = session.preset_config(plain.CHARACTER, str(folder), None, [*settings, f"seed={seed}"])
         run, stream = session.start(config, parent, name, None)
         assert list(stream)[-1].kind == "finished"
         found[name] = run.lora_file

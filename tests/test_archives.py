@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import plain
 from tests.test_uploads import make_zip, png
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import Dataset, archives, scanning
@@ -103,7 +104,7 @@ def test_a_run_trains_on_a_zip(tmp_path: Path, tiny: Path, draw_dots: Callable[.
     pictures = draw_dots(tmp_path / "dots", "a {colour} dot")
     path = make_zip(tmp_path / "packed.zip", {file.name: file.read_bytes() for file in sorted(pictures.iterdir())})
     done = run_velatura(
-        "train", "imprimatura-style", "--data", str(path), "--out", str(tmp_path / "runs"), "--set", f"base={tiny}", "--set", "max_steps=2",
+        "train", plain.STYLE, "--data", str(path), "--out", str(tmp_path / "runs"), "--set", f"base={tiny}", "--set", "max_steps=2",
         "--set", "preview_every_steps=0", "--set", "resolution_px=32", "--set", "batch_size=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

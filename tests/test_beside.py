@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from tests import plain
 from trainer import against, data, lora_file, objective, presets, session
 from trainer.config import InversionConfig
 from trainer.errors import ConfigError, UserError
@@ -29,7 +30,7 @@ def config(tiny: Path, pictures: Path, **settings: object):
         "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 4, "checkpoint_every_steps": 4, "preview_every_steps": 0,
         "learning_rate": 1e-2, "data.folder": str(pictures), "data.caption_dropout": 0, "preview.prompts": [],
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def train(parent: Path, settings, name: str = "x"):

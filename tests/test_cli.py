@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tests import plain
+
 
 @pytest.fixture
 def cats(examples: Path) -> Path:
@@ -87,17 +89,17 @@ def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_aga
     (folder / "empty.png").write_bytes(b"")
     (folder / "alone.txt").write_text("nobody")
     small = [text for pair in ("max_steps=3", "batch_size=2", "preview_every_steps=0") for text in ("--set", pair)]
-    trained = run_velatura("train", "imprimatura-character", "--data", folder, "--name", "My cat!", *small)
+    trained = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", *small)
     assert trained.returncode == 0, trained.stderr
     assert "empty.png is empty (0 bytes): left out" in trained.stdout and "alone.txt is a caption without a picture" in trained.stdout
     lora = tmp_path / "outputs" / "runs" / "My-cat" / "My-cat.safetensors"
     assert json.loads(run_velatura("inspect", lora, "--json").stdout)["num_modules"] == 56
 
     # A second run of that name never overwrites; going on with a finished one says so.
-    again = run_velatura("train", "imprimatura-character", "--data", folder, "--name", "My cat!", *small)
+    again = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", *small)
     assert "My-cat-2" in again.stdout
     assert "is finished" in run_velatura("train", "--resume", "--name", "My cat!").stdout
-    other = run_velatura("train", "imprimatura-character", "--data", folder, "--name", "My cat!", "--resume", *small, "--set", "seed=4")
+    other = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", "--resume", *small, "--set", "seed=4")
     assert other.returncode == 2 and "seed was 0, now 4" in other.stderr
 
     # Render, render from the picture, and a grid.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import plain
 from trainer import cache, checkpoint, events, lora_file, optim, presets, runs, session
 from trainer.errors import ConfigError, RunError
 from trainer.events import Failed, Finished, Recommended, Step, Validated, Warned
@@ -31,7 +32,7 @@ def config(tiny: Path, pictures: Path, **settings: object):
         "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0,
         "learning_rate": 1e-2, "data.folder": str(pictures), "preview.prompts": [],
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[events.Event]]:

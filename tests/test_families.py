@@ -16,6 +16,7 @@ import numpy
 import pytest
 import torch
 
+from tests import plain
 from trainer import bases, families, loop, lora_file, loss, objective, presets, session, validation
 from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.data import scan
@@ -50,7 +51,7 @@ def config(family: ModuleType, tiny: Path, folder: Path, **changes: Any) -> Trai
         "preview_every_steps": 0, "adapter.targets": "all", "adapter.rank": 3, "adapter.alpha": 6.0, "adapter.text_encoder": len(family.components) > 1,
         "data.folder": str(folder), "dtype": "float32", "preview.guidance_rescale": 0.0,
     }  # fmt: skip
-    return presets.load("imprimatura-style", settings | {key.replace("__", "."): value for key, value in changes.items()})
+    return presets.load(plain.STYLE, settings | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def train(settings: TrainConfig, parent: Path, name: str) -> tuple[Path, list[Any]]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests import plain
 from trainer import bases, families, lora_file, objective, session
 from trainer.config import StackConfig
 from trainer.deltas import Delta
@@ -129,7 +130,7 @@ def _settings(family: str, folder: Path, base: str, **changes: Any) -> Any:
         "preview.guidance_rescale": 0.0, "adapter.alpha": 8.0, "adapter.rank": 4,
     }  # fmt: skip
     given = values | {key.replace("__", "."): value for key, value in changes.items()}
-    return session.preset_config("imprimatura-style", str(folder), None, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+    return session.preset_config(plain.STYLE, str(folder), None, [f"{key}={json.dumps(value)}" for key, value in given.items()])
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests import plain
 from trainer import export, families, lora_file, session
 from trainer.data import Dataset, scan
 from trainer.errors import RunError
@@ -49,7 +50,7 @@ def studio(base: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> Callab
             "adapter.alpha": 3.0, "save_dtype": "float32",
         }  # fmt: skip
         folder = draw_dots(tmp_path / "dots", "a {colour} dot", num=2)
-        settings = session.preset_config("imprimatura-style", str(folder), None, [f"{key}={json.dumps(value)}" for key, value in (values | changes).items()])
+        settings = session.preset_config(plain.STYLE, str(folder), None, [f"{key}={json.dumps(value)}" for key, value in (values | changes).items()])
         made = Studio.open(settings)
         made.pipe.transformer = wide()
         made.file_keys = FLUX.file_keys(made.pipe)

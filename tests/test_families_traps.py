@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import plain
 from trainer import bases, families, loop, presets, session
 from trainer.config import StackConfig
 from trainer.data import scan
@@ -37,7 +38,7 @@ def engine(family: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Engi
 
 @pytest.fixture(scope="module")
 def studio(family: ModuleType, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    settings = presets.load("imprimatura-style", {
+    settings = presets.load(plain.STYLE, {
         "family": family.name, "base": engine.base, "data.folder": str(draw_dots(tmp_path_factory.mktemp("dots"), "a {colour} dot", num=2)), "batch_size": 2,
         "resolution_px": SIZE_PX, "adapter.targets": "all", "adapter.text_encoder": False, "dtype": "float32", "preview.guidance_rescale": 0.0,
     })  # fmt: skip
@@ -116,7 +117,7 @@ def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(famil
         is_refused = any(re.fullmatch(pattern, path) for path in convolutions)
         for start in ({"adapter": {"method": "oft", "targets": setting}}, {"adapter.init": "pissa", "adapter.targets": setting}):
             with pytest.raises(ConfigError, match="takes in convolutions of") if is_refused else nullcontext():
-                presets.load("imprimatura-style", given | start)
+                presets.load(plain.STYLE, given | start)
 
 
 def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: ModuleType, engine: Engine, tmp_path: Path) -> None:
@@ -132,6 +133,6 @@ def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: 
     Image.new("RGB", (longest * 2, longest // 2)).save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text("a wall", encoding="utf-8")
     given = {"family": family.name, "base": engine.base, "preview.guidance_rescale": 0.0, "data.folder": str(tmp_path), "data.buckets": True}
-    settings = presets.load("imprimatura-style", given | {"resolution_px": longest, "data.max_upscale": 8.0, "preview_every_steps": 0})
+    settings = presets.load(plain.STYLE, given | {"resolution_px": longest, "data.max_upscale": 8.0, "preview_every_steps": 0})
     with pytest.raises(ConfigError, match=rf"wide.png would be trained at .* px, but this base has positions for {longest} px a side"):
         session.start(settings, tmp_path / "runs", "x", None)

@@ -130,6 +130,7 @@ def test_the_wheel_carries_weights_presets_and_examples_and_finds_them(tmp_path:
     data = {f"trainer/{path.relative_to(house.ROOT / 'trainer')}" for path in (house.ROOT / "trainer" / "imprimatura").rglob("*") if path.is_file()}
     data |= {f"app/{path.relative_to(house.ROOT / 'app')}" for path in (house.ROOT / "app" / "examples").rglob("*") if path.is_file()}
     data |= {f"trainer/single_file/clip_bpe/{name}" for name in ("bpe_simple_vocab_16e6.txt.gz", "LICENSE")}
+    data.add("trainer/bench/plain.toml")
     data |= {str(path.relative_to(house.ROOT)) for path in (house.ROOT / "presets").rglob("*.toml")}
     code = {str(path.relative_to(house.ROOT)) for path in house.sources("app", "trainer").values()}
     assert len(data) > 100 and not (data | code) - inside, sorted((data | code) - inside)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests import plain
 from trainer import bases, checkpoint, loop, memory, presets, runs, session
 from trainer.config import MemoryConfig
 from trainer.errors import ConfigError
@@ -38,7 +39,7 @@ def settings(tiny: Path, pictures: Path):
             "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 4, "checkpoint_every_steps": 2, "preview_every_steps": 0, "preview.steps": 1,
             "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(pictures), "adapter.rank": 4, "adapter.alpha": 4,
         }  # fmt: skip
-        return presets.load("imprimatura-character", values | {key.replace("__", "."): value for key, value in changes.items()})
+        return presets.load(plain.CHARACTER, values | {key.replace("__", "."): value for key, value in changes.items()})
 
     return make
 

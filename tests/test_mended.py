@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from tests import plain
 from trainer import methods, presets, runs, session
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Finished, Overtrained, Step, Stopped, Warned
@@ -27,7 +28,7 @@ def config(tiny: Path, pictures: Path, **settings: object):
         "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0,
         "learning_rate": 1e-2, "data.folder": str(pictures), "preview.prompts": [],
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[Event]]:
@@ -81,7 +82,7 @@ def test_a_run_that_stopped_early_and_is_resumed_trains_no_further(tmp_path: Pat
         "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 40, "validate_every_steps": 1, "checkpoint_every_steps": 1,
         "preview_every_steps": 0, "learning_rate": 3e-2, "optimizer.schedule": "constant", "validation.leave_out": 5, "validation.stop_when_overtrained": True,
     }  # fmt: skip
-    settings = presets.load("imprimatura-character", values)
+    settings = presets.load(plain.CHARACTER, values)
     whole, said = train(tmp_path, settings, "whole")
     last = next(event.step for event in said if isinstance(event, Overtrained))
     run = stop_after(tmp_path, settings, last)

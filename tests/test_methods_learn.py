@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import plain
 from trainer import lora_file, methods, presets, session
 from trainer.config import TrainConfig
 from trainer.events import Finished, Validated
@@ -29,8 +30,8 @@ def test_a_method_learns_two_pictures(name: str, two: Path, tmp_path: Path) -> N
         "max_steps": 20, "batch_size": 4, "learning_rate": RATES.get(name, 5e-3), "preview_every_steps": 0, "checkpoint_every_steps": 20,
         "validate_every_steps": 20, "data.folder": str(two), "data.heldout": str(two), "optimizer.schedule": "constant",
     }  # fmt: skip
-    plain = presets.load("imprimatura-character", values).model_dump(mode="json")
-    config = TrainConfig.model_validate(plain | {"adapter": {"method": name, "targets": "attention"}})
+    shared = presets.load(plain.CHARACTER, values).model_dump(mode="json")
+    config = TrainConfig.model_validate(shared | {"adapter": {"method": name, "targets": "attention"}})
     run, stream = session.start(config, tmp_path, name, None)
     events = list(stream)
     assert isinstance(events[-1], Finished) and lora_file.inspect(run.lora_file).method == name

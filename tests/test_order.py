@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import plain
 from trainer import presets
 from trainer.data import Item
 from trainer.data.buckets import Entry
@@ -20,7 +21,7 @@ SHAPES = ((64, 64), (96, 64), (64, 96))
 def order(batch_size: int, buckets: list[int], regular: int = 0, **data: object) -> Order:
     items = [Item(Path(f"{number}.png"), ("x",), "", 64, 64, regular=number < regular) for number in range(len(buckets))]
     overrides = {"batch_size": batch_size, "data.folder": "x"} | {f"data.{key}": value for key, value in data.items()}
-    config = presets.load("imprimatura-style", overrides)
+    config = presets.load(plain.STYLE, overrides)
     return Order(config, [Entry(index, SHAPES[bucket]) for index, bucket in enumerate(buckets)], items, [3] * len(items))
 
 

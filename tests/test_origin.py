@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from single_files import add
 
+from tests import plain
 from tests.conftest import train_small
 from trainer import bases, families, lora_file, origin
 from trainer.config import AdapterChoice, StackConfig
@@ -97,7 +98,7 @@ def test_training_against_a_stranger_says_so(stranger: Path, tmp_path: Path, exa
     from trainer import session
 
     small = ["max_steps=1", "batch_size=1", "preview_every_steps=0", f'against.adapters=["{stranger}:1"]']
-    config = session.preset_config("imprimatura-character", str(examples / "grey-cat" / "train"), None, small)
+    config = session.preset_config(plain.CHARACTER, str(examples / "grey-cat" / "train"), None, small)
     _, stream = session.start(config, tmp_path, "x", None)
     assert any("stranger.safetensors was trained on pony" in getattr(event, "message", "") for event in stream)
 

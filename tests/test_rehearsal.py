@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import plain
 from trainer import memory, presets, session
 from trainer.errors import ConfigError
 from trainer.events import Finished
@@ -38,7 +39,7 @@ def config(tiny: Path, pictures: Path):
         "preview.steps": 1, "preview.prompts": ["a dot"], "validate_every_steps": 5, "validation.leave_out": 1, "data.folder": str(pictures), "adapter.rank": 4,
         "optimizer.warmup_steps": 3,
     }  # fmt: skip
-    return presets.load("imprimatura-character", values)
+    return presets.load(plain.CHARACTER, values)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_rehearsal_that_is_stopped_leaves_nothing(config, tmp_path: Path) -> N
 def test_what_it_foretells_comes_true(run_velatura, examples: Path, tmp_path: Path) -> None:
     folders = ["--data", examples / "outline-style" / "train", "--heldout", examples / "outline-style" / "heldout"]
     settings = [f"--set={name}_every_steps=20" for name in ("preview", "checkpoint", "validate")]
-    command = ["train", "imprimatura-style", *folders, *settings, "--set=max_steps=40", "--out", tmp_path, "--json"]
+    command = ["train", plain.STYLE, *folders, *settings, "--set=max_steps=40", "--out", tmp_path, "--json"]
     foretold = rehearsal.from_json(run_velatura(*command, "--rehearse").stdout.splitlines()[-1])
     done = run_velatura(*command)
     taken = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
+from tests import plain, warm
 from trainer import methods, presets, runs, session
 from trainer.events import Finished, Step
 
@@ -46,7 +46,7 @@ def config(tiny: Path, pictures: Path, case: str, **settings: object):
         "base": str(tiny), "resolution_px": 32, "max_steps": 7, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 3, "preview.steps": 2,
         "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(pictures),
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | RICH | CASES[case] | settings)
+    return presets.load(plain.CHARACTER, values | RICH | CASES[case] | settings)
 
 
 def to_the_end(parent: Path, settings, name: str) -> runs.Run:

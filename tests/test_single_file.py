@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from single_files import add, velatura
 
+from tests import plain
 from trainer import bases, families, lora_file, model_registry, presets, session, single_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ModelError
@@ -78,7 +79,7 @@ def test_a_lora_trained_on_a_file_draws_as_on_its_folder(tmp_path: Path, draw_do
         "family": "sd", "base": "artist", "resolution_px": 64, "max_steps": 2, "batch_size": 1, "preview_every_steps": 0, "learning_rate": 0.05,
         "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot", num=2)), "dtype": "float32", "adapter.rank": 3,
     }  # fmt: skip
-    run, stream = session.start(presets.load("imprimatura-style", changes), tmp_path / "runs", "tiny", None)
+    run, stream = session.start(presets.load(plain.STYLE, changes), tmp_path / "runs", "tiny", None)
     assert list(stream)[-1].kind == "finished" and lora_file.inspect(run.lora_file).rank == 3
 
     def draw(base: str, weight: float) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 import single_files
 import torch
 
+from tests import plain
 from trainer import bases, families, lora_file, model_registry, presets, session, single_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render.engine import Engine
@@ -49,7 +50,7 @@ def test_a_full_size_file_trains_exports_and_renders(tmp_path: Path, draw_dots: 
         "family": "sd", "base": str(file), "resolution_px": 128, "max_steps": 10, "batch_size": 1, "preview_every_steps": 0, "adapter.rank": 4,
         "adapter.alpha": 4.0, "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot", num=2)), "dtype": "bfloat16", "learning_rate": 1e-3,
     }  # fmt: skip
-    run, stream = session.start(presets.load("imprimatura-style", changes), tmp_path / "runs", "full", None)
+    run, stream = session.start(presets.load(plain.STYLE, changes), tmp_path / "runs", "full", None)
     assert list(stream)[-1].kind == "finished"
     info = lora_file.inspect(run.lora_file)
     assert (info.family, info.rank, info.num_modules) == ("sd", 4, 128)  # attention: 16 blocks of twice four projections

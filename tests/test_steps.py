@@ -8,6 +8,7 @@ import pytest
 from PIL import ImageChops
 from safetensors.torch import load_file
 
+from tests import plain
 from trainer import lora_file, presets, session, steps
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
@@ -26,7 +27,7 @@ def train(parent: Path, name: str, data: Path, **changes: object) -> Run:
         "max_steps": 2, "batch_size": 2, "checkpoint_every_steps": 1, "preview_every_steps": 0, "data.folder": str(data),
         "resolution_px": 32, "data.trigger": "mokka", "keep_checkpoints": 5,
     }  # fmt: skip
-    config = presets.load("imprimatura-character", values | changes)
+    config = presets.load(plain.CHARACTER, values | changes)
     run, stream = session.start(config, parent, name, None)
     list(stream)
     return run

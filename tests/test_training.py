@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import plain
 from trainer import checkpoint, events, loop, presets, runs, session
 from trainer.errors import DataError, RunError, UserError
 from trainer.events import Cached, Failed, Finished, Planned, Sampled, Started, Step, Stopped, Validated, Warned
@@ -29,7 +30,7 @@ def config(tiny: Path, pictures: Path, **settings):
         "base": str(tiny), "resolution_px": 32, "max_steps": 9, "batch_size": 2, "checkpoint_every_steps": 3, "preview_every_steps": 4, "preview.steps": 2,
         "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(pictures), "data.caption_dropout": 0.3, "data.flip": True,
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def run_to_the_end(parent: Path, settings) -> runs.Run:
@@ -163,7 +164,7 @@ def test_it_learns_two_pictures_and_the_base_stays_bitwise_the_same(tmp_path: Pa
     for path in sorted((examples / "grey-cat" / "train").glob("*"))[:4]:
         (folder / path.name).write_bytes(path.read_bytes())
     settings = presets.load(
-        "imprimatura-character", {"data.folder": str(folder), "data.heldout": str(folder), "max_steps": 20, "learning_rate": 2e-3, "preview_every_steps": 0}
+        plain.CHARACTER, {"data.folder": str(folder), "data.heldout": str(folder), "max_steps": 20, "learning_rate": 2e-3, "preview_every_steps": 0}
     )
     before = {name: tensor.clone() for name, tensor in Studio.open(settings).denoiser.state_dict().items()}
     kept: list[Studio] = []

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests import plain
 from trainer import data, events, lora_file, presets, runs, session, validation
 from trainer.data import folds, likeness, saw
 from trainer.errors import ConfigError, RunError
@@ -28,7 +29,7 @@ def config(tiny: Path, pictures: Path, **settings: object):
         "base": str(tiny), "resolution_px": 32, "max_steps": 8, "batch_size": 2, "checkpoint_every_steps": 4, "preview_every_steps": 0, "preview.steps": 2,
         "validate_every_steps": 2, "learning_rate": 1e-2, "data.folder": str(pictures),
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[events.Event]]:
@@ -56,7 +57,7 @@ def hard(examples: Path, **settings: object):
         "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 12, "validate_every_steps": 2, "checkpoint_every_steps": 4,
         "preview_every_steps": 0, "learning_rate": 3e-2, "optimizer.schedule": "constant", "validation.leave_out": 2,
     }  # fmt: skip
-    return presets.load("imprimatura-character", values | settings)
+    return presets.load(plain.CHARACTER, values | settings)
 
 
 def test_the_best_step_is_kept_and_says_why(tmp_path: Path, examples: Path) -> None:
@@ -158,7 +159,7 @@ def test_drift_is_zero_for_the_base_and_grows_with_training(tmp_path: Path, tiny
 
 
 def test_a_copy_of_a_training_picture_is_recognised_and_another_picture_is_not(examples: Path) -> None:
-    settings = presets.load("imprimatura-style", {"data.folder": str(examples / "outline-style" / "train")})
+    settings = presets.load(plain.STYLE, {"data.folder": str(examples / "outline-style" / "train")})
     items = data.scan(settings).items
     album = likeness.Album(items, "#ffffff")
     copy = data.open_image(items[7].path).resize((200, 200))

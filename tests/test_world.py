@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import plain
 from trainer import presets, session, world
 from trainer.families import registry
 
@@ -27,7 +28,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> P
         "optimizer.ema_decay": 0.9, "validation.leave_out": 2, "validate_every_steps": 3, "device": "cpu",
     }  # fmt: skip
     path = folder / "settings.toml"
-    presets.save(session.absolute(presets.load("imprimatura-character", values)), path)
+    presets.save(session.absolute(presets.load(plain.CHARACTER, values)), path)
     return path
 
 

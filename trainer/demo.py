@@ -96,7 +96,7 @@ def _sections(engine: Engine, loras: Loras) -> list[Image]:
     from trainer.render import grid
 
     style, cat, fox = _choice(loras.style), _choice(loras.cat), _choice(loras.fox)
-    things = {"base": (False, ()), "style": (True, (style,))}
+    things = {"base": (False, ()), "style": (True, (style,)), "style at 1.3": (True, (_at(style, 1.3),))}
     poses = {"base": (False, ()), "character": (False, (cat,)), "both": (True, (style, cat)), "both at 0.7": (True, (_at(style, 0.7), _at(cat, 0.7)))}
     two = {
         "a fox": _stack(FOX, fox),

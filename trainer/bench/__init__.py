@@ -25,6 +25,7 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
+PLAIN = str(Path(__file__).with_name("plain.toml"))  # the preset that every bench trains with
 MODELS = ("imprimatura", "sd15")
 LOOPS = ("ours", "plain", "plain-best")
 WITHOUT = ("fused", "channels-last", "products", "kept-memory")  # what can be left out of ours, to see what it brings
@@ -165,7 +166,7 @@ def config(model: str, base: str, pictures: Path, steps: int, options: list[str]
         f"base={base}", f"resolution_px={_SETTINGS[model]['resolution_px']}", f"max_steps={steps}", "batch_size=1", "adapter.rank=16", "adapter.alpha=16",
         "preview_every_steps=0", "checkpoint_every_steps=100000", "data.caption_dropout=0", *options,
     ]  # fmt: skip
-    return session.preset_config("imprimatura-style", str(pictures), None, overrides)
+    return session.preset_config(PLAIN, str(pictures), None, overrides)
 
 
 def _ours(model: str, base: str, pictures: Path, scratch: Path, options: list[str]) -> Iterator[float]:

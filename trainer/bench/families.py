@@ -44,6 +44,7 @@ def run(names: list[str]) -> Iterator[Taken]:
 def one(name: str) -> Taken:
     """One family measured in this process."""
     from trainer import bases, families, memory, presets, session
+    from trainer.bench import PLAIN
     from trainer.config import AdapterChoice, StackConfig
     from trainer.events import Finished, Step, Validated
     from trainer.render.engine import Engine
@@ -56,7 +57,7 @@ def one(name: str) -> Taken:
             "batch_size": 2, "learning_rate": 0.02, "adapter.targets": "all", "adapter.rank": 16, "adapter.alpha": 16.0, "preview_every_steps": 0,
             "validate_every_steps": STEPS, "checkpoint_every_steps": STEPS, "preview.guidance_rescale": 0.0, "dtype": "float32", "device": "cpu",
         }  # fmt: skip
-        made, stream = session.start(presets.load("imprimatura-style", settings), Path(scratch), "x", None)
+        made, stream = session.start(presets.load(PLAIN, settings), Path(scratch), "x", None)
         said = list(stream)
         assert isinstance(said[-1], Finished)
         (measured,) = [event for event in said if isinstance(event, Validated)]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.bench import PLAIN
 from trainer.events import Finished, Started, Step, Validated
 
 EXAMPLES = Path(__file__).parents[2] / "app" / "examples" / "outline-style"
@@ -63,7 +64,7 @@ def _learn(name: str, steps: int, scratch: Path) -> Learned:
         f"checkpoint_every_steps={steps}",
         *VARIANTS[name],
     ]
-    config = session.preset_config("imprimatura-style", str(EXAMPLES / "train"), str(EXAMPLES / "heldout"), overrides)
+    config = session.preset_config(PLAIN, str(EXAMPLES / "train"), str(EXAMPLES / "heldout"), overrides)
     _, stream = session.start(config, scratch, "x", None)
     said = list(stream)
     assert isinstance(said[-1], Finished)
