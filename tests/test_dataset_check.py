@@ -97,7 +97,8 @@ def test_a_saved_again_or_scaled_picture_looks_alike(tmp_path: Path, change: dic
 @pytest.mark.parametrize("folder", sorted({path.parent for path in SAMPLES}), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_the_sample_folders_are_clean(folder: Path) -> None:
     report = check(folder)
-    assert set(report.near_duplicates) <= {("frowning-face.png", "upside-down-face.png")}
+    alike = {("frowning-face.png", "upside-down-face.png"), ("crying-fox.png", "grinning-fox.png", "smiling-fox-with-heart-eyes.png")}
+    assert set(report.near_duplicates) <= alike  # one face in nine moods differs little in grey
     assert not report.problems and not report.blurred and not report.small and not report.duplicates
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
@@ -128,9 +128,10 @@ def test_a_weight_grid_shows_the_same_pictures_as_single_renders(engine: Engine,
     two = stack((trained, 1.0), (trained_style, 1.0))
     sheet = grid.weight_grid(engine, two, [[0.0, 1.0], [-0.5, 0.0, 1.5]])
     single = engine.render(stack((trained, 1.0), (trained_style, 1.5))).image
-    corner = (sheet.width - 128 - 8, sheet.height - 128 - 8)
-    cell = sheet.crop((*corner, corner[0] + 128, corner[1] + 128))
-    assert max(high for _, high in ImageChops.difference(cell, single).getextrema()) <= 1  # of 255: one batch, not six pictures
+    corner = (sheet.width - 256 - 8, sheet.height - 256 - 8)
+    cell = sheet.crop((*corner, corner[0] + 256, corner[1] + 256))  # small pictures are shown at twice their size
+    twice = single.resize((256, 256), Image.Resampling.BICUBIC)
+    assert max(high for _, high in ImageChops.difference(cell, twice).getextrema()) <= 1  # of 255: one batch, not six pictures
 
 
 def test_a_grid_with_more_axes_than_adapters_is_refused(engine: Engine, trained: Path) -> None:

@@ -84,7 +84,7 @@ def engine(family: ModuleType, tiny: Path) -> Engine:
 
 
 def stack(engine: Engine, *adapters: AdapterChoice, **values: Any) -> StackConfig:
-    given = {"prompt": "mokka, a cat", "negative_prompt": "dark", "steps": 2, "width_px": SIZE_PX, "height_px": SIZE_PX}
+    given = {"prompt": "mokka, a cat", "negative_prompt": "dark", "steps": 2, "guidance_scale": 3.0, "width_px": SIZE_PX, "height_px": SIZE_PX}
     if not getattr(engine.family, "negates", True):
         given["negative_prompt"] = ""
     elif engine.family.guidance == "distilled":

@@ -46,7 +46,7 @@ def _shape(tiny: Path) -> tuple[int, int]:
 
 
 def made(context: Context, **changes: Any) -> StackConfig:
-    values = {"prompt": "a fox", "width_px": 32, "height_px": 32, "steps": 2, "base": context.bases[1]} | changes
+    values = {"prompt": "a fox", "width_px": 32, "height_px": 32, "steps": 2, "guidance_scale": 3.0, "base": context.bases[1]} | changes
     return stack.stack_of(context, values, [(sha256, 1.0, True, {}) for sha256 in context.known_loras()])
 
 

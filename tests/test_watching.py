@@ -55,7 +55,7 @@ def hard(examples: Path, **settings: object):
     """Imprimatura, which knows a lot, trained far too fast: it soon forgets, so that an early step is best."""
     values = {
         "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 12, "validate_every_steps": 2, "checkpoint_every_steps": 4,
-        "preview_every_steps": 0, "learning_rate": 3e-2, "optimizer.schedule": "constant", "validation.leave_out": 2,
+        "preview_every_steps": 0, "learning_rate": 1.5e-2, "optimizer.schedule": "constant", "validation.leave_out": 2,
     }  # fmt: skip
     return presets.load(plain.CHARACTER, values | settings)
 

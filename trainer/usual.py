@@ -92,11 +92,14 @@ def _sampling(folder: Path, family: ModuleType) -> tuple[int, float]:
 
 
 def _is_imprimatura(folder: Path) -> bool:
-    """True for Imprimatura wherever it lies: a copy is known by its denoiser."""
-    own, other = (place / "unet" / "diffusion_pytorch_model.safetensors" for place in (bases.IMPRIMATURA, folder))
-    if not other.is_file() or own.stat().st_size != other.stat().st_size:
+    """True for Imprimatura wherever it lies, and with LoRAs baked into it: known by its autoencoder's weights, which nothing here changes."""
+    own, other = (place / "vae" / "config.json" for place in (bases.IMPRIMATURA, folder))
+    try:
+        keys = ("_class_name", "scaling_factor", "latent_channels", "decoder_block_out_channels")
+        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (own, other))
+        return [first.get(key) for key in keys] == [second.get(key) for key in keys]
+    except (OSError, ValueError, AttributeError):
         return False
-    return bases.digest(folder, "unet") == bases.digest(bases.IMPRIMATURA, "unet")
 
 
 def left_out(stack: StackConfig) -> frozenset[str]:
