@@ -116,7 +116,7 @@ def copied_page(tmp_path: Path):
         page.get_by_role("tab", name="Stack").click()
         for row, name in enumerate(("outline-style", "grey-cat"), 1):
             page.locator(f"#lora-{row} input").click()
-            page.get_by_role("option", name=name, exact=True).click()
+            page.get_by_role("option", name=name, exact=True).last.click()  # the row before has its list too, hidden
             browsing.fill(page, f"weight-{row}", "0.7")
         browsing.fill(page, "field-prompt", "mokka, a smiling cat with heart-eyes, outline style")
         browsing.fill(page, "field-seed", "4")
