@@ -79,27 +79,6 @@ def methods(
 
 
 @app.command()
-def presets(
-    name: Annotated[list[str] | None, typer.Option(help="One variant; repeatable, all if left out.")] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="Weight to draw with; repeatable, 1 and 1.3 if left out.")] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write what each draws into this file.")] = None,
-) -> None:
-    """What was tried for Imprimatura's style preset: held-out gain, and how much of the outline is seen on things it never saw."""
-    from trainer.bench import tried
-
-    if wrong := [one for one in name or [] if one not in tried.VARIANTS]:
-        raise ConfigError(f"--name is {wrong[0]!r}; allowed: {', '.join(tried.VARIANTS)}.")
-    weights, rows = tuple(weight or (1.0, 1.3)), []
-    for row in tried.run(name or list(tried.VARIANTS), weights):
-        typer.echo(f"{row.name}: {row.gain * 100:.1f} %, outline {', '.join(f'{share:.2f}' for share in row.outlines)}", err=True)
-        rows.append(row)
-    typer.echo(tried.describe(rows, weights))
-    if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        tried.sheet(rows, weights).save(sheet)
-
-
-@app.command()
 def families(name: Annotated[list[str] | None, typer.Option(help="One family; repeatable, all if left out.")] = None) -> None:
     """Seconds, memory and what is learned on each family's tiny model, by its own process."""
     from trainer import families as registry
