@@ -221,7 +221,7 @@ class _Tab:
     def _warn(self, stack: StackConfig) -> dict[Any, Any]:
         """What the stack's LoRAs say of being for another base, in a box that stays until the next picture."""
         lines = "".join(f"<p>{escape(said)}</p>" for said in self.context.warnings(stack))
-        return {self.warned: gr.update(value=f'<div class="notice warning"><h3>Made for another base</h3>{lines}</div>', visible=bool(lines))}
+        return {self.warned: gr.update(value=f'<div class="notice plain"><h3>Made for another base</h3>{lines}</div>', visible=bool(lines))}
 
     @mended
     def take_base(self, found: dict[Any, Any]) -> dict[Any, Any]:
