@@ -1,5 +1,6 @@
 """Frozen layers in another form: quantised, fetched from the CPU, and attention computed another way. What they compute stays what it was."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from trainer import bases, families, memory
 from trainer.memory import attention
 from trainer.memory import quantising as quantise
-from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight, keep_on_cpu
+from trainer.memory.fetching import keep_on_cpu
+from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
 
 KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes"))]
 WORST = {"int8": 0.01, "fp8": 0.04, "nf4": 0.12}  # relative error of a product
@@ -54,11 +56,70 @@ def test_a_layer_whose_weight_waits_on_the_cpu_computes_the_same(layer: nn.Linea
     inputs = [torch.randn(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
     before = layer(inputs[0])
     before.square().sum().backward()
-    keep_on_cpu(layer)
+    keep_on_cpu([layer], torch.device("cpu"))
     after = layer(inputs[1])
     after.square().sum().backward()
     torch.testing.assert_close(after, before)
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_weights_of_a_ring_come_ahead_of_their_use_forward_and_backward(checkpointed: bool) -> None:
+    """Four parts, three places for them; from the second step on nothing is waited for."""
+    torch.manual_seed(0)
+    convolved = nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 1, 3, padding=1), nn.Flatten()
+    blocks = [copy.deepcopy(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16), *convolved)) for _ in range(4)]
+    model = nn.Sequential(*blocks).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    given = torch.randn(3, 16)
+
+    def step() -> torch.Tensor:
+        inputs = given.clone().requires_grad_()
+        hidden = inputs
+        for block in blocks:
+            hidden = torch.utils.checkpoint.checkpoint(block, hidden, use_reentrant=False) if checkpointed else block(hidden)
+        hidden.square().sum().backward()
+        return inputs.grad
+
+    wanted = step()
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    ring = keep_on_cpu(layers, torch.device("cpu"), part_bytes=2 * layers[0].weight.nbytes + 99)
+    for number in range(4):
+        waited = ring.num_fetched, ring.num_asked, ring.num_foreseen
+        torch.testing.assert_close(step(), wanted, rtol=0, atol=0)
+        if number > 1:
+            assert ring.num_foreseen - waited[2] == ring.num_asked - waited[1] > 0 and ring.num_fetched > waited[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_layer_compiles_whole_and_keeps_nothing_wide_for_backward(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = narrowed(nn.Linear(128, 64).requires_grad_(False), kind)
+    model = nn.Sequential(layer, nn.GELU())
+    inputs, again = (torch.randn(8, 128, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    model(inputs).sum().backward()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    kept: list[int] = []
+    numbers = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.is_floating_point() * tensor.nbytes) or tensor, lambda tensor: tensor)
+    with numbers:
+        compiled(again).sum().backward()
+    torch.testing.assert_close(again.grad, inputs.grad)
+    assert max(kept) < 64 * 128 * 4, "the widened weight is not among what is kept"
+
+
+def test_fp8_multiplied_as_it_is_is_near_the_widened_product_and_its_gradient_is_exact() -> None:
+    torch.manual_seed(0)
+    layer = NarrowLinear(nn.Linear(128, 64).requires_grad_(False), "fp8")
+    inputs, again = (torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_() for _ in range(2))
+    wide = layer(inputs)
+    layer.scales_inputs = True
+    scaled = layer(again)
+    assert scaled.dtype == torch.bfloat16 and 0 < float((scaled - wide).float().norm() / wide.float().norm()) < 0.05
+    wide.sum().backward()
+    scaled.sum().backward()
+    torch.testing.assert_close(again.grad, inputs.grad, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(5, 5), (64, 77), (130, 130)])

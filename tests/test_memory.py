@@ -159,7 +159,7 @@ def test_the_ladder_goes_from_what_costs_time_to_what_costs_quality(settings, mo
     monkeypatch.setattr(memory, "has_nf4", lambda: True)
     first = ["micro_batch=2", "micro_batch=1", "gradient_checkpointing=True"]
     assert climbed("cpu", settings) == [*first, "quantise=int8", "quantise=nf4"]
-    assert climbed("cuda", settings) == [*first, "offload=encoders", "offload=blocks"]
+    assert climbed("cuda", settings) == [*first, "offload=encoders", "offload=blocks", "offload_activations=True"]
     assert climbed("cpu", settings, adapter__init="olora") == first
     monkeypatch.setattr(memory, "has_nf4", lambda: False)
     assert climbed("cpu", settings) == [*first, "quantise=int8"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
+from trainer.material import Part
 from trainer.runs import Run
 from trainer.studio import Studio
 from trainer.world import World
@@ -62,6 +64,7 @@ def train(
         watch.load(saved)
 
     def save(step: int, needed: bool) -> Event:
+        _refuse_broken(step, float(length))
         tensors, values = optim.state(optimizer)
         groups = {"adapter": {**parameters, **studio.constants()}, "optimizer": tensors, **watch.tensors()}
         state = {**identity, "optimizer": values, **watch.state()}
@@ -76,12 +79,17 @@ def train(
 
     # The loop. What a killed run had not yet looked at, it looks at now.
     yield from watch.look(first)
-    step = first
+    step, length = first, torch.zeros((), device=studio.device)  # of the adapter; read with the next step's numbers
     while step < config.max_steps and not watch.enough():
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
-            losses, num = learn(studio, step)
+            learned = learn(studio, step)
+            optim.unscale(parameters.values(), studio.loss_scale)
+            gradient = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm)
+            total = world.sum(learned.losses.sum())
+            if step + 1 < config.max_steps:  # while the device computes
+                studio.ahead = {step + 1: prepare(studio, step + 1)}
         except (RuntimeError, MemoryError) as error:
             changed = memory.climb(studio) if memory.is_shortage(error) and world.size == 1 else None
             if changed is None:
@@ -89,9 +97,13 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             yield Adjusted(step + 1, changed)
             continue
-        optim.unscale(parameters.values(), studio.loss_scale)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm))
-        value = float(world.sum(losses.sum())) / num
+
+        # The step's one wait for the device.
+        *each, total_loss, grad_norm, last_length = torch.cat([learned.losses, torch.stack([total, gradient, length])]).tolist()
+        value = total_loss / learned.num
+        _refuse_broken(step, last_length)
+        if bad := [name for name, one in zip(learned.names, each, strict=True) if not math.isfinite(one)]:
+            raise RunError(f"step {step + 1} gave a loss of {value} for {', '.join(bad[:5])}; {_MEND}")
         if not math.isfinite(grad_norm) and studio.loss_scale > 1:  # float16 has no room for it: the step again, smaller
             studio.loss_scale /= 2
             optimizer.zero_grad(set_to_none=True)
@@ -101,8 +113,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         studio.limit_norms()
-        if not math.isfinite(float(torch.nn.utils.get_total_norm(parameters.values()))):
-            raise RunError(f"step {step + 1} gave an adapter with weights that are no numbers; {_MEND}")
+        length = torch.nn.utils.get_total_norm(parameters.values())
         if mean:
             mean.update()
         step += 1
@@ -134,9 +145,23 @@ def train(
 _MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."
 
 
-def learn(studio: Studio, step: int) -> tuple[Tensor, int]:
-    """Add a step's gradients up, batch by batch; the loss of each of this process's pictures (N,), and how many all processes have."""
-    config, schedule, found = studio.config.objective, studio.schedule, []
+def _refuse_broken(step: int, length: float) -> None:
+    """Raises: RunError if the adapter of this step has a length that is no number."""
+    if not math.isfinite(length):
+        raise RunError(f"step {step} gave an adapter with weights that are no numbers; {_MEND}")
+
+
+class Learned(NamedTuple):
+    """What a step gave: the loss of each of this process's pictures (N,) on the device and their names; `num` are all processes' pictures."""
+
+    losses: Tensor
+    num: int
+    names: list[str]
+
+
+def prepare(studio: Studio, step: int) -> list[Part]:
+    """What a step is given but its weights' own, micro-batch by micro-batch, on its way to the device: nothing of it depends on the step before."""
+    config, schedule, parts = studio.config.objective, studio.schedule, []
     batches = studio.material.batches(step)
     num = sum(len(batch) for batch in batches)
     for batch in batches:
@@ -147,25 +172,30 @@ def learn(studio: Studio, step: int) -> tuple[Tensor, int]:
         noised = objective.add_noise(schedule, batch.latents, loss.perturb(config, noise, rng), timesteps)
         target = objective.target(schedule, batch.latents, noise, timesteps)
         weights = loss.weights(config, schedule, timesteps) * batch.weights
+        parts += [studio.part(batch, rows, num, noised, timesteps, target, weights) for rows in studio.parts(len(batch))]
+    return parts
 
-        # Predict, weigh, backward, a micro-batch at a time.
-        for rows in studio.parts(len(batch)):
-            with studio.dropping("dropout", batch.number * 1000 + rows[0]):
-                prediction = studio.predict(noised[rows], timesteps[rows], [batch.captions[row] for row in rows], batch.frames[rows])
-            errors = loss.elements(config, prediction, target[rows].to(prediction.device))
-            masks = batch.masks[rows].to(errors.device) if batch.masks is not None else None
-            each = loss.per_picture(errors, masks, config.unmasked_weight) * weights[rows].to(errors.device)
+
+def learn(studio: Studio, step: int) -> Learned:
+    """Add a step's gradients up, a micro-batch at a time."""
+    config, losses, names, num = studio.config.objective, [], [], 0
+    for part in studio.ahead.pop(step, None) or prepare(studio, step):
+        # Predict, weigh, backward.
+        with memory.kept_away(studio):
+            with studio.dropping("dropout", part.number):
+                prediction = studio.predict_part(part)
+            errors = loss.elements(config, prediction, part.target)
+            each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights
             if config.preservation_weight:
-                captions = [batch.class_captions[row] for row in rows]
-                each = each + config.preservation_weight * studio.forgotten(noised[rows], timesteps[rows], captions, batch.frames[rows])
-            if bad := [batch.names[row] for row, one in zip(rows, each.tolist(), strict=True) if not math.isfinite(one)]:
-                raise RunError(f"step {step + 1} gave a loss of {each.sum().item()} for {', '.join(bad[:5])}; {_MEND}")
-            (each.sum() * (studio.loss_scale / num)).backward()
-            found.append(each.detach())
+                each = each + config.preservation_weight * studio.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
+            (each.sum() * (studio.loss_scale / part.num)).backward()
+        losses.append(each.detach())
+        names += part.names
+        num = part.num
     if studio.config.against.overlap_penalty and studio.world.first:
         overlap = studio.overlap()
         if not overlap.requires_grad:
             raise ConfigError("against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of against.adapters; leave it out.")
         (studio.config.against.overlap_penalty * studio.loss_scale * overlap).backward()
     studio.world.sum_gradients(studio.trained.values())
-    return torch.cat(found) if found else torch.zeros(0, device=studio.device), num
+    return Learned(torch.cat(losses) if losses else torch.zeros(0, device=studio.device), num, names)

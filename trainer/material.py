@@ -7,6 +7,7 @@ Where the text encoder itself is trained, captions are encoded as they are neede
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,24 @@ class Batch:
         return len(self.names)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a step predicts at once, on the device or on its way there: n pictures of one shape."""
+
+    number: int  # of adapter dropout's draws
+    num: int  # pictures of the whole step, which its loss is divided by
+    noised: Tensor  # (n, C, h, w), in the base's dtype
+    timesteps: Tensor  # (n,)
+    target: Tensor  # (n, C, h, w), float32
+    weights: Tensor  # (n,)
+    masks: Tensor | None  # (n, 1, h, w)
+    conditioning: Conditioning | None  # None where the text encoder learns too
+    captions: list[str]
+    class_captions: list[str]
+    frames: Tensor  # (n, 6)
+    names: list[str]
+
+
 class Material:
     """The encoded pictures and captions of a run. `pipe` encodes (None: only the plan is wanted); `folder` is the base's, whose weights are in every key."""
 
@@ -52,6 +71,7 @@ class Material:
         self.chunks = 1
         self.dtype = str(pipe.dtype) if pipe is not None else ""  # asked once: diffusers walks the whole model for it, 2 ms of a 50 ms step
         self.is_complete = False  # nothing is encoded any more: the encoders are gone
+        self.encoders: Callable[[], AbstractContextManager[None]] = nullcontext  # brings them to where they compute, for its body
         self._vae = bases.digest(folder, "vae")
         self._text = "".join(bases.digest(folder, part) for part in (*bases.parts(folder, "text_encoder"), *bases.parts(folder, "tokenizer")))
 
@@ -160,7 +180,11 @@ class Material:
         def refuse() -> Conditioning:
             raise RunError(f"an entry of the cache in {self.store.folder} was removed or damaged while the run needed it; go on with --resume.")
 
-        return refuse if self.is_complete else encode
+        def brought() -> Conditioning:
+            with self.encoders():
+                return encode()
+
+        return refuse if self.is_complete else brought
 
     def caption(self, sample: Sample) -> str:
         """The exact string a sample is trained with."""
@@ -168,9 +192,10 @@ class Material:
 
     def batches(self, step: int) -> list[Batch]:
         """The whole batches of a step."""
-        return [self._batch(number, samples) for number, samples in self.order.step(step)]
+        return [self.batch(number, samples) for number, samples in self.order.step(step)]
 
-    def _batch(self, number: int, samples: list[Sample]) -> Batch:
+    def batch(self, number: int, samples: list[Sample]) -> Batch:
+        """The batch of these samples."""
         items = [self.dataset.items[sample.picture] for sample in samples]
         latents = torch.stack([self.latents(item, one.bucket, one.cut, one.mirrored) for item, one in zip(items, samples, strict=True)])
         masks = None

@@ -24,8 +24,8 @@ from trainer.data import Dataset, has_trigger
 from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
 from trainer.inversion import Word
-from trainer.material import Conditioning, Material
-from trainer.memory import convolving, fused
+from trainer.material import Batch, Conditioning, Material, Part
+from trainer.memory import compiling, convolving, fused
 from trainer.runs import Run
 from trainer.world import World
 
@@ -54,6 +54,10 @@ class Studio:
     needs_autocast: bool = True  # some adapter layer computes in float32 by itself
     loss_scale: float = 1.0  # of a float16 base, whose gradients would vanish otherwise; halved when they overflow
     trained: dict[str, nn.Parameter] = field(default_factory=dict)  # what `parameters` gives, walked once
+    kernels: tuple[str, ...] | None = None  # of attention on a GPU, fastest first; see `probing`
+    faults: tuple[str, ...] = ()  # a sentence for each kernel that must not be used
+    lasting: ExitStack = field(default_factory=ExitStack)  # what holds until memory is arranged anew
+    ahead: dict[int, list[Part]] = field(default_factory=dict)  # by step: what was prepared before it was asked for
 
     @classmethod
     def open(cls, config: TrainConfig, world: World | None = None) -> Studio:
@@ -64,7 +68,10 @@ class Studio:
         device, dtype = bases.hardware(config.device, config.dtype, folder)
         if world.device and world.device.startswith(device):  # each process has a GPU of its own
             device = world.device
-        pipe = bases.open_pipeline(family, folder, device, dtype)
+        fetched = config.memory.offload == "blocks"  # a base larger than the GPU never lies on it whole
+        pipe = bases.open_pipeline(family, folder, "cpu" if fetched else device, dtype)
+        if fetched:
+            memory.fetch_encoders(pipe, next(iter(family.components)), device)
         return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), config.memory)
 
     @cached_property
@@ -117,6 +124,7 @@ class Studio:
         saved = checkpoint.tensors["adapter"] if checkpoint else None
         if checkpoint:
             self.memory = MemoryConfig.model_validate(checkpoint.state["memory"])
+            self.kernels = tuple(checkpoint.state["kernels"]) if checkpoint.state.get("kernels") else None
         if config.against.adapters:
             self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)
         memory.quantise(self.denoiser, self.memory.quantise)
@@ -140,6 +148,7 @@ class Studio:
             self.world.shard(self.denoiser, self.trained.values())
         else:
             self._lay_out()
+        memory.arrange(self)  # last: it goes by what each layer has become
         return self.trained
 
     def release(self) -> None:
@@ -173,7 +182,7 @@ class Studio:
 
     def _fuse(self) -> bool:
         """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
-        return all([fused.fuse(attached.layers.values(), ADAPTER) for attached in self.attachments.values()])
+        return all([fused.fuse(attached.layers.values(), ADAPTER, self.dtype) for attached in self.attachments.values()])
 
     def _lay_out(self) -> None:
         """Frozen convolutions in channels-last order, which they compute in anyway, some as products; an adapter's own stay as PEFT reads them."""
@@ -217,6 +226,17 @@ class Studio:
                     weights[f"{component}.{path}"] = weight.data
         return weights
 
+    def pass_each_shape(self) -> None:
+        """One pass of the denoiser for each shape and number of pictures that steps will have."""
+        order, seen = self.material.order, set[tuple[Any, int]]()
+        for number in range(order.num_batches):
+            samples = order.batch(number)
+            for size in {len(rows) for rows in self.parts(len(samples))} - {size for bucket, size in seen if bucket == samples[0].bucket}:
+                seen.add((samples[0].bucket, size))
+                batch = self.material.batch(number, samples)
+                timesteps = torch.full((size,), self.schedule.num_timesteps // 2)
+                self.predict(batch.latents[:size], timesteps, batch.captions[:size], batch.frames[:size])
+
     # What a step asks.
 
     def parts(self, num: int) -> Iterator[list[int]]:
@@ -234,6 +254,28 @@ class Studio:
         size = [side * self.pipe.vae_scale_factor for side in latents.shape[-2:]]
         return torch.tensor([[*size, 0, 0, *size]] * len(latents))
 
+    def part(self, batch: Batch, rows: list[int], num: int, noised: Tensor, timesteps: Tensor, target: Tensor, weights: Tensor) -> Part:
+        """These rows of a batch, sent to the device without waiting for it."""
+        captions, frames = [batch.captions[row] for row in rows], batch.frames[rows]
+        return Part(
+            batch.number * 1000 + rows[0], num, self._send(noised[rows]).to(self.dtype), self._send(timesteps[rows]), self._send(target[rows]),
+            self._send(weights[rows]), None if batch.masks is None else self._send(batch.masks[rows]),
+            None if self.trains_text else self._condition(captions, frames), captions,
+            [batch.class_captions[row] for row in rows], frames, [batch.names[row] for row in rows],
+        )  # fmt: skip
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU's on the device; from pinned memory, so that the copy waits for nothing."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.startswith("cuda") else tensor.to(self.device)
+
+    def predict_part(self, part: Part) -> Tensor:
+        """The denoiser's prediction for what a step predicts at once."""
+        compiling.begin_pass(self.memory)
+        with self._precision():
+            conditioning = self._condition(part.captions, part.frames) if part.conditioning is None else part.conditioning
+            prediction: Tensor = self.family.denoise(self.denoiser, part.noised, part.timesteps, conditioning)
+        return prediction
+
     def predict(self, noised: Tensor, timesteps: Tensor, captions: list[str], frames: Tensor | None = None) -> Tensor:
         """The denoiser's prediction for noised latents (B, C, h, w), computed in the base's dtype; without frames, of whole pictures."""
         with self._precision():
@@ -249,7 +291,10 @@ class Studio:
         else:
             rows = [self.material.conditioning(caption) for caption in captions]
         batch: Conditioning = self.family.prepare_batch([{**row, "frame": frame} for row, frame in zip(rows, frames, strict=True)])
-        return {key: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in batch.items()}
+        return {
+            key: (tensor if tensor.device.type != "cpu" else self._send(tensor)).to(self.dtype if tensor.is_floating_point() else tensor.dtype)
+            for key, tensor in batch.items()
+        }
 
     def _precision(self) -> Any:
         """Adapters are float32; beside a smaller base their products are computed in its dtype."""
@@ -292,12 +337,10 @@ class Studio:
         return (self.predict(noised, timesteps, captions, frames).float() - wanted).square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def limit_norms(self) -> int:
-        """Scale back updates longer than the limit; how many were."""
-        limit = self.config.optimizer.max_weight_norm
-        if not limit:
-            return 0
-        return optim.limit_norms([pair for attached in self.attachments.values() for pair in attached.factors().values()], limit)
+    def limit_norms(self) -> None:
+        """Scale back updates longer than the limit."""
+        if limit := self.config.optimizer.max_weight_norm:
+            optim.limit_norms([pair for attached in self.attachments.values() for pair in attached.factors().values()], limit)
 
     # Looking, without changing anything.
 
@@ -313,7 +356,7 @@ class Studio:
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""
         size = 2 * (self.memory.micro_batch or self.config.batch_size)
-        with nullcontext() if with_adapter else self.base():
+        with memory.eagerly(self), nullcontext() if with_adapter else self.base():
             return memory.halving(size, lambda size: validation.losses(questions, self.schedule, self.predict, size))
 
     def preview(self, run: Run, step: int) -> Iterator[Event]:
@@ -339,7 +382,7 @@ class Studio:
             family=self.config.family, base=self.config.base, prompt=prompt, seed=settings.seed, steps=settings.steps,
             guidance_scale=settings.guidance_scale, guidance_rescale=settings.guidance_rescale, width_px=size, height_px=size,
         )  # fmt: skip
-        with memory.drawing(self), self._precision():
+        with memory.eagerly(self), memory.drawing(self), self._precision():
             return draw(self.pipe, stack)
 
     def likeness(self, picture: Any) -> tuple[float, str]:

@@ -36,6 +36,7 @@ def opening(studio: Studio, run: Run, problems: list[str], cached: tuple[int, in
     yield from folds.results(run)
     sets = [one for one in (material.dataset, material.heldout) if one and one.problems]
     yield from (Warned(line) for line in [*problems, *(one.message for one in sets)])
+    yield from (Warned(line) for line in studio.faults)
     if material.store.problem:
         yield Warned(f"{material.store.problem}; latents are made again whenever they are needed, which is slow.")
     if long := material.long_captions():
@@ -66,7 +67,8 @@ class Watch:
         return {"mean": self.mean.tensors() if self.mean else {}, "best": self.best}
 
     def state(self) -> dict[str, Any]:
-        return {"judge": self.judge.state(), "memory": self.studio.memory.model_dump(mode="json"), "loss_scale": self.studio.loss_scale}
+        studio = self.studio
+        return {"judge": self.judge.state(), "memory": studio.memory.model_dump(mode="json"), "loss_scale": studio.loss_scale, "kernels": studio.kernels}
 
     def load(self, saved: Checkpoint) -> None:
         self.judge = validation.Judge(**saved.state["judge"])
@@ -165,7 +167,8 @@ class Watch:
             noise = objective.noise_like(latents, objective.generator(0, "neutral", number))
             timesteps = (torch.tensor([0.25, 0.5, 0.75]) * schedule.num_timesteps).long()
             noised = objective.add_noise(schedule, latents.expand(3, *latents.shape), noise, timesteps)
-            found.append(self.studio.predict(noised, timesteps, [prompt] * 3, frame.expand(3, 6)).float().cpu())
+            with memory.eagerly(self.studio):
+                found.append(self.studio.predict(noised, timesteps, [prompt] * 3, frame.expand(3, 6)).float().cpu())
         return found
 
     @torch.no_grad()

@@ -24,7 +24,9 @@ class DataConfig(Settings):
     )
     buckets: bool = setting(True, "Buckets", "Keep each picture's shape: wide, tall and square ones train apart. Off: all are cropped square.", advanced=True)
     bucket_step_px: int = setting(
-        0, "Bucket step", "Sides of buckets are multiples of this; 0 takes 64, an eighth of a resolution below 512, or the family's own where that is more.", ge=0, le=512, advanced=True,
+        0, "Bucket step",
+        "Sides of buckets are multiples of this; 0 takes 64, an eighth of a resolution below 512, or the family's own where that is more.",
+        ge=0, le=512, advanced=True,
         only_with={"data.buckets": (True,)},
     )  # fmt: skip
     max_aspect_ratio: float = setting(

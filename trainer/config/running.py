@@ -75,4 +75,14 @@ class MemoryConfig(Settings):
     attention: Literal["auto", "fused", "plain"] = setting(
         "auto", "Attention", "auto is the faster by shape and device, which the rehearsal checks; plain keeps every score in memory.", advanced=True
     )
+    compile: Literal["auto", "off", "blocks", "graphs"] = setting(
+        "auto",
+        "Compile",
+        "Compile the denoiser's repeated blocks: half a minute at the start, faster steps on a GPU; graphs also spares the launches, for more memory. "
+        "auto: on a GPU, where the run is long enough.",
+        advanced=True,
+    )
+    offload_activations: bool = setting(
+        False, "Offload activations", "What is kept for backward waits on the CPU: the last resort, slower still (GPU only).", advanced=True
+    )
     shard: bool = setting(False, "Shard the base", "Spread the frozen base over the processes of a torchrun (FSDP2), each keeping its part.", advanced=True)

@@ -13,26 +13,27 @@ import gc
 import mmap
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import bases
 from trainer.config import MemoryConfig, TrainConfig
-from trainer.memory import attention
-from trainer.memory.frozen import keep_on_cpu
+from trainer.memory import compiling
+from trainer.memory.arranging import arrange, drawing, eagerly, fetch_encoders, kept_away, training
 from trainer.memory.quantising import has_nf4, quantise
 
 if TYPE_CHECKING:
     from trainer.studio import Studio
 
 __all__ = [
-    "arrange", "check", "climb", "drawing", "forget", "give_back", "halving", "is_shortage", "keep_freed", "next_rung", "over_budget", "peak_bytes", "quantise",
+    "arrange", "check", "climb", "drawing", "eagerly", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
+    "keep_freed", "kept_away", "next_rung", "over_budget", "peak_bytes", "quantise",
     "reset_peak", "training",
 ]  # fmt: skip
 GIB = 1 << 30
@@ -56,12 +57,20 @@ def check(config: TrainConfig) -> list[str]:
     settings, device, problems = config.memory, bases.hardware(config.device, "float32")[0], []
     if settings.micro_batch > config.batch_size:
         problems.append(f"memory.micro_batch is {settings.micro_batch}; allowed: at most batch_size ({config.batch_size}), or 0 for the whole batch.")
-    if settings.offload != "none" and device != "cuda":
+    if settings.offload != "none" and not can_offload(device):
         problems.append(f"memory.offload is {settings.offload!r}, but the run is on {device}, where there is nothing to move off; allowed there: none.")
+    if settings.offload_activations and not can_offload(device):
+        problems.append(f"memory.offload_activations is on, but the run is on {device}, where there is nothing to move off; leave it off.")
+    problems += compiling.check(settings, device)
     if settings.offload == "blocks" and not _can_fetch_blocks(config, settings.quantise):
         problems.append(
             f"memory.offload is 'blocks', which goes with every method but dora and with memory.quantise none, int8 or fp8; "
             f"found: {config.adapter.method} and {settings.quantise}."
+        )
+    if settings.offload == "blocks" and getattr(config.adapter, "init", "default") in ("eva", "pissa", "olora"):
+        problems.append(
+            f"memory.offload is 'blocks', but adapter.init is {config.adapter.init!r}, which starts from the base's weights or what flows in it; "  # type: ignore[attr-defined]
+            "allowed with it: default, gaussian."
         )
     if settings.quantise != "none" and not _can_quantise(config):
         started = f", started by {start}" if (start := getattr(config.adapter, "init", "default")) != "default" else ""
@@ -76,101 +85,18 @@ def check(config: TrainConfig) -> list[str]:
     return problems
 
 
+def can_offload(device: str) -> bool:
+    """True on a kind of device that has memory of its own beside the CPU's."""
+    return device == "cuda"
+
+
 def _can_quantise(config: TrainConfig) -> bool:
     return config.adapter.method == "lora" and getattr(config.adapter, "init", "default") in ("default", "gaussian", "eva")
 
 
 def _can_fetch_blocks(config: TrainConfig, kind: str) -> bool:
-    return config.adapter.method != "dora" and kind != "nf4"  # whose scales stay where they are
-
-
-# What is switched on.
-
-
-def arrange(studio: Studio) -> None:
-    """Make the studio's models as its memory settings say, adapters attached; may be called again when those change."""
-    settings, denoiser = studio.memory, studio.denoiser
-    attention.choose(denoiser, settings.attention, studio.device, studio.dtype)
-    if settings.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing(_computed_twice(studio))  # type: ignore[operator]
-    if settings.offload != "none":
-        for part in _encoders(studio):
-            part.to("cpu")
-    if settings.offload == "blocks":
-        for layer in _in_blocks(denoiser):
-            keep_on_cpu(layer)
-    _unfuse(studio)
-    give_back()
-    if studio.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        _limit(torch.device(studio.device), settings.budget_gib)
-
-
-def _unfuse(studio: Studio) -> None:
-    """Give PEFT's forward back to adapter layers that were fused with a base layer which is no plain one any more (see `fused`)."""
-    for layer in (layer for attached in studio.attachments.values() for layer in attached.layers.values()):
-        if "forward" in vars(layer) and type(layer.base_layer) is not nn.Linear:
-            del layer.forward
-            studio.needs_autocast = True
-
-
-def _computed_twice(studio: Studio) -> Callable[..., Any]:
-    """Gradient checkpointing that drops out the second time what it dropped the first: adapter layers are in train mode only while a step predicts."""
-
-    def run(module: nn.Module, *inputs: Any) -> Any:
-        layers = [layer for attached in studio.attachments.values() for layer in attached.dropouts() if layer.training]
-
-        def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), training(layers)
-
-        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=modes)
-
-    return run
-
-
-@contextmanager
-def training(layers: list[nn.Module]) -> Iterator[None]:
-    """These adapter layers in train mode for the body, where their dropout works; the base stays as in use."""
-    for layer in layers:
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.eval()
-
-
-def _encoders(studio: Studio) -> list[nn.Module]:
-    """What a step does not need: every model of the pipeline but the denoiser and a text encoder that is trained."""
-    needed = [studio.denoiser, *(part for name, part in studio.pipe.components.items() if studio.trains_text and name.startswith("text_encoder"))]
-    return [part for part in studio.pipe.components.values() if isinstance(part, nn.Module) and all(part is not one for one in needed)]
-
-
-def _in_blocks(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    """Frozen linear layers and convolutions of the denoiser's lists of blocks, which are nearly all of it."""
-    blocks = [part for part in denoiser.children() if isinstance(part, nn.ModuleList)]
-    layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    return [layer for layer in layers if not layer.weight.requires_grad]
-
-
-def _limit(device: torch.device, budget_gib: float) -> None:
-    """Hold this process to the budget, so that it runs out there. Without one on Windows, to what is free: beyond it, the driver
-    moves memory over the bus without a word, and a run that seems to fit takes ten times as long.
-    """
-    free, total = torch.cuda.mem_get_info(device)
-    most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if sys.platform == "win32" else total)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
-
-
-@contextmanager
-def drawing(studio: Studio) -> Iterator[None]:
-    """All of the pipeline where a preview needs it, for the body."""
-    away = _encoders(studio) if studio.memory.offload != "none" else []
-    with ExitStack() as stack:
-        for part in away:
-            stack.callback(part.to, "cpu")
-            part.to(studio.device)
-        yield
+    starts_outside = getattr(config.adapter, "init", "default") in ("default", "gaussian")
+    return config.adapter.method != "dora" and starts_outside and kind != "nf4"  # whose scales stay where they are
 
 
 # The ladder.
@@ -189,7 +115,9 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
     elif on_gpu and now.offload == "none":
         change, said = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
     elif on_gpu and now.offload == "encoders" and _can_fetch_blocks(config, now.quantise):
-        change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched layer by layer"
+        change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched ahead of their use"
+    elif on_gpu and now.offload == "blocks" and not now.offload_activations:
+        change, said = {"offload_activations": True}, "what is kept for backward waits on the CPU"
     elif can_narrow:
         kind = kinds[kinds.index(now.quantise) + 1]
         change, said = {"quantise": kind}, f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
@@ -205,6 +133,7 @@ def climb(studio: Studio) -> str | None:
     if found is None:
         return None
     before, (studio.memory, said) = studio.memory, found
+    studio.ahead = {}
     if studio.memory.quantise != before.quantise:
         quantise(studio.denoiser, studio.memory.quantise, _on_disk(studio.folder / studio.component, studio.dtype))
     arrange(studio)

@@ -1,6 +1,8 @@
-"""Frozen layers that keep their weight in another form than they compute with: in 8 bits, or on the CPU beside a GPU.
+"""Frozen layers that keep their weight in another form than they compute with: in 8 or 4 bits, or on the CPU beside a GPU.
 
 Backward takes the weight anew instead of keeping what forward made of it, and only the base's own weights are touched.
+In a compiled block such a product is one operation of its own: written out, the compiler finds the same widened weight in both
+directions and keeps it between them, which is the memory that was to be saved (torch 2.13, tried).
 Diffusers' layerwise casting and group offloading cast and move the adapter's weights with the layer's, so that they must
 come after it, with exceptions by name; casting takes 3.5 s a step where float8 here takes 3.0 s and int8 2.5 s (plain 2.2 s; a UNet of
 222 million parameters, 256 px, batch 4, one core).
@@ -9,23 +11,33 @@ sections 3.1 and 3.2), packed and unpacked by bitsandbytes. Its layers are not u
 takes twice as long; its 4 bits are packed anew for inference by the first pass without gradients, so that a preview
 would change training. Forward and backward of one 1280 x 1280 layer and 1024 tokens in bf16 on one core with AMX, and the output's error:
 plain 7.0 ms; int8 8.6 ms, 0.5 % (bitsandbytes' layer 18.6 ms, 0.9 %); NF4 11 ms, 9 %; float8 24 ms, 2.6 %.
+
+On a GPU that multiplies float8 itself, fp8's forward rounds the inputs a row at a time too and multiplies both as they are
+(`torch.nn.functional.scaled_mm`); the gradient is taken with the widened weight, so that it is as exact as without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-_LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
+if TYPE_CHECKING:
+    from trainer.memory.fetching import Ring
+
+_E4M3 = torch.float8_e4m3fn
+_LARGEST = {"int8": 127.0, "fp8": torch.finfo(_E4M3).max}
 
 
 class NarrowLinear(nn.Linear):
     """A frozen linear layer whose weight is kept in 8 bits: integers, or float8 (e4m3) as bytes, so that nothing takes it for a number to train."""
+
+    ring: Ring | None = None  # what brings the weight, where it waits on the CPU
+    scales_inputs = False  # fp8 alone: multiply in float8, rounding the inputs too
 
     def __init__(self, layer: nn.Linear, kind: Literal["int8", "fp8"]) -> None:
         nn.Module.__init__(self)
@@ -33,19 +45,21 @@ class NarrowLinear(nn.Linear):
         weight = layer.weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / _LARGEST[kind]  # (out, 1)
         scaled = weight / scale
-        narrow = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(torch.float8_e4m3fn).view(torch.uint8)
+        narrow = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(_E4M3).view(torch.uint8)
         self.weight = nn.Parameter(narrow, requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
         self.train(layer.training)
 
     def wide(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weight (out, in) as it is computed with."""
-        narrow = self.weight.detach().to(device, non_blocking=True)
-        numbers = narrow if self.kind == "int8" else narrow.view(torch.float8_e4m3fn)
-        return numbers.to(dtype).mul_(self.get_buffer("scale").to(device, dtype))
+        narrow = self.ring.take(self) if self.ring else self.weight.detach()
+        return _widened([narrow.to(device), self.get_buffer("scale").to(device)], self.kind, dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _linear(inputs, self.wide, self.bias)
+        if self.ring:
+            return _fetched(inputs, self.wide, self.bias)
+        kind = "fp8 scaled" if self.scales_inputs else self.kind
+        return _biased(_product(inputs.to(_dtype(inputs)), [self.weight, self.get_buffer("scale")], kind), self.bias)
 
 
 class NF4Linear(nn.Linear):
@@ -56,20 +70,21 @@ class NF4Linear(nn.Linear):
 
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
-        packed, self.state = quantize_4bit(layer.weight.detach().contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
+        packed, self.state = quantize_4bit(layer.weight.detach().contiguous(), blocksize=_NF4_BLOCK, compress_statistics=True, quant_type="nf4")
         self.register_buffer("packed", packed, persistent=False)
         self.weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.uint8, device=packed.device).expand(layer.weight.shape), requires_grad=False)
         self.train(layer.training)
 
     def wide(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weight (out, in) as it is computed with."""
-        from bitsandbytes.functional import dequantize_4bit
+        return _widened(self._kept(), "nf4", dtype).to(device)
 
-        weight: Tensor = dequantize_4bit(self.get_buffer("packed"), self.state)
-        return weight.to(device, dtype)
+    def _kept(self) -> list[Tensor]:
+        state, scales = self.state, self.state.state2
+        return [self.get_buffer("packed"), state.absmax, state.code, state.offset, scales.absmax, scales.code, self.weight]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _linear(inputs, self.wide, self.bias)
+        return _biased(_product(inputs.to(_dtype(inputs)), self._kept(), "nf4"), self.bias)
 
 
 def full_weight(layer: Any) -> Tensor:
@@ -78,10 +93,34 @@ def full_weight(layer: Any) -> Tensor:
     return weight
 
 
-def _linear(inputs: Tensor, weight: Callable[[torch.dtype, torch.device], Tensor], bias: Tensor | None) -> Tensor:
-    """inputs @ weight.T + bias, in the dtype that autocast or the inputs ask for."""
-    inputs = inputs.to(_dtype(inputs))
-    product: Tensor = _Linear.apply(inputs, weight)
+# From what is kept to numbers.
+
+_NF4_BLOCK, _NF4_SCALES_BLOCK = 64, 256
+
+
+def _widened(kept: list[Tensor], kind: str, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) in this dtype, of what a layer of this kind keeps."""
+    if kind == "nf4":
+        return _unpacked(kept, dtype)
+    narrow, scale = kept
+    if kind == "int8":
+        return narrow * scale.to(dtype)  # one pass: integers times numbers are numbers
+    return narrow.view(_E4M3).to(dtype).mul_(scale.to(dtype))
+
+
+def _unpacked(kept: list[Tensor], dtype: torch.dtype) -> Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    packed, absmax, code, offset, scales, scales_code, shaped = kept
+    inner = QuantState(absmax=scales, code=scales_code, blocksize=_NF4_SCALES_BLOCK, dtype=torch.float32)
+    weight: Tensor = dequantize_4bit(packed, QuantState(absmax, shaped.shape, code, _NF4_BLOCK, "nf4", dtype, offset, inner))
+    return weight
+
+
+# Products with a weight that backward takes again.
+
+
+def _biased(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias.to(product.dtype)
 
 
@@ -90,31 +129,114 @@ def _dtype(inputs: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
 
 
+def _product(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    """inputs (..., in) @ weight.T."""
+    product: Tensor = _operation(inputs, kept, kind) if torch.compiler.is_compiling() else _Linear.apply(inputs, kind, *kept)
+    return product
+
+
+def _forward(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    return _scaled(inputs, *kept) if kind == "fp8 scaled" else functional.linear(inputs, _widened(kept, kind, inputs.dtype))
+
+
+def _scaled(inputs: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
+    """inputs @ weight.T in float8: inputs (..., in) rounded by row, weight bytes (out, in) with a scale (out, 1)."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
+    rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
+    by_row = functional.ScalingType.RowWise
+    product = functional.scaled_mm(rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row, output_dtype=torch.bfloat16)
+    return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
+
+
 class _Linear(torch.autograd.Function):
-    """A product with a weight that backward fetches again."""
+    """inputs @ weight.T, the weight widened from what is kept, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Callable[[torch.dtype, torch.device], Tensor]) -> Tensor:
-        ctx.weight = weight
-        return functional.linear(inputs, weight(inputs.dtype, inputs.device))
+    def forward(ctx: Any, inputs: Tensor, kind: str, *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
+        ctx.kind = kind
+        return _forward(inputs, [*kept], kind)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        return grad @ _widened([*kept], ctx.kind, grad.dtype), *[None] * (1 + len(kept))
+
+
+# The same for compiled blocks.
+
+
+@torch.library.custom_op("velatura::narrow_product", mutates_args=())
+def _operation(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    return _forward(inputs, kept, kind)
+
+
+@torch.library.custom_op("velatura::narrow_product_back", mutates_args=())
+def _operation_back(grad: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    return grad @ _widened(kept, kind, grad.dtype)
+
+
+@_operation.register_fake
+def _(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], _shaped(kept, kind).shape[0])
+
+
+@_operation_back.register_fake
+def _(grad: Tensor, kept: list[Tensor], kind: str) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], _shaped(kept, kind).shape[1])
+
+
+def _shaped(kept: list[Tensor], kind: str) -> Tensor:
+    """The one of what is kept that has the weight's shape (out, in)."""
+    return kept[-1] if kind == "nf4" else kept[0]
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, list[Tensor], str], output: Tensor) -> None:
+    _, kept, ctx.kind = inputs
+    ctx.save_for_backward(*kept)
+
+
+def _back(ctx: Any, grad: Tensor) -> tuple[Tensor, list[None], None]:
+    kept = [*ctx.saved_tensors]
+    return _operation_back(grad, kept, ctx.kind), [None] * len(kept), None
+
+
+_operation.register_autograd(_back, setup_context=_remember)
+
+
+# A weight that waits on the CPU.
+
+
+def _fetched(inputs: Tensor, fetch: Callable[[torch.dtype, torch.device], Tensor], bias: Tensor | None) -> Tensor:
+    product: Tensor = _FetchedLinear.apply(inputs.to(_dtype(inputs)), fetch)
+    return _biased(product, bias)
+
+
+class _FetchedLinear(torch.autograd.Function):
+    """A product with a weight that both directions fetch."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, fetch: Callable[[torch.dtype, torch.device], Tensor]) -> Tensor:
+        ctx.fetch = fetch
+        return functional.linear(inputs, fetch(inputs.dtype, inputs.device))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.weight(grad.dtype, grad.device), None
+        return grad @ ctx.fetch(grad.dtype, grad.device), None
 
 
-class _Conv2d(torch.autograd.Function):
-    """A convolution with a weight that backward fetches again."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Callable[[torch.dtype, torch.device], Tensor], layer: nn.Conv2d) -> Tensor:
-        ctx.weight, ctx.layer, ctx.shape = weight, layer, inputs.shape
-        return functional.conv2d(inputs, weight(inputs.dtype, inputs.device), None, *_geometry(layer))
+class _FetchedConv2d(torch.autograd.Function):
+    """A convolution with a weight that both directions fetch."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        weight = ctx.weight(grad.dtype, grad.device)
-        return conv2d_input(ctx.shape, weight, grad, *_geometry(ctx.layer)), None, None
+    def forward(ctx: Any, inputs: Tensor, layer: FetchedConv2d) -> Tensor:
+        ctx.layer, ctx.shape = layer, inputs.shape
+        return functional.conv2d(inputs, layer.fetch(inputs.dtype, inputs.device), None, *_geometry(layer))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return conv2d_input(ctx.shape, ctx.layer.fetch(grad.dtype, grad.device), grad, *_geometry(ctx.layer)), None
 
 
 def _geometry(layer: nn.Conv2d) -> tuple[Any, Any, Any, int]:
@@ -122,33 +244,25 @@ def _geometry(layer: nn.Conv2d) -> tuple[Any, Any, Any, int]:
 
 
 class FetchedLinear(nn.Linear):
-    """A frozen linear layer whose weight waits on the CPU; see `keep_on_cpu`."""
+    """A frozen linear layer whose weight waits on the CPU; see `fetching`."""
+
+    ring: Ring
 
     def fetch(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.weight.detach().to(device, non_blocking=True).to(dtype)
+        return self.ring.take(self).to(device, dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _linear(inputs, self.fetch, self.bias)
+        return _fetched(inputs, self.fetch, self.bias)
 
 
 class FetchedConv2d(nn.Conv2d):
-    """A frozen convolution whose weight waits on the CPU; see `keep_on_cpu`."""
+    """A frozen convolution whose weight waits on the CPU; see `fetching`."""
+
+    ring: Ring
 
     def fetch(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.weight.detach().to(device, non_blocking=True).to(dtype)
+        return self.ring.take(self).to(device, dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        product: Tensor = _Conv2d.apply(inputs.to(_dtype(inputs)), self.fetch, self)
+        product: Tensor = _FetchedConv2d.apply(inputs.to(_dtype(inputs)), self)
         return product if self.bias is None else product + self.bias.to(product.dtype)[:, None, None]
-
-
-def keep_on_cpu(layer: nn.Linear | nn.Conv2d) -> None:
-    """Keep a frozen layer's weight in the CPU's memory; each pass takes a copy to where its inputs are.
-
-    One of a 12-billion-parameter base in bf16 is 24 GB, a second each way over a fast bus. The layer changes its class, so
-    that whoever holds it need not be told and whoever computes with a plain layer's weight sees that it is none.
-    """
-    weight = layer.weight.data.cpu()
-    layer.weight.data = weight.pin_memory() if torch.cuda.is_available() else weight
-    if type(layer) in (nn.Linear, nn.Conv2d):
-        layer.__class__ = FetchedLinear if isinstance(layer, nn.Linear) else FetchedConv2d

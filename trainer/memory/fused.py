@@ -2,25 +2,28 @@
 
 PEFT computes base(x) + scale * B(A(x)) as it reads: the sum, the scaling and the casts are each a pass over the whole
 activation. Here the last product scales and adds to the first one's result, in the base's dtype, so that a bfloat16 base
-needs no autocast. Taken only for what it is exact for: a plain LoRA on an ordinary linear layer, switched on, without
-dropout; everything else stays PEFT's.
+needs no autocast. Taken only for what it is exact for: a plain LoRA on a linear layer of any form (whole, quantised, waiting
+on the CPU), switched on, without dropout; everything else stays PEFT's. The layer changes its class and holds no function of
+its own, so that a block compiled once serves all of its kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
-def fuse(layers: Iterable[Any], adapter: str) -> bool:
-    """Fuse every layer of PEFT's that can be; True if none is left that computes in float32 beside a smaller base."""
+def fuse(layers: Iterable[Any], adapter: str, dtype: torch.dtype) -> bool:
+    """Fuse every layer of PEFT's that can be, to compute in this dtype; True if none is left that computes in float32 beside a smaller base."""
     left = 0
     for layer in layers:
         if _can(layer, adapter):
-            layer.forward = _forward(layer, layer.forward, adapter)
+            layer.__class__, layer.fused_adapter, layer.fused_dtype = _kind(), adapter, dtype
         else:
             left += 1
     return not left
@@ -29,21 +32,28 @@ def fuse(layers: Iterable[Any], adapter: str) -> bool:
 def _can(layer: Any, adapter: str) -> bool:
     from peft.tuners.lora.layer import Linear
 
-    plain = type(layer) is Linear and type(layer.base_layer) is nn.Linear and layer.base_layer.weight.is_floating_point()
+    plain = type(layer) in (Linear, _kind()) and isinstance(layer.base_layer, nn.Linear)
     return plain and not layer.lora_variant and not layer.lora_bias.get(adapter, False) and isinstance(layer.lora_dropout[adapter], nn.Identity)
 
 
-def _forward(layer: Any, original: Any, adapter: str) -> Any:
-    base, down, up, scale = layer.base_layer, layer.lora_A[adapter], layer.lora_B[adapter], layer.scaling[adapter]
+@cache
+def _kind() -> type:
+    """PEFT's linear layer with the fused forward; made where it is first needed, since PEFT is slow to import."""
+    from peft.tuners.lora.layer import Linear
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if layer.disable_adapters or layer.merged or args or kwargs:
-            found: Tensor = original(x, *args, **kwargs)
-            return found
-        kind = base.weight.dtype
-        flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
-        inner = linear(flat, down.weight.to(kind))  # (rows, r)
-        out = linear(flat, base.weight, base.bias).addmm_(inner, up.weight.to(kind).t(), alpha=scale)
-        return out.view(*x.shape[:-1], out.shape[-1])
+    class FusedLinear(Linear):
+        fused_adapter: str
+        fused_dtype: torch.dtype
 
-    return forward
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if self.disable_adapters or self.merged or args or kwargs:
+                found: Tensor = super().forward(x, *args, **kwargs)
+                return found
+            name, kind = self.fused_adapter, self.fused_dtype
+            flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
+            inner = linear(flat, self.lora_A[name].weight.to(kind))  # (rows, r)
+            out = self.base_layer(flat).addmm_(inner, self.lora_B[name].weight.to(kind).t(), alpha=self.scaling[name])
+            summed: Tensor = out.view(*x.shape[:-1], out.shape[-1])
+            return summed
+
+    return FusedLinear

@@ -244,8 +244,8 @@ def evaluation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 @torch.no_grad()
-def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> int:
-    """Scale back the updates longer than `limit`, both factors alike; how many there were.
+def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> Tensor:
+    """Scale back the updates longer than `limit`, both factors alike; how many there were, on their device.
 
     Each is (down (r, in, ...), up (out, r, ...), scale), its length the Frobenius norm of scale * up @ down, from r x r
     matrices: sum((up^T up) * (down down^T)). As sd-scripts' `scale_weight_norms`.
@@ -255,12 +255,12 @@ def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> in
         a, b = down.flatten(1).float(), up.flatten(1).float()
         norms.append(scale * ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
     if not norms:
-        return 0
+        return torch.zeros((), dtype=torch.long)
     ratios = limit / torch.stack(norms)
     for (down, up, _), ratio in zip(modules, ratios.clamp(max=1).sqrt(), strict=True):
         down.mul_(ratio)
         up.mul_(ratio)
-    return int((ratios < 1).sum())
+    return (ratios < 1).sum()
 
 
 @torch.no_grad()

@@ -1,0 +1,143 @@
+"""Compiled blocks: the same training, one compilation a kind of block, taken back where they can't go with what else is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests import plain
+from trainer import bases, checkpoint, families, memory, presets, runs, session
+from trainer.config import MemoryConfig, TrainConfig
+from trainer.errors import ConfigError
+from trainer.events import Step
+from trainer.memory import compiling
+
+# What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes read from its source.
+BLOCKS = {
+    "sd": {"BasicTransformerBlock"}, "sdxl": {"BasicTransformerBlock"}, "sd3": {"JointTransformerBlock"},
+    "flux": {"FluxTransformerBlock", "FluxSingleTransformerBlock"}, "flux2": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"},
+    "flux2dev": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"}, "qwen": {"QwenImageTransformerBlock"}, "zimage": {"ZImageTransformerBlock"},
+    "chroma": {"ChromaTransformerBlock", "ChromaSingleTransformerBlock"}, "lumina2": {"Lumina2TransformerBlock"}, "sana": {"SanaTransformerBlock"},
+    "pixart": {"BasicTransformerBlock"}, "auraflow": {"AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"}, "hidream": {"HiDreamBlock"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path]) -> Callable[..., TrainConfig]:
+    """`config(memory__compile="blocks")`: four steps on the tiny base."""
+    folder = draw_dots(tmp_path / "dots", "a {colour} dot", wider_px=40)
+
+    def make(**changes: object) -> TrainConfig:
+        values = {
+            "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 4, "preview.steps": 1,
+            "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(folder), "adapter.rank": 4, "adapter.alpha": 4, "dtype": "float32",
+            "preview.guidance_rescale": 0.0,
+        }  # fmt: skip
+        return presets.load(plain.CHARACTER, values | {key.replace("__", "."): value for key, value in changes.items()})
+
+    return make
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that are compiled from here on, forwards and not, by a compiler that only collects them."""
+    torch.compiler.reset()
+    found: list[torch.fx.GraphModule] = []
+
+    def collect(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiling, "BACKEND", collect)
+    return found
+
+
+def train(config: TrainConfig, parent: Path) -> tuple[runs.Run, list[float]]:
+    run, stream = session.start(config, parent, "x", runs.find_resumable(parent, "x"))
+    return run, [event.loss for event in stream if isinstance(event, Step)]
+
+
+def test_the_blocks_are_those_that_diffusers_repeats(tmp_path: Path) -> None:
+    assert BLOCKS.keys() == families.registry().keys(), "a new family: say which blocks of it are compiled"
+    for name, family in families.registry().items():
+        pipe = bases.open_pipeline(family, family.tiny(tmp_path / name), "cpu", torch.float32)
+        found = compiling.repeated(getattr(pipe, next(iter(family.components))))
+        assert {type(block).__name__ for block in found} == BLOCKS[name]
+
+
+def test_a_kind_of_block_is_compiled_once_for_each_shape_and_trains_the_same(
+    compiled: list[torch.fx.GraphModule], config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Four blocks, two shapes of picture: a function made for one layer of one block would be compiled eight times."""
+    _, wanted = train(config(memory__compile="off"), tmp_path / "off")
+    assert not compiled
+    run, losses = train(config(memory__compile="blocks"), tmp_path / "blocks")
+    assert len(compiled) == 4, "two levels of the UNet, two buckets; previews and measurements are not compiled"
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    assert checkpoint.load_latest(run.checkpoints)[0].state["memory"]["compile"] == "blocks"
+
+
+@pytest.mark.parametrize("changes", [{"memory__quantise": "int8"}, {"memory__gradient_checkpointing": True}], ids=str)
+def test_blocks_compile_beside_other_settings(changes: dict, compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    _, wanted = train(config(memory__compile="off", **changes), tmp_path / "off")
+    _, losses = train(config(memory__compile="blocks", **changes), tmp_path / "blocks")
+    assert compiled and losses == pytest.approx(wanted, rel=1e-3)
+
+
+def test_auto_compiles_nothing_on_a_cpu_and_says_so_in_the_checkpoint(compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    run, _ = train(config(), tmp_path)
+    assert not compiled and checkpoint.load_latest(run.checkpoints)[0].state["memory"]["compile"] == "off"
+
+
+def test_auto_compiles_on_a_gpu_where_the_run_is_long_enough(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
+    family = families.registry()["sd"]
+    unet = bases.open_pipeline(family, tiny, "cpu", torch.float32).unet
+    for passes, wanted in ((10, "off"), (10_000, "blocks")):
+        assert compiling.choose(unet, MemoryConfig(), passes, lambda: 1, "cuda:0").compile == wanted
+        assert all(("forward" in vars(block)) == (wanted == "blocks") for block in compiling.repeated(unet))
+    assert compiling.choose(unet, MemoryConfig(offload="blocks"), 10_000, lambda: 1, "cuda").compile == "off"
+    assert not any("forward" in vars(block) for block in compiling.repeated(unet)), "what was compiled is taken back"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"compile": "graphs"}, "graphs"), ({"compile": "blocks", "attention": "plain"}, "memory.attention=plain"),
+        ({"compile": "blocks", "shard": True}, "memory.shard"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compiled_is_refused_by_name(settings: dict, said: str, config: Callable[..., TrainConfig]) -> None:
+    (problem,) = memory.check(config(**{f"memory__{name}": value for name, value in settings.items()}))
+    assert said in problem and "memory.compile is" in problem
+
+
+def test_without_a_compiler_it_is_said_what_is_missing(config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"memory\.compile is 'blocks', which needs a C\+\+ compiler"):
+        session.start(config(memory__compile="blocks"), tmp_path, "x", None)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_is_broken_off_goes_on_to_the_same_bytes(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """With torch's own compiler."""
+    settings = config(memory__compile="blocks", max_steps=6)
+    unbroken, losses = train(settings, tmp_path / "unbroken")
+    _, eager = train(config(memory__compile="off", max_steps=6), tmp_path / "eager")
+    assert losses == pytest.approx(eager, rel=1e-4)
+    run, stream = session.start(settings, tmp_path / "broken", "x", None)
+    for event in stream:
+        if event.kind == "saved" and event.step == 4:
+            break
+    stream.close()
+    torch.compiler.reset()
+    resumed, _ = train(settings, tmp_path / "broken")
+    assert resumed.lora_file.read_bytes() == unbroken.lora_file.read_bytes()
+
+
+def test_blocks_without_attention_are_left_alone() -> None:
+    assert compiling.repeated(nn.Sequential(nn.ModuleList([nn.Linear(2, 2)]))) == []

@@ -1,0 +1,104 @@
+"""The denoiser's repeated blocks compiled: each kind once, used for all of its kind.
+
+At batch 1 a GPU waits for Python: on an H100 four pictures of SDXL take the time of one, and compiling its transformer blocks takes a third
+off a step (`velatura bench gpu`). Compiling takes half a minute, so that `auto` does it only for runs that are long enough; a CPU gains
+nothing. Blocks of a few shapes are compiled for each of them, and for shapes as such beyond that; which, is known before
+the first step and so the same in a resumed run. `graphs` also records a block's kernels and replays them (CUDA graphs, through
+inductor), which spares the launches but keeps every block's memory apart.
+
+A compiled step rounds otherwise than an eager one: the same settings give the same bytes on the same machine and versions, and a
+resumed run goes on with what the checkpoint says was chosen; another GPU or version of torch may differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import MemoryConfig
+
+BACKEND: Any = "inductor"  # what torch compiles with
+_WORTH_PASSES = 400  # forward and backward passes; at SDXL's size half a minute is won back after 130 on an H100
+_MOST_VARIANTS = 6  # of widths and shapes compiled apart; torch keeps eight of a function
+_RULED_OUT = "memory.compile is {!r}, which doesn't go with {}; allowed with it: auto, off."
+
+
+def check(settings: MemoryConfig, device: str) -> list[str]:
+    """A sentence for what can't be compiled."""
+    chosen, problems = settings.compile, []
+    if chosen in ("auto", "off"):
+        return []
+    if settings.offload == "blocks":
+        problems.append(_RULED_OUT.format(chosen, "memory.offload=blocks"))
+    if settings.attention == "plain":
+        problems.append(_RULED_OUT.format(chosen, "memory.attention=plain"))
+    if settings.shard:
+        problems.append(_RULED_OUT.format(chosen, "memory.shard"))
+    if chosen == "graphs" and device != "cuda":
+        problems.append(f"memory.compile is 'graphs', but the run is on {device}; allowed there: auto, off, blocks.")
+    if chosen == "graphs" and (settings.gradient_checkpointing or settings.offload_activations):
+        problems.append("memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and offloaded activations: blocks.")
+    if missing := _missing_compiler(device):
+        problems.append(f"memory.compile is {chosen!r}, which needs {missing}; allowed without: auto, off.")
+    return problems
+
+
+def _missing_compiler(device: str) -> str:
+    """What torch compiles with and this machine lacks; empty if nothing."""
+    if device == "cuda":
+        from importlib.util import find_spec
+
+        return "" if find_spec("triton") else "triton (pip install triton, or triton-windows)"
+    names = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
+
+
+def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str) -> MemoryConfig:
+    """Compile the denoiser's blocks if the settings, or for `auto` the passes ahead, say so; the settings with what was chosen in `auto`'s place.
+
+    May be called again: what is compiled stays, what no longer goes with it is taken back.
+    """
+    chosen = settings.compile
+    if chosen == "auto":
+        possible = device.startswith("cuda") and not check(settings.model_copy(update={"compile": "blocks"}), "cuda")
+        chosen = "blocks" if possible and num_passes >= _WORTH_PASSES and repeated(denoiser) else "off"
+    elif check(settings, device.partition(":")[0]):  # the ladder came here
+        chosen = "off"
+    blocks = repeated(denoiser)
+    dynamic = chosen != "off" and num_shapes() * _num_kinds(blocks) > _MOST_VARIANTS
+    for block in blocks:
+        vars(block).pop("forward", None)
+        if chosen != "off":
+            mode = "reduce-overhead" if chosen == "graphs" else None
+            block.forward = torch.compile(block.forward, dynamic=dynamic, mode=mode, backend=BACKEND)
+    return settings.model_copy(update={"compile": chosen})
+
+
+def repeated(denoiser: nn.Module) -> list[nn.Module]:
+    """The blocks that are compiled: what the innermost lists of blocks with attention hold, in a transformer and in each level of a UNet."""
+    lists = [part for part in denoiser.modules() if isinstance(part, nn.ModuleList) and any(map(_attends, part))]
+    return [block for part in lists if not any(inner in lists for block in part for inner in block.modules()) for block in part if _attends(block)]
+
+
+def _attends(block: nn.Module) -> bool:
+    """True if this block has attention in it, and is none itself."""
+    return not hasattr(block, "set_processor") and any(hasattr(part, "set_processor") for part in block.modules())
+
+
+def _num_kinds(blocks: list[nn.Module]) -> int:
+    """The most kinds of block of one class, by their weights' shapes."""
+    kinds: dict[type, set[tuple[torch.Size, ...]]] = {}
+    for block in blocks:
+        kinds.setdefault(type(block), set()).add(tuple(parameter.shape for parameter in block.parameters()))
+    return max(map(len, kinds.values()), default=0)
+
+
+def begin_pass(settings: MemoryConfig) -> None:
+    """To be called before a forward: what the last one's graphs gave may be written over."""
+    if settings.compile == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
