@@ -2,7 +2,7 @@
 #
 #   make demo        train a small LoRA on the base that comes with Velatura, and show it
 #   make app         open the web UI on this machine
-#   make test        lint, types and the fast tests;  make test-all  the slow ones too
+#   make test        lint, types and the fast tests;  make test-all  the slow ones too;  make test-gpu  those for a GPU
 #   make screenshots the README's pictures anew
 #
 # torch is the one large download. Linux: PyPI serves the CUDA build (several GB, needs no GPU to run). Without an
@@ -23,7 +23,7 @@ BEGUN := $(VENV)/.begun
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo app lint test test-all screenshots clean
+.PHONY: help setup demo app lint test test-all test-gpu screenshots clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,7 +60,11 @@ test: lint
 	$(BIN)/python -m pytest $(SPREAD)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "" $(SPREAD)
+	$(BIN)/python -m pytest -m "not gpu" $(SPREAD)
+
+# What only a card can prove, in one process, skipped with a message where there is none.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py
 
 # The README's pictures, taken anew from a demo and a page of this checkout; needs Debian's chromium.
 screenshots: setup

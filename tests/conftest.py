@@ -17,6 +17,9 @@ from tests import plain, warm
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The suite is the same with a GPU as without: it computes on the CPU, and what a GPU does is tested by `make test-gpu`.
+if "gpu" not in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["VELATURA_HOME"] = os.path.join(tempfile.gettempdir(), f"velatura-tests-{os.getpid()}")  # no registry but those that tests make

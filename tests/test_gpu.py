@@ -1,0 +1,229 @@
+"""What a GPU alone can prove; `make test-gpu`. Everything is tiny, made here, and trained through `session.start`.
+
+VELATURA_TEST_DEVICE=cpu runs what of it a CPU can do, to try the tests themselves where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from tests import plain
+from trainer import families, loop, lora_file, presets, runs, session
+from trainer.config import AdapterChoice, StackConfig, TrainConfig
+from trainer.errors import ConfigError
+from trainer.events import Adjusted, Finished, Step
+from trainer.memory import probing, quantising
+from trainer.render.engine import Engine
+from trainer.studio import Studio
+
+DEVICE = os.environ.get("VELATURA_TEST_DEVICE", "cuda")
+GPU_ALONE = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU's memory")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device here")]
+SIZE_PX = 64
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def dots(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("dots"), "mokka, a {colour} dot")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`bases("flux")`: that family's tiny model, made once."""
+    root, made = tmp_path_factory.mktemp("bases"), {}
+
+    def base(name: str) -> Path:
+        if name not in made:
+            made[name] = families.registry()[name].tiny(root / name)
+        return made[name]
+
+    return base
+
+
+@pytest.fixture
+def config(bases: Callable[[str], Path], dots: Path) -> Callable[..., TrainConfig]:
+    """`config("sd", memory__quantise="int8")`: four steps on a tiny base on the GPU, in bfloat16."""
+
+    def make(name: str = "sd", **changes: Any) -> TrainConfig:
+        values = {
+            "family": name, "base": str(bases(name)), "data.folder": str(dots), "resolution_px": SIZE_PX, "data.max_upscale": 4.0, "max_steps": 4,
+            "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "learning_rate": 1e-2, "adapter.rank": 4, "adapter.alpha": 4.0,
+            "preview.guidance_rescale": 0.0, "device": DEVICE, "dtype": "bfloat16",
+        }  # fmt: skip
+        return presets.load(plain.CHARACTER, values | {key.replace("__", "."): value for key, value in changes.items()})
+
+    return make
+
+
+def train(config: TrainConfig, parent: Path) -> tuple[runs.Run, list[Any]]:
+    run, stream = session.start(config, parent, "x", runs.find_resumable(parent, "x"))
+    events = list(stream)
+    assert isinstance(events[-1], Finished)
+    return run, events
+
+
+def losses(events: list[Any]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, Step)]
+
+
+def peak(config: TrainConfig, parent: Path) -> tuple[int, list[float]]:
+    """The most bytes that the run's tensors took on the GPU, and its losses."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    _, events = train(config, parent)
+    return torch.cuda.max_memory_allocated(), losses(events)
+
+
+# Every family.
+
+
+@pytest.fixture(params=sorted(families.registry()))
+def family(request: pytest.FixtureRequest) -> ModuleType:
+    return families.registry()[request.param]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_family_is_trained_written_and_drawn(dtype: str, family: ModuleType, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    run, events = train(config(family.name, dtype=dtype, preview_every_steps=4, preview__prompts=["a dot"], preview__steps=1), tmp_path)
+    assert [event.kind for event in events].count("sampled") == 2, [event for event in events if event.kind == "warned"]
+    assert events[-1].adapter_norm > 0
+    engine = Engine(run.config().base, family.name, device=DEVICE, dtype=dtype)
+    pictures = [numpy.asarray(engine.render(stack(engine, run.lora_file, weight)).image, int) for weight in (0.0, 1.0)]
+    assert (pictures[0] != pictures[1]).any()
+
+
+def stack(engine: Engine, file: Path, weight: float, **values: Any) -> StackConfig:
+    adapters = (AdapterChoice(file=str(file), weight=weight),)
+    sized = {"steps": 2, "guidance_scale": 3.0, "width_px": SIZE_PX, "height_px": SIZE_PX}
+    return StackConfig(family=engine.family.name, base=engine.base, prompt="mokka, a dot", adapters=adapters, **sized | values)
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize(("name", "changes"), [("sd", {}), ("flux", {}), ("sd", {"memory__compile": "blocks"}), ("sd", {"dtype": "float16"})], ids=str)
+def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(name: str, changes: dict[str, Any], config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    settings = config(name, **changes)
+    unbroken, _ = train(settings, tmp_path / "unbroken")
+    _, stream = session.start(settings, tmp_path / "broken", "x", None)
+    for event in stream:
+        if event.kind == "saved":
+            break
+    stream.close()
+    resumed, _ = train(settings, tmp_path / "broken")
+    assert resumed.lora_file.read_bytes() == unbroken.lora_file.read_bytes()
+
+
+# Memory settings.
+
+
+@GPU_ALONE
+def test_checkpointing_and_offload_take_less_memory_for_the_same_losses(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    large = {"resolution_px": 256, "batch_size": 4, "data__max_upscale": 16.0, "memory__compile": "off", "dtype": "float32"}
+    whole, wanted = peak(config(**large), tmp_path / "whole")
+    for number, changes in enumerate(({"gradient_checkpointing": True}, {"offload_activations": True}, {"micro_batch": 1})):
+        less, found = peak(config(**large, **{f"memory__{name}": value for name, value in changes.items()}), tmp_path / str(number))
+        assert less < 0.9 * whole, changes
+        assert found == pytest.approx(wanted, rel=1e-3), changes
+
+
+@GPU_ALONE
+def test_offload_keeps_encoders_and_blocks_on_the_cpu(config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[dict[str, set[str]]] = []
+    learn = loop.learn
+
+    def looked(studio: Studio, step: int) -> object:
+        found = {name: {one.device.type for one in part.parameters()} for name, part in studio.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        pinned = {str(one.is_pinned()) for one in studio.denoiser.parameters() if one.device.type == "cpu"}
+        places.append(found | {"pinned": pinned})
+        return learn(studio, step)
+
+    monkeypatch.setattr(loop, "learn", looked)
+    _, wanted = train(config(memory__compile="off", preview_every_steps=2, preview__prompts=["a dot"], preview__steps=1), tmp_path / "on")
+    for offload in ("encoders", "blocks"):
+        places.clear()
+        settings = config(memory__compile="off", memory__offload=offload, preview_every_steps=2, preview__prompts=["a dot"], preview__steps=1)
+        _, events = train(settings, tmp_path / offload)
+        assert losses(events) == pytest.approx(losses(wanted), rel=1e-2)
+        assert [event.kind for event in events].count("sampled") == 3, [event for event in events if event.kind == "warned"]
+        assert places[-1]["vae"] == places[-1]["text_encoder"] == {"cpu"}
+        assert places[-1]["unet"] == ({"cuda"} if offload == "encoders" else {"cuda", "cpu"})
+        assert places[-1]["pinned"] == (set() if offload == "encoders" else {"True"})
+
+
+@GPU_ALONE
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_run_held_to_a_small_budget_climbs_the_ladder_and_finishes(name: str, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    large = {"resolution_px": 256, "batch_size": 8, "data__max_upscale": 16.0, "max_steps": 2}
+    whole, _ = peak(config(name, **large), tmp_path / "whole")
+    budget = 0.7 * whole / 2**30 + 0.05  # the context and the allocator's own are outside it
+    _, events = train(config(name, **large, memory__budget_gib=budget), tmp_path / "held")
+    assert [event for event in events if isinstance(event, Adjusted)]
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_quantised_base_trains_nearly_what_the_whole_base_would(kind: str, name: str, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    if kind == "nf4" and not quantising.has_nf4():
+        pytest.skip("needs bitsandbytes")
+    _, whole = train(config(name), tmp_path / "whole")
+    _, events = train(config(name, memory__quantise=kind), tmp_path / "narrow")
+    assert losses(events) == pytest.approx(losses(whole), rel=0.05)
+
+
+@pytest.mark.parametrize("way", ["blocks", "graphs"])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_compiled_blocks_train_what_eager_ones_do(way: str, name: str, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    if way == "graphs" and DEVICE == "cpu":
+        with pytest.raises(ConfigError, match="graphs"):
+            train(config(name, memory__compile=way), tmp_path)
+        return
+    _, eager = train(config(name, memory__compile="off"), tmp_path / "off")
+    _, events = train(config(name, memory__compile=way), tmp_path / way)
+    assert losses(events) == pytest.approx(losses(eager), rel=0.02)
+
+
+@GPU_ALONE
+def test_attention_kernels_are_found_that_do_not_fault() -> None:
+    """FLUX.1's own shape at 1024 px, which cuDNN's backward dies of on some cards."""
+    shapes = [probing.Shape(1, 24, 4608, 4608, 128, False, "bfloat16"), probing.Shape(1, 10, 4096, 77, 64, False, "bfloat16")]
+    found = probing.verdict(shapes, [*probing.TORCH], Path(os.devnull), "cuda")
+    assert found.kernels and all(kernel in probing.TORCH for kernel in found.kernels)
+
+
+# Stacks.
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_stack_is_the_dense_sum_and_leaves_the_base_bitwise(name: str, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    run, _ = train(config(name), tmp_path)
+    engine = Engine(run.config().base, name, device=DEVICE, dtype="float32")
+    before = {path: weight.clone() for path, weight in engine.weights.items()}
+    found = lora_file.read(run.lora_file, engine.file_keys, engine.shapes)
+    with engine.folded(stack(engine, run.lora_file, 0.7)):
+        for path, base in before.items():
+            wanted = base.double() + (0.7 * found[path].dense(base, torch.float64) if path in found else 0)
+            assert float((engine.weights[path].double() - wanted).norm()) <= 1e-5 * float(wanted.norm())
+    engine.restore()
+    assert all(torch.equal(engine.weights[path], base) for path, base in before.items())
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_pictures_of_other_weights_in_one_batch_are_those_drawn_alone(name: str, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    run, _ = train(config(name), tmp_path)
+    engine = Engine(run.config().base, name, device=DEVICE, dtype="float32")
+    stacks = [stack(engine, run.lora_file, weight, seed=seed) for weight, seed in ((0.3, 1), (1.0, 2), (-0.5, 3))]
+    together = [numpy.asarray(picture.image, int) for picture in engine.render_all(stacks)]
+    for made, batched in zip(stacks, together, strict=True):
+        alone = numpy.asarray(engine.render(made).image, int)
+        assert abs(alone - batched).max() <= 2
