@@ -25,7 +25,7 @@ from torch import Tensor
 from trainer import bases
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.memory import compiling
-from trainer.memory.arranging import arrange, drawing, eagerly, fetch_encoders, kept_away, training
+from trainer.memory.arranging import arrange, drawing, eagerly, fetch_encoders, kept_away, num_passes, training
 from trainer.memory.quantising import has_nf4, quantise
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arrange", "check", "climb", "drawing", "eagerly", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
-    "keep_freed", "kept_away", "next_rung", "over_budget", "peak_bytes", "quantise",
+    "keep_freed", "kept_away", "next_rung", "num_passes", "over_budget", "peak_bytes", "quantise",
     "reset_peak", "training",
 ]  # fmt: skip
 GIB = 1 << 30

@@ -34,13 +34,13 @@ def arrange(studio: Studio) -> None:
     if settings.attention == "auto" and studio.device.startswith("cuda"):
         _choose_kernels(studio)
     _scale_inputs(denoiser, studio.device)
-    studio.memory = compiling.choose(denoiser, settings, _num_passes(studio), lambda: len({entry.bucket for entry in studio.material.entries}), studio.device)
+    studio.memory = compiling.choose(denoiser, settings, num_passes(studio), lambda: len({entry.bucket for entry in studio.material.entries}), studio.device)
     if studio.device.startswith("cuda"):
         torch.cuda.empty_cache()
         _limit(torch.device(studio.device), settings.budget_gib)
 
 
-def _num_passes(studio: Studio) -> int:
+def num_passes(studio: Studio) -> int:
     """Forward and backward passes of the whole run, about."""
     rows = -(-studio.config.batch_size // studio.world.size)
     return studio.config.max_steps * studio.config.accumulation * -(-rows // (studio.memory.micro_batch or rows))

@@ -58,6 +58,11 @@ def _missing_compiler(device: str) -> str:
     return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
 
 
+def is_possible(settings: MemoryConfig, device: str) -> bool:
+    """True if blocks can be compiled here beside the other settings, and a device like this one may gain by it."""
+    return device.startswith("cuda") and not check(settings.model_copy(update={"compile": "blocks"}), "cuda")
+
+
 def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str) -> MemoryConfig:
     """Compile the denoiser's blocks if the settings, or for `auto` the passes ahead, say so; the settings with what was chosen in `auto`'s place.
 
@@ -65,8 +70,7 @@ def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_sha
     """
     chosen = settings.compile
     if chosen == "auto":
-        possible = device.startswith("cuda") and not check(settings.model_copy(update={"compile": "blocks"}), "cuda")
-        chosen = "blocks" if possible and num_passes >= _WORTH_PASSES and repeated(denoiser) else "off"
+        chosen = "blocks" if is_possible(settings, device) and num_passes >= _WORTH_PASSES and repeated(denoiser) else "off"
     elif check(settings, device.partition(":")[0]):  # the ladder came here
         chosen = "off"
     blocks = repeated(denoiser)

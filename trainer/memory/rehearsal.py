@@ -23,6 +23,7 @@ from trainer import bases, checkpoint, console, data, export, families, loop, me
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
+from trainer.memory import compiling
 from trainer.runs import Run
 from trainer.studio import Studio
 
@@ -143,7 +144,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
             with watch.shown():
                 export.write(studio, run.lora_file, dataset, {})
             exported = time.monotonic()
-        peak_bytes, slower = max(peaks.found.values()), _attention(studio)
+        peak_bytes, slower = max(peaks.found.values()), _attention(studio) + _compiling(studio)
         batch_s = sum(shape.batch_s * shape.num_batches for shape in shapes) / sum(shape.num_batches for shape in shapes)
         previews, validations, checkpoints = _times(config, watch.questions is not None)
         found = Rehearsal(
@@ -252,6 +253,37 @@ def _attention(studio: Studio) -> list[str]:
             seconds.append(_now() - began)
     auto, fused = (min(seconds) for seconds in taken.values())
     return [f"memory.attention=fused takes {fused:.3f} s where auto takes {auto:.3f} s a batch here."] if auto > _CLEARLY * fused else []
+
+
+def _compiling(studio: Studio) -> list[str]:
+    """A sentence on what compiled blocks would bring this run, where `memory.compile = auto` had to go by its length alone."""
+    if studio.config.memory.compile != "auto" or not compiling.is_possible(studio.memory, studio.device):
+        return []
+    passes = memory.num_passes(studio)
+    took = {way: _passes(studio, way) for way in ("off", "blocks")}
+    (_, eager_s), (compile_s, compiled_s) = took["off"], took["blocks"]
+    saved = passes * (eager_s - compiled_s) - compile_s
+    better = "blocks" if saved > 0 else "off"
+    chosen = studio.memory.compile
+    advice = f"memory.compile={better} would be {clock(abs(saved))} faster" if better != chosen else f"auto chooses {chosen}, {clock(abs(saved))} faster"
+    return [f"compiled blocks take {compiled_s:.3f} s a batch instead of {eager_s:.3f} s, after {clock(compile_s)} of compiling; for this run {advice}."]
+
+
+def _passes(studio: Studio, way: str) -> tuple[float, float]:
+    """Seconds of the first pass over the fullest batch, with what it compiles, beyond a later one's; and of a later one."""
+    order, chosen = studio.material.order, studio.memory
+    fullest = max(range(order.num_batches), key=lambda number: len(order.batch(number)))
+    studio.memory = chosen.model_copy(update={"compile": way})
+    torch.compiler.reset()
+    memory.arrange(studio)
+    seconds = []
+    for _ in range(4):
+        began = _now()
+        loop.learn(studio, fullest)
+        seconds.append(_now() - began)
+    studio.memory = chosen
+    later = min(seconds[1:])
+    return max(0.0, seconds[0] - later), later
 
 
 # What follows.
