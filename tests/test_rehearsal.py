@@ -120,6 +120,27 @@ def test_rungs_are_climbed_until_it_fits(config, found: Rehearsal, tmp_path: Pat
     assert chosen == {"memory.gradient_checkpointing": True, "memory.micro_batch": 1}
 
 
+def test_a_base_in_8_bits_is_taken_where_it_fits_and_is_clearly_faster_than_fetching_blocks(
+    config, found: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: a base of 6 GiB that must fit into 4."""
+    monkeypatch.setattr(fitting.bases, "hardware", lambda *_: ("cuda", None))
+    monkeypatch.setattr(memory, "check", lambda config: [])
+    takes = {("none", "blocks"): (2, 0.9), ("int8", "encoders"): (3.5, 0.5), ("fp8", "encoders"): (3.5, 0.45)}
+
+    def attempt(tried, *_):
+        gib, seconds = takes.get((tried.memory.quantise, tried.memory.offload), (7, 0.4))
+        peaks = {**found.peaks, "loading": (1 if tried.memory.offload == "blocks" else 6) << 30}
+        return dataclasses.replace(found, peak_bytes=int(gib * 2**30), step_s=seconds, peaks=peaks)
+
+    monkeypatch.setattr(fitting, "_try", attempt)
+    *_, last = fitting.fit(budgeted(config, 4), tmp_path)
+    assert last.fits and last.step_s == 0.5 and "memory.quantise=int8" in last.settings and "memory.offload=encoders" in last.settings
+    takes["int8", "encoders"] = takes["fp8", "encoders"] = (5, 0.2)
+    *_, last = fitting.fit(budgeted(config, 4), tmp_path)
+    assert last.step_s == 0.9 and "memory.offload=blocks" in last.settings and not any("quantise" in line for line in last.settings)
+
+
 def test_nothing_fits_is_said(config, found: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "has_nf4", lambda: False)
     asked = patched(monkeypatch, found, lambda now: 3 << 30)
