@@ -81,19 +81,23 @@ def empty(folder: Path) -> nn.Module:
 
 
 def filled(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """The same model on the device with small normal values from a generator there; norms are 1, biases 0."""
+    """The same model on the device with small normal values from a generator there; norms are 1, biases 0.
+
+    What is to wait on the CPU for a GPU (`memory.offload=blocks`) is drawn on that, a tensor at a time: a CPU takes minutes for twelve billion.
+    """
     import torch
     from torch import nn
 
-    rng = torch.Generator(device).manual_seed(0)
+    drawn_on = "cuda" if torch.cuda.is_available() and device == "cpu" else device
+    rng = torch.Generator(drawn_on).manual_seed(0)
     for path, parameter in list(model.named_parameters()):
         module, _, name = path.rpartition(".")
-        values = torch.empty(parameter.shape, device=device, dtype=dtype)
+        values = torch.empty(parameter.shape, device=drawn_on, dtype=dtype)
         if parameter.ndim == 1 and name in ("weight", "bias"):
             values.fill_(name == "weight")
         else:
             values.normal_(0, min(_STD, parameter[0].numel() ** -0.5), generator=rng)
-        setattr(model.get_submodule(module), name, nn.Parameter(values, requires_grad=False))
+        setattr(model.get_submodule(module), name, nn.Parameter(values.to(device), requires_grad=False))
     saved = set(model.state_dict())
     for path, buffer in list(model.named_buffers()):
         module, _, name = path.rpartition(".")

@@ -84,7 +84,7 @@ class Measured:
 
 
 def config(job: Job) -> TrainConfig:
-    """Our settings for a job: rank 16 on attention, no previews, no end. Raises: ConfigError."""
+    """Our settings for a job: rank 16 on attention, no previews, and so many steps that `memory.compile=auto` compiles. Raises: ConfigError."""
     from trainer import session
 
     family = full_size.FAMILIES[job.model]
