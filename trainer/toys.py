@@ -18,13 +18,14 @@ _WIDTH = 32
 _LETTERS = [letter for letter in string.printable if not letter.isspace()]
 
 
-def clip(model: str) -> tuple[Any, Any]:
-    """A CLIP text encoder of this transformers class, 32 wide, and its tokenizer."""
+def clip(model: str, width: int = _WIDTH, tokens: int | None = None) -> tuple[Any, Any]:
+    """A CLIP text encoder of this transformers class and its tokenizer, which takes as many tokens as Imprimatura's unless it is told otherwise."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(_TOKENIZER), local_files_only=True)
+    settings = {"model_max_length": tokens} if tokens else {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(_TOKENIZER), local_files_only=True, **settings)
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=_WIDTH,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=width,
         max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -99,30 +100,30 @@ def _qwen_tokenizer(tokens: int) -> Any:
     return tokenizer
 
 
-def qwen(model: str, tokens: int = 4096) -> tuple[Any, Any]:
-    """A Qwen 3 text model of this transformers class, 32 wide, and a tokenizer of bytes that takes so many of them."""
+def qwen(model: str, tokens: int = 4096, width: int = _WIDTH) -> tuple[Any, Any]:
+    """A Qwen 3 text model of this transformers class and a tokenizer of bytes that takes so many of them."""
     import transformers
 
     tokenizer = _qwen_tokenizer(tokens)
     config = transformers.Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         max_position_embeddings=1024,
     )  # fmt: skip
     return getattr(transformers, model)(config), tokenizer
 
 
-def qwen_vl() -> tuple[Any, Any]:
-    """A Qwen 2.5-VL model, 32 wide, that can see too, and a tokenizer of bytes."""
+def qwen_vl(width: int = _WIDTH) -> tuple[Any, Any]:
+    """A Qwen 2.5-VL model that can see too, its heads 16 wide, and a tokenizer of bytes."""
     import transformers
 
     tokenizer = _qwen_tokenizer(4096)
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in (
         ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"))}  # fmt: skip
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": _WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": width // 16,
         "num_key_value_heads": 2, "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
     }  # fmt: skip
-    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
     return transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **ids)), tokenizer
 
 

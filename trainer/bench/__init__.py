@@ -85,17 +85,28 @@ def _child(model: str, loop: str, base: str, scratch: Path, options: list[str]) 
 
 def prepare(model: str, scratch: Path) -> str:
     """A few pictures to train on, and the base: Imprimatura, or a random one of Stable Diffusion 1.5's size."""
+    draw_pictures(scratch / f"pictures-{model}", _SETTINGS[model]["resolution_px"], [f"a dot, number {number}" for number in range(_PICTURES)])
+    return "imprimatura" if model == "imprimatura" else str(_full_size(scratch / "sd15"))
+
+
+def draw_pictures(folder: Path, side: int, captions: list[str]) -> None:
+    """A picture of a dot for each caption, and the caption beside it."""
     from PIL import Image, ImageDraw
 
-    pictures = scratch / f"pictures-{model}"
-    pictures.mkdir(parents=True, exist_ok=True)
-    side = _SETTINGS[model]["resolution_px"]
-    for number in range(_PICTURES):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, caption in enumerate(captions):
         image = Image.new("RGB", (side, side), "white")
-        ImageDraw.Draw(image).ellipse((side // 8, side // 8, side // 2, side // 3 * (1 + number % 2)), fill=(60 * number, 80, 200 - 40 * number))
-        image.save(pictures / f"{number}.png")
-        (pictures / f"{number}.txt").write_text(f"a dot, number {number}")
-    return "imprimatura" if model == "imprimatura" else str(_full_size(scratch / "sd15"))
+        ImageDraw.Draw(image).ellipse((side // 8, side // 8, side // 2, side // 3 * (1 + number % 2)), fill=(60 * (number % 4), 80, 200 - 40 * (number % 4)))
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+
+
+def synchronize() -> None:
+    """Wait until a GPU has done what it was given; what stands on both sides of a time that is measured."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _full_size(folder: Path) -> Path:

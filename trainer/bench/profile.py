@@ -10,8 +10,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import bench
+
+if TYPE_CHECKING:
+    import torch
 
 _SIDE = 2048
 
@@ -30,7 +34,6 @@ class Profile:
 
 def run(model: str, rows: int) -> Profile:
     """Profile the third step of ours on a model."""
-    import torch
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,20 +58,20 @@ def run(model: str, rows: int) -> Profile:
     events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)[:rows]
     operations = [(event.key, event.self_cpu_time_total / 1e6, event.count) for event in events]
     kind = str(studio.dtype).removeprefix("torch.")
-    return Profile(model, kind, seconds, float(counter.get_total_flops()), _peak(studio.dtype, torch.device(studio.device)), operations)
+    return Profile(model, kind, seconds, float(counter.get_total_flops()), peak_rate(studio.dtype, studio.device), operations)
 
 
-def _peak(dtype: object, device: object) -> float:
+def peak_rate(dtype: torch.dtype, device: str, side: int = _SIDE) -> float:
     """Floating-point operations a second of the best of ten large products."""
     import torch
 
-    left, right = (torch.randn(_SIDE, _SIDE, dtype=dtype, device=device) for _ in range(2))  # type: ignore[call-overload]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         began = time.perf_counter()
         float((left @ right)[0, 0])
         best = min(best, time.perf_counter() - began)
-    return 2 * _SIDE**3 / best
+    return 2 * side**3 / best
 
 
 def describe(found: Profile) -> str:

@@ -57,16 +57,16 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
 
     base = _base(model, scratch)
     engine = Engine(base)
-    files = [_random_lora(engine, scratch / f"lora{number}.safetensors", number) for number in range(_RESIDENT)]
+    files = [random_lora(engine, scratch / f"lora{number}.safetensors", number) for number in range(_RESIDENT)]
     pipe = engine.family.load(engine.folder, str(engine.pipe.device), engine.pipe.dtype)
     for number, file in enumerate(files):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=f"a{number}", low_cpu_mem_usage=False)
     step, times = _step(engine, model), _TIMES[model]
     for count in _COUNTS:
-        folded = engine.resolve(_stack(base, files[:count]))
+        folded = engine.resolve(stack_of(base, files[:count]))
         pipe.set_adapters([f"a{number}" for number in range(count)], [1.0] * count)
-        alone, ours, theirs = _in_turn(
-            [(engine.restore, lambda: step(engine.pipe)), (partial(engine.fold, folded), lambda: step(engine.pipe)), (_nothing, lambda: step(pipe))], times
+        alone, ours, theirs = in_turn(
+            [(engine.restore, lambda: step(engine.pipe)), (partial(engine.fold, folded), lambda: step(engine.pipe)), (nothing, lambda: step(pipe))], times
         )
         yield Row(model, f"step, {count} adapter{'s' if count > 1 else ''} (base alone {alone:.4f} s, x {ours / alone:.2f})", ours, theirs)
     yield from _changes(model, engine, pipe, files, step)
@@ -77,17 +77,17 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
 def _changes(model: str, engine: Engine, pipe: Any, files: list[Path], step: Callable[[Any], None]) -> Iterator[Row]:
     """Weights changed and an adapter swapped, every adapter read before."""
     for file in files:
-        engine.fold(engine.resolve(_stack(engine.base, [file])))
+        engine.fold(engine.resolve(stack_of(engine.base, [file])))
     turn = iter(range(10_000))
 
     def weigh() -> None:
-        engine.fold(engine.resolve(_stack(engine.base, files[:2], [0.5 + next(turn) % 7 / 10, 1.0])))
+        engine.fold(engine.resolve(stack_of(engine.base, files[:2], [0.5 + next(turn) % 7 / 10, 1.0])))
 
     def weigh_theirs() -> None:
         pipe.set_adapters(["a0", "a1"], [0.5 + next(turn) % 7 / 10, 1.0])
 
     weigh()
-    yield _compared(model, f"change a weight of two, {_RESIDENT} resident", weigh, weigh_theirs, 7)
+    yield compared(model, f"change a weight of two, {_RESIDENT} resident", weigh, weigh_theirs, 7)
 
     def weigh_and_step() -> None:
         weigh()
@@ -97,17 +97,17 @@ def _changes(model: str, engine: Engine, pipe: Any, files: list[Path], step: Cal
         weigh_theirs()
         step(pipe)
 
-    yield _compared(model, "change a weight of two and take a step", weigh_and_step, weigh_and_step_theirs, _TIMES[model])
+    yield compared(model, "change a weight of two and take a step", weigh_and_step, weigh_and_step_theirs, _TIMES[model])
 
     def swap() -> None:
-        engine.fold(engine.resolve(_stack(engine.base, [files[next(turn) % _RESIDENT]])))
+        engine.fold(engine.resolve(stack_of(engine.base, [files[next(turn) % _RESIDENT]])))
 
     def swap_theirs() -> None:
         pipe.delete_adapters("a0")
         pipe.load_lora_weights(str(files[0].parent), weight_name=files[0].name, adapter_name="a0", low_cpu_mem_usage=False)
         pipe.set_adapters(["a0"], [1.0])
 
-    yield _compared(model, "swap the adapter", swap, swap_theirs, 5)
+    yield compared(model, "swap the adapter", swap, swap_theirs, 5)
     yield Row(model, "memory of a resident adapter", engine.shelf.num_bytes / _RESIDENT / 2**20, None, "MiB")
     engine.restore()
 
@@ -116,7 +116,7 @@ def _grid(engine: Engine, pipe: Any, files: list[Path]) -> Row:
     """A sheet of 5 x 5 weights of two adapters."""
     from trainer.render import draw, grid
 
-    stack = _stack(engine.base, files).model_copy(update={"steps": 20})
+    stack = stack_of(engine.base, files).model_copy(update={"steps": 20})
 
     def theirs() -> None:
         for row in _GRID:
@@ -167,27 +167,32 @@ def _sdxl_blocks(folder: Path) -> Path:
     return folder
 
 
-def _random_lora(engine: Engine, path: Path, seed: int) -> Path:
+def random_lora(engine: Engine, path: Path, seed: int) -> Path:
+    """A file of a random LoRA on the denoiser's attention, in its family's own names."""
     import re
 
     import torch
 
     from trainer import lora_file
 
-    rng, parts = torch.Generator().manual_seed(seed), {}
+    rng, parts, start = torch.Generator().manual_seed(seed), {}, f"{engine.component}."
     pattern = re.compile(engine.family.targets["attention"])
-    for name, (out, into, *_) in ((name, shape) for name, shape in engine.shapes.items() if name.startswith("unet.") and pattern.fullmatch(name)):
+    for name, (out, into, *_) in engine.shapes.items():
+        if not name.startswith(start) or not pattern.fullmatch(name.removeprefix(start)):
+            continue
         down, up = torch.randn(_RANK, into, generator=rng) / into**0.5, torch.randn(out, _RANK, generator=rng) * 0.01
-        parts[engine.file_keys[name]] = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(_RANK))}
+        kohya = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(_RANK))}
+        parts[engine.file_keys[name]] = kohya if engine.family.file_names == "kohya" else {"lora_A.weight": down, "lora_B.weight": up}
     lora_file.save(path, parts, {}, torch.float16)
     return path
 
 
-def _stack(base: str, files: list[Path], weights: list[float] | None = None) -> StackConfig:
+def stack_of(base: str, files: list[Path], weights: list[float] | None = None, family: str = "sd") -> StackConfig:
+    """A stack of these files on a base, at weight 1 if none are given."""
     from trainer.config import AdapterChoice, StackConfig
 
     chosen = zip(files, weights or [1.0] * len(files), strict=True)
-    return StackConfig(base=base, prompt="a fox", adapters=tuple(AdapterChoice(file=str(file), weight=weight) for file, weight in chosen))
+    return StackConfig(base=base, family=family, prompt="a fox", adapters=tuple(AdapterChoice(file=str(file), weight=weight) for file, weight in chosen))
 
 
 def _step(engine: Engine, model: str) -> Callable[[Any], None]:
@@ -207,23 +212,25 @@ def _step(engine: Engine, model: str) -> Callable[[Any], None]:
     return call
 
 
-def _compared(model: str, what: str, ours: Callable[[], None], theirs: Callable[[], None], times: int) -> Row:
-    our_seconds, their_seconds = _in_turn([(_nothing, ours), (_nothing, theirs)], times)
+def compared(model: str, what: str, ours: Callable[[], None], theirs: Callable[[], None], times: int) -> Row:
+    our_seconds, their_seconds = in_turn([(nothing, ours), (nothing, theirs)], times)
     return Row(model, what, our_seconds, their_seconds)
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Nothing to be done before."""
 
 
-def _in_turn(calls: list[tuple[Callable[[], None], Callable[[], None]]], times: int) -> list[float]:
+def in_turn(calls: list[tuple[Callable[[], None], Callable[[], None]]], times: int) -> list[float]:
     """Median seconds of the second of each pair, the first done before it; called in turn, the first round not counted."""
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(times + 1):
         for (before, call), seconds in zip(calls, found, strict=True):
             before()
+            bench.synchronize()
             began = time.perf_counter()
             call()
+            bench.synchronize()
             seconds.append(time.perf_counter() - began)
     return [statistics.median(seconds[1:]) for seconds in found]
 

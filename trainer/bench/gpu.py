@@ -1,0 +1,158 @@
+"""`velatura bench gpu`: our training step against a plain diffusers + PEFT loop, on random bases of full size, in one run.
+
+Every row is a process of its own (`gpu_loops` says what it does), so that nothing one loop compiled, cached or broke touches the next; one that fails
+is a row with its error. All train rank 16 on attention at the same size and batch, on the device's own dtype. The operations of a
+step are counted once, in the plain loop, and are every loop's: what a loop computes twice (checkpointing) is no use of the card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.bench import full_size
+from trainer.bench.gpu_loops import LOOPS, Job, Measured, config
+from trainer.errors import ConfigError
+
+MODELS = tuple(full_size.FAMILIES)
+USUAL = ("sdxl", "flux")
+SIZE_PX = 1024
+MULTIPLE_PX = 32  # SDXL halves its latents twice
+STEPS, STEPS_ON_CPU = 6, 2
+_WARM, _WARM_ON_CPU = 3, 1
+_PATIENCE_S = 900  # for one process
+_ERROR = re.compile(r"([\w.]*(Error|Exception)|error):")
+_LONGEST = 400  # of an error in a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loop on one base. Nothing but the error where it failed."""
+
+    model: str
+    batch: int
+    loop: str  # with the settings of ours that were changed
+    s_per_step: float | None = None  # median
+    peak_gib: float | None = None  # in the measured steps: allocated on a GPU, resident elsewhere
+    reserved_gib: float | None = None
+    base_s: float | None = None
+    first_step_s: float | None = None  # from the base to the end of the first step
+    share_of_peak: float | None = None  # of what large products reach, which is 1
+    step_s: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and what they were measured on."""
+
+    device: dict[str, str]
+    size_px: int
+    depth: int | None
+    rows: tuple[Row, ...]
+
+
+class Bench:
+    """A run of the bench; `device` is known once a row was measured."""
+
+    def __init__(self, size_px: int, depth: int | None, steps: int | None) -> None:
+        """Raises: ConfigError for what this device can't hold."""
+        from trainer import bases
+
+        on_cpu = bases.hardware("auto", "auto")[0] == "cpu"
+        if on_cpu and depth is None:
+            raise ConfigError("there is no GPU here, and whole models are for one; on a CPU add --depth 1 --size-px 128.")
+        if size_px % MULTIPLE_PX:
+            raise ConfigError(f"--size-px is {size_px}; allowed: multiples of {MULTIPLE_PX}.")
+        self.size_px, self.depth = size_px, depth
+        self.steps = steps or (STEPS_ON_CPU if on_cpu else STEPS)
+        self.warm = min(self.steps, _WARM_ON_CPU if on_cpu else _WARM)
+        self.device: dict[str, str] = {}
+        self._flop: dict[str, float] = {}  # of one picture's step, by model
+
+    def run(self, models: list[str], batches: list[int], loops: list[str], options: list[str]) -> Iterator[Row]:
+        """The table, row by row. Each of `options` is KEY=VALUE, or several of them, and a row of ours with those. Raises: ConfigError."""
+        kinds = [(loop, ()) for loop in LOOPS if loop in loops] + [("ours", tuple(shlex.split(option))) for option in options]
+        with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
+            jobs = [
+                Job(model, loop, changed, batch, self.warm, self.steps, self.size_px, self.depth, str(Path(scratch) / model))
+                for model in models for batch in batches for loop, changed in kinds
+            ]  # fmt: skip
+            for job in jobs:
+                if job.loop == "ours":
+                    config(job)  # refuses settings that there aren't, before a process is started
+            for job in jobs:
+                yield self._row(job)
+
+    def _row(self, job: Job) -> Row:
+        name = " ".join([job.loop, *job.options])
+        found = _child(job)
+        if isinstance(found, str):
+            return Row(job.model, job.batch, name, error=found)
+        self.device = found.device
+        if found.flop:
+            self._flop[job.model] = found.flop / job.batch
+        flop = self._flop.get(job.model)
+        share = flop * job.batch / found.seconds / found.peak_flop_per_s if flop else None
+        reserved = found.reserved_bytes / 2**30 if found.reserved_bytes else None
+        return Row(
+            job.model, job.batch, name, found.seconds, found.peak_bytes / 2**30, reserved, found.base_s, found.first_step_s, share, tuple(found.step_s),
+            tuple(found.notes),
+        )  # fmt: skip
+
+    def table(self, rows: list[Row]) -> Table:
+        return Table(self.device, self.size_px, self.depth, tuple(rows))
+
+
+def _child(job: Job) -> Measured | str:
+    """What a process of its own measures, or what it died of."""
+    command = [sys.executable, "-m", "trainer", "bench", "one-gpu", job.written()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return f"took more than {_PATIENCE_S} s"
+    if done.returncode:
+        return f"ended by signal {-done.returncode}" if done.returncode < 0 else cause(done.stderr)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def cause(said: str) -> str:
+    """What an error's output names last, with what stands below it, on one line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    start = max((number for number, line in enumerate(lines) if _ERROR.match(line)), default=-1)
+    return " ".join(lines[start:])[:_LONGEST] if lines else "ended without a word"
+
+
+def describe(table: Table) -> str:
+    """The table in Markdown."""
+    about = ", ".join([*table.device.values()][1:3] + [f"{name} {table.device[name]}" for name in ("torch", "diffusers", "peft") if name in table.device])
+    lines = [
+        f"{about}; {table.size_px} px, {f'{table.depth} of each kind of block' if table.depth else 'whole models'}",
+        "",
+        "| base, batch | loop | s/step | peak GiB (reserved) | base made, s | first step, s | of the peak of products |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *map(line, table.rows)])
+
+
+def line(row: Row) -> str:
+    """A row in Markdown."""
+    head = f"| {row.model}, {row.batch} | {row.loop} "
+    if row.s_per_step is None:
+        return f"{head}| failed: {row.error.replace('|', '/')} | | | | |"
+    reserved = f" ({row.reserved_gib:.1f})" if row.reserved_gib else ""
+    share = f"{row.share_of_peak * 100:.0f} %" if row.share_of_peak is not None else ""
+    notes = f" ({'; '.join(row.notes)})" if row.notes else ""
+    return f"{head}| {row.s_per_step:.3f}{notes} | {row.peak_gib:.1f}{reserved} | {row.base_s:.1f} | {row.first_step_s:.1f} | {share} |"
+
+
+def to_json(table: Table) -> str:
+    return json.dumps(asdict(table), indent=2)
