@@ -331,6 +331,8 @@ def test_loras_trained_to_conflict_rank_first_and_balanced_they_predict_better(i
     loaded = {name: overlap.load(choice, engine.file_keys, engine.shapes) for name, choice in chosen.items()}
     found = analysis.analyse(list(loaded.values()), engine.weights)
     conflict, *unrelated = found.pairs
+    for each in found.pairs:
+        print(f"{' and '.join(each.names)}: overlap {each.total.overlap:.2f}, {each.total.chance:.2f} by chance")
     assert conflict.names == ("red", "blue")
     assert conflict.total.overlap > 1.5 * max(pair.total.overlap for pair in unrelated)
 
