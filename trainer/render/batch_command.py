@@ -46,7 +46,7 @@ def batch(
     download: Annotated[bool, typer.Option("--download", help="Fetch a base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
-    from trainer import lora_file
+    from trainer import bases, lora_file
     from trainer.render import batch_plan, batch_recipe, jobs_file
 
     folder = out or Path("outputs") / "batch" / jobs.stem
@@ -64,7 +64,9 @@ def batch(
     def open_engine(base: str, family: str) -> Renders:
         from trainer.render.engine import Engine
 
-        return Engine(base, family, download=download)
+        if download:
+            bases.fetch(base)
+        return Engine(base, family)
 
     stop = StopRequest()
     try:
