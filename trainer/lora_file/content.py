@@ -31,12 +31,12 @@ class Content:
     path: Path
     header: Header
     tensors: dict[str, Tensor]
-    data: bytearray  # of all tensors
+    data: Tensor  # bytes of all tensors
 
     @property
     def sha256(self) -> str:
         """Of the tensor bytes: `sshs_model_hash`, computed, never trusted."""
-        return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha256(self.data.numpy().data).hexdigest()
 
 
 def content(path: Path) -> Content:
@@ -46,17 +46,16 @@ def content(path: Path) -> Content:
     try:
         with path.open("rb") as file:
             header = header_of(file, path.name)
-            data = bytearray(max(0, os.fstat(file.fileno()).st_size - header.data_start))
-            del data[file.readinto(data) :]
+            data = torch.empty(max(0, os.fstat(file.fileno()).st_size - header.data_start), dtype=torch.uint8)
+            data = data[: file.readinto(data.numpy().data)]
     except OSError as error:
         raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
     _check(path, header, len(data))
-    whole = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     tensors = {}
     for name, shape in header.shapes.items():
         dtype, start, end = header.places[name]
-        tensors[name] = _typed(whole[start:end], dtype).view(shape)
-    if bad := _not_finite(whole, header, tensors):
+        tensors[name] = _typed(data[start:end], dtype).view(shape)
+    if bad := _not_finite(data, header, tensors):
         raise AdapterError(f"{path.name} has NaN or infinity in {len(bad)} of {len(tensors)} tensors, the first is {bad[0]!r}; it can't be used.")
     return Content(path, header, tensors, data)
 

@@ -20,7 +20,7 @@ import torch
 from trainer import bases, families, lora_file, memory, origin
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
-from trainer.render import attending, draw, image, modes, pointing, regions, requantising, samplers, weighing
+from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, weighing
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.layout import Share
 from trainer.render.live import Moment, beside
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from trainer.deltas import Update
 
-QUANTISED = ("none", "int8", "nf4", "fp8")
 _PIXELS_AT_ONCE = 1 << 20  # of a batch: 64 pictures of 128 px, 4 of 512 px
 
 
@@ -60,9 +59,7 @@ class Engine:
         library: Callable[[], dict[str, lora_file.LoraInfo]] | None = None, wildcards: Path | None = None, kept_bytes: int = KEPT_BYTES,
     ) -> None:  # fmt: skip
         """`quantise` keeps the denoiser's linear layers in fewer bits. Raises: ModelError, ConfigError."""
-        if quantise not in QUANTISED:
-            raise ConfigError(f"quantise is {quantise!r}; allowed: {', '.join(QUANTISED)}.")
-        self.base = base
+        self.base, self.quantise = base, quantised.checked(quantise)
         self.family = families.registry()[family]
         self.folder = bases.resolve(base, self.family)
         self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype, self.folder))

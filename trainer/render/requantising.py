@@ -1,7 +1,10 @@
 """Quantised layers that take another weight for a while, and have their own back bit for bit.
 
 A sum is taken from the weight as the base's files have it, rounded to the base's dtype and quantised by the layer's own class: what is computed
-with is the plain base with the sum in it, quantised.
+with is the plain base with the sum in it, quantised. From the quantised weight it could not be taken: its numbers stand in the middle between two
+roundings, and a change of less than half a step is lost. Of a random LoRA of rank 16 on Imprimatura's attention, 0.3, 0.9 and 3 % of the
+weights' norm, 0.08, 0.94 and 1.00 came through in int8, 0.11, 0.31 and 0.84 in fp8, 0.01, 0.02 and 0.05 in NF4; from the files' weights
+0.995 to 1.002.
 """
 
 from __future__ import annotations
