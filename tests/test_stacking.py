@@ -374,7 +374,7 @@ def test_a_stack_file_says_it_all_and_its_picture_brings_it_back(tmp_path: Path,
         ("steps = ", [], "no TOML or JSON"), ("prompts = 'x'", [], "did you mean prompt"), ("[[adapters]]\nfile = 'no.safetensors'", [], "no.safetensors"),
         ("", ["--set", "adapters.3.weight=1"], "there is no such setting"), ("", ["--set", "sampler=magic"], "allowed for this base: ddim"),
         ("", ["--prompt", "x"], "--stack takes everything"),
-        ("", ["--out", "x.gif"], ".gif"), ("", ["--strip"], "needs a LoRA that is on"),
+        ("", ["--out", "x.gif"], ".gif"), ("", ["--quantise", "int3"], "allowed: none, int8, nf4, fp8"), ("", ["--strip"], "needs a LoRA that is on"),
         ("", ["--axis", "seed"], "KEY=VALUE,VALUE"), ("", ["--axis", "sed=1,2"], "did you mean seed"), ("", ["--axis", "seed=1,x"], "seed is 'x'"),
     ],
 )  # fmt: skip

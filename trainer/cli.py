@@ -22,7 +22,7 @@ from trainer.bench import command as bench_command
 from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
 from trainer.lora_tools import command as lora_command
-from trainer.render import batch_command, stack_command
+from trainer.render import batch_command, quantised, stack_command
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -137,6 +137,7 @@ def render(
     axis: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Draw a grid over a setting, such as seed=1,2,3; up to three.")] = None,
     strip: Annotated[bool, typer.Option("--strip", help="Show what each LoRA does: the base, each alone, all but each, and all.")] = False,
     out: Annotated[Path, typer.Option(help="A .png, .webp or .jpg, or a folder for new names.")] = Path("outputs") / "renders",
+    quantise: Annotated[str, typer.Option(help=quantised.HELP)] = "none",
     from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours (PNG, WebP or JPEG) again.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
 ) -> None:
@@ -158,7 +159,8 @@ def render(
     else:
         stack, axes = command.stack(base, lora or [], options, size)
     changed = command.changed(stack, set_ or [])
-    print(command.run(changed, [*axes, *map(command.axis, axis or [])], out, download, strip, lambda text: print(text, file=sys.stderr)))
+    grid = [*axes, *map(command.axis, axis or [])]
+    print(command.run(changed, grid, out, download, strip, lambda text: print(text, file=sys.stderr), quantised.checked(quantise)))
 
 
 @app.command()

@@ -1,14 +1,16 @@
 """LoRA files, both ways: `.safetensors` <-> updates by module path, and the header that makes them known elsewhere.
 
-`header` is what a file says before a tensor is read; `names` tells scheme and family and knows every layer's names; `reading` gives updates,
-matched to a base or by the file's own names; `spelling` gives them names again in any scheme; `writing` writes; `inspecting` says all of it,
-and `places` where a file loads. What others use is named here.
+`header` is what a file says before a tensor is read, `content` all of it, read once; `names` tells scheme and family and knows every layer's names;
+`reading` gives updates, matched to a base or by the file's own names; `spelling` gives them names again in any scheme; `writing` writes; `inspecting`
+says all of it, and `places` where a file loads. What others use is named here.
 """
 
 from __future__ import annotations
 
 from trainer.deltas import Delta as Delta
 from trainer.deltas import Update as Update
+from trainer.lora_file.content import Content as Content
+from trainer.lora_file.content import content as content
 from trainer.lora_file.header import MAX_HEADER_BYTES as MAX_HEADER_BYTES
 from trainer.lora_file.header import MAX_TENSORS as MAX_TENSORS
 from trainer.lora_file.header import RECIPE_KEY as RECIPE_KEY
@@ -21,5 +23,7 @@ from trainer.lora_file.inspecting import inspect as inspect
 from trainer.lora_file.inspecting import library as library
 from trainer.lora_file.reading import embeddings as embeddings
 from trainer.lora_file.reading import is_same_word as is_same_word
+from trainer.lora_file.reading import matched as matched
 from trainer.lora_file.reading import read as read
+from trainer.lora_file.reading import words as words
 from trainer.lora_file.writing import save as save

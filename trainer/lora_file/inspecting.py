@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -13,7 +12,8 @@ from typing import Any
 
 from trainer.errors import AdapterError
 from trainer.lora_file import names, places, reading
-from trainer.lora_file.header import read_header, recipe_of
+from trainer.lora_file.content import content
+from trainer.lora_file.header import recipe_of
 
 _LARGEST = 1e300  # of a squared norm that can be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
@@ -62,8 +62,8 @@ class LoraInfo:
 
 def inspect(path: Path) -> LoraInfo:
     """Everything a LoRA file says and is. Raises: AdapterError."""
-    header = read_header(path)
-    found = reading.modules(path)
+    read = content(path)
+    header, found = read.header, reading.modules_of(read)
     known = reading.named(header)
     updates = {module: one.update for module, one in found.items() if one.update is not None}
     alphas = {one.alpha for one in found.values() if one.alpha is not None}
@@ -73,7 +73,7 @@ def inspect(path: Path) -> LoraInfo:
     return LoraInfo(
         path=path,
         name=path.stem,
-        sha256=hashlib.sha256(path.read_bytes()[header.data_start :]).hexdigest(),
+        sha256=read.sha256,
         family=_text(config.get("family")) or (known.family.name if known.family else _versioned(header.metadata)),
         base=_text(config.get("base")) or header.metadata.get("ss_sd_model_name"),
         method="+".join(sorted({one.method for one in found.values()})),
@@ -81,13 +81,13 @@ def inspect(path: Path) -> LoraInfo:
         alpha=next(iter(alphas)) if len(alphas) == 1 else None,
         num_modules=len(found),
         num_parameters=sum(update.num_parameters for update in updates.values()),
-        size_bytes=path.stat().st_size,
+        size_bytes=header.data_start + len(read.data),
         norm=_norm(list(squares.values())),
         trigger=header.metadata.get("modelspec.trigger_phrase", ""),
         title=header.metadata.get("modelspec.title", path.stem),
         metadata=header.metadata,
         recipe=recipe,
-        embeddings={word: len(next(iter(parts.values()))) for word, parts in reading.embeddings(path).items()},
+        embeddings={word: len(next(iter(parts.values()))) for word, parts in reading.words(read).items()},
         scheme=known.scheme,
         model=f"{known.family.title} {known.size}".strip() if known.family else "",
         rivals=known.rivals,

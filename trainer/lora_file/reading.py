@@ -7,7 +7,9 @@ is refused with the names that don't fit and the family that it seems to be made
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from trainer import methods
 from trainer.deltas import Decomposed, Update, Whole
 from trainer.errors import AdapterError
 from trainer.lora_file import alphas, fusing, names
+from trainer.lora_file.content import Content, content
 from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
 
 if TYPE_CHECKING:
@@ -36,30 +39,19 @@ class Module:
     extras: dict[str, Tensor]  # biases, and values that replace the base's
 
 
-def tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors, finite. Raises: AdapterError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    header = read_header(path)
-    try:
-        found = load(path.read_bytes())
-    except SafetensorError as error:
-        raise AdapterError(f"{path.name} is damaged: {error}") from None
-    if bad := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
-        raise AdapterError(f"{path.name} has NaN or infinity in {len(bad)} of {len(header.shapes)} tensors, the first is {bad[0]!r}; it can't be used.")
-    return found
-
-
 def modules(path: Path) -> dict[str, Module]:
     """Every module by the file's own name. Raises: AdapterError."""
-    header, found = read_header(path), tensors(path)
-    grouped, strange = by_module(found)
+    return modules_of(content(path))
+
+
+def modules_of(found: Content) -> dict[str, Module]:
+    """The same of a file that was read. Raises: AdapterError."""
+    file = found.path.name
+    grouped, strange = by_module(found.tensors)
     if strange or not grouped:
-        raise AdapterError(f"{path.name} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
-    alpha_of = alphas.from_header(path.name, header.metadata)
-    return {module: _module(path.name, module, {suffix: found[name] for suffix, name in parts.items()}, alpha_of) for module, parts in grouped.items()}
+        raise AdapterError(f"{file} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
+    alpha_of = alphas.from_header(file, found.header.metadata)
+    return {module: _module(file, module, {suffix: found.tensors[name] for suffix, name in parts.items()}, alpha_of) for module, parts in grouped.items()}
 
 
 def _module(file: str, module: str, parts: dict[str, Tensor], alpha_of: alphas.Alpha) -> Module:
@@ -139,7 +131,13 @@ def named(header: Header) -> names.Named:
     """What the file's modules are, from its header alone."""
     grouped, _ = by_module(header.shapes)
     shapes = {module: weight_shape({suffix: header.shapes[name] for suffix, name in parts.items()}) for module, parts in grouped.items()}
-    return names.identify(shapes, header.metadata)
+    return _identified(tuple(shapes.items()), tuple((key, header.metadata.get(key, "")) for key in names.SAID))
+
+
+@lru_cache(maxsize=16)
+def _identified(shapes: tuple[tuple[str, names.Shape], ...], said: tuple[tuple[str, str], ...]) -> names.Named:
+    """Files of one trainer for one base have the same modules, mostly."""
+    return names.identify(dict(shapes), dict(said))
 
 
 def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Update]:
@@ -149,39 +147,55 @@ def read(path: Path, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...
     are left out.
     Raises: AdapterError that counts and lists what doesn't fit; nothing is half-loaded.
     """
-    header, found = read_header(path), modules(path)
+    return matched(content(path), file_keys, shapes)
+
+
+def matched(read: Content, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Update]:
+    """The same of a file that was read. Raises: AdapterError."""
+    path, header, found = read.path, read.header, modules_of(read)
     _refuse_extras(path, found)
     own = _known(file_keys)
-    known = named(header)
-    targets: dict[str, tuple[str, ...]] = {}
-    plain = {_plain(module): module for module in file_keys}
-    for module in found:
-        target = known.targets.get(module)
-        if _spelled(module) in own:
-            targets[module] = (own[_spelled(module)],)
-        elif target is not None and all(_plain(one) in plain for one in target.paths):
-            targets[module] = tuple(plain[_plain(one)] for one in target.paths)
+    # Names that are the base's own need no looking up among all families'.
+    others = {module: target for module, target in named(header).targets.items() if _spelled(module) not in own} if _has_others(found, own) else {}
+    targets = _targets(found, own, others, file_keys)
     if unknown := [module for module in found if module not in targets]:
         counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.{_made_for(known)}")
-    matched: dict[str, Update] = {}
+        raise AdapterError(f"{path.name} does not fit this base: {counted}. Not found: {listed}.{_made_for(named(header))}")
+    fitting: dict[str, Update] = {}
     num = 0
     for module, paths in targets.items():
         update = found[module].update
         assert update is not None
-        target = known.targets.get(module) if _spelled(module) not in own else None
-        parts = _parts(path.name, module, update, target, [shapes[one] for one in paths])
+        parts = _parts(path.name, module, update, others.get(module), [shapes[one] for one in paths])
         whole = dict(zip(paths, parts, strict=True))
         there = {one: part for one, part in whole.items() if len(paths) == 1 or not fusing.is_nothing(part)} or whole
-        matched |= there
+        fitting |= there
         num += len(there)
-    if len(matched) < num:
-        raise AdapterError(f"{path.name} names {num - len(matched)} of its {num} modules twice, in two spellings; which one counts is not said.")
-    for module, update in matched.items():
+    if len(fitting) < num:
+        raise AdapterError(f"{path.name} names {num - len(fitting)} of its {num} modules twice, in two spellings; which one counts is not said.")
+    for module, update in fitting.items():
         if not update.fits(shapes[module]):
-            raise AdapterError(f"{path.name} was made for another base: {module} is {shapes[module]} here and {update.made_for} in the file.{_made_for(known)}")
-    return matched
+            differs = f"{module} is {shapes[module]} here and {update.made_for} in the file"
+            raise AdapterError(f"{path.name} was made for another base: {differs}.{_made_for(named(header))}")
+    return fitting
+
+
+def _has_others(found: Mapping[str, Module], own: dict[str, str]) -> bool:
+    return any(_spelled(module) not in own for module in found)
+
+
+def _targets(found: Mapping[str, Module], own: dict[str, str], others: dict[str, names.Target], file_keys: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """The layers of the base that each module of a file stands for; without those that stand for none."""
+    plain = {_plain(module): module for module in file_keys}
+    targets: dict[str, tuple[str, ...]] = {}
+    for module in found:
+        target = others.get(module)
+        if _spelled(module) in own:
+            targets[module] = (own[_spelled(module)],)
+        elif target is not None and all(_plain(one) in plain for one in target.paths):
+            targets[module] = tuple(plain[_plain(one)] for one in target.paths)
+    return targets
 
 
 def _known(file_keys: dict[str, str]) -> dict[str, str]:
@@ -238,10 +252,14 @@ def embeddings(path: Path) -> dict[str, dict[str, Tensor]]:
 
     A text encoder's key is A1111's: `string_to_param.*` where there is one encoder, `clip_l` and `clip_g` where there are these two.
     """
-    if not any(EMBEDDING.match(name) for name in read_header(path).shapes):
-        return {}
+    return words(content(path)) if any(EMBEDDING.match(name) for name in read_header(path).shapes) else {}
+
+
+def words(read: Content) -> dict[str, dict[str, Tensor]]:
+    """The same of a file that was read. Raises: AdapterError."""
+    path = read.path
     found: dict[str, dict[str, Tensor]] = {}
-    for name, vectors in tensors(path).items():
+    for name, vectors in read.tensors.items():
         if match := EMBEDDING.match(name):
             found.setdefault(match["word"], {})[match["key"]] = vectors
     for word, parts in found.items():

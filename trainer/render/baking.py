@@ -111,6 +111,8 @@ def into_base(engine: Engine, stack: StackConfig, folder: Path) -> Path:
     """Write the base with the stack folded in as a diffusers folder, the recipe beside it. Raises: ConfigError."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--into {str(folder)!r} is there already and isn't empty; name a new folder.")
+    if engine.quantise != "none":
+        raise ConfigError(f"the base is open in {engine.quantise}, which can't be written; open it without quantise.")
     resolved = engine.resolve(stack)
     if engine.parts(resolved)[1]:
         raise ConfigError("the stack brings new words, which a base has no place for; leave their files out, or bake a LoRA.")

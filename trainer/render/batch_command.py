@@ -15,6 +15,7 @@ import typer
 
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError
+from trainer.render import quantised
 
 if TYPE_CHECKING:
     from trainer.render.batch import Ended, Event, Rendered, Renders
@@ -39,6 +40,7 @@ def batch(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting a row doesn't say, such as mode=switch.")] = None,
     name: Annotated[str, typer.Option(help=f"How files are called, of {' '.join(f'{{{field}}}' for field in NAME_FIELDS)}; '/' makes folders.")] = NAME,
     library: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Where LoRAs are found by name and hash; repeatable; outputs/ if left out.")] = None,
+    quantise: Annotated[str, typer.Option(help=quantised.HELP)] = "none",
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; outputs/batch/ and the file's name if left out.")] = None,
     sheets: Annotated[bool, typer.Option(help="Make contact sheets.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
@@ -46,14 +48,16 @@ def batch(
     download: Annotated[bool, typer.Option("--download", help="Fetch a base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
-    from trainer import lora_file
+    from trainer import bases, lora_file
     from trainer.render import batch_plan, batch_recipe, jobs_file
 
     folder = out or Path("outputs") / "batch" / jobs.stem
     if folder.suffix.lower() in batch_recipe.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
     defaults = jobs_file.Defaults(base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name, tuple(set_ or ()))
-    plan = batch_plan.make(jobs_file.read(jobs, defaults), download, lambda: lora_file.library(library or [Path("outputs")]), Path("wildcards"))
+    plan = batch_plan.make(
+        jobs_file.read(jobs, defaults), download, lambda: lora_file.library(library or [Path("outputs")]), Path("wildcards"), quantised.checked(quantise)
+    )
     if dry_run:
         plan.reconcile(folder)
         typer.echo(json.dumps(_plan_values(plan)) if as_json else describe(plan))
@@ -64,7 +68,9 @@ def batch(
     def open_engine(base: str, family: str) -> Renders:
         from trainer.render.engine import Engine
 
-        return Engine(base, family, download=download)
+        if download:
+            bases.fetch(base)
+        return Engine(base, family, quantise=quantise)
 
     stop = StopRequest()
     try:

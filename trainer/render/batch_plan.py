@@ -217,8 +217,8 @@ def _keys(stack: StackConfig) -> tuple[str, str]:
 class _Bases:
     """Each base and size looked at once."""
 
-    def __init__(self, download: bool) -> None:
-        self.download = download
+    def __init__(self, download: bool, quantise: str) -> None:
+        self.download, self.quantise = download, quantise
         self.folders: dict[tuple[str, str], tuple[Path, str]] = {}
         self.sizes: set[tuple[str, str, int, int]] = set()
         self.usual: dict[tuple[str, str], StackConfig] = {}
@@ -253,7 +253,7 @@ class _Bases:
         key = (stack.base, stack.family)
         if key not in self.folders:
             folder = bases.resolve(stack.base, families.registry()[stack.family], self.download)
-            self.folders[key] = (folder, base_hash(folder))
+            self.folders[key] = (folder, base_hash(folder, self.quantise))
         folder, found = self.folders[key]
         if (size := (*key, stack.width_px, stack.height_px)) not in self.sizes:
             bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
@@ -269,13 +269,14 @@ def _drawn(stack: StackConfig, library: Library, wildcards: Path | None) -> tupl
         return stack, str(error)
 
 
-def make(rows: Iterable[Row], download: bool = False, library: Library = dict, wildcards: Path | None = None) -> Plan:
+def make(rows: Iterable[Row], download: bool = False, library: Library = dict, wildcards: Path | None = None, quantise: str = "none") -> Plan:
     """The plan of all rows. Raises: ConfigError with the first rows that can't be used, ModelError for a base that isn't here.
 
-    LoRAs that prompts name are looked for in `library`, which is asked once, and `__name__` in the folder of `wildcards`.
+    LoRAs that prompts name are looked for in `library`, which is asked once, and `__name__` in the folder of `wildcards`. Pictures of a base that
+    the engine is to `quantise` are others.
     """
     plan, problems = Plan(), []
-    bases_, known = _Bases(download), lru_cache(1)(library)
+    bases_, known = _Bases(download, quantise), lru_cache(1)(library)
     for row in rows:
         try:
             if row.stack is None:

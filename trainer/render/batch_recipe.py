@@ -58,10 +58,10 @@ def sha256_of(path: Path, start: int = 0) -> str:
     return state.hexdigest()
 
 
-def base_hash(folder: Path) -> str:
-    """Of all that a picture goes through: the denoiser, the encoders, the autoencoder, the tokenizers' and the sampler's settings."""
-    parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    return hashlib.sha256(json.dumps([(part, bases.digest(folder, part)) for part in parts]).encode()).hexdigest()
+def base_hash(folder: Path, quantise: str = "none") -> str:
+    """Of all that a picture goes through: the denoiser and its bits, the encoders, the autoencoder, the tokenizers' and the sampler's settings."""
+    parts = [(path.name, bases.digest(folder, path.name)) for path in sorted(folder.iterdir()) if path.is_dir()]
+    return hashlib.sha256(json.dumps(parts if quantise == "none" else [*parts, ("quantise", quantise)]).encode()).hexdigest()
 
 
 def _region(one: AdapterChoice) -> str:

@@ -112,7 +112,15 @@ def recipe_of(picture: Path) -> dict[str, Any]:
     return {"recipe": carried.recipe, "parameters": carried.infotext}
 
 
-def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: bool = False, note: Callable[[str], None] = lambda text: None) -> Path:
+def run(
+    stack: StackConfig,
+    axes: list[Axis],
+    out: Path,
+    download: bool,
+    strip: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    quantise: str = "none",
+) -> Path:
     """Render the picture, the grid with its pictures in a folder, or the attribution strip; the file written.
 
     Everything that can be refused is, before the base is loaded. `note` hears what was left to the base, and of LoRAs that are for another one.
@@ -134,7 +142,7 @@ def run(stack: StackConfig, axes: list[Axis], out: Path, download: bool, strip: 
     from trainer.render import checkpoints, grid
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
+    engine = Engine(stack.base, stack.family, quantise=quantise, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
     resolved = engine.resolve(stack)
     for line in (usual.describe(resolved, left_out), *(f"warning: {warning}" for warning in engine.warnings(resolved))):
         if line:

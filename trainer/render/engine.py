@@ -8,7 +8,7 @@ known to the text encoder while the file is in the stack at another weight than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, lora_file, memory, origin, usual
+from trainer import bases, families, lora_file, memory, origin
 from trainer.config import AdapterChoice, StackConfig
-from trainer.errors import AdapterError, ConfigError
-from trainer.render import attending, draw, fitting, image, modes, pointing, prompting, regions, samplers, weighing
-from trainer.render.folding import Folding, Part
+from trainer.errors import ConfigError
+from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, weighing
+from trainer.render.folding import ByPath, Folding, Part
+from trainer.render.layout import Share
 from trainer.render.live import Moment, beside
+from trainer.render.resolving import Resolving, acts
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
 from trainer.render.words import Vocabulary
 
@@ -53,28 +55,35 @@ class Engine:
     """One base, kept warm. Not for two threads at once."""
 
     def __init__(
-        self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", download: bool = False,
+        self, base: str = "imprimatura", family: str = "sd", device: str = "auto", dtype: str = "auto", quantise: str = "none",
         library: Callable[[], dict[str, lora_file.LoraInfo]] | None = None, wildcards: Path | None = None, kept_bytes: int = KEPT_BYTES,
     ) -> None:  # fmt: skip
-        self.base = base
+        """`quantise` keeps the denoiser's linear layers in fewer bits. Raises: ModelError, ConfigError."""
+        self.base, self.quantise = base, quantised.checked(quantise)
         self.family = families.registry()[family]
-        self.folder = bases.resolve(base, self.family, download)
+        self.folder = bases.resolve(base, self.family)
         self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype, self.folder))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
-        self.weights: dict[str, Any] = {
-            f"{component}.{path}": module.weight.data
+        self.component = next(iter(self.family.components))
+        memory.quantise(getattr(self.pipe, self.component), quantise)
+        modules = {
+            f"{component}.{path}": module
             for component in self.family.components
             for path, module in getattr(self.pipe, component).named_modules()
             if f"{component}.{path}" in self.file_keys
         }
-        self.shapes = {path: tuple(weight.shape) for path, weight in self.weights.items()}
-        self.component = next(iter(self.family.components))
+        self.shapes = {path: tuple(module.weight.shape) for path, module in modules.items()}
+        self.denoiser_paths = [path for path in self.shapes if path.startswith(f"{self.component}.")]
         self.origin = origin.of_base(base, self.folder, family)
-        self.folding = Folding(self.weights)
+        narrow = requantising.narrow(modules, Path(self.folder), self.pipe.dtype)
+        self.folding = Folding({path: module.weight.data for path, module in modules.items() if path not in narrow}, narrow)
+        self.weights: Mapping[str, Tensor] = ByPath(modules.keys(), self.folding.weight) if narrow else self.folding.weights
         self.vocabulary = Vocabulary(self.pipe, self.family)
         self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
         self.library, self.wildcards = library or (lambda: {}), wildcards
         self._scheduler = self.pipe.scheduler
+        self._resolving = Resolving(self)
+        self._factors: dict[tuple[str, ...], dict[str, float]] = {}
         self._last_prepared: tuple[Any, Any] = (None, None)
 
     # What a stack means here.
@@ -84,45 +93,12 @@ class Engine:
 
         Raises: AdapterError, ConfigError; nothing has been changed then.
         """
-        if stack.base != self.base or stack.family != self.family.name:
-            raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {self.base!r} ({self.family.name}).")
-        stack = usual.completed(stack)
-        bases.check_pixels(self.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        fitting.check(self.family, stack)
-        stack = prompting.without_tags(stack, self.wildcards, self.library)
-        adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
-        triggers = [word for one in adapters if one.trigger and _acts(one) for word in prompting.split_triggers(self._adapter(one).trigger)]
-        said = {"prompt": prompting.with_triggers(stack.prompt, triggers), "guidance_rescale": draw.rescale(self.pipe, stack)}
-        found = stack.model_copy(update={"adapters": tuple(adapters), **said})
-        mode = modes.chosen(found.mode, sum(map(_acts, adapters)), found.guidance_scale)
-        if hasattr(mode, "place"):
-            attending.check(getattr(self.pipe, self.component), found.mode)
-            pointing.check(self.pipe, found, [(one, self._adapter(one).trigger) for one in filter(_acts, adapters)])
-        return found
+        return self._resolving.resolved(stack)
 
     def warnings(self, stack: StackConfig) -> list[str]:
         """A sentence for each LoRA of a resolved stack that acts and says that it is for another base than this one."""
-        files = dict.fromkeys(Path(adapter.file) for adapter in stack.adapters if _acts(adapter))
+        files = dict.fromkeys(Path(adapter.file) for adapter in stack.adapters if acts(adapter))
         return [said for file in files if (said := origin.warning(file, self.origin))]
-
-    def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
-        file = adapter.file
-        if not file:
-            here = self.library() if adapter.sha256 else {}
-            if adapter.sha256 not in here:
-                raise AdapterError(f"LoRA {adapter.name or '(no name)'} with hash {adapter.sha256[:12] or '(none)'} isn't here; name its file.")
-            file = str(here[adapter.sha256].path)
-        digest = self.shelf.get(Path(file)).sha256
-        if adapter.sha256 and adapter.sha256 != digest:
-            raise AdapterError(f"{file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
-        found = adapter.model_copy(update={"file": file, "name": adapter.name or Path(file).stem, "sha256": digest})
-        weighing.schedule(found)
-        weighing.block_factors(found, self._denoiser_paths)
-        return found.model_copy(update={"region": regions.resolved(found, self.latents(stack))})
-
-    @property
-    def _denoiser_paths(self) -> list[str]:
-        return [path for path in self.shapes if path.startswith(f"{self.component}.")]
 
     def latents(self, stack: StackConfig) -> tuple[int, int]:
         """Height and width of the picture's latents."""
@@ -139,7 +115,7 @@ class Engine:
     def _layers(self, stack: StackConfig) -> dict[_Layer, Weights]:
         """The adapters of a resolved stack that act, and their weights; what stands twice counts twice."""
         found: dict[_Layer, Weights] = {}
-        for adapter in filter(_acts, stack.adapters):
+        for adapter in filter(acts, stack.adapters):
             curve = weighing.schedule(adapter).constant
             layer = _Layer(adapter.sha256, adapter.file, adapter.blocks, adapter.schedule if curve is None else "", adapter.region)
             weight, text = adapter.weight * (1.0 if curve is None else curve), adapter.weight if adapter.text_weight is None else adapter.text_weight
@@ -223,7 +199,7 @@ class Engine:
 
         enter(0)
         updates = self._updates(live)
-        bases_ = {path: self.folding.base(path) for path in updates}
+        bases_ = ByPath(updates.keys(), self.folding.base)
         self.pipe.scheduler = samplers.make(stacks[0].sampler, self._scheduler)
         try:
             with (
@@ -293,11 +269,17 @@ class Engine:
             self._last_prepared = (key, mode.prepare(updates, self.folding.base))
         return (self._last_prepared[1],)
 
+    def _block_factors(self, layer: _Layer) -> dict[str, float]:
+        """Factors of the denoiser's layers by path; where it names none they are 1."""
+        if layer.blocks and layer.blocks not in self._factors:
+            self._factors[layer.blocks] = weighing.block_factors(_as_choice(layer), self.denoiser_paths)
+        return self._factors[layer.blocks] if layer.blocks else {}
+
     def _updates(self, layers: list[_Layer]) -> Updates:
         """By path, each adapter's number, its factor there and its update."""
         found: Updates = {}
         for number, layer in enumerate(layers):
-            factors = weighing.block_factors(_as_choice(layer), self._denoiser_paths)
+            factors = self._block_factors(layer)
             for path, update in self._adapter(layer).updates.items():
                 if factor := factors.get(path, 1.0):
                     found.setdefault(path, []).append((number, factor, update))
@@ -307,10 +289,15 @@ class Engine:
 
     def parts(self, stack: StackConfig) -> tuple[dict[str, list[Part]], dict[str, dict[str, Tensor]]]:
         """What a resolved stack adds to each weight, by path, and the words it brings. Raises: ConfigError for what isn't constant."""
+        weights = self._constant(stack)
+        return self._parts(weights), self._words(weights)
+
+    def _constant(self, stack: StackConfig) -> dict[_Layer, Weights]:
+        """The adapters of a resolved stack and their weights. Raises: ConfigError for what isn't constant."""
         weights = self._layers(stack)
         if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
             raise ConfigError(f"{Path(moving[0].file).name} has a schedule or a region, or the stack a mode, which can't be folded; allowed: constant weights.")
-        return self._parts(weights), self._words(weights)
+        return weights
 
     def _parts(self, weights: dict[_Layer, Weights]) -> dict[str, list[Part]]:
         parts: dict[str, list[Part]] = {}
@@ -321,21 +308,31 @@ class Engine:
                     parts.setdefault(path, []).append((key, factor, found[0][2]))
         return parts
 
+    def _shares(self, weights: dict[_Layer, Weights]) -> list[Share]:
+        """The same for folding, component by component."""
+        found = []
+        for layer, (weight, text) in weights.items():
+            adapter = self._adapter(layer)
+            for component, packed in adapter.components.items():
+                if component != self.component and text:
+                    found.append(Share(adapter.key, component, text, packed))
+                elif component == self.component and weight:
+                    found.append(Share(adapter.key, component, weight, packed, layer.blocks, self._block_factors(layer) or None))
+        return found
+
     def _words(self, layers: Iterable[_Layer]) -> dict[str, dict[str, Tensor]]:
         return self.vocabulary.together([self._adapter(layer).words for layer in sorted(layers, key=lambda layer: layer.sha256)])
 
     def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:
         """Fold these, and know the words of all that are `brought`."""
-        parts, words = self._parts(weights), self._words({*weights, *brought})
+        shares, words = self._shares(weights), self._words({*weights, *brought})
         self.vocabulary.show(words)
-        self.folding.hold(parts)
+        self.folding.hold(shares)
 
     def fold(self, stack: StackConfig) -> None:
         """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one. Raises: ConfigError for what isn't constant."""
         assert all(adapter.sha256 for adapter in stack.adapters), "fold takes what `resolve` gave"
-        parts, words = self.parts(stack)
-        self.vocabulary.show(words)
-        self.folding.hold(parts)
+        self._hold(self._constant(stack), ())
 
     def restore(self) -> None:
         """The base as it was loaded, bit for bit."""
@@ -350,10 +347,6 @@ class Engine:
             yield
         finally:
             self.restore()
-
-
-def _acts(adapter: AdapterChoice) -> bool:
-    return adapter.enabled and bool(adapter.weight or adapter.text_weight)
 
 
 def _matrix(weights: list[dict[_Layer, Weights]], layers: list[_Layer], part: int) -> Tensor:

@@ -13,7 +13,7 @@ by place.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -172,7 +172,9 @@ def token_grid(height: int, width: int, num_tokens: int) -> tuple[int, int] | No
 
 
 @contextmanager
-def beside(find: Callable[[str], nn.Module], bases: dict[str, Tensor], updates: dict[str, list[tuple[int, float, Update]]], moment: Moment) -> Iterator[None]:
+def beside(
+    find: Callable[[str], nn.Module], bases: Mapping[str, Tensor], updates: dict[str, list[tuple[int, float, Update]]], moment: Moment
+) -> Iterator[None]:
     """The adapters live on the modules that `find` gives for their paths, for the body; afterwards no trace is left."""
     handles = [find(path).register_forward_hook(_Layer(path, found, moment, bases[path])) for path, found in updates.items()]
     regional = {number for number, mask in enumerate(moment.masks) if mask is not None}

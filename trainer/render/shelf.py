@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from trainer import cache, lora_file
 from trainer.deltas import Update
 from trainer.errors import AdapterError
+from trainer.render.packing import Packed, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ class Adapter:
     sha256: str  # of the numbers alone, as sshs_model_hash
     trigger: str
     updates: dict[str, Update]  # by component.module.path
+    components: dict[str, Packed]  # the same as they are folded
     words: dict[str, dict[str, Tensor]]  # new ones for the text encoders
     num_bytes: int
 
@@ -46,28 +48,39 @@ class Shelf:
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
+        stamp = self.stamp(path)
+        known, key = self._stamps.get(str(path), (None, ""))
+        if known != stamp or key not in self._kept:
+            content = lora_file.content(path)
+            trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
+            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()))
+            if key not in self._kept:
+                self._kept[key] = self._read(content, key, sha256, trigger)
+            self._stamps[str(path)] = (stamp, key)
+        self._kept.move_to_end(key)
+        found = self._kept[key]
+        while len(self._kept) > 1 and self.num_bytes > self.kept_bytes:
+            self._kept.popitem(last=False)
+        return found
+
+    @staticmethod
+    def stamp(path: Path) -> tuple[int, int]:
+        """What changes when a file is written anew: its time and size. Raises: AdapterError."""
         try:
             status = path.stat()
         except OSError as error:
             raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
-        stamp = (status.st_mtime_ns, status.st_size)
-        known, key = self._stamps.get(str(path), (None, ""))
-        if known != stamp or key not in self._kept:
-            info = lora_file.inspect(path)
-            key = cache.key(info.sha256, info.trigger, *sorted(lora_file.read_header(path).shapes.items()))
-            if key not in self._kept:
-                self._kept[key] = self._read(path, info, key)
-            self._stamps[str(path)] = (stamp, key)
-        self._kept.move_to_end(key)
-        found = self._kept[key]
-        while len(self._kept) > 1 and sum(adapter.num_bytes for adapter in self._kept.values()) > self.kept_bytes:
-            self._kept.popitem(last=False)
-        return found
+        return status.st_mtime_ns, status.st_size
 
-    def _read(self, path: Path, info: lora_file.LoraInfo, key: str) -> Adapter:
-        words = lora_file.embeddings(path)
-        self.check(words, path.name)
-        return Adapter(key, info.sha256, info.trigger, lora_file.read(path, self.file_keys, self.shapes), words, path.stat().st_size)
+    def _read(self, content: lora_file.Content, key: str, sha256: str, trigger: str) -> Adapter:
+        words = {word: {name: vectors.clone() for name, vectors in parts.items()} for word, parts in lora_file.words(content).items()}
+        self.check(words, content.path.name)
+        updates, components = pack(lora_file.matched(content, self.file_keys, self.shapes))
+        # Packs have memory of their own; what isn't low-rank lies in the file's.
+        num_bytes = sum(one.num_bytes for packed in components.values() for one in packed.packs)
+        if any(packed.others for packed in components.values()):
+            num_bytes += len(content.data)
+        return Adapter(key, sha256, trigger, updates, components, words, num_bytes)
 
     @property
     def num_bytes(self) -> int:

@@ -149,7 +149,7 @@ def _analysis(loras: list[str], base: str, stack_file: str, download: bool) -> A
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine
 
-    engine = Engine(stack.base, stack.family, device="cpu", download=download, library=lambda: lora_file.library([Path("outputs")]))
+    engine = Engine(stack.base, stack.family, device="cpu", library=lambda: lora_file.library([Path("outputs")]))
     stack = engine.resolve(stack)
     chosen = [one for one in stack.adapters if one.enabled]
     loaded = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]

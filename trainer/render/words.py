@@ -23,6 +23,7 @@ class Vocabulary:
     def __init__(self, pipe: Any, family: ModuleType) -> None:
         self.pipe, self.family = pipe, family
         self.tokenizers = {encoder: getattr(pipe, _tokenizer(encoder)) for encoder in family.words}
+        self._shown: dict[str, dict[str, Tensor]] | None = {}  # None: broken off
         self.tables: dict[str, nn.Embedding] = {encoder: getattr(pipe, encoder).get_input_embeddings() for encoder in family.words}
 
     def check(self, words: dict[str, dict[str, Tensor]], file: str) -> None:
@@ -56,6 +57,10 @@ class Vocabulary:
     @torch.no_grad()
     def show(self, words: dict[str, dict[str, Tensor]]) -> None:
         """Know exactly these words; the base's own tokenizers and tables are back if there are none."""
+        shown = self._shown
+        if shown is not None and list(words) == list(shown) and all(lora_file.is_same_word(parts, shown[word]) for word, parts in words.items()):
+            return
+        self._shown = None
         tokens = [token for word, parts in words.items() for token in _tokens(word, parts)]
         for encoder, key in self.family.words.items():
             tokenizer, table = self.tokenizers[encoder], self.tables[encoder]
@@ -69,6 +74,7 @@ class Vocabulary:
                 table = nn.Embedding.from_pretrained(weight, freeze=True)
             setattr(self.pipe, _tokenizer(encoder), tokenizer)
             getattr(self.pipe, encoder).set_input_embeddings(table)
+        self._shown = words
 
 
 def _tokenizer(encoder: str) -> str:

@@ -17,6 +17,7 @@ from functools import cache
 from trainer.lora_file.names.rows import Family, Row, Size, Spelling, TextEncoder, amounts, filled, heights, numbered, spellings
 
 Shape = tuple[int, int] | None  # outputs and inputs, a convolution's kernel laid flat
+SAID = ("ss_base_model_version", "modelspec.architecture")  # what of a header is looked at
 _DENOISER = {
     "lora_unet_": "kohya", "lora_transformer_": "onetrainer", "lycoris_unet_": "lycoris", "lycoris_": "lycoris",
     "model.diffusion_model.": "comfyui", "diffusion_model.": "comfyui",
@@ -143,7 +144,7 @@ def find(family: Family, module: str) -> tuple[Target | None, str]:
 
 def identify(shapes: Mapping[str, Shape], metadata: Mapping[str, str] | None = None) -> Named:
     """Scheme and family of a file's modules, `{module as the file spells it: shape of the weight it is for}`."""
-    said = " ".join((metadata or {}).get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower().split()
+    said = " ".join((metadata or {}).get(key, "") for key in SAID).lower().split()
     sample = list(shapes)[:: len(shapes) // 8 + 1]
     likely = [family for family in registry().values() if any(find(family, module)[0] for module in sample)]
     found = [_judge(family, shapes, said) for family in likely or registry().values()]

@@ -1,0 +1,102 @@
+"""Quantised layers that take another weight for a while, and have their own back bit for bit.
+
+A sum is taken from the weight as the base's files have it, rounded to the base's dtype and quantised by the layer's own class: what is computed
+with is the plain base with the sum in it, quantised. From the quantised weight it could not be taken: its numbers stand in the middle between two
+roundings, and a change of less than half a step is lost. Of a random LoRA of rank 16 on Imprimatura's attention, 0.3, 0.9 and 3 % of the
+weights' norm, 0.08, 0.94 and 1.00 came through in int8, 0.11, 0.31 and 0.84 in fp8, 0.01, 0.02 and 0.05 in NF4; from the files' weights
+0.995 to 1.002.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from trainer.errors import ModelError
+from trainer.memory.frozen import NarrowLinear, NF4Linear
+
+
+class Narrow:
+    """A quantised layer; `original` reads its weight as it was before."""
+
+    def __init__(self, layer: NarrowLinear | NF4Linear, original: Callable[[], Tensor], dtype: torch.dtype) -> None:
+        self.layer, self.original, self.dtype = layer, original, dtype
+        self.shape = torch.Size((layer.out_features, layer.in_features))
+        self._kept: dict[str, Tensor] = {}
+        self._state: Any = None
+
+    def weight(self) -> Tensor:
+        """The weight (out, in) as it is computed with."""
+        return self.layer.wide(self.dtype, self.layer.weight.device)
+
+    def keep(self) -> Tensor:
+        """The original in the base's dtype, on the CPU as memory is why the base is quantised; what the layer holds is kept too."""
+        on_gpu = self.layer.weight.device.type == "cuda"
+        original = self.original().to(self.dtype)
+        self._kept = {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(self.layer).items()}
+        self._state = getattr(self.layer, "state", None)
+        return original.pin_memory() if on_gpu else original
+
+    def put(self, weight: Tensor) -> None:
+        """Quantise a weight into the layer."""
+        plain = nn.Linear(self.layer.in_features, self.layer.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        made = NF4Linear(plain) if isinstance(self.layer, NF4Linear) else NarrowLinear(plain, self.layer.kind)
+        self._set(_tensors(made), getattr(made, "state", None))
+
+    def put_back(self) -> None:
+        """What the layer held when it was kept."""
+        self._set(self._kept, self._state)
+        self._kept, self._state = {}, None
+
+    def _set(self, tensors: dict[str, Tensor], state: Any) -> None:
+        for name, there in _tensors(self.layer).items():
+            there.copy_(tensors[name])
+        if isinstance(self.layer, NF4Linear):
+            self.layer.state = state
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    """What a quantised layer holds; NF4's `weight` holds nothing."""
+    found = {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
+    return {name: tensor.data for name, tensor in found.items() if name != "bias" and tensor.is_contiguous()}
+
+
+def narrow(modules: Mapping[str, nn.Module], folder: Path, dtype: torch.dtype) -> dict[str, Narrow]:
+    """The quantised ones of the modules of a base in a diffusers folder, `component.module.path` each."""
+    files: dict[str, Files] = {}
+    found = {}
+    for path, module in modules.items():
+        if isinstance(module, (NarrowLinear, NF4Linear)):
+            component, _, rest = path.partition(".")
+            source = files.setdefault(component, Files(folder / component))
+            found[path] = Narrow(module, partial(source.weight, rest), dtype)
+    return found
+
+
+class Files:
+    """Weights of a component of a diffusers folder, read one at a time when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._opened: dict[str, Any] | None = None  # by tensor
+
+    def weight(self, path: str) -> Tensor:
+        """Of the module at `path`. Raises: ModelError if the files don't name it."""
+        if self._opened is None:
+            # Of `x.safetensors` and `x.fp16.safetensors` the first counts.
+            files = [safe_open(str(file), "pt") for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: -file.name.count("."))]
+            self._opened = {name: opened for opened in files for name in opened.keys()}  # noqa: SIM118 - no dict
+        name = f"{path}.weight"
+        if name not in self._opened:
+            raise ModelError(
+                f"{str(self.folder)!r} has no {name!r} in its .safetensors files; LoRAs can't be folded onto it quantised, only without --quantise."
+            )
+        found: Tensor = self._opened[name].get_tensor(name)
+        return found
