@@ -113,19 +113,19 @@ def test_12_the_recipe_names_version_dataset_and_every_setting(tmp_path: Path, t
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The `at`-th prediction of the run has a NaN in its second picture."""
-    real, count = Studio.predict, 0
+    """The `at`-th prediction of the run's steps has a NaN in its second picture."""
+    real, count = Studio.predict_part, 0
 
-    def predict(self, noised, timesteps, captions, frames=None):
+    def predict(self, part):
         nonlocal count
         count += 1
-        found = real(self, noised, timesteps, captions, frames)
+        found = real(self, part)
         if count == at:
             found = found.clone()
             found[1, 0, 0, 0] = float("nan")
         return found
 
-    monkeypatch.setattr(Studio, "predict", predict)
+    monkeypatch.setattr(Studio, "predict_part", predict)
 
 
 def test_18_a_nan_in_the_loss_names_the_picture_and_the_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

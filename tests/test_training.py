@@ -219,7 +219,7 @@ def test_two_processes_never_train_one_run(tmp_path: Path, tiny: Path, pictures:
 
 
 def test_a_loss_that_is_no_number_stops_within_a_step_and_names_it(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Studio.predict
+    real = Studio.predict_part
     count = 0
 
     def predict(self, *arguments):
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_within_a_step_and_names_it(tmp_path: Pat
         count += 1
         return real(self, *arguments) * (float("nan") if count == 5 else 1.0)
 
-    monkeypatch.setattr(Studio, "predict", predict)
+    monkeypatch.setattr(Studio, "predict_part", predict)
     run, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
     with pytest.raises(RunError, match="step 5 gave a loss of nan"):
         list(stream)

@@ -162,9 +162,7 @@ class Learned(NamedTuple):
 def prepare(studio: Studio, step: int) -> list[Part]:
     """What a step is given but its weights' own, micro-batch by micro-batch, on its way to the device: nothing of it depends on the step before."""
     config, schedule, parts = studio.config.objective, studio.schedule, []
-    batches = studio.material.batches(step)
-    num = sum(len(batch) for batch in batches)
-    for batch in batches:
+    for batch in studio.material.batches(step):
         # Noise and target, drawn for the whole batch so that every process and micro-batch sees the same.
         rng = objective.generator(studio.config.seed, "noise", batch.number)
         noise = loss.draw_noise(config, batch.latents, rng)  # (B, C, h, w)
@@ -172,13 +170,14 @@ def prepare(studio: Studio, step: int) -> list[Part]:
         noised = objective.add_noise(schedule, batch.latents, loss.perturb(config, noise, rng), timesteps)
         target = objective.target(schedule, batch.latents, noise, timesteps)
         weights = loss.weights(config, schedule, timesteps) * batch.weights
-        parts += [studio.part(batch, rows, num, noised, timesteps, target, weights) for rows in studio.parts(len(batch))]
+        parts += [studio.part(batch, rows, noised, timesteps, target, weights) for rows in studio.parts(len(batch))]
     return parts
 
 
 def learn(studio: Studio, step: int) -> Learned:
     """Add a step's gradients up, a micro-batch at a time."""
-    config, losses, names, num = studio.config.objective, [], [], 0
+    config, losses, names = studio.config.objective, [], []
+    num = sum(len(samples) for _, samples in studio.material.order.step(step))
     for part in studio.ahead.pop(step, None) or prepare(studio, step):
         # Predict, weigh, backward.
         with memory.kept_away(studio):
@@ -188,10 +187,9 @@ def learn(studio: Studio, step: int) -> Learned:
             each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights
             if config.preservation_weight:
                 each = each + config.preservation_weight * studio.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
-            (each.sum() * (studio.loss_scale / part.num)).backward()
+            (each.sum() * (studio.loss_scale / num)).backward()
         losses.append(each.detach())
         names += part.names
-        num = part.num
     if studio.config.against.overlap_penalty and studio.world.first:
         overlap = studio.overlap()
         if not overlap.requires_grad:

@@ -48,7 +48,6 @@ class Part:
     """What a step predicts at once, on the device or on its way there: n pictures of one shape."""
 
     number: int  # of adapter dropout's draws
-    num: int  # pictures of the whole step, which its loss is divided by
     noised: Tensor  # (n, C, h, w), in the base's dtype
     timesteps: Tensor  # (n,)
     target: Tensor  # (n, C, h, w), float32

@@ -254,11 +254,11 @@ class Studio:
         size = [side * self.pipe.vae_scale_factor for side in latents.shape[-2:]]
         return torch.tensor([[*size, 0, 0, *size]] * len(latents))
 
-    def part(self, batch: Batch, rows: list[int], num: int, noised: Tensor, timesteps: Tensor, target: Tensor, weights: Tensor) -> Part:
+    def part(self, batch: Batch, rows: list[int], noised: Tensor, timesteps: Tensor, target: Tensor, weights: Tensor) -> Part:
         """These rows of a batch, sent to the device without waiting for it."""
         captions, frames = [batch.captions[row] for row in rows], batch.frames[rows]
         return Part(
-            batch.number * 1000 + rows[0], num, self._send(noised[rows]).to(self.dtype), self._send(timesteps[rows]), self._send(target[rows]),
+            batch.number * 1000 + rows[0], self._send(noised[rows]).to(self.dtype), self._send(timesteps[rows]), self._send(target[rows]),
             self._send(weights[rows]), None if batch.masks is None else self._send(batch.masks[rows]),
             None if self.trains_text else self._condition(captions, frames), captions,
             [batch.class_captions[row] for row in rows], frames, [batch.names[row] for row in rows],
