@@ -179,15 +179,15 @@ def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path
     from trainer.studio import Studio
 
     told: list[str] = []
-    real = Studio.predict
+    real = Studio.predict_part
 
-    def predict(self, noised, timesteps, captions, frames=None):
-        told.extend(captions)
-        return real(self, noised, timesteps, captions, frames)
+    def predict(self, part):
+        told.extend(part.captions)
+        return real(self, part)
 
     shuffled = {"captions.shuffle_tags": True, "captions.tag_dropout": 0.2, "data.caption_dropout": 0.2, "data.flip": True, "data.crop": "random"}
     with monkeypatch.context() as patch:
-        patch.setattr(Studio, "predict", predict)
+        patch.setattr(Studio, "predict_part", predict)
         run, _ = train(tmp_path, config(tiny, pictures, accumulation=2, **shuffled))
     seen = [one for step in range(1, 9) for one in saw.saw(run, step)]
     assert [one.caption for one in seen] == told
