@@ -100,12 +100,27 @@ def test_the_base_alone_can_be_asked_under_a_quantised_adapter(settings) -> None
         ({"memory__micro_batch": 5}, ["memory.micro_batch is 5", "batch_size (4)"]),
         ({"memory__offload": "encoders"}, ["memory.offload is 'encoders'", "none"]),
         ({"memory__offload": "blocks"}, ["memory.offload is 'blocks'", "none"]),
+        ({"memory__offload_activations": True}, ["memory.offload_activations is on", "leave it off"]),
         ({"memory__quantise": "int8", "adapter__init": "pissa"}, ["memory.quantise is 'int8'", "pissa", "gaussian or eva"]),
     ],
 )
 def test_memory_settings_that_cannot_be_used_are_refused_by_name(changes: dict, said: list[str], settings) -> None:
     (problem,) = memory.check(settings(device="cpu", **changes))
     assert all(part in problem for part in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapter__text_encoder": True}, "adapter.text_encoder"), ({"adapter__init": "eva"}, "adapter.init = eva"),
+        ({"inversion__token": "mokka"}, "inversion.token"), ({"memory__quantise": "nf4"}, "memory.quantise = nf4"),
+    ],
+)  # fmt: skip
+def test_what_must_stay_on_the_gpu_is_not_fetched(changes: dict, said: str, settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    monkeypatch.setattr(memory, "has_nf4", lambda: True)
+    (problem,) = memory.check(settings(memory__offload="blocks", **changes))
+    assert f"memory.offload is 'blocks', which doesn't go with {said}" in problem
 
 
 def test_what_can_be_used_is_not_refused(settings) -> None:
@@ -161,6 +176,8 @@ def test_the_ladder_goes_from_what_costs_time_to_what_costs_quality(settings, mo
     assert climbed("cpu", settings) == [*first, "quantise=int8", "quantise=nf4"]
     assert climbed("cuda", settings) == [*first, "offload=encoders", "offload=blocks", "offload_activations=True"]
     assert climbed("cpu", settings, adapter__init="olora") == first
+    for stays in ({"adapter__init": "olora"}, {"adapter__text_encoder": True}):  # whose weights must stay on the GPU
+        assert climbed("cuda", settings, **stays)[:5] == [*first, "offload=encoders", "offload_activations=True"]
     monkeypatch.setattr(memory, "has_nf4", lambda: False)
     assert climbed("cpu", settings) == [*first, "quantise=int8"]
 

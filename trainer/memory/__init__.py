@@ -62,16 +62,8 @@ def check(config: TrainConfig) -> list[str]:
     if settings.offload_activations and not can_offload(device):
         problems.append(f"memory.offload_activations is on, but the run is on {device}, where there is nothing to move off; leave it off.")
     problems += compiling.check(settings, device)
-    if settings.offload == "blocks" and not _can_fetch_blocks(config, settings.quantise):
-        problems.append(
-            f"memory.offload is 'blocks', which goes with every method but dora and with memory.quantise none, int8 or fp8; "
-            f"found: {config.adapter.method} and {settings.quantise}."
-        )
-    if settings.offload == "blocks" and getattr(config.adapter, "init", "default") in ("eva", "pissa", "olora"):
-        problems.append(
-            f"memory.offload is 'blocks', but adapter.init is {config.adapter.init!r}, which starts from the base's weights or what flows in it; "  # type: ignore[attr-defined]
-            "allowed with it: default, gaussian."
-        )
+    if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
+        problems.append(f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders.")
     if settings.quantise != "none" and not _can_quantise(config):
         started = f", started by {start}" if (start := getattr(config.adapter, "init", "default")) != "default" else ""
         problems.append(
@@ -94,9 +86,17 @@ def _can_quantise(config: TrainConfig) -> bool:
     return config.adapter.method == "lora" and getattr(config.adapter, "init", "default") in ("default", "gaussian", "eva")
 
 
-def _can_fetch_blocks(config: TrainConfig, kind: str) -> bool:
-    starts_outside = getattr(config.adapter, "init", "default") in ("default", "gaussian")
-    return config.adapter.method != "dora" and starts_outside and kind != "nf4"  # whose scales stay where they are
+def _against_fetching(config: TrainConfig, kind: str) -> list[str]:
+    """The settings that need the base's weights, or a text encoder that learns, to stay on the GPU."""
+    start = getattr(config.adapter, "init", "default")
+    reasons = {
+        "adapter.method = dora": config.adapter.method == "dora",
+        f"adapter.init = {start}": start not in ("default", "gaussian"),
+        "adapter.text_encoder": getattr(config.adapter, "text_encoder", False),
+        "inversion.token": bool(config.inversion.token),
+        "memory.quantise = nf4": kind == "nf4",  # whose scales stay where they are
+    }
+    return [name for name, holds in reasons.items() if holds]
 
 
 # The ladder.
@@ -114,9 +114,9 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
         change, said = {"gradient_checkpointing": True}, "gradient checkpointing is on"
     elif on_gpu and now.offload == "none":
         change, said = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
-    elif on_gpu and now.offload == "encoders" and _can_fetch_blocks(config, now.quantise):
+    elif on_gpu and now.offload == "encoders" and not _against_fetching(config, now.quantise):
         change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched ahead of their use"
-    elif on_gpu and now.offload == "blocks" and not now.offload_activations:
+    elif on_gpu and not now.offload_activations:
         change, said = {"offload_activations": True}, "what is kept for backward waits on the CPU"
     elif can_narrow:
         kind = kinds[kinds.index(now.quantise) + 1]
