@@ -88,6 +88,12 @@ def test_blocks_compile_beside_other_settings(changes: dict, compiled: list, con
     assert compiled and losses == pytest.approx(wanted, rel=1e-3)
 
 
+def test_in_bfloat16_too_a_kind_is_compiled_once_for_each_shape(compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Attention by another way for few tokens, as `auto` takes it on CPUs, is a function of each layer's own."""
+    train(config(memory__compile="blocks", dtype="bfloat16", device="cpu", preview_every_steps=0), tmp_path)
+    assert len(compiled) == 4
+
+
 def test_auto_compiles_nothing_on_a_cpu_and_says_so_in_the_checkpoint(compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     run, _ = train(config(), tmp_path)
     assert not compiled and checkpoint.load_latest(run.checkpoints)[0].state["memory"]["compile"] == "off"

@@ -149,6 +149,7 @@ class Studio:
         else:
             self._lay_out()
         memory.arrange(self)  # last: it goes by what each layer has become
+        memory.give_back()
         return self.trained
 
     def release(self) -> None:

@@ -25,18 +25,18 @@ from torch import Tensor
 from trainer import bases
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.memory import compiling
-from trainer.memory.arranging import arrange, drawing, eagerly, fetch_encoders, kept_away, num_passes, training
+from trainer.memory.arranging import GIB, arrange, drawing, eagerly, fetch_encoders, kept_away, num_passes, training
+from trainer.memory.originals import Files
 from trainer.memory.quantising import has_nf4, quantise
 
 if TYPE_CHECKING:
     from trainer.studio import Studio
 
 __all__ = [
-    "arrange", "check", "climb", "drawing", "eagerly", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
+    "GIB", "arrange", "check", "climb", "drawing", "eagerly", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
     "keep_freed", "kept_away", "next_rung", "num_passes", "over_budget", "peak_bytes", "quantise",
     "reset_peak", "training",
 ]  # fmt: skip
-GIB = 1 << 30
 Result = TypeVar("Result")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
@@ -135,8 +135,10 @@ def climb(studio: Studio) -> str | None:
     before, (studio.memory, said) = studio.memory, found
     studio.ahead = {}
     if studio.memory.quantise != before.quantise:
-        quantise(studio.denoiser, studio.memory.quantise, _on_disk(studio.folder / studio.component, studio.dtype))
+        files = Files(studio.folder / studio.component)
+        quantise(studio.denoiser, studio.memory.quantise, lambda path: files.weight(path).to(studio.dtype))
     arrange(studio)
+    give_back()
     return said
 
 
@@ -192,21 +194,6 @@ def give_back() -> None:
     """Hand freed memory back to the system, which glibc keeps for itself: a quarter of a GiB after quantising 222 million parameters."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def _on_disk(folder: Path, dtype: torch.dtype) -> Callable[[str], Tensor]:
-    """Reads weights of a diffusers model one at a time, by module path."""
-    from safetensors import safe_open
-
-    def read(path: str) -> Tensor:
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(str(file), framework="pt") as tensors:
-                if f"{path}.weight" in tensors.keys():  # noqa: SIM118 - it is no dict
-                    weight: Tensor = tensors.get_tensor(f"{path}.weight")
-                    return weight.to(dtype)
-        raise KeyError(f"{path}.weight is not in {folder}")
-
-    return read
 
 
 def over_budget(studio: Studio) -> str | None:

@@ -21,7 +21,8 @@ GIB = 1 << 30
 def arrange(studio: Studio) -> None:
     """Make the studio's models as its memory settings say, adapters attached; may be called again when those change."""
     settings, denoiser = studio.memory, studio.denoiser
-    attention.choose(denoiser, settings.attention, studio.device, studio.dtype)
+    compiles = settings.compile in ("blocks", "graphs")  # where a wrapped layer would be compiled anew in each block
+    attention.choose(denoiser, "fused" if compiles else settings.attention, studio.device, studio.dtype)
     if settings.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing(_computed_twice(studio))  # type: ignore[operator]
     if settings.offload != "none":

@@ -66,7 +66,7 @@ def is_possible(settings: MemoryConfig, device: str) -> bool:
 def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str) -> MemoryConfig:
     """Compile the denoiser's blocks if the settings, or for `auto` the passes ahead, say so; the settings with what was chosen in `auto`'s place.
 
-    May be called again: what is compiled stays, what no longer goes with it is taken back.
+    May be called again: what was compiled before is taken back first.
     """
     chosen = settings.compile
     if chosen == "auto":

@@ -234,15 +234,6 @@ def _lines(name: str, folder: Path | None) -> list[str]:
 # Trigger words.
 
 
-def trigger_words(metadata: dict[str, str]) -> list[str]:
-    """A LoRA's trigger words by its header: `modelspec.trigger_phrase`, else our own recipe's; commas lie between several."""
-    from trainer.lora_file import recipe_of
-
-    data = ((recipe_of(metadata) or {}).get("config") or {}).get("data")
-    phrase = metadata.get("modelspec.trigger_phrase") or (data.get("trigger") if isinstance(data, dict) else "")
-    return split_triggers(phrase if isinstance(phrase, str) else "")
-
-
 def split_triggers(phrase: str) -> list[str]:
     """The words of a trigger phrase: up to 16 of 200 characters, on one line; none that could begin a tag or a wildcard in a prompt."""
     words = (" ".join(word.split()) for word in phrase[:4000].split(","))

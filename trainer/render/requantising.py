@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from trainer.errors import ModelError
 from trainer.memory.frozen import NarrowLinear, NF4Linear
+from trainer.memory.originals import Files
 
 
 class Narrow:
@@ -78,25 +77,3 @@ def narrow(modules: Mapping[str, nn.Module], folder: Path, dtype: torch.dtype) -
             source = files.setdefault(component, Files(folder / component))
             found[path] = Narrow(module, partial(source.weight, rest), dtype)
     return found
-
-
-class Files:
-    """Weights of a component of a diffusers folder, read one at a time when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._opened: dict[str, Any] | None = None  # by tensor
-
-    def weight(self, path: str) -> Tensor:
-        """Of the module at `path`. Raises: ModelError if the files don't name it."""
-        if self._opened is None:
-            # Of `x.safetensors` and `x.fp16.safetensors` the first counts.
-            files = [safe_open(str(file), "pt") for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: -file.name.count("."))]
-            self._opened = {name: opened for opened in files for name in opened.keys()}  # noqa: SIM118 - no dict
-        name = f"{path}.weight"
-        if name not in self._opened:
-            raise ModelError(
-                f"{str(self.folder)!r} has no {name!r} in its .safetensors files; LoRAs can't be folded onto it quantised, only without --quantise."
-            )
-        found: Tensor = self._opened[name].get_tensor(name)
-        return found
