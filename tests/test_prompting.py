@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import lora_file
 from trainer.errors import ConfigError, UserError
 from trainer.families import registry
 from trainer.render import prompting
@@ -165,13 +164,9 @@ def test_trigger_words_are_put_in_front_where_they_are_lacking() -> None:
         prompting.with_triggers("a" * 8000, ["mokka!!"])
 
 
-def test_trigger_words_come_from_the_header(trained: Path) -> None:
-    recipe = '{"config": {"data": {"trigger": "mokka, grey cat"}}}'
-    assert prompting.trigger_words({"modelspec.trigger_phrase": " mokka ,mokka,\n big\tcat "}) == ["mokka", "big cat"]
-    assert prompting.trigger_words({lora_file.RECIPE_KEY: recipe}) == ["mokka", "grey cat"]
-    assert prompting.trigger_words({lora_file.RECIPE_KEY: '{"config": {"data": [1]}}'}) == prompting.trigger_words({}) == []
-    assert prompting.trigger_words({"modelspec.trigger_phrase": "a\0b, " + "x" * 300}) == []
-    assert prompting.trigger_words(lora_file.read_header(trained).metadata) == prompting.split_triggers(lora_file.inspect(trained).trigger)
+def test_a_headers_trigger_phrase_is_split_into_words() -> None:
+    assert prompting.split_triggers(" mokka ,mokka,\n big\tcat ") == ["mokka", "big cat"]
+    assert prompting.split_triggers("a\0b, " + "x" * 300) == prompting.split_triggers("") == []
 
 
 # Weights.
