@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from tests import plain
 from trainer import families, loop, lora_file, presets, runs, session
@@ -169,6 +170,21 @@ def test_a_run_held_to_a_small_budget_climbs_the_ladder_and_finishes(name: str, 
     _, events = train(config(name, **large, memory__budget_gib=budget), tmp_path / "held")
     assert [event for event in events if isinstance(event, Adjusted)]
     torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@GPU_ALONE
+def test_a_base_larger_than_the_budget_is_loaded_on_the_cpu_and_fetched(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The base alone is more than the budget: a run must still train, with blocks that are fetched."""
+    base = families.registry()["sd"].tiny(tmp_path / "base")
+    narrow = UNet2DConditionModel.load_config(base / "unet")
+    wide = UNet2DConditionModel.from_config({**narrow, "block_out_channels": [24 * width for width in narrow["block_out_channels"]]})
+    wide.to(torch.bfloat16).save_pretrained(base / "unet")
+    held = sum(parameter.nbytes for parameter in wide.parameters())
+    try:
+        _, events = train(config("sd", base=str(base), dtype="bfloat16", memory__budget_gib=0.8 * held / 2**30), tmp_path / "held")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any("blocks are fetched" in event.message for event in events if isinstance(event, Adjusted))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])

@@ -15,7 +15,7 @@ from torch import nn
 from tests import plain
 from trainer import bases, checkpoint, loop, memory, presets, runs, session
 from trainer.config import MemoryConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Finished, Step, Warned
 from trainer.memory import quantising as quantise
 from trainer.studio import Studio
@@ -235,8 +235,32 @@ def test_a_base_quantised_on_the_way_is_the_one_a_resumed_run_makes(kind: str, s
 
 def test_at_the_top_of_the_ladder_the_error_stands(short_of_memory, settings, tmp_path: Path) -> None:
     short_of_memory(lambda now: False)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    with pytest.raises(RunError, match="memory ran out in step 3, and no memory setting is left .* can't allocate memory.* lower resolution_px"):
         train(settings(memory__micro_batch=1, memory__gradient_checkpointing=True, adapter__init="olora"), tmp_path)
+
+
+def test_a_base_that_does_not_fit_is_loaded_on_the_cpu_and_fetched(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose base runs out of memory while it is loaded: at the top of the ladder a sentence, else blocks that are fetched, as a resumed run does too."""
+    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    real, tried = bases.open_pipeline, []
+
+    def small(family, folder, device, dtype):
+        tried.append(device)
+        if len(tried) % 2:  # the whole base does not fit, the denoiser in the CPU's memory does
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return real(family, folder, device, dtype)
+
+    monkeypatch.setattr(bases, "open_pipeline", small)
+    with pytest.raises(RunError, match="memory ran out while the base was loaded, .* CUDA out of memory.* smaller base"):
+        train(settings(adapter__method="dora"), tmp_path / "dora")
+    tried.clear()
+    run, told = train(settings(), tmp_path / "whole")
+    assert [event.message for event in told if isinstance(event, Adjusted)] == ["the base waits on the CPU, and its blocks are fetched ahead of their use"]
+    assert checkpoint.load_latest(run.checkpoints)[0].state["memory"]["offload"] == "blocks" and len(tried) == 2
+    tried.append("")  # which fits at once
+    asked, _ = train(settings(memory__offload="blocks"), tmp_path / "asked")
+    (ours, _), (wanted, _) = (checkpoint.load_latest(one.checkpoints) for one in (run, asked))
+    assert all(torch.equal(ours.tensors["adapter"][name], tensor) for name, tensor in wanted.tensors["adapter"].items())
 
 
 _LIMITED = """

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer import against, checkpoint, events, export, loss, memory, objective, optim, watching
-from trainer.config import TrainConfig, digest
+from trainer import against, bases, checkpoint, events, export, loss, memory, objective, optim, watching
+from trainer.config import MemoryConfig, TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
 from trainer.material import Part
 from trainer.runs import Run
-from trainer.studio import Studio
+from trainer.studio import Studio, base_digest
 from trainer.world import World
 
 
@@ -37,8 +37,7 @@ def train(
     # Where we are.
     began, world = time.monotonic(), world or World()
     saved, problems = checkpoint.load_latest(run.checkpoints)
-    studio = Studio.open(config, world)
-    identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": studio.base_digest}
+    identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": base_digest(config)}
     identity["against"] = against.digest(config.against.adapters)
     first = checkpoint.expect(saved, identity, run.name)
     if world.first:
@@ -46,14 +45,15 @@ def train(
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     seconds = time.monotonic()
-    cached = studio.prepare(run.cache, dataset, heldout, stop)
-    parameters = studio.attach(saved)
+    studio, cached, changes = _load(config, run, dataset, heldout, saved, stop, world)
+    parameters = studio.trained
     yield Started(
         run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
         sum(parameter.numel() for parameter in parameters.values()), studio.device, str(studio.dtype).removeprefix("torch."), config.base,
     )  # fmt: skip
     problems = [*problems, *against.strangers(config.against.adapters, studio.trained_on), *optim.advice(config)]
     yield from watching.opening(studio, run, problems, cached, time.monotonic() - seconds)
+    yield from (Adjusted(first + 1, changed) for changed in changes)
     optimizer = optim.build(optim.groups(parameters, config), config)
     mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     watch = watching.Watch(studio, run, optimizer, mean)
@@ -91,9 +91,11 @@ def train(
             if step + 1 < config.max_steps:  # while the device computes
                 studio.ahead = {step + 1: prepare(studio, step + 1)}
         except (RuntimeError, MemoryError) as error:
-            changed = memory.climb(studio) if memory.is_shortage(error) and world.size == 1 else None
-            if changed is None:
+            if not memory.is_shortage(error) or world.size > 1:
                 raise
+            changed = memory.climb(studio)
+            if changed is None:
+                raise RunError(memory.exhausted(f"in step {step + 1}", error)) from error
             optimizer.zero_grad(set_to_none=True)
             yield Adjusted(step + 1, changed)
             continue
@@ -140,6 +142,32 @@ def train(
         with watch.shown():
             norm = export.write(studio, run.lora_file, dataset, {"ss_steps": str(step)})
     yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, memory.peak_bytes())
+
+
+def _load(
+    config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, saved: checkpoint.Checkpoint | None, stop: Callable[[], bool], world: World
+) -> tuple[Studio, tuple[int, int], list[str]]:
+    """The base with what is encoded and the adapter on it, how much was encoded, and what was changed where memory ran out meanwhile."""
+
+    def attempt(settings: MemoryConfig) -> tuple[Studio, tuple[int, int]]:
+        studio = Studio.open(config, world, settings)
+        cached = studio.prepare(run.cache, dataset, heldout, stop)
+        studio.attach(saved)
+        return studio, cached
+
+    settings, changes = MemoryConfig.model_validate(saved.state["memory"]) if saved else config.memory, list[str]()
+    while True:
+        try:
+            return *attempt(settings), changes
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_shortage(error) or world.size > 1:
+                raise
+            rung = memory.loading_rung(settings, config, bases.hardware(config.device, "float32")[0])
+            if rung is None:
+                raise RunError(memory.exhausted("while the base was loaded", error)) from error
+            memory.let_go()
+        settings, changed = rung
+        changes.append(changed)
 
 
 _MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."

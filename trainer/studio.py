@@ -32,6 +32,14 @@ from trainer.world import World
 _LOSS_SCALE = 65536.0  # as torch's own gradient scaler starts
 
 
+def base_digest(config: TrainConfig) -> str:
+    """sha256 of the weights that training depends on. Raises: ModelError."""
+    family = families.registry()[config.family]
+    folder = bases.resolve(config.base, family)
+    parts = dict.fromkeys([*family.components, *bases.parts(folder, "text_encoder"), "vae"])
+    return "".join(bases.digest(folder, part)[:16] for part in parts)
+
+
 @dataclass
 class Studio:
     """Made by `open`, filled by `prepare`, ready to train after `attach`."""
@@ -47,6 +55,7 @@ class Studio:
     file_keys: dict[str, str]  # of the base as it was before the adapter was attached
     is_v2: bool  # of Stable Diffusion, by the width of its text encoder: what `ss_v2` says
     memory: MemoryConfig  # as it is now; the out-of-memory ladder may change it
+    fetched: bool = False  # the denoiser was loaded on the CPU, and text encoders bring their own layers
     attachments: dict[str, Attachment] = field(default_factory=dict)  # by component
     word: Word | None = None
     spans: against.Bases = field(default_factory=dict)
@@ -60,25 +69,21 @@ class Studio:
     ahead: dict[int, list[Part]] = field(default_factory=dict)  # by step: what was prepared before it was asked for
 
     @classmethod
-    def open(cls, config: TrainConfig, world: World | None = None) -> Studio:
-        """The frozen base on its device. Raises: ModelError, ConfigError."""
+    def open(cls, config: TrainConfig, world: World | None = None, settings: MemoryConfig | None = None) -> Studio:
+        """The frozen base on its device, as these memory settings say, or the config's. Raises: ModelError, ConfigError."""
         world = world or World()
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype, folder)
         if world.device and world.device.startswith(device):  # each process has a GPU of its own
             device = world.device
-        fetched = config.memory.offload == "blocks"  # a base larger than the GPU never lies on it whole
+        settings = settings or config.memory
+        memory.limit(device, settings.budget_gib)
+        fetched = settings.offload == "blocks"  # a base larger than the GPU never lies on it whole
         pipe = bases.open_pipeline(family, folder, "cpu" if fetched else device, dtype)
         if fetched:
             memory.fetch_encoders(pipe, next(iter(family.components)), device)
-        return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), config.memory)
-
-    @cached_property
-    def base_digest(self) -> str:
-        """sha256 of the weights that training depends on."""
-        parts = dict.fromkeys([*self.family.components, *bases.parts(self.folder, "text_encoder"), "vae"])
-        return "".join(bases.digest(self.folder, part)[:16] for part in parts)
+        return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), settings, fetched)
 
     @cached_property
     def trained_on(self) -> origin.Origin:
@@ -123,7 +128,6 @@ class Studio:
         config, method = self.config, methods.registry()[self.config.adapter.method]
         saved = checkpoint.tensors["adapter"] if checkpoint else None
         if checkpoint:
-            self.memory = MemoryConfig.model_validate(checkpoint.state["memory"])
             self.kernels = tuple(checkpoint.state["kernels"]) if checkpoint.state.get("kernels") else None
         if config.against.adapters:
             self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)

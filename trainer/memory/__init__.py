@@ -25,7 +25,7 @@ from torch import Tensor
 from trainer import bases
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.memory import compiling
-from trainer.memory.arranging import GIB, arrange, drawing, eagerly, fetch_encoders, kept_away, num_passes, training
+from trainer.memory.arranging import GIB, arrange, drawing, eagerly, fetch_encoders, kept_away, limit, num_passes, training
 from trainer.memory.originals import Files
 from trainer.memory.quantising import has_nf4, quantise
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from trainer.studio import Studio
 
 __all__ = [
-    "GIB", "arrange", "check", "climb", "drawing", "eagerly", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
-    "keep_freed", "kept_away", "next_rung", "num_passes", "over_budget", "peak_bytes", "quantise",
+    "GIB", "arrange", "check", "climb", "drawing", "eagerly", "exhausted", "fetch_encoders", "forget", "give_back", "halving", "is_shortage",
+    "keep_freed", "kept_away", "let_go", "limit", "loading_rung", "next_rung", "num_passes", "over_budget", "peak_bytes", "quantise",
     "reset_peak", "training",
 ]  # fmt: skip
 Result = TypeVar("Result")
@@ -126,9 +126,16 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
     return now.model_copy(update=change), said
 
 
+def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[MemoryConfig, str] | None:
+    """The settings under which a base that ran out of memory while it was loaded needs less, and what they change in words; None where there are none."""
+    if not can_offload(device) or now.offload == "blocks" or _against_fetching(config, now.quantise):
+        return None
+    return now.model_copy(update={"offload": "blocks"}), "the base waits on the CPU, and its blocks are fetched ahead of their use"
+
+
 def climb(studio: Studio) -> str | None:
     """Take the next rung and say what was changed, or None if there is none left. Called while the error is handled, it lets go of what that holds."""
-    _let_go()
+    let_go()
     found = next_rung(studio.memory, studio.config, -(-studio.config.batch_size // studio.world.size), studio.device)
     if found is None:
         return None
@@ -142,8 +149,17 @@ def climb(studio: Studio) -> str | None:
     return said
 
 
-def _let_go() -> None:
-    """Free the failed step's tensors, which the traceback of the error being handled holds.
+def exhausted(when: str, error: BaseException) -> str:
+    """What to say where memory ran out and there is no setting left to change."""
+    first = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"memory ran out {when}, and no memory setting is left that would help: {first} Close other programs, lower resolution_px or adapter.rank, "
+        "or take a smaller base. What was saved before stays."
+    )
+
+
+def let_go() -> None:
+    """Free what failed for lack of memory, which the traceback of the error being handled holds.
 
     A thread in which oneDNN once found no memory for a kernel makes none ever after (oneDNN 3 in PyTorch 2.13, tried): PyTorch's own, slower, take over.
     """
@@ -215,7 +231,7 @@ def halving(size: int, attempt: Callable[[int], Result]) -> Result:
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error) or size <= 1:
                 raise
-            _let_go()
+            let_go()
         size //= 2
 
 

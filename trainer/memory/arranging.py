@@ -38,7 +38,6 @@ def arrange(studio: Studio) -> None:
     studio.memory = compiling.choose(denoiser, settings, num_passes(studio), lambda: len({entry.bucket for entry in studio.material.entries}), studio.device)
     if studio.device.startswith("cuda"):
         torch.cuda.empty_cache()
-        _limit(torch.device(studio.device), settings.budget_gib)
 
 
 def num_passes(studio: Studio) -> int:
@@ -95,8 +94,7 @@ def _encoders(studio: Studio) -> list[nn.Module]:
 
 def _movable(studio: Studio) -> list[nn.Module]:
     """Encoders that are moved whole: those that are brought layer by layer stay as they are."""
-    fetched = studio.config.memory.offload == "blocks"
-    texts = [part for name, part in studio.pipe.components.items() if fetched and name.startswith("text_encoder")]
+    texts = [part for name, part in studio.pipe.components.items() if studio.fetched and name.startswith("text_encoder")]
     return [part for part in _encoders(studio) if all(part is not one for one in texts)]
 
 
@@ -138,13 +136,14 @@ def _scale_inputs(denoiser: nn.Module, device: str) -> None:
             layer.scales_inputs = can and layer.in_features % 16 == 0 and layer.out_features % 16 == 0  # what its kernel takes
 
 
-def _limit(device: torch.device, budget_gib: float) -> None:
-    """Hold this process to the budget, so that it runs out there. Without one on Windows, to what is free: beyond it, the driver
+def limit(device: str, budget_gib: float) -> None:
+    """Hold this process to the budget on a GPU, so that it runs out there. Without one on Windows, to what is free: beyond it, the driver
     moves memory over the bus without a word, and a run that seems to fit takes ten times as long.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if sys.platform == "win32" else total)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
+    if device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info(device)
+        most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if sys.platform == "win32" else total)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
 
 
 @contextmanager
