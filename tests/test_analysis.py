@@ -18,7 +18,7 @@ from trainer import lora_file, validation
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError, UserError
-from trainer.render import analysis, heatmap, overlap, stack_command
+from trainer.render import analysis, heatmap, modes, overlap, stack_command
 from trainer.render.engine import Engine
 
 ONE, TWO = "unet.down_blocks.0.attentions.0.to_q", "unet.up_blocks.1.resnets.0.conv1"
@@ -360,4 +360,34 @@ def test_what_acts_apart_in_time_or_place_does_not_meet() -> None:
     assert acting(early, late) == [[0.5, 0], [0, 0.5]] and acting(left, right) == [[0.5, 0], [0, 0.5]]
     assert acting(left, whole) == [[0.5, 0.5], [0.5, 1]] and acting(left, early)[0][1] == 0.25
     assert acting(whole, whole, mode="switch") == [[0.5, 0], [0, 0.5]]
+    assert acting(early, whole, mode="switch") == [[0.25, 0], [0, 0.5]]
     assert acting(whole, half)[0][1] == pytest.approx(0.5, abs=1e-6) and acting(half, half)[0][0] > 1 / 3
+
+
+def test_the_map_asks_the_mode_itself_when_each_acts() -> None:
+    """Twelve steps in turns of five: the first acts in 0-4 and 10-11, the second in 5-9; what isn't there takes no turn."""
+    cat, dog = (AdapterChoice(name=name, sha256=name[0] * 64) for name in ("aa", "bb"))
+    first, off = cat.model_copy(update={"schedule": "steps 0:1 0.4:0"}), cat.model_copy(update={"weight": 0.0, "sha256": "c" * 64})
+
+    def acting(*adapters: AdapterChoice, mode: str = "switch", num_steps: int = 12) -> list[float]:
+        found = overlap.acting(list(adapters), mode, num_steps, (8, 8))
+        assert not (found - found.diag().diag()).any() or mode == "regions"
+        return (found.diag() * num_steps).tolist()
+
+    assert acting(cat, dog) == pytest.approx([7, 5]) and acting(first, dog) == pytest.approx([5, 5])
+    assert acting(cat, off, dog) == pytest.approx([7, 0, 5]) and acting(off, off.model_copy(update={"enabled": False})) == [0, 0]
+    assert acting(cat, dog, num_steps=3) == pytest.approx([2, 1])
+    assert acting(cat, dog, mode="regions", num_steps=10) == pytest.approx([8, 8])  # the first fifth runs without
+    twice = overlap.acting([cat, cat], "switch", 12, (8, 8))
+    assert twice.tolist() == [[1, 1], [1, 1]]  # one file twice is one that takes turns with nobody
+    with pytest.raises(UserError, match="mode is 'both'; allowed: composite"):
+        overlap.acting([cat, dog], "both", 12, (8, 8))
+
+
+@pytest.mark.parametrize("name", [name for name, mode in modes.registry().items() if hasattr(mode, "acting")])
+@pytest.mark.parametrize(("num", "num_steps"), [(2, 25), (3, 25), (4, 11), (2, 1)])
+def test_a_mode_that_says_when_adapters_act_goes_by_it(name: str, num: int, num_steps: int) -> None:
+    mode, seen = modes.registry()[name], []
+    for step in range(num_steps):
+        mode.predict(seen.append, num, step, num_steps)
+    assert seen == [mode.acting(num, step, num_steps) for step in range(num_steps)]

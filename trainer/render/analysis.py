@@ -5,7 +5,8 @@
   adapter of the stack: how far meeting can change the energy of the sum. It ranks pairs and layers, and is a sum over layers;
 - writes, reads: share of the two's energy in the space that the other one writes to, or reads from.
 
-Two that act at other times or places meet by as much as they act together (`overlap.acting`); of modes only `switch` is seen.
+Two that act at other times or places meet by as much as they act together (`overlap.acting`); of modes only those are
+seen whose adapters take turns or wait (`acting`).
 """
 
 from __future__ import annotations

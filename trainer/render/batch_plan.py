@@ -28,7 +28,7 @@ from typing import Any
 from trainer import bases, families, origin, usual
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
-from trainer.render import fitting, modes, prompting
+from trainer.render import fitting, modes, prompting, sharing
 from trainer.render.batch_recipe import Library, base_hash, file_name, identified, sha256_of
 from trainer.render.jobs_file import Row
 
@@ -126,9 +126,9 @@ class Plan:
         for kind, stack_key, count in self.db.execute(
             "SELECT kind, stack_key, count(*) FROM pictures WHERE state = 'todo' GROUP BY kind, stack_key ORDER BY kind, stack_key"
         ):
-            family, base, width, height, steps, *_ = json.loads(kind)
-            loras = ", ".join(f"{name} {weight:g}" for _, name, weight, *_ in json.loads(stack_key)) or "no LoRA"
-            yield f"{base} ({family}), {width}x{height}, {steps} steps, {loras}", count
+            said = json.loads(kind)
+            loras = ", ".join(f"{one['name']} {one['weight']:g}" for one in json.loads(stack_key)) or "no LoRA"
+            yield f"{said['base']} ({said['family']}), {said['width_px']}x{said['height_px']}, {said['steps']} steps, {loras}", count
 
     def _where(self, condition: str) -> Iterator[Work]:
         last = 0
@@ -195,7 +195,7 @@ class Plan:
         while found := self.db.execute(query, (last,)).fetchall():
             for turn, kind, stack_key, failed, pixels, *rest in found:
                 last, limit, now = turn, max(1, PIXELS_AT_ONCE // pixels), (kind, stack_key, failed)
-                here = {one[0] for one in json.loads(stack_key)}
+                here = {one["sha256"] for one in json.loads(stack_key)}
                 ends = len(chunk) >= limit or (now[0], now[2]) != (before[0], before[2]) or len(adapters | here) > _MOST_ADAPTERS
                 if chunk and (ends or (now != before and 2 * len(chunk) >= limit)):
                     yield chunk
@@ -208,10 +208,8 @@ class Plan:
 
 def _keys(stack: StackConfig) -> tuple[str, str]:
     """By which pictures are brought together: what a batch has in common, and the LoRAs with their weights."""
-    kind = [stack.family, stack.base, stack.width_px, stack.height_px, stack.steps, stack.guidance_scale, stack.guidance_rescale, stack.true_guidance_scale]
-    kind += [stack.sampler, stack.mode]
-    loras = [[one.sha256, one.name, one.weight, one.text_weight, one.blocks, one.schedule, one.region] for one in stack.adapters if one.enabled]
-    return json.dumps(kind), json.dumps(loras)
+    loras = [one.model_dump(mode="json", exclude={"file", "trigger", "enabled"}) for one in stack.adapters if one.enabled]
+    return json.dumps(dict(sharing.key(stack))), json.dumps(loras)
 
 
 class _Bases:

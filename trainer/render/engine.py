@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,12 @@ import torch
 from trainer import bases, families, lora_file, memory, origin
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
-from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, weighing
+from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, sharing, weighing
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.layout import Share
 from trainer.render.live import Moment, beside
-from trainer.render.resolving import Resolving, acts
+from trainer.render.resolving import Resolving
+from trainer.render.sharing import acts
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
 from trainer.render.words import Vocabulary
 
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
     from trainer.deltas import Update
 
 _PIXELS_AT_ONCE = 1 << 20  # of a batch: 64 pictures of 128 px, 4 of 512 px
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """An adapter of a stack as it acts, without its weights: what pictures of one batch share."""
-
-    sha256: str
-    file: str
-    blocks: tuple[str, ...]
-    schedule: str
-    region: str
 
 
 Updates = dict[str, list[tuple[int, float, "Update"]]]  # by path: an adapter's number, its factor there, its update
@@ -109,15 +98,15 @@ class Engine:
         found: torch.nn.Module = getattr(self.pipe, component).get_submodule(rest)
         return found
 
-    def _adapter(self, choice: AdapterChoice | _Layer) -> Adapter:
+    def _adapter(self, choice: AdapterChoice) -> Adapter:
         return self.shelf.get(Path(choice.file))
 
-    def _layers(self, stack: StackConfig) -> dict[_Layer, Weights]:
+    def _layers(self, stack: StackConfig) -> dict[AdapterChoice, Weights]:
         """The adapters of a resolved stack that act, and their weights; what stands twice counts twice."""
-        found: dict[_Layer, Weights] = {}
+        found: dict[AdapterChoice, Weights] = {}
         for adapter in filter(acts, stack.adapters):
             curve = weighing.schedule(adapter).constant
-            layer = _Layer(adapter.sha256, adapter.file, adapter.blocks, adapter.schedule if curve is None else "", adapter.region)
+            layer = sharing.layer(adapter)
             weight, text = adapter.weight * (1.0 if curve is None else curve), adapter.weight if adapter.text_weight is None else adapter.text_weight
             before = found.get(layer, (0.0, 0.0))
             found[layer] = (before[0] + weight, before[1] + text)
@@ -160,21 +149,7 @@ class Engine:
         ragged = getattr(self.family, "ragged", "")
         tied = tuple(layers.items()) if ragged == "rows" else ()
         said = (stack.prompt, stack.negative_prompt) if ragged and any(layer.region for layer in layers) else ()
-        return (
-            alone,
-            tied,
-            said,
-            stack.width_px,
-            stack.height_px,
-            stack.steps,
-            stack.guidance_scale,
-            stack.guidance_rescale,
-            stack.true_guidance_scale,
-            stack.sampler,
-            stack.mode,
-            ours,
-            words,
-        )
+        return alone, tied, said, sharing.key(stack), ours, words
 
     def _render(self, stacks: list[StackConfig]) -> list[image.Picture]:
         """Pictures of resolved stacks of one kind, as one batch."""
@@ -183,9 +158,9 @@ class Engine:
         live = [layer for layer in layers if self._is_live(layer, weights, stacks[0].mode)]
         self._hold({layer: weights[0][layer] for layer in layers if layer not in live}, layers)
         steady = _matrix(weights, live, 0)
-        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(_as_choice(layer), self.latents(stacks[0])) for layer in live])
+        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(layer, self.latents(stacks[0])) for layer in live])
         moment.joined, moment.image_first = getattr(self.family, "joined", (moment.joined, moment.image_first))
-        curves = [weighing.schedule(_as_choice(layer)) for layer in live]
+        curves = [weighing.schedule(layer) for layer in live]
         num_steps = stacks[0].steps
 
         def enter(step: int, factors: list[float] | None = None, only: dict[str, int] | None = None) -> None:
@@ -214,12 +189,12 @@ class Engine:
         name = Path(self.base).name
         return [image.Picture(one, stack, image.infotext(stack, name, self.origin.sha256, sampler)) for one, stack in zip(drawn, stacks, strict=True)]
 
-    def _is_live(self, layer: _Layer, weights: list[dict[_Layer, Weights]], mode: str) -> bool:
+    def _is_live(self, layer: AdapterChoice, weights: list[dict[AdapterChoice, Weights]], mode: str) -> bool:
         """True if what this adapter does isn't the same constant sum in every picture of the batch."""
         return mode != "sum" or bool(layer.schedule or layer.region) or len({found.get(layer) for found in weights}) > 1
 
     @contextmanager
-    def _placed(self, stacks: list[StackConfig], live: list[_Layer], moment: Moment) -> Iterator[Callable[[int], None]]:
+    def _placed(self, stacks: list[StackConfig], live: list[AdapterChoice], moment: Moment) -> Iterator[Callable[[int], None]]:
         """For the body, a mode that finds regions finds them; what is given is to be called after each step with its number."""
         mode = modes.registry()[stacks[0].mode]
         if not hasattr(mode, "place"):
@@ -231,7 +206,7 @@ class Engine:
             yield over
 
     @contextmanager
-    def _mixed(self, stack: StackConfig, live: list[_Layer], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
+    def _mixed(self, stack: StackConfig, live: list[AdapterChoice], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
         """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
         mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
         original, prepared, calls = denoiser.forward, self._prepared(mode, live, updates), [0]
@@ -260,7 +235,7 @@ class Engine:
         finally:
             vars(denoiser).pop("forward", None)
 
-    def _prepared(self, mode: ModuleType, live: list[_Layer], updates: Updates) -> tuple[Any, ...]:
+    def _prepared(self, mode: ModuleType, live: list[AdapterChoice], updates: Updates) -> tuple[Any, ...]:
         """What a mode made of these adapters before the first step, kept for the next picture."""
         if not hasattr(mode, "prepare"):
             return ()
@@ -269,13 +244,13 @@ class Engine:
             self._last_prepared = (key, mode.prepare(updates, self.folding.base))
         return (self._last_prepared[1],)
 
-    def _block_factors(self, layer: _Layer) -> dict[str, float]:
+    def _block_factors(self, layer: AdapterChoice) -> dict[str, float]:
         """Factors of the denoiser's layers by path; where it names none they are 1."""
         if layer.blocks and layer.blocks not in self._factors:
-            self._factors[layer.blocks] = weighing.block_factors(_as_choice(layer), self.denoiser_paths)
+            self._factors[layer.blocks] = weighing.block_factors(layer, self.denoiser_paths)
         return self._factors[layer.blocks] if layer.blocks else {}
 
-    def _updates(self, layers: list[_Layer]) -> Updates:
+    def _updates(self, layers: list[AdapterChoice]) -> Updates:
         """By path, each adapter's number, its factor there and its update."""
         found: Updates = {}
         for number, layer in enumerate(layers):
@@ -292,14 +267,14 @@ class Engine:
         weights = self._constant(stack)
         return self._parts(weights), self._words(weights)
 
-    def _constant(self, stack: StackConfig) -> dict[_Layer, Weights]:
+    def _constant(self, stack: StackConfig) -> dict[AdapterChoice, Weights]:
         """The adapters of a resolved stack and their weights. Raises: ConfigError for what isn't constant."""
         weights = self._layers(stack)
         if moving := [layer for layer in weights if self._is_live(layer, [weights], stack.mode)]:
             raise ConfigError(f"{Path(moving[0].file).name} has a schedule or a region, or the stack a mode, which can't be folded; allowed: constant weights.")
         return weights
 
-    def _parts(self, weights: dict[_Layer, Weights]) -> dict[str, list[Part]]:
+    def _parts(self, weights: dict[AdapterChoice, Weights]) -> dict[str, list[Part]]:
         parts: dict[str, list[Part]] = {}
         for layer, (weight, text) in weights.items():
             key = self._adapter(layer).key
@@ -308,7 +283,7 @@ class Engine:
                     parts.setdefault(path, []).append((key, factor, found[0][2]))
         return parts
 
-    def _shares(self, weights: dict[_Layer, Weights]) -> list[Share]:
+    def _shares(self, weights: dict[AdapterChoice, Weights]) -> list[Share]:
         """The same for folding, component by component."""
         found = []
         for layer, (weight, text) in weights.items():
@@ -320,10 +295,10 @@ class Engine:
                     found.append(Share(adapter.key, component, weight, packed, layer.blocks, self._block_factors(layer) or None))
         return found
 
-    def _words(self, layers: Iterable[_Layer]) -> dict[str, dict[str, Tensor]]:
+    def _words(self, layers: Iterable[AdapterChoice]) -> dict[str, dict[str, Tensor]]:
         return self.vocabulary.together([self._adapter(layer).words for layer in sorted(layers, key=lambda layer: layer.sha256)])
 
-    def _hold(self, weights: dict[_Layer, Weights], brought: Iterable[_Layer]) -> None:
+    def _hold(self, weights: dict[AdapterChoice, Weights], brought: Iterable[AdapterChoice]) -> None:
         """Fold these, and know the words of all that are `brought`."""
         shares, words = self._shares(weights), self._words({*weights, *brought})
         self.vocabulary.show(words)
@@ -349,10 +324,6 @@ class Engine:
             self.restore()
 
 
-def _matrix(weights: list[dict[_Layer, Weights]], layers: list[_Layer], part: int) -> Tensor:
+def _matrix(weights: list[dict[AdapterChoice, Weights]], layers: list[AdapterChoice], part: int) -> Tensor:
     """Weights of the denoiser's (0) or the text encoder's (1) part: adapters by pictures (A, B)."""
     return torch.tensor([[found.get(layer, (0.0, 0.0))[part] for found in weights] for layer in layers]).reshape(len(layers), len(weights))
-
-
-def _as_choice(layer: _Layer) -> AdapterChoice:
-    return AdapterChoice(file=layer.file, sha256=layer.sha256, blocks=layer.blocks, schedule=layer.schedule, region=layer.region)

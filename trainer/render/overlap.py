@@ -24,8 +24,8 @@ from torch import Tensor
 from trainer import lora_file
 from trainer.config import AdapterChoice
 from trainer.deltas import Delta, Update
-from trainer.errors import AdapterError
-from trainer.render import regions, weighing
+from trainer.errors import AdapterError, ConfigError
+from trainer.render import modes, regions, sharing, weighing
 
 DENOISERS = ("unet", "transformer")
 _CUT = 1e-6  # singular values below this share of the largest are rounding
@@ -78,16 +78,29 @@ def _alpha(path: Path, num_modules: int) -> str:
 def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple[int, int]) -> Tensor:
     """How much of the time and the picture each two act in together: (A, A), the mean over steps and places of both factors' product.
 
-    All ones for adapters without schedule or region; apart in time or place, they don't meet: 0. `switch` gives each step to one of them.
-    `size` is the latents' height and width. Raises: ConfigError for a schedule or region that can't be read.
+    All ones for adapters without schedule or region; apart in time or place, they don't meet: 0. The mode itself is asked at which step each
+    acts. `size` is the latents' height and width. Raises: ConfigError for a schedule or region that can't be read, or an unknown mode.
     """
     curves = [weighing.schedule(adapter) for adapter in adapters]
     when = torch.tensor([[curve.at(weighing.progress(step, num_steps)) for step in range(num_steps)] for curve in curves], dtype=torch.float64)
-    if mode == "switch":
-        when = when * torch.tensor([[float(step % len(adapters) == number) for step in range(num_steps)] for number in range(len(adapters))])
+    when = when * _turns(adapters, mode, num_steps)
     masks = [regions.mask(adapter, size) for adapter in adapters]
     where = torch.stack([torch.ones(size).double() if mask is None else mask.double() for mask in masks]).flatten(1)
     return (when @ when.T / num_steps) * (where @ where.T / where.shape[1])
+
+
+def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
+    """Each adapter's factor at each step by the mode (A, T), as the engine asks it: of those that act, one file twice in one way being one."""
+    known = modes.registry()
+    if mode not in known:
+        raise ConfigError(f"mode is {mode!r}; allowed: {', '.join(known)}.")
+    if not hasattr(known[mode], "acting"):
+        return torch.ones(len(adapters), num_steps, dtype=torch.float64)
+    found = [sharing.layer(one) if one.file or one.sha256 else number for number, one in enumerate(adapters)]
+    there = list(dict.fromkeys(layer for layer, one in zip(found, adapters, strict=True) if sharing.acts(one)))
+    turns = [known[mode].acting(len(there), step, num_steps) for step in range(num_steps)] if there else []
+    rows = [[turn[there.index(layer)] for turn in turns] if layer in there else [0.0] * num_steps for layer in found]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from trainer import bases, usual
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import attending, draw, fitting, modes, pointing, prompting, regions, weighing
+from trainer.render.sharing import acts
 
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 _MOST_KEPT = 64
 _WEIGHTS = ("weight", "text_weight")
 _Key = tuple[Any, ...]
-
-
-def acts(adapter: AdapterChoice) -> bool:
-    """Whether an adapter is there at all."""
-    return adapter.enabled and bool(adapter.weight or adapter.text_weight)
 
 
 class Resolving:

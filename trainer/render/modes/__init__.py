@@ -1,6 +1,7 @@
 """How several adapters make one prediction, a file each: `name`, `title`, `is_guided`, `fewest` (and `most`) adapters, and `predict`;
 `splits_guidance` if it does something else with the unconditional half of guidance, which not every family has: `predict` is then told which of
-so many rows are of it, `unsaid(rows)`.
+so many rows are of it, `unsaid(rows)`. A mode whose adapters take turns or wait says so in `acting(num, step, num_steps)`, each adapter's factor at a step,
+which its `predict` goes by and the conflict map asks.
 
 `predict(call, num, step, num_steps)` gives the denoiser's output at a step. `call(factors)` runs the denoiser with each of `num`
 adapters' weights times its factor and may be called as often as it takes; `call(factors, only)` lets in each layer named in `only` one

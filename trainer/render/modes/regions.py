@@ -53,5 +53,9 @@ def _without_sinks(seen: Tensor) -> Tensor:
     return seen.where((inside > 0) | (seen < high), cells.median(-1).values[..., None, None])
 
 
+def acting(num: int, step: int, num_steps: int) -> list[float]:
+    return [float(step >= watched(num_steps))] * num
+
+
 def predict(call: Callable[[list[float]], Tensor], num: int, step: int, num_steps: int) -> Tensor:
-    return call([float(step >= watched(num_steps))] * num)
+    return call(acting(num, step, num_steps))

@@ -12,7 +12,11 @@ name, title, is_guided, fewest = "switch", "Switch", False, 2
 _STEPS_EACH = 5
 
 
-def predict(call: Callable[[list[float]], Tensor], num: int, step: int, num_steps: int) -> Tensor:
+def acting(num: int, step: int, num_steps: int) -> list[float]:
     each = min(_STEPS_EACH, max(1, num_steps // num))  # in a short run every adapter still has its turn
     turn = step // each % num
-    return call([float(number == turn) for number in range(num)])
+    return [float(number == turn) for number in range(num)]
+
+
+def predict(call: Callable[[list[float]], Tensor], num: int, step: int, num_steps: int) -> Tensor:
+    return call(acting(num, step, num_steps))
