@@ -17,6 +17,7 @@ from trainer import objective
 from trainer.config import ObjectiveConfig
 from trainer.errors import ConfigError
 from trainer.objective import Schedule
+from trainer.schema import unknown_choice
 
 MIN_SNR = 1e-3  # debiased weights are capped at 1 / sqrt(MIN_SNR) = 31.6; the noisiest timestep of SD 1.5 has 14.6
 
@@ -50,6 +51,8 @@ def _quantiles(config: ObjectiveConfig, size: int, rng: torch.Generator) -> Tens
     if config.timesteps in ("logit-normal", "sigmoid"):  # sigmoid is its standard form
         mean, std = (config.timesteps_mean, config.timesteps_std) if config.timesteps == "logit-normal" else (0.0, 1.0)
         return torch.sigmoid(torch.randn(size, generator=rng) * std + mean).double()
+    if config.timesteps not in ("mode", "uniform"):
+        raise unknown_choice(config, "timesteps", "objective")
     u = torch.rand(size, generator=rng)
     if config.timesteps == "mode":
         u = 1 - u - config.timesteps_mode_scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
@@ -60,6 +63,8 @@ def _shift(config: ObjectiveConfig, schedule: Schedule, share: Tensor, image_tok
     """Shares moved towards noise: s t / (1 + (s - 1) t) (arXiv 2403.03206, section 5.3.2)."""
     if config.shift == "none":
         return share
+    if config.shift not in ("fixed", "resolution"):
+        raise unknown_choice(config, "shift", "objective")
     factor = config.shift_factor
     if config.shift == "resolution":  # as FLUX: log s is linear in the tokens, not held within the two
         (tokens, mu), (more_tokens, more_mu) = schedule.shift_at_tokens
@@ -127,7 +132,9 @@ def elements(config: ObjectiveConfig, prediction: Tensor, target: Tensor) -> Ten
         return F.huber_loss(prediction, target, reduction="none", delta=config.huber_delta)
     if config.loss == "smooth_l1":
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=config.huber_delta)
-    return (prediction - target).square()
+    if config.loss == "l2":
+        return (prediction - target).square()
+    raise unknown_choice(config, "loss", "objective")
 
 
 def weights(config: ObjectiveConfig, schedule: Schedule, timesteps: Tensor) -> Tensor:
@@ -154,8 +161,10 @@ def weights(config: ObjectiveConfig, schedule: Schedule, timesteps: Tensor) -> T
         found = (config.min_snr_gamma / snr).clamp(max=1) if epsilon else snr.clamp(max=config.min_snr_gamma) / (snr + 1)
     elif config.weighting == "debiased":
         found = snr.clamp(min=MIN_SNR).rsqrt() if epsilon else (snr + 1).rsqrt()
-    else:
+    elif config.weighting == "snr":
         found = snr
+    else:
+        raise unknown_choice(config, "weighting", "objective")
     return found.float().to(timesteps.device)
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -83,6 +85,8 @@ def target(schedule: Schedule, latents: Tensor, noise: Tensor, timesteps: Tensor
         return noise
     if schedule.prediction == "flow":
         return noise - latents
+    if schedule.prediction != "v":
+        raise ConfigError(f"the base predicts {schedule.prediction!r}; allowed: epsilon, v, flow.")
     signal, spread = _levels(schedule, latents, timesteps)
     return signal * noise - spread * latents
 

@@ -75,6 +75,12 @@ def _leaves(config: Settings, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
             yield f"{prefix}{key}", value, field
 
 
+def unknown_choice(config: Settings, key: str, section: str) -> ConfigError:
+    """What is said of a value that a setting may have and the code that reads it has no branch for."""
+    allowed = ", ".join(map(str, get_args(type(config).model_fields[key].annotation)))
+    return ConfigError(f"{section}.{key} is {getattr(config, key)!r}, which nothing here computes; allowed: {allowed}.")
+
+
 def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str) -> ConfigError:
     """The same problems in words: field, what was found, what is allowed; all of them in one message."""
     lines = [f"  {_explain_one(dict(problem), model)}" for problem in error.errors(include_url=False)]

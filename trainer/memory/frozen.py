@@ -105,6 +105,7 @@ def _widened(kept: list[Tensor], kind: str, dtype: torch.dtype) -> Tensor:
     narrow, scale = kept
     if kind == "int8":
         return narrow * scale.to(dtype)  # one pass: integers times numbers are numbers
+    assert kind in ("fp8", "fp8 scaled"), kind
     return narrow.view(_E4M3).to(dtype).mul_(scale.to(dtype))
 
 

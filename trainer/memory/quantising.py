@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.errors import ConfigError
 from trainer.memory.frozen import NarrowLinear, NF4Linear
 
+_KINDS = ("none", "int8", "nf4", "fp8")
 Original = Callable[[str], Tensor]  # module path -> its weight as the base has it on disk
 
 
@@ -27,8 +28,10 @@ def quantise(model: nn.Module, kind: str, original: Original | None = None) -> i
     """Swap the model's frozen linear layers, adapters on them or not, for ones of this kind; how many were.
 
     Layers that are quantised already are made anew from `original`, never from their rounded weights: a run that came
-    here by steps must have the weights that a resumed one has. Raises: ConfigError without bitsandbytes.
+    here by steps must have the weights that a resumed one has. Raises: ConfigError for another kind, or without bitsandbytes.
     """
+    if kind not in _KINDS:
+        raise ConfigError(f"memory.quantise is {kind!r}, which nothing here computes; allowed: {', '.join(_KINDS)}.")
     found = [] if kind == "none" else _layers(model)
     if found and kind == "nf4" and not has_nf4():
         raise ConfigError("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")

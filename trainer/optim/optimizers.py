@@ -28,6 +28,7 @@ from torch import nn
 from trainer.config import OptimizerConfig
 from trainer.errors import ConfigError, RunError
 from trainer.optim.saving import load_state, state
+from trainer.schema import unknown_choice
 
 Scalar = bool | int | float | str | None | tuple[bool | int | float | str | None, ...]
 Make = Callable[[list[list[nn.Parameter]]], torch.optim.Optimizer]
@@ -101,7 +102,9 @@ def _find(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[st
         return _package("prodigyopt", "optim").Prodigy, {}
     if config.name == "schedule-free":
         return _package("schedulefree", "optim").AdamWScheduleFree, {}
-    return _other(config.other), {}
+    if config.name == "other":
+        return _other(config.other), {}
+    raise unknown_choice(config, "name", "optimizer")
 
 
 def _other(name: str) -> type[torch.optim.Optimizer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from trainer.config import OptimizerConfig
+from trainer.schema import unknown_choice
 
 
 def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -25,6 +26,8 @@ def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
         return (1.0 - done) / (1.0 - done / 2)
     if config.schedule == "restarts" and done < 1:  # in integers, so that a cycle starts at its very step
         done = steps * config.cycles % all_steps / all_steps
+    if config.schedule not in ("cosine", "restarts"):
+        raise unknown_choice(config, "schedule", "optimizer")
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
