@@ -177,7 +177,12 @@ class Context:
     def known_loras(self) -> dict[str, LoraInfo]:
         """LoRAs by hash as last looked for; answers at once. A run's best that is also its last goes by the run's name."""
         found = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
-        return {info.sha256: info for info in found} | {info.sha256: info for info in found if info.path.name != BEST}
+        known = {info.sha256: info for info in found} | {info.sha256: info for info in found if info.path.name != BEST}
+        others: dict[str, list[Path]] = {}
+        for info in found:
+            if info.path != known[info.sha256].path:
+                others.setdefault(info.sha256, []).append(info.path)
+        return {sha256: dataclasses.replace(info, copies=tuple(others[sha256])) if sha256 in others else info for sha256, info in known.items()}
 
     def lora_name(self, path: Path) -> str:
         """What a LoRA file is called: by its file, and a run's best by its run."""

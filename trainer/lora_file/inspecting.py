@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class LoraInfo:
     blocks: dict[str, Block] = field(default_factory=dict)
     places: tuple[places.Place, ...] = ()
     extras: int = 0  # biases and norms that it sets besides weights
+    copies: tuple[Path, ...] = ()  # other files of the same content, as a library finds them
 
 
 def inspect(path: Path) -> LoraInfo:
@@ -152,7 +153,8 @@ def library(folders: list[Path]) -> dict[str, LoraInfo]:
             info = inspect(path)
         except AdapterError:
             continue
-        found[info.sha256] = info
+        before = found.get(info.sha256)
+        found[info.sha256] = replace(info, copies=(*before.copies, before.path)) if before else info
     return found
 
 
