@@ -36,6 +36,7 @@ KINDS = {".toml": "batch-toml", ".csv": "batch-csv"}  # of a job, by what its jo
 MAX_BYTES = 8 << 20
 MAX_PAGE_PICTURES = 20_000
 _TAIL_BYTES = 64 << 10
+_FIGURES = {"rendered": ("done", "total", "seconds"), "ended": ("seconds", "failed")}  # numbers that an event must have to be shown
 _IMAGES = (".png", ".webp", ".jpg", ".jpeg")
 _STATES = {
     "queued": "Waiting its turn", "running": "Drawing", "stopping": "Stopping: finishes what it draws", "stopped": "Stopped; it can go on",
@@ -174,8 +175,8 @@ class Drawing:
 
     def finished(self, job: Job) -> bool:
         """No row waits; one that can't be drawn is said in the manifest and is no reason to begin again."""
-        states = [row["state"] for row in manifest(self.folder / job.name)]
-        return bool(states) and not set(states) & {"todo", "staged"}
+        states = {row["state"] for row in manifest(self.folder / job.name)}
+        return bool(states) and states <= {"done", "failed"}
 
     def saved_step(self, job: Job) -> int:
         from trainer.render import batch_plan
@@ -184,13 +185,16 @@ class Drawing:
 
 
 def manifest(out: Path) -> list[dict[str, str]]:
-    """The rows of a batch's manifest, none before it is written."""
+    """The rows of a batch's manifest, none before it is written. A spreadsheet program may have saved it anew, so a cell may be anything."""
     from trainer.render.batch_papers import manifest_file
 
+    path = manifest_file(out)
     try:
-        with manifest_file(out).open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError:
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+            return [{key: row.get(key) or "" for key in ("row", "state", "problem")} for row in csv.DictReader(file)]
+    except (OSError, csv.Error):
         return []
 
 
@@ -209,9 +213,13 @@ def told(log: Path) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and all(_is_number(event.get(key)) for key in _FIGURES.get(event["event"], ())):
                 found.append(event)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
 def progress(job: Job, events: list[dict[str, Any]]) -> Progress:

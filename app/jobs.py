@@ -7,6 +7,7 @@ again, dead ones go on where they were: a training from its last checkpoint, a b
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -15,20 +16,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import psutil
 
 import trainer
+from app import job_table
+from app.job_table import Job as Job
+from app.job_table import State
 from trainer import runs
 from trainer.errors import RunError, UserError
 from trainer.events import Saved
+from trainer.report.plausible import plausible
 
-State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 LIVE: tuple[State, ...] = ("running", "stopping")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
 TRAINING, REHEARSAL = "train", "rehearse"  # a job's kind
@@ -37,33 +41,9 @@ _SECOND_STOP_AFTER_S = 10.0
 _LONGEST_STEM = 70, 190  # characters and bytes: `runs.slug` cuts a name at 80 and 200, and its number must not be what is cut off
 _LONGEST_ANSWER = 64 << 10  # bytes
 _SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS job (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL UNIQUE, config TEXT NOT NULL, state TEXT NOT NULL,
-    pid INTEGER, pid_start REAL, attempt INTEGER NOT NULL DEFAULT 0, saved_step INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL, started REAL, ended REAL, error TEXT NOT NULL DEFAULT ''
-)
-"""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row."""
-
-    id: int
-    kind: str
-    name: str
-    config: str  # TOML
-    state: State
-    pid: int | None
-    pid_start: float | None
-    attempt: int
-    saved_step: int  # how far it was when it was last started: the newest checkpoint, or the number of pictures
-    created: float
-    started: float | None
-    ended: float | None
-    error: str
+_MARK = "VELATURA_JOB"  # in a child's environment: which job it is, since a process id and a start time may come again
+# What reading a folder that may hold anything raises, and writing into it; an error of the table itself is not among them.
+_WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, csv.Error, UserError)
 
 
 class Work(Protocol):
@@ -104,7 +84,7 @@ class Training:
         return runs.Run(self.runs_folder / job.name).state() == "finished" if (self.runs_folder / job.name).is_dir() else False
 
     def saved_step(self, job: Job) -> int:
-        return max((event.step for event in runs.Run(self.runs_folder / job.name).events() if isinstance(event, Saved)), default=0)
+        return max((event.step for event in plausible(runs.Run(self.runs_folder / job.name).events()) if isinstance(event, Saved)), default=0)
 
 
 @dataclass(frozen=True)
@@ -113,18 +93,23 @@ class ByKind:
 
     works: Mapping[str, Work]
 
+    def _work(self, job: Job) -> Work:
+        if job.kind not in self.works:
+            raise RunError(f"{job.name} is a job of kind {job.kind[:40]!r}, which this version can't do; allowed: {', '.join(self.works)}.")
+        return self.works[job.kind]
+
     def command(self, job: Job) -> list[str]:
-        return self.works[job.kind].command(job)
+        return self._work(job).command(job)
 
     def finished(self, job: Job) -> bool:
-        return self.works[job.kind].finished(job)
+        return self._work(job).finished(job)
 
     def saved_step(self, job: Job) -> int:
-        return self.works[job.kind].saved_step(job)
+        return self._work(job).saved_step(job)
 
 
 class JobRunner:
-    """The job table of a workspace and the one thread that starts, watches and ends its children."""
+    """The job table of a workspace and the one thread that starts, watches and ends its children. Raises: RunError if the table can't be used."""
 
     def __init__(self, workspace: Path, work: Work, runs_folder: Path) -> None:
         self.database = workspace / "jobs.sqlite"
@@ -136,38 +121,24 @@ class JobRunner:
         self._stop_asked: dict[int, float] = {}
         self._halt = threading.Event()
         self.logs.mkdir(parents=True, exist_ok=True)
-        with self._connect() as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(_SCHEMA)
+        if said := job_table.open_table(self.database):
+            _say(said)
 
     # The table.
 
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.database, timeout=10)
-        connection.row_factory = sqlite3.Row
-        try:
-            with connection:
-                yield connection
-        finally:
-            connection.close()
+    def _connect(self) -> AbstractContextManager[sqlite3.Connection]:
+        return job_table.connected(self.database)
 
     def every(self) -> list[Job]:
         """All jobs, newest first."""
-        with self._connect() as connection:
-            return [Job(**row) for row in connection.execute("SELECT * FROM job ORDER BY id DESC")]
+        return job_table.every(self.database)
 
     def get(self, job_id: int) -> Job:
         """The job as it is now. Raises: RunError if there is none."""
-        with self._connect() as connection:
-            row = connection.execute("SELECT * FROM job WHERE id = ?", (job_id,)).fetchone()
-        if row is None:
-            raise RunError(f"there is no job {job_id}.")
-        return Job(**row)
+        return job_table.get(self.database, job_id)
 
     def _put(self, job: Job, state: State, error: str = "", ended: bool = False) -> None:
-        with self._connect() as connection:
-            connection.execute("UPDATE job SET state = ?, error = ?, ended = ? WHERE id = ?", (state, error, time.time() if ended else None, job.id))
+        job_table.put(self.database, job, state=state, error=error, ended=time.time() if ended else None)
 
     # What people ask for.
 
@@ -176,7 +147,7 @@ class JobRunner:
         wanted = runs.slug(name)
         stem = wanted[: _LONGEST_STEM[0]].encode()[: _LONGEST_STEM[1]].decode(errors="ignore").rstrip("-. ")
         with self._lock, self._connect() as connection:
-            taken = {row["name"].lower() for row in connection.execute("SELECT name FROM job")}
+            taken = {str(row["name"]).lower() for row in connection.execute("SELECT name FROM job")}
             free, number = wanted, 1
             while free.lower() in taken or (self.runs_folder / free).exists():
                 number += 1
@@ -207,8 +178,7 @@ class JobRunner:
             job = self.get(job_id)
             if job.state not in ("stopped", "failed"):
                 raise RunError(f"{job.name} is {job.state}; only a stopped or failed one can go on.")
-            with self._connect() as connection:
-                connection.execute("UPDATE job SET state = 'queued', attempt = 0, error = '', ended = NULL WHERE id = ?", (job.id,))
+            job_table.put(self.database, job, state="queued", attempt=0, error="", ended=None)
             return self.get(job_id)
 
     # The thread.
@@ -222,18 +192,16 @@ class JobRunner:
         self._halt.set()
 
     def _watch(self) -> None:
-        """Tick on and on; a full disk or a locked table is said once and tried again, since nobody else would notice a dead thread."""
+        """Tick on and on; whatever goes wrong is said once and tried again, since nobody else would notice a dead thread."""
         said = ""
         while not self._halt.is_set():
             try:
                 self.tick()
                 said = ""
-            except (OSError, sqlite3.Error, psutil.Error, UserError) as error:
+            except (*_WRONG, sqlite3.Error, psutil.Error) as error:
                 words = f"jobs: {type(error).__name__}: {error}"
                 if words != said:
-                    with suppress(OSError):
-                        sys.stderr.write(words + "\n")
-                        sys.stderr.flush()
+                    _say(words)
                 said = words
             self._halt.wait(1.0)
 
@@ -246,12 +214,20 @@ class JobRunner:
                 if self._is_alive(job):
                     at_work += 1
                 else:
-                    self._settle(job)
+                    self._guarded(self._settle, job)
             if at_work:
                 return
             waiting = [job for job in self.every() if job.state in WAITING]
             if waiting:
-                self._spawn(min(waiting, key=lambda job: (WAITING.index(job.state), job.id)))
+                self._guarded(self._spawn, min(waiting, key=lambda job: (WAITING.index(job.state), job.id)))
+
+    def _guarded(self, act: Callable[[Job], None], job: Job) -> None:
+        """Do it; what is wrong with the job's own folder or files fails this job and no other."""
+        try:
+            act(job)
+        except _WRONG as error:
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:300]}"
+            self._put(job, "failed", f"what it wrote can't be read, so it is not known how far it is ({said}). Mend or remove that file, then go on.", ended=True)
 
     def _process(self, job: Job) -> psutil.Process | None:
         """The job's process if it is alive and still the one that was started, whoever started it."""
@@ -260,8 +236,8 @@ class JobRunner:
         try:
             process = psutil.Process(job.pid)
             same = abs(process.create_time() - job.pid_start) < _SAME_START_S
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return process if same and process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == _mark(job) else None
+        except (psutil.Error, OSError, ValueError, OverflowError):  # gone, another user's, or a number that no process has
             return None
 
     def _is_alive(self, job: Job) -> bool:
@@ -297,12 +273,8 @@ class JobRunner:
             self._put(job, "failed", f"it can't be started: {error}", ended=True)
             return
         try:
-            with self._connect() as connection:
-                connection.execute(
-                    "UPDATE job SET state = 'running', pid = ?, pid_start = ?, attempt = ?, saved_step = ?, started = coalesce(started, ?), "
-                    "ended = NULL, error = '' WHERE id = ?",
-                    (child.pid, _began(child.pid), attempt, saved_step, time.time(), job.id),
-                )
+            began = {"pid": child.pid, "pid_start": _began(child.pid), "started": time.time() if job.started is None else job.started}
+            job_table.put(self.database, job, state="running", attempt=attempt, saved_step=saved_step, ended=None, error="", **began)
         except BaseException:
             child.kill()
             child.wait()
@@ -311,6 +283,7 @@ class JobRunner:
 
     def _popen(self, job: Job) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[1]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        environment[_MARK] = _mark(job)
         environment.pop("PYTHONSTARTUP", None)
         with self.log_file(job).open("ab") as log:
             return subprocess.Popen(
@@ -323,30 +296,41 @@ class JobRunner:
 
     def answer(self, job: Job) -> dict[str, Any]:
         """The last JSON object that the job's child printed and that is no event; {} if there is none."""
-        path = self.log_file(job)
-        if not path.is_file():
-            return {}
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LONGEST_ANSWER))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-        for line in reversed(lines):
+        for line in reversed(self._log_lines(job)):
             with suppress(ValueError, RecursionError):
                 found = json.loads(line)
                 if isinstance(found, dict) and "event" not in found:
                     return found
         return {}
 
+    def _log_lines(self, job: Job) -> list[str]:
+        """The end of the child's log; nothing where there is none to read."""
+        path = self.log_file(job)
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _LONGEST_ANSWER))
+                return file.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return []
+
     def _last_words(self, job: Job) -> str:
         """The error a person can read from the end of the child's log: ours from `error:` on, else the last lines."""
-        path = self.log_file(job)
-        if not path.is_file():
-            return "it said nothing."
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - (64 << 10)))
-            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip() and not line.startswith('{"event"')]
+        lines = [line for line in self._log_lines(job) if line.strip() and not line.startswith('{"event"')]
         marked = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         words = lines[marked[-1] :] if marked and not any(line.startswith("Traceback") for line in lines[marked[-1] :]) else lines[-12:]
         return "\n".join(words).removeprefix("error: ")[:4000] or "it said nothing."
+
+
+def _mark(job: Job) -> str:
+    """What tells a job's own process from another that has its number."""
+    return f"{job.id} {job.created!r}"
+
+
+def _say(words: str) -> None:
+    """A line on the server's own terminal, if it has one."""
+    with suppress(OSError):
+        sys.stderr.write(words + "\n")
+        sys.stderr.flush()
 
 
 def _began(pid: int) -> float:

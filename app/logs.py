@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +34,9 @@ class EventLogs:
         with self._lock:
             try:
                 status = path.stat()
-            except FileNotFoundError:
+                if not stat.S_ISREG(status.st_mode):
+                    return []
+            except (OSError, ValueError):  # none yet, or a name that no file can have
                 self._logs.pop(path, None)
                 return []
             log = self._logs.get(path)
@@ -41,7 +45,8 @@ class EventLogs:
                     self._logs.pop(next(iter(self._logs)))
                 log = self._logs[path] = _Log(status.st_ino)
             if status.st_size > log.read_bytes:
-                self._read_on(path, log)
+                with suppress(OSError):
+                    self._read_on(path, log)
             return list(log.events)
 
     def _read_on(self, path: Path, log: _Log) -> None:
@@ -54,7 +59,7 @@ class EventLogs:
             try:
                 fields = json.loads(line)
                 event = KINDS[fields.pop("event")](**fields)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
             if is_plausible(event):
                 log.events.append(event)

@@ -187,7 +187,7 @@ def read(path: Path) -> list[Event]:
         try:
             fields = json.loads(line)
             events.append(KINDS[fields.pop("event")](**fields))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return events
 

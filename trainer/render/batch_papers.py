@@ -39,6 +39,8 @@ def manifest_file(out: Path) -> Path:
 def _is_ours(path: Path) -> bool:
     head = ",".join(COLUMNS).encode()
     try:
+        if not path.is_file():  # a pipe would never answer
+            return False
         with path.open("rb") as file:
             return file.read(len(head) + 3).removeprefix(b"\xef\xbb\xbf").startswith(head)
     except OSError:
