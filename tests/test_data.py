@@ -362,11 +362,11 @@ def test_heic_without_its_library_says_what_to_install(tmp_path: Path, monkeypat
     picture(tmp_path / "good.png")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    data.scanning._formats.cache_clear()
+    data.opening._formats.cache_clear()
     try:
         assert data.scan(config(tmp_path)).problems == ["a.heic is a HEIC picture; install velatura[heic] to read it: left out."]
     finally:
-        data.scanning._formats.cache_clear()
+        data.opening._formats.cache_clear()
 
 
 def test_complaint_22_exif_rotation_silently_ignored(tmp_path: Path) -> None:

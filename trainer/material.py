@@ -23,7 +23,7 @@ from trainer.data.order import Order, Sample
 from trainer.errors import ConfigError, RunError
 
 Conditioning = dict[str, Tensor]
-_VERSION = 2  # of how pictures and captions are encoded; a change finds nothing of the old
+_VERSION = 3  # of how pictures and captions are read and encoded; a change finds nothing of the old (3: profiles are followed)
 
 
 @dataclass(frozen=True)

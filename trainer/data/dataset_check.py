@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import buckets, sources, wording
+from trainer.data import buckets, opening, sources, wording
 from trainer.data import scanning as data
 from trainer.data.scanning import Item
 from trainer.data.sources import Found
@@ -115,6 +115,7 @@ class _Measured:
     sha256: str
     sharpness: float
     phash: int  # of 64 bits
+    notes: tuple[str, ...] = ()
 
 
 def check(
@@ -134,7 +135,7 @@ def check(
     survey = sources.survey(folder, settings, "the dataset")
     problems = [f"{found.name} {found.refusal}: left out." for found in survey.pictures if found.refusal]
     measured = _measure_all(survey.pictures, min(MEASURED_PX, resolution_px), problems)
-    problems += survey.problems
+    problems += data.noted_lines({one.found.name: one.notes for one in measured}) + survey.problems
     if not measured:
         reason = "\n".join(f"  {line}" for line in problems) or f"  it has no {', '.join(sources.IMAGE_SUFFIXES)} files."
         raise DataError(f"nothing in {str(folder)!r} can be used:\n{reason}")
@@ -183,7 +184,8 @@ def _measure(found: Found, side_px: int) -> _Measured | str:
     from PIL import Image
 
     try:
-        image = data.open_image(found.path)
+        whole, notes = opening.open_whole(found.path)
+        image = opening.flat(whole, opening.WHITE)
         digest = data.sha256_of(found.path)
     except DataError as error:
         return f"{found.name} {error}: left out."
@@ -192,7 +194,7 @@ def _measure(found: Found, side_px: int) -> _Measured | str:
     size = image.size
     grey = image.convert("L")
     grey.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    return _Measured(found, size, digest, sharpness(grey), int(str(imagehash.phash(grey)), 16))
+    return _Measured(found, size, digest, sharpness(grey), int(str(imagehash.phash(grey)), 16), notes)
 
 
 def sharpness(grey: Image.Image) -> float:

@@ -1,8 +1,8 @@
 """A folder of pictures and captions -> what can be trained on, and one message that names every file that can't.
 
-Every file is hostile: a few formats only, at most 64 megapixels, decoded whole here, before any model is loaded. What
-is wrong with one file never stops the others; what was done about it is said. Where the pictures are and what the
-folder says about them is `trainer.data.sources`.
+Every file is decoded whole here, before any model is loaded. What is wrong with one file never stops the others; what was
+done about it is said. Where the pictures are and what the folder says about them is `trainer.data.sources`; how a picture
+is opened, `trainer.data.opening`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import struct
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import sources, wording
+from trainer.data import opening, sources, wording
+from trainer.data.opening import open_image as open_image
 from trainer.data.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
-from trainer.data.sources import FORMATS, Found
+from trainer.data.sources import Found
 from trainer.data.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.errors import DataError
 
@@ -32,13 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-MAX_PIXELS = 64_000_000
-MIN_SIDE_PX = 16
 # Where each cut lies along the side that is too long, 0 to 1: the centre, and four that together show all of the picture.
 _PLACES = (0.5, 0.0, 1 / 3, 2 / 3, 1.0)
-_WHITE = "#ffffff"
-# What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,7 @@ class Dataset:
     folder: Path
     items: list[Item]
     problems: list[str]
+    num_left_out: int = 0  # pictures that will not train, each for a reason among the problems
 
     @property
     def digest(self) -> str:
@@ -81,112 +73,10 @@ class Dataset:
 
     @property
     def message(self) -> str:
-        """All problems as one message."""
-        return f"{len(self.problems)} thing{'' if len(self.problems) == 1 else 's'} to know about {self.folder}:\n" + "\n".join(
-            f"  {line}" for line in self.problems
-        )
-
-
-# Opening pictures.
-
-
-def open_image(source: Path | str | IO[bytes], background: str = _WHITE) -> Image.Image:
-    """The picture as RGB, turned as its EXIF says, transparency laid on `background`. Raises: DataError saying what is wrong."""
-    with _in_words(source):
-        return _flat(_opened(source), background)
-
-
-def _opened(source: Path | str | IO[bytes]) -> Image.Image:
-    """The picture, decoded and turned, in the mode of its file."""
-    from PIL import Image
-
-    image = Image.open(source, formats=_formats())
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
-    if min(image.size) < MIN_SIDE_PX:
-        raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
-    return _eight_bit(_turned(image))
-
-
-def _flat(image: Image.Image, background: str) -> Image.Image:
-    from PIL import Image
-
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
-
-
-@contextmanager
-def _in_words(source: Path | str | IO[bytes]) -> Iterator[None]:
-    """Damage as a DataError."""
-    from PIL import Image
-
-    try:
-        yield
-    except DataError:
-        raise
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise DataError(_reason(source, error)) from None
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats Pillow may open. It is told once not to warn of what is checked here, since filters are not safe in threads."""
-    from PIL import Image
-
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
-    try:
-        import pillow_heif
-    except ImportError:
-        return ("PNG", "JPEG", "WEBP", "AVIF")
-    pillow_heif.register_heif_opener()
-    return ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF says; damaged EXIF says nothing."""
-    from PIL import ImageOps
-
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGED:
-        return image
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """A 16-bit grey picture as 8-bit; Pillow's own conversion cuts all above 255 to white."""
-    if not image.mode.startswith("I"):
-        return image
-    import numpy
-    from PIL import Image
-
-    return Image.fromarray((numpy.asarray(image).clip(0, 65535) >> 8).astype(numpy.uint8))
-
-
-def _reason(source: Path | str | IO[bytes], error: BaseException) -> str:
-    if isinstance(source, (str, Path)):
-        if not os.access(source, os.R_OK):
-            return "can't be read: permission denied" if os.path.exists(source) else "is not there any more"
-        if os.path.getsize(source) == 0:
-            return "is empty (0 bytes)"
-    if type(error).__name__ == "UnidentifiedImageError":
-        if "HEIF" not in _formats() and _is_heic(source):
-            return "is a HEIC picture; install velatura[heic] to read it"
-        return f"is not a picture, whatever its name says; allowed: {FORMATS}"
-    return f"is damaged or cut short ({str(error)[:120]})"
-
-
-def _is_heic(source: Path | str | IO[bytes]) -> bool:
-    if isinstance(source, (str, Path)):
-        with open(source, "rb") as file:
-            head = file.read(12)
-    else:
-        source.seek(0)
-        head = source.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+        """How many pictures will train where some will not, and all problems, as one message."""
+        share = f"{len(self.items)} of {len(self.items) + self.num_left_out} pictures can be used. " if self.num_left_out else ""
+        head = f"{share}{len(self.problems)} thing{'' if len(self.problems) == 1 else 's'} to know about {self.folder}:"
+        return "\n".join([head, *(f"  {line}" for line in self.problems)])
 
 
 # Scanning folders.
@@ -206,7 +96,8 @@ def scan(config: TrainConfig) -> Dataset:
     plain = data.model_copy(update={"trigger": "", "repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
     others = scan_folder(Path(data.regularisation), "data.regularisation", plain, config.captions, data.class_caption)
     regular = [replace(item, regular=True, weight=data.regularisation_weight) for item in others.items]
-    return Dataset(own.folder, own.items + regular, own.problems + [f"data.regularisation: {line}" for line in others.problems])
+    problems = own.problems + [f"data.regularisation: {line}" for line in others.problems]
+    return Dataset(own.folder, own.items + regular, problems, own.num_left_out + others.num_left_out)
 
 
 def scan_heldout(config: TrainConfig) -> Dataset | None:
@@ -220,7 +111,7 @@ def scan_heldout(config: TrainConfig) -> Dataset | None:
     problems = list(found.problems)
     if data.folder and Path(data.folder).resolve() == found.folder.resolve():
         problems.append("data.heldout is the training folder itself: what is measured on it says nothing about new pictures.")
-    return Dataset(found.folder, items, problems)
+    return Dataset(found.folder, items, problems, found.num_left_out)
 
 
 def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsConfig, fallback: str) -> Dataset:
@@ -248,7 +139,8 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
         items.append(_item(found, look, _captions(text, data.trigger, captions)))
     if data.mask != "off" and maskless and items:
         problems.append(f"{len(maskless)} of {len(items)} pictures have no mask ({', '.join(maskless[:3])}{', ...' if maskless[3:] else ''}): trained whole.")
-    dataset = Dataset(folder, items, problems + survey.problems)
+    noted = {found.name: look.notes for found, look in zip(survey.pictures, looks, strict=True) if isinstance(look, _Look)}
+    dataset = Dataset(folder, items, problems + noted_lines(noted) + survey.problems, len(survey.pictures) - len(items))
     if not items:
         reason = dataset.message if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
@@ -259,6 +151,7 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
 class _Look:
     """What a picture is when it is opened."""
 
+    notes: tuple[str, ...]
     size: tuple[int, int]
     sha256: str
     mask: Path | None
@@ -269,15 +162,15 @@ class _Look:
 def _look(found: Found, alpha: bool) -> _Look | str:
     """The opened picture and its mask, or what is wrong with one of them."""
     try:
-        with _in_words(found.path):
-            image = _opened(found.path)
-            _flat(image, _WHITE)
-            size, digest = image.size, sha256_of(found.path)
-            path = (found.path if image.has_transparency_data else None) if alpha else found.mask
+        image, notes = opening.open_whole(found.path)
+        size, digest = image.size, sha256_of(found.path)
+        path = (found.path if image.has_transparency_data else None) if alpha else found.mask
     except DataError as error:
         return str(error)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
     if path is None:
-        return _Look(size, digest, None, "", False)
+        return _Look(notes, size, digest, None, "", False)
     try:
         mask = _open_mask(path, found.path)
         if mask.size != size:
@@ -285,9 +178,18 @@ def _look(found: Found, alpha: bool) -> _Look | str:
                 f"is {size[0]} x {size[1]} pixels, but its mask {path.name} is {mask.width} x {mask.height}; "
                 "make them alike, or remove the mask to train the whole picture"
             )
-        return _Look(size, digest, path, digest if path == found.path else sha256_of(path), mask.getextrema()[1] == 0)
+        return _Look(notes, size, digest, path, digest if path == found.path else sha256_of(path), mask.getextrema()[1] == 0)
     except DataError as error:
         return f"has a mask {path.name} that {error}"
+
+
+def noted_lines(notes: dict[str, tuple[str, ...]]) -> list[str]:
+    """A line for each thing that pictures have and that is not used, with their names."""
+    having: dict[str, list[str]] = {}
+    for name, lines in notes.items():
+        for line in lines:
+            having.setdefault(line, []).append(name)
+    return [f"{sources.some(names)} {'has' if len(names) == 1 else 'have'} {line}." for line, names in having.items()]
 
 
 def sha256_of(path: Path) -> str:
@@ -375,9 +277,7 @@ def load_mask(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> 
 
 def _open_mask(path: Path, picture: Path) -> Image.Image:
     """An 8-bit grey mask: the picture's own opacity if `path` is the picture, else a mask file. Raises: DataError."""
-    with _in_words(path):
-        image = _opened(path)
-        return image.convert("RGBA").getchannel("A") if path == picture else _flat(image, "#000000").convert("L")
+    return opening.opacity(path) if path == picture else opening.open_mask(path)
 
 
 def frame(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> tuple[int, ...]:

@@ -162,7 +162,7 @@ def _files(folder: Path, elsewhere: dict[Path, str], problems: list[str]) -> lis
         hidden += [name for name in names if name.startswith(".") and not name.startswith("._") and name.lower().endswith(IMAGE_SUFFIXES)]
         files += [here / name for name in names if not name.startswith(".") and name not in _LITTER]
     if hidden:
-        problems.append(f"{_some(hidden)} {'is' if len(hidden) == 1 else 'are'} hidden (the name begins with a dot): left out.")
+        problems.append(f"{some(hidden)} {'is' if len(hidden) == 1 else 'are'} hidden (the name begins with a dot): left out.")
     return sorted(path for path in files if path.is_file())
 
 
@@ -177,7 +177,7 @@ def _is_mask(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.stem.lower().endswith(MASK)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     """The first three names and how many more there are."""
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -190,7 +190,7 @@ def _metadata(files: list[Path], pictures: set[Path], problems: list[str]) -> di
             found, wrong = imagefolder.read(path, pictures)
             problems += wrong
             twice = [picture.name for picture in found if picture in captions]
-            problems += [f"{path.name} names {_some(twice)}, which another metadata file names too: that one is believed."] if twice else []
+            problems += [f"{path.name} names {some(twice)}, which another metadata file names too: that one is believed."] if twice else []
             captions = found | captions
     return captions
 
@@ -207,10 +207,10 @@ def _double_captions(found: list[Found], written: dict[Path, str], problems: lis
     """Say which of two captions is not read."""
     overruled = [one.name for one in found if one.text and written.get(one.path, one.text) != one.text]
     if overruled:
-        problems.append(f"{_some(overruled)}: the caption file beside the picture is read, not the metadata row.")
+        problems.append(f"{some(overruled)}: the caption file beside the picture is read, not the metadata row.")
     both = [one.name for one in found if all(one.path.with_suffix(suffix).is_file() for suffix in CAPTION_SUFFIXES)]
     if both:
-        problems.append(f"{_some(both)}: the .txt is read, not the .caption beside it.")
+        problems.append(f"{some(both)}: the .txt is read, not the .caption beside it.")
 
 
 def _kohya(folder: Path, found: list[Found], problems: list[str]) -> list[Found]:
@@ -313,9 +313,9 @@ def _explain_rest(folder: Path, files: list[Path], pictures: list[Path], data: D
             problems += [f"{path.relative_to(folder).as_posix()} {problem}"] if problem else []
     masks = [path for path in files if _is_mask(path)]
     if masks and data.mask != "file":
-        problems.append(f"{_some([path.name for path in masks])}: masks, and data.mask is {data.mask}: not used.")
+        problems.append(f"{some([path.name for path in masks])}: masks, and data.mask is {data.mask}: not used.")
     elif lost := [path.name for path in masks if path.with_name(_stem(path.name)) not in stems or path.suffix != ".png"]:
-        problems.append(f"{_some(lost)}: masks without a picture of that name (the mask of a.jpg is a.mask.png): not used.")
+        problems.append(f"{some(lost)}: masks without a picture of that name (the mask of a.jpg is a.mask.png): not used.")
 
 
 def _caption_problem(path: Path, known: set[Path], stems: set[Path]) -> str | None:

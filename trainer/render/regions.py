@@ -69,10 +69,10 @@ def _open(adapter: AdapterChoice, name: str) -> bytes:
 def _packed(raw: bytes, size: tuple[int, int]) -> str:
     from PIL import Image
 
-    from trainer.data.scanning import open_image
+    from trainer.data.opening import WHITE, open_mask
 
-    with open_image(io.BytesIO(raw)) as opened:
-        small = opened.convert("L").resize((size[1], size[0]), Image.Resampling.BOX)
+    with open_mask(io.BytesIO(raw), WHITE) as opened:
+        small = opened.resize((size[1], size[0]), Image.Resampling.BOX)
     file = io.BytesIO()
     small.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,270 @@
+"""A picture file -> its pixels, decoded whole, turned as its EXIF says, in sRGB: the one way a picture of a dataset is opened.
+
+Every file is hostile: a few formats only, at most 64 megapixels. Training, the dataset's check, likeness and thumbnails ask
+here, so that all of them see the same colours. A mask's numbers are amounts, not colours: it is opened without its profile.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeAlias
+
+from trainer.data import colour
+from trainer.data.sources import FORMATS
+from trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+MIN_SIDE_PX = 16
+WHITE = "#ffffff"
+ONE_FRAME = "more than one frame: only the first is used"
+Source: TypeAlias = "Path | str | IO[bytes]"
+# What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError)
+_CHUNKS = (b"IHDR", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"tRNS")
+_MAX_CHUNKS = 4096  # of a PNG before its pixels
+_MAX_PROFILE_TEXT_BYTES = 16 << 20  # a profile in a PNG may be larger than the 1 MiB that Pillow allows
+
+
+def open_image(source: Source, background: str = WHITE) -> Image.Image:
+    """The picture as RGB in sRGB, transparency laid on `background`. Raises: DataError saying what is wrong."""
+    return flat(open_whole(source)[0], background)
+
+
+def open_whole(source: Source) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture in sRGB with its transparency, in the mode of its file or as RGB or RGBA; and what it has that is not used.
+
+    Raises: DataError saying what is wrong.
+    """
+    with _in_words(source):
+        image, head = _decoded(source)
+        profile, told = colour.space_of(image, head)
+        frames = getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "WEBP", "AVIF", "HEIF")
+        plain = _turned(_plain(image, head, source))
+        if profile:
+            plain, told = colour.to_srgb(plain, profile)
+        flat(plain, WHITE)  # a damaged palette shows only here
+        return plain, tuple(filter(None, (told, ONE_FRAME if frames else "")))
+
+
+def open_mask(source: Source, background: str = "#000000") -> Image.Image:
+    """A mask file as 8-bit grey, transparency as `background`; its numbers as they are, whatever colours a profile calls them.
+
+    Raises: DataError saying what is wrong.
+    """
+    with _in_words(source):
+        image, head = _decoded(source)
+        return flat(_turned(_plain(image, head, source)), background).convert("L")
+
+
+def opacity(source: Source) -> Image.Image:
+    """How opaque the picture is, 8-bit grey; 255 all over without transparency. Raises: DataError saying what is wrong."""
+    with _in_words(source):
+        image, head = _decoded(source)
+        return _turned(_plain(image, head, source)).convert("RGBA").getchannel("A")
+
+
+def flat(image: Image.Image, background: str) -> Image.Image:
+    """The picture as RGB, transparency laid on `background`."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+
+
+def _decoded(source: Source) -> tuple[Image.Image, dict[str, bytes]]:
+    """The picture as Pillow decodes it, and of its head what Pillow leaves out."""
+    from PIL import Image
+
+    image = Image.open(source, formats=_formats())
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
+    if min(image.size) < MIN_SIDE_PX:
+        raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
+    image.load()
+    if image.format not in ("PNG", "AVIF", "HEIF"):
+        return image, {}
+    with _raw(source) as file:
+        return image, _png_head(file) if image.format == "PNG" else _nclx(file)
+
+
+def _plain(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.Image:
+    """The picture in 8 bits, a colour that is to be transparent as a channel of its own; what the file says beside is kept."""
+    alpha = _keyed(image, head, source)
+    plain = _eight_bit(image)
+    if alpha is not None:
+        plain = plain.convert("RGB" if plain.mode == "RGB" else "L")
+        plain.putalpha(alpha)
+    plain.info = {key: value for key, value in image.info.items() if image.format != "PNG" or key != "transparency"}
+    if plain.mode == "P" and "tRNS" in head:
+        plain.info["transparency"] = head["tRNS"]
+    return plain
+
+
+def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.Image | None:
+    """The opacity (8-bit grey) where one colour of a PNG stands for none (tRNS), compared at the file's own depth; else None."""
+    if "tRNS" not in head or image.mode not in ("1", "L", "I;16", "RGB"):
+        return None
+    import numpy
+    from PIL import Image
+
+    depth = head["IHDR"][8]
+    key = [int.from_bytes(head["tRNS"][at : at + 2], "big") for at in range(0, 6 if image.mode == "RGB" else 2, 2)]
+    pixels = numpy.asarray(image).astype(numpy.uint16)
+    mask = (1 << depth) - 1  # the other bits of a key mean nothing
+    if image.mode == "RGB":
+        if depth == 16:
+            pixels = (pixels << 8) | _low_bytes(source)
+        same = (pixels == numpy.array([part & mask for part in key], dtype=numpy.uint16)).all(-1)
+    elif image.mode == "1":
+        same = pixels == (key[0] & 1)
+    else:
+        scale = 255 // mask if depth < 8 else 1  # Pillow stretches grey of 2 and 4 bits
+        same = pixels == (key[0] & mask) * scale
+    return Image.fromarray(numpy.where(same, 0, 255).astype(numpy.uint8))
+
+
+def _low_bytes(source: Source) -> object:
+    """The lower bytes of a PNG of 16 bits a channel, (H, W, 3): Pillow keeps the upper ones alone."""
+    import numpy
+    from PIL import Image
+
+    again = Image.open(source, formats=("PNG",))
+    again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]  # read the wrong way round
+    return numpy.asarray(again).astype(numpy.uint16)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture as 8-bit; Pillow's own conversion cuts all above 255 to white."""
+    if not image.mode.startswith("I"):
+        return image.copy()
+    import numpy
+    from PIL import Image
+
+    return Image.fromarray((numpy.asarray(image).clip(0, 65535) >> 8).astype(numpy.uint8))
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF says; damaged EXIF says nothing."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGED:
+        return image
+
+
+# Heads of files.
+
+
+@contextmanager
+def _raw(source: Source) -> Iterator[IO[bytes]]:
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        at = source.tell()
+        source.seek(0)
+        yield source
+        source.seek(at)
+
+
+def _png_head(file: IO[bytes]) -> dict[str, bytes]:
+    """What a PNG that has been opened says of its pixels. Pillow keeps it among the file's texts, one of which may be called `gamma`."""
+    found: dict[str, bytes] = {}
+    file.seek(8)
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or name in (b"IDAT", b"IEND"):
+            break
+        if name in _CHUNKS and length <= 768:
+            found.setdefault(name.decode(), file.read(length))
+            length = 0
+        elif name == b"iCCP":
+            found["iCCP"] = b""
+        file.seek(length + 4, os.SEEK_CUR)
+    return found
+
+
+def _nclx(file: IO[bytes]) -> dict[str, bytes]:
+    """The colours of an AVIF or HEIC by code points: the first `colr` box of kind `nclx` among the properties of its pictures."""
+    inside: tuple[bytes, ...] = (b"meta", b"iprp", b"ipco", b"colr")
+    end = file.seek(0, os.SEEK_END)
+    at = file.seek(0)
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        size, name = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or size < 8 or at + size > end:
+            break
+        if name == inside[0] and name == b"colr":
+            if (raw := file.read(min(size - 8, 11)))[:4] == b"nclx":
+                return {"nclx": raw[4:]}
+        elif name == inside[0]:
+            inside, end = inside[1:], at + size
+            at = file.seek(at + (12 if name == b"meta" else 8))  # meta has a version first
+            continue
+        at = file.seek(at + size)
+    return {}
+
+
+# Damage in words.
+
+
+@contextmanager
+def _in_words(source: Source) -> Iterator[None]:
+    """Damage as a DataError."""
+    from PIL import Image
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise DataError(_reason(source, error)) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats Pillow may open. It is told once not to warn of what is checked here, since filters are not safe in threads."""
+    from PIL import Image, PngImagePlugin
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+    warnings.filterwarnings("ignore", message="Invalid APNG", category=UserWarning)
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_PROFILE_TEXT_BYTES)
+    try:
+        import pillow_heif
+    except ImportError:
+        return ("PNG", "JPEG", "WEBP", "AVIF")
+    pillow_heif.register_heif_opener()
+    return ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
+
+
+def _reason(source: Source, error: BaseException) -> str:
+    if isinstance(source, (str, Path)):
+        if not os.access(source, os.R_OK):
+            return "can't be read: permission denied" if os.path.lexists(source) else "is not there any more"
+        if os.path.getsize(source) == 0:
+            return "is empty (0 bytes)"
+    if type(error).__name__ == "UnidentifiedImageError":
+        if "HEIF" not in _formats() and _is_heic(source):
+            return "is a HEIC picture; install velatura[heic] to read it"
+        return f"is not a picture, whatever its name says; allowed: {FORMATS}"
+    return f"is damaged or cut short ({str(error)[:120]})"
+
+
+def _is_heic(source: Source) -> bool:
+    with _raw(source) as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
