@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 SCHEMA = 2
+_MOST_NAMED = 5  # damaged ones, in an error
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     for folder in reversed(folders):
         try:
             return _load(folder), problems
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
     if folders:
-        raise RunError(f"no checkpoint in {parent} can be used: {' '.join(problems)} Remove the folder to start the run anew.")
+        damaged = f"{', '.join(folder.name for folder in folders[-_MOST_NAMED:])}" + (f" and {len(folders) - _MOST_NAMED} more" if len(folders) > _MOST_NAMED else "")
+        raise RunError(f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew.")
     return None, problems
 
 
@@ -120,22 +122,48 @@ def every(parent: Path) -> Iterator[Checkpoint]:
     for folder in _folders(parent):
         try:
             yield _load(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             continue
 
 
 def _load(folder: Path) -> Checkpoint:
+    """Raises: OSError or ValueError for one that isn't whole, or whose files hold what was never written."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    if manifest["schema"] != SCHEMA:
-        raise ValueError(f"schema {manifest['schema']}, this version reads {SCHEMA}")
-    content = {file: (folder / file).read_bytes() for file in manifest["sha256"] if file == Path(file).name}
+    manifest = _object((folder / "manifest.json").read_bytes(), "manifest.json")
+    if manifest.get("schema") != SCHEMA:
+        raise ValueError(f"schema {str(manifest.get('schema'))[:20]}, this version reads {SCHEMA}")
+    hashes, step = manifest.get("sha256"), manifest.get("step")
+    if not isinstance(hashes, dict) or "state.json" not in hashes or type(step) is not int or step != _step(folder):
+        raise ValueError("manifest.json does not say which files and which step it is of")
+    content = {file: (folder / file).read_bytes() for file in hashes if file == Path(file).name}
     for file, data in content.items():
-        if hashlib.sha256(data).hexdigest() != manifest["sha256"][file]:
+        if hashlib.sha256(data).hexdigest() != hashes[file]:
             raise ValueError(f"{file} is not what was written")
-    tensors = {file.removesuffix(".safetensors"): load(data) for file, data in content.items() if file.endswith(".safetensors")}
-    return Checkpoint(folder, manifest["step"], tensors, json.loads(content["state.json"]))
+    state = _object(content["state.json"], "state.json")
+    try:
+        tensors = {file.removesuffix(".safetensors"): load(data) for file, data in content.items() if file.endswith(".safetensors")}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    return Checkpoint(folder, step, tensors, state)
+
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises: ValueError for anything else."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds no JSON object")
+    return found
+
+
+def standing(parent: Path) -> str:
+    """What is left to go on from, in words."""
+    folders = _folders(parent)
+    return f"that of step {_step(folders[-1])} stays" if folders else "there is none before it"
 
 
 def _folders(parent: Path) -> list[Path]:

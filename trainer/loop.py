@@ -74,7 +74,8 @@ def train(
         except OSError as error:
             if needed:
                 raise
-            return Warned(f"the checkpoint of step {step} could not be written ({error.strerror}); the one before it stays, and the run goes on.")
+            left = f"{checkpoint.standing(run.checkpoints)}, and the run goes on. Free some room; should it not reach its end: {run.again}"
+            return Warned(f"the checkpoint of step {step} could not be written ({error.strerror}); {left}.")
         return Saved(step, f"checkpoints/{checkpoint.name(step)}")
 
     # The loop. What a killed run had not yet looked at, it looks at now.

@@ -8,6 +8,7 @@ from a flag that a crash could leave behind.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,11 @@ class Run:
     @property
     def report_file(self) -> Path:
         return self.folder / "report.html"
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        return f"velatura train --resume --name {self.name}" + ("" if self.folder.parent == DEFAULT else ", with the --out it was started with")
 
     def config(self) -> TrainConfig:
         """The settings it was started with. Raises: RunError, ConfigError."""
@@ -112,6 +118,13 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
             if not folder.exists():
                 raise
     raise RunError(f"{parent} has too many runs called {wanted!r}; choose another name.")
+
+
+def discard(run: Run) -> None:
+    """Remove the folder of a run in which nothing was begun and that no process holds; any other stays."""
+    begun = run.state() == "running" or run.checkpoints.exists() or (run.folder / "folds").exists() or any(isinstance(event, events.Started) for event in run.events())
+    if not begun:
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def every(parent: Path) -> list[Run]:

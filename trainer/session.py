@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.runs import Run
 from trainer.world import World, alone
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class StopRequest:
@@ -118,9 +121,20 @@ def start(
     if twice := folds.in_both(dataset, left_out or heldout):
         dataset = replace(dataset, problems=[*dataset.problems, twice])
     ours = ours or World()
-    if run is None:
-        run = Run(parent / ours.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if ours.first else ""))
-    return run, _events(config, run, dataset, left_out or heldout, ours)
+    if run is not None:
+        return run, _events(config, run, dataset, left_out or heldout, ours)
+    made = Run(parent / ours.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if ours.first else ""))
+    return made, _first_events(made, _events(config, made, dataset, left_out or heldout, ours), ours)
+
+
+def _first_events(run: Run, stream: Iterator[Event], ours: World) -> Iterator[Event]:
+    """The events of a run that was only just made; if it is refused before anything began, its folder goes again."""
+    try:
+        yield from stream
+    except UserError:
+        if ours.first:
+            runs.discard(run)
+        raise
 
 
 def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) -> None:
@@ -134,7 +148,7 @@ def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) 
     for entry in buckets.plan(items, config, multiple):
         if max(entry.bucket) > longest:
             raise ConfigError(
-                f"{items[entry.index].path.name} would be trained at {entry.bucket[0]}x{entry.bucket[1]} px, but this base has positions for {longest} px "
+                f"{items[entry.index].name} would be trained at {entry.bucket[0]}x{entry.bucket[1]} px, but this base has positions for {longest} px "
                 "a side; lower resolution_px or data.max_aspect_ratio."
             )
 
@@ -196,11 +210,24 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
             log.write(Failed(type(error).__name__, str(error) or "interrupted"))
             deque(_report(run, dataset), maxlen=0)
             raise
+        except OSError as error:
+            said = _unwritten(run, error)
+            log.write(Failed(type(error).__name__, said))
+            if error.errno not in _NO_ROOM:
+                raise
+            raise RunError(said) from None
         except BaseException as error:
             log.write(Failed(type(error).__name__, f"{type(error).__name__}: {error}"))
             raise
         finally:
             stop.restore()
+
+
+def _unwritten(run: Run, error: OSError) -> str:
+    """What could not be written, what is left, and how to go on."""
+    what = f"{Path(str(error.filename)).name} could not be written" if error.filename else "what was made could not be written"
+    left = checkpoint.standing(run.checkpoints).replace("that of", "the checkpoint of").replace("none before it", "no checkpoint yet")
+    return f"{what} ({error.strerror or error}); {left}. Free some room, then: {run.again}."
 
 
 def _report(run: Run, dataset: data.Dataset) -> Iterator[Event]:

@@ -1,0 +1,156 @@
+"""A run whose checkpoints, disk or base fail: the one before is used, what is left is said truly, and nothing empty stays behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import plain
+from trainer import checkpoint, lora_file, presets, runs, session
+from trainer.errors import ModelError, RunError
+from trainer.events import Failed, Finished, Saved, Started, Step, Warned
+
+SHAPES = [b"[]", b"null", b"1", b'"x"', b"true", b"{}", b'{"schema": 2}', b'{"schema": [2]}', b'{"schema": 2, "step": "4", "sha256": {"state.json": "x"}}',
+          b'{"schema": 2, "step": 4, "sha256": []}', b'{"schema": 2, "step": 4, "sha256": null}', b'{"schema": 2, "step": 4, "sha256": {}}',
+          b'{"schema": 2, "step": true, "sha256": {"state.json": 1}}', b'{"schema": 2, "step": 4, "sha256": {"state.json": [1]}}', b"[" * 100_000, b"\xff\xfe", b"",
+          b'{"schema": 2, "step": 4, "sha256": {"state.json": "x", "": "y", "a\\u0000b": "z"}}']  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., Path]) -> Path:
+    return draw_dots(tmp_path_factory.mktemp("pictures"), "a {colour} dot")
+
+
+def config(base: Path, pictures: Path, **settings: object):  # type: ignore[no-untyped-def]
+    values = {
+        "base": str(base), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "learning_rate": 1e-2,
+        "data.folder": str(pictures), "preview.prompts": [],
+    }  # fmt: skip
+    return presets.load(plain.CHARACTER, values | settings)
+
+
+@pytest.mark.parametrize("raw", SHAPES, ids=[raw[:40].decode("latin-1") or "empty" for raw in SHAPES])
+@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
+def test_a_newest_checkpoint_of_any_shape_is_passed_over_for_the_one_before(tmp_path: Path, raw: bytes, file: str) -> None:
+    import hashlib
+
+    import torch
+
+    tensors = {"adapter": {"a": torch.ones(2)}}
+    for step in (2, 4):
+        folder = checkpoint.save(tmp_path / "checkpoints", step, tensors, {"n": step}, keep=3)
+    (folder / file).write_bytes(raw)
+    if file == "state.json":  # what a hash can't tell
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest["sha256"][file] = hashlib.sha256(raw).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        if raw.startswith(b"{"):
+            assert checkpoint.load_latest(tmp_path / "checkpoints")[0] is not None
+            return
+    found, problems = checkpoint.load_latest(tmp_path / "checkpoints")
+    assert found is not None and found.step == 2
+    assert len(problems) == 1 and problems[0].startswith("checkpoint step-000004 is damaged") and len(problems[0]) < 300
+    assert [one.step for one in checkpoint.every(tmp_path / "checkpoints")] == [2]
+
+
+def test_an_error_names_at_most_five_of_many_damaged_checkpoints(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "manifest.json").write_text("[]")
+    with pytest.raises(RunError, match="step-000008 and 3 more are damaged") as caught:
+        checkpoint.load_latest(tmp_path)
+    assert str(caught.value).count("step-") == 5
+
+
+def _full_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    real, count = checkpoint._write, 0
+
+    def write(path: Path, content: bytes) -> None:
+        nonlocal count
+        count += path.name == "state.json"
+        if count >= first:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, content)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+
+
+@pytest.mark.parametrize("first, left", [(1, "there is none before it"), (2, "that of step 2 stays")])
+def test_a_full_disk_at_the_last_save_says_what_there_is_and_how_to_go_on(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, first: int, left: str
+) -> None:
+    _full_from(monkeypatch, first)
+    run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
+    said = list(stream)
+    (warned,) = [event.message for event in said if isinstance(event, Warned) and "step 4" in event.message]
+    assert left in warned and "velatura train --resume --name mine" in warned and isinstance(said[-1], Finished)
+
+
+def test_a_full_disk_when_stopping_or_exporting_is_an_error_in_words_that_names_the_way_back(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_file, "save", full)
+        run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
+        with pytest.raises(RunError, match=r"No space left on device\); the checkpoint of step 4 stays.*--resume --name mine"):
+            list(stream)
+    assert isinstance(run.events()[-1], Failed)
+    again, stream = session.start(config(tiny, pictures), tmp_path, "mine", run)
+    assert isinstance(list(stream)[-1], Finished) and again.lora_file.is_file()
+
+    _full_from(monkeypatch, 1)
+    run, stream = session.start(config(tiny, pictures), tmp_path, "other", None)
+    with pytest.raises(RunError, match=r"there is no checkpoint yet.*--resume --name other"):
+        for event in stream:
+            if isinstance(event, Step):
+                signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def broken(tmp_path: Path, tiny: Path) -> Path:
+    """A base that is found and can't be loaded."""
+    folder = shutil.copytree(tiny, tmp_path / "broken")
+    for path in (folder / "unet").glob("*.safetensors"):
+        path.write_bytes(b"no weights")
+    return folder
+
+
+def test_a_base_that_fails_leaves_no_run_folder(tmp_path: Path, broken: Path, tiny: Path, pictures: Path) -> None:
+    run, stream = session.start(config(broken, pictures), tmp_path / "runs", "mine", None)
+    with pytest.raises(ModelError):
+        list(stream)
+    assert not run.folder.exists() and runs.every(tmp_path / "runs") == []
+    good, stream = session.start(config(tiny, pictures), tmp_path / "runs", "mine", None)
+    assert good.name == "mine" and isinstance(list(stream)[-1], Finished)
+
+
+def test_a_run_that_had_begun_is_kept_when_its_base_fails_later(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    base = shutil.copytree(tiny, tmp_path / "base")
+    run, stream = session.start(config(base, pictures), tmp_path / "runs", "mine", None)
+    for event in stream:
+        if isinstance(event, Saved):
+            break
+    stream.close()
+    before = {path.name for path in (base / "unet").iterdir()}
+    for path in (base / "unet").glob("*.safetensors"):
+        path.write_bytes(b"no weights")
+    with pytest.raises((ModelError, RunError)):
+        list(session.start(config(base, pictures), tmp_path / "runs", "mine", run)[1])
+    assert before and run.folder.is_dir() and checkpoint.load_latest(run.checkpoints)[0] is not None
+
+
+def test_a_run_that_another_process_holds_is_not_taken_away(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
+    with run.lock().acquire(timeout=0), pytest.raises(RunError, match="another process"):
+        list(stream)
+    assert run.folder.is_dir()
+    assert not any(isinstance(event, Started) for event in run.events())
