@@ -18,7 +18,7 @@ from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import ConfigError, DataError
 from trainer.lora_file import LoraInfo
-from trainer.render import prompting
+from trainer.render import naming, prompting
 from trainer.render.samplers import SAMPLERS, fitting
 
 MAX_CHARS = 1 << 17
@@ -84,7 +84,7 @@ def active(stack: StackConfig) -> list[AdapterChoice]:
 
 def alias(adapter: AdapterChoice) -> str:
     """The name as it can stand in a tag and in `Lora hashes`."""
-    return " ".join(re.sub(r'[:<>,="\\\x00-\x1f]', " ", adapter.name).split()) or "lora"
+    return naming.alias(adapter.name)
 
 
 def infotext(stack: StackConfig, base_name: str, base_hash: str, sampler: str, drawn: str | None = None) -> str:

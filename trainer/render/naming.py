@@ -1,0 +1,70 @@
+"""Which LoRA of a library a name means: the file of that very name, else the only one that differs in folder, ending, case or header alias.
+
+Names come from prompts and from other tools' pictures. They are compared with what the library offers and never opened as paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from trainer.errors import AdapterError
+from trainer.lora_file import LoraInfo
+
+_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
+_MOST_NAMED = 5
+
+
+def alias(name: str) -> str:
+    """A name as it can stand in a tag and in `Lora hashes`."""
+    return " ".join(re.sub(r'[:<>,="\\\x00-\x1f]', " ", name).split()) or "lora"
+
+
+def matches(wanted: str, library: Iterable[LoraInfo]) -> list[LoraInfo]:
+    """The LoRAs that a name means: none, one, or those among which it doesn't decide."""
+    known = list(library)
+    path = _path(wanted)
+    exact = [info for info in known if wanted in _names(info) or any(_ends_with(_path(str(place)), path) for place in (info.path, *info.copies))]
+    if exact:
+        return exact
+    loose = path[-1].casefold() if path else ""
+    return [info for info in known if loose and loose in _loose_names(info)]
+
+
+def one(wanted: str, library: Iterable[LoraInfo], where: str) -> LoraInfo:
+    """The LoRA of that name. Raises: AdapterError naming those it could be, or those there are."""
+    known = list(library)
+    found = matches(wanted, known)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{info.name} ({'/'.join(info.path.parts[-2:])}, hash {info.sha256[:12]})" for info in found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which could be {several}{more}; allowed: the exact name of one file, with its folder.")
+    names = sorted({info.name for info in known})
+    allowed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {allowed or '(none)'}.")
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """Folders and name without a LoRA's ending; slashes of either kind."""
+    parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]
+    if parts and (ending := next((ending for ending in _ENDINGS if parts[-1].lower().endswith(ending)), "")):
+        parts[-1] = parts[-1][: -len(ending)]
+    return tuple(parts) if parts and parts[-1] else ()
+
+
+def _ends_with(whole: tuple[str, ...], end: tuple[str, ...]) -> bool:
+    return bool(end) and whole[-len(end) :] == end
+
+
+def _names(info: LoraInfo) -> set[str]:
+    """What a LoRA is called here, copies of its file too, and as tags spell that."""
+    own = {info.name, *(place.stem for place in (info.path, *info.copies))}
+    return own | {alias(name) for name in own}
+
+
+def _loose_names(info: LoraInfo) -> set[str]:
+    said = info.metadata.get("ss_output_name", "")
+    header = {said, alias(said)} if said.strip() else set()
+    return {name.casefold() for name in _names(info) | header}
