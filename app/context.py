@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from app.jobs import JobRunner
 from app.logs import EventLogs
 from trainer.config import StackConfig
-from trainer.data import IMAGE_SUFFIXES, open_image
-from trainer.data.sources import MASK
+from trainer.data import open_image
+from trainer.data.opening import open_mask
+from trainer.data.sources import mask_beside, pictures_below
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError, DataError
 
@@ -92,8 +93,10 @@ class Context:
     # Datasets.
 
     def dataset_names(self) -> list[str]:
-        """Datasets of the workspace, sorted."""
-        return sorted(path.name for path in self.datasets.glob("*") if path.is_dir() and not path.name.startswith("."))
+        """Datasets of the workspace, sorted; a link that leads out of it is none."""
+        here = self.workspace.resolve()
+        folders = [path for path in self.datasets.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        return sorted(path.name for path in folders if not path.is_symlink() or path.resolve().is_relative_to(here))
 
     def dataset(self, name: str | None) -> Path:
         """The folder of a dataset. Raises: DataError if there is none of that name."""
@@ -104,20 +107,12 @@ class Context:
         return self.datasets / name
 
     def pictures(self, folder: Path) -> list[Path]:
-        """The pictures of a dataset, sorted by name; masks are none."""
-        return sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.stem.lower().endswith(MASK)
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+        """The pictures of a dataset, sorted by name; masks, conditions, thumbnails and waste are none."""
+        return pictures_below(folder)
 
     def mask(self, picture: Path) -> Path | None:
         """The mask that lies beside a picture."""
-        beside = picture.with_name(f"{picture.stem}{MASK}.png")
-        return beside if beside.is_file() else None
+        return mask_beside(picture)
 
     # What the browser may fetch.
 
@@ -137,7 +132,7 @@ class Context:
         made = self.cache / "thumbs" / f"{_fingerprint(path)}-{_fingerprint(mask)}.webp"
         if not made.is_file():
             image = open_image(path)
-            inside = open_image(mask).convert("L").resize(image.size)
+            inside = open_mask(mask).resize(image.size)
             outside = Image.blend(image, Image.new("RGB", image.size, _TINT), 0.65)
             image = Image.composite(image, outside, inside)
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

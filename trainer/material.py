@@ -105,7 +105,7 @@ class Material:
         for item, wordings in zip(self.dataset.items, self.wordings, strict=True):
             longest = max(self.family.count_tokens(self.pipe, caption) for caption in wordings)
             if longest > window:
-                found.append(f"{item.path.name}: {longest} tokens, of which the text encoder reads {window}; {mend}.")
+                found.append(f"{item.name}: {longest} tokens, of which the text encoder reads {window}; {mend}.")
         return found
 
     def fill(self, with_text: bool, stop: Callable[[], bool]) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class Material:
             count += 1
             _heed(stop)
             if not torch.isfinite(self.latents(item, bucket, cut, mirrored)).all():
-                bad.append(item.path.name)
+                bad.append(item.name)
         if bad:
             raise ConfigError(f"the autoencoder gave NaN for {', '.join(bad[:5])}; set dtype=float32.")
         for caption in self.all_captions() if with_text else ():
@@ -205,7 +205,7 @@ class Material:
         return Batch(
             number, latents, masks, captions, [self._class_caption(caption) for caption in captions],
             torch.tensor([data.frame(item, one.bucket, one.cut, one.mirrored) for item, one in zip(items, samples, strict=True)]),
-            torch.tensor([item.weight for item in items]), [item.path.name for item in items],
+            torch.tensor([item.weight for item in items]), [item.name for item in items],
         )  # fmt: skip
 
     def _class_caption(self, caption: str) -> str:

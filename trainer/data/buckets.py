@@ -121,7 +121,7 @@ def notes(entries: list[Entry], items: list[Item], config: DataConfig) -> list[s
         factor = upscale(item.width_px, item.height_px, entry.bucket)
         if factor > config.max_upscale:
             lines.append(
-                f"{item.path.name} is {item.width_px} x {item.height_px} px and is enlarged {factor:.1f} times to the smallest bucket, "
+                f"{item.name} is {item.width_px} x {item.height_px} px and is enlarged {factor:.1f} times to the smallest bucket, "
                 f"{_named(entry.bucket)}; data.max_upscale is {config.max_upscale:g}."
             )
     return lines

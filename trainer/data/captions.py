@@ -6,20 +6,26 @@ an undo is an entry too, so nothing that was once written is lost.
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from trainer.errors import DataError
 
 HISTORY = ".caption-history.jsonl"
+_NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock
 MAX_CAPTION_BYTES = 64 << 10
 _SUFFIXES = (".txt", ".caption")
+_BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,22 @@ def read_caption(image_path: Path) -> str:
     """The picture's caption without BOM and outer blanks, "" if it has none. Raises: DataError saying what is wrong."""
     for suffix in _SUFFIXES:
         path = image_path.with_suffix(suffix)
-        if path.is_file():
+        if os.path.isfile(path):  # pathlib's own raises for a name that is too long
             return _decode(path)
     return ""
+
+
+def caption_in_json(image_path: Path) -> str:
+    """`caption` of the `.json` beside the picture, as ai-toolkit writes it; "" where there is none that reads so."""
+    path = image_path.with_suffix(".json")
+    try:
+        if not os.path.isfile(path) or path.stat().st_size > 4 * MAX_CAPTION_BYTES:
+            return ""
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    text = found.get("caption") if isinstance(found, dict) else None
+    return _clean(text) if isinstance(text, str) and len(text.encode("utf-8", "replace")) <= MAX_CAPTION_BYTES else ""
 
 
 def _decode(path: Path) -> str:
@@ -49,20 +68,27 @@ def _decode(path: Path) -> str:
 
 
 def decode(raw: bytes, name: str) -> str:
-    """The caption in a file's bytes. Raises: DataError if they are too many or not UTF-8."""
+    """The caption in a file's bytes: UTF-8, or UTF-16 and UTF-32 that say so with a BOM. Raises: DataError if they are too many or none of these."""
     if len(raw) > MAX_CAPTION_BYTES:
         raise DataError(f"has a caption {name} that is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB")
+    kind = next((kind for bom, kind in _BOMS if raw.startswith(bom)), "utf-8")
     try:
-        return raw.decode("utf-8-sig").replace("\x00", "").strip()
+        return _clean(raw.decode(kind))
     except UnicodeDecodeError as error:
-        raise DataError(f"has a caption {name} that is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        said = f"is damaged {kind.upper()}" if kind != "utf-8" else "is not UTF-8"
+        raise DataError(f"has a caption {name} that {said} (byte {error.start}); save it as UTF-8") from None
+
+
+def _clean(text: str) -> str:
+    """The text without BOM, zeros, halves of characters and outer blanks."""
+    return text.removeprefix("\ufeff").replace("\x00", "").encode("utf-8", "replace").decode().strip()
 
 
 def write_caption(image_path: Path, text: str) -> None:
-    """Write the picture's `.txt` whole or not at all, logged first. Raises: DataError if it is too long."""
+    """Write the picture's `.txt` whole or not at all, logged first. Raises: DataError if it is too long or can't be written."""
     sidecar = image_path.with_suffix(".txt")
-    content = text.strip() + "\n"
-    if len(content.encode("utf-8", "surrogateescape")) > MAX_CAPTION_BYTES:
+    content = text.encode("utf-8", "replace").decode().strip() + "\n"  # a browser may send half a character
+    if len(content.encode("utf-8", "surrogatepass")) > MAX_CAPTION_BYTES:
         raise DataError(f"{image_path.name} can't take this caption: it is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB.")
     folder = image_path.parent
     with _locked(folder):
@@ -77,7 +103,7 @@ def write_caption(image_path: Path, text: str) -> None:
 def undo(folder: Path) -> Undone | None:
     """Take back the folder's last edit that still stands; None if there is none. Call again for the one before it.
 
-    Raises: DataError if the caption was changed by another program since, whose text would be lost.
+    Raises: DataError if the caption was changed by another program since, whose text would be lost, or if it can't be written.
     """
     with _locked(folder):
         standing = _standing(_history(folder))
@@ -112,13 +138,31 @@ def _standing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((edit for stack in stacks.values() for edit in stack), key=lambda edit: int(edit["edit"]))
 
 
-def _locked(folder: Path) -> FileLock:
-    return FileLock(str(folder / ".caption-history.lock"), timeout=10)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for one writer. Raises: DataError if it can't be written into."""
+    try:
+        with FileLock(str(folder / ".caption-history.lock"), timeout=10):
+            yield
+    except Timeout:
+        raise DataError(f"another program is writing captions in {folder.name}; try again when it is done.") from None
+    except OSError as error:
+        raise DataError(f"the captions in {folder.name} can't be changed ({error.strerror or error}); {_mend(error)} Nothing was lost.") from None
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the disk and save again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "the folder may only be read: copy it to where you may write, and edit it there."
+    if error.errno == errno.ENAMETOOLONG:
+        return "the picture's name is too long for a caption beside it: shorten it."
+    return "look at the disk and the folder's rights."
 
 
 def _raw(path: Path) -> str | None:
     """The file's text with undecodable bytes kept as surrogates, so that an undo gives the very bytes back."""
-    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else None
+    return path.read_bytes().decode("utf-8", "surrogateescape") if os.path.isfile(path) else None
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
@@ -147,11 +191,17 @@ def _log(folder: Path, entry: dict[str, Any]) -> None:
     line = json.dumps({**entry, "at": round(time.time(), 3)}) + "\n"
     path = folder / HISTORY
     with path.open("ab+") as file:
-        if file.tell() and _ends_torn(path):
-            file.write(b"\n")
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if size and _ends_torn(path):
+                file.write(b"\n")
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # what is left of a line is passed over
+                os.truncate(path, size)
+            raise
 
 
 def _ends_torn(path: Path) -> bool:
@@ -161,9 +211,13 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _replace(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode("utf-8", "surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(_NEW)  # a short name: the picture's may be as long as names can be
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -85,7 +85,9 @@ class Report:
     folder: str
     resolution_px: int
     trigger: str
+    num_found: int  # pictures by their names
     num_pictures: int  # that open
+    num_trained: int  # that open and have something to be trained with
     problems: tuple[str, ...]  # a line for each file left out or read in a special way
     small: tuple[Small, ...]
     blurred: tuple[Blurred, ...]
@@ -141,14 +143,16 @@ def check(
         raise DataError(f"nothing in {str(folder)!r} can be used:\n{reason}")
     items = [Item(one.found.path, (one.found.text,), one.sha256, *one.size, one.found.repeats) for one in measured]
     entries = buckets.plan_at(items, (resolution_px, *settings.more_resolutions_px), settings, multiple_px)
-    texts = {one.found.name: one.found.text for one in measured if not one.found.refusal}
-    counts = {name: count_tokens(text) for name, text in texts.items() if text} if count_tokens and window_tokens is not None else {}
     trigger = settings.trigger
+    texts = {one.found.name: data.with_trigger(one.found.text, trigger) for one in measured if not one.found.refusal}
+    counts = {name: count_tokens(text) for name, text in texts.items() if text} if count_tokens and window_tokens is not None else {}
     return Report(
         folder=str(folder),
         resolution_px=resolution_px,
         trigger=trigger,
+        num_found=len(survey.pictures),
         num_pictures=len(measured),
+        num_trained=sum(bool(text or trigger) for text in texts.values()),
         problems=tuple(problems + buckets.notes(entries, items, settings)),
         small=tuple(Small(one.found.name, *one.size) for one in measured if min(one.size) < resolution_px / 2),
         blurred=tuple(Blurred(one.found.name, round(one.sharpness, 4)) for one in measured if one.sharpness < BLURRED_BELOW),
@@ -276,7 +280,11 @@ def _count_tags(texts: dict[str, str], captions: CaptionsConfig) -> dict[str, in
 def describe(report: Report) -> str:
     """The report as a page for people; long lists are cut short."""
     num, window = report.num_pictures, report.window_tokens
-    parts = [f"{num} picture{'' if num == 1 else 's'} in {report.folder} can be opened; looked at for training at {report.resolution_px} px."]
+    parts = [
+        f"{num} picture{'' if num == 1 else 's'} in {report.folder} can be opened; looked at for training at {report.resolution_px} px.\n"
+        f"{report.num_trained} of {report.num_found} will train"
+        + (": the others are left out, or have no caption and there is no trigger." if report.num_trained < report.num_found else ".")
+    ]
     sections = [
         ("Left out, or to know", report.problems),
         (f"Small: the shorter side is below {report.resolution_px // 2} px", [f"{one.name}  {one.width_px} x {one.height_px} px" for one in report.small]),

@@ -35,7 +35,7 @@ def shuffled(dataset: Dataset, seed: int) -> list[int]:
 def in_both(dataset: Dataset, heldout: Dataset | None) -> str | None:
     """A sentence if pictures are trained on and measured with."""
     own = {item.sha256 for item in dataset.items}
-    twice = [item.path.name for item in (heldout.items if heldout else []) if item.sha256 in own]
+    twice = [item.name for item in (heldout.items if heldout else []) if item.sha256 in own]
     if not twice:
         return None
     return f"{len(twice)} pictures are both trained on and measured with, such as {twice[0]}: the held-out loss will say too much good of the adapter."

@@ -24,7 +24,7 @@ class Album:
     """Thumbnails of the training pictures."""
 
     def __init__(self, items: list[Item], background: str) -> None:
-        self.names = [item.path.name for item in items]
+        self.names = [item.name for item in items]
         pixels = [data.load_pixels(item, (_SIDE_PX, _SIDE_PX), 0, False, background).mean(0) for item in items]
         self.thumbnails = torch.stack([_unit(thumbnail) for thumbnail in pixels])  # (N, 256)
 

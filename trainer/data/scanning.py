@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Where each cut lies along the side that is too long, 0 to 1: the centre, and four that together show all of the picture.
 _PLACES = (0.5, 0.0, 1 / 3, 2 / 3, 1.0)
+PLACEHOLDER = "[trigger]"  # in captions written for ai-toolkit
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Item:
     mask: Path | None = None  # the picture itself: its own transparency
     mask_sha256: str = ""
     regular: bool = False  # of the regularisation set
+
+    @property
+    def name(self) -> str:
+        """The picture's name as a message, a page or a log may show it."""
+        return sources.printable(self.path.name)
 
     @property
     def caption(self) -> str:
@@ -140,7 +146,11 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     if data.mask != "off" and maskless and items:
         problems.append(f"{len(maskless)} of {len(items)} pictures have no mask ({', '.join(maskless[:3])}{', ...' if maskless[3:] else ''}): trained whole.")
     noted = {found.name: look.notes for found, look in zip(survey.pictures, looks, strict=True) if isinstance(look, _Look)}
-    dataset = Dataset(folder, items, problems + noted_lines(noted) + survey.problems, len(survey.pictures) - len(items))
+    open_places = [found.name for found in survey.pictures if PLACEHOLDER in found.text and not data.trigger]
+    if open_places:
+        problems.append(f"{sources.some(open_places)}: the caption says {PLACEHOLDER}, and data.trigger is not set: read as it stands.")
+    lines = [sources.printable(line) for line in problems + noted_lines(noted)]
+    dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) - len(items))
     if not items:
         reason = dataset.message if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
@@ -214,6 +224,7 @@ def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> s
 
 def _captions(text: str, trigger: str, captions: CaptionsConfig) -> tuple[str, ...]:
     """The text, or its lines without blank and double ones; with prefix, suffix, and the trigger in front where it is lacking."""
+    text = with_trigger(text, trigger)
     lines = [line.strip() for line in text.splitlines() if line.strip()] if captions.lines == "choose" else [text]
     return tuple(dict.fromkeys(_finished(line, trigger, captions) for line in lines))
 
@@ -223,6 +234,11 @@ def _finished(text: str, trigger: str, captions: CaptionsConfig) -> str:
     if captions.suffix:
         text = f"{text}{captions.suffix}" if captions.suffix[0] in " ,.;:!?" else f"{text} {captions.suffix}"
     return f"{trigger}, {text}" if trigger and not has_trigger(text, trigger) else text
+
+
+def with_trigger(text: str, trigger: str) -> str:
+    """The text with the trigger where ai-toolkit's captions say `[trigger]`; as it is without one."""
+    return text.replace(PLACEHOLDER, trigger) if trigger else text
 
 
 def has_trigger(text: str, trigger: str) -> bool:

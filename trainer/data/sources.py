@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config import DataConfig
-from trainer.data import imagefolder
-from trainer.data.captions import read_caption
+from trainer.data import imagefolder, layouts
+from trainer.data.captions import caption_in_json, read_caption
 from trainer.errors import ConfigError, DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif")
 CAPTION_SUFFIXES = (".txt", ".caption")
 FORMATS = "PNG, JPEG, WebP or AVIF"
-MASK = ".mask"  # a.mask.png is the mask of a.png
 MAX_REPEATS = 1000
 MAX_WEIGHT = 10.0
 _BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
-_LITTER = ("Thumbs.db", "desktop.ini", "Icon\r")
 _KOHYA = re.compile(r"([0-9]{1,9})_(.+)")
 
 
@@ -91,17 +90,51 @@ def survey(folder: Path, data: DataConfig, field: str) -> Survey:
     check_folder(folder, field)
     repeats, weights = parse_rules(data.repeats, "data.repeats", True), parse_rules(data.weights, "data.weights", False)
     files = _files(folder, _elsewhere(folder, data), problems)
-    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(path)]
+    pictures, masks, conditions = _sorted_out(files)
     written = _metadata(files, set(pictures), problems)
     found = [_captioned(Found(path, path.relative_to(folder).as_posix(), ""), written.get(path, "")) for path in pictures]
     _double_captions(found, written, problems)
+    found = _from_json(found, problems)
     if data.kohya_folders:
         found = _kohya(folder, found, problems)
     found = _ruled(found, repeats, weights)
     if data.mask == "file":
-        found = _masked(found, _mask_folder(data))
-    _explain_rest(folder, files, pictures, data, problems)
-    return Survey(found, problems)
+        found = _masked(found, _mask_folder(data), layouts.best_masks(masks))
+    if conditions:
+        problems.append(f"{some([path.name for path in conditions])}: OneTrainer's conditions, not trained on.")
+    _explain_masks(masks, pictures, data, problems)
+    _explain_rest(folder, files, pictures, problems)
+    return Survey(found, [printable(line) for line in problems])
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures of a folder as a survey finds them, sorted: no masks, conditions, thumbnails or waste."""
+    return _sorted_out(_files(folder, {}, []))[0]
+
+
+def mask_beside(picture: Path) -> Path | None:
+    """The mask that lies beside a picture; the one that training would take."""
+    there = [picture.with_name(f"{picture.stem}{end}{suffix}") for suffix in IMAGE_SUFFIXES for end in (*layouts.MASKS, *layouts.MASKS_BESIDE)]
+    there = [path for path in there if os.path.isfile(path)]
+    captions = {path.with_name(path.stem) for path in there if any(os.path.isfile(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)}
+    return layouts.best_masks(layouts.masks([*there, picture], captions)).get(picture.with_name(picture.stem))
+
+
+def printable(text: str) -> str:
+    """A line as a page, a log or a terminal may show it: names hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _sorted_out(files: list[Path]) -> tuple[list[Path], dict[Path, Path], list[Path]]:
+    """Pictures, masks and OneTrainer's conditions among all files."""
+    there = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    conditions = [path for path in there if layouts.is_condition(path.stem)]
+    masks = layouts.masks(there, _captioned_stems(files))
+    return [path for path in there if path not in masks and not layouts.is_condition(path.stem)], masks, conditions
+
+
+def _captioned_stems(files: list[Path]) -> set[Path]:
+    return {path.with_name(path.stem) for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
 
 
 def check_folder(folder: Path, field: str) -> None:
@@ -148,33 +181,39 @@ def _files(folder: Path, elsewhere: dict[Path, str], problems: list[str]) -> lis
     for place, folders, names in os.walk(folder, onerror=unreadable):
         here = Path(place)
         for name in sorted(folders):
-            path, shown = here / name, (here / name).relative_to(folder).as_posix()
-            problem = None
-            if name.startswith("."):
-                problem = f"folder {shown} is hidden (its name begins with a dot)" if _holds_pictures(path) else ""
-            elif path.is_symlink():
-                problem = f"folder {shown} is a link to another folder"
-            elif field := elsewhere.get(path.resolve()):
-                problem = f"folder {shown} is {field}"
-            if problem is not None:
+            reason = _not_looked_into(here / name, elsewhere)
+            if reason is not None:
                 folders.remove(name)
-                problems += [f"{problem}: its pictures are left out."] if problem else []
-        hidden += [name for name in names if name.startswith(".") and not name.startswith("._") and name.lower().endswith(IMAGE_SUFFIXES)]
-        files += [here / name for name in names if not name.startswith(".") and name not in _LITTER]
+                problems += [f"folder {(here / name).relative_to(folder).as_posix()} {reason}: its pictures are left out."] if reason else []
+        hidden += [name for name in names if name.startswith(".") and not layouts.is_litter(name) and name.lower().endswith(IMAGE_SUFFIXES)]
+        files += [here / name for name in names if not name.startswith(".") and not layouts.is_litter(name)]
     if hidden:
         problems.append(f"{some(hidden)} {'is' if len(hidden) == 1 else 'are'} hidden (the name begins with a dot): left out.")
-    return sorted(path for path in files if path.is_file())
+    lost = {path: reason for path in files if (reason := _unreachable(path))}
+    problems += [f"{path.relative_to(folder).as_posix()} {reason}: left out." for path, reason in lost.items() if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(path for path in files if path not in lost)
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _not_looked_into(path: Path, elsewhere: dict[Path, str]) -> str | None:
+    """Why the pictures of a folder are not of the set, as the end of a sentence; "" where there are none, None where they are."""
+    if os.path.islink(path):
+        return "is a link to another folder"
+    if field := elsewhere.get(path.resolve()):
+        return f"is {field}"
+    reason = "is hidden (its name begins with a dot)" if path.name.startswith(".") else layouts.aside(path.name)
+    if not reason and (reason := layouts.aside_without_captions(path.name)) and layouts.holds(path, CAPTION_SUFFIXES):
+        return None
+    return (reason if layouts.holds(path, IMAGE_SUFFIXES) else "") if reason else None
+
+
+def _unreachable(path: Path) -> str:
+    """Why a name of a folder is no file that can be read; "" if it is one."""
     try:
-        return any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
-    except OSError:
-        return False
-
-
-def _is_mask(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.stem.lower().endswith(MASK)
+        return "" if stat.S_ISREG(path.stat().st_mode) else "is no file"
+    except FileNotFoundError:
+        return "is a link that leads nowhere"
+    except (OSError, ValueError) as error:
+        return f"can't be reached ({getattr(error, 'strerror', None) or error})"
 
 
 def some(names: list[str]) -> str:
@@ -203,12 +242,20 @@ def _captioned(found: Found, written: str) -> Found:
         return replace(found, refusal=str(error))
 
 
+def _from_json(found: list[Found], problems: list[str]) -> list[Found]:
+    """With ai-toolkit's captions, `caption` of a .json beside the picture, where there is no other."""
+    texts = {one.path: caption_in_json(one.path) for one in found if not one.text and not one.refusal}
+    if read := [one.name for one in found if texts.get(one.path)]:
+        problems.append(f"{some(read)}: the caption is read from the .json beside the picture.")
+    return [replace(one, text=one.text or texts.get(one.path, "")) for one in found]
+
+
 def _double_captions(found: list[Found], written: dict[Path, str], problems: list[str]) -> None:
     """Say which of two captions is not read."""
     overruled = [one.name for one in found if one.text and written.get(one.path, one.text) != one.text]
     if overruled:
         problems.append(f"{some(overruled)}: the caption file beside the picture is read, not the metadata row.")
-    both = [one.name for one in found if all(one.path.with_suffix(suffix).is_file() for suffix in CAPTION_SUFFIXES)]
+    both = [one.name for one in found if all(os.path.isfile(one.path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)]
     if both:
         problems.append(f"{some(both)}: the .txt is read, not the .caption beside it.")
 
@@ -286,22 +333,30 @@ def _mask_folder(data: DataConfig) -> dict[str, Path]:
 
 
 def _stem(name: str) -> str:
-    stem = os.path.splitext(name)[0]
-    return stem[: -len(MASK)] if stem.lower().endswith(MASK) else stem
+    folder, stem = os.path.split(os.path.splitext(name)[0])
+    return os.path.join(folder, layouts.mask_stem(stem) or stem)
 
 
-def _masked(found: list[Found], masks: dict[str, Path]) -> list[Found]:
+def _masked(found: list[Found], masks: dict[str, Path], beside: dict[Path, Path]) -> list[Found]:
     """With the mask of the mask folder (under the picture's path there, or its bare name), or the one beside the picture."""
     result = []
     for one in found:
         stem = os.path.splitext(one.name)[0]
-        beside = one.path.with_name(f"{one.path.stem}{MASK}.png")
-        mask = masks.get(stem) or masks.get(stem.rpartition("/")[2]) or (beside if beside.is_file() else None)
+        mask = masks.get(stem) or masks.get(stem.rpartition("/")[2]) or beside.get(one.path.with_name(one.path.stem))
         result.append(replace(one, mask=mask))
     return result
 
 
-def _explain_rest(folder: Path, files: list[Path], pictures: list[Path], data: DataConfig, problems: list[str]) -> None:
+def _explain_masks(masks: dict[Path, Path], pictures: list[Path], data: DataConfig, problems: list[str]) -> None:
+    """A line for masks that nothing reads."""
+    stems = {path.with_name(path.stem) for path in pictures}
+    if masks and data.mask != "file":
+        problems.append(f"{some([path.name for path in masks])}: masks, and data.mask is {data.mask}: not used.")
+    elif lost := [path.name for path, stem in masks.items() if stem not in stems]:
+        problems.append(f"{some(lost)}: masks without a picture of that name (the mask of a.jpg is a.mask.png): not used.")
+
+
+def _explain_rest(folder: Path, files: list[Path], pictures: list[Path], problems: list[str]) -> None:
     """A line for every file that is neither picture nor read as something of one."""
     stems = {path.with_suffix("") for path in pictures}
     others = [path for path in files if path.suffix.lower() not in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, *_BESIDE)]
@@ -311,17 +366,12 @@ def _explain_rest(folder: Path, files: list[Path], pictures: list[Path], data: D
         if path.suffix.lower() in CAPTION_SUFFIXES:
             problem = _caption_problem(path, known, stems)
             problems += [f"{path.relative_to(folder).as_posix()} {problem}"] if problem else []
-    masks = [path for path in files if _is_mask(path)]
-    if masks and data.mask != "file":
-        problems.append(f"{some([path.name for path in masks])}: masks, and data.mask is {data.mask}: not used.")
-    elif lost := [path.name for path in masks if path.with_name(_stem(path.name)) not in stems or path.suffix != ".png"]:
-        problems.append(f"{some(lost)}: masks without a picture of that name (the mask of a.jpg is a.mask.png): not used.")
 
 
 def _caption_problem(path: Path, known: set[Path], stems: set[Path]) -> str | None:
     """Why a caption file is not read; None if it is."""
     stem = path.with_suffix("")
-    if stem in stems and not path.with_suffix(path.suffix.lower()).is_file():
+    if stem in stems and not os.path.isfile(path.with_suffix(path.suffix.lower())):
         return f"is not read: a caption's name ends in {path.suffix.lower()}, in small letters; rename it."
     if stem not in known:
         if stem.suffix.lower() in IMAGE_SUFFIXES:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trainer.data import captions, imagefolder
+from trainer.data import captions, imagefolder, layouts
 from trainer.data import scanning as data
 from trainer.errors import DataError
 
@@ -103,7 +103,10 @@ def add_zip(folder: Path, zip_path: Path) -> Report:
     """Copy the pictures and captions of a zip into `folder`. Raises: DataError if the zip as a whole can't be trusted."""
     report = Report()
     with _entries(zip_path, report) as sources:
-        return _add(folder, sources, report)
+        captioned = {source.key for source in sources if source.suffix in data.CAPTION_SUFFIXES}
+        aside = {source: reason for source in sources if (reason := _aside(source.name, source.key in captioned))}
+        report.left_out += [f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in data.IMAGE_SUFFIXES]
+        return _add(folder, [source for source in sources if source not in aside], report)
 
 
 def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]) -> Report:
@@ -147,7 +150,7 @@ def _entries(zip_path: Path, report: Report) -> Iterator[list[_Source]]:
             _check_whole(zip_path.name, entries, archive.start_dir)
             sources = []
             for entry in entries:
-                if entry.is_dir() or _is_litter(entry.filename):
+                if entry.filename.endswith("/") or _is_litter(entry.filename):
                     continue
                 if problem := _refusal(entry):
                     report.left_out.append(f"{_shown(entry.filename)} {problem}.")
@@ -171,9 +174,19 @@ def _check_whole(name: str, entries: list[zipfile.ZipInfo], directory_start: int
 
 
 def _is_litter(name: str) -> bool:
-    """What macOS and Windows put into every zip."""
-    parts = re.split(r"[\\/]", name)
-    return "__MACOSX" in parts or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+    """What systems put into every zip: no word need be lost about it."""
+    *folders, last = re.split(r"[\\/]", name)
+    return layouts.is_litter(last) or any(layouts.is_waste(folder) for folder in folders)
+
+
+def _aside(name: str, captioned: bool) -> str:
+    """Why an entry is no picture of the set though it is one, by the folder it lies in, as the end of a sentence; "" if it is of the set."""
+    folders = re.split(r"[\\/]", name)[:-1]
+    return next((f"lies in {folder}, which {reason}" for folder in folders if (reason := _reason(folder, captioned))), "")
+
+
+def _reason(folder: str, captioned: bool) -> str:
+    return layouts.aside(folder) or ("" if captioned else layouts.aside_without_captions(folder))
 
 
 def _refusal(entry: zipfile.ZipInfo) -> str | None:

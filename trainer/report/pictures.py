@@ -107,7 +107,7 @@ def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | 
         notes += ["regularisation"] if item.regular else []
         where = f"{item.width_px} x {item.height_px}<br>{_bucket(item, config, plan)}"
         rows.append(
-            f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.path.name)}</b><br>{captions}<td class="quietly">{where}<td>{", ".join(notes)}'
+            f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td class="quietly">{where}<td>{", ".join(notes)}'
         )
     rest = len(dataset.items) - MAX_PICTURES
     more = f"<p>And {rest} more pictures.</p>" if rest > 0 else ""
