@@ -1,7 +1,8 @@
 """Latents and text embeddings on disk, keyed by what they were made from: picture or caption, settings, encoder weights.
 
 A changed caption, crop or model finds nothing under its new key; nothing is ever stale and nothing needs clearing.
-Entries are shared by all runs beside each other and written whole or not at all. They are made one at a time: in a batch
+Entries are shared by all runs beside each other and written whole or not at all. Each carries a digest of its numbers, which
+is compared when a run first reads it: disks turn bits, and one turned bit trains wrongly without a word. They are made one at a time: in a batch
 the last bits of an entry depend on its companions, so a run that was killed here and resumed, or two runs that share
 some pictures, would not find the same numbers.
 """
@@ -9,6 +10,7 @@ some pictures, would not find the same numbers.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections import OrderedDict
@@ -35,9 +37,11 @@ class Store:
     def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
         self.folder, self.kept_bytes = folder, kept_bytes
         self.num_computed = 0
+        self.num_damaged = 0  # of those computed: their files were there and were not what had been written
         self.problem = ""  # why entries can't be written, if they can't; they are then computed again when they have left memory
         self._kept: OrderedDict[str, Entry] = OrderedDict()
         self._kept_size = 0
+        self._proved: set[str] = set()  # names whose files have been compared with their digests
 
     def get(self, name: str, compute: Callable[[], Entry]) -> Entry:
         """The entry called `name`; where there is none, or a damaged one, it is computed and written."""
@@ -45,14 +49,16 @@ class Store:
             self._kept.move_to_end(name)
             return self._kept[name]
         path = self.folder / name[:2] / f"{name}.safetensors"
-        found = _read(path)
+        found = _read(path, name in self._proved)
         if found is None:
+            self.num_damaged += os.path.lexists(path)
             found = _compute(compute)
             try:
                 _write(path, found)
             except OSError as error:
                 self.problem = f"the cache in {self.folder} can't be written: {error.strerror}"
             self.num_computed += 1
+        self._proved.add(name)
         self._keep(name, found)
         return found
 
@@ -74,15 +80,34 @@ def _compute(compute: Callable[[], Entry]) -> Entry:
         return {part: tensor.detach().cpu().contiguous() for part, tensor in compute().items()}
 
 
-def _read(path: Path) -> Entry | None:
+def _digest(entry: Entry) -> str:
+    """sha256 over names, dtypes, shapes and numbers."""
+    import torch
+
+    state = hashlib.sha256()
+    for part, tensor in sorted(entry.items()):
+        state.update(f"{part}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode("utf-8", "surrogatepass"))
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def _read(path: Path, is_proved: bool) -> Entry | None:
     """The entry, or None if there is none or its file is damaged (it is then made anew)."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+        raw = path.read_bytes()
+        entry = load(raw)
+        return entry if is_proved or _digest(entry) == _promised(raw) else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the last five: of a header with turned bits
         return None
+
+
+def _promised(raw: bytes) -> object:
+    """The digest that a file's header carries."""
+    size = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + size])["__metadata__"]["sha256"]
 
 
 def _write(path: Path, entry: Entry) -> None:
@@ -92,7 +117,7 @@ def _write(path: Path, entry: Entry) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(save(entry))
+            file.write(save(entry, {"sha256": _digest(entry)}))
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

@@ -37,6 +37,9 @@ def opening(studio: Studio, run: Run, problems: list[str], cached: tuple[int, in
     sets = [one for one in (material.dataset, material.heldout) if one and one.problems]
     yield from (Warned(line) for line in [*problems, *(one.message for one in sets)])
     yield from (Warned(line) for line in studio.faults)
+    if num := material.store.num_damaged:
+        said = "1 entry of the cache was damaged and was" if num == 1 else f"{num} entries of the cache were damaged and were"
+        yield Warned(f"{said} made anew; if this comes again, look at the disk that holds {material.store.folder}.")
     if material.store.problem:
         yield Warned(f"{material.store.problem}; latents are made again whenever they are needed, which is slow.")
     if long := material.long_captions():
