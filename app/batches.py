@@ -20,11 +20,14 @@ from typing import Any
 
 import tomli_w
 
+from app import gate
 from app.context import Context
 from app.jobs import Job
 from app.views import Progress, duration
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
+from trainer.config import weights as typed
 from trainer.config.batch import adapter
+from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -66,17 +69,18 @@ def composed(context: Context, stack: StackConfig, prompts: str, weights: str, s
     shared = [key for key, info in StackConfig.model_fields.items() if key in BatchConfig.model_fields and getattr(stack, key) != info.default]
     settings = {key: getattr(stack, key) for key in [*shared, "base", "family", "width_px", "height_px", "steps", "guidance_scale"]}
     values = settings | {
-        "prompts": lines or [stack.prompt], "stacks": [[_known(context, one).model_dump() for one in stack.adapters]], "weights": _numbers(weights),
+        "prompts": lines or [stack.prompt], "stacks": [[one.model_dump() for one in stack.adapters]], "weights": _numbers(weights),
         "seeds": chosen or [stack.seed],
     }  # fmt: skip
-    return _as_toml(parse(BatchConfig, values | ({"name": name.strip()} if name.strip() else {}), "the batch"))
+    return _as_toml(gate.checked(context, parse(BatchConfig, values | ({"name": name.strip()} if name.strip() else {}), "the batch")))
 
 
 def _numbers(text: str) -> list[float]:
+    parts = [part for part in text.split(",") if part.strip()]
     try:
-        return [float(part) for part in text.split(",") if part.strip()] or [1.0]
-    except ValueError:
-        raise ConfigError(f"weights are {text[:80]!r}; write numbers with commas between, such as 0.5, 1.") from None
+        return typed.numbers(",".join(parts), WIDEST_WEIGHT) if parts else [1.0]
+    except ValueError as error:
+        raise ConfigError(f"weights are {text[:80]!r}; write numbers with commas between, such as 0.5, 1: {error}") from None
 
 
 def uploaded(context: Context, path: Path) -> Jobs:
@@ -94,46 +98,49 @@ def uploaded(context: Context, path: Path) -> Jobs:
 
 
 def _toml(context: Context, text: str) -> Jobs:
-    batch = parse(BatchConfig, tomllib.loads(text), "the jobs file")
-    stacks = tuple(tuple(_known(context, one) for one in stack) for stack in batch.stacks)
-    return _as_toml(batch.model_copy(update={"stacks": stacks, "base": context.base(batch.base) if batch.base is not None else None}))
+    return _as_toml(gate.checked(context, parse(BatchConfig, tomllib.loads(text), "the jobs file")))
 
 
 def _as_toml(batch: BatchConfig) -> Jobs:
+    """Raises: ConfigError if it is more than a page may ask for; counted, not made."""
+    if (num := batch.num_pictures) > MAX_PAGE_PICTURES:
+        raise _too_many(num)
     return Jobs(tomli_w.dumps(batch.model_dump(mode="json", exclude_none=True, exclude_defaults=True)), ".toml")
 
 
 def _csv(context: Context, text: str) -> Jobs:
-    """The same rows with files for names; whatever else is wrong with them is `velatura batch`'s to say."""
+    """The same rows with files for names, read as `jobs_file` reads them; whatever else is wrong with them is `velatura batch`'s to say."""
+    from trainer.render import jobs_file
+
+    text = text.lstrip("\ufeff")  # one more mark, and the reader would see other columns than we
     rows = list(csv.reader(io.StringIO(text), strict=True))
-    head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    for cells in rows[1:]:
+    said = [row for row in rows if any(cell.strip() for cell in row)]  # blank lines come before the first one too
+    if len(said) > MAX_PAGE_PICTURES + 1:
+        raise _too_many(len(said) - 1)
+    head = jobs_file.head(said[0]) if said else []
+    known: dict[str, str] = {}
+    for cells in said[1:]:
         for place, column in enumerate(head[: len(cells)]):
-            if column == "lora":
-                chosen = [AdapterChoice(**adapter(part)) for part in cells[place].split(";") if part.strip()]
-                cells[place] = "; ".join(f"{_known(context, one).file}:{one.weight:g}" for one in chosen)
-            elif column == "base" and cells[place].strip():
-                cells[place] = context.base(cells[place].strip())
+            if cells[place].strip() and (column == "lora" or jobs_file.is_path(column)):
+                cells[place] = known[key] if (key := f"{column} {cells[place]}") in known else known.setdefault(key, _cell(context, column, cells[place]))
     written = io.StringIO()
     csv.writer(written).writerows(rows)
     return Jobs(written.getvalue(), ".csv")
 
 
-def _known(context: Context, one: AdapterChoice) -> AdapterChoice:
-    """The LoRA of the library that is meant, by hash or name. Raises: ConfigError, AdapterError."""
-    if one.region.startswith("mask ") and not one.region.startswith("mask data:"):
-        raise ConfigError(f"region is {one.region[:80]!r}; allowed on the page: 'box LEFT TOP RIGHT BOTTOM', no file of the server's.")
-    if one.sha256:
-        info = context.lora(one.sha256)
-    else:
-        wanted = one.file.removesuffix(".safetensors")
-        named = [info for sha256, info in context.find_loras().items() if wanted in (info.name, sha256)]
-        if len(named) != 1:
-            names = ", ".join(sorted({str(info.name) for info in context.known_loras().values()})[:20])
-            found = "no LoRA of the library has that name" if not named else f"{len(named)} LoRAs have that name; give the hash of one"
-            raise ConfigError(f"LoRA is {one.file[:80]!r}: {found}; allowed: {names or 'none yet'}.")
-        info = named[0]
-    return one.model_copy(update={"file": str(info.path), "name": info.name, "sha256": info.sha256})
+def _cell(context: Context, column: str, cell: str) -> str:
+    """A cell that names files, with those that are meant."""
+    from trainer.render import jobs_file
+
+    if column != "lora":
+        field = jobs_file.COLUMNS[column]
+        return str(getattr(gate.checked(context, parse(StackConfig, {field: cell.strip()}, "the jobs file")), field))
+    chosen = [gate.checked(context, parse(AdapterChoice, adapter(part), "the jobs file")) for part in cell.split(";") if part.strip()]
+    return "; ".join(f"{one.file}:{one.weight:g}" for one in chosen)
+
+
+def _too_many(num: int) -> ConfigError:
+    return ConfigError(f"the batch has {num:,} pictures; allowed here: up to {MAX_PAGE_PICTURES:,}. `velatura batch` takes more.")
 
 
 # The plan.
@@ -148,8 +155,6 @@ def plan_text(jobs: Jobs, library: list[Path]) -> str:
         path = Path(folder) / f"jobs{jobs.suffix}"
         path.write_text(jobs.text, encoding="utf-8")
         plan = batch_plan.make(jobs_file.read(path, jobs_file.Defaults()), library=lambda: lora_file.library(library))
-        if (num := plan.counts()["pictures"]) > MAX_PAGE_PICTURES:
-            raise ConfigError(f"the batch has {num:,} pictures; allowed here: up to {MAX_PAGE_PICTURES:,}. `velatura batch` takes more.")
         plan.reconcile(Path(folder) / "new")
         return batch_command.describe(plan)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from app import gate
 from app.context import Context, Refresh
 from app.form import Form
 from app.grids import GRID, Grids
@@ -18,6 +19,8 @@ from app.notices import mended, tell
 from app.recipes import read_recipe, recent
 from trainer import bases, families, usual
 from trainer.config import AdapterChoice, StackConfig, parse
+from trainer.config import weights as typed
+from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import modes, samplers
 
@@ -26,6 +29,7 @@ ORDER = 30
 ROWS = 6
 _SHOWN_AT_START = 2
 _MAX_SEED = 2**32
+_LONGEST_WEIGHTS = 400
 _STRIP = "strip-"
 _SHEETS = (GRID, _STRIP, MODES)
 _IN_ROW = frozenset({"file", "name", "sha256", "weight", "enabled"})  # of an adapter: what its row itself says
@@ -34,12 +38,14 @@ _NO_RECIPE = "A sheet of pictures carries no recipe; set the weights you like an
 
 def weights_of(text: str) -> list[float]:
     """The weights of a grid's axis. Raises: ConfigError."""
+    if len(text) > _LONGEST_WEIGHTS:
+        raise ConfigError(f"weights have {len(text):,} characters; allowed: up to {_LONGEST_WEIGHTS}.")
     try:
-        found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"weights are {text!r}; write numbers with commas between, such as 0, 0.5, 1.") from None
-    if not found or not all(-2 <= weight <= 2 for weight in found) or len(found) > 12:
-        raise ConfigError(f"weights are {text!r}; allowed: 1 to 12 numbers from -2 to 2.")
+        found = typed.numbers(",".join(part for part in text.replace(";", ",").split(",") if part.strip()), USUAL_WEIGHT)
+    except ValueError as error:
+        raise ConfigError(f"weights are {text[:80]!r}; allowed: 1 to 12 numbers from -2 to 2, such as 0, 0.5, 1: {error}") from None
+    if len(found) > 12:
+        raise ConfigError(f"weights are {text[:80]!r}; allowed: 1 to 12 numbers from -2 to 2.")
     return found
 
 
@@ -50,12 +56,8 @@ def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str
         raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
     adapters = []
     for sha256, weight, more in chosen:
-        if (region := str(more.get("region", ""))).startswith("mask ") and not region.startswith("mask data:"):
-            raise ConfigError(f"region is {region[:80]!r}; allowed on the page: 'box LEFT TOP RIGHT BOTTOM', no file of the server's.")
-        info = context.lora(sha256)
-        adapters.append({"file": str(info.path), "name": info.name, "sha256": info.sha256, "weight": round(weight, 4), **more})
-    stack = parse(StackConfig, {**form_values, "adapters": adapters}, "the form")
-    return stack.model_copy(update={"base": context.base(stack.base)})
+        adapters.append({**more, "sha256": sha256, "weight": round(weight, 4)})
+    return gate.checked(context, parse(StackConfig, {**form_values, "adapters": adapters}, "the form"))
 
 
 def lora_choices(context: Context) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, StringConstraints, field_validator, model_validator
 
+from trainer.config import weights
 from trainer.config.stack import AdapterChoice
 from trainer.schema import Settings, setting
 
@@ -23,13 +24,12 @@ _AS_THE_BASE_SAYS = "left out: what the command's option says, else what the bas
 
 
 def adapter(text: str) -> dict[str, Any]:
-    """`fox.safetensors:0.8` as the values of an AdapterChoice; weight 1 if it is left out."""
-    file, _, weight = text.strip().rpartition(":")
+    """`fox.safetensors:0.8` as the values of an AdapterChoice; weight 1 if it is left out. Raises: ValueError in words for a weight that is no number."""
+    file, weight = weights.split(text)
     try:
-        number = float(weight) if file else 1.0
-    except ValueError:
-        file, number = "", 1.0
-    file = file or text.strip()
+        number = 1.0 if weight is None else weights.number(weight)
+    except ValueError as error:
+        raise ValueError(f"LoRA {text.strip()[:120]!r}: {error}") from None
     return {"file": file, "name": re.sub(r".*[/\\]|\.safetensors$", "", file), "weight": number}
 
 
@@ -76,6 +76,7 @@ class BatchConfig(Settings):
         None,
         "Base",
         f"imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id; {_AS_IT_SAYS}",
+        path="base",
     )
     mode: str | None = setting(None, "Mode", "How several LoRAs go together; left out: sum.")
     wide_weights: bool | None = setting(None, "Wide weights", f"Allow weights beyond -2 to 2; {_AS_IT_SAYS}")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import bases, families, lora_file, usual
-from trainer.config import AdapterChoice, StackConfig, digest, parse
+from trainer.config import AdapterChoice, StackConfig, digest, parse, weights
+from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import ConfigError
 from trainer.render import image
 from trainer.render.axes import Axis, axis
@@ -29,22 +30,19 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
     """The stack, and the weights of its grid if any LoRA has several; what isn't given is left to the base. Raises: ConfigError."""
     split = [_lora(text) for text in loras]
     # A LoRA with several weights is an axis; axes come first in the stack.
-    for text, (_, weights) in zip(loras, split, strict=True):
-        if bad := [weight for weight in weights if not -2 <= weight <= 2]:
-            raise ConfigError(f"--lora {text!r}: weight is {bad[0]:g}; allowed: -2 to 2.")
     split.sort(key=lambda pair: len(pair[1]) == 1)
-    axes = [Axis(f"adapters.{number}.weight", tuple(weights)) for number, (_, weights) in enumerate(split) if len(weights) > 1]
-    adapters = [{"file": file, "name": Path(file).stem, "weight": weights[0]} for file, weights in split]
+    axes = [Axis(f"adapters.{number}.weight", tuple(values)) for number, (_, values) in enumerate(split) if len(values) > 1]
+    adapters = [{"file": file, "name": Path(file).stem, "weight": values[0]} for file, values in split]
     return parse(StackConfig, settings | {"base": base, "adapters": adapters} | sides(size), "the command line"), axes
 
 
 def _lora(text: str) -> tuple[str, list[float]]:
-    file, colon, weights = text.rpartition(":")
-    if colon and re.fullmatch(r"[-+0-9.,eE ]+", weights):
+    file, weight = weights.split(text)
+    if weight is not None:
         try:
-            return file, [float(weight) for weight in weights.split(",")]
-        except ValueError:
-            raise ConfigError(f"--lora {text!r}: weight is {weights!r}; allowed: a number from -2 to 2, or several with commas between.") from None
+            return file, weights.numbers(weight, USUAL_WEIGHT)
+        except ValueError as error:
+            raise ConfigError(f"--lora {text!r}: {error}") from None
     if not Path(text).is_file():
         raise ConfigError(f"--lora {text!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
     return text, [1.0]

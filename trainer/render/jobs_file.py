@@ -21,6 +21,7 @@ from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import MAX_PICTURES, NAME, adapter, check_name, seeds
 from trainer.errors import ConfigError, UserError
 from trainer.render import command
+from trainer.schema import path_kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -152,7 +153,7 @@ def _csv(path: Path, defaults: Defaults) -> Iterator[Row]:
             if not any(cell.strip() for cell in cells):
                 continue
             if not head:
-                head = _head(cells, path)
+                head = _head(cells, str(path))
                 continue
             number += 1
             if number > MAX_PICTURES:
@@ -183,7 +184,18 @@ class _Lines:
         return line
 
 
-def _head(cells: list[str], path: Path) -> list[str]:
+def head(cells: list[str]) -> list[str]:
+    """The columns that a first line names. Raises: ConfigError with every one that is unknown or stands twice."""
+    return _head(cells, "the jobs file")
+
+
+def is_path(column: str) -> bool:
+    """Whether what stands in this column is opened."""
+    field = StackConfig.model_fields.get(COLUMNS.get(column, ""))
+    return field is not None and bool(path_kind(field))
+
+
+def _head(cells: list[str], path: str) -> list[str]:
     """The columns. Raises: ConfigError with every one that is unknown or stands twice."""
     names = [cell.strip().lower() for cell in cells]
     problems = []
@@ -204,6 +216,9 @@ def _cells(number: int, where: str, row: dict[str, str], beyond: list[str], defa
         return Row(number, where, None, "", f"it has {len(row) + len(beyond)} cells; there are {len(row)} columns. A text with a comma goes in quotes.")
     said = {column: cell if column in ("prompt", "negative") else cell.strip() for column, cell in row.items() if cell.strip()}
     values = defaults.values() | {COLUMNS[column]: cell for column, cell in said.items() if COLUMNS[column]}
-    if "lora" in said:
-        values["adapters"] = [adapter(text) for text in said["lora"].split(";") if text.strip()]
+    try:
+        if "lora" in said:
+            values["adapters"] = [adapter(text) for text in said["lora"].split(";") if text.strip()]
+    except ValueError as error:
+        return Row(number, where, None, "", str(error)[:1000])
     return _row(number, where, values, said.get("name", defaults.name), said.get("size"))
