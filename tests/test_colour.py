@@ -215,7 +215,9 @@ def test_cicp_is_followed(codes: tuple[int, int]) -> None:
     assert near(found, meant(RGB, *CODES[codes])) and notes == ()
 
 
-@pytest.mark.parametrize("raw, said", [((9, 16, 0, 1), "PQ"), ((9, 18, 0, 1), "HLG"), ((1, 13, 1, 1), "code points"), ((77, 13, 0, 1), "code points"), ((1, 13, 0, 0), "code")])
+@pytest.mark.parametrize(
+    "raw, said", [((9, 16, 0, 1), "PQ"), ((9, 18, 0, 1), "HLG"), ((1, 13, 1, 1), "code points"), ((77, 13, 0, 1), "code points"), ((1, 13, 0, 0), "code")]
+)
 def test_a_cicp_that_cannot_be_followed_is_said(raw: tuple[int, ...], said: str) -> None:
     found, notes = opened(with_chunk(file_of("PNG"), (b"cICP", bytes(raw))))
     assert found == RGB and len(notes) == 1 and said in notes[0] and "used as they are" in notes[0]

@@ -116,11 +116,16 @@ def test_captions_of_ai_toolkit_are_read_from_json_and_its_trigger_is_put_in(tmp
     assert [item.caption for item in dataset.items] == ["mokka, a long caption of a mill", "mokka a mill", "mokka, a bridge"]
     assert dataset.problems == ["a.jpg: the caption is read from the .json beside the picture."]
     without = data.scan(config(tmp_path))
-    assert without.items[1].caption == "[trigger] a mill" and "b.jpg: the caption says [trigger], and data.trigger is not set: read as it stands." in without.problems
+    assert (
+        without.items[1].caption == "[trigger] a mill"
+        and "b.jpg: the caption says [trigger], and data.trigger is not set: read as it stands." in without.problems
+    )
     assert not dataset_check.check(tmp_path, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8).without_trigger == ("b.jpg",)
 
 
-@pytest.mark.parametrize("raw", [b"", b"[1]", b'{"caption": 7}', b'{"caption": "\\ud83d"}', b"{" * 9000, b"\xff\xfe", b'{"caption": "' + b"x" * 300_000 + b'"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"[1]", b'{"caption": 7}', b'{"caption": "\\ud83d"}', b"{" * 9000, b"\xff\xfe", b'{"caption": "' + b"x" * 300_000 + b'"}']
+)
 def test_other_json_beside_a_picture_is_no_caption(raw: bytes, tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg", caption=None)
     (tmp_path / "a.json").write_bytes(raw)
@@ -191,7 +196,9 @@ def test_a_rehearsal_says_how_many_train() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([*ASIDE, "x/a.png", "b.png", "b.txt", "a.png", "a.txt", "b-masklabel.png", "metadata.jsonl", "b.json"]), max_size=8, unique=True))
+@given(
+    st.lists(st.sampled_from([*ASIDE, "x/a.png", "b.png", "b.txt", "a.png", "a.txt", "b-masklabel.png", "metadata.jsonl", "b.json"]), max_size=8, unique=True)
+)
 def test_any_mixture_of_layouts_is_sorted_out(tmp_path_factory: pytest.TempPathFactory, chosen: list[str]) -> None:
     folder = tmp_path_factory.mktemp("mixed")
     for name in chosen:

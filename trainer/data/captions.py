@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from trainer.errors import DataError
 
 HISTORY = ".caption-history.jsonl"
+_WAIT_S = 10.0
 _NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock
 MAX_CAPTION_BYTES = 64 << 10
 _SUFFIXES = (".txt", ".caption")
@@ -142,15 +143,18 @@ def _standing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _locked(folder: Path) -> Iterator[None]:
     """The folder for one writer. Raises: DataError if it can't be written into."""
     try:
-        with FileLock(str(folder / ".caption-history.lock"), timeout=10):
+        path = folder / ".caption-history.lock"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # a lock that can't be made is waited for as if another held it
+        with FileLock(str(path), timeout=_WAIT_S):
             yield
     except Timeout:
         raise DataError(f"another program is writing captions in {folder.name}; try again when it is done.") from None
     except OSError as error:
-        raise DataError(f"the captions in {folder.name} can't be changed ({error.strerror or error}); {_mend(error)} Nothing was lost.") from None
+        raise DataError(f"the captions in {folder.name} can't be changed ({error.strerror or error}); {mend(error)} Nothing was lost.") from None
 
 
-def _mend(error: OSError) -> str:
+def mend(error: OSError) -> str:
+    """What to do about a folder that could not be written into."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room on the disk and save again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -20,8 +20,8 @@ from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.data import opening, sources, wording
 from trainer.data.opening import open_image as open_image
 from trainer.data.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
-from trainer.data.sources import Found
 from trainer.data.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from trainer.data.sources import Found
 from trainer.errors import DataError
 
 if TYPE_CHECKING:

@@ -221,7 +221,14 @@ def _shown(name: str) -> str:
 
 
 def _add(folder: Path, sources: list[_Source], report: Report) -> Report:
-    """Pictures first, then captions beside the picture they came with, under its new stem."""
+    """Pictures first, then captions beside the picture they came with, under its new stem. Raises: DataError if there is no writing."""
+    try:
+        return _written(folder, sources, report)
+    except OSError as error:
+        raise DataError(f"{folder.name} can't take these files ({error.strerror or error}); {captions.mend(error)} {report.message}") from None
+
+
+def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem.lower() for path in folder.iterdir() if not path.name.startswith(".")}
     stems: dict[str, str] = {}
@@ -261,11 +268,15 @@ def _add_picture(folder: Path, source: _Source, raw: bytes, taken: set[str]) -> 
         stem = f"{wanted}-{number}"
     taken.add(stem.lower())
     temporary = folder / f".{stem}.upload"
-    with temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / f"{stem}{source.suffix}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / f"{stem}{source.suffix}")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return stem
 
 
