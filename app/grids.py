@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from app.notices import mended
 from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
+from trainer.shown import some
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 GRID = "grid-"  # how its sheets' names begin
 _NUM_AXES = 3
+_LONGEST = 4000  # characters of an axis's values
 _CHECKPOINTS = "checkpoint"
 _WEIGHT = "weight "
 _TEXTS = frozenset({"prompt", "negative_prompt"})  # values with commas in them: | goes between
@@ -37,16 +40,20 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
     """One setting and its values as typed; `places` gives a row's number its place in the stack. Raises: ConfigError."""
     from trainer.render import axes
 
+    if len(values) > _LONGEST:
+        raise ConfigError(f"the values of a grid have {len(values):,} characters; allowed: up to {_LONGEST:,}.")
     if key == _CHECKPOINTS:
         names = [run.name for run in runs.every(context.runs)]
         if values.strip() not in names:
-            raise ConfigError(f"run is {values.strip()[:80]!r}; allowed: {', '.join(names[:20]) or 'a run that has saved something, and there is none yet'}.")
+            raise ConfigError(f"run is {values.strip()[:80]!r}; allowed: {some(names) or 'a run that has saved something, and there is none yet'}.")
         return axes.Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
     if key.startswith(_WEIGHT):
-        row = int(key.removeprefix(_WEIGHT))
-        if row not in places:
-            raise ConfigError(f"the grid goes over the weight of LoRA {row}, which is not on; choose one that is.")
-        key = f"adapters.{places[row]}.weight"
+        row = key.removeprefix(_WEIGHT)
+        if row not in map(str, places):
+            raise ConfigError(f"the grid goes over the weight of LoRA {row[:20]}, which is not on; choose one that is.")
+        key = f"adapters.{places[int(row)]}.weight"
+    elif key not in _SETTINGS:
+        raise ConfigError(f"the grid goes over {key[:80]!r}; allowed: {', '.join(_SETTINGS)}, a LoRA's weight, or a run's checkpoints.")
     parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
     if not all(parts):
         raise ConfigError(f"values are {values[:80]!r}; write some with commas between, such as 0, 0.5, 1. Between prompts goes |.")
@@ -65,7 +72,7 @@ class Grids:
                 with gr.Row():
                     self.keys.append(gr.Dropdown(settings(num_rows), value="", label=where.capitalize(), min_width=130, scale=2, elem_id=f"axis-{number}"))
                     self.values.append(
-                        gr.Textbox("", label="Values", placeholder="1, 2, 3", max_length=4000, min_width=150, scale=3, elem_id=f"axis-values-{number}")
+                        gr.Textbox("", label="Values", placeholder="1, 2, 3", max_length=_LONGEST, min_width=150, scale=3, elem_id=f"axis-values-{number}")
                     )
             self.draw = gr.Button("Render this grid", size="sm", elem_id="render-axes")
 
@@ -86,4 +93,9 @@ class Grids:
 
 def render(context: Context, stack: StackConfig, asked: list[tuple[str, str]], places: dict[int, int]) -> Image:
     """The sheet. Raises: ConfigError, AdapterError."""
-    return context.render_axes(stack, [axis_of(context, key, values, places) for key, values in asked])
+    from trainer.render.axes import MAX_CELLS
+
+    axes = [axis_of(context, key, values, places) for key, values in asked]
+    if (num := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:  # before a base is loaded for it
+        raise ConfigError(f"the grid has {num:,} pictures; allowed: up to {MAX_CELLS} pictures.")
+    return context.render_axes(stack, axes)

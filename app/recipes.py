@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from app import gate
 from app.context import Context
 from trainer.config import StackConfig
 
@@ -20,5 +21,4 @@ def read_recipe(context: Context, path: Path) -> StackConfig:
     """The stack a picture was made from, its LoRAs found here by hash, its base offered here. Raises: DataError, AdapterError, ConfigError."""
     from trainer.render.image import read_stack
 
-    stack = read_stack(path, context.find_loras())
-    return stack.model_copy(update={"base": context.base(stack.base)})
+    return gate.checked(context, read_stack(path, context.find_loras()))

@@ -26,9 +26,7 @@ def parse(lines: tuple[str, ...]) -> list[tuple[Path, float]]:
     """Files and weights. Raises: ConfigError for a line that can't be read, or a file that isn't there."""
     found = []
     for line in lines:
-        file, colon, weight = line.rpartition(":")
-        if not colon or not re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+", weight):
-            file, weight = line, "1"
+        file, weight = split(line)
         if not Path(file).is_file():
             raise ConfigError(f"against.adapters has {line!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
         if not -2 <= float(weight) <= 2:
@@ -36,6 +34,12 @@ def parse(lines: tuple[str, ...]) -> list[tuple[Path, float]]:
         if float(weight):  # 0 is as if it were absent
             found.append((Path(file), float(weight)))
     return found
+
+
+def split(line: str) -> tuple[str, str]:
+    """The file and the weight that a line FILE:WEIGHT names, "1" where it has none."""
+    file, colon, weight = line.rpartition(":")
+    return (file, weight) if colon and re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+", weight) else (line, "1")
 
 
 def digest(lines: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from functools import reduce
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,15 +25,26 @@ class Settings(BaseModel):
 
 SET = "set"  # in `only_with`: any value but an empty or zero one
 OnlyWith = dict[str, Any]  # dotted setting, or a fact such as `prediction` -> values with which the setting is read, or SET
+PathKind = Literal["dataset", "lora", "loras", "base", "mask"]  # what a path-valued setting names, and so what the page looks it up among
 
 
-def setting(default: Any, label: str, help: str, *, advanced: bool = False, only_with: OnlyWith | None = None, **bounds: Any) -> Any:
+def setting(
+    default: Any, label: str, help: str, *, advanced: bool = False, only_with: OnlyWith | None = None, path: PathKind | None = None, **bounds: Any
+) -> Any:
     """A pydantic field with its label and help; `advanced` ones are folded away in the UI.
 
+    `path` says that its value is opened, and as what: the page lets only such through as the server offers.
     `only_with` says when it is read at all: if any of those settings has one of those values. `bounds` are pydantic's own
     (`ge`, `le`, `gt`, `max_length`, `multiple_of`), forwarded whole.
     """
-    return Field(default, title=label, description=help, json_schema_extra={"advanced": advanced, "only_with": only_with or {}}, **bounds)
+    extra: dict[str, Any] = {"advanced": advanced, "only_with": only_with or {}, "path": path or ""}
+    return Field(default, title=label, description=help, json_schema_extra=extra, **bounds)
+
+
+def path_kind(field: FieldInfo) -> str:
+    """What a path-valued setting names, "" for any other."""
+    extra = field.json_schema_extra
+    return str(extra.get("path") or "") if isinstance(extra, dict) else ""
 
 
 def unread(config: Settings, facts: dict[str, tuple[str, ...]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import views
+from app import gate, views
 from app.context import Context, Refresh
 from app.form import Form
 from app.jobs import LIVE, REHEARSAL, TRAINING, WAITING, Job
@@ -47,8 +47,7 @@ def config_of(context: Context, form_values: dict[str, Any], dataset: str | None
         raise ConfigError(f"dataset {dataset} has no pictures; add some in the Dataset tab.")
     data = form_values.setdefault("data", {})
     data |= {"folder": str(folder), "heldout": str(context.dataset(heldout)) if heldout else "", "trigger": trigger.strip()}
-    config = parse(TrainConfig, form_values, "the form")
-    return session.absolute(config.model_copy(update={"base": context.base(config.base)}))
+    return session.absolute(gate.checked(context, parse(TrainConfig, form_values, "the form")))
 
 
 def recipe_of(context: Context, preset: str) -> TrainConfig:
@@ -213,6 +212,8 @@ class _Tab:
 
     @mended
     def take_preset(self, chosen: str) -> dict[Any, Any]:
+        if chosen not in presets.names():
+            raise ConfigError("that preset is not here any more; reload the page to see what is.")
         config = recipe_of(self.context, chosen)
         return {**self.form.fill(config), self.trigger: config.data.trigger}
 

@@ -113,7 +113,7 @@ class AgainstConfig(Settings):
     """Adapters that lie on the base while the new one is trained: it learns to live with them."""
 
     adapters: tuple[str, ...] = setting(
-        (), "Train against", "LoRA files already on the base while this one learns, FILE:WEIGHT, one a line.", max_length=8, advanced=True
+        (), "Train against", "LoRA files already on the base while this one learns, FILE:WEIGHT, one a line.", max_length=8, advanced=True, path="loras"
     )
     overlap_penalty: float = setting(
         0.0, "Overlap penalty", "Pushes the update into directions those leave free; 0 is off, 0.1-1.", ge=0, le=100, advanced=True,

@@ -19,7 +19,7 @@ _MODES = (
 class AdapterChoice(Settings):
     """One LoRA of a stack: by file on this machine, and by hash wherever the recipe travels."""
 
-    file: str = setting("", "File", "The LoRA file; may be left out where the hash is found in the library.")
+    file: str = setting("", "File", "The LoRA file; may be left out where the hash is found in the library.", path="lora")
     name: str = setting("", "Name", "As in <lora:name:weight>.")
     sha256: str = setting("", "Hash", "sha256 of the tensors, as sshs_model_hash; found by it when the file has moved.", pattern=r"^([0-9a-f]{64})?$")
     weight: float = setting(1.0, "Weight", "Factor of this LoRA; 0 is as if it were absent.", ge=-WIDEST_WEIGHT, le=WIDEST_WEIGHT)
@@ -32,7 +32,9 @@ class AdapterChoice(Settings):
     schedule: str = setting(
         "", "Schedule", "How the weight goes with the denoising, from 0 to 1: 'linear 1 0', 'steps 0:1 0.5:0', 'points 0:0 0.3:1 1:0.5'; empty for constant."
     )
-    region: str = setting("", "Region", "Where it acts: 'box LEFT TOP RIGHT BOTTOM' from 0 to 1, or 'mask FILE' (white acts); empty for everywhere.")
+    region: str = setting(
+        "", "Region", "Where it acts: 'box LEFT TOP RIGHT BOTTOM' from 0 to 1, or 'mask FILE' (white acts); empty for everywhere.", path="mask"
+    )
     trigger: bool = setting(False, "Insert trigger", "Put its trigger words before the prompt where they are not in it.")
     enabled: bool = setting(True, "On", "Off is as if it were absent.")
 
@@ -47,6 +49,7 @@ class StackConfig(Settings):
         "Base",
         "imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id.",
         min_length=1,
+        path="base",
     )
     adapters: tuple[AdapterChoice, ...] = setting((), "Adapters", "LoRAs and their weights; the order matters only to the mode switch.", max_length=32)
     mode: str = setting("sum", "Mode", f"How several LoRAs go together: {_MODES}", advanced=True)

@@ -36,6 +36,7 @@ class TrainConfig(Settings):
         title="Base",
         description="imprimatura, a diffusers folder, a checkpoint file, a name from `velatura models list`, or a downloaded hub id.",
         min_length=1,
+        json_schema_extra={"path": "base"},
     )
     max_steps: int = setting(200, "Steps", "How long to train; about 4-8 steps a picture at batch 8.", ge=1, le=1_000_000)
     batch_size: int = setting(4, "Batch size", "Pictures at once, all of one shape; 1-8.", ge=1, le=256)
