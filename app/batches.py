@@ -24,16 +24,13 @@ from app import gate
 from app.context import Context
 from app.jobs import Job
 from app.views import Progress, duration
+from trainer import claiming
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.batch import adapter
+from trainer.config.parsing import from_toml, text_of
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser, by its name on 3.10
-    import tomli as tomllib
 
 KINDS = {".toml": "batch-toml", ".csv": "batch-csv"}  # of a job, by what its jobs file is
 MAX_BYTES = 8 << 20
@@ -91,14 +88,14 @@ def uploaded(context: Context, path: Path) -> Jobs:
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"the jobs file has {path.stat().st_size >> 20} MiB; allowed here: up to {MAX_BYTES >> 20}. `velatura batch` takes more.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = text_of(path.read_bytes(), path.name[:80])
         return _csv(context, text) if suffix == ".csv" else _toml(context, text)
     except (ValueError, csv.Error, RecursionError) as error:
         raise ConfigError(f"{path.name[:80]} can't be read: {str(error)[:400]}") from None
 
 
 def _toml(context: Context, text: str) -> Jobs:
-    return _as_toml(gate.checked(context, parse(BatchConfig, tomllib.loads(text), "the jobs file")))
+    return _as_toml(gate.checked(context, parse(BatchConfig, from_toml(text, "the jobs file"), "the jobs file")))
 
 
 def _as_toml(batch: BatchConfig) -> Jobs:
@@ -280,9 +277,9 @@ def packed(context: Context, out: Path) -> Path:
         raise ConfigError("no picture has been drawn yet.")
     target = context.cache / "files" / f"{out.name}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
-        for path in [*found, *out.glob("manifest*.csv")]:
-            archive.write(path, path.relative_to(out))
-    temporary.replace(target)
+    with claiming.temporary(target.parent) as made:
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
+            for path in [*found, *out.glob("manifest*.csv")]:
+                archive.write(path, path.relative_to(out))
+        made.replace(target)
     return target

@@ -181,3 +181,70 @@ def test_mutated_zips_never_leave_the_folder_nor_crash(tmp_path_factory: pytest.
 def test_any_name_becomes_a_safe_stem(name: str) -> None:
     stem = uploads.safe_stem(name)
     assert stem and "/" not in stem and "\\" not in stem and not stem.startswith((".", "-")) and len(stem.encode()) <= 205 and stem.isprintable()
+
+
+def _in_turn(folder: Path, source: Path) -> list[str]:
+    return uploads.add_pictures(folder, [source / "IMG_0001.png", source / "IMG_0001.txt"]).added
+
+
+def _upload(folder: str, root: str, numbers: list[int]) -> list[list[str]]:
+    """In a process of its own."""
+    return [_in_turn(Path(folder), Path(root) / str(number)) for number in numbers]
+
+
+@pytest.mark.parametrize("callers", [2, 12])
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("links", [True, False])
+def test_twenty_pictures_of_one_name_from_many_callers_are_all_there_with_their_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callers: int, kind: str, links: bool
+) -> None:
+    import multiprocessing
+    from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+
+    if not links:
+        if kind == "processes":
+            pytest.skip("a patch does not reach another process")
+        monkeypatch.setattr(uploads.claiming.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    colours = [(10 * number, 5, 200) for number in range(20)]
+    for number, colour in enumerate(colours):
+        source = tmp_path / "sources" / str(number)
+        source.mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(source / "IMG_0001.png")
+        (source / "IMG_0001.txt").write_text(f"colour {colour}")
+    folder = tmp_path / "set"
+    pool: Executor = (
+        ThreadPoolExecutor(callers) if kind == "threads" else ProcessPoolExecutor(min(callers, 3), multiprocessing.get_context("spawn"))
+    )  # as many as the machine bears
+    with pool:
+        shares = [list(range(20))[first::callers] for first in range(callers)]
+        waiting = [pool.submit(_upload, str(folder), str(tmp_path / "sources"), share) for share in shares]
+        added = [name for one in waiting for names_ in one.result() for name in names_]
+    assert len(set(added)) == 20 and sorted(added) == sorted(path.name for path in folder.glob("*.png"))
+    found = set()
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            pixel = image.convert("RGB").getpixel((3, 3))
+        assert path.with_suffix(".txt").read_text().strip() == f"colour {pixel}", "each caption lies beside its own picture"
+        found.add(pixel)
+    assert found == set(colours) and not list(folder.glob(".*.upload"))
+
+
+def test_one_stem_is_one_pictures_whatever_its_ending_or_case(tmp_path: Path) -> None:
+    for name in ("a.png", "a.webp", "A.jpg"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    report = uploads.add_pictures(tmp_path / "set", [tmp_path / "a.png", tmp_path / "a.webp", tmp_path / "A.jpg"])
+    assert report.added == ["a.png", "a-2.webp", "A-3.jpg"]
+
+
+def test_two_captions_for_one_picture_are_not_both_taken(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    (tmp_path / "a.png").write_bytes(png())
+    uploads.add_pictures(tmp_path / "set", [tmp_path / "a.png"])
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.txt").write_text(f"caption {number}")
+    with ThreadPoolExecutor(8) as pool:
+        reports = list(pool.map(lambda number: uploads.add_pictures(tmp_path / "set", [tmp_path / str(number) / "a.txt"]), range(8)))
+    (taken,) = [number for number, report in enumerate(reports) if not report.left_out]
+    assert (tmp_path / "set" / "a.txt").read_text().strip() == f"caption {taken}"

@@ -11,7 +11,7 @@ import gradio as gr
 
 from app.context import EXAMPLES, Context, Refresh
 from app.notices import mended, tell, warn
-from trainer import families, presets
+from trainer import claiming, families, presets
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, captions, uploads
 from trainer.errors import ConfigError, DataError
@@ -43,15 +43,20 @@ def copy_sample(context: Context, sample: str) -> str:
     """Copy a sample set, and its held-out part as `<name>-heldout`; its name, `-2` if it is there already."""
     if sample not in sample_sets():
         raise DataError(f"sample set {sample!r} is unknown; allowed: {', '.join(sample_sets())}.")
-    name, number = sample, 1
-    while (context.datasets / name).exists() or (context.datasets / f"{name}-heldout").exists():
-        number += 1
-        name = f"{sample}-{number}"
     context.datasets.mkdir(parents=True, exist_ok=True)
-    for part, target in (("heldout", f"{name}-heldout"), ("train", name)):
+    for path in claiming.numbered(context.datasets, sample, ""):
+        twin = path.with_name(f"{path.name}-heldout")
+        if twin.exists():
+            continue
+        try:
+            path.mkdir()  # whoever makes it has the name
+        except FileExistsError:
+            continue
+        break
+    for part, target in (("heldout", twin), ("train", path)):
         if (EXAMPLES / sample / part).is_dir():
-            shutil.copytree(EXAMPLES / sample / part, context.datasets / target)
-    return name
+            shutil.copytree(EXAMPLES / sample / part, target, dirs_exist_ok=target == path)
+    return path.name
 
 
 def add(context: Context, name: str | None, files: list[str]) -> uploads.Report:

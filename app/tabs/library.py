@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ import gradio as gr
 from app import views
 from app.context import Context, Refresh
 from app.notices import mended, tell
-from trainer import origin, runs
+from trainer import claiming, origin, runs
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError
 from trainer.events import Finished, Step, Validated
@@ -61,15 +59,7 @@ def add_lora(context: Context, source: Path) -> LoraInfo:
     info = lora_file.inspect(source)
     if info.sha256 in context.find_loras():
         raise AdapterError(f"{source.name} is here already, as {context.lora(info.sha256).name}.")
-    context.loras.mkdir(parents=True, exist_ok=True)
-    stem, number = safe_stem(source.name), 1
-    target = context.loras / f"{stem}.safetensors"
-    while target.exists():
-        number += 1
-        target = context.loras / f"{stem}-{number}.safetensors"
-    temporary = target.with_name(f".{target.stem}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    claiming.copied(source, claiming.numbered(context.loras, safe_stem(source.name), ".safetensors"), context.loras)
     return next(one for one in context.find_loras().values() if one.sha256 == info.sha256)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from html import escape
 from pathlib import Path
@@ -17,7 +18,7 @@ from app.grids import render as render_grid
 from app.insight import MODES, Insight
 from app.notices import mended, tell
 from app.recipes import read_recipe, recent
-from trainer import bases, families, usual
+from trainer import bases, claiming, families, usual
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
@@ -76,12 +77,9 @@ def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> 
 
 def keep_sheet(context: Context, sheet: Any, name: str) -> Path:
     """A sheet of pictures, written to the render folder under a free name."""
-    from trainer.render.image import free_name
-
-    context.renders.mkdir(parents=True, exist_ok=True)
-    path = free_name(context.renders, name)
-    sheet.save(path, "PNG")
-    return path
+    with claiming.temporary(context.renders) as made:
+        sheet.save(made, "PNG")
+        return claiming.put(made, claiming.numbered(context.renders, *os.path.splitext(name)))
 
 
 def text_of(path: Path) -> str:

@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
+from trainer import claiming
 from trainer.data import captions, imagefolder, layouts
 from trainer.data import scanning as data
 from trainer.errors import DataError
@@ -224,13 +227,14 @@ def _add(folder: Path, sources: list[_Source], report: Report) -> Report:
     """Pictures first, then captions beside the picture they came with, under its new stem. Raises: DataError if there is no writing."""
     try:
         return _written(folder, sources, report)
+    except Timeout:
+        raise DataError(f"{folder.name} is being filled by others; try again in a minute. {report.message}") from None
     except OSError as error:
         raise DataError(f"{folder.name} can't take these files ({error.strerror or error}); {captions.mend(error)} {report.message}") from None
 
 
 def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.stem.lower() for path in folder.iterdir() if not path.name.startswith(".")}
     stems: dict[str, str] = {}
     left, total = list(sources), 0
     left.sort(key=lambda source: (source.suffix in data.CAPTION_SUFFIXES, source.suffix == ".caption"))
@@ -247,7 +251,7 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
             if source.suffix in data.CAPTION_SUFFIXES:
                 problem = _add_caption(folder, source, raw, stems)
             elif source.suffix in data.IMAGE_SUFFIXES:
-                stems.setdefault(source.key, name := _add_picture(folder, source, raw, taken))
+                stems.setdefault(source.key, name := _add_picture(folder, source, raw))
                 report.added.append(name + source.suffix)
             else:
                 problem = f"is neither a picture ({', '.join(data.IMAGE_SUFFIXES)}) nor a caption ({', '.join(data.CAPTION_SUFFIXES)})"
@@ -258,26 +262,23 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
     return report
 
 
-def _add_picture(folder: Path, source: _Source, raw: bytes, taken: set[str]) -> str:
+def _claiming(folder: Path) -> FileLock:
+    """Held while a name is looked for and taken: two pictures of one stem, `a.png` and `a.jpg`, would share a caption, which no link can tell."""
+    return FileLock(str(folder / ".uploads.lock"), timeout=60)
+
+
+def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
     """The stem it was written under; one that no other picture or caption of the folder has."""
     data.open_image(io.BytesIO(raw)).close()
-    wanted = safe_stem(source.name)
-    stem, number = wanted, 1
-    while stem.lower() in taken:
-        number += 1
-        stem = f"{wanted}-{number}"
-    taken.add(stem.lower())
-    temporary = folder / f".{stem}.upload"
-    try:
-        with temporary.open("wb") as file:
+    with claiming.temporary(folder) as made:
+        with made.open("xb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{stem}{source.suffix}")
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return stem
+        with _claiming(folder):
+            taken = {os.path.splitext(name)[0].lower() for name in os.listdir(folder) if not name.startswith(".")}
+            names = claiming.numbered(folder, safe_stem(source.name), source.suffix)
+            return claiming.put(made, (path for path in names if path.stem.lower() not in taken)).stem
 
 
 def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str]) -> str | None:
@@ -288,7 +289,8 @@ def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str
         stem = safe_stem(source.name)
         if not any((folder / f"{stem}{suffix}").is_file() for suffix in data.IMAGE_SUFFIXES):
             return "is a caption without a picture"
-    if any((folder / f"{stem}{suffix}").exists() for suffix in data.CAPTION_SUFFIXES):
-        return f"would replace the caption of {stem}; edit it there instead"
-    captions.write_caption(folder / f"{stem}.png", text)
+    with _claiming(folder):
+        if any((folder / f"{stem}{suffix}").exists() for suffix in data.CAPTION_SUFFIXES):
+            return f"would replace the caption of {stem}; edit it there instead"
+        captions.write_caption(folder / f"{stem}.png", text)
     return None

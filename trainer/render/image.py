@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer import families
+from trainer import claiming, families
 from trainer.config import StackConfig, digest, parse
 from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lora_file import LoraInfo
@@ -90,16 +90,12 @@ def save(picture: Picture, path: Path) -> Path:
     Raises: ConfigError if the text is longer than a JPEG can hold (about 32,000 characters), or for another kind of picture.
     """
     kind = format_of(path)
-    if kind is None:
-        path, kind = free_name(path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}.png"), "PNG"
-    options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind](picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        picture.image.save(temporary, kind, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind or "PNG"](picture)
+    with claiming.temporary(path if kind is None else path.parent, ".tmp") as made:
+        picture.image.save(made, kind or "PNG", **options)
+        if kind is None:
+            return claiming.put(made, claiming.numbered(path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}", ".png"))
+        os.replace(made, path)
     return path
 
 
