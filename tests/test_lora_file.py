@@ -146,8 +146,9 @@ def test_a_method_we_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def written(parts: dict[str, torch.Tensor], folder: Path) -> lora_file.Update:
-    """What is read of one linear layer's parts."""
-    save_file({f"unet.x.{suffix}": tensor for suffix, tensor in parts.items()}, folder / "x.safetensors")
+    """What is read of one linear layer's parts; of an OFT, as we write it."""
+    said = {"ss_network_module": "peft.oft"} if any(suffix.startswith("oft_R") for suffix in parts) else None
+    save_file({f"unet.x.{suffix}": tensor for suffix, tensor in parts.items()}, folder / "x.safetensors", said)
     shapes = {"unet.x": (6, 8, 3, 3) if any(tensor.ndim == 4 for tensor in parts.values()) else (6, 8)}
     return lora_file.read(folder / "x.safetensors", {"unet.x": "lora_unet_x"}, shapes)["unet.x"]
 

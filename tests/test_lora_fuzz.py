@@ -42,6 +42,7 @@ SUFFIXES = [
     "set_weight",
     "scale",
 ]
+SUFFIXES += ["oft_R.scaled_oft", "on_input", "ia3_l", "\ud800"]
 SUFFIXES += ["hada_w1_a", "hada_t1", "lokr_w1", "lokr_w2_a", "lokr_t2", "oft_R.weight", "oft_blocks", "lora_magnitude_vector", "string_to_param.*"]
 SHAPES: list[Any] = [
     [],
@@ -61,6 +62,11 @@ SHAPES: list[Any] = [
     [[2]],
     [1, 1, 1, 1, 1],
 ]
+CONFIG = json.dumps({
+    "peft_type": "LORA", "auto_mapping": None, "peft_version": "0.21.2", "r": 2, "lora_alpha": 4, "use_rslora": True, "use_dora": False,
+    "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {"x": 1, "attn.*to_q": 3}, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5,
+    "block_share": False, "coft": True, "eps": 0.1, "alpha": 3,
+})  # fmt: skip
 VALUES: list[Any] = [
     float("nan"),
     "",
@@ -74,8 +80,14 @@ VALUES: list[Any] = [
     {"dtype": "F32"},
     '{"unet.lora_alpha": "x"}',
     '{"unet.alpha_pattern": {"(a+)+$": 1}}',
+    '{"alpha_pattern": {"(.*)*(.*)*(.*)*y$": 1, "((((.{1,99}){1,99}){1,99}){1,99})+y": 2}}',
+    '{"rs_lora": "True", "conv_alpha": "x"}',
+    "peft.oft",
+    CONFIG,
+    "\ud800",
 ]
 KEYS = ["lora_adapter_metadata", "velatura.recipe", "ss_tag_frequency", "ss_base_model_version", "modelspec.architecture", "sshs_model_hash"]
+KEYS += ["ss_network_args", "ss_network_module", "ot_config", "half \ud800"]
 
 
 def seeds() -> list[bytes]:
@@ -92,7 +104,19 @@ def seeds() -> list[bytes]:
         "lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"x": 1}}),
         "ss_tag_frequency": '{"1_a": {"b": 1}}',
     }
-    found = [save({f"{NAMES[number % len(NAMES)]}.{suffix}": tensor for suffix, tensor in kind.items()}, metadata) for number, kind in enumerate(kinds)]
+    said = [metadata | ({"ss_network_module": "peft.oft"} if "oft_R.weight" in kind else {}) for kind in kinds]
+    kinds += [
+        {suffix: tensor.to(torch.float8_e4m3fn) if tensor.ndim else tensor.int() for suffix, tensor in low.items()},
+        {"lora_down.weight": torch.ones(2, 6, 1, 1), "lora_up.weight": torch.ones(6, 2, 1, 1), "alpha": torch.tensor(2)},
+        {"oft_R.weight": torch.ones(1, 3), "oft_R.scaled_oft": torch.tensor(True)},
+        {"lora_A.weight": torch.ones(2, 6), "lora_B.weight": torch.ones(6, 2)},
+        {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.tensor(8.0)},
+    ]
+    said += [
+        metadata, metadata, {"ot_revision": "x", "ot_config": '{"oft_block_share": true}'}, {"lora_adapter_metadata": CONFIG},
+        {"ss_network_args": '{"rs_lora": "True"}', "ss_network_dim": "4", "ss_network_alpha": "2"},
+    ]  # fmt: skip
+    found = [save({f"{NAMES[number % len(NAMES)]}.{suffix}": tensor for suffix, tensor in kind.items()}, said[number]) for number, kind in enumerate(kinds)]
     return [*found, save(lora_tables.fill(dict(list(lora_tables.modules("anima_lora_peft").items())[:1]), rank=1))]
 
 
@@ -126,7 +150,9 @@ def _change(header: dict[str, Any], body: bytearray, chance: random.Random) -> N
         shape = header[name].get("shape")
         header[name]["shape"] = shape[::-1] if isinstance(shape, list) and chance.random() < 0.5 else chance.choice(SHAPES)
     elif kind == "dtype":
-        header[name]["dtype"] = chance.choice(["F16", "BF16", "F64", "I64", "U8", "F8_E4M3", "x", 3, None])
+        header[name]["dtype"] = chance.choice(
+            ["F16", "BF16", "F64", "I64", "I32", "I8", "BOOL", "U8", "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "x", "\ud800", 3, None]
+        )
     elif kind == "offsets":
         header[name]["data_offsets"] = chance.choice([[0, 0], [0, len(body)], [4, 2], [-1, 8], [0, 1 << 60], "x", [1]])
     elif kind == "rename":
@@ -154,14 +180,14 @@ def survives(path: Path, chance: random.Random) -> bool:
     shapes = {name: (2, 6) if "transformer" in name else (6, 6) for name in keys}
     readable = True
     for attempt in (
-        lambda: lora_file.describe(lora_file.inspect(path)), lambda: lora_file.read(path, keys, shapes), lambda: updates(open_file(path)),
+        lambda: lora_file.describe(lora_file.inspect(path)).encode(), lambda: lora_file.read(path, keys, shapes), lambda: updates(open_file(path)),
         lambda: _spelled(path, chance.choice(spelling.SCHEMES)),
     ):  # fmt: skip
         try:
             attempt()
         except AdapterError as error:
             readable = False
-            assert str(error) and len(str(error)) < 2000
+            assert str(error) and len(str(error).encode()) < 2000
     return readable
 
 
@@ -200,3 +226,28 @@ def test_two_thousand_damaged_files_are_read_or_refused_in_words(tmp_path: Path)
 @pytest.mark.slow
 def test_twenty_thousand_damaged_files_are_read_or_refused_in_words(tmp_path: Path) -> None:
     _fuzz(tmp_path, 20_000, 2000)
+
+
+def changed(values: dict[str, Any], chance: random.Random) -> bytes:
+    """PEFT's config with one to four values changed, or its text damaged."""
+    values = dict(values)
+    for _ in range(chance.randint(1, 4)):
+        values[chance.choice([*values, "x", "modules_to_save"])] = chance.choice(
+            [*VALUES, True, False, 2.5, -1e300, "pissa", "IA3", {"x": "y"}, {"(": 1}, {"x+": 1}]
+        )
+    raw = bytearray(json.dumps(values).encode())
+    if chance.random() < 0.2:
+        raw[chance.randrange(len(raw))] = chance.randrange(256)
+    return bytes(raw[: chance.randrange(len(raw))] if chance.random() < 0.1 else raw)
+
+
+def test_folders_of_peft_with_a_damaged_config_are_read_or_refused_in_words(tmp_path: Path) -> None:
+    good, kinds = 0, seeds()
+    for number in range(1500):
+        chance = random.Random(number)
+        (tmp_path / "adapter_model.safetensors").write_bytes(chance.choice(kinds))
+        (tmp_path / "adapter_config.json").write_bytes(changed(json.loads(CONFIG), chance))
+        start = time.process_time()
+        good += survives(tmp_path, chance)
+        assert time.process_time() - start < LONGEST_S, f"config number {number}"
+    assert 0 < good < 1500

@@ -1,6 +1,8 @@
 """LoRA files, both ways: `.safetensors` <-> updates by module path, and the header that makes them known elsewhere.
 
-`header` is what a file says before a tensor is read, `content` all of it, read once; `names` tells scheme and family and knows every layer's names;
+`locating` finds the file in a folder of PEFT's; `header` is what a file says before a tensor is read, `foreign` what is no such file, `content` all
+of it, read once; `stating` is what it says of how its numbers are meant, with `patterns` and `stabilised`; `names` tells scheme and family and knows
+every layer's names;
 `reading` gives updates, matched to a base or by the file's own names; `spelling` gives them names again in any scheme; `writing` writes; `inspecting`
 says all of it, and `places` where a file loads. What others use is named here.
 """
@@ -21,9 +23,14 @@ from trainer.lora_file.inspecting import LoraInfo as LoraInfo
 from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
 from trainer.lora_file.inspecting import library as library
+from trainer.lora_file.locating import is_there as is_there
+from trainer.lora_file.locating import located as located
+from trainer.lora_file.locating import name_of as name_of
+from trainer.lora_file.locating import stamp as stamp
 from trainer.lora_file.reading import embeddings as embeddings
 from trainer.lora_file.reading import is_same_word as is_same_word
 from trainer.lora_file.reading import matched as matched
 from trainer.lora_file.reading import read as read
 from trainer.lora_file.reading import words as words
+from trainer.lora_file.stating import MEANING as MEANING
 from trainer.lora_file.writing import save as save

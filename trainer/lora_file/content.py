@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import AdapterError
-from trainer.lora_file.header import DTYPES, Header, header_of
+from trainer.lora_file.header import DTYPES, Header, beside, header_of
+from trainer.lora_file.locating import located
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 _OVERFLOW = 1 << 62  # numbers of a tensor that can't be counted
 
 
@@ -43,9 +48,10 @@ def content(path: Path) -> Content:
     """A file's content. Raises: AdapterError."""
     import torch
 
+    path = located(path)
     try:
         with path.open("rb") as file:
-            header = header_of(file, path.name)
+            header = beside(path, header_of(file, path.name))
             data = torch.empty(max(0, os.fstat(file.fileno()).st_size - header.data_start), dtype=torch.uint8)
             data = data[: file.readinto(data.numpy().data)]
     except OSError as error:
@@ -68,16 +74,19 @@ def _check(path: Path, header: Header, size: int) -> None:
         if start != after or end - start != math.prod(shape) * DTYPES[dtype] or math.prod(max(1, side) for side in shape) >= _OVERFLOW:
             raise AdapterError(f"{path.name} is damaged: {name[:200]!r} is {str(shape)[:100]} of {dtype} in bytes {start} to {end}, which don't fit.")
         after = end
+    if size < after:
+        raise AdapterError(f"{path.name} is cut off: {size} bytes of its {after} are there. Its download was not finished; download it again.")
     if after != size:
         raise AdapterError(f"{path.name} is damaged: its header tells of {after} bytes, and {size} follow.")
 
 
 def _typed(raw: Tensor, dtype: str) -> Tensor:
-    """Bytes as numbers; moved where they don't lie at a multiple of the numbers' size."""
+    """Bytes as numbers; moved where they don't lie at a multiple of the numbers' size. Those of 8 bits become float16, which has them all."""
     import torch
 
     kind: torch.dtype = getattr(torch, _NAMES[dtype])
-    return (raw if raw.storage_offset() % DTYPES[dtype] == 0 else raw.clone()).view(kind)
+    found = (raw if raw.storage_offset() % DTYPES[dtype] == 0 else raw.clone()).view(kind)
+    return found.to(torch.float16) if dtype.startswith("F8") else found
 
 
 def _not_finite(whole: Tensor, header: Header, tensors: dict[str, Tensor]) -> list[str]:

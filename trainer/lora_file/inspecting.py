@@ -13,7 +13,8 @@ from typing import Any
 from trainer.errors import AdapterError
 from trainer.lora_file import names, places, reading
 from trainer.lora_file.content import content
-from trainer.lora_file.header import recipe_of
+from trainer.lora_file.header import recipe_of, whole
+from trainer.lora_file.locating import name_of
 
 _LARGEST = 1e300  # of a squared norm that can be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
@@ -72,8 +73,8 @@ def inspect(path: Path) -> LoraInfo:
     recipe = recipe_of(header.metadata)
     config = recipe.get("config", {}) if recipe else {}
     return LoraInfo(
-        path=path,
-        name=path.stem,
+        path=read.path,
+        name=name_of(path),
         sha256=read.sha256,
         family=_text(config.get("family")) or (known.family.name if known.family else _versioned(header.metadata)),
         base=_text(config.get("base")) or header.metadata.get("ss_sd_model_name"),
@@ -85,7 +86,7 @@ def inspect(path: Path) -> LoraInfo:
         size_bytes=header.data_start + len(read.data),
         norm=_norm(list(squares.values())),
         trigger=header.metadata.get("modelspec.trigger_phrase", ""),
-        title=header.metadata.get("modelspec.title", path.stem),
+        title=header.metadata.get("modelspec.title", name_of(path)),
         metadata=header.metadata,
         recipe=recipe,
         embeddings={word: len(next(iter(parts.values()))) for word, parts in reading.words(read).items()},
@@ -200,7 +201,7 @@ def _tags(metadata: dict[str, str]) -> str:
         counted = json.loads(metadata.get("ss_tag_frequency", "{}"))
         tags: Counter[str] = Counter()
         for folder in counted.values():
-            tags.update({str(tag): int(count) for tag, count in folder.items()})
+            tags.update({whole(str(tag)): int(count) for tag, count in folder.items()})
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return "can't be read"
     return ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(10)) or "none said"

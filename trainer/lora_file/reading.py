@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from trainer import methods
 from trainer.deltas import Decomposed, Update, Whole
 from trainer.errors import AdapterError
-from trainer.lora_file import alphas, fusing, names
+from trainer.lora_file import fusing, names, stabilised, stating
 from trainer.lora_file.content import Content, content
 from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_WEIGHT = 1 << 30  # numbers in a matrix that is made whole; the largest weight of a published model has a third of that
 _BIASES = ("diff_b", "b_norm", "lora_B.bias", "lora_up.bias")
 _VALUES = ("scale", "set_weight")
+_MARKS = ("oft_R.scaled_oft",)  # say something by being there
+_RANKED = ("lora_A.weight", "lora_down.weight", "lora.down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # as many rows as the rank
 
 
 @dataclass(frozen=True)
@@ -50,30 +52,57 @@ def modules_of(found: Content) -> dict[str, Module]:
     grouped, strange = by_module(found.tensors)
     if strange or not grouped:
         raise AdapterError(f"{file} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
-    alpha_of = alphas.from_header(file, found.header.metadata)
-    return {module: _module(file, module, {suffix: found.tensors[name] for suffix, name in parts.items()}, alpha_of) for module, parts in grouped.items()}
+    parted = {module: {suffix: found.tensors[name] for suffix, name in parts.items()} for module, parts in grouped.items()}
+    said = stabilised.told(stating.stated(file, found.header.metadata), found.header.metadata, _strengths(parted))
+    return {module: _module(said, module, parts) for module, parts in parted.items()}
 
 
-def _module(file: str, module: str, parts: dict[str, Tensor], alpha_of: alphas.Alpha) -> Module:
-    own = parts.get("alpha")
+def _strengths(parted: Mapping[str, dict[str, Tensor]]) -> list[tuple[float, int]]:
+    """Alpha and rank of each module that has an alpha, rank 0 where no factor is low-rank."""
+    return [(float(parts["alpha"]), _rank(parts)) for parts in parted.values() if "alpha" in parts and parts["alpha"].numel() == 1]
+
+
+def _rank(parts: Mapping[str, Tensor]) -> int:
+    return next((len(tensor) for suffix in _RANKED if (tensor := parts.get(suffix)) is not None and tensor.ndim), 0)
+
+
+def _module(said: stating.Stated, module: str, parts: dict[str, Tensor]) -> Module:
+    file, own = said.file, parts.get("alpha")
     if own is not None and own.numel() != 1:
         raise AdapterError(f"{file}: the alpha of {module} has {own.numel()} elements; allowed: one.")
+    if whole := [suffix for suffix, tensor in parts.items() if suffix != "alpha" and not tensor.is_floating_point() and suffix not in _MARKS]:
+        raise AdapterError(f"{file}: {whole[0]} of {module} is of {str(parts[whole[0]].dtype).removeprefix('torch.')}; only alphas may be whole numbers.")
     extras = {suffix: tensor for suffix, tensor in parts.items() if suffix in (*_BIASES, *_VALUES)}
     given = {suffix: tensor for suffix, tensor in parts.items() if suffix != "alpha" and suffix not in extras}
     extras = {suffix: tensor for suffix, tensor in extras.items() if suffix in _VALUES or tensor.any()}  # a bias of zeros changes nothing
     if not given and extras:
         return Module(None, "values", None, parts, extras)
-    rank = next((tensor.shape[0] for suffix, tensor in given.items() if suffix.startswith("lora_A") and tensor.ndim), 0)
-    alpha = alpha_of(module, rank) if own is None else float(own)
+    rank = _rank(given)
+    alpha = said.alpha(module, rank) if own is None else said.own_alpha(float(own), rank)
     try:
         name, update = _update(given, alpha)
     except ValueError as error:
         raise AdapterError(f"{file}: {module} has {error}, which don't fit each other.") from None
     if update is None:
         raise AdapterError(f"{file}: {module} has {sorted(given)}, which is none of {', '.join(methods.registry())}.")
+    update = _as_said(said, module, name, update, alpha)
     if (largest := _largest({suffix: tuple(tensor.shape) for suffix, tensor in given.items()})) > MAX_WEIGHT:
         raise AdapterError(f"{file}: the factors of {module} make a matrix of {largest} numbers; allowed: up to {MAX_WEIGHT}.")
     return Module(update, name, alpha, parts, extras)
+
+
+def _as_said(said: stating.Stated, module: str, name: str, update: Update, alpha: float | None) -> Update:
+    """The update as the file's header means it, where its method has more than one meaning. Raises: AdapterError."""
+    if isinstance(update, Decomposed):
+        return replace(update, inner=_as_said(said, module, name.removesuffix("-dora"), update.inner, alpha))
+    method = methods.registry().get(name)
+    if method is None or not hasattr(method, "as_said"):
+        return update
+    try:
+        found: Update = method.as_said(update, {**said.facts(module), "file_alpha": alpha})
+    except ValueError as error:
+        raise AdapterError(f"{said.file}: {module} {error}.") from None
+    return found
 
 
 def _update(given: dict[str, Tensor], alpha: float | None) -> tuple[str, Update | None]:
@@ -239,7 +268,8 @@ def _made_for(known: names.Named) -> str:
 def _spelled(module: str) -> str:
     """A PEFT spelling without the wrapper's prefix; transformers >= 5.6 has no `text_model.` in its own paths."""
     plain = module.removeprefix("base_model.model.")
-    plain = plain if plain.startswith(("lora_", "unet.", "transformer.", "text_encoder")) else f"unet.{plain}" if "." in plain else plain
+    is_inside = "." in plain or plain != module
+    plain = plain if plain.startswith(("lora_", "unet.", "transformer.", "text_encoder")) else f"unet.{plain}" if is_inside else plain
     return plain.replace("text_encoder.text_model.", "text_encoder.")
 
 
@@ -263,7 +293,7 @@ def words(read: Content) -> dict[str, dict[str, Tensor]]:
         if match := EMBEDDING.match(name):
             found.setdefault(match["word"], {})[match["key"]] = vectors
     for word, parts in found.items():
-        if bad := [vectors for vectors in parts.values() if vectors.ndim != 2 or not vectors.numel()]:
+        if bad := [vectors for vectors in parts.values() if vectors.ndim != 2 or not vectors.numel() or not vectors.is_floating_point()]:
             raise AdapterError(f"{path.name}: the word {word!r} has vectors of shape {tuple(bad[0].shape)}; allowed: (vectors, width).")
         if len({len(vectors) for vectors in parts.values()}) > 1:
             counted = ", ".join(f"{key} {len(vectors)}" for key, vectors in parts.items())

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from trainer import methods
 from trainer.deltas import Decomposed, Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import fusing, names
@@ -221,7 +222,19 @@ def _written(rules: Scheme, modules: dict[str, Module]) -> Spelled:
     ranks = Counter(low.rank for low in lows.values())
     rank = max(ranks, key=lambda rank: (ranks[rank], rank)) if ranks else 0
     metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(wide or float(rank))} if rank else {}
-    return Spelled(written, metadata)
+    return Spelled(written, metadata | _said(modules))
+
+
+def _said(modules: Mapping[str, Module]) -> dict[str, str]:
+    """What the header has to say of methods whose numbers don't tell all. Raises: AdapterError if it would be more than one thing."""
+    found = set()
+    for one in modules.values():
+        method = methods.registry().get(one.method)
+        if method is not None and hasattr(method, "says"):
+            found.add((f"peft.{one.method}", json.dumps(method.says(one.update), sort_keys=True)))
+    if len(found) > 1:
+        raise AdapterError(f"its {', '.join(sorted({name for name, _ in found}))} modules are meant in {len(found)} ways, which one header can't say.")
+    return {key: value for name, args in found for key, value in (("ss_network_module", name), ("ss_network_args", args))}
 
 
 def _low(update: Update | None) -> Delta | None:
@@ -235,7 +248,7 @@ def _tensors(scheme: str, one: Module, wide: float | None) -> dict[str, Tensor]:
 
     low = _low(one.update)
     if low is None:
-        return dict(one.parts)
+        return {**one.parts, **_strength(one)}
     own = low.scale * low.rank
     factor = low.scale if wide is None else own / wide
     up = low.up if abs(factor - 1) < 1e-7 else low.up.float() * factor
@@ -246,6 +259,14 @@ def _tensors(scheme: str, one: Module, wide: float | None) -> dict[str, Tensor]:
     elif scheme == "xlabs":
         found = {"down.weight": low.down.clone(), "up.weight": up.clone()}
     return found | ({} if lengths is None else _lengths(scheme, lengths, low)) | {suffix: tensor.clone() for suffix, tensor in one.extras.items()}
+
+
+def _strength(one: Module) -> dict[str, Tensor]:
+    """Tensors that say without a header how strong an update is whose method has a scale."""
+    update = one.update.inner if isinstance(one.update, Decomposed) else one.update
+    method = methods.registry().get(one.method.removesuffix("-dora"))
+    found: dict[str, Tensor] = method.scaled(update, one.parts) if method is not None and hasattr(method, "scaled") else {}
+    return found
 
 
 def _lengths(scheme: str, lengths: torch.Tensor, low: Delta) -> dict[str, Tensor]:

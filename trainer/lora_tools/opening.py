@@ -15,6 +15,7 @@ from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import fusing, reading, writing
 from trainer.lora_file.header import Header, read_header
+from trainer.lora_file.locating import CONFIG_KEY, located
 from trainer.lora_file.names import Family, Named, Target
 from trainer.lora_file.spelling import Spelled
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MADE_KEY = "velatura.made"
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}  # of the largest relative error that rounding makes
-_OWN = ("sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", "format", "modelspec.hash_sha256")
+_OWN = ("sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", CONFIG_KEY, "format", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Opened:
 
 def open_file(path: Path) -> Opened:
     """A LoRA file, read whole. Raises: AdapterError."""
+    path = located(path)
     header = read_header(path)
     return Opened(path, header, reading.named(header), reading.modules(path), reading.embeddings(path))
 
@@ -138,7 +140,7 @@ def write(out: Path, spelled: Spelled, source: Opened, dtype: str, made: Mapping
     if dtype not in DTYPES:
         raise AdapterError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
     family = source.known.family
-    kept = {key: _clean(value) for key, value in source.header.metadata.items() if key not in _OWN and not key.startswith("ss_network_")}
+    kept = {key: value for key, value in source.header.metadata.items() if key not in _OWN and not key.startswith("ss_network_")}
     if family is not None:
         kept = {"modelspec.architecture": family.architecture, "ss_base_model_version": family.base_version, **kept}
     kept |= {"modelspec.sai_model_spec": kept.get("modelspec.sai_model_spec", "1.0.1"), "modelspec.title": kept.get("modelspec.title", out.stem)}
@@ -146,8 +148,3 @@ def write(out: Path, spelled: Spelled, source: Opened, dtype: str, made: Mapping
     out.parent.mkdir(parents=True, exist_ok=True)
     kind = source.dtype() if dtype == "keep" else getattr(torch, dtype)
     return writing.save(out, spelled.modules, kept | spelled.metadata | own, kind, source.words if words is None else words)
-
-
-def _clean(text: str) -> str:
-    """Text that can be written: a header may have halves of characters."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -142,7 +142,7 @@ def _gap(mine: Tensor, theirs: Tensor) -> float:
 
 
 def _numbers(update: Any) -> list[Tensor]:
-    """Every tensor and scale of an update that isn't low-rank, in order."""
+    """Every tensor and number of an update that isn't low-rank, in order."""
     import torch
 
     found: list[Tensor] = []
@@ -150,8 +150,8 @@ def _numbers(update: Any) -> list[Tensor]:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, torch.Tensor):
                 found.append(one)
-            elif isinstance(one, float):
-                found.append(torch.tensor([one]))
+            elif isinstance(one, (int, float)):
+                found.append(torch.tensor([float(one)]))
     return found
 
 
@@ -177,12 +177,12 @@ def _through_converter(source: Opened, ours: Mapping[str, Update]) -> Proof:
 
 def _theirs(state: Mapping[str, Tensor], alphas: Mapping[str, float], source: Opened) -> dict[str, Update]:
     """diffusers' tensors as updates by path; an alpha stands under the name of the module's first factor."""
-    from trainer.lora_file import alphas as header_alphas
+    from trainer.lora_file import stating
     from trainer.lora_file.header import by_module, split
     from trainer.lora_file.names import look_up
 
     family = source.family()
-    in_header = header_alphas.from_header(source.path.name, source.header.metadata)
+    in_header = stating.stated(source.path.name, source.header.metadata).alpha
     keys = {key: key.removesuffix(".alpha") for key in alphas}
     own = {(parts[0] if (parts := split(plain)) else plain): float(alphas[key]) for key, plain in keys.items()}
     found: dict[str, Update] = {}

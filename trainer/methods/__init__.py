@@ -11,6 +11,10 @@ Contract of a method module (`tests/house.py` holds every one to it):
     recognises      whether these are the suffixes of one of its modules in a file, alpha left out
     from_file       (tensors of one module as a file calls them, alpha or None) -> its `trainer.deltas.Update`, whatever the
                     tool that wrote it; raises ValueError with the shapes if the parts don't fit each other
+    as_said         only where the numbers alone don't tell: (that update, what the file's header says in PEFT's words) -> the
+                    update as its file means it; raises ValueError, in words that go on from the module's name
+    says            only with `as_said`, where names are given anew: update -> the `ss_network_args` that make it read so again
+    scaled          only for a method with a scale: (update, its tensors) -> those that have to be others for the file alone to say it
 
 A method whose update is not low-rank has a class of its own for it, which keeps `Update`. A method sees `schema`, `deltas`
 and torch, never the loop, the config or another method.

@@ -4,6 +4,8 @@ arXiv 2309.14859). The maths is PEFT's; the file is spelled and scaled as LyCORI
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -139,3 +141,11 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Hadamard
     kernels = (tensors[_KERNELS[0]], tensors[_KERNELS[1]]) if _KERNELS[0] in tensors else None
     rank = b1.shape[0] if b1.ndim else 0
     return Hadamard((a1, b1), (a2, b2), kernels, 1.0 if alpha is None else alpha / max(1, rank))
+
+
+def scaled(update: Hadamard, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the parts has to be another tensor for the file to say the scale as LyCORIS does, without a header."""
+    import torch
+
+    alpha = update.scale * update.rank
+    return {} if math.isclose(float(parts.get("alpha", torch.tensor(float(update.rank)))), alpha, rel_tol=1e-6) else {"alpha": torch.tensor(alpha)}

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -159,3 +160,26 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Kronecke
     first, second = ((tensors[key],) if key in tensors else (tensors[f"{key}_a"], tensors[f"{key}_b"]) for key in ("lokr_w1", "lokr_w2"))
     low = next((pair[1].shape[0] for pair in (first, second) if len(pair) == 2 and pair[1].ndim), 0)
     return Kronecker(first, second, tensors.get("lokr_t2"), alpha / low if alpha is not None and low else 1.0)
+
+
+def as_said(update: Kronecker, said: Mapping[str, Any]) -> Kronecker:
+    """The update as its file means it: of whole factors, which LyCORIS doesn't scale, PEFT does, and LyCORIS with `rs_lora`. Raises: ValueError."""
+    if len(update.first) == len(update.second) == 1:
+        if said.get("written_by") == "peft" and said.get("alpha") is not None:
+            if not said.get("r"):
+                raise ValueError("is a LoKr of PEFT's whose config has no rank (r), so its strength isn't known")
+            return replace(update, scale=said["alpha"] / said["r"])
+        if (scale := said.get("whole_scales", {}).get(said.get("file_alpha"))) is not None:
+            return replace(update, scale=scale)
+    return update
+
+
+def scaled(update: Kronecker, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the parts has to be another tensor for the file to say the scale as LyCORIS does, without a header."""
+    import torch
+
+    if len(update.first) == len(update.second) == 1:
+        return {} if update.scale == 1 else {"lokr_w1": parts["lokr_w1"] * update.scale}
+    rank = next(pair[1].shape[0] for pair in (update.first, update.second) if len(pair) == 2)
+    alpha = update.scale * rank
+    return {} if math.isclose(float(parts.get("alpha", torch.tensor(float(rank)))), alpha, rel_tol=1e-6) else {"alpha": torch.tensor(alpha)}

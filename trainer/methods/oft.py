@@ -5,13 +5,16 @@ The maths is PEFT's, with the exact Cayley transform, not its truncated series: 
 what the file says is independent of how many terms were taken. On convolutions PEFT's OFT changes the output at the
 start, so it is offered for linear layers only. The tensors are spelled as PEFT does (`oft_R.weight`): LyCORIS' and kohya's
 `oft_blocks` turn the outputs, which is another family of updates.
+
+Read are PEFT's and OneTrainer's too, whose R is mostly the cut-off series of (I + Q)(I - Q)^-1: the same numbers, turned the other way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isqrt
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isqrt, prod, sqrt
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +29,7 @@ name = "oft"
 title = "OFT"
 
 _ROTATION = "oft_R.weight"
+_SCALED = "oft_R.scaled_oft"  # OneTrainer's mark
 
 
 class Config(Settings):
@@ -42,10 +46,18 @@ class Rotation:
     """An update that turns a layer's inputs: base @ R^T - base."""
 
     skew: Tensor  # (blocks, b * (b - 1) / 2), upper triangles of Q
+    terms: int = 0  # of the series that stands for the inverse, which turns the other way; 0: the inverse itself
+    early: bool = False  # the series as PEFT had it before 0.18
+    shared: bool = False  # one block for all inputs
+    limit: float = 0.0  # COFT: what Q's length is cut to in each block; 0: no limit
+    scaled: bool = False  # Q is kept larger, by 2 sqrt(b - 1)
+    onward: bool = False  # convolutions are base @ R, as OneTrainer has them
 
     def __post_init__(self) -> None:
         if self.skew.ndim != 2 or not self.skew.numel() or self.block_size * (self.block_size - 1) != 2 * self.skew.shape[1]:
             raise ValueError(f"blocks {tuple(self.skew.shape)}")
+        if self.shared and len(self.skew) > 1:
+            raise ValueError(f"is an OFT of {len(self.skew)} blocks, and its header says that all inputs share one (block_share)")
 
     @property
     def block_size(self) -> int:
@@ -62,26 +74,98 @@ class Rotation:
 
     @property
     def made_for(self) -> str:
-        return f"(any, {self.skew.shape[0] * self.block_size})"
+        size = self.block_size
+        if self.shared:
+            return f"(any, a multiple of {size})"
+        shared = f", or for inputs that share one block of {size} (block_share), which its header would have to say" if len(self.skew) == 1 else ""
+        return f"(any, {len(self.skew) * size}){shared}"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and shape[1] == self.skew.shape[0] * self.block_size
+        inputs = prod(shape[1:])
+        return len(shape) in (2, 4) and (inputs % self.block_size == 0 < inputs if self.shared else inputs == len(self.skew) * self.block_size)
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
         import torch
 
-        size, num = self.block_size, self.skew.shape[0]
-        rows, columns = torch.triu_indices(size, size, 1, device=base.device)
-        upper = torch.zeros(num, size, size, device=base.device, dtype=dtype)
-        upper[:, rows, columns] = self.skew.to(base.device, dtype)
-        skew, identity = upper - upper.mT, torch.eye(size, device=base.device, dtype=dtype)
-        # R - I = -2 Q (I + Q)^-1, without the difference of two nearly equal matrices.
-        change = torch.linalg.solve(identity + skew, -2 * skew, left=False)
-        blocks = base.to(dtype).reshape(base.shape[0], num, size)
+        change = self._change(base.device, dtype)
+        blocks = base.to(dtype).reshape(base.shape[0], -1, self.block_size)
+        change = change.expand(blocks.shape[1], -1, -1)
+        if self.onward and base.ndim == 4:
+            return torch.einsum("onk,nkc->onc", blocks, change).reshape(base.shape)
         return torch.einsum("onk,nck->onc", blocks, change).reshape(base.shape)
+
+    def _change(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """R - I of each block, (blocks, b, b), without the difference of two nearly equal matrices."""
+        import torch
+
+        size, num = self.block_size, self.skew.shape[0]
+        rows, columns = torch.triu_indices(size, size, 1, device=device)
+        upper = torch.zeros(num, size, size, device=device, dtype=dtype)
+        upper[:, rows, columns] = self.skew.to(device, dtype) / (2 * sqrt(size - 1) if self.scaled else 1)
+        skew = upper - upper.mT
+        if self.limit:
+            longest = self.limit / sqrt(num)
+            skew = skew * (longest / torch.linalg.matrix_norm(skew, keepdim=True).clamp_min(longest))
+        if not self.terms:
+            exact: Tensor = torch.linalg.solve(torch.eye(size, device=device, dtype=dtype) + skew, -2 * skew, left=False)
+            return exact
+        return _series(skew, self.terms, self.early)
 
     def squared_norm(self) -> None:
         return None
+
+
+def _series(skew: Tensor, terms: int, early: bool) -> Tensor:
+    """(I + Q)(I - Q)^-1 - I = 2 Q + 2 Q^2 + ... cut off as PEFT does it: the last power counts once, and twice before PEFT 0.18."""
+    powers = max(terms - 1, 3 if terms == 3 and not early else 0)
+    change, power = skew * 0, skew
+    for number in range(1, powers + 1):
+        power = skew if number == 1 else power @ skew
+        change = change + power * (1 if number == powers > 2 and not early else 2)
+    return change
+
+
+def as_said(update: Rotation, said: Mapping[str, Any]) -> Rotation:
+    """The update as its file means it: what PEFT's config, our own header or OneTrainer's `said`. Raises: ValueError where nothing tells which way it turns.
+
+    Nothing in the numbers tells it: PEFT's default is a cut-off series of (I + Q)(I - Q)^-1, its other form the inverse of that, and ours.
+    """
+    tool = said.get("written_by", "")
+    if tool == "onetrainer":
+        is_shared = bool(said.get("oft_block_share")) or len(update.skew) == 1
+        limit = _number(said, "coft_eps", 1e-4) if said.get("oft_coft") else 0.0
+        return replace(update, terms=5, shared=is_shared, limit=limit, scaled=update.scaled or bool(said.get("oft_scaled")), onward=True)
+    if tool == "velatura" and "use_cayley_neumann" not in said:
+        return update
+    is_series = said.get("use_cayley_neumann")
+    if not isinstance(is_series, bool):
+        raise ValueError(
+            "is an OFT, and nothing in its header says which way it turns (use_cayley_neumann), which its numbers don't tell; "
+            "keep PEFT's adapter_config.json beside its adapter_model.safetensors, or use the file as OneTrainer wrote it"
+        )
+    terms = _number(said, "num_cayley_neumann_terms", 5)
+    if not 1 <= terms <= 100 or terms != int(terms):
+        raise ValueError(f"is an OFT of num_cayley_neumann_terms {terms:g}; allowed: 1 to 100")
+    return replace(
+        update, terms=int(terms) if is_series else 0, early=bool(said.get("early")), shared=bool(said.get("block_share")),
+        limit=_number(said, "eps", 6e-5) if said.get("coft") else 0.0, scaled=update.scaled or bool(said.get("scaled")), onward=bool(said.get("onward")),
+    )  # fmt: skip
+
+
+def _number(said: Mapping[str, Any], key: str, usual: float) -> float:
+    value = said.get(key, usual)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        raise ValueError(f"is an OFT whose {key} is {str(value)[:40]!r}; allowed: a number above 0")
+    return value
+
+
+def says(update: Rotation) -> dict[str, Any]:
+    """What a header has to say for `as_said` to read the same update again; its `ss_network_args`."""
+    found = {
+        "use_cayley_neumann": bool(update.terms), "num_cayley_neumann_terms": update.terms, "early": update.early, "block_share": update.shared,
+        "coft": bool(update.limit), "eps": update.limit, "scaled": update.scaled, "onward": update.onward,
+    }  # fmt: skip
+    return {"use_cayley_neumann": False} | {key: value for key, value in found.items() if value}
 
 
 def peft_config(config: Config, target_modules: str) -> PeftConfig:
@@ -102,10 +186,10 @@ def header(config: Config) -> dict[str, str]:
 
 
 def recognises(suffixes: set[str]) -> bool:
-    """True if a module's suffixes in a file are an OFT's as PEFT spells it."""
-    return suffixes == {_ROTATION}
+    """True if a module's suffixes in a file are an OFT's as PEFT or OneTrainer spells it."""
+    return suffixes in ({_ROTATION}, {_ROTATION, _SCALED})
 
 
 def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Rotation:
-    """The update; it has no scale."""
-    return Rotation(tensors[_ROTATION])
+    """The update as we write it; it has no strength of its own. `as_said` makes what other tools mean of it."""
+    return Rotation(tensors[_ROTATION], scaled=_SCALED in tensors and bool(tensors[_SCALED].any()))

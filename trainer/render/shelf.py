@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from trainer import cache, lora_file
 from trainer.deltas import Update
-from trainer.errors import AdapterError
 from trainer.render.packing import Packed, pack
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Shelf:
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
-        self._stamps: dict[str, tuple[tuple[int, int], str]] = {}  # by file: mtime and size, and the key it had then
+        self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept: OrderedDict[str, Adapter] = OrderedDict()  # by key, the last used at the end
 
     def get(self, path: Path) -> Adapter:
@@ -53,7 +52,8 @@ class Shelf:
         if known != stamp or key not in self._kept:
             content = lora_file.content(path)
             trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
-            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()))
+            said = sorted((name, text) for name, text in content.header.metadata.items() if name in lora_file.MEANING)
+            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *said)
             if key not in self._kept:
                 self._kept[key] = self._read(content, key, sha256, trigger)
             self._stamps[str(path)] = (stamp, key)
@@ -64,13 +64,9 @@ class Shelf:
         return found
 
     @staticmethod
-    def stamp(path: Path) -> tuple[int, int]:
+    def stamp(path: Path) -> tuple[int, ...]:
         """What changes when a file is written anew: its time and size. Raises: AdapterError."""
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise AdapterError(f"LoRA file {str(path)!r} can't be read: {error.strerror}.") from None
-        return status.st_mtime_ns, status.st_size
+        return lora_file.stamp(path)
 
     def _read(self, content: lora_file.Content, key: str, sha256: str, trigger: str) -> Adapter:
         words = {word: {name: vectors.clone() for name, vectors in parts.items()} for word, parts in lora_file.words(content).items()}
