@@ -90,7 +90,7 @@ def test_an_uploaded_csv_names_loras_by_name_or_hash(context: Context, tmp_path:
         ("x.toml", tomli_w.dumps({"stacks": [[{"file": "../fox.safetensors"}]]}), "no LoRA of the library has that name"),
         ("x.toml", tomli_w.dumps({"stacks": [["fox"]], "base": "/etc"}), "which this server does not offer"),
         ("x.toml", tomli_w.dumps({"stacks": [[{"file": "fox", "region": "mask /etc/passwd"}]]}), "no file of the server's"),
-        ("x.toml", "prompts = [" * 500, "can't be read"),
+        ("x.toml", "prompts = [" * 500, "is not TOML"),
         ("x.toml", 'name = "../{number}"', "name is"),
         ("x.exe", "", "allowed: a .csv or a .toml"),
     ],

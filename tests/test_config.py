@@ -23,7 +23,7 @@ def test_a_preset_survives_saving_and_loading(name: str, tmp_path: Path) -> None
     ("setting", "said"),
     [
         ("adapter.rnak=8", ["adapter.rnak", "8", "did you mean adapter.rank", "adapter.alpha"]),
-        ("max_steps=-1", ["max_steps is -1", "greater than or equal to 1"]),
+        ("max_steps=-1", ["max_steps is -1", "1 or more"]),
         ("adapter.method=loar", ["adapter.method is 'loar'", "lora"]),
         ("adapter.rank=0", ["adapter.rank is 0"]),
         ("learning_rate=much", ["learning_rate is 'much'", "number"]),

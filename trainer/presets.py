@@ -7,6 +7,7 @@ whose header carries its recipe.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -15,6 +16,7 @@ import tomli_w
 
 from trainer import methods
 from trainer.config import TrainConfig, parse
+from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -38,15 +40,15 @@ def title(name: str) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises: ConfigError if it is missing, too large or not TOML."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"preset {str(path)!r} does not exist.")
-    if path.stat().st_size > MAX_PRESET_BYTES:
-        raise ConfigError(f"preset {path} has {path.stat().st_size} bytes; allowed: up to {MAX_PRESET_BYTES}.")
     try:
-        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"preset {path} is not TOML: {error}") from None
+        size = path.stat().st_size
+        if size > MAX_PRESET_BYTES:
+            raise ConfigError(f"preset {path} has {size} bytes; allowed: up to {MAX_PRESET_BYTES}.")
+        return from_toml(path.read_bytes(), f"preset {path}")
+    except OSError as error:
+        raise ConfigError(f"preset {path} can't be read: {error.strerror}.") from None
 
 
 def values(preset: str) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def values(preset: str) -> dict[str, Any]:
         found = read_toml(FOLDER / f"{preset}.toml")
     elif preset.endswith(".safetensors"):
         found = _recipe_of(Path(preset))
-    elif preset.endswith(".toml") or Path(preset).is_file():
+    elif preset.endswith(".toml") or os.path.isfile(preset):
         found = read_toml(Path(preset))
     else:
         close = difflib.get_close_matches(preset, names(), n=1)
@@ -78,19 +80,21 @@ def load(preset: str, overrides: dict[str, Any]) -> TrainConfig:
 
 def _ask_for_places(merged: dict[str, Any], overrides: dict[str, Any], preset: str) -> None:
     """Take the places out of a recipe, which travels without them. Raises: ConfigError naming those that must be given anew."""
-    data, stack, base = merged.get("data", {}), merged.get("against", {}), merged.get("base", "")
+    data, stack = (found if isinstance(found, dict) else {} for found in (merged.get("data"), merged.get("against")))  # others are refused later
+    base = merged.get("base", "")
     places = {"data.regularisation": data.get("regularisation"), "data.mask_folder": data.get("mask_folder"), "against.adapters": stack.get("adapters")}
     if base != "imprimatura" and "/" not in str(base):  # a hub id has an owner
         places["base"] = base
     if missing := [f"{key} (it was {value!r})" for key, value in places.items() if value and key not in overrides]:
         raise ConfigError(f"{preset} was trained with what lies in places of its own; give with --set: {', '.join(missing)}.")
-    merged["data"] = {key: value for key, value in data.items() if key not in ("folder", "heldout")} if isinstance(data, dict) else data
+    if data:
+        merged["data"] = {key: value for key, value in data.items() if key not in ("folder", "heldout")}
 
 
 def _switch_method(merged: dict[str, Any], method: Any) -> None:
     """Leave out what a preset says of its own method where another is asked for: it was never meant for that one."""
     adapter, registry = merged.get("adapter"), methods.registry()
-    if method in registry and isinstance(adapter, dict) and adapter.get("method") != method:
+    if isinstance(method, str) and method in registry and isinstance(adapter, dict) and adapter.get("method") != method:
         fields = registry[method].Config.model_fields
         allowed = {key: get_args(field.annotation) if get_origin(field.annotation) is Literal else () for key, field in fields.items()}
         merged["adapter"] = {key: value for key, value in adapter.items() if key in fields and (not allowed[key] or value in allowed[key])}
@@ -105,7 +109,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair!r} can't be read; write it as key=value, such as adapter.rank=16.")
         try:
             overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             overrides[key.strip()] = text.strip()
     return overrides
 
@@ -133,5 +137,4 @@ def _recipe_of(path: Path) -> dict[str, Any]:
     recipe = lora_file.recipe_of(lora_file.read_header(path).metadata)
     if recipe is None:
         raise ConfigError(f"{path} carries no Velatura recipe; it was made by another tool or its header was stripped.")
-    found: dict[str, Any] = recipe["config"]
-    return found
+    return dict(recipe["config"])

@@ -1,26 +1,89 @@
-"""Values in, a checked config out; a config's digest; and the form in which settings travel."""
+"""Text or values in, a checked config out; a config's digest; and the form in which settings travel."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from trainer.config.refusals import explain, shown
 from trainer.config.train import TrainConfig
-from trainer.schema import Settings, explain
+from trainer.errors import ConfigError
+from trainer.schema import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same parser, by its name on 3.10
+    import tomli as tomllib
 
 AnyConfig = TypeVar("AnyConfig", bound=Settings)
+MAX_DEPTH = 24  # tables within tables
+_BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_SAID_CHARS = 200
 
 
-def parse(model: type[AnyConfig], values: dict[str, Any], where: str) -> AnyConfig:
-    """The config of plain values. Raises: ConfigError with every problem, each naming its field."""
+def parse(model: type[AnyConfig], values: Any, where: str) -> AnyConfig:
+    """The config of plain values. Raises: ConfigError with the first five problems, each naming its field."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} holds {shown(values)}; allowed: a table of settings.")
+    _refuse_keys(values, where)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise explain(error, model, where) from None
+
+
+def _refuse_keys(values: Any, where: str) -> None:
+    """Raises: ConfigError for a key that is no text, and for tables that lie too deep."""
+    left = [(values, 0)]
+    while left:
+        here, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where} has tables within tables, more than {MAX_DEPTH} deep; no setting lies there.")
+        for key in here if isinstance(here, dict) else ():
+            if not isinstance(key, str) or any("\ud800" <= letter <= "\udfff" for letter in key):
+                raise ConfigError(f"{where} has a setting called {shown(key)}, which is no text; allowed: the name of a setting.")
+        inside = here.values() if isinstance(here, dict) else here
+        left += [(one, depth + 1) for one in inside if isinstance(one, dict | list | tuple)]
+
+
+def text_of(raw: bytes, where: str) -> str:
+    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one. Raises: ConfigError."""
+    kind = next((kind for bom, kind in _BOMS if raw.startswith(bom)), "utf-8-sig")
+    try:
+        return raw.decode(kind)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is no text that can be read (byte {error.start}); save it as UTF-8.") from None
+
+
+def from_toml(raw: bytes | str, where: str) -> dict[str, Any]:
+    """The values of a TOML file. Raises: ConfigError saying where it is none."""
+    text = text_of(raw, where) if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+        return found
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, and a number of too many digits
+        raise ConfigError(f"{where} is not TOML: {_said(error)}") from None
+
+
+def from_json(raw: bytes | str, where: str) -> Any:
+    """The value of a JSON file. Raises: ConfigError saying where it is none."""
+    text = text_of(raw, where) if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {_said(error)}") from None
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:_SAID_CHARS])
 
 
 def digest(config: Settings) -> str:

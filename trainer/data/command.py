@@ -31,12 +31,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say which pictures are unreadable, small, blurred or double, what captions lack, and how pictures will be cropped."""
-    import pydantic
-
     from trainer import bases, usual
+    from trainer.config import parse
     from trainer.config.data import CaptionsConfig, DataConfig
     from trainer.data import archives, dataset_check, sources
-    from trainer.schema import explain
 
     folder = archives.opened(folder)[0]
     sources.check_folder(folder, "the dataset")
@@ -54,10 +52,7 @@ def check(
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
-    try:
-        settings = DataConfig(folder=str(folder), trigger=trigger, bucket_step_px=step)
-    except pydantic.ValidationError as error:
-        raise explain(error, DataConfig, "the command line") from None
+    settings = parse(DataConfig, {"folder": str(folder), "trigger": trigger, "bucket_step_px": step}, "the command line")
     count, own = _tokenizer(root)
     window = min((one for one in (own, getattr(family, "caption_tokens", None)) if one is not None), default=None)
     report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count if window is not None else None, window)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer import bases, families, lora_file, usual
 from trainer.config import AdapterChoice, StackConfig, digest, parse, weights
+from trainer.config.parsing import from_json, from_toml
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import ConfigError
 from trainer.render import image
 from trainer.render.axes import Axis, axis
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["again", "axis", "changed", "from_file", "recipe_of", "run", "stack"]
 PRESETS = Path(__file__).parents[2] / "presets" / "stack"
@@ -58,11 +52,16 @@ def sides(size: str | None) -> dict[str, int]:
     return {"width_px": int(match[1]), "height_px": int(match[2])}
 
 
-def again(picture: Path, folders: list[Path]) -> tuple[StackConfig, list[Axis]]:
-    """The stack of a picture of ours, its LoRAs found by hash below `folders`."""
+def again(picture: Path, folders: list[Path], note: Callable[[str], None] = lambda text: None) -> tuple[StackConfig, list[Axis]]:
+    """The stack of a picture of ours or of another tool, its LoRAs found below `folders`; `note` hears what of it could not be used."""
+    from trainer.render import opening
+
     if not picture.is_file():
         raise ConfigError(f"--from {str(picture)!r}: no such file.")
-    return image.read_stack(picture, lora_file.library([folder for folder in folders if folder.is_dir()])), []
+    found, notes = opening.stack_of(picture, StackConfig(), lora_file.library([folder for folder in folders if folder.is_dir()]))
+    for said in notes:
+        note(f"note: {said}")
+    return found, []
 
 
 def from_file(path: Path) -> StackConfig:
@@ -76,12 +75,10 @@ def from_file(path: Path) -> StackConfig:
         raw = path.read_bytes()
         if len(raw) > _MAX_STACK_BYTES:
             raise ConfigError(f"--stack {str(path)!r} has {len(raw)} bytes; allowed: up to {_MAX_STACK_BYTES}.")
-        values = json.loads(raw) if path.suffix.lower() == ".json" else tomllib.loads(raw.decode("utf-8"))
+        values = (from_json if path.suffix.lower() == ".json" else from_toml)(raw, f"--stack {str(path)!r}")
     except OSError as error:
         raise ConfigError(f"--stack {str(path)!r} can't be read: {error.strerror}; allowed: a .toml, a .json, or one of {', '.join(presets())}.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--stack {str(path)!r} is no TOML or JSON: {str(error)[:120]}") from None
-    made = parse(StackConfig, values if isinstance(values, dict) else {"": values}, str(path))
+    made = parse(StackConfig, values, str(path))
     return made.model_copy(update={"adapters": tuple(_beside(adapter, path.parent) for adapter in made.adapters)})
 
 

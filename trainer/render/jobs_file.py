@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import difflib
 import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +18,10 @@ from typing import Any
 from trainer import presets
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import MAX_PICTURES, NAME, adapter, check_name, seeds
+from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError, UserError
 from trainer.render import command
 from trainer.schema import path_kind
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser, by its name on 3.10
-    import tomli as tomllib
 
 COLUMNS = {
     "prompt": "prompt", "negative": "negative_prompt", "base": "base", "lora": "", "seed": "seed", "steps": "steps", "size": "", "guidance": "guidance_scale",
@@ -109,10 +104,7 @@ def _row(number: int, where: str, values: dict[str, Any], name: str, size: str |
 def _toml(path: Path, defaults: Defaults) -> Iterator[Row]:
     if path.stat().st_size > MAX_TOML_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes; allowed: up to {MAX_TOML_BYTES}, or a .csv.")
-    try:
-        batch = parse(BatchConfig, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {str(error)[:1000]}") from None
+    batch = parse(BatchConfig, from_toml(path.read_bytes(), str(path)), str(path))
     common = defaults.values() | batch.settings()
     stacks = [[one.model_dump() for one in stack] for stack in batch.stacks] or [common["adapters"]]
     every_seed = [range(defaults.seed, defaults.seed + 1)] if not batch.seeds else [seeds(item) for item in batch.seeds]

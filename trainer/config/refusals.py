@@ -1,0 +1,137 @@
+"""pydantic's problems -> the same in an artist's words: which setting, what was found, what is allowed; five of many.
+
+No word of pydantic's own gets out: each kind of problem has its words here, and a kind that has none says that much. What
+was found is shown short and printable, since a file from outside holds anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pydantic
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.errors import ConfigError
+
+MOST_NAMED = 5
+_FOUND_CHARS = 80
+_NONE = FieldInfo(annotation=None)
+_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}  # branches of a union, as pydantic spells them in a path
+_PATTERNS = {
+    r"^(\S(.*\S)?)?$": "text on one line without blanks around it",
+    r"^#[0-9a-fA-F]{6}$": "a colour as #rrggbb, such as #ffffff",
+    r"^[A-Za-z0-9_]*$": "letters, digits and _",
+    r"^[A-Za-z0-9_-]*$": "letters, digits, _ and -",
+    r"^([0-9a-f]{64})?$": "64 digits from 0 to f, or nothing",
+}
+_Words = Callable[[dict[str, Any]], str]
+_NUMBER: _Words = lambda _: "a number"  # noqa: E731
+_WHOLE: _Words = lambda _: "a whole number"  # noqa: E731
+_ALLOWED: dict[str, _Words] = {
+    "greater_than": lambda ctx: f"more than {ctx['gt']:g}",
+    "greater_than_equal": lambda ctx: f"{ctx['ge']:g} or more",
+    "less_than": lambda ctx: f"less than {ctx['lt']:g}",
+    "less_than_equal": lambda ctx: f"{ctx['le']} or less",
+    "multiple_of": lambda ctx: f"a multiple of {ctx['multiple_of']:g}",
+    "finite_number": _NUMBER, "float_type": _NUMBER, "float_parsing": _NUMBER,
+    "int_type": _WHOLE, "int_parsing": _WHOLE, "int_from_float": _WHOLE, "int_parsing_size": _WHOLE,
+    "bool_type": lambda _: "true or false", "bool_parsing": lambda _: "true or false",
+    "string_type": lambda _: "text", "string_unicode": lambda _: "text without halves of characters",
+    "string_too_long": lambda ctx: f"up to {ctx['max_length']} characters",
+    "string_too_short": lambda ctx: f"at least {ctx['min_length']} character{'' if ctx['min_length'] == 1 else 's'}",
+    "string_pattern_mismatch": lambda ctx: _PATTERNS.get(ctx["pattern"], "text of another form"),
+    "too_long": lambda ctx: f"up to {ctx['max_length']} entries", "too_short": lambda ctx: f"at least {ctx['min_length']}",
+    "literal_error": lambda ctx: str(ctx["expected"]), "enum": lambda ctx: str(ctx["expected"]),
+    "tuple_type": lambda _: "a list", "list_type": lambda _: "a list", "iterable_type": lambda _: "a list",
+    "dict_type": lambda _: "a table of settings", "model_type": lambda _: "a table of settings", "model_attributes_type": lambda _: "a table of settings",
+    "mapping_type": lambda _: "a table of settings", "none_required": lambda _: "nothing", "invalid_key": lambda _: "the name of a setting",
+    "union_tag_invalid": lambda ctx: str(ctx["expected_tags"]).replace("'", ""),
+}  # fmt: skip
+
+
+def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    """The same problems in words: field, what was found, what is allowed; the first five of them in one message."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        lines += _explained(dict(problem), model).split("\n  ")  # a validator of a whole model says several at once
+    lines = _merged(lines)
+    more = [f"and {len(lines) - MOST_NAMED} more."] if len(lines) > MOST_NAMED else []
+    count = f"{len(lines)} setting{'s' if len(lines) > 1 else ''} in {where} can't be used:"
+    return ConfigError("\n  ".join([count, *lines[:MOST_NAMED], *more]))
+
+
+def shown(value: object) -> str:
+    """A value as a message may hold it: printable, on one line and short."""
+    text = _spelled(value)[: _FOUND_CHARS + 1]
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= _FOUND_CHARS else f"{text[:_FOUND_CHARS]}..."
+
+
+def _spelled(value: object) -> str:
+    """The value's spelling, or the start of it: `repr` of a large or deep one would take long, or fail."""
+    if isinstance(value, str | bytes):
+        return repr(value[: _FOUND_CHARS + 1])
+    if isinstance(value, dict):
+        return f"a table of {len(value)} settings" if value else "an empty table"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if len(value) > 3 or any(isinstance(one, dict | list | tuple) for one in value) else repr([one for one in value])
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    return "nothing" if value is None else "true" if value is True else "false" if value is False else str(value)
+
+
+def _explained(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    if problem["type"] == "value_error":  # our own validators write whole sentences
+        return str(problem["msg"]).removeprefix("Value error, ")
+    keys, parent = _walk(problem["loc"], model)
+    name = ".".join(shown(key)[1:-1] if isinstance(key, str) else str(key) for key in keys) or "it"
+    found, kind = shown(problem["input"]), problem["type"]
+    if kind == "union_tag_invalid" and isinstance(problem["input"], dict):
+        name, found = f"{name}.method", shown(problem["input"].get("method"))
+    if kind == "missing":
+        return f"{name} is not set; it must be."
+    if kind == "union_tag_not_found":
+        return f"{name} is {found}; allowed: a table with a method, such as method = 'lora'."
+    if kind == "extra_forbidden":
+        prefix = "".join(f"{key}." for key in keys[:-1])
+        close = difflib.get_close_matches(str(keys[-1])[:100], parent, n=1)
+        hint = f"; did you mean {prefix}{close[0]}?" if close else "."
+        return f"{name} (found {found}) is not a setting{hint} Allowed: {', '.join(prefix + key for key in parent)}."
+    allowed = _ALLOWED[kind](problem.get("ctx", {})) if kind in _ALLOWED else "another kind of value"
+    if kind in ("too_long", "too_short"):
+        found = f"a list of {problem['ctx'].get('actual_length', 'more')}"
+    return f"{name} is {found}; allowed: {allowed}."
+
+
+def _merged(lines: list[str]) -> list[str]:
+    """Each line once; what is wrong with every branch of a union is one line with all that is allowed."""
+    allowed: dict[str, list[str]] = {}
+    for line in lines:
+        head, allows, what = line.partition("; allowed: ")
+        allowed.setdefault(head, []).extend([what.removesuffix(".")] if allows else [])
+    return [f"{head}; allowed: {' or '.join(dict.fromkeys(whats))}." if whats else head for head, whats in allowed.items()]
+
+
+def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """Keys as a preset spells them, and those allowed beside the last one.
+
+    pydantic puts the tag of a discriminated union and the kind of a plain one into the path, which are no keys of a preset.
+    """
+    keys: list[str] = []
+    here: Any = model
+    parent: Any = model
+    for place, part in enumerate(map(str, path)):
+        tagged = [kind for kind in get_args(here) if part in get_args(getattr(kind, "model_fields", {}).get("method", _NONE).annotation)]
+        if tagged:
+            here = tagged[0]
+            continue
+        if place and place == len(path) - 1 and not getattr(here, "model_fields", {}) and (part in _KINDS or part.startswith(("constrained-", "function-"))):
+            continue
+        if part == "[key]":
+            continue
+        keys.append(part)
+        parent, here = here, here.model_fields[part].annotation if part in getattr(here, "model_fields", {}) else None
+    return keys, list(getattr(parent, "model_fields", {}))
