@@ -77,7 +77,7 @@ def test_07_a_setting_that_nothing_would_read_is_refused_by_name(setting: str, v
 
 @pytest.mark.parametrize("name", ["objective.min_snr_gamma", "objective.huber_delta"])
 def test_07_zero_that_would_zero_the_loss_is_refused(name: str, tiny: Path, pictures: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is 0; allowed: greater than 0"):
+    with pytest.raises(ConfigError, match=f"{name} is 0; allowed: more than 0"):
         config(tiny, pictures, **{name: 0, "objective.weighting": "min-snr", "objective.loss": "huber"})
 
 
