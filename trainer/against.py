@@ -27,24 +27,24 @@ def parse(lines: tuple[str, ...]) -> list[tuple[Path, float]]:
     found = []
     for line in lines:
         file, weight = split(line)
-        if not Path(file).is_file():
+        if not lora_file.is_there(Path(file)):
             raise ConfigError(f"against.adapters has {line!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
         if not -2 <= float(weight) <= 2:
             raise ConfigError(f"against.adapters has {line!r}: weight is {weight}; allowed: -2 to 2.")
         if float(weight):  # 0 is as if it were absent
-            found.append((Path(file), float(weight)))
+            found.append((lora_file.located(Path(file)), float(weight)))
     return found
 
 
 def split(line: str) -> tuple[str, str]:
     """The file and the weight that a line FILE:WEIGHT names, "1" where it has none."""
     file, colon, weight = line.rpartition(":")
-    return (file, weight) if colon and re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+", weight) else (line, "1")
+    return (file, weight) if colon and re.fullmatch(r"[-+]?(?:[0-9]{0,40}\.)?[0-9]{1,40}", weight) else (line, "1")
 
 
 def digest(lines: tuple[str, ...]) -> str:
     """sha256 over the files of a stack, "" for none."""
-    files = [file.read_bytes() for file, _ in parse(lines)]
+    files = [file.read_bytes() + (lora_file.config_beside(file) or "").encode() for file, _ in parse(lines)]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files)).hexdigest() if files else ""
 
 

@@ -30,7 +30,7 @@ def adapter(text: str) -> dict[str, Any]:
         number = 1.0 if weight is None else weights.number(weight)
     except ValueError as error:
         raise ValueError(f"LoRA {text.strip()[:120]!r}: {error}") from None
-    return {"file": file, "name": re.sub(r".*[/\\]|\.safetensors$", "", file), "weight": number}
+    return {"file": file, "name": file.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors"), "weight": number}
 
 
 def seeds(item: int | str) -> range:

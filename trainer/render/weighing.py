@@ -36,7 +36,7 @@ def block_of(path: str) -> str:
         return f"{'IN' if match[1] == 'down' else 'OUT'}{match[2]}"
     if rest.startswith("mid_block."):
         return "MID"
-    match = re.match(r"[\w.]*?\.?(?:\w*blocks|layers)\.\d+(?=\.)", rest)
+    match = re.match(r"[\w.]*?(?:blocks|layers)\.\d+(?=\.)", rest)
     return match[0] if match else component
 
 
@@ -49,8 +49,8 @@ def depths(paths: Iterable[str]) -> dict[str, float]:
 
 
 def _order(block: str) -> tuple[int, str, int]:
-    match = re.fullmatch(r"(.*?)(\d*)", block)
-    name, number = (match[1], int(match[2] or 0)) if match else (block, 0)
+    name = block.rstrip("0123456789")
+    number = int(block[len(name) :] or 0)
     return ({"IN": 0, "MID": 2, "OUT": 3}.get(name, 1), name, number)
 
 
