@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app import gate
 from app.context import Context
+from trainer import usual
 from trainer.config import StackConfig
 
 _MOST = 24
@@ -22,3 +23,14 @@ def read_recipe(context: Context, path: Path) -> StackConfig:
     from trainer.render.image import read_stack
 
     return gate.checked(context, read_stack(path, context.find_loras()))
+
+
+def read_picture(context: Context, path: Path) -> tuple[StackConfig, list[str]]:
+    """The stack of a picture of ours or of another tool, and a sentence for everything of it that could not be used.
+
+    Its LoRAs are found among what this server offers, and its base by name. Raises: DataError, AdapterError, ConfigError.
+    """
+    from trainer.render import opening
+
+    stack, notes = opening.stack_of(path, StackConfig(), context.find_loras(), dict(context.base_choices()))
+    return usual.completed(gate.checked(context, stack)), notes

@@ -138,7 +138,7 @@ def render(
     strip: Annotated[bool, typer.Option("--strip", help="Show what each LoRA does: the base, each alone, all but each, and all.")] = False,
     out: Annotated[Path, typer.Option(help="A .png, .webp or .jpg, or a folder for new names.")] = Path("outputs") / "renders",
     quantise: Annotated[str, typer.Option(help=quantised.HELP)] = "none",
-    from_: Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Render the recipe in a picture of ours (PNG, WebP or JPEG) again.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="PICTURE", help="Render one again: ours, or A1111's, Forge's, ComfyUI's, InvokeAI's, Fooocus' or SwarmUI's.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render a picture, or a grid of weights, with any number of LoRAs stacked."""
@@ -151,7 +151,7 @@ def render(
     if from_ is not None:
         if given := [*given, *(["stack"] if stack_file else [])]:
             raise ConfigError(f"--from takes everything from the picture; leave out {', '.join('--' + name for name in given)}.")
-        stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent])
+        stack, axes = command.again(from_, [Path("outputs"), out if out.is_dir() else out.parent], lambda text: print(text, file=sys.stderr))
     elif stack_file is not None:
         if given:
             raise ConfigError(f"--stack takes everything from the file; leave out {', '.join('--' + name for name in given)}, or change the file's with --set.")

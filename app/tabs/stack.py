@@ -17,7 +17,7 @@ from app.grids import GRID, Grids
 from app.grids import render as render_grid
 from app.insight import MODES, Insight
 from app.notices import mended, tell
-from app.recipes import read_recipe, recent
+from app.recipes import read_picture, read_recipe, recent
 from trainer import bases, claiming, families, usual
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config import weights as typed
@@ -30,6 +30,7 @@ ORDER = 30
 ROWS = 6
 _SHOWN_AT_START = 2
 _MAX_SEED = 2**32
+_MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
 _STRIP = "strip-"
 _SHEETS = (GRID, _STRIP, MODES)
@@ -160,7 +161,10 @@ class _Tab:
         self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
         self.infotext = gr.Textbox(label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext")
         self.dropped = gr.File(
-            file_types=[".png", ".webp", ".jpg", ".jpeg"], label="Drop a picture made here to get its stack back", height=150, elem_id="recipe-png"
+            file_types=[".png", ".webp", ".jpg", ".jpeg"],
+            label="Drop a picture made here or in another tool to get its stack",
+            height=150,
+            elem_id="recipe-png",
         )
         self.gallery = gr.Gallery(
             label="Recent: click one to get its stack back",
@@ -190,7 +194,7 @@ class _Tab:
         self.strip.click(self.draw_strip, inputs, shown, **lane)
         self.grids.connect(inputs, self.draw_axes, shown, lane)
         self.insight.connect(inputs, list(zip(self.choices, self.ons, self.weights, strict=True)), self._show_sheet, shown)
-        self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped], **private)
+        self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped, self.warned], **private)
         self.gallery.select(self.take_recent, self.files, [*restored, self.picture, self.download, self.infotext], **still)
         self.more.click(self.add_row, self.num_shown, [self.num_shown, *self.groups], **still)
         self.dice.click(self.new_seed, None, self.form.components["seed"], **still)
@@ -250,7 +254,9 @@ class _Tab:
         return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png", stack)
 
     def _recipe(self, path: Path) -> StackConfig:
-        stack = read_recipe(self.context, path)
+        return self._fitting(read_recipe(self.context, path))
+
+    def _fitting(self, stack: StackConfig) -> StackConfig:
         if len(stack.adapters) > ROWS:
             raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
         return stack
@@ -272,7 +278,14 @@ class _Tab:
 
     @mended
     def take_png(self, file: str | None) -> Any:
-        return self._restore(self._recipe(Path(file))) | {self.dropped: None} if file else gr.skip()
+        """The form with the stack of a dropped picture, ours or another tool's; what of it could not be used stays on the page in words."""
+        if not file:
+            return gr.skip()
+        stack, notes = read_picture(self.context, Path(file))
+        lines = "".join(f"<p>{escape(said)}</p>" for said in notes[:_MOST_NOTES])
+        lines += f"<p>and {len(notes) - _MOST_NOTES} more.</p>" if len(notes) > _MOST_NOTES else ""
+        shown = gr.update(value=f'<div class="notice plain"><h3>Not taken from the picture</h3>{lines}</div>', visible=bool(notes))
+        return self._restore(self._fitting(stack)) | {self.dropped: None, self.warned: shown}
 
     @mended
     def take_recent(self, names: list[str], event: gr.SelectData) -> Any:

@@ -14,22 +14,8 @@ from typing import Any
 from trainer import __version__, families
 from trainer.config import StackConfig
 from trainer.render.infotext import active, alias, beyond
+from trainer.render.sampler_names import COMFYUI as SAMPLERS
 
-# Our samplers as KSampler names them: sampler_name and scheduler (comfy/samplers.py).
-SAMPLERS: dict[str, tuple[str, str]] = {
-    "ddim": ("ddim", "ddim_uniform"),
-    "ddpm": ("ddpm", "normal"),
-    "euler": ("euler", "normal"),
-    "euler_a": ("euler_ancestral", "normal"),
-    "heun": ("heun", "normal"),
-    "lms": ("lms", "normal"),
-    "dpm++_2m": ("dpmpp_2m", "normal"),
-    "dpm++_2m_karras": ("dpmpp_2m", "karras"),
-    "dpm++_2m_sde": ("dpmpp_2m_sde", "normal"),
-    "unipc": ("uni_pc", "normal"),
-    "flow_euler": ("euler", "simple"),
-    "flow_heun": ("heun", "simple"),
-}
 # Outputs of each kind of node, in its own order.
 _OUTPUTS: dict[str, tuple[str, ...]] = {
     "CheckpointLoaderSimple": ("MODEL", "CLIP", "VAE"),

@@ -26,7 +26,7 @@ def stack(base: str, loras: list[str], settings: dict[str, Any], size: str | Non
     # A LoRA with several weights is an axis; axes come first in the stack.
     split.sort(key=lambda pair: len(pair[1]) == 1)
     axes = [Axis(f"adapters.{number}.weight", tuple(values)) for number, (_, values) in enumerate(split) if len(values) > 1]
-    adapters = [{"file": file, "name": Path(file).stem, "weight": values[0]} for file, values in split]
+    adapters = [{"file": file, "name": lora_file.name_of(Path(file)), "weight": values[0]} for file, values in split]
     return parse(StackConfig, settings | {"base": base, "adapters": adapters} | sides(size), "the command line"), axes
 
 
@@ -37,7 +37,7 @@ def _lora(text: str) -> tuple[str, list[float]]:
             return file, weights.numbers(weight, USUAL_WEIGHT)
         except ValueError as error:
             raise ConfigError(f"--lora {text!r}: {error}") from None
-    if not Path(text).is_file():
+    if not lora_file.is_there(Path(text)):
         raise ConfigError(f"--lora {text!r}: no such file; write it as FILE:WEIGHT, such as fox.safetensors:0.8.")
     return text, [1.0]
 

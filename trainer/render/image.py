@@ -15,7 +15,7 @@ import os
 import struct
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ _MAX_RECIPE_CHARS = 8 << 20
 _MAX_FILE_BYTES = 512 << 20
 _MAX_EXIF_BYTES = 16 << 20
 _SEGMENT_BYTES, _RECIPE_MARKER, _RECIPE_APP = 65_000, b"\xff\xef", "APP15"
+_GRAPHS = ("prompt", "workflow")
 _EXIF, _USER_COMMENT, _DESCRIPTION, _MAKE, _MODEL = 0x8769, 0x9286, 0x010E, 0x010F, 0x0110
 # What Pillow raises for damaged files; DecompressionBombError comes to it where Pillow is imported.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
@@ -58,6 +59,7 @@ class Carried:
 
     recipe: dict[str, Any] | None
     infotext: str
+    texts: dict[str, str] = field(default_factory=dict, compare=False)  # every text by its key, those of EXIF by ours
 
 
 def travelling(stack: StackConfig) -> dict[str, Any]:
@@ -194,9 +196,9 @@ def read(source: Path | IO[bytes]) -> Carried:
                 info, segments = dict(image.info), list(getattr(image, "applist", []))
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"the picture can't be read as PNG, WebP or JPEG: {error}") from None
-    comment, description = _told(info.get("exif"))
-    text = info.get("parameters")
-    return Carried(_parsed(_raw_recipe(info, segments, description)), text if isinstance(text, str) else comment)
+    told = _told(info.get("exif"))
+    texts = told | {key: text for key, text in info.items() if isinstance(key, str) and isinstance(text, str)}
+    return Carried(_parsed(_raw_recipe(info, segments, told.get("description", ""))), texts.get("parameters", texts.get("comment", "")), texts)
 
 
 @cache
@@ -206,19 +208,27 @@ def _formats() -> tuple[str, ...]:
     return tuple(sorted(set(FORMATS.values())))
 
 
-def _told(raw: Any) -> tuple[str, str]:
-    """UserComment and ImageDescription of EXIF bytes, empty where there are none to read."""
+def _told(raw: Any) -> dict[str, str]:
+    """Texts of EXIF bytes: `comment` (UserComment, which Fooocus puts beside the others), `description`, and what ComfyUI writes as `key:text`."""
     from PIL import Image
 
     if not isinstance(raw, bytes) or len(raw) > _MAX_EXIF_BYTES:
-        return "", ""
+        return {}
     exif = Image.Exif()
     try:
         exif.load(raw)
-        comment, description = exif.get_ifd(_EXIF).get(_USER_COMMENT), exif.get(_DESCRIPTION)
+        comment = exif.get_ifd(_EXIF).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
+        own = {tag: exif.get(tag) for tag in (_DESCRIPTION, *range(_MODEL, _MODEL - 16, -1))}
     except _DAMAGED:
-        return "", ""
-    return _comment(comment) if isinstance(comment, bytes) else "", description if isinstance(description, str) else ""
+        return {}
+    told: dict[str, str] = {"description": own[_DESCRIPTION]} if isinstance(own[_DESCRIPTION], str) else {}
+    if isinstance(comment, bytes | str):
+        told["comment"] = _comment(comment) if isinstance(comment, bytes) else comment
+    for text in own.values():
+        key, colon, value = text.partition(":") if isinstance(text, str) else ("", "", "")
+        if colon and key.lower() in _GRAPHS:
+            told.setdefault(key.lower(), value.strip("\0"))
+    return told
 
 
 def _comment(raw: bytes) -> str:

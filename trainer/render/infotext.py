@@ -9,69 +9,22 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trainer import __version__, families
-from trainer.config import AdapterChoice, StackConfig, parse
-from trainer.config.stack import USUAL_WEIGHT
-from trainer.errors import ConfigError, DataError
-from trainer.lora_file import LoraInfo
-from trainer.render import naming, prompting
-from trainer.render.samplers import SAMPLERS, fitting
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import DataError
+from trainer.render import foreign, naming, prompting, said
+from trainer.render.laying import laid_on as laid_on
+from trainer.render.said import Infotext as Infotext
+from trainer.render.said import Mention as Mention
+from trainer.render.sampler_names import A1111 as A1111
+from trainer.render.sampler_names import from_a1111
+from trainer.render.samplers import SAMPLERS
 
 MAX_CHARS = 1 << 17
 MAX_SIDECAR_BYTES = 4 << 20
-# Our samplers as A1111 names them: sampler and, where it isn't that sampler's usual one, schedule type.
-A1111: dict[str, tuple[str, str]] = {
-    "ddim": ("DDIM", ""),
-    "ddpm": ("DDPM", ""),
-    "euler": ("Euler", ""),
-    "euler_a": ("Euler a", ""),
-    "heun": ("Heun", ""),
-    "lms": ("LMS", ""),
-    "dpm++_2m": ("DPM++ 2M", "Uniform"),
-    "dpm++_2m_karras": ("DPM++ 2M", "Karras"),
-    "dpm++_2m_sde": ("DPM++ 2M SDE", "Uniform"),
-    "unipc": ("UniPC", ""),
-    "flow_euler": ("Euler", "Simple"),
-    "flow_heun": ("Heun", "Simple"),
-}
 _PAIR = re.compile(r'(\w[\w \-/]{1,63}):\s{0,8}("(?:\\.|[^\\"])+"(?=\s{0,8}(?:,|$))|[^,]*)')
-_HASH = re.compile(r"[0-9a-f]{8,64}")
-_WHOLE, _DECIMAL = re.compile(r"\d{1,10}"), re.compile(r"\d{1,4}(?:\.\d{1,6})?")
-
-
-@dataclass(frozen=True)
-class Mention:
-    """A LoRA that the text names; `sha256` is the start of its hash, or nothing."""
-
-    name: str
-    weight: float
-    text_weight: float | None = None
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
-class Infotext:
-    """What a picture's text says; None or empty where it doesn't."""
-
-    prompt: str = ""  # without tags
-    negative_prompt: str = ""
-    loras: tuple[Mention, ...] = ()
-    steps: int | None = None
-    sampler: str = ""  # ours, or as it stands there if we have none such
-    guidance_scale: float | None = None
-    distilled_guidance: float | None = None  # Forge's, of FLUX.1; `guidance_scale` is then the true one
-    guidance_rescale: float | None = None
-    seed: int | None = None
-    size: tuple[int, int] | None = None  # width, height
-    model: str = ""
-    model_hash: str = ""
-    civitai: tuple[tuple[int, float], ...] = ()  # model version and weight of LoRAs named by nothing else
-    pairs: dict[str, str] = field(default_factory=dict)  # every key as it stands there
-    unknown: tuple[str, ...] = ()  # tags that mean nothing here
 
 
 # Writing.
@@ -163,41 +116,65 @@ def civitai_version(file: Path, sha256: str) -> int | None:
 
 
 def parse_infotext(text: str) -> Infotext:
-    """What the text says, by A1111's own rules. Raises: DataError if it is too long to be one."""
+    """What the text says, by A1111's own rules, or those of the tool whose JSON it is. Raises: DataError if it is too long to be one."""
     if len(text) > MAX_CHARS:
         raise DataError(f"the picture's text has {len(text)} characters; allowed: up to {MAX_CHARS}.")
+    if (found := foreign.from_json_text(text)) is not None:
+        return found
     lines = text.strip().split("\n")
     start = max((number for number, line in enumerate(lines) if line.startswith("Steps: ")), default=len(lines) - 1)
     last, civitai = _without_civitai(" ".join(lines[start:]))
-    found = _PAIR.findall(last)
-    if len(found) < 3:
-        start, found = len(lines), []
-    said: dict[bool, list[str]] = {False: [], True: []}
+    pairs = _PAIR.findall(last)
+    if len(pairs) < 3:
+        start, pairs = len(lines), []
+    prompts: dict[bool, list[str]] = {False: [], True: []}
     is_negative = False
     for line in map(str.strip, lines[:start]):
         if line.startswith("Negative prompt:"):
             is_negative, line = True, line[16:].strip()
-        said[is_negative].append(line)
-    tagged = prompting.take_tags("\n".join(said[False]))
-    pairs = {key.strip(): _unquoted(value.strip()) for key, value in found}
+        prompts[is_negative].append(line)
+    return _read("\n".join(prompts[False]), "\n".join(prompts[True]), {key.strip(): _unquoted(value.strip()) for key, value in pairs}, civitai)
+
+
+def _read(prompt: str, negative_prompt: str, pairs: dict[str, str], civitai: str) -> Infotext:
+    if "Raw prompt" in pairs:  # Fooocus: what stands above is written out in its styles
+        prompt, negative_prompt = pairs["Raw prompt"], pairs.get("Raw negative prompt", "")
+    tagged, negative = prompting.take_tags(prompt), prompting.take_tags(negative_prompt)
     hashes = _hashes(pairs.get("Lora hashes", ""))
+    loras = [Mention(one.name, one.weight, one.text_weight, (hashes.get(one.name.replace(",", "")) or [""]).pop(0)) for one in tagged.loras]
+    loras += _weighed(pairs.get("Lora weights", ""), hashes)
+    steps, seed, size = said.whole(pairs.get("Steps")), said.whole(pairs.get("Seed")), _size(pairs.get("Size", ""))
+    scale, distilled, rescale = (said.decimal(pairs.get(key)) for key in ("CFG scale", "Distilled CFG Scale", "CFG Rescale"))
+    read = {"Steps": steps, "Seed": seed, "Size": size, "CFG scale": scale, "Distilled CFG Scale": distilled, "CFG Rescale": rescale}
+    notes = said.unread(pairs, read)
+    if negative.loras or negative.unknown:
+        tags = [said.shown(one) for one in (*map(prompting.tag, negative.loras), *negative.unknown)]
+        notes.append(f"{', '.join(tags[:5])} in the negative prompt {'are' if len(tags) > 1 else 'is'} left out; LoRAs are named in the prompt.")
     return Infotext(
         prompt=tagged.prompt,
-        negative_prompt="\n".join(said[True]),
-        loras=tuple(Mention(one.name, one.weight, one.text_weight, (hashes.get(one.name.replace(",", "")) or [""]).pop(0)) for one in tagged.loras),
-        steps=_whole(pairs.get("Steps", "")),
-        sampler=_sampler(pairs.get("Sampler", ""), pairs.get("Schedule type", "")),
-        guidance_scale=_decimal(pairs.get("CFG scale", "")),
-        distilled_guidance=_decimal(pairs.get("Distilled CFG Scale", "")),
-        guidance_rescale=_decimal(pairs.get("CFG Rescale", "")),
-        seed=_whole(pairs.get("Seed", "")),
-        size=_size(pairs.get("Size", "")),
+        negative_prompt=negative.prompt,
+        loras=tuple(loras),
+        steps=steps,
+        sampler=from_a1111(pairs.get("Sampler", ""), pairs.get("Schedule type", "")),
+        guidance_scale=scale,
+        distilled_guidance=distilled,
+        guidance_rescale=rescale,
+        seed=seed,
+        size=size,
         model=pairs.get("Model", ""),
         model_hash=pairs.get("Model hash", ""),
         civitai=_civitai(civitai),
         pairs=pairs,
         unknown=tagged.unknown,
+        notes=tuple(notes),
     )
+
+
+def _weighed(text: str, hashes: dict[str, list[str]]) -> list[Mention]:
+    """Fooocus' `name: 0.5, other: 1`, whose prompts have no tags."""
+    parts = [part.rpartition(":") for part in text.split(",")[:64]]
+    found = [(name.strip(), said.decimal(weight)) for name, _, weight in parts if name.strip()]
+    return [Mention(name, weight, None, (hashes.get(name) or [""]).pop(0)) for name, weight in found if weight is not None]
 
 
 def _without_civitai(line: str) -> tuple[str, str]:
@@ -222,31 +199,14 @@ def _hashes(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in text.split(","):
         name, _, digest = (piece.strip() for piece in part.rpartition(":"))
-        if _HASH.fullmatch(digest.lower()):
-            found.setdefault(name, []).append(digest.lower())
+        if digest := said.digest(digest):
+            found.setdefault(name, []).append(digest)
     return found
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if _WHOLE.fullmatch(text) else None
-
-
-def _decimal(text: str) -> float | None:
-    return float(text) if _DECIMAL.fullmatch(text) else None
 
 
 def _size(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     return (int(match[1]), int(match[2])) if match else None
-
-
-def _sampler(name: str, schedule: str) -> str:
-    """Before A1111 1.9 the schedule stood behind the sampler's name, and nothing stood for the plain one."""
-    if match := re.fullmatch(r"(.{1,60}) (Karras|Exponential|Polyexponential)", name):
-        name, schedule = match[1], match[2]
-    plain = ("", "Automatic", "Uniform")
-    fitting = [ours for ours, (theirs, kind) in A1111.items() if theirs == name and (kind == schedule or (kind in plain and schedule in plain))]
-    return fitting[0] if fitting else name
 
 
 def _civitai(text: str) -> tuple[tuple[int, float], ...]:
@@ -257,60 +217,3 @@ def _civitai(text: str) -> tuple[tuple[int, float], ...]:
         return ()
     pairs = [(one.get("modelVersionId"), one.get("weight", 1.0)) for one in loras]
     return tuple((version, float(weight)) for version, weight in pairs if type(version) is int and 0 < version < 1 << 53 and type(weight) in (int, float))[:64]
-
-
-def laid_on(stack: StackConfig, said: Infotext, library: dict[str, LoraInfo]) -> tuple[StackConfig, list[str]]:
-    """The stack with what the text says in its place, LoRAs found in `library` by hash, and a sentence for each thing that couldn't be used.
-
-    A LoRA is found by its name only where the text gives no hash. The base stays: the text names one, but not where it is.
-    """
-    width, height = said.size or (None, None)
-    family = families.registry()[stack.family]
-    is_distilled = family.guidance == "distilled" and said.distilled_guidance is not None
-    given: dict[str, Any] = {
-        "prompt": said.prompt, "negative_prompt": said.negative_prompt, "steps": said.steps, "seed": said.seed, "width_px": width, "height_px": height,
-        "guidance_scale": said.distilled_guidance if is_distilled else said.guidance_scale,
-        "guidance_rescale": None if "flow" in family.prediction else said.guidance_rescale,
-        "true_guidance_scale": said.guidance_scale if is_distilled else None,
-    }  # fmt: skip
-    notes = [f"{tag[:80]} is not known here." for tag in said.unknown]
-    values = stack.model_dump()
-    for key, value in given.items():
-        if value is None:
-            continue
-        try:
-            parse(StackConfig, {key: value}, "the picture's text")
-            values[key] = value
-        except ConfigError as error:
-            notes.append(str(error).split("\n", 1)[-1].strip())
-    if said.sampler in fitting(family):
-        values["sampler"] = said.sampler
-    elif said.sampler in SAMPLERS:  # Sana's own solver for flow has the name of one that is for noise
-        notes.append(f"sampler {said.sampler!r} can't be chosen for {family.title}; the stack's stays.")
-    elif said.sampler:
-        notes.append(f"sampler {said.sampler[:80]!r} is not known here.")
-    adapters, lacking = _found(said.loras, library)
-    limit = len(adapters) > 32
-    values["adapters"] = adapters[:32]
-    values["wide_weights"] = stack.wide_weights or any(abs(weight or 0) > USUAL_WEIGHT for one in adapters for weight in (one["weight"], one["text_weight"]))
-    notes += lacking + (["it names more than 32 LoRAs; the first 32 are taken."] if limit else [])
-    if said.civitai:
-        notes.append(f"it also names LoRAs by Civitai's numbers only: {', '.join(str(version) for version, _ in said.civitai)}.")
-    return parse(StackConfig, values, "the picture's text"), notes
-
-
-def _found(loras: tuple[Mention, ...], library: dict[str, LoraInfo]) -> tuple[list[dict[str, Any]], list[str]]:
-    adapters, notes = [], []
-    for one in loras:
-        if one.sha256:
-            here = [info for digest, info in library.items() if digest.startswith(one.sha256)]
-        else:
-            here = [info for info in library.values() if info.name == one.name]
-        if not here:
-            notes.append(f"LoRA {one.name[:80]} ({f'hash {one.sha256[:12]}' if one.sha256 else 'no hash'}) is not here.")
-            continue
-        info = here[-1]
-        adapters.append({"file": str(info.path), "name": one.name, "sha256": info.sha256, "weight": one.weight, "text_weight": one.text_weight})
-        if not one.sha256:
-            notes.append(f"LoRA {one.name[:80]} was found by its name alone.")
-    return adapters, notes

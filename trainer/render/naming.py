@@ -68,3 +68,9 @@ def _loose_names(info: LoraInfo) -> set[str]:
     said = info.metadata.get("ss_output_name", "")
     header = {said, alias(said)} if said.strip() else set()
     return {name.casefold() for name in _names(info) | header}
+
+
+def base_name(name: str) -> str:
+    """A base's name as it is compared: without folder, ending and case."""
+    path = _path(name)
+    return path[-1].casefold() if path else ""

@@ -1,0 +1,380 @@
+"""A picture of another tool becomes a stack, by `velatura render --from` and dropped on the page, with a sentence for all that could not be used."""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app import recipes, ui
+from tests import foreign_pictures as made
+from tests.test_naming import small
+from trainer import lora_file
+from trainer.config import StackConfig
+from trainer.errors import DataError, UserError
+from trainer.lora_file import LoraInfo
+from trainer.render import comfy, comfy_reading, foreign, infotext, opening
+
+A1111 = """a watermill at dusk <lora:cat:0.75>
+Negative prompt: blurry
+Steps: 22, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 77, Size: 512x640, Model hash: 0123456789, Model: meadow, Clip skip: 2, \
+Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: Latent, ControlNet 0: "Module: canny, Weight: 1", Lora hashes: "cat: {digest}", Version: v1.10.1"""
+FORGE = A1111.replace("Version: v1.10.1", "Version: f2.0.1v1.10.1-previous-664-gd557aef9")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoraInfo]:
+    folder = tmp_path_factory.mktemp("library")
+    small(folder / "sub" / "cat.safetensors", seed=1)
+    small(folder / "dog.safetensors", seed=2)
+    return lora_file.library([folder])
+
+
+def cat(library: dict[str, LoraInfo]) -> LoraInfo:
+    return next(info for info in library.values() if info.name == "cat")
+
+
+def of_file(info: LoraInfo) -> str:
+    return hashlib.sha256(info.path.read_bytes()).hexdigest()[:10]
+
+
+def laid(path: Path, library: dict[str, LoraInfo], base: StackConfig | None = None) -> tuple[StackConfig, str]:
+    stack, notes = opening.stack_of(path, base or StackConfig(), library)
+    assert all(note.endswith(".") and len(note) < 1200 for note in notes)
+    return stack, "\n".join(notes)
+
+
+WRITERS: dict[str, tuple[Callable[[Path, LoraInfo], Path], tuple[str, ...], tuple[str, ...]]] = {
+    "a1111": (
+        lambda path, info: made.a1111(path, A1111.format(digest=info.sha256[:12])),
+        (".png", ".jpg", ".webp"),
+        ("hires fix", "ControlNet", "text encoder", "Denoising"),
+    ),
+    "forge": (lambda path, info: made.a1111(path, FORGE.format(digest=info.sha256[:12])), (".png", ".jpg", ".webp"), ("hires fix", "ControlNet")),
+    "fooocus json": (
+        lambda path, info: made.fooocus(path, json.dumps(made.fooocus_values(of_file(info))), "fooocus"),
+        (".png", ".jpg", ".webp"),
+        ("styles", "sharpness 2.0"),
+    ),
+    "fooocus text": (lambda path, info: made.fooocus(path, made.fooocus_text(of_file(info)), "a1111"), (".png", ".jpg", ".webp"), ("Sharpness",)),
+    "swarmui": (lambda path, info: made.swarmui(path, made.swarmui_values(info.sha256)), (".png", ".jpg", ".webp"), ("controlnetstrength", "refinermethod")),
+    "invokeai": (lambda path, info: made.invokeai(path, made.INVOKEAI), (".png",), ("ControlNet", "hires fix", "by its name alone")),
+    "comfyui": (
+        lambda path, info: made.comfyui(path, made.comfyui_prompt()),
+        (".png", ".webp"),
+        ("hires fix", "ControlNet", "gone.safetensors (no hash) is not here"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("tool", "suffix"), [(tool, suffix) for tool, (_, suffixes, _) in WRITERS.items() for suffix in suffixes])
+def test_a_picture_of_each_tool_becomes_the_stack_it_was_made_from(tool: str, suffix: str, library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    write, _, said = WRITERS[tool]
+    stack, notes = laid(write(tmp_path / f"x{suffix}", cat(library)), library)
+    assert (stack.prompt.strip(), stack.negative_prompt) == ("a watermill at dusk", "blurry")
+    assert (stack.steps, stack.guidance_scale, stack.seed, stack.width_px, stack.height_px) == (22, 6.5, 77, 512, 640)
+    assert stack.sampler == "dpm++_2m_karras" and [(one.sha256, one.weight) for one in stack.adapters] == [(cat(library).sha256, 0.75)]
+    assert "made on the base" in notes and "meadow" in notes and "drawn on imprimatura" in notes
+    for part in said:
+        assert part in notes, notes
+
+
+def test_a_workflow_alone_says_the_stack(library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    """The page's form, of FLUX: a bypassed LoRA and a muted one do nothing, guidance is the model's own input."""
+    base = StackConfig(family="flux", base="meadow")
+    for suffix in (".png", ".webp"):
+        stack, notes = laid(made.comfyui(tmp_path / f"x{suffix}", workflow=made.comfyui_workflow()), library, base)
+        assert (stack.prompt, stack.seed, stack.steps, stack.sampler) == ("a watermill at dusk", 77, 22, "flow_euler")
+        assert (stack.guidance_scale, stack.true_guidance_scale, stack.width_px, stack.height_px) == (3.5, 1.0, 512, 640)
+        assert [(one.name, one.weight) for one in stack.adapters] == [("cat.safetensors", 0.75)] and "off" not in notes and "muted" not in notes
+    text_weight = laid(made.comfyui(tmp_path / "y.png", made.comfyui_prompt()), library)[0].adapters[0].text_weight
+    assert text_weight == 0.5
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_our_own_graph_is_read_back(form: int, library: dict[str, LoraInfo]) -> None:
+    first = StackConfig(
+        prompt="a fox",
+        negative_prompt="blur",
+        seed=9,
+        steps=7,
+        sampler="euler_a",
+        guidance_scale=4.5,
+        guidance_rescale=0.5,
+        adapters=({"name": "cat", "weight": 0.5, "text_weight": 0.25}, {"name": "dog", "weight": -1}),
+    )
+    graphs = comfy.graphs(first, "meadow", "ddim")
+    said = comfy_reading.graph(graphs[0] if form == 0 else None, graphs[1] if form == 1 else None)
+    back, _ = infotext.laid_on(StackConfig(), said, library)  # type: ignore[arg-type]
+    for key in ("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale", "guidance_rescale", "width_px", "height_px"):
+        assert getattr(back, key) == getattr(first, key), key
+    assert [(Path(one.file).stem, one.weight, one.text_weight) for one in back.adapters] == [("cat", 0.5, 0.25), ("dog", -1.0, None)]
+
+
+STACKERS = [
+    (
+        "Power Lora Loader (rgthree)",
+        {"lora_1": {"on": True, "lora": "cat.safetensors", "strength": 0.75}, "lora_2": {"on": False, "lora": "dog.safetensors", "strength": 1}},
+    ),
+    ("Lora Loader Stack (rgthree)", {"lora_01": "cat.safetensors", "strength_01": 0.75, "lora_02": "None", "strength_02": 1}),
+    (
+        "CR LoRA Stack",
+        {
+            "switch_1": "On",
+            "lora_name_1": "cat.safetensors",
+            "model_weight_1": 0.75,
+            "clip_weight_1": 0.75,
+            "switch_2": "Off",
+            "lora_name_2": "dog.safetensors",
+        },
+    ),
+    ("LoraLoader|pysssss", {"lora_name": "cat.safetensors", "strength_model": 0.75, "strength_clip": 0.75}),
+]
+
+
+@pytest.mark.parametrize(("kind", "inputs"), STACKERS)
+def test_loras_of_stackers_are_read(kind: str, inputs: dict[str, Any], library: dict[str, LoraInfo]) -> None:
+    prompt = made.comfyui_prompt()
+    prompt["11"] = {"class_type": kind, "inputs": {**inputs, "model": ["4", 0]}}
+    stack, _ = infotext.laid_on(StackConfig(), comfy_reading.graph(prompt, None), library)  # type: ignore[arg-type]
+    assert [(Path(one.file).stem, one.weight, one.text_weight) for one in stack.adapters] == [("cat", 0.75, None)]
+
+
+# Values that can't be used are said.
+
+
+@pytest.mark.parametrize("seed", ["1102676403634909", "-1", "99999999999999999999999", "random", "1.5", str(2**32)])
+def test_a_seed_that_cannot_be_taken_is_said_and_stays(seed: str, library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    paths = [made.a1111(tmp_path / "a.png", A1111.replace("Seed: 77", f"Seed: {seed}").format(digest="0" * 12))]
+    number: Any = int(seed) if seed.lstrip("-").isdigit() else seed
+    paths.append(made.invokeai(tmp_path / "i.png", made.INVOKEAI | {"seed": number}))
+    paths.append(made.fooocus(tmp_path / "f.png", json.dumps(made.fooocus_values("0") | {"seed": seed}), "fooocus"))
+    swarm = made.swarmui_values("0")
+    swarm["sui_image_params"]["seed"] = number
+    graph = made.comfyui_prompt()
+    graph["14"]["inputs"]["value"] = number
+    paths += [made.swarmui(tmp_path / "s.png", swarm), made.comfyui(tmp_path / "c.png", graph)]
+    for path in paths:
+        stack, notes = laid(path, library)
+        assert stack.seed == 1 and "seed" in notes.lower() and seed[:12] in notes, (path.name, notes)
+
+
+def test_the_hash_of_nothing_is_no_hash(library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    for digest in ("e3b0c44298fc", "e3b0c44298", "000000000000", "None", ""):
+        stack, notes = laid(made.a1111(tmp_path / "a.png", A1111.format(digest=digest)), library)
+        assert [one.sha256 for one in stack.adapters] == [cat(library).sha256] and "LoRA cat was found by its name alone." in notes
+    other, notes = laid(made.a1111(tmp_path / "a.png", A1111.format(digest="abcdefabcdef")), library)
+    assert not other.adapters and "LoRA cat (hash abcdefabcdef) is not here." in notes
+
+
+def test_tags_in_a_negative_prompt_are_left_out_and_said(library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    text = A1111.replace("Negative prompt: blurry", "Negative prompt: blurry <lora:dog:1>, <hypernet:x:1>").format(digest="e3b0c44298fc")
+    stack, notes = laid(made.a1111(tmp_path / "a.png", text), library)
+    assert stack.negative_prompt == "blurry," and "<lora:dog:1>, <hypernet:x:1> in the negative prompt are left out" in notes and len(stack.adapters) == 1
+
+
+def test_what_a1111_edits_between_steps_is_said(library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    _, notes = laid(made.a1111(tmp_path / "a.png", "a [fox:cat:0.5] AND a dog\nSteps: 3, Sampler: Restart, CFG scale: seven, Seed: 1, Size: 100x64"), library)
+    for part in ("[fox:cat:0.5]", "AND", "'Restart' is not known here", "CFG scale is 'seven'", "width_px is 100"):
+        assert part in notes, notes
+
+
+def test_a_base_that_is_offered_is_taken_by_its_name(library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    path = made.invokeai(tmp_path / "i.png", made.INVOKEAI)
+    stack, notes = opening.stack_of(path, StackConfig(), library, {"Meadow.safetensors": "imprimatura", "other": "/nowhere"})
+    assert stack.base == "imprimatura" and stack.family == "sd" and notes
+
+
+def test_a_picture_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    for path in (
+        made.png(tmp_path / "a.png"),
+        made.png(tmp_path / "b.png", Comment="hello"),
+        made.comfyui(tmp_path / "c.png", {"1": {"class_type": "LoadImage", "inputs": {}}}),
+    ):
+        with pytest.raises(DataError, match="carries no Velatura recipe, and no text of A1111"):
+            opening.stack_of(path, StackConfig(), {})
+    _, notes = opening.stack_of(made.png(tmp_path / "d.png", parameters='{"tool": "x", "steps": 3}'), StackConfig(), {})
+    assert "JSON of a tool that is not known here, with tool, steps." in notes[0]
+
+
+# Through the doors.
+
+
+@pytest.mark.parametrize("tool", ["a1111", "comfyui"])
+def test_the_command_draws_it_and_says_what_is_missing(tool: str, run_velatura: Any, library: dict[str, LoraInfo], trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "cat.safetensors").write_bytes(trained.read_bytes())
+    info = lora_file.inspect(trained)
+    write, _, said = WRITERS[tool]
+    picture = write(tmp_path / "theirs.png", info)
+    small_ = ("--set", "steps=1", "--set", "width_px=64", "--set", "height_px=64")
+    done = run_velatura("render", "--from", picture, *small_, "--out", tmp_path / "ours.png")
+    assert done.returncode == 0, done.stderr
+    for part in ("note: ", "made on the base", *said[:2]):
+        assert part in done.stderr
+    recipe = infotext.parse_infotext(Image.open(tmp_path / "ours.png").info["parameters"])
+    assert (recipe.prompt.strip(), recipe.seed, recipe.loras[0].sha256) == ("a watermill at dusk", 77, info.sha256[:12])
+
+
+def test_the_page_takes_it_with_what_the_server_offers(library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    context = ui.open_workspace(tmp_path / "workspace", [])
+    context.loras.mkdir(parents=True, exist_ok=True)
+    (context.loras / "cat.safetensors").write_bytes(cat(library).path.read_bytes())
+    for tool, (write, suffixes, said) in WRITERS.items():
+        stack, notes = recipes.read_picture(context, write(tmp_path / f"x{suffixes[-1]}", cat(library)))
+        assert (
+            stack.prompt.strip() == "a watermill at dusk"
+            and stack.base == "imprimatura"
+            and [Path(one.file).name for one in stack.adapters] == ["cat.safetensors"]
+        ), tool
+        assert all(part in "\n".join(notes) for part in said if "not here" not in part)
+
+
+# Hostile.
+
+HOSTILE_NAMES = [
+    "/etc/passwd",
+    "../../outputs/x",
+    "C:\\Windows\\x",
+    "\\\\host\\share\\x",
+    "~/x",
+    "file:///etc/passwd",
+    "a\0b",
+    "x" * 5000,
+    "<img src=x onerror=1>",
+    "\u202etxt",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_name_in_a_picture_opens_a_file(name: str, library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, swarm, fooocus = made.comfyui_prompt(), made.swarmui_values("0"), made.fooocus_values("0123456789")
+    graph["10"]["inputs"]["lora_name"] = graph["4"]["inputs"]["ckpt_name"] = name
+    swarm["sui_image_params"] |= {"loras": [name], "model": name}
+    fooocus |= {"loras": [[name, 1, "0123456789"]], "base_model": name, "vae": name}
+    pictures = [
+        made.comfyui(tmp_path / "c.png", graph),
+        made.swarmui(tmp_path / "s.png", swarm),
+        made.fooocus(tmp_path / "f.png", json.dumps(fooocus), "fooocus"),
+    ]
+    pictures.append(made.a1111(tmp_path / "a.jpg", f"a <lora:{name}:1>\nSteps: 2, Sampler: x, Seed: 1, Model: {name}, VAE: {name}"))
+    whole, known = Path.open, {*pictures, *(info.path for info in library.values())}
+
+    def watched(self: Path, *args: Any, **kwargs: Any) -> Any:
+        assert self in known, f"{self} was opened"
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", watched)
+    for picture in pictures:
+        stack, notes = laid(picture, library)
+        assert not stack.adapters and stack.base == "imprimatura" and "\0" not in notes and "\u202e" not in notes
+        assert max(map(len, notes.split("\n"))) < 1200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["4", "KSampler", "77", "cat"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["class_type", "inputs", "4", "model", "lora_name", "weight", "name", "text"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+WHERE = st.lists(st.integers(0, 30), max_size=4)
+
+
+def broken(values: Any, where: list[int], into: Any) -> Any:
+    """A copy with one place, found by numbers, replaced."""
+    values = json.loads(json.dumps(values))
+    place, path = values, list(where)
+    while path and isinstance(place, dict | list) and place:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = keys[path.pop(0) % len(keys)]
+        if not path or not isinstance(place[key], dict | list):
+            place[key] = into
+            break
+        place = place[key]
+    return values
+
+
+SOURCES = [made.INVOKEAI, made.fooocus_values("0123456789"), made.swarmui_values("12" * 32)]
+
+
+def is_read_or_refused(where: list[int], into: Any) -> None:
+    for values in SOURCES:
+        found = foreign.from_json_text(json.dumps(broken(values, where, into)))
+        if found is not None:
+            stack, notes = infotext.laid_on(StackConfig(), found, {})
+            assert all(isinstance(note, str) and len(note) < 3000 for note in notes) and not stack.adapters
+    for prompt, workflow in ((broken(made.comfyui_prompt(), where, into), None), (None, broken(made.comfyui_workflow(), where, into))):
+        graph = comfy_reading.graph(prompt if isinstance(prompt, dict) else None, workflow if isinstance(workflow, dict) else None)
+        if graph is not None:
+            infotext.laid_on(StackConfig(), graph, {})
+
+
+@given(WHERE, JSON)
+@settings(max_examples=150, deadline=None)
+def test_any_json_of_a_tool_is_read_or_said(where: list[int], into: Any) -> None:
+    is_read_or_refused(where, into)
+
+
+@pytest.mark.slow
+@given(WHERE, JSON)
+@settings(max_examples=20_000, deadline=1000)
+def test_twenty_thousand_broken_texts_are_read_or_said(where: list[int], into: Any) -> None:
+    is_read_or_refused(where, into)
+
+
+def test_large_and_deep_texts_take_no_time(tmp_path: Path) -> None:
+    wide = {str(number): {"class_type": "SaveImage", "inputs": {"images": [str(number + 1), 0]}} for number in range(20_000)}
+    chain = {str(number): {"class_type": "Reroute", "inputs": {"x": [str(number + 1), 0], "model": [str(number + 1), 0]}} for number in range(4000)}
+    loop = {
+        "1": {"class_type": "KSampler", "inputs": {"seed": ["2", 0], "model": ["1", 0], "positive": ["2", 0], "latent_image": ["1", 0]}},
+        "2": {"class_type": "x", "inputs": {"a": ["2", 0], "text": ["2", 0]}},
+    }
+    star = {"s": {"class_type": "SaveImage", "inputs": {f"i{number}": [str(number), 0] for number in range(3000)}}} | chain
+    texts: list[dict[str, str]] = [{"prompt": json.dumps(one)} for one in (wide, chain, loop, star)]
+    texts += [
+        {
+            "workflow": json.dumps(
+                {
+                    "nodes": [{"id": n, "type": "LoraLoader", "inputs": [{"name": "model", "link": n}] * 50} for n in range(2000)],
+                    "links": [[n, n + 1, 0] for n in range(9000)],
+                }
+            )
+        }
+    ]
+    texts += [
+        {key: text}
+        for key in ("parameters", "prompt", "invokeai_metadata")
+        for text in ("[" * 100_000, '{"a":' * 100_000, "{" * 200_000, '{"prompt": "' + "x" * 200_000 + '"}')
+    ]
+    for number, one in enumerate(texts):
+        path = made.png(tmp_path / f"{number}.png", **one)
+        start = time.perf_counter()
+        with suppress(UserError):
+            opening.stack_of(path, StackConfig(), {})
+        assert time.perf_counter() - start < 1, (number, list(one))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_damaged_pictures_of_other_tools_are_refused_in_words(suffix: str, library: dict[str, LoraInfo], tmp_path: Path) -> None:
+    raw, rng = made.a1111(tmp_path / f"x{suffix}", A1111.format(digest="e3b0c44298fc")).read_bytes(), random.Random(2)
+    path = tmp_path / f"y{suffix}"
+    for _ in range(150):
+        damaged = bytearray(raw)
+        for _ in range(rng.randint(1, 12)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            opening.stack_of(path, StackConfig(), library)
+        except UserError as error:
+            assert "picture" in str(error)
