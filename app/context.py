@@ -181,7 +181,9 @@ class Context:
 
     def lora_name(self, path: Path) -> str:
         """What a LoRA file is called: by its file, and a run's best by its run."""
-        return f"{path.parent.name}-best" if path.name == BEST and path.parent.parent == self.runs else path.stem
+        from trainer import lora_file
+
+        return f"{path.parent.name}-best" if path.name == BEST and path.parent.parent == self.runs else lora_file.name_of(path)
 
     def find_loras(self) -> dict[str, LoraInfo]:
         """LoRAs by hash, runs' and uploaded; files that are new or changed are read, what can't be read is passed over."""

@@ -194,7 +194,8 @@ def others(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> dict[str
     width = engine.vocabulary.tables["text_encoder"].embedding_dim
     for name, one in parts.items():
         words = {"mokkaword": {"string_to_param.*": numbers(2, width)}} if name == "word" else {}
-        lora_file.save(folder / f"{name}.safetensors", {engine.file_keys[LAYER]: one}, {}, torch.float32, words)
+        said = {"ss_network_module": "peft.oft"} if name == "oft" else {}
+        lora_file.save(folder / f"{name}.safetensors", {engine.file_keys[LAYER]: one}, said, torch.float32, words)
     return {name: folder / f"{name}.safetensors" for name in parts}
 
 

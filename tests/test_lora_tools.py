@@ -35,7 +35,8 @@ def dense(path: Path) -> dict[str, torch.Tensor]:
 
 
 def written(folder: Path, parts: dict[str, torch.Tensor], name: str = MID) -> Path:
-    save_file({f"{name}.{suffix}": tensor for suffix, tensor in parts.items()}, folder / "x.safetensors")
+    said = {"ss_network_module": "peft.oft"} if "oft_R.weight" in parts else None  # as our own files say it
+    save_file({f"{name}.{suffix}": tensor for suffix, tensor in parts.items()}, folder / "x.safetensors", said)
     return folder / "x.safetensors"
 
 

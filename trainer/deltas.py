@@ -41,8 +41,17 @@ class Update(Protocol):
 
 
 def is_weight_of(made: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """True if `made` is the shape, or the shape of a convolution with its kernel laid flat."""
-    return made in (shape, (shape[0], math.prod(shape[1:])))
+    """True if `made` is the shape, or the shape of a convolution with its kernel laid flat, or that of a linear layer as a convolution of 1 x 1."""
+    return made in (shape, (shape[0], math.prod(shape[1:]))) or (len(shape) == 2 and len(made) > 2 and made == (*shape, *[1] * (len(made) - 2)))
+
+
+def paired(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors with as many sides each: tools keep either one of a linear layer, or of a convolution's second factor, as one of 1 x 1 or without a kernel."""
+    if down.ndim == 4 and up.ndim == 2:
+        return down, up[:, :, None, None]
+    if down.ndim == 2 and up.ndim == 4:
+        return down[:, :, None, None], up
+    return down, up
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from trainer import bases, checkpoint, data, events, families, presets, report, 
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
+from trainer.lora_file import is_there
 from trainer.runs import Run
 from trainer.world import World, alone
 
@@ -57,9 +58,9 @@ def absolute(config: TrainConfig) -> TrainConfig:
 def _absolute_line(line: str) -> str:
     """FILE:WEIGHT with its file spelled out, if there is one."""
     file, colon, weight = line.rpartition(":")
-    if colon and Path(file).is_file():
+    if colon and is_there(Path(file)):
         return f"{Path(file).resolve()}:{weight}"
-    return str(Path(line).resolve()) if Path(line).is_file() else line
+    return str(Path(line).resolve()) if is_there(Path(line)) else line
 
 
 def choose(parent: Path, name: str | None, wanted: TrainConfig | None, ours: World) -> Run | None:

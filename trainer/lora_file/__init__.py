@@ -23,6 +23,7 @@ from trainer.lora_file.inspecting import LoraInfo as LoraInfo
 from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
 from trainer.lora_file.inspecting import library as library
+from trainer.lora_file.locating import config_beside as config_beside
 from trainer.lora_file.locating import is_there as is_there
 from trainer.lora_file.locating import located as located
 from trainer.lora_file.locating import name_of as name_of

@@ -95,7 +95,7 @@ def inspect(path: Path) -> LoraInfo:
         rivals=known.rivals,
         unknown=known.unknown,
         blocks=_blocks(known, found, squares),
-        places=places.where(known, found),
+        places=places.where(known, found, bool(reading.words(read))),
         extras=sum(len(one.extras) for one in found.values()),
     )
 
@@ -180,7 +180,7 @@ def describe(info: LoraInfo) -> str:
     if info.extras:
         said["also sets"] = f"{info.extras} biases or norms"
     lines = [f"{name:>10}  {text}" for name, text in said.items()]
-    lines += ["", "loads in"] + [f"  {place.tool:<10}{place.verdict:<8}{place.loads:>5} of {place.of}  {place.why}".rstrip() for place in info.places]
+    lines += ["", "loads in"] + [_place(place) for place in info.places]
     lines += ["", f"{'block':<46}{'modules':>8}{'rank':>10}{'alpha':>10}{'norm':>11}{'energy':>9}"]
     for name, block in info.blocks.items():
         ranks = str(block.ranks[0]) if block.ranks[0] == block.ranks[1] else f"{block.ranks[0]}-{block.ranks[1]}"
@@ -188,6 +188,10 @@ def describe(info: LoraInfo) -> str:
         norm, share = "-" if block.norm is None else f"{block.norm:.4g}", "-" if block.share is None else f"{block.share * 100:.1f} %"
         lines.append(f"{name:<46}{block.modules:>8}{ranks:>10}{alphas:>10}{norm:>11}{share:>9}")
     return "\n".join(lines)
+
+
+def _place(place: places.Place) -> str:
+    return f"  {f'{place.tool} {place.version}':<34}{place.verdict:<13}{place.loads:>5} of {place.of}  {place.why}".rstrip()
 
 
 def _family(info: LoraInfo) -> str:

@@ -1,33 +1,24 @@
 """Where a LoRA file loads and where not, and why: the other tools' name maps and what they make of alphas, methods and DoRA's axes.
 
-Measured on diffusers 0.42, ComfyUI, A1111, Forge, InvokeAI and sd-scripts as of 2026 (running their code, or reading it where they don't run
-without their models). A module counts as loaded only if that tool finds it by name; what it then computes wrongly is said as wrong.
+What ComfyUI and InvokeAI find stands in tables that their own code filled (`tables`). diffusers is held by tests against its own converters and
+loaders. A1111, Forge and sd-scripts were read, not run. Each verdict says of which version it is; where nothing was tried, "not checked".
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from trainer.lora_file.names import Named, Target
+from trainer.lora_file.tables import table
 
 if TYPE_CHECKING:
     from trainer.lora_file.reading import Module
 
 _SD = ("sd", "sdxl")
 _KOHYA_FAMILIES = ("sd", "sdxl", "sd3", "flux", "chroma", "lumina2", "anima")
-_INVOKE_FAMILIES = ("sd", "sdxl", "flux", "flux2", "anima", "krea2", "qwen", "zimage")
-# Families whose files ComfyUI finds under diffusers' paths, by prefix.
-_COMFY = {
-    "transformer.": ("sd3", "flux", "chroma", "flux2", "auraflow", "pixart", "hidream", "qwen", "krea2", "zimage", "lumina2"),
-    "lycoris_": ("sd", "sdxl", "sd3", "flux", "chroma", "flux2", "hidream", "qwen", "krea2", "zimage", "lumina2"),
-    "lora_transformer_": ("sd3", "flux", "chroma", "flux2"),
-    "base_model.model.": ("sd3", "pixart"),
-    "unet.base_model.model.": ("pixart",),
-    "diffusion_model.": ("krea2", "zimage", "lumina2"),
-    "": ("flux", "chroma", "flux2", "qwen", "krea2", "zimage", "lumina2"),
-}
 # Prefixes that diffusers' loader of a family takes, and whose spelling behind them.
 _DIFFUSERS: dict[str, dict[str, tuple[str, ...]]] = {
     "sd": {"unet.": ("diffusers",), "lora_unet_": ("diffusers",)},
@@ -47,8 +38,10 @@ _DIFFUSERS: dict[str, dict[str, tuple[str, ...]]] = {
     "sana": {"transformer.": ("diffusers",)}, "auraflow": {"transformer.": ("diffusers",)}, "pixart": {},
 }  # fmt: skip
 
-Verdict = Literal["yes", "partly", "wrong", "no"]
-Finds = Callable[[str, Target], bool]
+Verdict = Literal["yes", "partly", "wrong", "no", "not checked"]
+Finds = Callable[[str, str, str, Target], bool]  # family, method, module, what it is
+_VERSIONS = {"diffusers": "0.42.1", "A1111": "1.10", "Forge": "of June 2025", "kohya": "sd-scripts of February 2026"}
+_PLAIN = "make it a plain LoRA with `velatura lora to-plain`"
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,7 @@ class Place:
     loads: int
     of: int
     why: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,69 +65,151 @@ class _File:
     methods: set[str]
     alphas: set[float]  # those of modules that have one, and 0.0 for those that have none
     in_header: bool  # the alpha stands in the header, and isn't the rank
-    axis: str  # of DoRA: "", "output" or "input"
-    extras: bool
+    axis: str  # of DoRA: "", "output", "input", or "vector" where it is written as PEFT does
+    dotted_lengths: bool  # `dora_scale` under diffusers' names
+    has_words: bool
+    is_whole: bool  # has every layer of each block that it touches
 
 
-def where(known: Named, found: Mapping[str, Module]) -> tuple[Place, ...]:
-    """A verdict for each tool; none for a file whose family isn't known."""
+@dataclass(frozen=True)
+class _Tool:
+    """How a tool is asked: which modules it finds, what it then gets wrong (and whether it stops at it), and why it would stop at one module."""
+
+    name: str
+    version: str
+    families: tuple[str, ...] | None  # that it has LoRAs for; None: all that it was asked about
+    finds: Finds
+    trouble: Callable[[_File], tuple[str, bool]]
+    stopped: Callable[[str, str, str], str] = lambda family, method, module: ""
+    tried: frozenset[str] | None = None  # families; None: all
+    methods: frozenset[str] | None = None
+
+
+def where(known: Named, found: Mapping[str, Module], has_words: bool = False) -> tuple[Place, ...]:
+    """A verdict for each tool; none for a file whose family isn't known. `has_words`: it carries new words beside its modules."""
     if known.family is None:
         return ()
-    file = _file(known.family.name, known.scheme, found)
-    tools: dict[str, tuple[Finds, Callable[[_File], tuple[str, bool]]]] = {
-        "diffusers": (_diffusers, _diffusers_wrong), "ComfyUI": (_comfy, _comfy_wrong), "A1111": (_a1111, _a1111_wrong), "Forge": (_forge, _comfy_wrong),
-        "InvokeAI": (_invoke, _invoke_wrong), "kohya": (_kohya, _kohya_wrong),
-    }  # fmt: skip
-    return tuple(_place(tool, known, file, finds, wrong, len(found)) for tool, (finds, wrong) in tools.items())
+    file = _file(known, found, has_words)
+    return tuple(_place(tool, known, file, found) for tool in _tools())
 
 
-def _place(tool: str, known: Named, file: _File, finds: Finds, wrong: Callable[[_File], tuple[str, bool]], num: int) -> Place:
-    missing = [module for module, target in known.targets.items() if not finds(file.family, target)]
-    loads = num - len(missing) - len(known.unknown)
-    trouble, stops = wrong(file)
-    if not loads:
-        return Place(tool, "no", 0, num, _why_none(tool, known, file.family))
-    if stops:
-        return Place(tool, "no", 0, num, trouble)
-    if loads < num:
-        first = (missing + list(known.unknown))[0]
-        return Place(
-            tool,
-            "partly",
-            loads,
-            num,
-            f"doesn't know {first} and {num - loads - 1} more; its picture silently lacks them" + (f"; {trouble}" if trouble else ""),
-        )
-    return Place(tool, "wrong" if trouble else "yes", loads, num, trouble)
+def _tools() -> tuple[_Tool, ...]:
+    comfy, invoke = table("comfyui"), table("invokeai")
+    return (
+        _Tool("diffusers", _VERSIONS["diffusers"], tuple(name for name, prefixes in _DIFFUSERS.items() if prefixes), _diffusers, _diffusers_wrong),
+        _Tool("ComfyUI", comfy.version, None, lambda family, method, module, target: comfy.finds(family, method, module), _comfy_wrong,
+              comfy.stopped, comfy.families | comfy.lacks, comfy.methods),
+        _Tool("A1111", _VERSIONS["A1111"], _SD, _a1111, _a1111_wrong, methods=_READ_BY_A1111),
+        _Tool("Forge", _VERSIONS["Forge"], (*_SD, "sd3", "flux", "chroma"), _forge, _comfy_wrong, methods=_READ_BY_A1111),
+        _Tool("InvokeAI", invoke.version, tuple(invoke.families), lambda family, method, module, target: invoke.finds(family, method, module), _invoke_wrong,
+              invoke.stopped, invoke.families | invoke.lacks, invoke.methods),
+        _Tool("kohya", _VERSIONS["kohya"], _KOHYA_FAMILIES, _kohya, _kohya_wrong),
+    )  # fmt: skip
 
 
-def _why_none(tool: str, known: Named, family: str) -> str:
+def _place(tool: _Tool, known: Named, file: _File, found: Mapping[str, Module]) -> Place:
     assert known.family
-    offered = {"A1111": _SD, "Forge": (*_SD, "sd3", "flux", "chroma"), "InvokeAI": _INVOKE_FAMILIES, "kohya": _KOHYA_FAMILIES}
-    if family not in offered.get(tool, (family,)) or (tool == "ComfyUI" and family == "sana") or (tool == "diffusers" and not _DIFFUSERS[family]):
-        return f"has no LoRAs for {known.family.title}"
-    return f"its name map has no {known.scheme} names for {known.family.title}; convert the file to {_advice(tool, known.family.default)} names"
+    num, family = len(found), file.family
+
+    def verdict(word: Verdict, loads: int, why: str) -> Place:
+        return Place(tool.name, word, loads, num, why, tool.version)
+
+    if tool.tried is not None and family not in tool.tried:
+        return verdict("not checked", 0, f"its LoRAs for {known.family.title} were not tried")
+    if tool.families is not None and family not in tool.families or (tool.name == "ComfyUI" and family in table("comfyui").lacks):
+        return verdict("no", 0, f"has no LoRAs for {known.family.title}")
+    if tool.methods is not None and (others := file.methods - tool.methods):
+        return verdict("not checked", 0, f"its {'/'.join(sorted(others))} was not tried; {_PLAIN}")
+    kinds = {module: _kind(one) for module, one in found.items()}
+    if reason := next((why for module, kind in kinds.items() if (why := tool.stopped(family, kind, module))), ""):
+        module = next(module for module, kind in kinds.items() if tool.stopped(family, kind, module))
+        return verdict("no", 0, f"{reason} where it has {module}")
+    missing = [module for module, target in known.targets.items() if not tool.finds(family, kinds[module], module, target)]
+    loads = num - len(missing) - len(known.unknown)
+    trouble, stops = tool.trouble(file)
+    if stops:
+        return verdict("no", 0, trouble)
+    if not loads:
+        return verdict("no", 0, _why_none(tool, known, file))
+    if loads < num:
+        first, more = (missing + list(known.unknown))[0], num - loads - 1
+        said = f"doesn't know {first} and {more} more" if more else f"doesn't know {first}"
+        return verdict("partly", loads, f"{said}; its picture silently lacks {'them' if more else 'it'}" + (f"; {trouble}" if trouble else ""))
+    return verdict("wrong" if trouble else "yes", loads, trouble)
 
 
-def _advice(tool: str, default: str) -> str:
-    return "diffusers" if tool == "diffusers" and default == "diffusers" else "kohya" if tool in ("A1111", "kohya") else default
+def _why_none(tool: _Tool, known: Named, file: _File) -> str:
+    """What to do about a file of which nothing loads: other names where those load there, else a plain LoRA where that does."""
+    assert known.family
+    said = f"finds nothing of a file of {known.scheme} names for {known.family.title}"
+    if file.methods != {"lora"}:
+        said += f" in {'/'.join(sorted(file.methods))}"
+    for scheme in dict.fromkeys((known.family.default, "kohya", "comfyui", "diffusers")):
+        if scheme != known.scheme and _would_load(tool, known, file, scheme):
+            return f"{said}; `velatura lora convert --to {scheme}` gives it names that load"
+    return f"{said}; {_PLAIN}" if file.methods != {"lora"} else said
 
 
-def _file(family: str, scheme: str, found: Mapping[str, Module]) -> _File:
-    lengths = [one.parts[suffix] for one in found.values() for suffix in one.parts if suffix.startswith(("dora_scale", "lora_magnitude_vector"))]
-    axis = "" if not lengths else "input" if lengths[0].ndim > 1 and lengths[0].shape[0] == 1 < lengths[0].shape[1] else "output"
+def _would_load(tool: _Tool, known: Named, file: _File, scheme: str) -> bool:
+    """Whether a tool finds a first layer of the file under another scheme's names."""
+    from trainer.errors import AdapterError
+    from trainer.lora_file import names, spelling
+
+    family = known.family
+    assert family
+    target = next((target for target in known.targets.values() if not _is_text(target)), None)
+    if target is None:
+        return False
+    try:
+        rules = spelling.scheme_of(scheme, family)
+    except AdapterError:
+        return False
+    fused = rules.original and len(target.row.paths) > 1
+    if file.methods != {"lora"} and fused != (target.part is None):
+        return False  # only a plain LoRA's layers are fused and taken apart
+    name = spelling.module_name(family, target, None if fused or len(target.row.paths) == 1 else target.part or 0, rules)
+    there, _ = names.find(family, name)
+    return there is not None and all(tool.finds(file.family, method, name, there) for method in file.methods)
+
+
+def _kind(one: Module) -> str:
+    """A module's method as the tables name it: which spelling of OFT matters."""
+    return "oft_blocks" if one.method == "oft" and any(suffix.startswith("oft_blocks") for suffix in one.parts) else one.method
+
+
+def _file(known: Named, found: Mapping[str, Module], has_words: bool) -> _File:
+    assert known.family
+    lengths = [(suffix, one.parts[suffix]) for one in found.values() for suffix in one.parts if suffix.startswith(("dora_scale", "lora_magnitude_vector"))]
+    axis = ""
+    if lengths:
+        suffix, first = lengths[0]
+        inputs = first.ndim > 1 and first.shape[0] == 1 < first.shape[1]
+        axis = "vector" if suffix.startswith("lora_magnitude") else "input" if inputs else "output"
     in_header = any("alpha" not in one.parts and one.alpha is not None and one.update is not None and one.alpha != one.update.rank for one in found.values())
     return _File(
-        family, scheme, {one.method for one in found.values()}, {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts}, in_header, axis,
-        any(one.extras for one in found.values()),
+        known.family.name, known.scheme, {_kind(one) for one in found.values()} - {"values"}, {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts},
+        in_header, axis, axis in ("output", "input") and known.scheme in ("diffusers", "peft", "bare"), has_words,
+        _is_whole(known),
     )  # fmt: skip
+
+
+def _is_whole(known: Named) -> bool:
+    """Whether a file has every layer of each block that it touches."""
+    assert known.family
+    blocks: dict[tuple[str, tuple[int, ...]], int] = {}
+    rows = Counter(row.paths[0].split(".#")[0] for row in known.family.rows if ".#" in row.paths[0])
+    for target in known.targets.values():
+        if target.numbers and not _is_text(target):
+            block = target.row.paths[0].split(".#")[0]
+            blocks[block, target.numbers] = blocks.get((block, target.numbers), 0) + 1
+    return all(count == rows[block] for (block, _), count in blocks.items())
 
 
 def _is_text(target: Target) -> bool:
     return target.component.startswith("text_encoder")
 
 
-def _diffusers(family: str, target: Target) -> bool:
+def _diffusers(family: str, method: str, module: str, target: Target) -> bool:
     if _is_text(target):
         paths = f"{target.component}." == target.prefix and ("text_model" in target.row.paths[0])
         kohya = target.prefix.startswith("lora_te") and family in ("sd", "sdxl", "flux") and "text_model" in target.row.paths[0]
@@ -147,36 +223,26 @@ def _diffusers(family: str, target: Target) -> bool:
 
 
 def _diffusers_wrong(file: _File) -> tuple[str, bool]:
-    if file.methods & {"loha", "lokr", "oft", "full", "loha-dora", "lokr-dora"} and file.family not in ("flux2", "zimage"):
-        return f"raises ValueError for {'/'.join(sorted(file.methods))}; make it a plain LoRA with `velatura lora to-plain`", True
+    if others := file.methods - {"lora", "dora"}:
+        return f"raises ValueError for {'/'.join(sorted(others))}; {_PLAIN}", True
+    if file.has_words and file.family not in ("flux", "chroma"):
+        return "raises ValueError for the new word that lies in the file", True
+    if file.dotted_lengths and file.family not in ("flux", "chroma", *_SD):
+        return "raises for DoRA's lengths as they are named here; `velatura lora convert --to diffusers` names them as it does", True
+    if file.family == "lumina2" and file.scheme == "comfyui" and not file.is_whole:
+        return "its converter raises KeyError unless every layer of a block is there; `velatura lora convert --to diffusers` gives it names that load", True
     if file.scheme == "bare" and not file.alphas:
         return "its loader takes names without a prefix only where there is an alpha", True
-    if file.axis:
+    if file.axis and not (file.axis == "vector" and file.family not in _SD):
         return "drops or misreads DoRA's lengths: use `velatura lora to-plain`", False
     if len(file.alphas) > 1 and file.family in _SD:
         return "drops alphas that differ by layer (on attention the most common one wins); `velatura lora convert` makes them one", False
     return "", False
 
 
-def _comfy(family: str, target: Target) -> bool:
-    if family == "sana":
-        return False
-    name = target.row.paths[target.part or 0]
-    if _is_text(target):
-        prefix = target.prefix
-        return (prefix.startswith(("lora_te", "text_encoders.")) or f"{target.component}." == prefix) and (
-            "text_model" in name or not prefix.startswith("text_encoder.")
-        )
-    original = target.spelling in ("original", "both")
-    if target.prefix in ("lora_unet_", "diffusion_model.", "model.diffusion_model.") and original:
-        return True
-    if target.prefix == "lora_unet_" or target.prefix == "unet.":
-        # Only the spelling of before 2023 is known for attention: `attn1.processor.to_q`.
-        return family in _SD and (target.prefix == "lora_unet_" or ".attn" not in name)
-    return family in _COMFY.get(target.prefix.replace("lycoris_unet_", "lycoris_"), ()) and target.spelling in ("diffusers", "both")
-
-
 def _comfy_wrong(file: _File) -> tuple[str, bool]:
+    if file.axis == "vector":
+        return "passes over DoRA's lengths in PEFT's names: use `velatura lora to-plain`", False
     if file.axis == "output":
         return "divides DoRA's output axis by ||W|| instead of ||W + dW||: use `velatura lora to-plain`", False
     if file.in_header:
@@ -184,14 +250,18 @@ def _comfy_wrong(file: _File) -> tuple[str, bool]:
     return "", False
 
 
-def _forge(family: str, target: Target) -> bool:
-    if family not in (*_SD, "sd3", "flux", "chroma") or (family == "sd3" and target.prefix == "transformer."):
+_READ_BY_A1111 = frozenset(("lora", "dora", "loha", "lokr", "loha-dora", "lokr-dora", "full", "oft", "oft_blocks"))
+
+
+def _forge(family: str, method: str, module: str, target: Target) -> bool:
+    """Forge's maps are ComfyUI's of its time, without diffusers' names of SD 3."""
+    if method == "oft" or (family == "sd3" and target.prefix == "transformer."):
         return False
-    return _comfy(family, target)
+    return table("comfyui").finds(family, "lora", module)
 
 
-def _a1111(family: str, target: Target) -> bool:
-    if family not in _SD:
+def _a1111(family: str, method: str, module: str, target: Target) -> bool:
+    if family not in _SD or method == "oft":
         return False
     kohya = target.prefix.startswith("lora_te") if _is_text(target) else target.prefix == "lora_unet_"
     return kohya and (_is_text(target) or target.spelling in ("diffusers", "both") or family == "sdxl")
@@ -201,21 +271,13 @@ def _a1111_wrong(file: _File) -> tuple[str, bool]:
     return ("takes DoRA's lengths for those of the input axis: use `velatura lora to-plain`", False) if file.axis == "output" else ("", False)
 
 
-def _invoke(family: str, target: Target) -> bool:
-    if family in _SD:
-        return _a1111(family, target)
-    return family in _INVOKE_FAMILIES and (not _is_text(target) or target.prefix.startswith("lora_te"))
-
-
 def _invoke_wrong(file: _File) -> tuple[str, bool]:
     if file.axis == "output":
         return "takes DoRA's lengths for those of the input axis: use `velatura lora to-plain`", False
     return ("doesn't read the alpha in the header, so the strength is wrong", False) if file.in_header else ("", False)
 
 
-def _kohya(family: str, target: Target) -> bool:
-    if family not in _KOHYA_FAMILIES:
-        return False
+def _kohya(family: str, method: str, module: str, target: Target) -> bool:
     if _is_text(target):
         return target.prefix.startswith("lora_te")
     return target.prefix == "lora_unet_" and (target.spelling in ("original", "both") or family in _SD)
@@ -223,5 +285,5 @@ def _kohya(family: str, target: Target) -> bool:
 
 def _kohya_wrong(file: _File) -> tuple[str, bool]:
     if not file.methods <= {"lora", "dora"}:
-        return f"its own network has no {'/'.join(sorted(file.methods - {'lora', 'dora'}))}: nothing loads, silently", True
+        return f"its own network has no {'/'.join(sorted(file.methods - {'lora', 'dora'}))}: nothing loads, silently; {_PLAIN}", True
     return ("ignores DoRA's lengths: use `velatura lora to-plain`", False) if file.axis else ("", False)

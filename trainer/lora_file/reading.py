@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from trainer import methods
 from trainer.deltas import Decomposed, Update, Whole
 from trainer.errors import AdapterError
-from trainer.lora_file import fusing, names, stabilised, stating
+from trainer.lora_file import fusing, names, others, stabilised, stating
 from trainer.lora_file.content import Content, content
 from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
 
@@ -51,6 +51,8 @@ def modules_of(found: Content) -> dict[str, Module]:
     file = found.path.name
     grouped, strange = by_module(found.tensors)
     if strange or not grouped:
+        if kind := others.said(file, strange, not grouped):
+            raise AdapterError(kind)
         raise AdapterError(f"{file} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
     parted = {module: {suffix: found.tensors[name] for suffix, name in parts.items()} for module, parts in grouped.items()}
     said = stabilised.told(stating.stated(file, found.header.metadata), found.header.metadata, _strengths(parted))
@@ -185,8 +187,8 @@ def matched(read: Content, file_keys: dict[str, str], shapes: dict[str, tuple[in
     _refuse_extras(path, found)
     own = _known(file_keys)
     # Names that are the base's own need no looking up among all families'.
-    others = {module: target for module, target in named(header).targets.items() if _spelled(module) not in own} if _has_others(found, own) else {}
-    targets = _targets(found, own, others, file_keys)
+    foreign = {module: target for module, target in named(header).targets.items() if _spelled(module) not in own} if _has_others(found, own) else {}
+    targets = _targets(found, own, foreign, file_keys)
     if unknown := [module for module in found if module not in targets]:
         counted = f"{len(found) - len(unknown)} of {len(found)} modules matched"
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
@@ -196,7 +198,7 @@ def matched(read: Content, file_keys: dict[str, str], shapes: dict[str, tuple[in
     for module, paths in targets.items():
         update = found[module].update
         assert update is not None
-        parts = _parts(path.name, module, update, others.get(module), [shapes[one] for one in paths])
+        parts = _parts(path.name, module, update, foreign.get(module), [shapes[one] for one in paths])
         whole = dict(zip(paths, parts, strict=True))
         there = {one: part for one, part in whole.items() if len(paths) == 1 or not fusing.is_nothing(part)} or whole
         fitting |= there
@@ -214,12 +216,12 @@ def _has_others(found: Mapping[str, Module], own: dict[str, str]) -> bool:
     return any(_spelled(module) not in own for module in found)
 
 
-def _targets(found: Mapping[str, Module], own: dict[str, str], others: dict[str, names.Target], file_keys: dict[str, str]) -> dict[str, tuple[str, ...]]:
+def _targets(found: Mapping[str, Module], own: dict[str, str], foreign: dict[str, names.Target], file_keys: dict[str, str]) -> dict[str, tuple[str, ...]]:
     """The layers of the base that each module of a file stands for; without those that stand for none."""
     plain = {_plain(module): module for module in file_keys}
     targets: dict[str, tuple[str, ...]] = {}
     for module in found:
-        target = others.get(module)
+        target = foreign.get(module)
         if _spelled(module) in own:
             targets[module] = (own[_spelled(module)],)
         elif target is not None and all(_plain(one) in plain for one in target.paths):

@@ -124,18 +124,18 @@ def _flat(update: Delta) -> tuple[int, int]:
 def _renamed(family: Family, size: str, target: Target, parts: dict[int | None, Module], rules: Scheme) -> dict[str, Module]:
     """One row's modules under their new names, fused or apart."""
     fused = rules.original and target.component == family.component
-    whole = _name(family, target, None, rules)
+    whole = module_name(family, target, None, rules)
     if len(target.row.paths) == 1 or (fused and None in parts):
         (one,) = parts.values()
         return {whole: replace(one, update=_swapped(one.update, target) if fused and one.update else one.update)}
     if fused:
         return {whole: _fused(family, size, target, parts)}
     if None not in parts:
-        return {_name(family, target, part, rules): one for part, one in parts.items()}
+        return {module_name(family, target, part, rules): one for part, one in parts.items()}
     one = parts[None]
     pieces = dict(enumerate(_apart(target, one)))
     trained = {part: piece for part, piece in pieces.items() if piece.update and not fusing.is_nothing(piece.update)}
-    return {_name(family, target, part, rules): piece for part, piece in (trained or pieces).items()}
+    return {module_name(family, target, part, rules): piece for part, piece in (trained or pieces).items()}
 
 
 def _swapped(update: Update, target: Target) -> Update:
@@ -184,7 +184,7 @@ def _fused(family: Family, size: str, target: Target, parts: dict[int | None, Mo
     return Module(fusing.together([update if isinstance(update, Delta) else None for update in chosen], tuple(heights)), "lora", None, {}, {})
 
 
-def _name(family: Family, target: Target, part: int | None, rules: Scheme) -> str:
+def module_name(family: Family, target: Target, part: int | None, rules: Scheme) -> str:
     """A module's name in a scheme."""
     row = target.row
     if target.component != family.component:

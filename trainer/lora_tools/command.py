@@ -152,8 +152,10 @@ def _cut(rank: int, energy: float, error: float) -> Cut:
 
 def _weighted(text: str) -> tuple[Path, float]:
     """`fox.safetensors:0.8` -> file and weight. Raises: ConfigError."""
+    from trainer import lora_file
+
     path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or lora_file.is_there(Path(text)):
         return Path(text), 1.0
     try:
         return Path(path), float(weight)

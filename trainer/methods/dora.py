@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from trainer import schema
-from trainer.deltas import Delta
+from trainer.deltas import Delta, is_weight_of, paired
 from trainer.schema import Settings
 
 if TYPE_CHECKING:
@@ -75,18 +75,18 @@ class Turned:
         return self.low.made_for
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        return self.low.shape == shape
+        return is_weight_of(self.low.shape, shape)
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
         import torch
 
-        weight = base.to(dtype)
-        turned = weight + self.low.dense(base, dtype)
+        weight = base.to(dtype).reshape(self.low.shape)
+        turned = weight + self.low.dense(weight, dtype)
         axes = [axis for axis in range(turned.ndim) if axis != self._axis()]
         norms = torch.linalg.vector_norm(turned, dim=axes, keepdim=True)
         # A row of zeros has no direction and stays as it is.
         change: Tensor = self.lengths.to(base.device, dtype) / norms.clamp_min(1e-30) * turned - weight
-        return change
+        return change.reshape(base.shape)
 
     def squared_norm(self) -> None:
         return None
@@ -140,7 +140,10 @@ def recognises(suffixes: set[str]) -> bool:
 def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Turned:
     """The update; scale 1 without an alpha. PEFT's flat lengths are those of the outputs."""
     down, up, lengths = (next(tensors[suffix] for suffix in part if suffix in tensors) for part in (_DOWN, _UP, _LENGTHS))
+    down, up = paired(down, up)
     low = Delta(down, up, 1.0 if alpha is None or not down.ndim else alpha / max(1, down.shape[0]))
     if lengths.ndim == 1 or "dora_scale" not in tensors:
         lengths = lengths.reshape(-1, *[1] * (len(low.shape) - 1))
+    elif lengths.ndim == 2 and len(low.shape) == 4:  # a linear layer's factors, kept as convolutions of 1 x 1
+        lengths = lengths[:, :, None, None]
     return Turned(low, lengths)

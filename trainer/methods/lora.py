@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from trainer import schema
-from trainer.deltas import Delta
+from trainer.deltas import Delta, paired
 from trainer.schema import Settings, setting
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Delta:
     up = next(tensors[suffix] for suffix in _UP if suffix in tensors)
     if _MID in tensors:
         down = _with_kernel(down, tensors[_MID])
+    down, up = paired(down, up)
     return Delta(down, up, 1.0 if alpha is None or not down.ndim else alpha / max(1, down.shape[0]))
 
 

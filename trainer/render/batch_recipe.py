@@ -34,8 +34,9 @@ def _hashed(one: AdapterChoice, library: Library) -> AdapterChoice:
     if not one.file:
         raise AdapterError(f"LoRA {one.name or '(no name)'} names no file.")
     try:
-        status = os.stat(one.file)
-        found = _tensors(one.file, status.st_mtime_ns, status.st_size)
+        file = lora_file.located(Path(one.file))
+        status = os.stat(file)
+        found = _tensors(str(file), status.st_mtime_ns, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise AdapterError(f"LoRA file {one.file[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
     if one.sha256 not in ("", found):

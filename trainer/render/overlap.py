@@ -59,7 +59,7 @@ def weigh(choice: AdapterChoice, updates: dict[str, Update], shapes: Iterable[st
     text_weight = text_weight_of(choice)
     of_block = weighing.block_factors(choice, [path for path in shapes if path.startswith(DENOISERS)])
     factors = {path: choice.weight * of_block[path] if path in of_block else text_weight for path in updates} if choice.enabled else dict.fromkeys(updates, 0.0)
-    return Loaded(choice, choice.name or Path(choice.file).stem, sha256, method, alpha, updates, factors)
+    return Loaded(choice, choice.name or lora_file.name_of(Path(choice.file)), sha256, method, alpha, updates, factors)
 
 
 def text_weight_of(choice: AdapterChoice) -> float:
@@ -72,7 +72,8 @@ def _alpha(path: Path, num_modules: int) -> str:
     given = sum(name.endswith(".alpha") for name in header.shapes)
     if given:
         return "in the file" if given == num_modules else f"in the file for {given} of {num_modules} modules, scale 1 for the rest"
-    return "in the header" if "lora_alpha" in header.metadata.get("lora_adapter_metadata", "") else "missing: scale 1"
+    said = " ".join(header.metadata.get(key, "") for key in ("lora_adapter_metadata", "adapter_config"))
+    return "in the header" if "alpha" in said else "missing: scale 1"
 
 
 def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple[int, int]) -> Tensor:

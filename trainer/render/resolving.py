@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import bases, usual
+from trainer import bases, lora_file, usual
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import attending, draw, fitting, modes, pointing, prompting, regions, weighing
@@ -85,7 +85,7 @@ class Resolving:
         digest = shelf.get(Path(file)).sha256
         if adapter.sha256 and adapter.sha256 != digest:
             raise AdapterError(f"{file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
-        found = adapter.model_copy(update={"file": file, "name": adapter.name or Path(file).stem, "sha256": digest})
+        found = adapter.model_copy(update={"file": file, "name": adapter.name or lora_file.name_of(Path(file)), "sha256": digest})
         weighing.schedule(found)
         weighing.block_factors(found, self.engine.denoiser_paths)
         return found.model_copy(update={"region": regions.resolved(found, self.engine.latents(stack))})
