@@ -138,7 +138,10 @@ def render(
     strip: Annotated[bool, typer.Option("--strip", help="Show what each LoRA does: the base, each alone, all but each, and all.")] = False,
     out: Annotated[Path, typer.Option(help="A .png, .webp or .jpg, or a folder for new names.")] = Path("outputs") / "renders",
     quantise: Annotated[str, typer.Option(help=quantised.HELP)] = "none",
-    from_: Annotated[Path | None, typer.Option("--from", metavar="PICTURE", help="Render one again: ours, or A1111's, Forge's, ComfyUI's, InvokeAI's, Fooocus' or SwarmUI's.")] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PICTURE", help="Draw it again: ours, or one of A1111, Forge, ComfyUI, InvokeAI, Fooocus, SwarmUI."),
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the base from the hub if it isn't here.")] = False,
 ) -> None:
     """Render a picture, or a grid of weights, with any number of LoRAs stacked."""

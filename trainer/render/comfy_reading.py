@@ -114,9 +114,11 @@ class _Graph:
         is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and str(value[0]) in self.nodes
         return str(value[0]) if is_link else None
 
-    def above(self, start: str) -> Iterator[str]:
-        """A node and all that it is made from, the nearest first, each once."""
-        seen, waiting = {start}, [start]
+    def above(self, start: str, seen: set[str] | None = None) -> Iterator[str]:
+        """A node and all that it is made from, the nearest first, each once; none that was `seen` before."""
+        seen = set() if seen is None else seen
+        waiting = [] if start in seen else [start]
+        seen.add(start)
         for number in waiting:
             yield number
             for value in self.inputs(number).values():
@@ -174,8 +176,9 @@ def _is_sampler(graph: _Graph, number: str) -> bool:
 def _first_pass(graph: _Graph) -> tuple[str, int] | None:
     """The pass that the picture begins with, and how many others there are; of several pictures the first in the graph."""
     ends = [number for number in graph.nodes if graph.kind(number) in ("SaveImage", "PreviewImage") or graph.kind(number).lower().startswith("saveimage")]
+    seen: set[str] = set()
     for start in ends[:_MOST_ENDS]:
-        passes = [number for number in graph.above(start) if _is_sampler(graph, number)]
+        passes = [number for number in graph.above(start, seen) if _is_sampler(graph, number)]
         if passes:
             return passes[-1], len(passes) - 1
     return next(((number, 0) for number in graph.nodes if _is_sampler(graph, number)), None)
