@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from trainer.config import DataConfig, TrainConfig
 from trainer.data import Item, buckets
+from trainer.errors import ConfigError
 
 SIDES = st.integers(16, 6000)
 RESOLUTIONS = st.sampled_from([(128, 16), (256, 8), (256, 16), (448, 8), (512, 8), (520, 8), (768, 16), (1024, 8), (1024, 32), (2048, 64)])
@@ -115,3 +116,10 @@ def test_the_plan_is_told_as_a_table() -> None:
         "640 x 384            2         2   4% to 58%",
         "3 pictures, shown 5 times an epoch; 1 of them loses more than 10% of the area.",
     ]
+
+
+def test_an_epoch_without_end_is_refused_before_it_is_made() -> None:
+    items = [item(64, 64, 1000)] * 2000
+    with pytest.raises(ConfigError, match="make 2000000 pictures an epoch of 2000; allowed: up to 1000000"):
+        buckets.plan_at(items, (64,), DataConfig(), 8)
+    assert len(buckets.plan_at(items[:10], (64, 128), DataConfig(), 8)) == 20_000

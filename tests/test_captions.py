@@ -148,3 +148,35 @@ def test_edit_that_was_logged_but_never_written_is_passed_over(picture: Path) ->
     picture.with_suffix(".txt").write_text("one\n")  # as a crash between log and file leaves it
     captions.write_caption(picture, "three")
     assert [captions.undo(picture.parent) for _ in range(3)] == [captions.Undone("cat.png", "one"), captions.Undone("cat.png", None), None]
+
+
+SAVED = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+BOMS = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff", "utf-32-le": b"\xff\xfe\0\0", "utf-32-be": b"\0\0\xfe\xff"}
+
+
+@pytest.mark.parametrize("encoding", SAVED)
+@pytest.mark.parametrize("text", ["a cat", "eine Küche, 猫 🦊", "кот на окне", "one\r\ntwo"])
+def test_a_caption_is_read_as_editors_save_it(picture: Path, encoding: str, text: str) -> None:
+    picture.with_suffix(".txt").write_bytes(BOMS.get(encoding, b"") + text.encode(encoding))
+    assert captions.read_caption(picture) == text
+
+
+@pytest.mark.parametrize(
+    "raw, said",
+    [(b"\xff\xfea", "damaged UTF-16"), (b"\xff\xfe\x00\xd8", "damaged UTF-16"), (b"\xfe\xff\xd8\x00a", "damaged UTF-16"),
+     ("Küche".encode("cp1252"), "not UTF-8"),
+     ("Ж".encode("utf-16-le") + b"\xff", "not UTF-8")],
+)  # fmt: skip
+def test_a_caption_in_another_encoding_is_named(picture: Path, raw: bytes, said: str) -> None:
+    picture.with_suffix(".txt").write_bytes(raw)
+    with pytest.raises(DataError, match=said):
+        captions.read_caption(picture)
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=st.binary(max_size=80), bom=st.sampled_from([b"", *BOMS.values(), b"\xef\xbb\xbf"]))
+def test_any_bytes_are_a_caption_that_can_be_written_or_refused(raw: bytes, bom: bytes) -> None:
+    try:
+        captions.decode(bom + raw, "x.txt").encode("utf-8")
+    except DataError as error:
+        assert "x.txt" in str(error)

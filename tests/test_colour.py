@@ -89,7 +89,8 @@ def test_a_profile_is_followed_in_every_format(kind: str) -> None:
 def test_the_cases_of_another_program_are_read_as_they_are_meant(name: str, wanted: tuple[int, ...], tmp_path: Path) -> None:
     """Made by hand: the middle of a picture of (200, 40, 40), its profile and what littlecms makes of it."""
     raw = {
-        "display_p3.png": colour.profile_of((colour._PRIMARIES[12], colour._SRGB_CURVE)), "swapped_profile.png": profile(), "broken_profile.png": b"not a profile",
+        "display_p3.png": colour.profile_of((colour._PRIMARIES[12], colour._SRGB_CURVE)), "swapped_profile.png": profile(),
+        "broken_profile.png": b"not a profile",
     }[name]  # fmt: skip
     assert near(opened(file_of("PNG", Image.new("RGB", (40, 40), (200, 40, 40)), icc_profile=raw))[0], wanted, 1)
 

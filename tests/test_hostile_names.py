@@ -23,8 +23,10 @@ from trainer.data import captions, dataset_check, sources, uploads
 from trainer.errors import DataError
 
 HARD = [
-    b"x" * 244 + b".png", b"x" * 247 + b".png", b"x" * 251 + b".png", b"y" * 250 + b".jpg", b"two\nlines.png", b"bell\x07.png", b"tab\there.png", b"lat\xe9in.png", b"\xed\xa0\x80.png",
-    b"blank .png", b"dots...png", b" first.png", b"a\x1b[31m.png", "\u202egnp.png".encode(), "e\u0301.png".encode(), b"100%.png", b"{a|b}.png", b"<b>.png", b"-rf.png", b"*.png",
+    b"x" * 244 + b".png", b"x" * 247 + b".png", b"x" * 251 + b".png", b"y" * 250 + b".jpg", b"two\nlines.png",
+    b"bell\x07.png", b"tab\there.png", b"lat\xe9in.png", b"\xed\xa0\x80.png",
+    b"blank .png", b"dots...png", b" first.png", b"a\x1b[31m.png", "\u202egnp.png".encode(), "e\u0301.png".encode(),
+    b"100%.png", b"{a|b}.png", b"<b>.png", b"-rf.png", b"*.png",
 ]  # fmt: skip
 
 

@@ -27,8 +27,10 @@ def names(dataset: data.Dataset) -> list[str]:
 
 
 ASIDE = [
-    "@eaDir/a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/a.png", "Thumbs/a.png", "thumbnails/a.jpg", "$RECYCLE.BIN/S-1-5-21/a.png", ".Trash-1000/files/a.png",
-    ".Trashes/a.png", "__MACOSX/a.png", "__macosx/._a.png", "lost+found/a.png", "#recycle/a.png", "#Recycle/a.png", ".AppleDouble/a.png", "._a.png", "RECYCLER/a.png",
+    "@eaDir/a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/a.png", "Thumbs/a.png", "thumbnails/a.jpg", "$RECYCLE.BIN/S-1-5-21/a.png",
+    ".Trash-1000/files/a.png",
+    ".Trashes/a.png", "__MACOSX/a.png", "__macosx/._a.png", "lost+found/a.png", "#recycle/a.png", "#Recycle/a.png", ".AppleDouble/a.png", "._a.png",
+    "RECYCLER/a.png",
     "System Volume Information/a.png", "@Recycle/a.png", ".@__thumb/a.png", "@__thumb/a.png", "#snapshot/a.png", "found.000/a.png", "_controls/a.depth.jpg",
     "_Controls/a.png", "reg/1_cat/b.png", "Reg/b.png", "regularization_images/b.png", "sample/x_000100.png", "samples/x.png", "model/sample/x.png",
     "masks/a.png", "mask/a.png", "control/a.png", "conditioning_images/a.png", "SYNOPHOTO_THUMB_M.jpg", "a-masklabel.png", "a-MASKLABEL.png", "a-condlabel.png",
@@ -120,7 +122,7 @@ def test_captions_of_ai_toolkit_are_read_from_json_and_its_trigger_is_put_in(tmp
         without.items[1].caption == "[trigger] a mill"
         and "b.jpg: the caption says [trigger], and data.trigger is not set: read as it stands." in without.problems
     )
-    assert not dataset_check.check(tmp_path, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8).without_trigger == ("b.jpg",)
+    assert dataset_check.check(tmp_path, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8).without_trigger == ("a.jpg", "c.jpg")
 
 
 @pytest.mark.parametrize(

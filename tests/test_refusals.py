@@ -25,7 +25,8 @@ from trainer.schema import Settings
 WHOLE: dict[str, Any] = {"family": "sd", "base": "imprimatura", "max_steps": 30, "adapter": {"method": "lora"}}
 # Words of pydantic's messages that mean nothing to an artist.
 STRANGE = (
-    "pydantic", "Input should", "valid ", "instance of", "dictionary", "discriminator", "tag ", "unable to", "Unable to", "tuple", "unicode", "parse", "Keys should",
+    "pydantic", "Input should", "valid ", "instance of", "dictionary", "discriminator", "tag ", "unable to", "Unable to", "tuple", "unicode", "parse",
+    "Keys should",
     "should have", "should match", "pattern", "extract", "NoneType", "Traceback", "greater than", "less than or equal", "decimal", "integer",
 )  # fmt: skip
 
@@ -120,9 +121,12 @@ def test_every_kind_that_has_words_is_one_of_pydantics() -> None:
     assert set(_ALLOWED) <= set(typing.get_args(pydantic_core.core_schema.ErrorType))
 
 
-LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=9) | st.dates() | st.sampled_from([10**500, "\ud83d", "x" * 9000])
-KEYS = st.sampled_from([*TrainConfig.model_fields, *DataConfig.model_fields, "method", "rank", "weights", "seeds", "stacks", "prompts", "adapters"]) | st.text(max_size=9)
-TREES = st.dictionaries(KEYS, st.recursive(LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12), max_size=5)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+LEAF = PLAIN | st.binary(max_size=9) | st.dates() | st.sampled_from([10**500, "\ud83d", "x" * 9000])
+NAMED = [*TrainConfig.model_fields, *DataConfig.model_fields, *BatchConfig.model_fields, *StackConfig.model_fields, "method", "rank"]
+KEYS = st.sampled_from(NAMED) | st.text(max_size=9)
+INSIDE = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
+TREES = st.dictionaries(KEYS, INSIDE, max_size=5)
 
 
 def any_values(values: dict[str, Any]) -> None:
@@ -176,7 +180,8 @@ def test_a_file_is_read_as_editors_save_it(encoding: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "raw, said",
     [
-        (b"caf\xe9 = 1", "byte 3"), (b"\xff\xfea", "no text"), ("a = 1".encode("utf-16-le"), "is not"), (b"[" * 100_000, "is not"), (b"a = " + b"[" * 9000, "is not"),
+        (b"caf\xe9 = 1", "byte 3"), (b"\xff\xfea", "no text"), ("a = 1".encode("utf-16-le"), "is not"),
+        (b"[" * 100_000, "is not"), (b"a = " + b"[" * 9000, "is not"),
         (b"a = " + b"9" * 5000, "is not"), (b"\0", "is not"), (b"{", "is not"), (b"a = \x1b[31m", "is not"),
     ],
 )  # fmt: skip

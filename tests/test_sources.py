@@ -271,3 +271,30 @@ def test_a_mask_folder_inside_the_set_is_not_of_it(tmp_path: Path) -> None:
     assert [(one.name, one.mask) for one in found.pictures] == [("a.png", tmp_path / "masks" / "a.png")]
     with pytest.raises(DataError, match="data.mask_folder"):
         survey(tmp_path, mask="file", mask_folder=str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_metadata_is_read_as_editors_save_it(encoding: str, tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "eine Küche 猫"}\n'.encode(encoding))
+    (tmp_path / "metadata.csv").write_bytes('file_name,text\r\nb.png,"une, élève"\r\n'.encode(encoding))
+    found = survey(tmp_path)
+    assert {name: text for name, (text, _, _) in told(found).items()} == {"a.png": "eine Küche 猫", "b.png": "une, élève"} and not found.problems
+
+
+@pytest.mark.parametrize("name", imagefolder.NAMES)
+@pytest.mark.parametrize("raw", [b"\xff\xfea", b"\xfe\xff\xd8\x00\x00a", b"\xff\xfe\0\0abc"])
+def test_damaged_metadata_is_said_and_costs_no_picture(name: str, raw: bytes, tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(raw)
+    found = survey(tmp_path)
+    assert len(found.pictures) == 1 and len(found.problems) == 1 and f"{name} is damaged UTF-" in found.problems[0]
+
+
+@pytest.mark.parametrize("row", ['{"file_name": "a\\ud83d.png", "text": "x"}', '{"a\\ud83d": 1, "file_name": "a.png", "text": "\\ud83d b"}'])
+def test_half_a_character_in_a_row_is_read_or_named(row: str, tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text(row)
+    found = survey(tmp_path)
+    assert found.pictures[0].text in ("", "? b")
+    "\n".join(found.problems).encode("utf-8")

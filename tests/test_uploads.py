@@ -8,6 +8,7 @@ import random
 import stat
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,25 @@ def test_two_captions_for_one_picture_are_not_both_taken(tmp_path: Path) -> None
         reports = list(pool.map(lambda number: uploads.add_pictures(tmp_path / "set", [tmp_path / str(number) / "a.txt"]), range(8)))
     (taken,) = [number for number, report in enumerate(reports) if not report.left_out]
     assert (tmp_path / "set" / "a.txt").read_text().strip() == f"caption {taken}"
+
+
+def zip_by_hand(entries: dict[bytes, bytes]) -> bytes:
+    """A zip of stored entries under any names, which `zipfile` would not write."""
+    body = directory = b""
+    for name, raw in entries.items():
+        fields = struct.pack("<5H3I2H", 20, 0, 0, 0, 33, zlib.crc32(raw), len(raw), len(raw), len(name), 0)
+        directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields + struct.pack("<3H2I", 0, 0, 0, 0, len(body)) + name
+        body += b"PK\x03\x04" + fields + name + raw
+    return body + directory + b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, len(entries), len(entries), len(directory), len(body), 0)
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "..", "//", "a/", "\\", ".png", "a/.png", " ", "./", "a//b.png", "...", "\n.png", "\ud83d.png"])
+def test_an_entry_with_hardly_a_name_costs_nothing_else(name: str, tmp_path: Path) -> None:
+    from trainer.data import archives
+
+    entries = {name.encode("utf-8", "surrogatepass"): png("blue"), b"good.png": png()}
+    (tmp_path / "x.zip").write_bytes(zip_by_hand(entries))
+    report = uploads.add_zip(tmp_path / "set", tmp_path / "x.zip")
+    assert "good.png" in report.added
+    folder, lines = archives.opened(tmp_path / "x.zip")
+    assert (folder / "good.png").is_file() and all(line.isprintable() for line in lines)

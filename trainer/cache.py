@@ -87,7 +87,7 @@ def _digest(entry: Entry) -> str:
     state = hashlib.sha256()
     for part, tensor in sorted(entry.items()):
         state.update(f"{part}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode("utf-8", "surrogatepass"))
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

@@ -14,10 +14,12 @@ from functools import lru_cache
 
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.scanning import Item
+from trainer.errors import ConfigError
 
 Bucket = tuple[int, int]  # width, height
 NUM_CUTS = 4
 CROPPED = 0.1  # share of a picture's area that is worth a word when it is cut off
+MAX_ENTRIES = 1_000_000  # of an epoch
 _STEP_PX = 64
 _FROM_PX = 512  # below it, steps of 64 px would leave a base of 128 px the square alone
 
@@ -36,7 +38,13 @@ def plan(items: list[Item], config: TrainConfig, multiple_px: int) -> list[Entry
 
 
 def plan_at(items: list[Item], resolutions_px: tuple[int, ...], data: DataConfig, multiple_px: int) -> list[Entry]:
-    """The plan for these resolutions."""
+    """The plan for these resolutions. Raises: ConfigError, before it is made, if an epoch of it has no end."""
+    num = len(resolutions_px) * sum(item.repeats for item in items)
+    if num > MAX_ENTRIES:
+        raise ConfigError(
+            f"data.repeats and data.more_resolutions_px make {num} pictures an epoch of {len(items)}; allowed: up to {MAX_ENTRIES}. Use fewer repeats; "
+            "max_steps says how long is trained."
+        )
     return [
         entry
         for index, item in enumerate(items)

@@ -26,7 +26,7 @@ _WAIT_S = 10.0
 _NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock
 MAX_CAPTION_BYTES = 64 << 10
 _SUFFIXES = (".txt", ".caption")
-_BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def decode(raw: bytes, name: str) -> str:
     """The caption in a file's bytes: UTF-8, or UTF-16 and UTF-32 that say so with a BOM. Raises: DataError if they are too many or none of these."""
     if len(raw) > MAX_CAPTION_BYTES:
         raise DataError(f"has a caption {name} that is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB")
-    kind = next((kind for bom, kind in _BOMS if raw.startswith(bom)), "utf-8")
+    kind = next((kind for bom, kind in BOMS if raw.startswith(bom)), "utf-8")
     try:
         return _clean(raw.decode(kind))
     except UnicodeDecodeError as error:

@@ -8,13 +8,14 @@ found in the folder, so that no row leads out of it.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainer.data.captions import MAX_CAPTION_BYTES
+from trainer.data.captions import BOMS, MAX_CAPTION_BYTES
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption", "prompt")
@@ -37,13 +38,15 @@ def read(path: Path, files: set[Path]) -> tuple[dict[Path, str], list[str]]:
                 problems.append(f"{path.name} line {number} {problem}: row not used.")
     except OSError as error:
         problems.append(f"{path.name} can't be read ({error.strerror}): its captions are missing.")
+    except UnicodeDecodeError as error:
+        problems.append(f"{path.name} is damaged {error.encoding.upper()} (byte {error.start}): its captions are missing.")
     if len(problems) > _SHOWN_ROWS:
         problems[_SHOWN_ROWS:] = [f"{path.name} has {len(problems) - _SHOWN_ROWS} more rows like these: not used."]
     return captions, problems
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
+    with _utf8(path) as file:
         for number in itertools.count(1):
             raw = file.readline(MAX_LINE_BYTES + 1)
             if not raw:
@@ -53,6 +56,18 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 yield number, f"is longer than {MAX_LINE_BYTES >> 10} KiB"
             elif raw.strip():
                 yield number, _json_row(raw)
+
+
+def _utf8(path: Path) -> IO[bytes]:
+    """The file's bytes, made UTF-8 where a BOM says that they are UTF-16 or UTF-32. Raises: OSError, UnicodeDecodeError."""
+    file = path.open("rb")
+    head = file.read(4)
+    kind = next((kind for bom, kind in BOMS if head.startswith(bom)), None)
+    file.seek(0)
+    if kind is None:
+        return file
+    with file:
+        return io.BytesIO(file.read(MAX_FILE_BYTES).decode(kind).encode())
 
 
 def _skip_line(file: IO[bytes], raw: bytes) -> None:
@@ -71,7 +86,7 @@ def _json_row(raw: bytes) -> dict[str, Any] | str:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(_utf8(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
         header: list[str] | None = None
         while True:

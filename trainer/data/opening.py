@@ -20,6 +20,8 @@ from trainer.data.sources import FORMATS
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
@@ -124,7 +126,7 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
     mask = (1 << depth) - 1  # the other bits of a key mean nothing
     if image.mode == "RGB":
         if depth == 16:
-            pixels = (pixels << 8) | _low_bytes(source)
+            pixels = (pixels << numpy.uint16(8)) | _low_bytes(source)
         same = (pixels == numpy.array([part & mask for part in key], dtype=numpy.uint16)).all(-1)
     elif image.mode == "1":
         same = pixels == (key[0] & 1)
@@ -134,7 +136,7 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
     return Image.fromarray(numpy.where(same, 0, 255).astype(numpy.uint8))
 
 
-def _low_bytes(source: Source) -> object:
+def _low_bytes(source: Source) -> NDArray[numpy.uint16]:
     """The lower bytes of a PNG of 16 bits a channel, (H, W, 3): Pillow keeps the upper ones alone."""
     import numpy
     from PIL import Image
