@@ -19,7 +19,21 @@ _QUIET = {
     "DO_NOT_TRACK": "1",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
 }
-os.environ.update(_QUIET)  # Gradio reads them while it is imported
+
+
+def forget_environment() -> None:
+    """Take back what the environment says to Gradio and its server: folders to serve, a tunnel, another address, a mode that runs code.
+
+    What is served is said by `velatura app`'s options and nothing else. Gradio reads some while it is imported and some when it is launched.
+    """
+    for name in [name for name in os.environ if name.startswith(("GRADIO_", "UVICORN_")) and name not in _OURS or name in _WIDENING]:
+        del os.environ[name]
+    os.environ.update(_QUIET)
+
+
+_OURS = ("GRADIO_TEMP_DIR",)  # set when a workspace is opened
+_WIDENING = ("FORWARDED_ALLOW_IPS", "SYSTEM", "SPACE_ID", "SPACE_HOST", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+forget_environment()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A preview beside a training: OpenMP threads that spin while they wait steal the cores from one another. Measured on
 # two cores, seconds a step of two trainings side by side: 0.5 and 1.8 as GNU OpenMP comes, 0.45 each so; 0.13 and 0.15 alone.
@@ -74,6 +88,7 @@ def build(workspace: Path) -> gr.Blocks:
 
 def compose(context: Context) -> gr.Blocks:
     """The page of a context."""
+    forget_environment()
     with gr.Blocks(title="Velatura", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(look.HEADER)
         with gr.Tabs():
@@ -111,6 +126,7 @@ def serve(
             _, address, _ = page.queue(default_concurrency_limit=4).launch(
                 server_name=host, server_port=port, auth=auth, prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False,
                 footer_links=["gradio", "settings"], run_history=False, enable_monitoring=False, max_file_size=MAX_UPLOAD,
+                allowed_paths=[], blocked_paths=[], root_path="", mcp_server=False, debug=False, pwa=False, strict_cors=True,
                 app_kwargs={"middleware": list(guard.middleware(host))}, theme=look.theme(), css=look.CSS,
             )  # fmt: skip
         except OSError as error:
