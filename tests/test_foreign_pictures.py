@@ -201,8 +201,11 @@ def test_a_picture_that_says_nothing_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match="carries no Velatura recipe, and no text of A1111"):
             opening.stack_of(path, StackConfig(), {})
-    _, notes = opening.stack_of(made.png(tmp_path / "d.png", parameters='{"tool": "x", "steps": 3}'), StackConfig(), {})
-    assert "JSON of a tool that is not known here, with tool, steps." in notes[0]
+    with pytest.raises(DataError, match="JSON of a tool that is not known here, with tool, steps"):
+        opening.stack_of(made.png(tmp_path / "d.png", parameters='{"tool": "x", "steps": 3}'), StackConfig(), {})
+    for text in ("a fox\nSteps: 20", "a nice walk, 2024", "Negative prompt: x", "{"):
+        with pytest.raises(DataError, match="carries no Velatura recipe"):
+            opening.stack_of(made.a1111(tmp_path / "e.jpg", text), StackConfig(), {})
 
 
 # Through the doors.
