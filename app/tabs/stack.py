@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import gate
+from app import gate, sweeping
 from app.context import Context, Refresh
 from app.form import Form
 from app.grids import GRID, Grids
@@ -24,6 +23,7 @@ from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import modes, samplers
+from trainer.shown import escape, plain
 
 TITLE = "Stack"
 ORDER = 30
@@ -66,7 +66,7 @@ def lora_choices(context: Context) -> list[tuple[str, str]]:
     """LoRAs to choose from, newest first, as (label, hash)."""
     found = list(context.known_loras().values())[::-1]
     names = [info.name for info in found]
-    return [(f"{info.name}" if names.count(info.name) == 1 else f"{info.name} ({info.sha256[:8]})", info.sha256) for info in found]
+    return [(plain(info.name) if names.count(info.name) == 1 else f"{plain(info.name)} ({info.sha256[:8]})", info.sha256) for info in found]
 
 
 def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> Any:
@@ -209,10 +209,10 @@ class _Tab:
         return {self.picture: public, self.download: gr.update(value=public, interactive=True), self.infotext: text}
 
     def _show_recent(self) -> dict[Any, Any]:
-        paths = recent(self.context)
+        found = self.context.thumbnails(recent(self.context))
         return {
-            self.gallery: gr.update(value=[str(self.context.thumbnail(path)) for path in paths], selected_index=None),
-            self.files: [path.name for path in paths],
+            self.gallery: gr.update(value=[str(thumbnail) for _, thumbnail in found], selected_index=None),
+            self.files: [path.name for path, _ in found],
         }
 
     @mended
@@ -281,7 +281,13 @@ class _Tab:
         """The form with the stack of a dropped picture, ours or another tool's; what of it could not be used stays on the page in words."""
         if not file:
             return gr.skip()
-        stack, notes = read_picture(self.context, Path(file))
+        try:
+            stack, notes = read_picture(self.context, Path(file))
+        finally:
+            sweeping.taken(self.context, [file])
+        if notes and len(stack.adapters) > ROWS:  # another tool's; our own is whole or not taken
+            notes.append(f"it names {len(stack.adapters)} LoRAs; this page holds up to {ROWS}, and the first of them are taken.")
+            stack = stack.model_copy(update={"adapters": stack.adapters[:ROWS]})
         lines = "".join(f"<p>{escape(said)}</p>" for said in notes[:_MOST_NOTES])
         lines += f"<p>and {len(notes) - _MOST_NOTES} more.</p>" if len(notes) > _MOST_NOTES else ""
         shown = gr.update(value=f'<div class="notice plain"><h3>Not taken from the picture</h3>{lines}</div>', visible=bool(notes))
