@@ -14,14 +14,13 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from app import gate
-from app.context import Context
+from app.context import Context, newest_first
 from app.jobs import Job
 from app.views import Progress, duration
 from trainer import claiming
@@ -31,9 +30,11 @@ from trainer.config.batch import adapter
 from trainer.config.parsing import from_toml, text_of
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
+from trainer.shown import escape, plain
 
 KINDS = {".toml": "batch-toml", ".csv": "batch-csv"}  # of a job, by what its jobs file is
 MAX_BYTES = 8 << 20
+MAX_PROMPTS_CHARS, MAX_LIST_CHARS = 1_000_000, 4000
 MAX_PAGE_PICTURES = 20_000
 _TAIL_BYTES = 64 << 10
 _FIGURES = {"rendered": ("done", "total", "seconds"), "ended": ("seconds", "failed")}  # numbers that an event must have to be shown
@@ -61,6 +62,9 @@ class Jobs:
 
 def composed(context: Context, stack: StackConfig, prompts: str, weights: str, seeds: str, name: str) -> Jobs:
     """Every line of `prompts` with the stack at every weight and seed. Raises: ConfigError, AdapterError."""
+    for name_, text, most in (("prompts", prompts, MAX_PROMPTS_CHARS), ("weights", weights, MAX_LIST_CHARS), ("seeds", seeds, MAX_LIST_CHARS)):
+        if len(text) > most:
+            raise ConfigError(f"{name_} have {len(text):,} characters; allowed: up to {most:,}.")
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     chosen: list[int | str] = [part.strip() for part in seeds.split(",") if part.strip()]
     shared = [key for key, info in StackConfig.model_fields.items() if key in BatchConfig.model_fields and getattr(stack, key) != info.default]
@@ -248,9 +252,9 @@ def progress(job: Job, events: list[dict[str, Any]]) -> Progress:
 
 def problems(job: Job, rows: list[dict[str, str]]) -> str:
     """Why the job failed, and which rows can't be drawn."""
-    found = [f"row {row['row']}: {row['problem']}" for row in rows if row["state"] == "failed"]
+    found = [plain(f"row {row['row']}: {row['problem']}") for row in rows if row["state"] == "failed"]
     more = [f"... and {len(found) - 20} more, in the manifest"] if len(found) > 20 else []
-    return "\n".join(filter(None, [job.error, *found[:20], *more]))
+    return "\n".join(filter(None, [plain(job.error, 8000), *found[:20], *more]))
 
 
 def plan_html(text: str) -> str:
@@ -264,9 +268,9 @@ def pictures(out: Path, most: int) -> tuple[list[Path], int]:
     """Contact sheets, then the newest pictures, and how many pictures there are."""
     from trainer.config.batch import SHEETS
 
-    sheets = sorted((out / SHEETS).glob("*.png"))
+    sheets = sorted(path for path in (out / SHEETS).glob("*.png") if path.is_file())
     found = [path for path in out.rglob("*") if path.suffix.lower() in _IMAGES and not {".batch", SHEETS} & set(path.relative_to(out).parts)]
-    found.sort(key=lambda path: -path.stat().st_mtime_ns)
+    found = newest_first(found)
     return (sheets + found)[:most], len(found)
 
 

@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from trainer.data.opening import open_mask
 from trainer.data.sources import mask_beside, pictures_below
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError, DataError
+from trainer.shown import whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,12 +121,23 @@ class Context:
 
     def thumbnail(self, path: Path) -> Path:
         """A small WebP of a picture, made once. Raises: DataError if it doesn't open."""
-        made = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
-        if not made.is_file():
-            image = open_image(path)
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            _write_webp(image, made)
+        try:
+            made = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
+            if not made.is_file():
+                image = open_image(path)
+                image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                _write_webp(image, made)
+        except OSError as error:
+            raise DataError(f"can't be shown: {error.strerror or error}") from None
         return made
+
+    def thumbnails(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+        """Each picture that opens, with its thumbnail; one that doesn't hides no other."""
+        found = []
+        for path in paths:
+            with suppress(DataError):
+                found.append((path, self.thumbnail(path)))
+        return found
 
     def masked_thumbnail(self, path: Path, mask: Path) -> Path:
         """A small WebP of a picture, tinted where its mask is dark. Raises: DataError if either doesn't open."""
@@ -141,7 +155,7 @@ class Context:
 
     def published(self, path: Path) -> Path:
         """A file of ours where the browser can fetch it byte for byte, under its own name; a run's best with the run's before it."""
-        made = self.cache / "files" / _fingerprint(path) / f"{self.lora_name(path)}{path.suffix}"
+        made = self.cache / "files" / _fingerprint(path) / whole(f"{self.lora_name(path)}{path.suffix}")
         if not made.is_file():
             made.parent.mkdir(parents=True, exist_ok=True)
             temporary = made.with_name(f".{threading.get_ident()}.tmp")
@@ -151,6 +165,14 @@ class Context:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, made)
         return made
+
+    def published_of(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
+        """Each file that can be read, with where the browser can fetch it."""
+        found = []
+        for path in paths:
+            with suppress(OSError, ValueError):
+                found.append((path, str(self.published(path))))
+        return found
 
     # Bases.
 
@@ -191,23 +213,22 @@ class Context:
 
         with self._loras_lock:
             found: dict[tuple[Path, int, int], LoraInfo | None] = {}
-            for path in self._lora_files():
-                status = path.stat()
+            for path, status in self._lora_files():
                 key = (path, status.st_mtime_ns, status.st_size)
                 if key in self._loras:
                     found[key] = self._loras[key]
                     continue
                 try:
                     found[key] = dataclasses.replace(lora_file.inspect(path), name=self.lora_name(path))
-                except AdapterError:
+                except (AdapterError, OSError):
                     found[key] = None
             self._loras = found
         return self.known_loras()
 
-    def _lora_files(self) -> list[Path]:
+    def _lora_files(self) -> list[tuple[Path, os.stat_result]]:
         finished = [path for path in self.runs.glob("*/*.safetensors") if not path.parent.name.startswith(".")]
         own = [path for path in self.loras.rglob("*.safetensors") if not path.name.startswith(".")]
-        return sorted(finished + own, key=lambda path: path.stat().st_mtime)
+        return sorted(with_status(finished + own), key=lambda one: one[1].st_mtime)
 
     def lora(self, sha256: str) -> LoraInfo:
         """The LoRA of that hash. Raises: AdapterError if it isn't here."""
@@ -301,6 +322,22 @@ class Context:
             from trainer.render import engine, grid  # noqa: F401
 
         threading.Thread(target=warm, name="warm-up", daemon=True).start()
+
+
+def with_status(paths: Sequence[Path]) -> list[tuple[Path, os.stat_result]]:
+    """The plain files among these that are there and can be looked at: no folders, pipes or links to nothing."""
+    found = []
+    for path in paths:
+        with suppress(OSError, ValueError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((path, status))
+    return found
+
+
+def newest_first(paths: Sequence[Path]) -> list[Path]:
+    """The plain files among these, the newest first."""
+    return [path for path, _ in sorted(with_status(paths), key=lambda one: -one[1].st_mtime_ns)]
 
 
 def _fingerprint(path: Path) -> str:

@@ -6,7 +6,6 @@ Drawn folded below the stack's own controls. What the map doesn't see, most mode
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from app.context import Context
 from app.notices import mended, tell
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
+from trainer.shown import escape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

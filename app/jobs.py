@@ -227,7 +227,9 @@ class JobRunner:
             act(job)
         except _WRONG as error:
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:300]}"
-            self._put(job, "failed", f"what it wrote can't be read, so it is not known how far it is ({said}). Mend or remove that file, then go on.", ended=True)
+            self._put(
+                job, "failed", f"what it wrote can't be read, so it is not known how far it is ({said}). Mend or remove that file, then go on.", ended=True
+            )
 
     def _process(self, job: Job) -> psutil.Process | None:
         """The job's process if it is alive and still the one that was started, whoever started it."""

@@ -4,29 +4,52 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from html import escape
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
+from trainer.shown import escape, whole
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _DURATION_S = 12
+LONGEST_TEXT = 200_000  # characters of a box that says nothing of its own
+_LONGEST_TOAST = 8000
 
 
 def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The same event handler, with a UserError shown as an error toast."""
+    """The same event handler: texts longer than their box takes are refused unread, a UserError is an error toast, and what is sent back can be sent."""
 
     @functools.wraps(handler)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return handler(*args, **kwargs)
+            _refuse_long(args)
+            return _sendable(handler(*args, **kwargs))
         except UserError as error:
             raise gr.Error(_toast(str(error)), duration=_DURATION_S, title="That did not work", print_exception=False) from None
 
     return guarded
+
+
+def _refuse_long(args: tuple[Any, ...]) -> None:
+    """Raises: ConfigError for a text that is longer than its box takes: a browser holds to that, another program need not."""
+    for one in args:
+        for box, value in one.items() if isinstance(one, dict) else [(None, one)]:
+            most = getattr(box, "max_length", None) or LONGEST_TEXT
+            if isinstance(value, str) and len(value) > most:
+                raise ConfigError(f"{getattr(box, 'label', None) or 'a text'} has {len(value):,} characters; allowed: up to {most:,}.")
+
+
+def _sendable(value: Any) -> Any:
+    """The same with no half of a character in its texts, which no browser can be sent; what stays on the server stays as it is."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {key: one if isinstance(key, gr.State) else _sendable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_sendable, value))
+    return value
 
 
 def warn(message: str) -> None:
@@ -41,6 +64,6 @@ def tell(message: str) -> None:
 
 def _toast(message: str) -> str:
     """Toasts are HTML: hostile names are escaped, lines kept, and at most a screenful shown."""
-    lines = message.splitlines()
+    lines = message[:_LONGEST_TOAST].splitlines()
     shown = lines[:12] + ([f"... and {len(lines) - 12} lines more."] if len(lines) > 12 else [])
     return "<br>".join(escape(line) for line in shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app import gate
-from app.context import Context
+from app.context import Context, newest_first
 from trainer import usual
 from trainer.config import StackConfig
 
@@ -13,9 +13,9 @@ _MOST = 24
 
 
 def recent(context: Context) -> list[Path]:
-    """The newest pictures in the render folder."""
+    """The newest pictures in the render folder, whatever is in them."""
     found = [path for path in context.renders.glob("*.png") if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)[:_MOST]
+    return newest_first(found)[:_MOST]
 
 
 def read_recipe(context: Context, path: Path) -> StackConfig:

@@ -42,7 +42,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
-from app import guard, look, tabs  # noqa: E402
+from app import guard, look, sweeping, tabs  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
@@ -78,6 +78,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
+    sweeping.old(context)
     return context
 
 
@@ -120,6 +121,7 @@ def serve(
         empty = context.workspace / "cache" / "empty"  # Gradio would serve what lies in the current folder
         empty.mkdir(exist_ok=True)
         os.chdir(empty)
+        sweeping.all_copies(context)
         page = compose(context)
         context.runner.start()
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +35,7 @@ from trainer.events import (
 from trainer.report import charts as report_charts
 from trainer.report.advising import COPY, advice
 from trainer.report.charts import Series
+from trainer.shown import escape, plain
 
 _MAX_BUCKETS = 10
 _E = TypeVar("_E")
@@ -123,10 +123,9 @@ def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
     """Preview pictures inside the run's folder with their captions, newest step first."""
     found = []
     for event in sorted((event for event in events if isinstance(event, Sampled)), key=lambda event: -event.step):
-        path = (folder / event.file).resolve()
-        if path.is_relative_to(folder.resolve()) and path.is_file():
+        if path := _inside(folder, event.file):
             copy = f" · looks like a copy of {event.nearest_picture or 'a training picture'}" if event.nearest is not None and event.nearest >= COPY else ""
-            found.append((path, f"step {event.step} · {event.prompt}{copy}"))
+            found.append((path, plain(f"step {event.step} · {event.prompt}{copy}")))
     return found
 
 
@@ -177,7 +176,7 @@ def messages(job: Job, events: list[Event]) -> str:
                 lines.append(f"finished: {event.file}, opened again and complete")
             case Cached():
                 lines.append(f"{event.num_entries} pictures and captions prepared in {duration(event.seconds)}")
-    return "\n".join(dict.fromkeys(lines))
+    return "\n".join(map(plain, dict.fromkeys(lines)))
 
 
 def plan_html(events: list[Event]) -> str:
@@ -240,8 +239,12 @@ def files(folder: Path, events: list[Event]) -> list[Path | None]:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    path = (folder / name).resolve()
-    return path if name and path.is_relative_to(folder.resolve()) and path.is_file() else None
+    """The file of that name in the folder; a log may name anything."""
+    try:
+        path = (folder / name).resolve()
+        return path if name and path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself
+        return None
 
 
 def rehearsal_html(job: Job, answer: dict[str, Any]) -> str:

@@ -25,7 +25,14 @@ from trainer.errors import DataError, RunError
 from trainer.render.batch_papers import COLUMNS
 
 Make = Callable[[str], tuple[JobRunner, "jobs.Script"]]
-ERRORS = [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"), KeyError("state"), TypeError("x"), RecursionError("deep"), DataError("it is odd"), PermissionError(13, "x")]
+ERRORS = [
+    UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"),
+    KeyError("state"),
+    TypeError("x"),
+    RecursionError("deep"),
+    DataError("it is odd"),
+    PermissionError(13, "x"),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -84,7 +91,8 @@ def test_a_manifest_that_is_a_pipe_or_a_folder_keeps_nobody_waiting(tmp_path: Pa
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\xff\xfe not text\n", b'{"event": "saved", "step": "x", "file": 1}\n', b'{"event": ["saved"]}\n', b"[" * 200_000 + b"\n", b"null\n", b'{"event": "saved"}\n',
+        b"\xff\xfe not text\n", b'{"event": "saved", "step": "x", "file": 1}\n', b'{"event": ["saved"]}\n', b"[" * 200_000 + b"\n", b"null\n",
+        b'{"event": "saved"}\n',
         b'{"event": "saved", "step": ' + b"9" * 5000 + b', "file": ""}\n',
     ],
 )  # fmt: skip
@@ -96,7 +104,12 @@ def test_a_training_whose_log_says_anything_is_still_counted(tmp_path: Path, raw
 
 
 def test_a_log_of_a_batch_that_says_anything_is_shown(tmp_path: Path) -> None:
-    lines = ['{"event": "rendered"}', '{"event": "rendered", "done": "x", "total": [], "seconds": 1}', '{"event": "ended", "seconds": 1e400, "failed": 0}', "[1]"]
+    lines = [
+        '{"event": "rendered"}',
+        '{"event": "rendered", "done": "x", "total": [], "seconds": 1}',
+        '{"event": "ended", "seconds": 1e400, "failed": 0}',
+        "[1]",
+    ]
     good = {"event": "rendered", "done": 1, "total": 2, "seconds": 1.0}
     (tmp_path / "log").write_text("\n".join([*lines, json.dumps(good)]))
     assert batches.told(tmp_path / "log") == [good]
@@ -170,7 +183,9 @@ def test_a_table_that_cannot_be_opened_now_is_left_alone_and_an_error_in_words(t
     assert not list(tmp_path.glob("*aside*"))
 
 
-@pytest.mark.parametrize("column, value", [("name", "../../etc"), ("name", b"\xff"), ("state", "dancing"), ("created", "once"), ("pid", "x"), ("attempt", b"x")])
+@pytest.mark.parametrize(
+    "column, value", [("name", "../../etc"), ("name", b"\xff"), ("state", "dancing"), ("created", "once"), ("pid", "x"), ("attempt", b"x")]
+)
 def test_a_row_that_nobody_of_us_wrote_is_passed_over(make: Make, column: str, value: object) -> None:
     runner, _ = make(jobs.ENDS)
     odd, good = runner.submit("odd", ""), runner.submit("good", "")

@@ -33,9 +33,12 @@ MODELS = (TrainConfig, StackConfig, BatchConfig)  # AdapterChoice is reached thr
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 # Text that is read as text, and by whom; a text setting that is neither here nor marked as a path fails the walk.
 TEXTS = {
-    "version", "family", "device", "dtype", "track", "save_dtype", "mode", "sampler", "prompt", "prompts", "negative_prompt", "seeds", "name", "sha256", "blocks",
-    "schedule", "method", "targets", "block_ranks", "init", "loss", "weighting", "timesteps", "shift", "other", "options", "block_rates", "token", "start_from",
-    "trigger", "neutral_prompts", "crop", "repeats", "weights", "background", "mask", "class_caption", "prefix", "suffix", "separator", "lines", "long", "quantise", "offload",
+    "version", "family", "device", "dtype", "track", "save_dtype", "mode", "sampler", "prompt", "prompts", "negative_prompt", "seeds", "name",
+        "sha256", "blocks",
+    "schedule", "method", "targets", "block_ranks", "init", "loss", "weighting", "timesteps", "shift", "other", "options", "block_rates", "token",
+        "start_from",
+    "trigger", "neutral_prompts", "crop", "repeats", "weights", "background", "mask", "class_caption", "prefix", "suffix", "separator", "lines",
+        "long", "quantise", "offload",
     "attention", "compile",
 }  # fmt: skip
 
@@ -59,8 +62,10 @@ class Place:
             "long unc": f"\\\\?\\{path}", "drive": f"C:{path}", "leading blank": f" {path}", "trailing blank": f"{path} ", "tab": f"\t{path}",
             "no-break space": f"\u00a0{path}", "nul": f"{path}\0", "nul before": f"mine\0{path}", "percent": path.replace("/", "%2f").replace(".", "%2e"),
             "mixed slashes": path.replace("/", "/\\", 1), "double slashes": path.replace("/", "//"), "dot parts": path.replace("/", "/./"),
-            "variable": f"$PWD{path}", "braces": f"${{HOME}}/../..{path}", "percent variable": f"%USERPROFILE%{path}", "look-alike slash": path.replace("/", "\u2215"),
-            "full-width": path.replace("/", "\uff0f"), "trailing dot": f"{path}.", "trailing slash": f"{path}/", "newline": f"{path}\n", "quoted": f'"{path}"',
+            "variable": f"$PWD{path}", "braces": f"${{HOME}}/../..{path}", "percent variable": f"%USERPROFILE%{path}",
+        "look-alike slash": path.replace("/", "\u2215"),
+            "full-width": path.replace("/", "\uff0f"), "trailing dot": f"{path}.", "trailing slash": f"{path}/", "newline": f"{path}\n",
+        "quoted": f'"{path}"',
             "link": "link", "link spelled out": str(self.context.datasets / "link"), "with a weight": f"{path}:0.5", "with a blank weight": f" {path} :0.5",
             "mark": f"\ufeff{path}", "right to left": f"\u202e{path}", "colon": f":{path}", "null device": "/dev/null", "standard input": "/dev/stdin",
             "process": "/proc/self/environ", "other dataset": "../runs", "dots": "..", "dot": ".", "slash": "/",
@@ -156,7 +161,13 @@ def test_every_text_setting_is_marked_as_a_path_or_known_to_be_none() -> None:
             if _holds_text(field.annotation):
                 assert path_kind(field) or last in TEXTS, f"{model.__name__}.{name} holds text: mark it with path= if anybody opens it, or add it to TEXTS"
             assert not (path_kind(field) and last in TEXTS)
-    assert len(FIELDS) == 11 and {kind for model in MODELS for _, field in walk(model) if (kind := path_kind(field))} == {"dataset", "lora", "loras", "base", "mask"}
+    assert len(FIELDS) == 11 and {kind for model in MODELS for _, field in walk(model) if (kind := path_kind(field))} == {
+        "dataset",
+        "lora",
+        "loras",
+        "base",
+        "mask",
+    }
     assert path_kind(AdapterChoice.model_fields["region"]) == "mask"
 
 
@@ -202,11 +213,20 @@ OWN_TRUTH = {"data.folder", "data.heldout"}  # the page's own pickers say these,
 
 @pytest.mark.parametrize("model, name", FIELDS)
 def test_no_spelling_of_a_strange_path_is_opened(place: Place, opened: Opened, model: str, name: str) -> None:
-    files = {"dataset": ("pictures", "pictures.zip"), "lora": ("own.safetensors",), "loras": ("own.safetensors",), "base": ("base",), "mask": ("pictures/0.png",)}
+    files = {
+        "dataset": ("pictures", "pictures.zip"),
+        "lora": ("own.safetensors",),
+        "loras": ("own.safetensors",),
+        "base": ("base",),
+        "mask": ("pictures/0.png",),
+    }
     kind = next(kind for one in MODELS for found, field in walk(one) if one.__name__ == model and found == name and (kind := path_kind(field)))
     for file in files[kind]:
         for spelling, text in place.spellings(file).items():
-            tries = [text] if kind != "mask" else [f"mask {text}", f" mask {text}", f"\tmask {text}", f"\u3000mask {text} ", f"MASK {text}", f"mask\t{text}", text]
+            tries = (
+                [text] if kind != "mask" else [f"mask {text}", f" mask {text}", f"\tmask {text}", f"\u3000mask {text} ", f"MASK {text}",
+        f"mask\t{text}", text]
+            )
             for value in tries:
                 given: Any = [value] if kind == "loras" else value
                 also = {"data.mask": "file"} if name == "data.mask_folder" else {}
@@ -218,7 +238,8 @@ def test_no_spelling_of_a_strange_path_is_opened(place: Place, opened: Opened, m
 
 def test_what_the_server_offers_is_let_through_by_name(place: Place) -> None:
     context, own = place.context, place.context.loras / "fox.safetensors"
-    changes = {"data.regularisation": "masks", "data.mask": "file", "data.mask_folder": "masks", "against.adapters": ["fox:0.5", " fox.safetensors ", str(own)]}
+    changes = {"data.regularisation": "masks", "data.mask": "file", "data.mask_folder": "masks", "against.adapters": ["fox:0.5", " fox.safetensors ",
+        str(own)]}
     config = train.config_of(context, train_values(changes), "mine", "masks", "")
     assert config.data.regularisation == config.data.mask_folder == config.data.heldout == str(context.datasets / "masks")
     assert config.against.adapters == (f"{own}:0.5", f"{own}:1", f"{own}:1")
@@ -230,7 +251,11 @@ def test_what_the_server_offers_is_let_through_by_name(place: Place) -> None:
 
 def test_a_mask_that_the_text_itself_holds_is_let_through(place: Place) -> None:
     drawn_mask = base64.b64encode(png(4)).decode()
-    assert gate.checked(place.context, StackConfig(adapters=(AdapterChoice(file="fox", region=f"mask data:{drawn_mask}"),))).adapters[0].region.endswith(drawn_mask)
+    assert (
+        gate.checked(place.context, StackConfig(adapters=(AdapterChoice(file="fox", region=f"mask data:{drawn_mask}"),)))
+        .adapters[0]
+        .region.endswith(drawn_mask)
+    )
 
 
 def test_several_wrong_names_are_one_error_that_names_five(place: Place) -> None:
@@ -240,7 +265,8 @@ def test_several_wrong_names_are_one_error_that_names_five(place: Place) -> None
     assert str(caught.value).count("/etc/") == 5
 
 
-@pytest.mark.parametrize("head", ["\nprompt,lora,base\n", " , \n\n\nprompt,lora,base\n", "\ufeffprompt,lora,base\n", "\ufeff\ufefflora,prompt,base\n", "prompt, LORA ,Base\n",
+@pytest.mark.parametrize("head", ["\nprompt,lora,base\n", " , \n\n\nprompt,lora,base\n", "\ufeffprompt,lora,base\n",
+        "\ufeff\ufefflora,prompt,base\n", "prompt, LORA ,Base\n",
                                   "\r\nprompt,lora,base\r\n", '"",\nprompt,lora,base\n', '\n"prompt","lora","base"\n'])  # fmt: skip
 def test_a_csv_names_no_path_however_it_begins(place: Place, opened: Opened, tmp_path: Path, head: str) -> None:
     columns = [cell.strip(' "\ufeff').lower() for cell in head.strip().splitlines()[-1].split(",")]

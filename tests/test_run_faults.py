@@ -18,7 +18,8 @@ from trainer.events import Failed, Finished, Saved, Started, Step, Warned
 
 SHAPES = [b"[]", b"null", b"1", b'"x"', b"true", b"{}", b'{"schema": 2}', b'{"schema": [2]}', b'{"schema": 2, "step": "4", "sha256": {"state.json": "x"}}',
           b'{"schema": 2, "step": 4, "sha256": []}', b'{"schema": 2, "step": 4, "sha256": null}', b'{"schema": 2, "step": 4, "sha256": {}}',
-          b'{"schema": 2, "step": true, "sha256": {"state.json": 1}}', b'{"schema": 2, "step": 4, "sha256": {"state.json": [1]}}', b"[" * 100_000, b"\xff\xfe", b"",
+          b'{"schema": 2, "step": true, "sha256": {"state.json": 1}}', b'{"schema": 2, "step": 4, "sha256": {"state.json": [1]}}', b"[" * 100_000,
+        b"\xff\xfe", b"",
           b'{"schema": 2, "step": 4, "sha256": {"state.json": "x", "": "y", "a\\u0000b": "z"}}']  # fmt: skip
 
 

@@ -112,8 +112,12 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
         except (OSError, ValueError) as error:
             problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
     if folders:
-        damaged = f"{', '.join(folder.name for folder in folders[-_MOST_NAMED:])}" + (f" and {len(folders) - _MOST_NAMED} more" if len(folders) > _MOST_NAMED else "")
-        raise RunError(f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew.")
+        damaged = f"{', '.join(folder.name for folder in folders[-_MOST_NAMED:])}" + (
+            f" and {len(folders) - _MOST_NAMED} more" if len(folders) > _MOST_NAMED else ""
+        )
+        raise RunError(
+            f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew."
+        )
     return None, problems
 
 

@@ -122,7 +122,12 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
 
 def discard(run: Run) -> None:
     """Remove the folder of a run in which nothing was begun and that no process holds; any other stays."""
-    begun = run.state() == "running" or run.checkpoints.exists() or (run.folder / "folds").exists() or any(isinstance(event, events.Started) for event in run.events())
+    begun = (
+        run.state() == "running"
+        or run.checkpoints.exists()
+        or (run.folder / "folds").exists()
+        or any(isinstance(event, events.Started) for event in run.events())
+    )
     if not begun:
         shutil.rmtree(run.folder, ignore_errors=True)
 

@@ -26,7 +26,7 @@ def plain(text: object, most: int = 2000) -> str:
     return shown if len(said) <= most else f"{shown[:most]}…"
 
 
-def escape(text: object, most: int = 20_000) -> str:
+def escape(text: object, most: int = 200_000) -> str:
     """The same as HTML."""
     return html.escape(plain(text, most))
 

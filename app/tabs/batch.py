@@ -5,18 +5,20 @@ A stack is tried in the Stack tab first: the batch takes everything from one of 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import batches, views
+from app import batches, sweeping, views
 from app.context import Context, Refresh
 from app.jobs import LIVE, WAITING, Job
 from app.notices import mended, tell
 from app.recipes import read_recipe, recent
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
+from trainer.shown import plain
 
 TITLE = "Batch"
 ORDER = 40
@@ -42,7 +44,15 @@ class _Tab:
         with gr.Row():
             self.like = gr.Dropdown([], label="Everything as in the picture", min_width=170, scale=3, interactive=True, elem_id="batch-like")
             self.sample = gr.Image(show_label=False, interactive=False, height=110, min_width=90, scale=1, buttons=[], elem_id="batch-sample")
-        self.prompts = gr.Textbox("", label="Prompts, one a line", placeholder="the picture's own", lines=5, max_lines=14, elem_id="batch-prompts")
+        self.prompts = gr.Textbox(
+            "",
+            label="Prompts, one a line",
+            placeholder="the picture's own",
+            lines=5,
+            max_lines=14,
+            max_length=batches.MAX_PROMPTS_CHARS,
+            elem_id="batch-prompts",
+        )
         with gr.Row():
             self.seeds = gr.Textbox("1-4", label="Seeds", info="1-4, 17", max_length=4000, min_width=110, elem_id="batch-seeds")
             self.weights = gr.Textbox("1", label="All weights times", info="0.5, 1", max_length=2000, min_width=110, elem_id="batch-weights")
@@ -76,7 +86,7 @@ class _Tab:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         wishes = {self.like, self.prompts, self.seeds, self.weights, self.file, self.name, self.template}
-        self.start.click(self.begin, wishes, [*self.live, self.plan, self.name, self.zip], **private)
+        self.start.click(self.begin, wishes, [*self.live, self.plan, self.name, self.zip, self.file], **private)
         self.look.click(self.show_plan, wishes, self.plan, **private)
         self.like.input(self.show_sample, self.like, self.sample, **still)
         self.stop.click(self.stop_one, self.job, self.live, **still)
@@ -111,30 +121,31 @@ class _Tab:
         made = self.context.runner.submit((found[self.name] or "").strip() or "batch", jobs.text, jobs.kind)
         tell(f"{made.name} is on its way.")
         shown = gr.update(value=batches.plan_html(plan), visible=True)
-        return {**self._changes(made.id, {}), self.plan: shown, self.name: "", self.zip: gr.update(visible=False)}
+        sweeping.taken(self.context, [found[self.file]])
+        return {**self._changes(made.id, {}), self.plan: shown, self.name: "", self.zip: gr.update(visible=False), self.file: None}
 
     @mended
     def show_sample(self, name: str | None) -> Any:
-        path = next((one for one in recent(self.context) if one.name == name), None)
-        return str(self.context.thumbnail(path)) if path else None
+        return next((str(thumbnail) for _, thumbnail in self.context.thumbnails([one for one in recent(self.context) if one.name == name])), None)
 
+    @mended
     def open_tab(self, chosen: str | None) -> dict[Any, Any]:
         """The pictures with a recipe, the newest chosen unless another one still is."""
         names = []
-        for path in recent(self.context):
-            try:
+        for path, _ in self.context.thumbnails(recent(self.context)):
+            with suppress(UserError):
                 read_recipe(self.context, path)
-            except UserError:
-                continue
-            names.append(path.name)
+                names.append(path.name)
         value = chosen if chosen in names else names[0] if names else None
-        return {self.like: gr.update(choices=names, value=value), self.sample: self.show_sample(value)}
+        return {self.like: gr.update(choices=[(plain(name), name) for name in names], value=value), self.sample: self.show_sample(value)}
 
     # The job.
 
+    @mended
     def poll(self, chosen: int | None, before: dict[str, Any]) -> Any:
         return self._changes(chosen, before) or gr.skip()
 
+    @mended
     def choose(self, chosen: int | None) -> dict[Any, Any]:
         return {**self._changes(chosen, {}), self.zip: gr.update(visible=False)}
 
@@ -174,14 +185,15 @@ class _Tab:
         bar = batches.progress(job, batches.told(self.context.runner.log_file(job)))
         rows = batches.manifest(out)
         wrong = batches.problems(job, rows)
+        sheet = self.context.published_of([out / "manifest.csv"])
         update: dict[Any, Any] = {
             self.progress: views.progress_html(job.name, bar), self.log: gr.update(value=wrong, visible=bool(wrong)),
             self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING)), self.resume: gr.update(interactive=job.state in ("stopped", "failed")),
-            self.manifest: gr.update(value=str(self.context.published(out / "manifest.csv")), visible=True) if rows else gr.update(visible=False),
+            self.manifest: gr.update(value=sheet[0][1], visible=True) if rows and sheet else gr.update(visible=False),
         }  # fmt: skip
         paths, num = batches.pictures(out, _MOST_SHOWN)
         if anew or num <= _MOST_SHOWN:
-            update |= {self.gallery: [(str(self.context.published(path)), path.stem) for path in paths], self.pack: gr.update(visible=num > 0)}
+            update |= {self.gallery: [(public, plain(path.stem)) for path, public in self.context.published_of(paths)], self.pack: gr.update(visible=num > 0)}
         return update
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from app import sweeping
 from app.context import EXAMPLES, Context, Refresh
 from app.notices import mended, tell, warn
 from trainer import claiming, families, presets
@@ -16,6 +17,7 @@ from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, captions, uploads
 from trainer.errors import ConfigError, DataError
 from trainer.runs import slug
+from trainer.shown import plain
 
 TITLE = "Dataset"
 ORDER = 10
@@ -86,14 +88,14 @@ def overview(context: Context, name: str | None, page: int) -> tuple[list[tuple[
             caption = captions.read_caption(path)
         except DataError as error:
             caption = ""
-            problems.append(f"{path.name} {error}")
+            problems.append(plain(f"{path.name} {error}"))
         without += not caption
         if not page * PAGE <= number < (page + 1) * PAGE:
             continue
         try:
             thumbnail = context.thumbnail(path)
         except DataError as error:
-            problems.append(f"{path.name} {error}")
+            problems.append(plain(f"{path.name} {error}"))
             continue
         shown.append((str(thumbnail), _short(caption)))
         names.append(path.relative_to(folder).as_posix())
@@ -119,7 +121,7 @@ def check(context: Context, name: str | None, resolution_px: int | None, trigger
 
 
 def _short(caption: str) -> str:
-    text = " ".join(caption.split()) or "no caption yet"
+    text = plain(" ".join(caption.split()), 1000) or "no caption yet"
     return text if len(text) <= _CAPTION_CHARS else text[: _CAPTION_CHARS - 1] + "…"
 
 
@@ -262,7 +264,10 @@ class _Tab:
 
     @mended
     def add_files(self, name: str | None, given: list[str] | None) -> dict[Any, Any]:
-        found = add(self.context, name, given or [])
+        try:
+            found = add(self.context, name, given or [])
+        finally:
+            sweeping.taken(self.context, given or [])
         if found.left_out:
             warn(found.message)
         return {self.files: None, self.report: gr.update(value=found.message, visible=True), **self._shown(name, 0)}
@@ -273,7 +278,7 @@ class _Tab:
         if not 0 <= index < len(found):
             return gr.skip()
         path = picture(self.context, name, found[index])
-        caption = gr.update(value=captions.read_caption(path), interactive=True, label=f"Caption of {path.name}")
+        caption = gr.update(value=captions.read_caption(path), interactive=True, label=f"Caption of {plain(path.name, 120)}")
         mask = self.context.mask(path)
         thumbnail = self.context.masked_thumbnail(path, mask) if mask else self.context.thumbnail(path)
         large = gr.update(value=str(thumbnail), visible=True, label="Picture; the tinted part counts less" if mask else "Picture")
@@ -303,9 +308,11 @@ class _Tab:
             update[self.caption] = gr.update(value=done.restored or "")
         return update
 
+    @mended
     def turn_back(self, name: str | None, page: int) -> dict[Any, Any]:
         return self._shown(name, max(page - 1, 0)) | self._nothing_chosen()
 
+    @mended
     def turn_on(self, name: str | None, page: int) -> dict[Any, Any]:
         return self._shown(name, min(page + 1, self._num_pages(name) - 1)) | self._nothing_chosen()
 

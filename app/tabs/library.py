@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import views
+from app import sweeping, views
 from app.context import Context, Refresh
 from app.notices import mended, tell
 from trainer import claiming, origin, runs
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError
 from trainer.events import Finished, Step, Validated
+from trainer.shown import plain
 
 if TYPE_CHECKING:
     from trainer.lora_file import LoraInfo
@@ -28,7 +29,8 @@ def lora_rows(found: dict[str, LoraInfo]) -> list[list[str]]:
     """The table of LoRAs, newest first; all text, since headers may hold anything."""
     return [
         [
-            str(info.name), str(info.method), str(info.rank), f"{info.alpha:g}" if isinstance(info.alpha, (int, float)) else "", str(info.num_modules),
+            plain(info.name, 120), plain(info.method, 60), str(info.rank), f"{info.alpha:g}" if isinstance(info.alpha, (int, float)) else "",
+            str(info.num_modules),
             f"{info.size_bytes / 2**20:.1f} MiB", _short(info.trigger), _short(info.base), info.sha256[:12],
         ]
         for info in list(found.values())[::-1]
@@ -37,7 +39,7 @@ def lora_rows(found: dict[str, LoraInfo]) -> list[list[str]]:
 
 def _short(said: object) -> str:
     """What a header says, as one cell; a header of another tool may hold anything."""
-    return "" if said is None else str(said)[:60]
+    return "" if said is None else plain(said, 60)
 
 
 def run_rows(context: Context) -> list[list[str]]:
@@ -47,8 +49,13 @@ def run_rows(context: Context) -> list[list[str]]:
     for run in runs.every(context.runs):
         events = context.logs.read(run.events_file)
         step, measured, done = views.last(events, Step), views.last(events, Validated), views.last(events, Finished)
-        state = states.get(run.name) or run.state()
-        rows.append([run.name, state, str(step.step if step else 0), f"{measured.gain:.1%}" if measured else "", f"{done.adapter_norm:.2f}" if done else ""])
+        try:
+            state = states.get(run.name) or run.state()
+        except OSError:  # a folder that nothing can be written into, or what is none
+            state = "unreadable"
+        rows.append(
+            [plain(run.name), state, str(step.step if step else 0), f"{measured.gain:.1%}" if measured else "", f"{done.adapter_norm:.2f}" if done else ""]
+        )
     return rows
 
 
@@ -105,13 +112,19 @@ def build(context: Context) -> Refresh:
         info = next((one for sha256, one in context.known_loras().items() if digest and sha256.startswith(digest)), None)
         if info is None:
             return gr.skip()
-        return {metadata: details(info), download: gr.update(value=str(context.published(info.path)), label=f"Download {info.path.name}", interactive=True)}
+        return {
+            metadata: details(info),
+            download: gr.update(value=str(context.published(info.path)), label=f"Download {plain(info.path.name, 120)}", interactive=True),
+        }
 
     @mended
     def add(file: str | None) -> Any:
         if not file:
             return gr.skip()
-        info = add_lora(context, Path(file))
+        try:
+            info = add_lora(context, Path(file))
+        finally:
+            sweeping.taken(context, [file])
         tell(f"{info.name} is in the library.")
         return {upload: None, loras: lora_rows(context.find_loras()), metadata: details(info)}
 

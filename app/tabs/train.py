@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import gate, views
+from app import gate, sweeping, views
 from app.context import Context, Refresh
 from app.form import Form
 from app.jobs import LIVE, REHEARSAL, TRAINING, WAITING, Job
@@ -221,7 +221,10 @@ class _Tab:
     def take_recipe(self, file: str | None) -> Any:
         if not file:
             return gr.skip()
-        config = recipe_of(self.context, file)
+        try:
+            config = recipe_of(self.context, file)
+        finally:
+            sweeping.taken(self.context, [file])
         tell("The form now has that recipe's settings; choose a dataset.")
         return {**self.form.fill(config), self.trigger: config.data.trigger, self.recipe: None}
 
@@ -233,6 +236,7 @@ class _Tab:
         there, twin = self.context.dataset_names(), f"{chosen}-heldout"
         return twin if twin in there else other if other in there and not other.endswith("-heldout") else ""
 
+    @mended
     def open_tab(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
         there = self.context.dataset_names()
         kept = chosen if chosen in there else next((one for one in there if not one.endswith("-heldout")), None)
@@ -241,9 +245,11 @@ class _Tab:
 
     # The job.
 
+    @mended
     def poll(self, chosen: int | None, before: dict[str, Any]) -> Any:
         return self._changes(chosen, before) or gr.skip()
 
+    @mended
     def show_job(self, chosen: int | None) -> dict[Any, Any]:
         return self._changes(chosen, {})
 
@@ -276,7 +282,8 @@ class _Tab:
     def _told(self, folder: Path) -> tuple[list[Event], int]:
         """The run's events; before it begins those of its newest fold, and how many folds were begun."""
         events = self.context.logs.read(folder / "events.jsonl")
-        folds = sorted((folder / "folds").glob("[0-9]*"), key=lambda path: int(path.name)) if views.last(events, Started) is None else []
+        numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
+        folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
         return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
 
     def _parts(self, job: Job) -> Parts:
@@ -286,6 +293,8 @@ class _Tab:
         bar, log = views.progress_html(job.name, views.progress(job, events, fold)), views.messages(job, events)
         result = views.gain(events) + views.best_step(events)
         samples, files = views.samples(folder, events), views.files(folder, events)
+        captions = dict(reversed(samples))
+        captions = {path: captions[path] for path, _ in samples}
         num_points = sum(event.kind in ("step", "validated") for event in events)
         num_measured = sum(event.kind == "validated" for event in events)
         decided = [event for event in events if isinstance(event, Recommended | Finished)]
@@ -300,7 +309,7 @@ class _Tab:
             "files": ([str(path) for path in files], lambda: self._offered(files)),
             "samples": (
                 [str(path) for path, _ in samples],
-                lambda: {self.pictures: [(str(self.context.published(path)), caption) for path, caption in samples]},
+                lambda: {self.pictures: [(public, captions[path]) for path, public in self.context.published_of(list(captions))]},
             ),
             "log": (log, lambda: {self.log: log}),
             "state": (
@@ -320,8 +329,9 @@ class _Tab:
 
     def _offered(self, files: list[Path | None]) -> dict[Any, Any]:
         """The downloads of what is there."""
+        public: dict[Path | None, str] = dict(self.context.published_of([path for path in files if path]))
         return {
-            button: gr.update(value=str(self.context.published(path)), visible=True) if path else gr.update(visible=False)
+            button: gr.update(value=public[path], visible=True) if path in public else gr.update(visible=False)
             for button, path in zip(self.downloads, files, strict=True)
         }
 

@@ -10,7 +10,9 @@ _TAGS = {"captions.shuffle_tags": (True,), "captions.tag_dropout": SET}
 
 
 class DataConfig(Settings):
-    folder: str = setting("", "Dataset", "Folder or .zip of pictures with a caption file of the same name each; a zip is unpacked beside itself, once.", path="dataset")
+    folder: str = setting(
+        "", "Dataset", "Folder or .zip of pictures with a caption file of the same name each; a zip is unpacked beside itself, once.", path="dataset"
+    )
     heldout: str = setting("", "Held-out set", "Folder or .zip of pictures never trained on, to measure what was learned; empty for none.", path="dataset")
     trigger: str = setting(
         "", "Trigger", "Word that calls the adapter; put before captions that lack it. Usual for a character.", max_length=80, pattern=r"^(\S(.*\S)?)?$"
@@ -58,7 +60,8 @@ class DataConfig(Settings):
         path="dataset",
     )  # fmt: skip
     regularisation: str = setting(
-        "", "Regularisation set", "Pictures of the class without the trigger, shown as often as the others, so that the class stays what it was.", advanced=True,
+        "", "Regularisation set", "Pictures of the class without the trigger, shown as often as the others, so that the class stays what it was.",
+        advanced=True,
         path="dataset",
     )  # fmt: skip
     regularisation_weight: float = setting(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import StringConstraints, field_validator, model_validator
 
 from trainer import families
 from trainer.schema import Settings, setting
 
 USUAL_WEIGHT, WIDEST_WEIGHT = 2.0, 20.0
+MAX_REGION_CHARS = (1 << 17) + 100  # a mask that travels, and a box
 _MODES = (
     "sum adds them up; switch takes turns; composite averages their predictions; loratorio mixes them by place; k-lora picks one a layer; "
     "regions lets each act where the picture attends to its trigger words."
@@ -19,21 +20,31 @@ _MODES = (
 class AdapterChoice(Settings):
     """One LoRA of a stack: by file on this machine, and by hash wherever the recipe travels."""
 
-    file: str = setting("", "File", "The LoRA file; may be left out where the hash is found in the library.", path="lora")
-    name: str = setting("", "Name", "As in <lora:name:weight>.")
+    file: str = setting("", "File", "The LoRA file; may be left out where the hash is found in the library.", path="lora", max_length=4096)
+    name: str = setting("", "Name", "As in <lora:name:weight>.", max_length=400)
     sha256: str = setting("", "Hash", "sha256 of the tensors, as sshs_model_hash; found by it when the file has moved.", pattern=r"^([0-9a-f]{64})?$")
     weight: float = setting(1.0, "Weight", "Factor of this LoRA; 0 is as if it were absent.", ge=-WIDEST_WEIGHT, le=WIDEST_WEIGHT)
     text_weight: float | None = setting(
         None, "Text weight", "Factor of its part in the text encoder; empty for the same as Weight.", ge=-WIDEST_WEIGHT, le=WIDEST_WEIGHT
     )
-    blocks: tuple[str, ...] = setting(
-        (), "Blocks", "PATTERN=FACTOR for the denoiser's layers: IN, MID or OUT, IN0 to OUT9 counted in its order, any piece of a layer's path, or curve=NAME."
+    blocks: tuple[Annotated[str, StringConstraints(max_length=400)], ...] = setting(
+        (),
+        "Blocks",
+        "PATTERN=FACTOR for the denoiser's layers: IN, MID or OUT, IN0 to OUT9 counted in its order, any piece of a layer's path, or curve=NAME.",
+        max_length=400,
     )
     schedule: str = setting(
-        "", "Schedule", "How the weight goes with the denoising, from 0 to 1: 'linear 1 0', 'steps 0:1 0.5:0', 'points 0:0 0.3:1 1:0.5'; empty for constant."
+        "",
+        "Schedule",
+        "How the weight goes with the denoising, from 0 to 1: 'linear 1 0', 'steps 0:1 0.5:0', 'points 0:0 0.3:1 1:0.5'; empty for constant.",
+        max_length=4000,
     )
     region: str = setting(
-        "", "Region", "Where it acts: 'box LEFT TOP RIGHT BOTTOM' from 0 to 1, or 'mask FILE' (white acts); empty for everywhere.", path="mask"
+        "",
+        "Region",
+        "Where it acts: 'box LEFT TOP RIGHT BOTTOM' from 0 to 1, or 'mask FILE' (white acts); empty for everywhere.",
+        path="mask",
+        max_length=MAX_REGION_CHARS,
     )
     trigger: bool = setting(False, "Insert trigger", "Put its trigger words before the prompt where they are not in it.")
     enabled: bool = setting(True, "On", "Off is as if it were absent.")
@@ -52,12 +63,12 @@ class StackConfig(Settings):
         path="base",
     )
     adapters: tuple[AdapterChoice, ...] = setting((), "Adapters", "LoRAs and their weights; the order matters only to the mode switch.", max_length=32)
-    mode: str = setting("sum", "Mode", f"How several LoRAs go together: {_MODES}", advanced=True)
+    mode: str = setting("sum", "Mode", f"How several LoRAs go together: {_MODES}", advanced=True, max_length=80)
     wide_weights: bool = setting(False, "Wide weights", f"Allow weights beyond -2 to 2, up to {WIDEST_WEIGHT:g}.", advanced=True)
     prompt: str = setting("", "Prompt", "What to draw.", max_length=8000)
     negative_prompt: str = setting("", "Negative prompt", "What to keep out.", max_length=8000)
     seed: int = setting(1, "Seed", "The same seed and settings give the same picture.", ge=0, le=2**32 - 1)
-    sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True)
+    sampler: str = setting("", "Sampler", "How the noise is taken away; empty for the base's own.", advanced=True, max_length=80)
     steps: int = setting(25, "Steps", "Sampling steps; 20-30. Left out: what the base is usually drawn with.", ge=1, le=500)
     guidance_scale: float = setting(
         3.0, "Guidance", "How closely the picture follows the prompt; 1 is off. Left out: what the base is usually drawn with.", ge=1, le=30

@@ -6,8 +6,9 @@ and a log that was cut short or edited leaves out what can't be shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from html import escape
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer import console
@@ -36,6 +37,7 @@ from trainer.report.charts import Series
 from trainer.report.plausible import plausible
 from trainer.report.style import STYLE
 from trainer.runs import Run
+from trainer.shown import escape
 
 if TYPE_CHECKING:
     from trainer.data import Dataset
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _SMOOTHING = 0.95
 _MAX_NOTES, _NOTE_CHARS = 100, 4000
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PLACE = re.compile(r"""(["'])((?:/|~|[A-Za-z]:[\\/]|\\\\)[^"'\n]{1,4000})""")  # a path in a file that is shown as it stands
 _E = TypeVar("_E")
 
 
@@ -65,9 +68,25 @@ def write(run: Run, dataset: Dataset | None = None) -> None:
     ]
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}"><meta name="viewport" content="width=device-width">'
     page = f'<!doctype html><html lang="en"><head>{head}<title>{escape(run.name)}</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    page = _without_places(page, run, config)
     temporary = run.report_file.with_suffix(".tmp")
     temporary.write_bytes(page.encode("utf-8", "replace"))
     temporary.replace(run.report_file)
+
+
+def _without_places(page: str, run: Run, config: TrainConfig | None) -> str:
+    """The page with the last names only of folders and files of this machine, which are nobody else's business: a report is sent on."""
+    places = {run.folder, run.folder.parent, Path.home()}
+    if config:
+        lines = [line.rpartition(":")[0] or line for line in config.against.adapters]
+        data = config.data
+        places |= {
+            Path(value) for value in (data.folder, data.heldout, data.regularisation, data.mask_folder, config.base, *config.against.adapters, *lines) if value
+        }
+    spelled = {text: path.name for path in places if path.is_absolute() for text in (str(path), str(path.resolve())) if len(path.parts) > 1}
+    for text in sorted(spelled, key=len, reverse=True):
+        page = page.replace(escape(text), escape(spelled[text]))
+    return page
 
 
 def _config(run: Run) -> TrainConfig | None:
@@ -230,7 +249,7 @@ def _settings(run: Run, config: TrainConfig | None) -> str:
             text = run.config_file.read_bytes()[:100_000].decode("utf-8", "replace")
         except OSError:
             return ""
-        return f"<pre>{escape(text)}</pre>"
+        return f"<pre>{escape(_PLACE.sub(lambda place: place[1] + PurePath(place[2]).name, text))}</pre>"
     rows = list(_rows(config))
     changed = [row for row in rows if row[3] is not None and row[2] != row[3]]
     return (

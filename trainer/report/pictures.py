@@ -10,7 +10,6 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Planned, Sampled
 from trainer.report.advising import COPY
+from trainer.shown import escape
 
 if TYPE_CHECKING:
     from trainer.data import Dataset, Item
@@ -106,9 +106,7 @@ def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | 
         notes += ["mask"] if item.mask is not None else []
         notes += ["regularisation"] if item.regular else []
         where = f"{item.width_px} x {item.height_px}<br>{_bucket(item, config, plan)}"
-        rows.append(
-            f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td class="quietly">{where}<td>{", ".join(notes)}'
-        )
+        rows.append(f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td class="quietly">{where}<td>{", ".join(notes)}')
     rest = len(dataset.items) - MAX_PICTURES
     more = f"<p>And {rest} more pictures.</p>" if rest > 0 else ""
     table = f'<table class="pictures"><tr><th>Picture<th>Caption<th>Size, bucket<th>Notes</tr>{"".join(rows)}</table>{more}'
