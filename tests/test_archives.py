@@ -109,3 +109,14 @@ def test_a_run_trains_on_a_zip(tmp_path: Path, tiny: Path, draw_dots: Callable[.
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "packed" / "packed.safetensors").is_file()
+
+
+def test_entries_that_cannot_lie_beside_each_other_cost_only_themselves(tmp_path: Path) -> None:
+    entries = {"a.png": png(), "a.png/b.png": png("blue"), "d/" * 15 + "x" * 190 + ".png": png("green"), "good.png": png()}
+    deep = "/".join(["y" * 190] * 15)
+    place = tmp_path
+    for _ in range(7):
+        place = place / ("z" * 200)
+    place.mkdir(parents=True)
+    lines = archives.opened(make_zip(place / "set.zip", entries | {f"{deep}/x.png": png("black")}))[1]
+    assert len(lines) == 2 and all("has a path that can't be written here" in line for line in lines)

@@ -387,3 +387,11 @@ def test_text_beside_the_pixels_says_nothing_of_colours() -> None:
     info = PngInfo()
     info.add_text("gamma", "1.0")
     assert opened(file_of("PNG", pnginfo=info))[0] == RGB
+
+
+def test_a_heic_follows_its_profile_and_its_code_points() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    assert near(opened(file_of("HEIF", icc_profile=profile(), quality=-1))[0], RGB[::-1], 4)
+    plain = file_of("HEIF", quality=-1, color_primaries=12, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1)
+    assert near(opened(plain)[0], meant(RGB, P3, srgb_light), 5)

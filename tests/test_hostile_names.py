@@ -174,3 +174,9 @@ def test_any_name_a_disk_takes_is_read_or_said(tmp_path_factory: pytest.TempPath
     dataset.message.encode("utf-8")
     assert "good.png" in [item.path.name for item in dataset.items]
     assert len(dataset.items) + len(dataset.problems) >= 2 or name.startswith(b"._") or b"ehthumbs" in name.lower()
+
+
+@pytest.mark.parametrize("error, said", [(OSError(errno.ENOSPC, "No space left"), "No space left.*make room"), (OSError("odd"), "the disk refuses")])
+def test_a_new_dataset_on_a_full_disk_is_refused_in_words(error: OSError, said: str) -> None:
+    with pytest.raises(DataError, match=f"the dataset can't be written .*{said}"), captions.writable("the dataset"):
+        raise error

@@ -220,3 +220,12 @@ def test_a_walk_is_the_same_for_scan_and_check(tmp_path: Path, draw_dots: Callab
     report = dataset_check.check(folder, DataConfig(), CaptionsConfig(), 32, 8)
     dataset = scanning.scan_folder(folder, "data.folder", DataConfig(), CaptionsConfig(), "")
     assert report.num_found == len(dataset.items) == 4 and report.problems == tuple(dataset.problems)
+
+
+def test_pictures_in_formats_that_are_not_read_count_as_left_out(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for name in ("b.gif", "c.tiff", "d.bmp"):
+        picture(tmp_path / name)
+    dataset = scan(tmp_path)
+    assert dataset.message.startswith("1 of 4 pictures can be used. ") and len(dataset.problems) == 3
+    assert dataset_check.check(tmp_path, DataConfig(), CaptionsConfig(), 32, 8).num_found == 4

@@ -151,7 +151,7 @@ class _Tab:
 
     def _draw_sources(self) -> None:
         accepted = [*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".zip"]
-        there = self.context.dataset_names()
+        there = self.context.dataset_choices()
         self.dataset = gr.Dropdown(there, label="Dataset", info="What the other tabs train on.", interactive=True, elem_id="dataset")
         self.files = gr.File(file_count="multiple", file_types=accepted, label="Drop pictures, captions or a zip", height=150, elem_id="dataset-files")
         self.report = gr.Textbox(label="What happened", lines=2, max_lines=10, interactive=False, visible=False, elem_id="dataset-report")
@@ -239,14 +239,14 @@ class _Tab:
         return {self.chosen: "", self.caption: gr.update(value="", interactive=False, label="Caption"), self.large: gr.update(value=None, visible=False)}
 
     def _opened(self, name: str) -> dict[Any, Any]:
-        return {self.dataset: gr.update(choices=self.context.dataset_names(), value=name), **self._shown(name, 0), **self._nothing_chosen()}
+        return {self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), **self._shown(name, 0), **self._nothing_chosen()}
 
     @mended
     def open_tab(self, name: str | None, page: int) -> dict[Any, Any]:
         there = self.context.dataset_names()
         if name not in there:
             name, page = next((one for one in there if not one.endswith("-heldout")), None), 0
-        return {self.dataset: gr.update(choices=there, value=name), **self._shown(name, min(page, self._num_pages(name) - 1))}
+        return {self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), **self._shown(name, min(page, self._num_pages(name) - 1))}
 
     @mended
     def choose(self, name: str | None) -> dict[Any, Any]:
@@ -254,11 +254,13 @@ class _Tab:
 
     @mended
     def create_one(self, name: str) -> dict[Any, Any]:
-        return {self.new_name: "", **self._opened(make(self.context, name))}
+        with captions.writable("the dataset"):
+            return {self.new_name: "", **self._opened(make(self.context, name))}
 
     @mended
     def copy_one(self, sample: str) -> dict[Any, Any]:
-        made = copy_sample(self.context, sample)
+        with captions.writable("the copy"):
+            made = copy_sample(self.context, sample)
         tell(f"Copied as {made}.")
         return self._opened(made)
 

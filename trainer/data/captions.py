@@ -153,6 +153,15 @@ def _locked(folder: Path) -> Iterator[None]:
         raise DataError(f"the captions in {folder.name} can't be changed ({error.strerror or error}); {mend(error)} Nothing was lost.") from None
 
 
+@contextmanager
+def writable(what: str) -> Iterator[None]:
+    """A full or closed disk in plain words. Raises: DataError where the body raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{what} can't be written ({error.strerror or 'the disk refuses'}); {mend(error)}") from None
+
+
 def mend(error: OSError) -> str:
     """What to do about a folder that could not be written into."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -150,7 +150,7 @@ def check(
         folder=str(folder),
         resolution_px=resolution_px,
         trigger=trigger,
-        num_found=len(survey.pictures),
+        num_found=len(survey.pictures) + survey.num_foreign,
         num_pictures=len(measured),
         num_trained=sum(bool(text or trigger) for text in texts.values()),
         problems=tuple(problems + buckets.notes(entries, items, settings)),

@@ -53,7 +53,8 @@ def open_whole(source: Source) -> tuple[Image.Image, tuple[str, ...]]:
         plain = _turned(_plain(image, head, source))
         if profile:
             plain, told = colour.to_srgb(plain, profile)
-        flat(plain, WHITE)  # a damaged palette shows only here
+        if plain.mode == "P":
+            flat(plain, WHITE)  # a damaged palette shows only here
         return plain, tuple(filter(None, (told, ONE_FRAME if frames else "")))
 
 

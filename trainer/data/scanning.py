@@ -150,7 +150,7 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     if open_places:
         problems.append(f"{sources.some(open_places)}: the caption says {PLACEHOLDER}, and data.trigger is not set: read as it stands.")
     lines = [sources.printable(line) for line in problems + noted_lines(noted)]
-    dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) - len(items))
+    dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) + survey.num_foreign - len(items))
     if not items:
         reason = dataset.message if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")

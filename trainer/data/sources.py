@@ -20,9 +20,13 @@ from trainer.data import imagefolder, layouts
 from trainer.data.captions import caption_in_json, read_caption
 from trainer.errors import ConfigError, DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".heic", ".heif")
 CAPTION_SUFFIXES = (".txt", ".caption")
 FORMATS = "PNG, JPEG, WebP or AVIF"
+_FOREIGN_SUFFIXES = {
+    *(".gif", ".tif", ".tiff", ".bmp", ".tga", ".jxl", ".jp2", ".psd", ".psb", ".xcf", ".kra", ".clip", ".exr", ".hdr", ".ico", ".svg", ".qoi", ".ppm", ".pgm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".heics", ".avifs", ".apng", ".jxr", ".dds"),
+}
 MAX_REPEATS = 1000
 MAX_WEIGHT = 10.0
 _BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
@@ -48,6 +52,7 @@ class Survey:
 
     pictures: list[Found]
     problems: list[str]
+    num_foreign: int = 0  # pictures in formats that are not read
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def survey(folder: Path, data: DataConfig, field: str) -> Survey:
         problems.append(f"{some([path.name for path in conditions])}: OneTrainer's conditions, not trained on.")
     _explain_masks(masks, pictures, data, problems)
     _explain_rest(folder, files, pictures, problems)
-    return Survey(found, [printable(line) for line in problems])
+    foreign = sum(path.suffix.lower() in _FOREIGN_SUFFIXES for path in files)
+    return Survey(found, [printable(line) for line in problems], foreign)
 
 
 def pictures_below(folder: Path) -> list[Path]:

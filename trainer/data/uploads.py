@@ -7,6 +7,7 @@ counted while reading, since headers lie, and overlapping entries (CVE-2024-0450
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -132,14 +133,24 @@ def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]
                     raise DataError(f"and what came before are together larger than {MAX_TOTAL_BYTES >> 30} GiB")
                 if is_picture:
                     data.open_image(io.BytesIO(raw)).close()
-                (folder / where).parent.mkdir(parents=True, exist_ok=True)
-                (folder / where).write_bytes(raw)
+                _put(folder / where, raw)
             except DataError as error:
                 report.left_out.append(f"{_shown(source.name)} {error}.")
                 continue
             taken.add(str(where).lower())
             report.added += [str(where)] if is_picture else []
     return report
+
+
+def _put(path: Path, raw: bytes) -> None:
+    """Raises: DataError for a path that can't be beside the others, OSError where there is no writing at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL):
+            raise
+        raise DataError(f"has a path that can't be written here ({error.strerror})") from None
 
 
 @contextmanager
