@@ -67,7 +67,7 @@ class Stated:
 
     def own_alpha(self, alpha: float, rank: int) -> float:
         """The same of an alpha that the file has among its tensors."""
-        return alpha if self.folded else alpha * math.sqrt(rank)
+        return alpha if self.folded or not rank else alpha * math.sqrt(rank)
 
     def facts(self, module: str) -> Mapping[str, Any]:
         """Everything that is said of a module, in PEFT's words, `r` and `alpha` being its own; `written_by` is the tool. Raises: AdapterError."""

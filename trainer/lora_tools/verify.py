@@ -142,17 +142,14 @@ def _gap(mine: Tensor, theirs: Tensor) -> float:
 
 
 def _numbers(update: Any) -> list[Tensor]:
-    """Every tensor and number of an update that isn't low-rank, in order."""
+    """Every tensor and number of an update that isn't low-rank, in order; a scale in the first tensor, wherever a file keeps it."""
     import torch
 
-    found: list[Tensor] = []
-    for value in vars(update).values():
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, torch.Tensor):
-                found.append(one)
-            elif isinstance(one, (int, float)):
-                found.append(torch.tensor([float(one)]))
-    return found
+    values = [one for value in vars(update).values() for one in (value if isinstance(value, tuple) else (value,))]
+    found = [one for one in values if isinstance(one, torch.Tensor)]
+    if hasattr(update, "scale"):
+        return [found[0].double() * update.scale, *found[1:]]
+    return found + [torch.tensor([float(one)]) for one in values if isinstance(one, (int, float))]
 
 
 def _through_converter(source: Opened, ours: Mapping[str, Update]) -> Proof:
