@@ -26,7 +26,7 @@ from trainer.data.opening import open_mask
 from trainer.data.sources import mask_beside, pictures_below
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError, DataError
-from trainer.shown import whole
+from trainer.shown import plain, some, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,6 +100,10 @@ class Context:
         here = self.workspace.resolve()
         folders = [path for path in self.datasets.glob("*") if path.is_dir() and not path.name.startswith(".")]
         return sorted(path.name for path in folders if not path.is_symlink() or path.resolve().is_relative_to(here))
+
+    def dataset_choices(self) -> list[tuple[str, str]]:
+        """The same to choose from, as (label, name)."""
+        return [(plain(name), name) for name in self.dataset_names()]
 
     def dataset(self, name: str | None) -> Path:
         """The folder of a dataset. Raises: DataError if there is none of that name."""
@@ -185,7 +189,7 @@ class Context:
         """The base of that name, or of that folder name, as recipes carry it. Raises: ConfigError if the server doesn't offer it."""
         named = [base for label, base in self.base_choices() if wanted in (label, base)]
         if not named:
-            allowed = ", ".join(label for label, _ in self.base_choices())
+            allowed = some([label for label, _ in self.base_choices()])
             raise ConfigError(f"base is {wanted!r}, which this server does not offer; allowed: {allowed}. Start it with --base to offer another.")
         return named[0]
 

@@ -227,8 +227,8 @@ def test_a_report_names_no_place_of_this_machine(tmp_path: Path, readable: bool)
     run = runs.create(tmp_path / "home of ann" / "runs", "mine", config)
     if not readable:
         run.config_file.write_text(run.config_file.read_text() + "\nodd = 1\n")
-    said = [Warned(f"look at {secret}/a.png"), Warned("cat\u202egnp.exe"), Failed("DataError", f"data.folder is {str(secret)!r},
-        which is gone; {run.folder}")]
+    gone = f"data.folder is {str(secret)!r}, which is gone; {run.folder}"
+    said = [Warned(f"look at {secret}/a.png"), Warned("cat\u202egnp.exe"), Failed("DataError", gone)]
     run.events_file.write_text("".join(map(to_line, said)))
     report.write(run)
     page = run.report_file.read_text()

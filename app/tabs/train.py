@@ -238,10 +238,10 @@ class _Tab:
 
     @mended
     def open_tab(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
-        there = self.context.dataset_names()
+        there, named = self.context.dataset_names(), self.context.dataset_choices()
         kept = chosen if chosen in there else next((one for one in there if not one.endswith("-heldout")), None)
         value = self._twin(kept, other or "") if kept != chosen else other if other in there else ""
-        return {self.dataset: gr.update(choices=there, value=kept), self.heldout: gr.update(choices=[_NONE, *[(one, one) for one in there]], value=value)}
+        return {self.dataset: gr.update(choices=named, value=kept), self.heldout: gr.update(choices=[_NONE, *named], value=value)}
 
     # The job.
 
@@ -293,8 +293,7 @@ class _Tab:
         bar, log = views.progress_html(job.name, views.progress(job, events, fold)), views.messages(job, events)
         result = views.gain(events) + views.best_step(events)
         samples, files = views.samples(folder, events), views.files(folder, events)
-        captions = dict(reversed(samples))
-        captions = {path: captions[path] for path, _ in samples}
+        captions = dict(samples)
         num_points = sum(event.kind in ("step", "validated") for event in events)
         num_measured = sum(event.kind == "validated" for event in events)
         decided = [event for event in events if isinstance(event, Recommended | Finished)]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _SMOOTHING = 0.95
 _MAX_NOTES, _NOTE_CHARS = 100, 4000
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _PLACE = re.compile(r"""(["'])((?:/|~|[A-Za-z]:[\\/]|\\\\)[^"'\n]{1,4000})""")  # a path in a file that is shown as it stands
 _E = TypeVar("_E")
 
