@@ -89,7 +89,7 @@ def test_a_workflow_alone_says_the_stack(library: dict[str, LoraInfo], tmp_path:
         stack, notes = laid(made.comfyui(tmp_path / f"x{suffix}", workflow=made.comfyui_workflow()), library, base)
         assert (stack.prompt, stack.seed, stack.steps, stack.sampler) == ("a watermill at dusk", 77, 22, "flow_euler")
         assert (stack.guidance_scale, stack.true_guidance_scale, stack.width_px, stack.height_px) == (3.5, 1.0, 512, 640)
-        assert [(one.name, one.weight) for one in stack.adapters] == [("cat.safetensors", 0.75)] and "off" not in notes and "muted" not in notes
+        assert [(one.name, one.weight) for one in stack.adapters] == [("cat", 0.75)] and "off" not in notes and "muted" not in notes
     text_weight = laid(made.comfyui(tmp_path / "y.png", made.comfyui_prompt()), library)[0].adapters[0].text_weight
     assert text_weight == 0.5
 

@@ -221,7 +221,8 @@ def _told(raw: Any) -> dict[str, str]:
         own = {tag: exif.get(tag) for tag in (_DESCRIPTION, *range(_MODEL, _MODEL - 16, -1))}
     except _DAMAGED:
         return {}
-    told: dict[str, str] = {"description": own[_DESCRIPTION]} if isinstance(own[_DESCRIPTION], str) else {}
+    description = own[_DESCRIPTION]
+    told: dict[str, str] = {"description": description} if isinstance(description, str) else {}
     if isinstance(comment, bytes | str):
         told["comment"] = _comment(comment) if isinstance(comment, bytes) else comment
     for text in own.values():

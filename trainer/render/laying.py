@@ -174,7 +174,7 @@ def _found(loras: tuple[Mention, ...], library: dict[str, LoraInfo]) -> tuple[li
         if info is None:
             notes.append(f"LoRA {name} ({f'hash {one.sha256[:12]}' if one.sha256 else 'no hash'}) is not here.")
             continue
-        adapters.append({"file": str(info.path), "name": one.name, "sha256": info.sha256, "weight": one.weight, "text_weight": one.text_weight})
+        adapters.append({"file": str(info.path), "name": naming.bare(one.name), "sha256": info.sha256, "weight": one.weight, "text_weight": one.text_weight})
     return adapters, notes
 
 

@@ -46,6 +46,12 @@ def one(wanted: str, library: Iterable[LoraInfo], where: str) -> LoraInfo:
     raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {allowed or '(none)'}.")
 
 
+def bare(name: str) -> str:
+    """A name without folders and a LoRA's ending, as other tools write both; the name itself if nothing is left."""
+    last = re.split(r"[/\\]", name.strip())[-1]
+    return re.sub(r"\.safetensors$", "", last, flags=re.IGNORECASE) or name
+
+
 def _path(name: str) -> tuple[str, ...]:
     """Folders and name without a LoRA's ending; slashes of either kind."""
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]

@@ -72,7 +72,7 @@ def _meant(unknown: tuple[str, ...]) -> str:
 
 
 def _choice(lora: LoraTag, info: LoraInfo) -> AdapterChoice:
-    return AdapterChoice(file=str(info.path), name=lora.name, weight=lora.weight, text_weight=lora.text_weight)
+    return AdapterChoice(file=str(info.path), name=naming.bare(lora.name), weight=lora.weight, text_weight=lora.text_weight)
 
 
 def _taken_as_they_stand(prompt: str, library: Callable[[], dict[str, LoraInfo]]) -> tuple[str, tuple[LoraTag, ...]]:
