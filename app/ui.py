@@ -69,9 +69,13 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     """The context of a workspace folder, made if it isn't there; its cache is for this user only."""
     offered = known_bases(bases)
     workspace = workspace.expanduser().resolve()
-    for folder in ("datasets", "runs", "loras", "renders", "batches", "cache"):
-        (workspace / folder).mkdir(parents=True, exist_ok=True)
-    (workspace / "cache").chmod(0o700)
+    try:
+        for folder in ("datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
+            (workspace / folder).mkdir(parents=True, exist_ok=True)
+        (workspace / "cache").chmod(0o700)
+    except OSError as error:
+        where = Path(str(error.filename or workspace)).name
+        raise ConfigError(f"--workspace is {str(workspace)!r}, where {where} can't be a folder ({error.strerror}); allowed: one you may write into.") from None
     training = Training(workspace / "runs", workspace / "configs")
     drawing = Drawing(workspace / "batches", workspace / "configs", (workspace / "loras", workspace / "runs"))
     works = ByKind({TRAINING: training, REHEARSAL: training, **dict.fromkeys(KINDS.values(), drawing)})

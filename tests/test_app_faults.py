@@ -17,11 +17,11 @@ import pytest
 import test_app_jobs as jobs
 from test_app_jobs import make as make  # a fixture
 
-from app import batches, job_table
+from app import batches, job_table, ui
 from app.job_table import Job
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training
 from trainer import runs
-from trainer.errors import DataError, RunError
+from trainer.errors import ConfigError, DataError, RunError
 from trainer.render.batch_papers import COLUMNS
 
 Make = Callable[[str], tuple[JobRunner, "jobs.Script"]]
@@ -202,6 +202,13 @@ def test_the_page_opens_on_a_garbage_table(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from app import ui; ui.build(Path({str(workspace)!r})); print('open')"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "open" and "kept as jobs-set-aside.sqlite" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["runs", "cache", "logs"])
+def test_a_workspace_that_cannot_be_one_is_an_error_in_words(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a file")
+    with pytest.raises(ConfigError, match=f"where {name} can't be a folder"):
+        ui.open_workspace(tmp_path)
 
 
 # Signals.

@@ -298,10 +298,10 @@ def test_a_recipe_whose_data_is_no_table_is_refused_in_words(context: Context, t
     recipe = json.loads(metadata[key])
     recipe["config"]["data"] = data
     path = tmp_path / "odd.safetensors"
-    save_file(load_file(trained), path, metadata | {key: json.dumps(recipe)})
+    save_file(load_file(trained), path, metadata | {key: json.dumps(recipe), "note": "a\u202eb"})
     with pytest.raises(UserError) as caught:
         train.recipe_of(context, str(path))
     assert not any(word in str(caught.value) for word in ("object has no", "attribute", "Input should", "NoneType", "pydantic"))
     info = library.add_lora(context, path)
-    json.dumps(library.details(info), default=str)
+    assert "\u202e" not in json.dumps(library.details(info), ensure_ascii=False)
     assert str(info.name) == "odd"

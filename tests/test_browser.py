@@ -264,6 +264,8 @@ def test_hostile_captions_and_names_are_only_text(page: Page, server: Server) ->
         ]
     )
     playwright_api.expect(page.locator("#dataset-report textarea")).to_have_value(re.compile("bad.png is not a picture"))
+    copies = [path for path in (server.workspace / "cache" / "gradio").rglob("*.png") if path.is_file()]
+    assert not copies, "what was uploaded stays in no other place than its dataset"
     page.locator("#dataset-gallery .thumbnail-item").first.click()
     playwright_api.expect(page.locator("#caption textarea")).to_be_enabled()
     page.locator("#caption textarea").fill(HOSTILE)

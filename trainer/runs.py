@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -134,8 +135,12 @@ def discard(run: Run) -> None:
 
 def every(parent: Path) -> list[Run]:
     """The runs in a folder, newest first."""
-    folders = [path for path in parent.glob("[!.]*") if (path / "config.toml").is_file()]
-    return [Run(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+    found = []
+    for path in parent.glob("[!.]*"):
+        with suppress(OSError):  # taken away meanwhile, or another user's
+            if (path / "config.toml").is_file():
+                found.append((path.stat().st_mtime, path))
+    return [Run(path) for _, path in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 def find_resumable(parent: Path, name: str | None) -> Run | None:

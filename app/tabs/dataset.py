@@ -117,7 +117,7 @@ def check(context: Context, name: str | None, resolution_px: int | None, trigger
         raise ConfigError(f"resolution is {resolution_px}; allowed: a multiple of {multiple} from {2 * multiple} to 4096.")
     settings = DataConfig(folder=str(folder), trigger=trigger.strip())
     found = dataset_check.check(folder, settings, CaptionsConfig(), int(resolution_px), multiple)
-    return dataset_check.describe(dataclasses.replace(found, folder=str(name)))
+    return plain(dataset_check.describe(dataclasses.replace(found, folder=str(name))), 100_000)
 
 
 def _short(caption: str) -> str:

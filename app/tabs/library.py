@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TITLE = "Library"
 ORDER = 50
 _LORA_HEADS = ["name", "method", "rank", "alpha", "modules", "size", "trigger", "base", "hash"]
+_DEEPEST = 32
 _RUN_HEADS = ["run", "state", "steps", "held-out gain", "adapter norm"]
 
 
@@ -72,12 +73,24 @@ def add_lora(context: Context, source: Path) -> LoraInfo:
 
 def details(info: LoraInfo) -> dict[str, Any]:
     """What a LoRA says of itself, for the JSON view."""
-    return {
+    said: dict[str, Any] = {
         "name": info.name, "file": info.path.name, "sha256": info.sha256, "family": info.family, "base": info.base, "trigger": info.trigger,
         "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "modules": info.num_modules,
         "norm": info.norm if info.norm is None else round(info.norm, 4),
         "parameters": info.num_parameters, "recipe": info.recipe, "metadata": info.metadata,
-    } | ({"warning": said} if (said := origin.at_home(info.path)) else {})  # fmt: skip
+    } | ({"warning": warned} if (warned := origin.at_home(info.path)) else {})  # fmt: skip
+    return dict(_shown(said))
+
+
+def _shown(value: Any, depth: int = 0) -> Any:
+    """The same with every text as it may be shown, and no deeper than anybody reads: a header holds anything."""
+    if depth > _DEEPEST:
+        return "…"
+    if isinstance(value, dict):
+        return {plain(key): _shown(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(one, depth + 1) for one in value]
+    return plain(value, 100_000) if isinstance(value, str) else value
 
 
 def build(context: Context) -> Refresh:
