@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lora_tables
@@ -99,3 +100,86 @@ def test_a_family_that_a_tool_does_not_have_is_said_so(tmp_path: Path) -> None:
     assert {found[tool].verdict for tool in ("diffusers", "ComfyUI", "Forge", "InvokeAI", "kohya")} == {"yes"}
     with pytest.raises(AdapterError, match="scheme is 'automatic'; allowed: kohya"):
         convert(tmp_path / "flux_lora_kohya.safetensors", tmp_path / "y.safetensors", "automatic")
+
+
+# What other tools' own code found, in tables; each of these was once said otherwise.
+
+
+def file_of(family: str, scheme: str, folder: Path, method: str = "lora", keep: Callable[[str], bool] = lambda module: True) -> Path:
+    """A file of one block of a family at its published size, with another method's tensors in place of a LoRA's."""
+    own = names.registry()[family]
+    kept = [(path, update) for path, update in block(own).items() if keep(path)][:4]
+    spelled = spelling.plain(own, dict(kept), scheme, own.sizes[0].name)
+    made = {module: other(parts, method) for module, parts in spelled.modules.items()}
+    path = folder / f"{family}-{scheme}-{method}.safetensors"
+    said = {lora_file.RECIPE_KEY: "{}"} if method == "oft" else {}  # ours: which way it turns is known
+    writing.save(path, made, (said or spelled.metadata) | {"ss_base_model_version": own.base_version}, torch.float32)
+    return path
+
+
+def other(parts: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
+    down = next(tensor for suffix, tensor in parts.items() if "down" in suffix or "lora_A" in suffix)
+    up = next(tensor for suffix, tensor in parts.items() if "up" in suffix or "lora_B" in suffix)
+    out, into = up.shape[0], down.shape[1]
+    return {
+        "lora": parts,
+        "dora": {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0), "dora_scale": torch.ones(out, 1)},
+        "loha": {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up.clone(), "hada_w2_b": down.clone(), "alpha": torch.tensor(1.0)},
+        "lokr": {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(out // 2, 1), "lokr_w2_b": torch.ones(1, into // 2), "alpha": torch.tensor(1.0)},
+        "oft": {"oft_R.weight": torch.ones(into // 8, 28)},
+    }[method]  # fmt: skip
+
+
+def attention(path: str) -> bool:
+    return any(word in path for word in (".attn", "attention.")) and ".norm" not in path
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "method", "tool", "verdict"),
+    [
+        ("lumina2", "diffusers", "lora", "ComfyUI", "no"), ("lumina2", "comfyui", "lora", "ComfyUI", "yes"),
+        ("flux2", "diffusers", "loha", "diffusers", "no"), ("zimage", "diffusers", "lokr", "diffusers", "no"),
+        ("flux2", "diffusers", "lokr", "diffusers", "no"),
+        *((family, "diffusers", method, "InvokeAI", "no") for family in ("qwen", "zimage", "flux2", "flux") for method in ("loha", "lokr")),
+        ("flux", "diffusers", "lora", "InvokeAI", "yes"), ("sd", "kohya", "lokr", "InvokeAI", "no"), ("sd", "kohya", "loha", "InvokeAI", "yes"),
+        *((family, "diffusers", "oft", tool, "no") for family in ("sd", "flux") for tool in ("ComfyUI", "InvokeAI")), ("sd", "kohya", "oft", "A1111", "no"),
+        *((family, "diffusers", "dora", "diffusers", "no")
+          for family in ("auraflow", "flux2", "hidream", "lumina2", "qwen", "sana", "sd3", "zimage")),
+        ("krea2", "diffusers", "lora", "ComfyUI", "not checked"), ("sana", "diffusers", "lora", "ComfyUI", "no"),
+        ("chroma", "diffusers", "lora", "ComfyUI", "yes"), ("flux2", "diffusers", "lora", "ComfyUI", "yes"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_what_the_tools_own_code_does(family: str, scheme: str, method: str, tool: str, verdict: str, tmp_path: Path) -> None:
+    found = places(file_of(family, scheme, tmp_path, method, attention))[tool]
+    assert found.verdict == verdict, found
+    assert found.version and (found.verdict == "yes" or found.why)
+
+
+def test_advice_leads_to_names_that_load_or_to_a_plain_lora(tmp_path: Path) -> None:
+    said = places(file_of("lumina2", "diffusers", tmp_path, keep=attention))["ComfyUI"].why
+    assert "`velatura lora convert --to comfyui`" in said
+    convert(tmp_path / "lumina2-diffusers-lora.safetensors", tmp_path / "y.safetensors", "comfyui")
+    assert places(tmp_path / "y.safetensors")["ComfyUI"].verdict == "yes"
+    said = places(file_of("qwen", "diffusers", tmp_path, "oft", attention))["ComfyUI"].why
+    assert "to-plain" in said and "convert" not in said
+
+
+@pytest.mark.parametrize(("family", "scheme", "extra"), [("flux", "kohya", "lora_te1_text_projection"), ("flux", "diffusers", "transformer.norm_out.linear")])
+def test_a_module_that_stops_a_tool_stops_it_for_the_whole_file(family: str, scheme: str, extra: str, tmp_path: Path) -> None:
+    path = file_of(family, scheme, tmp_path, keep=attention)
+    assert places(path)["InvokeAI"].verdict == "yes"
+    tensors = load_file(path)
+    low = ("lora_down.weight", "lora_up.weight") if scheme == "kohya" else ("lora_A.weight", "lora_B.weight")
+    sizes = (768, 768) if "te1" in extra else (3072, 6144)
+    tensors |= {f"{extra}.{low[0]}": torch.ones(1, sizes[0]), f"{extra}.{low[1]}": torch.ones(sizes[1], 1)}
+    save_file(tensors, path, {"ss_base_model_version": names.registry()[family].base_version})
+    found = places(path)["InvokeAI"]
+    assert found.verdict == "no" and f"where it has {extra}" in found.why
+
+
+def test_a_new_word_in_the_file_stops_diffusers_where_it_does(tmp_path: Path) -> None:
+    for family, verdict in (("sd", "no"), ("flux", "yes")):
+        path = file_of(family, "kohya", tmp_path, keep=attention)
+        tensors = load_file(path) | {"bundle_emb.mokka.string_to_param.*": torch.ones(1, 768), "bundle_emb.mokka.clip_l": torch.ones(1, 768)}
+        save_file({key: tensor for key, tensor in tensors.items() if not key.endswith("*") or family == "sd"}, path)
+        assert places(path)["diffusers"].verdict == verdict, family

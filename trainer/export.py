@@ -22,6 +22,7 @@ from trainer.studio import Studio
 
 _TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 _PLAIN = {"lora_down.weight", "lora_up.weight", "alpha"}
+_LENGTHS = "dora_scale"  # of DoRA
 _MAX_TAGS = 2000
 
 
@@ -37,7 +38,7 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
     spelled = {studio.file_keys[module]: tensors for module, tensors in parts.items()}
     metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
     if studio.family.file_names == "peft":
-        spelled, own = _in_kohya_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
+        spelled, own = _in_fused_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
         metadata |= own
     words = {studio.word.name: studio.word.in_file()} if studio.word else {}
     unproved = path.with_name("export.tmp")  # gets its name when it is proved good
@@ -48,27 +49,29 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
     return norm
 
 
-def _in_kohya_names(studio: Studio, modules: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]] | None:
-    """Plain LoRA in kohya's names, layers fused as they are there and one alpha for the file, where the family has them for this base.
+def _in_fused_names(studio: Studio, modules: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]] | None:
+    """Plain LoRA in the names that the family's tools read, layers fused as they are there, where the family has such for this base.
 
     A fused module has as much rank as its layers together; the header keeps the rank and alpha that were trained.
     """
-    size = studio.family.kohya_size(studio.pipe, set(modules)) if hasattr(studio.family, "kohya_size") else ""
-    if not size or any(set(parts) != _PLAIN for parts in modules.values()):
+    scheme, size = studio.family.named_as(studio.pipe, set(modules)) if hasattr(studio.family, "named_as") else ("", "")
+    if not scheme or any(set(parts) != _PLAIN for parts in modules.values()):
         return None
     updates = {
         module: Delta(down := parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"]) / len(down)) for module, parts in modules.items()
     }
-    return spelling.plain(names.registry()[studio.family.name], updates, "kohya", size).modules, {}
+    spelled = spelling.plain(names.registry()[studio.family.name], updates, scheme, size)
+    return spelled.modules, {} if scheme == "kohya" else spelled.metadata
 
 
 def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Plain LoRA as diffusers spells it and the header entry that tells its alpha; what isn't low-rank stays as LyCORIS spells it.
+    """LoRA and DoRA as diffusers spells them and the header entry that tells their alpha; what isn't low-rank stays as LyCORIS spells it.
 
     Every update has one rank and, `up` taking in the scale, an alpha like it: ComfyUI reads no alpha here, and diffusers before 0.42 takes
     other ranks than the most common one at a scale that is wrong. Lower ranks are filled up with zeros.
     """
-    plain = {key: parts for key, parts in modules.items() if set(parts) == _PLAIN}
+    plain = {key: parts for key, parts in modules.items() if set(parts) - {_LENGTHS} == _PLAIN}
+    has_lengths = any(_LENGTHS in parts for parts in plain.values())
     rank = max((len(parts["lora_down.weight"]) for parts in plain.values()), default=0)
     found = {key: parts for key, parts in modules.items() if key not in plain}
     for key, parts in plain.items():
@@ -77,13 +80,13 @@ def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[
         found[key] = {
             "lora_A.weight": torch.cat([down, down.new_zeros(missing, *down.shape[1:])]),
             "lora_B.weight": torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], 1),
-        }
+        } | ({"lora_magnitude_vector": parts[_LENGTHS].flatten()} if _LENGTHS in parts else {})
     own: dict[str, Any] = {}
     for component in components:
         # Without `text_model.`, which ends a path with it too, and is all of one without.
         if targets := sorted(key.removeprefix(f"{component}.").removeprefix("text_model.") for key in plain if key.startswith(f"{component}.")):
             values = {"r": rank, "lora_alpha": rank, "target_modules": targets, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False}
-            own |= {f"{component}.{key}": value for key, value in (values | {"use_dora": False, "use_rslora": False}).items()}
+            own |= {f"{component}.{key}": value for key, value in (values | {"use_dora": has_lengths, "use_rslora": False}).items()}
     scale = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)), "lora_adapter_metadata": json.dumps(own, sort_keys=True)}
     return found, scale if own else {}
 

@@ -138,10 +138,10 @@ def file_keys(pipe: FluxPipeline) -> dict[str, str]:
     return keys
 
 
-def kohya_size(pipe: FluxPipeline, modules: set[str]) -> str:
-    """The published size by whose kohya names every tool reads a plain LoRA of these modules; nothing where diffusers would not."""
+def named_as(pipe: FluxPipeline, modules: set[str]) -> tuple[str, str]:
+    """Scheme and published size by which every tool reads a plain LoRA of these modules: kohya's names; nothing where diffusers would not."""
     is_whole = all("transformer_blocks." in module or module.startswith("text_encoder.") for module in modules)
-    return "dev / schnell" if is_whole and pipe.transformer.inner_dim == _KOHYA_WIDTH else ""
+    return ("kohya", "dev / schnell") if is_whole and pipe.transformer.inner_dim == _KOHYA_WIDTH else ("", "")
 
 
 def tiny(folder: Path) -> Path:

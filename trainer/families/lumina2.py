@@ -56,6 +56,11 @@ prepare_batch = pipelines.masked_batch
 schedule = pipelines.flow_schedule
 
 
+def named_as(pipe: Lumina2Pipeline, modules: set[str]) -> tuple[str, str]:
+    """ComfyUI's names for the published width: it finds nothing of a file in diffusers' names (0.10.0)."""
+    return ("comfyui", "2B") if pipe.transformer.config.hidden_size == 2304 else ("", "")
+
+
 def load(folder: Path, device: str, dtype: torch.dtype) -> Lumina2Pipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode."""
     return pipelines.load(pipeline, folder, device, dtype)

@@ -41,6 +41,7 @@ _DIFFUSERS: dict[str, dict[str, tuple[str, ...]]] = {
 Verdict = Literal["yes", "partly", "wrong", "no", "not checked"]
 Finds = Callable[[str, str, str, Target], bool]  # family, method, module, what it is
 _VERSIONS = {"diffusers": "0.42.1", "A1111": "1.10", "Forge": "of June 2025", "kohya": "sd-scripts of February 2026"}
+_THEIRS = {"alpha", "dora_scale", "lora_down.weight"}
 _PLAIN = "make it a plain LoRA with `velatura lora to-plain`"
 
 
@@ -66,7 +67,7 @@ class _File:
     alphas: set[float]  # those of modules that have one, and 0.0 for those that have none
     in_header: bool  # the alpha stands in the header, and isn't the rank
     axis: str  # of DoRA: "", "output", "input", or "vector" where it is written as PEFT does
-    dotted_lengths: bool  # `dora_scale` under diffusers' names
+    is_mixed: bool  # tensors as kohya or LyCORIS call them under diffusers' names
     has_words: bool
     is_whole: bool  # has every layer of each block that it touches
 
@@ -187,8 +188,9 @@ def _file(known: Named, found: Mapping[str, Module], has_words: bool) -> _File:
         axis = "vector" if suffix.startswith("lora_magnitude") else "input" if inputs else "output"
     in_header = any("alpha" not in one.parts and one.alpha is not None and one.update is not None and one.alpha != one.update.rank for one in found.values())
     return _File(
-        known.family.name, known.scheme, {_kind(one) for one in found.values()} - {"values"}, {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts},
-        in_header, axis, axis in ("output", "input") and known.scheme in ("diffusers", "peft", "bare"), has_words,
+        known.family.name, known.scheme, {_kind(one) for one in found.values()} - {"values"},
+        {one.alpha or 0.0 for one in found.values() if "alpha" in one.parts},
+        in_header, axis, known.scheme in ("diffusers", "peft") and any(_THEIRS & set(one.parts) for one in found.values()), has_words,
         _is_whole(known),
     )  # fmt: skip
 
@@ -227,8 +229,8 @@ def _diffusers_wrong(file: _File) -> tuple[str, bool]:
         return f"raises ValueError for {'/'.join(sorted(others))}; {_PLAIN}", True
     if file.has_words and file.family not in ("flux", "chroma"):
         return "raises ValueError for the new word that lies in the file", True
-    if file.dotted_lengths and file.family not in ("flux", "chroma", *_SD):
-        return "raises for DoRA's lengths as they are named here; `velatura lora convert --to diffusers` names them as it does", True
+    if file.is_mixed and file.family not in ("flux", "chroma"):
+        return "raises for tensors called as kohya does under its own names; `velatura lora convert --to diffusers` calls them as it does", True
     if file.family == "lumina2" and file.scheme == "comfyui" and not file.is_whole:
         return "its converter raises KeyError unless every layer of a block is there; `velatura lora convert --to diffusers` gives it names that load", True
     if file.scheme == "bare" and not file.alphas:
