@@ -116,8 +116,9 @@ def test_any_json_of_a_tool_is_read_or_said(where: list[int], into: Any) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @given(WHERE, JSON)
-@settings(max_examples=20_000, deadline=1000)
+@settings(max_examples=20_000, deadline=5000)
 def test_twenty_thousand_broken_texts_are_read_or_said(where: list[int], into: Any) -> None:
     is_read_or_refused(where, into)
 
