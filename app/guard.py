@@ -137,7 +137,7 @@ class Guard:
 
         late = self._wrong.used_up(address)
         await self.app(scope, receive, keep)
-        begun = next((message for message in said if message["type"] == "http.response.start"), {"headers": []})
+        begun: Message = next((message for message in said if message["type"] == "http.response.start"), {"headers": []})
         right = any(name == b"set-cookie" and b"access-token" in value for name, value in begun["headers"])
         self._wrong.note(address, right)
         if late and not right:

@@ -25,7 +25,8 @@ def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             _refuse_long(args)
-            return _sendable(handler(*args, **kwargs))
+            sent: _R = _sendable(handler(*args, **kwargs))
+            return sent
         except UserError as error:
             raise gr.Error(_toast(str(error)), duration=_DURATION_S, title="That did not work", print_exception=False) from None
 

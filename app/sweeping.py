@@ -22,7 +22,9 @@ _HALF_MADE = ("runs/.new-*",)  # folders
 def taken(context: Context, files: Iterable[Path | str | None]) -> None:
     """Remove the copies of uploads that were read; a file from anywhere but Gradio's own cache stays."""
     cache = context.cache.resolve()
-    for file in filter(None, files):
+    for file in files:
+        if not file:
+            continue
         path = Path(file).resolve()
         if not path.is_relative_to(cache) or path.relative_to(cache).parts[0] in _OURS:
             continue
