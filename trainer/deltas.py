@@ -46,12 +46,8 @@ def is_weight_of(made: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def paired(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors with as many sides each: tools keep either one of a linear layer, or of a convolution's second factor, as one of 1 x 1 or without a kernel."""
-    if down.ndim == 4 and up.ndim == 2:
-        return down, up[:, :, None, None]
-    if down.ndim == 2 and up.ndim == 4:
-        return down[:, :, None, None], up
-    return down, up
+    """Factors with as many sides each: a second one may lack its kernel of 1 x 1."""
+    return (down, up[:, :, None, None]) if down.ndim == 4 and up.ndim == 2 else (down, up)
 
 
 @dataclass(frozen=True)
