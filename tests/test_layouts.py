@@ -16,6 +16,7 @@ from tests.test_uploads import make_zip, png
 from trainer import data, watching
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import archives, dataset_check, layouts, scanning, sources, uploads
+from trainer.errors import DataError
 
 
 def scan(folder: Path, **values: object) -> data.Dataset:
@@ -229,3 +230,16 @@ def test_pictures_in_formats_that_are_not_read_count_as_left_out(tmp_path: Path)
     dataset = scan(tmp_path)
     assert dataset.message.startswith("1 of 4 pictures can be used. ") and len(dataset.problems) == 3
     assert dataset_check.check(tmp_path, DataConfig(), CaptionsConfig(), 32, 8).num_found == 4
+
+
+def test_an_error_names_five_of_many_pictures(tmp_path: Path) -> None:
+    for number in range(9):
+        picture(tmp_path / f"{number}.png", caption=None)
+    with pytest.raises(DataError) as raised:
+        data.scan(config(tmp_path))
+    assert str(raised.value).count("has no caption") == 5 and str(raised.value).endswith("  and 4 more.")
+
+
+def test_every_picture_of_a_dataset_is_opened_by_one_module() -> None:
+    folder = Path(sources.__file__).parent
+    assert [path.name for path in sorted(folder.glob("*.py")) if "Image.open(" in path.read_text(encoding="utf-8")] == ["opening.py"]

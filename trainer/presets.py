@@ -17,6 +17,7 @@ import tomli_w
 from trainer import methods
 from trainer.config import TrainConfig, parse
 from trainer.config.parsing import from_toml
+from trainer.config.refusals import shown
 from trainer.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -126,7 +127,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for part in parents:
         branch = tree.setdefault(part, {})
         if not isinstance(branch, dict):
-            raise ConfigError(f"--set {dotted}: {part} has no settings below it.")
+            raise ConfigError(f"{dotted} can't be set: {part} is {shown(branch)}, which has no settings below it.")
         tree = branch
     tree[last] = value
 

@@ -152,7 +152,9 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     lines = [sources.printable(line) for line in problems + noted_lines(noted)]
     dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) + survey.num_foreign - len(items))
     if not items:
-        reason = dataset.message if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
+        reason = (
+            "\n".join(["", *(f"  {line}" for line in sources.five(dataset.problems))]) if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
+        )
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
     return dataset
 

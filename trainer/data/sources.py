@@ -29,6 +29,7 @@ _FOREIGN_SUFFIXES = {
 }
 MAX_REPEATS = 1000
 MAX_WEIGHT = 10.0
+_NAMED = 5
 _BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
 _KOHYA = re.compile(r"([0-9]{1,9})_(.+)")
 
@@ -80,7 +81,7 @@ def parse_rules(lines: tuple[str, ...], field: str, whole: bool) -> list[Rule]:
         else:
             wrong.append(f"{field} has {line[:80]!r}; allowed: {allowed}, such as {'close-ups=3' if whole else 'sketches=0.5'}.")
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError("\n".join(five(wrong)))
     return rules
 
 
@@ -124,6 +125,11 @@ def mask_beside(picture: Path) -> Path | None:
     there = [path for path in there if os.path.isfile(path)]
     captions = {path.with_name(path.stem) for path in there if any(os.path.isfile(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)}
     return layouts.best_masks(layouts.masks([*there, picture], captions)).get(picture.with_name(picture.stem))
+
+
+def five(lines: list[str]) -> list[str]:
+    """The first five, and how many more there are: an error is read at one look."""
+    return [*lines[:_NAMED], f"and {len(lines) - _NAMED} more."] if len(lines) > _NAMED else lines
 
 
 def printable(text: str) -> str:
