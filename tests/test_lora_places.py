@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import lora_tables
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer import lora_file
+from tests import plain
+from trainer import families, lora_file, presets, session
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import names, spelling, writing
@@ -183,3 +185,43 @@ def test_a_new_word_in_the_file_stops_diffusers_where_it_does(tmp_path: Path) ->
         tensors = load_file(path) | {"bundle_emb.mokka.string_to_param.*": torch.ones(1, 768), "bundle_emb.mokka.clip_l": torch.ones(1, 768)}
         save_file({key: tensor for key, tensor in tensors.items() if not key.endswith("*") or family == "sd"}, path)
         assert places(path)["diffusers"].verdict == verdict, family
+
+
+# What a run writes, in the tools it is for.
+
+
+@pytest.fixture
+def trained(tmp_path: Path, draw_dots: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
+    """`trained("flux2", "dora")`: the base's folder and the LoRA file of two steps on that family's tiny model."""
+
+    def train(family: str, method: str) -> tuple[Path, Path]:
+        base = families.registry()[family].tiny(tmp_path / family)
+        values = {
+            "family": family, "base": str(base), "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot")), "resolution_px": 64, "max_steps": 2,
+            "preview_every_steps": 0, "adapter.method": method, "adapter.rank": 2, "adapter.alpha": 2.0, "learning_rate": 1e-2, "device": "cpu",
+            "preview.guidance_rescale": 0.0,
+        }  # fmt: skip
+        run, stream = session.start(presets.load(plain.CHARACTER, values), tmp_path, "x", None)
+        assert [event.kind for event in stream][-1] == "finished"
+        return base, run.lora_file
+
+    return train
+
+
+@pytest.mark.parametrize("family", ["flux2", "auraflow"])
+def test_dora_of_a_transformer_is_the_same_in_diffusers(family: str, trained: Callable[..., tuple[Path, Path]]) -> None:
+    """Under LyCORIS' names of its lengths, eight families' loaders raised."""
+    base, path = trained(family, "dora")
+    assert lora_file.inspect(path).method == "dora" and places(path)["diffusers"].verdict == "yes"
+    proofs = [proof for proof in verify.verify(path, base) if "diffusers" in proof.through and "names" not in proof.through]
+    assert len(proofs) == 2 and proofs[-1].holds, proofs
+
+
+def test_lumina_is_written_in_the_names_that_comfyui_finds(trained: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    lumina = families.registry()["lumina2"]
+    assert lumina.named_as(SimpleNamespace(transformer=SimpleNamespace(config=SimpleNamespace(hidden_size=2304))), set()) == ("comfyui", "2B")
+    monkeypatch.setattr(lumina, "named_as", lambda pipe, modules: ("comfyui", "2B"))  # whose width a tiny model hasn't
+    _, path = trained("lumina2", "lora")
+    found = places(path)
+    assert found["ComfyUI"].verdict == "yes" and all(".attn." not in name for name in load_file(path))
+    assert found["diffusers"].verdict == "no" and "convert --to diffusers" in found["diffusers"].why

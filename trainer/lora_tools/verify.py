@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from trainer import methods
 from trainer.deltas import Decomposed, Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import spelling, writing
@@ -193,7 +194,9 @@ def _theirs(state: Mapping[str, Tensor], alphas: Mapping[str, float], source: Op
         if down is None or up is None:
             continue
         alpha = own[module] if module in own else in_header(module, len(down))
-        found[target.paths[0] if target else module] = Delta(down, up, 1.0 if alpha is None else alpha / len(down))
+        plain, lengths = Delta(down, up, 1.0 if alpha is None else alpha / len(down)), grouped.get("lora_magnitude_vector")
+        parts = {"lora_A.weight": down, "lora_B.weight": up} | ({} if lengths is None else {"lora_magnitude_vector": state[lengths]})
+        found[target.paths[0] if target else module] = plain if lengths is None else methods.registry()["dora"].from_file(parts, alpha)
     return found
 
 
@@ -224,9 +227,10 @@ def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) ->
             if path is None:
                 extra.append(f"{component}.{name}")
                 continue
-            weight = layer.get_base_layer().weight
-            theirs = layer.get_delta_weight(layer.active_adapters[0]).detach().double()
-            mine = ours[path].dense(weight.detach(), torch.float64)
+            weight = layer.get_base_layer().weight.detach().double().clone()
+            layer.double().merge()  # as PEFT puts it into the weight: DoRA's lengths are no part of its delta
+            theirs = layer.get_base_layer().weight.detach() - weight
+            mine = ours[path].dense(weight, torch.float64)
             worst = max(worst, float((mine - theirs).norm()) / max(float(mine.norm()), 1e-30))
             seen.add(path)
     why = f"{len(extra)} layers more, such as {extra[0]}" if extra else f"{len(ours) - len(seen)} layers lost" if len(seen) < len(ours) else ""
