@@ -148,7 +148,7 @@ def _text(value: Any) -> str | None:
 def library(folders: list[Path]) -> dict[str, LoraInfo]:
     """Every readable LoRA file below the folders, by hash, newest last; what can't be read is passed over."""
     files = [path for folder in folders for path in folder.rglob("*.safetensors") if not _is_inner(path.relative_to(folder))]
-    found = {}
+    found: dict[str, LoraInfo] = {}
     for path in sorted(files, key=lambda path: path.stat().st_mtime):
         try:
             info = inspect(path)

@@ -195,8 +195,8 @@ def _theirs(state: Mapping[str, Tensor], alphas: Mapping[str, float], source: Op
             continue
         alpha = own[module] if module in own else in_header(module, len(down))
         plain, lengths = Delta(down, up, 1.0 if alpha is None else alpha / len(down)), grouped.get("lora_magnitude_vector")
-        parts = {"lora_A.weight": down, "lora_B.weight": up} | ({} if lengths is None else {"lora_magnitude_vector": state[lengths]})
-        found[target.paths[0] if target else module] = plain if lengths is None else methods.registry()["dora"].from_file(parts, alpha)
+        whole = {"lora_A.weight": down, "lora_B.weight": up} | ({} if lengths is None else {"lora_magnitude_vector": state[lengths]})
+        found[target.paths[0] if target else module] = plain if lengths is None else methods.registry()["dora"].from_file(whole, alpha)
     return found
 
 

@@ -73,7 +73,7 @@ class Family:
     sizes: tuple[Size, ...]
     texts: tuple[TextEncoder, ...]
     kohya: Literal["original", "diffusers"]
-    default: Literal["kohya", "diffusers"]  # what is written unless another scheme is asked for
+    default: Literal["kohya", "diffusers", "comfyui"]  # what is written unless another scheme is asked for
     versions: tuple[str, ...]  # starts of `ss_base_model_version` and `modelspec.architecture`
     architecture: str  # `modelspec.architecture` that is written
     base_version: str  # `ss_base_model_version` that is written
