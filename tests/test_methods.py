@@ -84,7 +84,8 @@ def stir(attachment: Attachment, size: float = 0.05) -> None:
 def written(attachment: Attachment, config, tiny: Path, folder: Path) -> Path:
     """A UNet's adapter in a file."""
     keys, method, path = SD.file_keys(opened(tiny)), methods.registry()[config.method], folder / "x.safetensors"
-    lora_file.save(path, {keys[f"unet.{layer}"]: method.to_file(parts, config) for layer, parts in attachment.modules().items()}, {}, torch.float32)
+    modules = {keys[f"unet.{layer}"]: method.to_file(parts, config) for layer, parts in attachment.modules().items()}
+    lora_file.save(path, modules, method.header(config), torch.float32)
     return path
 
 
