@@ -161,7 +161,7 @@ def test_every_text_setting_is_marked_as_a_path_or_known_to_be_none() -> None:
             if _holds_text(field.annotation):
                 assert path_kind(field) or last in TEXTS, f"{model.__name__}.{name} holds text: mark it with path= if anybody opens it, or add it to TEXTS"
             assert not (path_kind(field) and last in TEXTS)
-    assert len(FIELDS) == 11 and {kind for model in MODELS for _, field in walk(model) if (kind := path_kind(field))} == {
+    assert len(FIELDS) == 12 and {kind for model in MODELS for _, field in walk(model) if (kind := path_kind(field))} == {
         "dataset",
         "lora",
         "loras",
