@@ -43,7 +43,7 @@ then functions:
     call_settings(pipe, said, unsaid, guidance)    arguments of the pipeline's call: conditionings of the prompts, of the negative ones, `Guidance`
     ready(pipe, width_px, height_px, generators)    tells the pipeline, before its call, what that has no argument for; may be left out
     file_keys(pipe)                        module path -> key prefix in a LoRA file, spelled as `file_names` says
-    named_as(pipe, modules)                scheme and size in `lora_file.names` by which plain LoRAs of these modules are written all the same ("peft"); may be left out
+    named_as(pipe, modules)                scheme and size by which plain LoRAs of these modules are written instead of "peft"; may be left out
     tiny(folder)                           a small random model of the same architecture, built offline
 
 and, where prompts can be cut into windows of a text encoder and their words weighted:
