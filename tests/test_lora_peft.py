@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer import against, lora_file
+from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError
 from trainer.lora_file.patterns import Patterns
 from trainer.lora_tools.opening import open_file, updates
 from trainer.lora_tools.weights import open_weights
+from trainer.render import batch_recipe
 from trainer.render.engine import Engine
 from trainer.render.shelf import Shelf
 
@@ -170,6 +172,15 @@ def test_a_config_that_changes_is_another_adapter_to_the_one_who_keeps_them(impr
     weak = shelf.get(tmp_path)
     name = next(iter(strong.updates))
     assert float(weak.updates[name].squared_norm() or 0) == pytest.approx(25 * float(strong.updates[name].squared_norm() or 0), rel=1e-4)
+
+
+def test_a_config_that_changes_is_another_picture_to_a_batch(tmp_path: Path) -> None:
+    stack = StackConfig(base="imprimatura", prompt="x", adapters=(AdapterChoice(file=str(small(tmp_path)), weight=1.0),))
+    weak, _ = batch_recipe.identified(stack, "base", dict)
+    assert batch_recipe.identified(stack, "base", dict)[0] == weak
+    small(tmp_path, lora_alpha=40)
+    strong, held = batch_recipe.identified(stack, "base", dict)
+    assert strong != weak and len(held.adapters[0].sha256) == 64
 
 
 def small(folder: Path, **config: Any) -> Path:

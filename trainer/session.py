@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, checkpoint, data, events, families, presets, report, runs, schema, tracking
+from trainer import bases, checkpoint, data, events, families, presets, report, runs, schema, shown, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -155,7 +155,7 @@ def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) 
 
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:
-    """Refuse settings that this very base would not read. Raises: ConfigError with all of them."""
+    """Refuse settings that this very base would not read. Raises: ConfigError with the first five of them."""
     from trainer import against, memory, optim
 
     tracking.check(config)
@@ -173,7 +173,7 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
         problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
-        raise ConfigError(f"{len(problems)} settings can't be used:\n" + "\n".join(f"  {line}" for line in problems))
+        raise ConfigError(f"{len(problems)} settings can't be used:\n" + shown.some([f"  {line}" for line in problems], "\n"))
     against.parse(config.against.adapters)
 
 

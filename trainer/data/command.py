@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from trainer import shown
 from trainer.errors import ConfigError, ModelError
 
 app = typer.Typer(help="Look at a dataset.", no_args_is_help=True)
@@ -51,7 +52,7 @@ def check(
         if not fits
     ]
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(shown.some(wrong, "\n"))
     settings = parse(DataConfig, {"folder": str(folder), "trigger": trigger, "bucket_step_px": step}, "the command line")
     count, own = _tokenizer(root)
     window = min((one for one in (own, getattr(family, "caption_tokens", None)) if one is not None), default=None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer import shown
 from trainer.config import OptimizerConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.optim.mean import Mean
@@ -95,7 +96,7 @@ def _block_rates(config: OptimizerConfig) -> list[tuple[str, float]]:
         else:
             problems.append(f"optimizer.block_rates has {line!r}; a line is TEXT=FACTOR, the factor 0 to 1000, such as up_blocks.1=0.5.")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(shown.some(problems, "\n"))
     return found
 
 
@@ -183,7 +184,7 @@ def build(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
     choice = choose(config.optimizer)
     small = [Group(_like(tuple({_shrunk(parameter): None for parameter in group.parameters})), group.rate, group.name) for group in groups]
     if problems := _tried(choice, small, config):
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(shown.some(problems, "\n"))
     return _construct(choice, groups, config)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer import shown
 from trainer.config import OptimizerConfig
 from trainer.errors import ConfigError, RunError
 from trainer.optim.saving import load_state, state
@@ -78,7 +79,7 @@ def choose(config: OptimizerConfig) -> Choice:
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(shown.some(problems, "\n"))
     return Choice(cls, {**fixed, **options})
 
 

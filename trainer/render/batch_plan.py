@@ -35,7 +35,7 @@ from trainer.render.jobs_file import Row
 HIDDEN = ".batch"
 PIXELS_AT_ONCE = 1 << 20  # of a batch, as in `engine`
 _MOST_ADAPTERS = 8  # of a batch: those that not every picture has at one weight cost something at every step
-_MOST_PROBLEMS = 20
+_MOST_PROBLEMS = 5
 _SCHEMA = """
 CREATE TABLE pictures (place INTEGER PRIMARY KEY, digest TEXT UNIQUE, kind TEXT, stack_key TEXT, pixels INTEGER, stack TEXT, name TEXT,
     state TEXT, why TEXT DEFAULT '', file TEXT DEFAULT '', bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, failed INTEGER DEFAULT 0, taken INTEGER DEFAULT 0);

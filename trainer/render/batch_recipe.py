@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from trainer import bases, lora_file, runs
+from trainer import bases, cache, lora_file, runs
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 
@@ -21,32 +21,34 @@ Library = Callable[[], dict[str, lora_file.LoraInfo]]
 
 def identified(stack: StackConfig, base_hash: str, library: Library) -> tuple[str, StackConfig]:
     """The recipe's digest, and the stack with the hashes of its LoRAs, which the engine then holds them to. Raises: UserError if a file can't be read."""
-    adapters = tuple(_hashed(one, library) for one in stack.adapters)
+    found = [_hashed(one, library) for one in stack.adapters]
+    adapters = tuple(one for one, _ in found)
     values = stack.model_dump(mode="json") | {"base": base_hash}
-    values["adapters"] = [one.model_dump(mode="json", exclude={"file", "name"}) | {"region": _region(one)} for one in adapters]
+    values["adapters"] = [one.model_dump(mode="json", exclude={"file", "name"}) | {"region": _region(one), "said": said} for one, said in found]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32], stack.model_copy(update={"adapters": adapters})
 
 
-def _hashed(one: AdapterChoice, library: Library) -> AdapterChoice:
+def _hashed(one: AdapterChoice, library: Library) -> tuple[AdapterChoice, str]:
+    """The LoRA with its tensors' hash, and that of what its header or config says of their strength."""
     if not one.file and one.sha256 and (here := library().get(one.sha256)):
         one = one.model_copy(update={"file": str(here.path)})
     if not one.file:
         raise AdapterError(f"LoRA {one.name or '(no name)'} names no file.")
     try:
-        file = lora_file.located(Path(one.file))
-        status = os.stat(file)
-        found = _tensors(str(file), status.st_mtime_ns, status.st_size)
+        found, said = _read(one.file, lora_file.stamp(Path(one.file)))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise AdapterError(f"LoRA file {one.file[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
     if one.sha256 not in ("", found):
         raise AdapterError(f"{one.file} has hash {found[:12]}; the row asks for {one.sha256[:12]}: it is another file by that name.")
-    return one.model_copy(update={"sha256": found})
+    return one.model_copy(update={"sha256": found}), said
 
 
 @lru_cache(4096)
-def _tensors(file: str, mtime_ns: int, size: int) -> str:
-    return sha256_of(Path(file), lora_file.read_header(Path(file)).data_start)
+def _read(file: str, stamp: tuple[int, ...]) -> tuple[str, str]:
+    header = lora_file.read_header(Path(file))
+    said = sorted((name, text) for name, text in header.metadata.items() if name in lora_file.MEANING)
+    return sha256_of(lora_file.located(Path(file)), header.data_start), cache.key(*said)
 
 
 def sha256_of(path: Path, start: int = 0) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from types import ModuleType
 
+from trainer import shown
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.render import modes, samplers
@@ -33,4 +34,4 @@ def check(family: ModuleType, stack: StackConfig) -> None:
         if match := _WEIGHTED.search(text):
             problems.append(f"{key} has {match[0]!r}; weights such as (word:1.3) are not known for {family.title}, whose prompts are sentences: leave it out.")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(shown.some(problems, "\n"))
