@@ -120,7 +120,7 @@ def test_a_plain_lora_is_written_in_kohyas_fused_names(case: str, studio: Callab
     ("changes", "start"),
     [
         ({"adapter.targets": "all"}, "transformer.x_embedder.lora_A"),  # diffusers' reader of kohya's names loses what is outside the blocks
-        ({"adapter.method": "dora", "adapter.targets": "attention"}, f"{SINGLE}.attn.to_q.dora_scale"),
+        ({"adapter.method": "dora", "adapter.targets": "attention"}, f"{SINGLE}.attn.to_q.lora_magnitude_vector"),
         ({"adapter.method": "lokr", "adapter.targets": "attention"}, f"{SINGLE}.attn.to_q.lokr_w1"),
     ],
 )

@@ -363,7 +363,7 @@ def test_where_everything_but_the_denoiser_waits_elsewhere_a_preview_brings_it_b
     unet = Part("unet")
     pipe = SimpleNamespace(components={"vae": Part("vae"), "text_encoder": Part("text_encoder"), "unet": unet, "tokenizer": None})
     now = MemoryConfig(offload="encoders")
-    studio = SimpleNamespace(pipe=pipe, denoiser=unet, trains_text=False, device="cuda", memory=now, config=SimpleNamespace(memory=now))
+    studio = SimpleNamespace(pipe=pipe, denoiser=unet, trains_text=False, device="cuda", memory=now, fetched=now.offload == "blocks")
     with memory.drawing(studio):
         assert moved == [("vae", "cuda"), ("text_encoder", "cuda")]
     assert sorted(moved[2:]) == [("text_encoder", "cpu"), ("vae", "cpu")]

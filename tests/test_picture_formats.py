@@ -74,7 +74,7 @@ def test_a_long_recipe_fits_every_format(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_text_too_long_for_jpeg_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    made = picture(prompt="🦊" * 8000, negative_prompt="🦊" * 8000, adapters=(AdapterChoice(name="cat" * 200, sha256=DIGEST),))
+    made = picture(prompt="🦊" * 8000, negative_prompt="🦊" * 8000, adapters=(AdapterChoice(name="cat" * 133, sha256=DIGEST),))
     with pytest.raises(ConfigError, match=r"a JPEG holds 65000: save it as .png or .webp"):
         image.save(made, tmp_path / "x.jpg")
     assert not list(tmp_path.iterdir())
