@@ -224,8 +224,7 @@ def test_no_spelling_of_a_strange_path_is_opened(place: Place, opened: Opened, m
     for file in files[kind]:
         for spelling, text in place.spellings(file).items():
             tries = (
-                [text] if kind != "mask" else [f"mask {text}", f" mask {text}", f"\tmask {text}", f"\u3000mask {text} ", f"MASK {text}",
-        f"mask\t{text}", text]
+                [text] if kind != "mask" else [f"mask {text}", f" mask {text}", f"\tmask {text}", f"\u3000mask {text} ", f"MASK {text}", f"mask\t{text}", text]
             )
             for value in tries:
                 given: Any = [value] if kind == "loras" else value
@@ -238,8 +237,7 @@ def test_no_spelling_of_a_strange_path_is_opened(place: Place, opened: Opened, m
 
 def test_what_the_server_offers_is_let_through_by_name(place: Place) -> None:
     context, own = place.context, place.context.loras / "fox.safetensors"
-    changes = {"data.regularisation": "masks", "data.mask": "file", "data.mask_folder": "masks", "against.adapters": ["fox:0.5", " fox.safetensors ",
-        str(own)]}
+    changes = {"data.regularisation": "masks", "data.mask": "file", "data.mask_folder": "masks", "against.adapters": ["fox:0.5", " fox.safetensors ", str(own)]}
     config = train.config_of(context, train_values(changes), "mine", "masks", "")
     assert config.data.regularisation == config.data.mask_folder == config.data.heldout == str(context.datasets / "masks")
     assert config.against.adapters == (f"{own}:0.5", f"{own}:1", f"{own}:1")
