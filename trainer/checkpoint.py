@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import shown
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 SCHEMA = 2
-_MOST_NAMED = 5  # damaged ones, in an error
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,8 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
         except (OSError, ValueError) as error:
             problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
     if folders:
-        damaged = f"{', '.join(folder.name for folder in folders[-_MOST_NAMED:])}" + (
-            f" and {len(folders) - _MOST_NAMED} more" if len(folders) > _MOST_NAMED else ""
-        )
+        newest = [folder.name for folder in folders[-shown.MOST_NAMED :]]
+        damaged = shown.some(newest + [folder.name for folder in folders[: -len(newest)]])
         raise RunError(
             f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew."
         )

@@ -36,6 +36,11 @@ def whole(text: str) -> str:
     return _HALVES.sub("\ufffd", text)
 
 
+def printable(text: str) -> str:
+    """A line as a log or a terminal may show it, `?` for every sign that isn't printed: names hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def some(names: Sequence[str], between: str = ", ") -> str:
     """The first five and how many more there are."""
     return between.join(map(plain, names[:MOST_NAMED])) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")

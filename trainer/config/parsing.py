@@ -15,6 +15,7 @@ from trainer.config.refusals import explain, shown
 from trainer.config.train import TrainConfig
 from trainer.errors import ConfigError
 from trainer.schema import Settings
+from trainer.shown import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,7 +84,7 @@ def from_json(raw: bytes | str, where: str) -> Any:
 def _said(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
-    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:_SAID_CHARS])
+    return printable(str(error)[:_SAID_CHARS])
 
 
 def digest(config: Settings) -> str:

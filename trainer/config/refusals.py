@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError
+from trainer.shown import MOST_NAMED, printable
 
-MOST_NAMED = 5
 _FOUND_CHARS = 80
 _NONE = FieldInfo(annotation=None)
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}  # branches of a union, as pydantic spells them in a path
@@ -65,8 +65,7 @@ def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str)
 
 def shown(value: object) -> str:
     """A value as a message may hold it: printable, on one line and short."""
-    text = _spelled(value)[: _FOUND_CHARS + 1]
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = printable(_spelled(value)[: _FOUND_CHARS + 1])
     return text if len(text) <= _FOUND_CHARS else f"{text[:_FOUND_CHARS]}..."
 
 

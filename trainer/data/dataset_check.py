@@ -20,6 +20,7 @@ from trainer.data import scanning as data
 from trainer.data.scanning import Item
 from trainer.data.sources import Found
 from trainer.errors import DataError
+from trainer.shown import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -316,4 +317,4 @@ def _section(title: str, lines: Sequence[str]) -> str:
 
 def _indented(lines: list[str]) -> str:
     """Lines as a terminal may show them: names hold anything."""
-    return "\n".join("  " + "".join(letter if letter.isprintable() else "?" for letter in line)[:400] for line in lines)
+    return "\n".join("  " + printable(line[:400]) for line in lines)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer.data.captions import BOMS, MAX_CAPTION_BYTES
+from trainer.shown import printable
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption", "prompt")
@@ -137,4 +138,4 @@ def _take(row: dict[str, Any], parent: Path, files: set[Path], captions: dict[Pa
 
 def _shown(text: str) -> str:
     """A piece of a row as a message may hold it: printable and short."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
+    return printable(text[:80])

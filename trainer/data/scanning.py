@@ -23,6 +23,7 @@ from trainer.data.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
 from trainer.data.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.sources import Found
 from trainer.errors import DataError
+from trainer.shown import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,7 +52,7 @@ class Item:
     @property
     def name(self) -> str:
         """The picture's name as a message, a page or a log may show it."""
-        return sources.printable(self.path.name)
+        return printable(self.path.name)
 
     @property
     def caption(self) -> str:
@@ -149,7 +150,7 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     open_places = [found.name for found in survey.pictures if PLACEHOLDER in found.text and not data.trigger]
     if open_places:
         problems.append(f"{sources.some(open_places)}: the caption says {PLACEHOLDER}, and data.trigger is not set: read as it stands.")
-    lines = [sources.printable(line) for line in problems + noted_lines(noted)]
+    lines = [printable(line) for line in problems + noted_lines(noted)]
     dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) + survey.num_foreign - len(items))
     if not items:
         reason = (

@@ -19,6 +19,7 @@ from trainer.config import DataConfig
 from trainer.data import imagefolder, layouts
 from trainer.data.captions import caption_in_json, read_caption
 from trainer.errors import ConfigError, DataError
+from trainer.shown import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".heic", ".heif")
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -130,11 +131,6 @@ def mask_beside(picture: Path) -> Path | None:
 def five(lines: list[str]) -> list[str]:
     """The first five, and how many more there are: an error is read at one look."""
     return [*lines[:_NAMED], f"and {len(lines) - _NAMED} more."] if len(lines) > _NAMED else lines
-
-
-def printable(text: str) -> str:
-    """A line as a page, a log or a terminal may show it: names hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _sorted_out(files: list[Path]) -> tuple[list[Path], dict[Path, Path], list[Path]]:

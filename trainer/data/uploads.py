@@ -26,6 +26,7 @@ from trainer import claiming
 from trainer.data import captions, imagefolder, layouts
 from trainer.data import scanning as data
 from trainer.errors import DataError
+from trainer.shown import printable
 
 MAX_ENTRIES = 5_000
 MAX_FILE_BYTES = 50 << 20
@@ -231,7 +232,7 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[
 
 def _shown(name: str) -> str:
     """A name as a message may hold it: printable and short."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)[:120] or "(no name)"
+    return printable(name[:120]) or "(no name)"
 
 
 def _add(folder: Path, sources: list[_Source], report: Report) -> Report:

@@ -7,7 +7,7 @@ loaders. A1111, Forge and sd-scripts were read, not run. Each verdict says of wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -78,7 +78,7 @@ class _Tool:
 
     name: str
     version: str
-    families: tuple[str, ...] | None  # that it has LoRAs for; None: all that it was asked about
+    families: Collection[str]  # that it has LoRAs for
     finds: Finds
     trouble: Callable[[_File], tuple[str, bool]]
     stopped: Callable[[str, str, str], str] = lambda family, method, module: ""
@@ -98,11 +98,11 @@ def _tools() -> tuple[_Tool, ...]:
     comfy, invoke = table("comfyui"), table("invokeai")
     return (
         _Tool("diffusers", _VERSIONS["diffusers"], tuple(name for name, prefixes in _DIFFUSERS.items() if prefixes), _diffusers, _diffusers_wrong),
-        _Tool("ComfyUI", comfy.version, None, lambda family, method, module, target: comfy.finds(family, method, module), _comfy_wrong,
+        _Tool("ComfyUI", comfy.version, comfy.families, lambda family, method, module, target: comfy.finds(family, method, module), _comfy_wrong,
               comfy.stopped, comfy.families | comfy.lacks, comfy.methods),
         _Tool("A1111", _VERSIONS["A1111"], _SD, _a1111, _a1111_wrong, methods=_READ_BY_A1111),
         _Tool("Forge", _VERSIONS["Forge"], (*_SD, "sd3", "flux", "chroma"), _forge, _comfy_wrong, methods=_READ_BY_A1111),
-        _Tool("InvokeAI", invoke.version, tuple(invoke.families), lambda family, method, module, target: invoke.finds(family, method, module), _invoke_wrong,
+        _Tool("InvokeAI", invoke.version, invoke.families, lambda family, method, module, target: invoke.finds(family, method, module), _invoke_wrong,
               invoke.stopped, invoke.families | invoke.lacks, invoke.methods),
         _Tool("kohya", _VERSIONS["kohya"], _KOHYA_FAMILIES, _kohya, _kohya_wrong),
     )  # fmt: skip
@@ -117,14 +117,13 @@ def _place(tool: _Tool, known: Named, file: _File, found: Mapping[str, Module]) 
 
     if tool.tried is not None and family not in tool.tried:
         return verdict("not checked", 0, f"its LoRAs for {known.family.title} were not tried")
-    if tool.families is not None and family not in tool.families or (tool.name == "ComfyUI" and family in table("comfyui").lacks):
+    if family not in tool.families:
         return verdict("no", 0, f"has no LoRAs for {known.family.title}")
     if tool.methods is not None and (others := file.methods - tool.methods):
         return verdict("not checked", 0, f"its {'/'.join(sorted(others))} was not tried; {_PLAIN}")
     kinds = {module: _kind(one) for module, one in found.items()}
-    if reason := next((why for module, kind in kinds.items() if (why := tool.stopped(family, kind, module))), ""):
-        module = next(module for module, kind in kinds.items() if tool.stopped(family, kind, module))
-        return verdict("no", 0, f"{reason} where it has {module}")
+    if stopped := next((f"{why} where it has {module}" for module, kind in kinds.items() if (why := tool.stopped(family, kind, module))), ""):
+        return verdict("no", 0, stopped)
     missing = [module for module, target in known.targets.items() if not tool.finds(family, kinds[module], module, target)]
     loads = num - len(missing) - len(known.unknown)
     trouble, stops = tool.trouble(file)

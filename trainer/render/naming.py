@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from trainer import shown
 from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 
 _ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
-_MOST_NAMED = 5
 
 
 def alias(name: str) -> str:
@@ -38,12 +38,10 @@ def one(wanted: str, library: Iterable[LoraInfo], where: str) -> LoraInfo:
     if len(found) == 1:
         return found[0]
     if found:
-        several = ", ".join(f"{info.name} ({'/'.join(info.path.parts[-2:])}, hash {info.sha256[:12]})" for info in found[:_MOST_NAMED])
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-        raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which could be {several}{more}; allowed: the exact name of one file, with its folder.")
+        several = shown.some([f"{info.name} ({'/'.join(info.path.parts[-2:])}, hash {info.sha256[:12]})" for info in found])
+        raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which could be {several}; allowed: the exact name of one file, with its folder.")
     names = sorted({info.name for info in known})
-    allowed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {allowed or '(none)'}.")
+    raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {shown.some(names) or '(none)'}.")
 
 
 def bare(name: str) -> str:

@@ -19,9 +19,7 @@ _LONGEST = 1000  # of a module's name
 class Table:
     """What one version of a tool loads. `loads` and `stops` are by family and method; a module that stops a tool has the reason with it."""
 
-    tool: str
     version: str
-    source: str
     methods: frozenset[str]  # that were tried
     families: frozenset[str]  # that were tried; others are not checked
     lacks: frozenset[str]  # families that the tool has no LoRAs for
@@ -58,5 +56,5 @@ def table(name: str) -> Table:
             for method in group["methods"]:
                 stops.setdefault(family, {}).setdefault(method, {}).update(dict.fromkeys(group["modules"], group["why"]))
     return Table(
-        read["tool"], read["version"], read["source"], frozenset(read["methods"]), frozenset(read["loads"]), frozenset(read["lacks"]), loads, stops
+        read["version"], frozenset(read["methods"]), frozenset(read["loads"]), frozenset(read["lacks"]), loads, stops
     )  # fmt: skip
