@@ -51,6 +51,7 @@ PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
+    "trainer.shown": set(),
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
     "trainer.toys": set(),
@@ -58,7 +59,7 @@ LAYERS = {
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }
-CONFIG_SEES = {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors"}
+CONFIG_SEES = {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.shown"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
     "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",

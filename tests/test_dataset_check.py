@@ -110,9 +110,9 @@ def test_five_thousand_pictures_are_compared_in_no_time(make: str) -> None:
         dataset_check._Measured(dataset_check.Found(Path(f"{number}.png"), f"{number}.png", ""), (64, 64), str(number), 1.0, int(value))
         for number, value in enumerate(hashes)
     ]
-    start = time.monotonic()
+    start = time.thread_time()
     groups = dataset_check._alike(found)
-    assert time.monotonic() - start < 3
+    assert time.thread_time() - start < 3
     assert groups == () if make == "random" else [len(group) for group in groups] == [5_000]
 
 

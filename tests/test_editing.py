@@ -78,7 +78,7 @@ def test_any_prompt_is_looked_through(prompt: str) -> None:
 
 @pytest.mark.parametrize("piece", ["[", "(", "[a|", "[a:", "(]", "[)", "([", ":", "[a:0.5", "]", ")", "(((]]]", "AND ", "[a|b]"])
 def test_long_prompts_take_no_time(piece: str) -> None:
-    start, rng = time.perf_counter(), random.Random(0)
+    start, rng = time.thread_time(), random.Random(0)
     editing.problems((piece * 8000)[:8000])
     editing.problems("".join(rng.choice("([])|:a1") for _ in range(8000)))
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1

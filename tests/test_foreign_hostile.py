@@ -147,12 +147,14 @@ def test_large_and_deep_texts_take_no_time(tmp_path: Path) -> None:
         for key in ("parameters", "prompt", "invokeai_metadata")
         for text in ("[" * 100_000, '{"a":' * 100_000, "{" * 200_000, '{"prompt": "' + "x" * 200_000 + '"}')
     ]
+    with suppress(UserError):
+        opening.stack_of(made.png(tmp_path / "first.png", parameters="x"), StackConfig(), {})  # what is imported only now is not timed
     for number, one in enumerate(texts):
         path = made.png(tmp_path / f"{number}.png", **one)
-        start = time.perf_counter()
+        start = time.thread_time()
         with suppress(UserError):
             opening.stack_of(path, StackConfig(), {})
-        assert time.perf_counter() - start < 1, (number, list(one))
+        assert time.thread_time() - start < 1, (number, list(one))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

@@ -156,23 +156,23 @@ def test_any_text_is_read_and_laid_on_a_stack(said: str) -> None:
 
 
 def test_mutations_of_a_real_text_are_read_in_no_time() -> None:
-    rng, start = random.Random(0), time.perf_counter()
+    rng, start = random.Random(0), time.thread_time()
     for _ in range(2000):
         letters = list(FOREIGN)
         for _ in range(rng.randint(1, 30)):
             letters[rng.randrange(len(letters))] = rng.choice('<>:,"\\[]{}\n\0\U0001f98a9')
         parse_infotext("".join(letters))
-    assert time.perf_counter() - start < 10
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.parametrize(
     "piece", ["a", "a ", 'ab:"', 'ab:"x,', 'ab:"\\"', "Civitai resources:[", "Steps: 1\n", " ", "<lora:a:1>", '"', "a: 12345678,", "Size: 9", "\\"]
 )
 def test_long_texts_take_no_time_and_longer_ones_are_refused(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     parse_infotext("a\nSteps: 1, Sampler: x, Seed: 2, Lora hashes: " + (piece * text.MAX_CHARS)[: text.MAX_CHARS - 100])
     parse_infotext((piece * text.MAX_CHARS)[: text.MAX_CHARS])
-    assert time.perf_counter() - start < 1.5
+    assert time.thread_time() - start < 1.5
     with pytest.raises(DataError, match="allowed: up to 131072"):
         parse_infotext("a" * (text.MAX_CHARS + 1))
 

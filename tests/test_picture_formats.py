@@ -119,7 +119,7 @@ def test_any_exif_is_read_or_passed_over(exif: bytes, form: str) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES[:3])
 def test_damaged_files_are_refused_in_words(suffix: str, tmp_path: Path) -> None:
     whole = image.save(picture(), tmp_path / f"x{suffix}").read_bytes()
-    rng, start = random.Random(1), time.perf_counter()
+    rng, start = random.Random(1), time.thread_time()
     for _ in range(400):
         raw = bytearray(whole[: rng.randint(0, len(whole))] if rng.random() < 0.3 else whole)
         for _ in range(rng.randint(0, 20)):
@@ -129,7 +129,7 @@ def test_damaged_files_are_refused_in_words(suffix: str, tmp_path: Path) -> None
             image.read_stack(io.BytesIO(bytes(raw)), {})
         except UserError as error:
             assert "picture" in str(error)
-    assert time.perf_counter() - start < 20
+    assert time.thread_time() - start < 20
 
 
 def test_a_file_that_is_no_picture_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

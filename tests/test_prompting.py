@@ -218,12 +218,12 @@ def test_any_prompt_is_read_or_refused_in_words(prompt: str, seed: int) -> None:
 @pytest.mark.parametrize("piece", ["(", "(a", "[", "{", "{a|", "__", "__a_", "<a:", "<lora:a", "\\", ":1", "BREAK", " ", "{1::", "(a:"])
 def test_long_prompts_take_no_time(piece: str) -> None:
     prompting.expand("{a|b}", 1)
-    prompt, start = (piece * 8000)[:8000], time.perf_counter()
+    prompt, start = (piece * 8000)[:8000], time.thread_time()
     prompting.take_tags(prompt)
     for call in (lambda: prompting.parse_attention(prompt), lambda: prompting.expand(prompt, 1)):
         with suppress(ConfigError):
             call()
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 # Embeddings.

@@ -107,9 +107,9 @@ def test_stars_stand_for_anything(pattern: str, text: str) -> None:
 
 
 def test_a_hostile_pattern_takes_no_time() -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     assert not sources.Rule("*a" * 5000 + "b", 1.0).fits("a" * 20_000)
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 # Why a picture is not used.

@@ -181,11 +181,11 @@ PIECES = ["{", "${", "{a|", "$$", "2$$", "{2$$a|", "${a", "${a=", "__*", "__a*",
 def test_long_prompts_take_no_time(piece: str, end: str, folder: Path) -> None:
     wildcards.expand("{a|b}", 1)
     count = 8000 // (len(piece) + len(end))
-    start = time.perf_counter()
+    start = time.thread_time()
     for prompt in (piece * count + end * count, (piece + end) * count):
         with suppress(ConfigError):
             wildcards.expand(prompt, 1, folder)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_the_whole_path_of_a_stack_draws_what_it_says(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_any_braces_give_parts_of_the_text(text: str, seed: int) -> None:
     "text", ["{" * 60_000, "{a|" * 20_000, "{a|b}" * 12_000, "|" * 60_000, "{" + "|" * 60_000, "{a|{b|" * 50 + "}" * 60_000, "a," * 30_000]
 )
 def test_hostile_captions_take_no_time(text: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     found = wording.variants((text,), CaptionsConfig(wildcards=True, shuffle_tags=True), 0)
-    assert all(len(one) <= 2 * len(text) for one in found) and time.monotonic() - start < 2
+    assert all(len(one) <= 2 * len(text) for one in found) and time.thread_time() - start < 2
 
 
 def test_several_captions_take_turns() -> None:
