@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from trainer import runs
 from trainer.errors import RunError
 
+_T = TypeVar("_T")
 State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 
 _SCHEMA = """
@@ -56,12 +58,16 @@ def open_table(path: Path) -> str:
     try:
         if problem := _problem(path):
             said = f"{path.name} {problem}: it is kept as {_set_aside(path).name}, and the list of jobs begins anew; the runs themselves are all there."
-        with connected(path) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(_SCHEMA)
+        _make(path)
     except (sqlite3.Error, OSError) as error:
         raise RunError(f"the list of jobs, {path}, can't be used: {error}. Let go of the file, or make it and its folder writable.") from None
     return said
+
+
+def _make(path: Path) -> None:
+    with connected(path) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(_SCHEMA)
 
 
 @contextmanager
@@ -83,16 +89,6 @@ def every(path: Path) -> list[Job]:
         return [job for row in connection.execute(f"SELECT {_COLUMNS} FROM job ORDER BY id DESC") if (job := _job(row))]
 
 
-def get(path: Path, job_id: int) -> Job:
-    """The job as it is now. Raises: RunError if there is none."""
-    with connected(path) as connection:
-        row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id = ?", (job_id,)).fetchone()
-    job = _job(row) if row else None
-    if job is None:
-        raise RunError(f"there is no job {job_id}.")
-    return job
-
-
 def _job(row: sqlite3.Row) -> Job | None:
     """The row, or None for one that no version of ours wrote."""
     values = dict(row)
@@ -109,8 +105,13 @@ def _is_slug(name: str) -> bool:
         return False
 
 
+def _passes(error: sqlite3.Error) -> bool:
+    """Whether a table that is ours may say so too, so that it is to be left alone."""
+    return isinstance(error, sqlite3.OperationalError) and any(word in str(error).lower() for word in _PASSING)
+
+
 def _problem(path: Path) -> str:
-    """Why the file is no table of ours; "" if it is one, or isn't there. Raises: sqlite3.Error for what may pass."""
+    """Why the file is no table of ours; "" if it is one, is empty, or isn't there. Raises: sqlite3.Error for what may pass."""
     if not path.exists():
         return ""
     if not path.is_file():
@@ -125,7 +126,7 @@ def _problem(path: Path) -> str:
                 return "is another program's"
             return "" if connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok" else "is damaged"
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and any(word in str(error).lower() for word in _PASSING):
+        if _passes(error):
             raise
         return f"can't be read ({error})"
 
@@ -147,3 +148,70 @@ def put(path: Path, job: Job, **changes: Any) -> None:
     named = ", ".join(f"{column} = ?" for column in changes)
     with connected(path) as connection:
         connection.execute(f"UPDATE job SET {named} WHERE id = ?", (*changes.values(), job.id))
+
+
+class Table:
+    """The table of a server that runs: a file that is lost, damaged or exchanged meanwhile is written anew with the rows that were last read.
+
+    So what waits still waits, and what runs is still known by its process. No row is ever taken out, so one that is missing was lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.said = open_table(path)  # what became of the file, for the page; "" while nothing did
+        self._rows: dict[int, Job] = {}
+        self._lock = threading.RLock()
+        self.every()
+
+    def every(self) -> list[Job]:
+        """All jobs, newest first. Raises: sqlite3.Error for what may pass."""
+        with self._lock:
+            found = self.safely(lambda: every(self.path))
+            if self._rows.keys() - {job.id for job in found}:
+                self._renew()
+                found = every(self.path)
+            self._rows = {job.id: job for job in found}
+        return found
+
+    def last_known(self) -> list[Job]:
+        """The same as it was last read or written, for when it can't be read now."""
+        return sorted(self._rows.values(), key=lambda job: -job.id)
+
+    def get(self, job_id: int) -> Job:
+        """The job as it is now. Raises: RunError if there is none, sqlite3.Error for what may pass."""
+        job = next((job for job in self.every() if job.id == job_id), None)
+        if job is None:
+            raise RunError(f"there is no job {job_id}.")
+        return job
+
+    def put(self, job: Job, **changes: Any) -> None:
+        """Change these columns of a job. Raises: sqlite3.Error for what may pass."""
+        with self._lock:
+            self.safely(lambda: put(self.path, job, **changes))
+            self.every()
+
+    def safely(self, act: Callable[[], _T]) -> _T:
+        """What the act gives, done again on a file written anew if the first was lost or damaged. Raises: sqlite3.Error for what may pass."""
+        with self._lock:
+            try:
+                return act()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.IntegrityError) or _passes(error) and not self.path.is_dir():
+                    raise
+                self._renew()
+                return act()
+
+    def _renew(self) -> None:
+        """Raises: sqlite3.Error for what may pass."""
+        problem = _problem(self.path)
+        try:
+            where = f" {problem}: it is kept as {_set_aside(self.path).name}, and" if problem else " was gone or lacked jobs;"
+        except OSError as error:
+            raise sqlite3.OperationalError(f"it {problem}, and can't be set aside: {error}") from None
+        _make(self.path)
+        with connected(self.path) as connection:
+            marks = ", ".join("?" * len(_COLUMNS.split(", ")))
+            rows = list(map(astuple, self.last_known()))
+            num = connection.executemany(f"INSERT OR IGNORE INTO job ({_COLUMNS}) VALUES ({marks})", rows).rowcount
+        if num > 0 or problem:
+            self.said = f"{self.path.name}{where} the list of jobs was written anew, with the {len(rows)} last read; what runs goes on."

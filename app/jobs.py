@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,8 +121,9 @@ class JobRunner:
         self._stop_asked: dict[int, float] = {}
         self._halt = threading.Event()
         self.logs.mkdir(parents=True, exist_ok=True)
-        if said := job_table.open_table(self.database):
-            _say(said)
+        self.table = job_table.Table(self.database)
+        if self.table.said:
+            _say(self.table.said)
 
     # The table.
 
@@ -130,35 +131,56 @@ class JobRunner:
         return job_table.connected(self.database)
 
     def every(self) -> list[Job]:
-        """All jobs, newest first."""
-        return job_table.every(self.database)
+        """All jobs, newest first; as they were last known while the table can't be read, since a page asks every second."""
+        try:
+            return self.table.every()
+        except sqlite3.Error:
+            return self.table.last_known()
 
     def get(self, job_id: int) -> Job:
-        """The job as it is now. Raises: RunError if there is none."""
-        return job_table.get(self.database, job_id)
+        """The job as it is now. Raises: RunError if there is none, or the table can't be read now."""
+        with self._in_words():
+            return self.table.get(job_id)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Raises: RunError for what is wrong with the table."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"the list of jobs, {self.database.name}, can't be used now: {error}. Let go of the file, or make it and its folder writable; then try again."
+            ) from None
 
     def _put(self, job: Job, state: State, error: str = "", ended: bool = False) -> None:
-        job_table.put(self.database, job, state=state, error=error, ended=time.time() if ended else None)
+        self.table.put(job, state=state, error=error, ended=time.time() if ended else None)
 
     # What people ask for.
 
     def submit(self, name: str, config: str, kind: str = TRAINING) -> Job:
         """A new job, waiting its turn, under a name that no job and no run has. Raises: RunError for a name without letters."""
         wanted = runs.slug(name)
+        with self._lock, self._in_words():
+            return self.table.get(self.table.safely(lambda: self._added(wanted, config, kind)))
+
+    def _added(self, wanted: str, config: str, kind: str) -> int:
+        """The new job's number, which no log has either: a table that begins anew doesn't begin with another job's log."""
         stem = wanted[: _LONGEST_STEM[0]].encode()[: _LONGEST_STEM[1]].decode(errors="ignore").rstrip("-. ")
-        with self._lock, self._connect() as connection:
+        logged = [int(digits) for path in self.logs.glob("job-*.log") if (digits := path.stem[4:][:15]).isdecimal()]
+        with self._connect() as connection:
             taken = {str(row["name"]).lower() for row in connection.execute("SELECT name FROM job")}
             free, number = wanted, 1
             while free.lower() in taken or (self.runs_folder / free).exists():
                 number += 1
                 free = f"{stem}-{number}"
-            cursor = connection.execute("INSERT INTO job (kind, name, config, state, created) VALUES (?, ?, ?, 'queued', ?)", (kind, free, config, time.time()))
-            job_id = int(cursor.lastrowid or 0)
-        return self.get(job_id)
+            used = [row["seq"] for row in connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'job'")]
+            values = max([0, *logged, *used]) + 1, kind, free, config, time.time()
+            cursor = connection.execute("INSERT INTO job (id, kind, name, config, state, created) VALUES (?, ?, ?, ?, 'queued', ?)", values)
+            return int(cursor.lastrowid or 0)
 
     def stop(self, job_id: int) -> Job:
         """Ask the job to finish its step, save and end; asked again later, it ends at once. Raises: RunError if it isn't running."""
-        with self._lock:
+        with self._lock, self._in_words():
             job = self.get(job_id)
             if job.state in WAITING:
                 self._put(job, "stopped", ended=True)
@@ -174,11 +196,11 @@ class JobRunner:
 
     def resume(self, job_id: int) -> Job:
         """Let a stopped or failed job go on from its last checkpoint. Raises: RunError if it is at work or done."""
-        with self._lock:
+        with self._lock, self._in_words():
             job = self.get(job_id)
             if job.state not in ("stopped", "failed"):
                 raise RunError(f"{job.name} is {job.state}; only a stopped or failed one can go on.")
-            job_table.put(self.database, job, state="queued", attempt=0, error="", ended=None)
+            self.table.put(job, state="queued", attempt=0, error="", ended=None)
             return self.get(job_id)
 
     # The thread.
@@ -193,11 +215,14 @@ class JobRunner:
 
     def _watch(self) -> None:
         """Tick on and on; whatever goes wrong is said once and tried again, since nobody else would notice a dead thread."""
-        said = ""
+        said, told = "", self.table.said
         while not self._halt.is_set():
             try:
                 self.tick()
                 said = ""
+                if self.table.said != told:
+                    told = self.table.said
+                    _say(told)
             except (*_WRONG, sqlite3.Error, psutil.Error) as error:
                 words = f"jobs: {type(error).__name__}: {error}"
                 if words != said:
@@ -208,7 +233,7 @@ class JobRunner:
     def tick(self) -> None:
         """Settle every job whose process is gone, then start the next one if none is at work."""
         with self._lock:
-            live = [job for job in self.every() if job.state in LIVE]
+            live = [job for job in self.table.every() if job.state in LIVE]
             at_work = 0
             for job in live:
                 if self._is_alive(job):
@@ -217,7 +242,7 @@ class JobRunner:
                     self._guarded(self._settle, job)
             if at_work:
                 return
-            waiting = [job for job in self.every() if job.state in WAITING]
+            waiting = [job for job in self.table.every() if job.state in WAITING]
             if waiting:
                 self._guarded(self._spawn, min(waiting, key=lambda job: (WAITING.index(job.state), job.id)))
 
@@ -276,7 +301,7 @@ class JobRunner:
             return
         try:
             began = {"pid": child.pid, "pid_start": _began(child.pid), "started": time.time() if job.started is None else job.started}
-            job_table.put(self.database, job, state="running", attempt=attempt, saved_step=saved_step, ended=None, error="", **began)
+            self.table.put(job, state="running", attempt=attempt, saved_step=saved_step, ended=None, error="", **began)
         except BaseException:
             child.kill()
             child.wait()

@@ -46,6 +46,7 @@ from app import guard, look, sweeping, tabs  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
+from app.notices import warn  # noqa: E402
 from trainer import model_registry  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
@@ -105,6 +106,16 @@ def compose(context: Context) -> gr.Blocks:
                 tab.select(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
                 if refresh.on_load:
                     page.load(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
+        said = gr.State("")
+
+        def say_table(before: str) -> str:
+            """What became of the table of jobs, warned of once in each page."""
+            now = context.runner.table.said
+            if now and now != before:
+                warn(now)
+            return now
+
+        gr.Timer(2.0).tick(say_table, said, said, show_progress="hidden", api_visibility="private")
     return page
 
 

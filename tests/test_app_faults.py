@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gradio as gr
 import psutil
 import pytest
 import test_app_jobs as jobs
@@ -20,6 +21,7 @@ from test_app_jobs import make as make  # a fixture
 from app import batches, job_table, ui
 from app.job_table import Job
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training
+from app.tabs import train
 from trainer import runs
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.render.batch_papers import COLUMNS
@@ -202,6 +204,80 @@ def test_the_page_opens_on_a_garbage_table(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from app import ui; ui.build(Path({str(workspace)!r})); print('open')"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "open" and "kept as jobs-set-aside.sqlite" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+LOST: dict[str, Callable[[Path], object]] = GARBAGE | {
+    "a table of ours without our jobs": lambda path: _foreign(path, job_table._SCHEMA),
+    "deleted": lambda path: None,
+    "emptied": Path.touch,
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_table_lost_while_the_server_runs_is_written_anew_and_no_job_is_lost(make: Make, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    runner, work = make(jobs.SLEEPS)
+    first, second = runner.submit("first", "a = 1"), runner.submit("second", "b = 2")
+    at_work = jobs.until(runner, first, "running")
+    jobs.wait_for(work.folder / "up")
+    runner.start()
+    try:
+        with runner._lock, runner.table._lock:  # or the thread would be between the two
+            runner.database.unlink()
+            LOST[kind](runner.database)
+        assert [(job.name, job.state, job.config) for job in runner.every()] == [("second", "queued", "b = 2"), ("first", "running", "a = 1")]
+        assert runner.get(first.id) == at_work and runner._is_alive(at_work)
+        assert runner.submit("first", "").name == "first-2"
+        runner.stop(first.id)
+        deadline = time.monotonic() + 20
+        while (runner.get(first.id).state, runner.get(second.id).state) != ("stopped", "running"):  # the thread lives
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        runner.halt()
+    said = capsys.readouterr().err
+    assert said.count("jobs.sqlite") == 1 and "the 2 last read" in said and "Traceback" not in said
+    assert list(runner.database.parent.glob("jobs-set-aside*")) or kind in LOST.keys() - GARBAGE.keys()
+
+
+def test_the_page_says_once_that_the_table_was_lost_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    warned: list[str] = []
+    monkeypatch.setattr(ui, "warn", warned.append)
+    context = ui.open_workspace(tmp_path)
+    handlers = {one.name: one.fn for one in ui.compose(context).fns.values()}
+    with gr.Blocks():
+        tab = train._Tab(context)
+    context.runner.submit("cat", "")
+    context.runner.database.write_bytes(os.urandom(5000))
+    assert "cat" in str(tab.poll(None, {}))
+    seen = handlers["say_table"]("")
+    assert handlers["say_table"](seen) == seen and len(warned) == 1 and "kept as jobs-set-aside.sqlite" in warned[0]
+
+
+def test_while_the_table_is_locked_the_page_shows_what_it_last_knew_and_nothing_is_started(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, work = make(jobs.ENDS)
+    job = runner.submit("a", "")
+
+    def locked(*_: object, **__: object) -> object:
+        raise sqlite3.OperationalError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", locked)
+        assert runner.every() == [job]
+        for act in (lambda: runner.submit("b", ""), lambda: runner.stop(job.id), lambda: runner.resume(job.id)):
+            with pytest.raises(RunError, match="can't be used now: database is locked"):
+                act()
+        with pytest.raises(sqlite3.OperationalError):
+            runner.tick()
+    assert work.num_starts == 0 and not list(runner.database.parent.glob("*aside*"))
+
+
+def test_a_job_of_a_new_table_does_not_begin_with_anothers_log(make: Make) -> None:
+    runner, work = make(jobs.ENDS)
+    jobs.until(runner, old := runner.submit("a", ""), "finished")
+    runner.database.unlink()
+    anew = JobRunner(runner.database.parent, work, runner.runs_folder)
+    assert anew.submit("b", "").id == old.id + 1
 
 
 @pytest.mark.parametrize("name", ["runs", "cache", "logs"])
