@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import JobRunner
 from app.logs import EventLogs
+from trainer import claiming
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
@@ -302,12 +303,12 @@ class Context:
     def bake(self, stack: StackConfig, name: str, rank: int) -> Baked:
         """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""
         from trainer.render import baking
-        from trainer.render.image import free_name
 
-        with self._engine_lock:
-            made = baking.lora(self._warm(stack), stack, free_name(self.loras, f"{safe_stem(f'{name}.x')}.safetensors"), rank)
+        with self._engine_lock, claiming.temporary(self.loras, ".baking") as unnamed:
+            made = baking.lora(self._warm(stack), stack, unnamed, rank)
+            path = claiming.put(unnamed, claiming.numbered(self.loras, safe_stem(f"{name}.x"), ".safetensors"))
         self.find_loras()
-        return made
+        return dataclasses.replace(made, path=path)
 
     def _warm(self, stack: StackConfig) -> Engine:
         """The engine of the stack's base; another base replaces the one that is loaded."""

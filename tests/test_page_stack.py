@@ -15,6 +15,7 @@ from app.tabs import stack
 from trainer import lora_file
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
+from trainer.render import baking
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 HOSTILE = "<img src=x onerror=1>"
@@ -48,6 +49,20 @@ def _shape(tiny: Path) -> tuple[int, int]:
 def made(context: Context, **changes: Any) -> StackConfig:
     values = {"prompt": "a fox", "width_px": 32, "height_px": 32, "steps": 2, "guidance_scale": 3.0, "base": context.bases[1]} | changes
     return stack.stack_of(context, values, [(sha256, 1.0, True, {}) for sha256 in context.known_loras()])
+
+
+def test_a_bake_never_writes_over_a_lora_that_took_its_name_meanwhile(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = baking.lora
+
+    def slow(*args: Any) -> baking.Baked:
+        made = real(*args)
+        (context.loras / "both.safetensors").write_bytes(b"another's")
+        return made
+
+    monkeypatch.setattr(baking, "lora", slow)
+    path = context.bake(made(context), "both", 0).path
+    assert path.name == "both-2.safetensors" and lora_file.inspect(path)
+    assert (context.loras / "both.safetensors").read_bytes() == b"another's" and not list(context.loras.glob(".*"))
 
 
 def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(context: Context) -> None:

@@ -1,7 +1,9 @@
 """What a picture carries, and that it gives the same picture again."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, UserError
-from trainer.render import image
+from trainer.render import axes as grids
+from trainer.render import command, grid, image
 from trainer.render.engine import Engine
 
 
@@ -34,6 +37,38 @@ def test_a_picture_restores_its_stack_and_renders_the_same_bytes(suffix: str, en
     again = engine.render(restored)
     assert suffix == ".jpg" or again.image.tobytes() == Image.open(path).convert("RGB").tobytes()
     assert image.save(again, tmp_path / f"again{suffix}").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sheet", "picture"])
+def test_of_many_that_save_under_one_name_at_once_none_is_lost(kind: str, tmp_path: Path) -> None:
+    def keep(number: int) -> Path:
+        drawn = Image.new("RGB", (8, 8), (number, 0, 0))
+        if kind == "sheet":
+            return image.save_free_sheet(drawn, tmp_path, "grid")
+        return image.save_free(image.Picture(drawn, StackConfig(), ""), tmp_path, "grid")
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(keep, range(64)))
+    assert len(set(paths)) == 64 and len(list(tmp_path.iterdir())) == 64
+    assert [Image.open(path).getpixel((0, 0)) for path in paths] == [(number, 0, 0) for number in range(64)]
+
+
+@pytest.mark.parametrize("kind", ["strip", "grid"])
+def test_a_grid_never_writes_over_a_file_that_took_its_name_meanwhile(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: object) -> Any:
+        for name in names:
+            (tmp_path / name).write_bytes(b"another's")
+        return Image.new("RGB", (8, 8)) if kind == "strip" else (Image.new("RGB", (8, 8)), [])
+
+    stack, axis = StackConfig(prompt="x", steps=1, width_px=128, height_px=128), grids.axis("steps=1,2")
+    names: list[str] = []
+    monkeypatch.setattr(grid, "attribution", draw)
+    monkeypatch.setattr(grids, "draw", draw)
+    first = command.run(stack, [] if kind == "strip" else [axis], tmp_path, False, strip=kind == "strip")
+    names.append(first.name)
+    first.unlink()
+    second = command.run(stack, [] if kind == "strip" else [axis], tmp_path, False, strip=kind == "strip")
+    assert second.stem == f"{first.stem}-2" and first.read_bytes() == b"another's"
 
 
 def test_the_infotext_is_what_a1111_parses(engine: Engine, trained: Path, tmp_path: Path) -> None:

@@ -84,12 +84,9 @@ def draw(loras: Loras, folder: Path) -> tuple[Path, Path]:
     from trainer.render.engine import Engine
 
     engine = Engine("imprimatura")
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet, weights = image.free_name(folder, "demo.png"), image.free_name(folder, "demo-weights.png")
-    grid.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed").save(sheet)
+    sheet = image.save_free_sheet(grid.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed"), folder, "demo")
     both = _stack(_GRID_PROMPT, _choice(loras.style), _choice(loras.cat))
-    grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)]).save(weights)
-    return sheet, weights
+    return sheet, image.save_free_sheet(grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)]), folder, "demo-weights")
 
 
 def _sections(engine: Engine, loras: Loras) -> list[Image]:

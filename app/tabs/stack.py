@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from app.grids import render as render_grid
 from app.insight import MODES, Insight
 from app.notices import mended, tell
 from app.recipes import read_picture, read_recipe, recent
-from trainer import bases, claiming, families, usual
+from trainer import bases, families, usual
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
@@ -74,13 +73,6 @@ def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> 
     if not stack.adapters:
         raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
     return context.render_grid(stack, [weights] * min(2, len(stack.adapters)))
-
-
-def keep_sheet(context: Context, sheet: Any, name: str) -> Path:
-    """A sheet of pictures, written to the render folder under a free name."""
-    with claiming.temporary(context.renders) as made:
-        sheet.save(made, "PNG")
-        return claiming.put(made, claiming.numbered(context.renders, *os.path.splitext(name)))
 
 
 def text_of(path: Path) -> str:
@@ -235,23 +227,25 @@ class _Tab:
         return self.form.change(found, {"family": family} | vars(usual.of(base, families.registry()[family])))
 
     def _show_sheet(self, sheet: Any, name: str, stack: StackConfig) -> dict[Any, Any]:
-        return self._show(keep_sheet(self.context, sheet, name), _NO_RECIPE) | self._show_recent() | self._warn(stack)
+        from trainer.render.image import save_free_sheet
+
+        return self._show(save_free_sheet(sheet, self.context.renders, name), _NO_RECIPE) | self._show_recent() | self._warn(stack)
 
     @mended
     def draw_grid(self, found: dict[Any, Any]) -> dict[Any, Any]:
         stack = self._stack(found)
-        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}.png", stack)
+        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}", stack)
 
     def draw_axes(self, found: dict[Any, Any], asked: list[tuple[str, str]]) -> dict[Any, Any]:
         stack = self._stack(found)
         on = [row for row in range(ROWS) if found[self.choices[row]] and found[self.ons[row]]]
         sheet = render_grid(self.context, stack, asked, {row + 1: place for place, row in enumerate(on)})
-        return self._show_sheet(sheet, f"{GRID}{stack.seed}.png", stack)
+        return self._show_sheet(sheet, f"{GRID}{stack.seed}", stack)
 
     @mended
     def draw_strip(self, found: dict[Any, Any]) -> dict[Any, Any]:
         stack = self._stack(found)
-        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}.png", stack)
+        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}", stack)
 
     def _recipe(self, path: Path) -> StackConfig:
         return self._fitting(read_recipe(self.context, path))

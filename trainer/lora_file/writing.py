@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import claiming
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -46,12 +48,12 @@ def save(
     kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     legacy = hashlib.sha256(_file(fields, kohya, body)[0x100000:0x110000]).hexdigest()[:8]
     whole = _file(fields, metadata | {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}, body)
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(whole)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with claiming.temporary(path.parent, ".new") as made:
+        with made.open("wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)
     return digest
 
 

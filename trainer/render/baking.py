@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer import __version__, lora_file, lowrank, origin
+from trainer import __version__, claiming, lora_file, lowrank, origin
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
 from trainer.lowrank import Cut, Factors
@@ -52,18 +52,14 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
     factors = {name: _factors(engine, name, found, rank) for name, found in parts.items()}
     most = max(len(one.down) for one in factors.values())
     modules = {engine.file_keys[name]: _spelled(engine, name, one, most) for name, one in factors.items()}
-    unproved = path.with_name(f".{path.name}.baking")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with claiming.temporary(path.parent, ".baking") as unproved:
         lora_file.save(unproved, modules, _metadata(engine, resolved, most), dtype, words)
         written = lora_file.read(unproved, engine.file_keys, engine.shapes)
         for name, one in factors.items():
             made, wanted = written[name].dense(engine.folding.base(name), torch.float32).flatten(1), one.up @ one.down
             if float((made - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
-                raise RunError(f"{path.name} differs from the stack in {name}; nothing was written.")
+                raise RunError(f"the LoRA differs from the stack in {name}; nothing was written.")
         os.replace(unproved, path)
-    finally:
-        unproved.unlink(missing_ok=True)
     return Baked(path, len(modules), most, lowrank.residual(list(factors.values())))
 
 

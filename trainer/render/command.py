@@ -145,9 +145,8 @@ def run(
     if not axes and not strip:
         return image.save(engine.render(stack), out)
     sheet, pictures = (grid.attribution(engine, stack), []) if strip else grids.draw(engine, *checkpoints.spelled_out(engine, stack, axes))
-    path = out if image.format_of(out) else image.free_name(out, f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    stem = f"{'strip' if strip else 'grid'}-{digest(stack)[:8]}"
+    path = image.save_sheet(sheet, out) if image.format_of(out) else image.save_free_sheet(sheet, out, stem)
     for number, picture in enumerate(pictures, 1):
-        image.save(picture, image.free_name(path.with_suffix(""), f"{number:03}.png"))
+        image.save_free(picture, path.with_suffix(""), f"{number:03}")
     return path

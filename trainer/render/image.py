@@ -92,13 +92,36 @@ def save(picture: Picture, path: Path) -> Path:
     Raises: ConfigError if the text is longer than a JPEG can hold (about 32,000 characters), or for another kind of picture.
     """
     kind = format_of(path)
-    options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind or "PNG"](picture)
-    with claiming.temporary(path if kind is None else path.parent, ".tmp") as made:
-        picture.image.save(made, kind or "PNG", **options)
-        if kind is None:
-            return claiming.put(made, claiming.numbered(path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}", ".png"))
+    if kind is None:
+        return save_free(picture, path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}")
+    options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind](picture)
+    with claiming.temporary(path.parent, ".tmp") as made:
+        picture.image.save(made, kind, **options)
         os.replace(made, path)
     return path
+
+
+def save_free(picture: Picture, folder: Path, stem: str) -> Path:
+    """The picture as a new PNG in the folder, called `stem` or, where that is taken, `stem-2` and so on."""
+    with claiming.temporary(folder, ".tmp") as made:
+        picture.image.save(made, "PNG", **_png(picture))
+        return claiming.put(made, claiming.numbered(folder, stem, ".png"))
+
+
+def save_sheet(sheet: Image, path: Path) -> Path:
+    """The sheet of pictures written to `path`, whole or not at all. Raises: ConfigError for another kind of picture."""
+    kind = format_of(path) or "PNG"
+    with claiming.temporary(path.parent, ".tmp") as made:
+        sheet.save(made, kind)
+        os.replace(made, path)
+    return path
+
+
+def save_free_sheet(sheet: Image, folder: Path, stem: str) -> Path:
+    """The sheet of pictures as a new PNG in the folder, called `stem` or, where that is taken, `stem-2` and so on."""
+    with claiming.temporary(folder, ".tmp") as made:
+        sheet.save(made, "PNG")
+        return claiming.put(made, claiming.numbered(folder, stem, ".png"))
 
 
 def _png(picture: Picture) -> dict[str, Any]:
@@ -167,16 +190,6 @@ def _directory(entries: list[tuple[int, int, bytes]], start: int) -> bytes:
         rows += struct.pack(">HHI", tag, kind, count) + place
         values += b"" if len(value) <= 4 else value + b"\0" * (len(value) % 2)
     return struct.pack(">H", len(entries)) + rows + b"\0" * 4 + values
-
-
-def free_name(folder: Path, name: str) -> Path:
-    """`folder/name`, or with -2, -3 ... if it is taken."""
-    stem, suffix = os.path.splitext(name)
-    number, path = 1, folder / name
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}{suffix}"
-    return path
 
 
 # Reading.

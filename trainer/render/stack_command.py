@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.errors import ConfigError
+from trainer.render import image
 
 if TYPE_CHECKING:
     from trainer.config import StackConfig
@@ -101,10 +102,12 @@ def show_modes(
     base: Base = "imprimatura",
     seed: Annotated[int, typer.Option(help="The same seed in every mode.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the base's usual if left out.")] = None,
-    out: Annotated[Path, typer.Option(metavar="PNG", help="The sheet.")] = Path("outputs") / "renders" / "modes.png",
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="The sheet; a new file in outputs/renders if left out.")] = None,
     download: Download = False,
 ) -> None:
     """Draw one prompt and seed in every way of composing the LoRAs, with seconds a picture."""
+    if out and not image.format_of(out):
+        raise ConfigError(f"--out is {str(out)!r}; name a picture to write, such as modes.png.")
     stack = _stack(loras, base, {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps}), download)
     from trainer.render import grid
     from trainer.render.engine import Engine
@@ -112,9 +115,8 @@ def show_modes(
     engine = Engine(stack.base, stack.family)
     _warn(engine, stack)
     sheet, seconds = grid.of_modes(engine, stack)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
-    typer.echo("\n".join(f"{name:<12}{taken:8.2f} s" for name, taken in seconds.items()) + f"\n{out}")
+    path = image.save_sheet(sheet, out) if out else image.save_free_sheet(sheet, Path("outputs") / "renders", "modes")
+    typer.echo("\n".join(f"{name:<12}{taken:8.2f} s" for name, taken in seconds.items()) + f"\n{path}")
 
 
 def _warn(engine: Engine, stack: StackConfig) -> None:
