@@ -14,7 +14,8 @@ from trainer import bases, checkpoint, families, memory, presets, runs, session
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Step
-from trainer.memory import compiling, rehearsal
+from trainer.memory import compiling
+from trainer.rehearsal import measuring
 
 # What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes read from its source.
 BLOCKS = {
@@ -133,16 +134,16 @@ def test_the_rehearsal_weighs_compiling_against_the_run(
 ) -> None:
     """As on a GPU, where both ways are measured."""
     monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
-    monkeypatch.setattr(rehearsal, "_passes", lambda studio, way: {"off": (0.0, 0.5), "blocks": (30.0, 0.3)}[way])
-    (long,) = [line for line in rehearsal.measure(config(max_steps=1000, checkpoint_every_steps=1000), tmp_path).warnings if "compiled blocks" in line]
+    monkeypatch.setattr(measuring, "_passes", lambda studio, way: {"off": (0.0, 0.5), "blocks": (30.0, 0.3)}[way])
+    (long,) = [line for line in measuring.measure(config(max_steps=1000, checkpoint_every_steps=1000), tmp_path).warnings if "compiled blocks" in line]
     assert "0.300 s a batch instead of 0.500 s, after 30 s of compiling" in long and "auto chooses blocks, 2 min 50 s faster" in long
-    (short,) = [line for line in rehearsal.measure(config(max_steps=100), tmp_path).warnings if "compiled blocks" in line]
+    (short,) = [line for line in measuring.measure(config(max_steps=100), tmp_path).warnings if "compiled blocks" in line]
     assert "auto chooses off, 10 s faster" in short
 
 
 def test_compiling_is_measured_in_the_rehearsal(config: Callable[..., TrainConfig], compiled: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
-    (said,) = [line for line in rehearsal.measure(config(), tmp_path).warnings if "compiled blocks" in line]
+    (said,) = [line for line in measuring.measure(config(), tmp_path).warnings if "compiled blocks" in line]
     assert compiled and "of compiling; for this run" in said
 
 

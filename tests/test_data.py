@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer import data
+from trainer import data, files
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, DataError
 
@@ -119,7 +119,7 @@ def test_the_digest_changes_with_picture_and_caption(tmp_path: Path) -> None:
 
 def item(path: Path, **values: object) -> data.Item:
     width, height = data.open_image(path).size
-    return data.Item(path, ("a thing",), data.sha256_of(path), width, height, **values)
+    return data.Item(path, ("a thing",), files.sha256(path), width, height, **values)
 
 
 def test_pixels_cover_the_bucket_and_are_in_range(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
+from trainer import dataset_command
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import command as dataset_command
 from trainer.data import dataset_check
 from trainer.errors import DataError
 from trainer.families import registry

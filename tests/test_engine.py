@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError, ModelError
-from trainer.render import grid
+from trainer.render import contact_sheet, grid
 from trainer.render.engine import Engine
 from trainer.render.folding import Folding
 
@@ -144,7 +144,7 @@ def test_a_grid_with_more_axes_than_adapters_is_refused(engine: Engine, trained:
 def test_a_contact_sheet_can_be_labelled_with_any_text(title: str, labels: list[str]) -> None:
     from PIL import Image
 
-    sheet = grid.contact_sheet([[Image.new("RGB", (32, 32))] * len(labels)], ["row"], labels, title)
+    sheet = contact_sheet.contact_sheet([[Image.new("RGB", (32, 32))] * len(labels)], ["row"], labels, title)
     assert sheet.width >= 32 * len(labels)
 
 

@@ -91,8 +91,7 @@ def test_a_tree_deeper_than_a_path_may_be_costs_only_its_end(tmp_path: Path) -> 
 
 
 def test_a_run_of_hard_names_trains_reports_and_shows_what_it_saw(tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path]) -> None:
-    from trainer import session
-    from trainer.data import saw
+    from trainer import session, step_inputs
 
     folder = draw_dots(tmp_path / "dots", "a {colour} dot", num=2)
     for name in HARD[::2]:
@@ -103,7 +102,7 @@ def test_a_run_of_hard_names_trains_reports_and_shows_what_it_saw(tmp_path: Path
     events = list(stream)
     assert events[-1].kind == "finished" and run.lora_file.is_file()
     assert (run.folder / "report.html").read_text(encoding="utf-8").count("<tr><td class") == 2 + len(HARD[::2])
-    saw.describe(saw.saw(run, 1, tmp_path / "saw")).encode("utf-8")
+    step_inputs.describe(step_inputs.at(run, 1, tmp_path / "saw")).encode("utf-8")
 
 
 # Edits where nothing can be written.

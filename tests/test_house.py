@@ -87,9 +87,14 @@ def test_imports_are_read_in_every_spelling() -> None:
     assert house.imports(ast.parse("from .e import x"), "p.q", set(), is_package=True) == {"p.q.e"}
 
 
-def test_what_runs_at_import_excludes_functions_and_types() -> None:
+def test_what_ever_runs_excludes_types_alone() -> None:
     module = ast.parse("import a\nif TYPE_CHECKING:\n    import b\nelse:\n    import c\ndef f():\n    import d\nclass C:\n    import e")
-    assert house.imports(house.at_import(module), "x", set()) == {"a", "c", "e"}
+    assert house.imports(house.running(module), "x", set()) == {"a", "c", "d", "e"}
+
+
+def test_a_circle_between_rooms_is_one_though_its_modules_are_none() -> None:
+    modules = {"trainer.a.x": {"trainer.b.y"}, "trainer.b.y": set(), "trainer.b.z": {"trainer.a.w"}, "trainer.a.w": set()}
+    assert not house.cycle(modules) and house.cycle(house.rooms(modules))
 
 
 def test_a_circle_is_found() -> None:

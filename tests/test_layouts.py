@@ -193,9 +193,9 @@ def test_a_rehearsal_says_how_many_train() -> None:
     """The rehearsal asks the same function as a run: `watching.opening`."""
     import inspect
 
-    from trainer.memory import rehearsal
+    from trainer.rehearsal import measuring
 
-    assert "watching.opening(" in inspect.getsource(rehearsal.measure) and "one.message" in inspect.getsource(watching.opening)
+    assert "watching.opening(" in inspect.getsource(measuring.measure) and "one.message" in inspect.getsource(watching.opening)
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests import plain
-from trainer import methods, presets, runs, session
+from trainer import methods, presets, runs, session, stopping
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Finished, Overtrained, Step, Stopped, Warned
 from trainer.families import registry
@@ -115,14 +115,14 @@ def test_folds_with_a_held_out_set_are_refused(tiny: Path, pictures: Path) -> No
 
 def test_a_stop_in_a_fold_says_so_and_is_logged(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "x" / "folds" / "1" / "events.jsonl"
-    monkeypatch.setattr(session.StopRequest, "__call__", lambda self: log.is_file() and '"event": "step"' in log.read_text())
+    monkeypatch.setattr(stopping.StopRequest, "__call__", lambda self: log.is_file() and '"event": "step"' in log.read_text())
     run, said = train(tmp_path, config(tiny, pictures, **{"validation.folds": 2}))
     assert isinstance(said[-1], Stopped) and any(isinstance(event, Warned) and "stopped in fold 1 of 2" in event.message for event in said)
     assert isinstance(run.events()[-1], Stopped) and run.report_file.is_file()
 
 
 def test_a_stop_while_encoding_is_heeded_at_once(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.StopRequest, "__call__", lambda self: True)
+    monkeypatch.setattr(stopping.StopRequest, "__call__", lambda self: True)
     run, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
     with pytest.raises(KeyboardInterrupt):
         list(stream)

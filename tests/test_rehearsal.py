@@ -16,8 +16,8 @@ from tests import plain
 from trainer import memory, presets, session
 from trainer.errors import ConfigError
 from trainer.events import Finished
-from trainer.memory import fitting, rehearsal
-from trainer.memory.rehearsal import Rehearsal, Shape, Try
+from trainer.rehearsal import fitting, measuring
+from trainer.rehearsal.measuring import Rehearsal, Shape, Try
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ def found() -> Rehearsal:
 
 
 def test_a_rehearsal_measures_every_bucket_a_look_and_a_save(config, tmp_path: Path) -> None:
-    found = rehearsal.measure(config, tmp_path / "runs")
+    found = measuring.measure(config, tmp_path / "runs")
     assert sorted((shape.width_px, shape.height_px) for shape in found.shapes) == [(32, 32), (40, 24)]
     assert sum(shape.num_pictures for shape in found.shapes) == 5 and all(shape.batch_s > 0 for shape in found.shapes)
     assert found.step_s > 2 * min(shape.batch_s for shape in found.shapes)  # two batches a step
@@ -66,7 +66,7 @@ def test_a_rehearsal_measures_every_bucket_a_look_and_a_save(config, tmp_path: P
 
 
 def test_what_it_encoded_the_run_finds(config, tmp_path: Path) -> None:
-    found = rehearsal.measure(config, tmp_path)
+    found = measuring.measure(config, tmp_path)
     _, stream = session.start(config, tmp_path, "x", None)
     cached = next(event for event in stream if event.kind == "cached")
     assert found.num_cached == cached.num_entries and cached.num_computed == 0
@@ -74,23 +74,23 @@ def test_what_it_encoded_the_run_finds(config, tmp_path: Path) -> None:
 
 
 def test_the_whole_run_is_its_steps_its_looks_and_its_files(found: Rehearsal) -> None:
-    assert rehearsal._with_eta(found).eta_s == pytest.approx(4 + 100 * 0.5 + 4 * 0.1 + 3 * 2 + 2 * 5 + 2 * 1)
+    assert measuring._with_eta(found).eta_s == pytest.approx(4 + 100 * 0.5 + 4 * 0.1 + 3 * 2 + 2 * 5 + 2 * 1)
     folded = dataclasses.replace(found, num_folds=2)
-    assert rehearsal._with_eta(folded).eta_s == pytest.approx(72.4 + 2 * (4 + 50.4 + 1))
+    assert measuring._with_eta(folded).eta_s == pytest.approx(72.4 + 2 * (4 + 50.4 + 1))
 
 
 def test_a_rehearsal_comes_back_from_json(found: Rehearsal) -> None:
     found = dataclasses.replace(found, tried=[Try(["memory.micro_batch=1"], 5, "5 bytes, more than 4")])
-    assert rehearsal.from_json(rehearsal.to_json(found)) == found
+    assert measuring.from_json(measuring.to_json(found)) == found
 
 
 def test_a_rehearsal_says_everything_in_words(found: Rehearsal) -> None:
-    text = rehearsal.describe(dataclasses.replace(found, budget_bytes=4 << 30, settings=["memory.micro_batch=1"], warnings=["mind the step"]))
+    text = measuring.describe(dataclasses.replace(found, budget_bytes=4 << 30, settings=["memory.micro_batch=1"], warnings=["mind the step"]))
     for said in ("64x64", "96x32", "0.500 s", "1 min 12 s", "3.0 GiB", "while training", "5 MiB", "float32", "quantise none", "mind the step", "4.0 GiB"):
         assert said in text
     assert text.endswith("--set memory.micro_batch=1")
-    assert "nothing fits into 2.0 GiB" in rehearsal.describe(dataclasses.replace(found, budget_bytes=2 << 30, fits=False))
-    assert "the disk has less free" in rehearsal.describe(dataclasses.replace(found, free_disk_bytes=1))
+    assert "nothing fits into 2.0 GiB" in measuring.describe(dataclasses.replace(found, budget_bytes=2 << 30, fits=False))
+    assert "the disk has less free" in measuring.describe(dataclasses.replace(found, free_disk_bytes=1))
 
 
 def patched(monkeypatch: pytest.MonkeyPatch, found: Rehearsal, taken) -> list:
@@ -164,7 +164,7 @@ def test_a_try_that_runs_out_says_so_in_json(config, tmp_path: Path, monkeypatch
     def measure(*_):
         raise MemoryError("no room\nat all")
 
-    monkeypatch.setattr(rehearsal, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     assert json.loads(fitting.once(config, tmp_path, False)) == {"shortage": "no room"}
 
 
@@ -172,7 +172,7 @@ def test_the_command_rehearses_and_prints_json(run_velatura, config, tmp_path: P
     presets.save(config, tmp_path / "x.toml")
     done = run_velatura("train", tmp_path / "x.toml", "--rehearse", "--json", "--memory-gib", "600", "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
-    found = rehearsal.from_json(done.stdout.splitlines()[-1])
+    found = measuring.from_json(done.stdout.splitlines()[-1])
     assert found.fits and found.budget_bytes == 600 << 30 and not list((tmp_path / "runs").rglob("config.toml"))
 
 
@@ -203,7 +203,7 @@ def test_what_it_foretells_comes_true(run_velatura, examples: Path, tmp_path: Pa
     folders = ["--data", examples / "outline-style" / "train", "--heldout", examples / "outline-style" / "heldout"]
     settings = [f"--set={name}_every_steps=20" for name in ("preview", "checkpoint", "validate")]
     command = ["train", plain.STYLE, *folders, *settings, "--set=max_steps=40", "--out", tmp_path, "--json"]
-    foretold = rehearsal.from_json(run_velatura(*command, "--rehearse").stdout.splitlines()[-1])
+    foretold = measuring.from_json(run_velatura(*command, "--rehearse").stdout.splitlines()[-1])
     done = run_velatura(*command)
     taken = json.loads(done.stdout.splitlines()[-1])
     assert taken["event"] == Finished.kind

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests import plain
-from trainer import data, events, lora_file, presets, runs, session, validation
-from trainer.data import folds, likeness, saw
+from trainer import data, events, lora_file, presets, runs, session, step_inputs, stopping, validation
+from trainer.data import folds, likeness
 from trainer.errors import ConfigError, RunError
 from trainer.events import Finished, Folded, Overtrained, Recommended, Sampled, Step, Stopped, Validated
 
@@ -48,7 +48,7 @@ def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tin
     assert last.loss == pytest.approx(sum(last.deciles) / 10)
     _, left = folds.leave_out(data.scan(settings), settings)
     names = {item.path.name for item in left.items}
-    assert not names & {seen.picture for step in range(1, 9) for seen in saw.saw(run, step)}
+    assert not names & {seen.picture for step in range(1, 9) for seen in step_inputs.at(run, step)}
 
 
 def hard(examples: Path, **settings: object):
@@ -135,7 +135,7 @@ def test_folds_that_were_stopped_go_on_where_they_were(tmp_path: Path, tiny: Pat
         return second.is_file() and '"event": "step"' in second.read_text()
 
     with monkeypatch.context() as patch:
-        patch.setattr(session.StopRequest, "__call__", stop)
+        patch.setattr(stopping.StopRequest, "__call__", stop)
         run, said = train(tmp_path, settings, "stopped")
     assert isinstance(said[-1], Stopped) and run.state() == "unfinished"
     _, stream = session.start(settings, tmp_path, "stopped", run)
@@ -189,12 +189,12 @@ def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path
     with monkeypatch.context() as patch:
         patch.setattr(Studio, "predict_part", predict)
         run, _ = train(tmp_path, config(tiny, pictures, accumulation=2, **shuffled))
-    seen = [one for step in range(1, 9) for one in saw.saw(run, step)]
+    seen = [one for step in range(1, 9) for one in step_inputs.at(run, step)]
     assert [one.caption for one in seen] == told
     assert any(one.dropped for one in seen) and any(one.mirrored for one in seen) and len({one.caption for one in seen}) > 6
-    saw.saw(run, 3, tmp_path / "seen")
+    step_inputs.at(run, 3, tmp_path / "seen")
     files = sorted((tmp_path / "seen").glob("*.png"))
-    for path, one in zip(files, saw.saw(run, 3), strict=True):
+    for path, one in zip(files, step_inputs.at(run, 3), strict=True):
         with Image.open(path) as opened:
             assert opened.size == (one.width_px, one.height_px)
 
@@ -206,17 +206,17 @@ def test_saw_refuses_a_step_that_was_not_and_pictures_that_changed(tmp_path: Pat
         (folder / path.name).write_bytes(path.read_bytes())
     run, _ = train(tmp_path, config(tiny, folder, max_steps=2))
     with pytest.raises(ConfigError, match="--step is 3; allowed for run x: 1 to 2"):
-        saw.saw(run, 3)
+        step_inputs.at(run, 3)
     (folder / "0.txt").write_text("changed")
     with pytest.raises(RunError, match="have changed"):
-        saw.saw(run, 1)
+        step_inputs.at(run, 1)
 
 
 def test_dataset_saw_prints_json(tmp_path: Path, tiny: Path, pictures: Path, run_velatura) -> None:
     run, _ = train(tmp_path, config(tiny, pictures, max_steps=1))
     done = run_velatura("dataset", "saw", run.folder, "--step", "1", "--json")
     assert done.returncode == 0, done.stderr
-    assert [one["caption"] for one in json.loads(done.stdout)] == [one.caption for one in saw.saw(run, 1)]
+    assert [one["caption"] for one in json.loads(done.stdout)] == [one.caption for one in step_inputs.at(run, 1)]
 
 
 @pytest.mark.slow

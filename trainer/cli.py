@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer import models_command, runs
+from trainer import dataset_command, models_command, runs
 from trainer.bench import command as bench_command
-from trainer.data import command as dataset_command
 from trainer.errors import ConfigError, UserError
 from trainer.lora_tools import command as lora_command
 from trainer.render import batch_command, quantised, stack_command
@@ -106,14 +105,14 @@ def train(
 
 def _rehearse(config: TrainConfig, out: Path, download: bool, as_json: bool, once: bool) -> None:
     """Print what a run would take; exits with status 3 if nothing fits into the memory there is."""
-    from trainer.memory import fitting, rehearsal
+    from trainer.rehearsal import fitting, measuring
 
     if once:
         print(fitting.once(config, out, download))
         return
     for found in fitting.fit(config, out, download):
-        if isinstance(found, rehearsal.Rehearsal):
-            print(rehearsal.to_json(found) if as_json else rehearsal.describe(found))
+        if isinstance(found, measuring.Rehearsal):
+            print(measuring.to_json(found) if as_json else measuring.describe(found))
             sys.exit(0 if found.fits else 3)
         elif not as_json:
             print(f"tried{''.join(f' {setting}' for setting in found.settings) or ' as it is'}: {found.message}")

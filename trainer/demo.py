@@ -80,18 +80,18 @@ def _train(preset: str, example: str, out: Path, heldout: Path | None = None, tr
 
 def draw(loras: Loras, folder: Path) -> tuple[Path, Path]:
     """The files of the contact sheet and of the grid of weights."""
-    from trainer.render import grid, image
+    from trainer.render import contact_sheet, grid, image
     from trainer.render.engine import Engine
 
     engine = Engine("imprimatura")
-    sheet = image.save_free_sheet(grid.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed"), folder, "demo")
+    sheet = image.save_free_sheet(contact_sheet.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed"), folder, "demo")
     both = _stack(_GRID_PROMPT, _choice(loras.style), _choice(loras.cat))
     return sheet, image.save_free_sheet(grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)]), folder, "demo-weights")
 
 
 def _sections(engine: Engine, loras: Loras) -> list[Image]:
     """A style on things it never saw; a character in poses; two characters."""
-    from trainer.render import grid
+    from trainer.render import contact_sheet
 
     style, cat, fox = _choice(loras.style), _choice(loras.cat), _choice(loras.fox)
     things = {"base": (False, ()), "style": (True, (style,)), "style at 1.3": (True, (_at(style, 1.3),))}
@@ -108,13 +108,13 @@ def _sections(engine: Engine, loras: Loras) -> list[Image]:
         asked = [_stack(prompt + (STYLE if styled else ""), *adapters) for styled, adapters in stacks.values() for prompt in prompts]
         pictures = [picture.image for picture in engine.render_all(asked)]
         columns = len(prompts)
-        return grid.contact_sheet([pictures[start : start + columns] for start in range(0, len(pictures), columns)], list(stacks), list(prompts), title)
+        return contact_sheet.contact_sheet([pictures[start : start + columns] for start in range(0, len(pictures), columns)], list(stacks), list(prompts), title)
 
     last = [picture.image for picture in engine.render_all(two.values())]
     return [
         rows(things, THINGS, "A style, on things it was not trained on"),
         rows(poses, POSES, "A character, and the style on it"),
-        grid.contact_sheet([last], ["two characters"], list(two), "Another character, and both in one picture, each in its region"),
+        contact_sheet.contact_sheet([last], ["two characters"], list(two), "Another character, and both in one picture, each in its region"),
     ]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import Timeout
@@ -19,30 +17,10 @@ from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.lora_file import is_there
 from trainer.runs import Run
+from trainer.stopping import StopRequest
 from trainer.world import World, alone
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM: the first asks the run to save and end after this step, the second ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def restore(self) -> None:
-        """Hand the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return self.asked
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -159,7 +137,7 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     from trainer import against, memory, optim
 
     tracking.check(config)
-    problems = schema.unread(config, {"prediction": (families.registry()[config.family].prediction_of(folder),)})
+    problems = schema.unread(config, {"prediction": (bases.prediction_of(folder, families.registry()[config.family]),)})
     problems += optim.check(config) + memory.check(config)
     start = getattr(config.adapter, "init", "")
     if config.optimizer.max_weight_norm and start in ("pissa", "olora"):
@@ -203,9 +181,9 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
                 deque(_report(run, dataset), maxlen=0)
                 return
             for event in tracking.follow(config, run, loop.train(config, run, dataset, heldout, stop, ours)):
+                if isinstance(event, Finished | Stopped):  # a run that says it is finished has its report, wherever it is killed
+                    yield from _report(run, dataset, event)
                 log.write(event)
-                if isinstance(event, Finished | Stopped):
-                    yield from _report(run, dataset)
                 yield event
         except (UserError, KeyboardInterrupt) as error:
             log.write(Failed(type(error).__name__, str(error) or "interrupted"))
@@ -231,10 +209,10 @@ def _unwritten(run: Run, error: OSError) -> str:
     return f"{what} ({error.strerror or error}); {left}. Free some room, then: {run.again}."
 
 
-def _report(run: Run, dataset: data.Dataset) -> Iterator[Event]:
-    """Write the report; a full disk, or no memory or threads left for its thumbnails, cost the report and nothing else."""
+def _report(run: Run, dataset: data.Dataset, ends: Event | None = None) -> Iterator[Event]:
+    """Write the report, of a run that `ends` so; a full disk, or no memory or threads left for its thumbnails, cost the report and nothing else."""
     try:
-        report.write(run, dataset)
+        report.write(run, dataset, ends)
     except (OSError, MemoryError, RuntimeError) as error:
         yield Warned(f"the report could not be written: {error}")
 

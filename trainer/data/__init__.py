@@ -12,12 +12,11 @@ from trainer.data.scanning import (
     open_image,
     scan,
     scan_heldout,
-    sha256_of,
     trigger_spans,
     without_trigger,
 )
 
 __all__ = [
     "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "frame", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout",
-    "sha256_of", "trigger_spans", "without_trigger",
+    "trigger_spans", "without_trigger",
 ]  # fmt: skip

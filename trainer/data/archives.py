@@ -13,7 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from trainer.data import scanning, uploads
+from trainer import files
+from trainer.data import uploads
 from trainer.errors import DataError
 
 _LEFT_OUT = ".left-out"  # a line for each entry that was not taken
@@ -38,7 +39,7 @@ def opened(path: Path) -> tuple[Path, list[str]]:
     if not is_archive(path):
         return path, []
     try:
-        folder = path.with_name(f"{path.stem}-{scanning.sha256_of(path)[:12]}")
+        folder = path.with_name(f"{path.stem}-{files.sha256(path)[:12]}")
         if not folder.is_dir():
             _unpack(path, folder)
         return folder, (folder / _LEFT_OUT).read_text(encoding="utf-8").splitlines() if (folder / _LEFT_OUT).is_file() else []

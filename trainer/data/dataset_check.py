@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import files
 from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.data import buckets, opening, sources, wording
 from trainer.data import scanning as data
+from trainer.data.formats import IMAGE_SUFFIXES
 from trainer.data.scanning import Item
 from trainer.data.sources import Found
 from trainer.errors import DataError
@@ -140,7 +142,7 @@ def check(
     measured = _measure_all(survey.pictures, min(MEASURED_PX, resolution_px), problems)
     problems += data.noted_lines({one.found.name: one.notes for one in measured}) + survey.problems
     if not measured:
-        reason = "\n".join(f"  {line}" for line in sources.five(problems)) or f"  it has no {', '.join(sources.IMAGE_SUFFIXES)} files."
+        reason = "\n".join(f"  {line}" for line in sources.five(problems)) or f"  it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"nothing in {str(folder)!r} can be used:\n{reason}")
     items = [Item(one.found.path, (one.found.text,), one.sha256, *one.size, one.found.repeats) for one in measured]
     entries = buckets.plan_at(items, (resolution_px, *settings.more_resolutions_px), settings, multiple_px)
@@ -191,7 +193,7 @@ def _measure(found: Found, side_px: int) -> _Measured | str:
     try:
         whole, notes = opening.open_whole(found.path)
         image = opening.flat(whole, opening.WHITE)
-        digest = data.sha256_of(found.path)
+        digest = files.sha256(found.path)
     except DataError as error:
         return f"{found.name} {error}: left out."
     except OSError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from trainer.data import colour
-from trainer.data.sources import FORMATS
+from trainer.data.formats import FORMATS
 from trainer.errors import DataError
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import files
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.data import opening, sources, wording
+from trainer.data.formats import CAPTION_SUFFIXES as CAPTION_SUFFIXES
+from trainer.data.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.opening import open_image as open_image
-from trainer.data.sources import CAPTION_SUFFIXES as CAPTION_SUFFIXES
-from trainer.data.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.sources import Found
 from trainer.errors import DataError
 from trainer.shown import printable
@@ -176,7 +177,7 @@ def _look(found: Found, alpha: bool) -> _Look | str:
     """The opened picture and its mask, or what is wrong with one of them."""
     try:
         image, notes = opening.open_whole(found.path)
-        size, digest = image.size, sha256_of(found.path)
+        size, digest = image.size, files.sha256(found.path)
         path = (found.path if image.has_transparency_data else None) if alpha else found.mask
     except DataError as error:
         return str(error)
@@ -191,7 +192,7 @@ def _look(found: Found, alpha: bool) -> _Look | str:
                 f"is {size[0]} x {size[1]} pixels, but its mask {path.name} is {mask.width} x {mask.height}; "
                 "make them alike, or remove the mask to train the whole picture"
             )
-        return _Look(notes, size, digest, path, digest if path == found.path else sha256_of(path), mask.getextrema()[1] == 0)
+        return _Look(notes, size, digest, path, digest if path == found.path else files.sha256(path), mask.getextrema()[1] == 0)
     except DataError as error:
         return f"has a mask {path.name} that {error}"
 
@@ -203,15 +204,6 @@ def noted_lines(notes: dict[str, tuple[str, ...]]) -> list[str]:
         for line in lines:
             having.setdefault(line, []).append(name)
     return [f"{sources.some(names)} {'has' if len(names) == 1 else 'have'} {line}." for line, names in having.items()]
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read piece by piece."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()
 
 
 def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> str:

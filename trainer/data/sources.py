@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config import DataConfig
-from trainer.data import imagefolder, layouts
+from trainer.data import archives, imagefolder, layouts
 from trainer.data.captions import caption_in_json, read_caption
+from trainer.data.formats import CAPTION_SUFFIXES, FORMATS, IMAGE_SUFFIXES
 from trainer.errors import ConfigError, DataError
 from trainer.shown import printable
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".heic", ".heif")
-CAPTION_SUFFIXES = (".txt", ".caption")
-FORMATS = "PNG, JPEG, WebP or AVIF"
 _FOREIGN_SUFFIXES = {
     *(".gif", ".tif", ".tiff", ".bmp", ".tga", ".jxl", ".jp2", ".psd", ".psb", ".xcf", ".kra", ".clip", ".exr", ".hdr", ".ico", ".svg", ".qoi", ".ppm", ".pgm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".heics", ".avifs", ".apng", ".jxr", ".dds"),
@@ -91,8 +89,6 @@ def survey(folder: Path, data: DataConfig, field: str) -> Survey:
 
     Raises: DataError if the folder can't be looked into, ConfigError for rules that can't be read or that fit no folder.
     """
-    from trainer.data import archives
-
     folder, problems = archives.opened(folder)
     check_folder(folder, field)
     repeats, weights = parse_rules(data.repeats, "data.repeats", True), parse_rules(data.weights, "data.weights", False)

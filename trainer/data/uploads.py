@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from trainer import claiming
 from trainer.data import captions, imagefolder, layouts
-from trainer.data import scanning as data
+from trainer.data.formats import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from trainer.data.opening import open_image
 from trainer.errors import DataError
 from trainer.shown import printable
 
@@ -108,9 +109,9 @@ def add_zip(folder: Path, zip_path: Path) -> Report:
     """Copy the pictures and captions of a zip into `folder`. Raises: DataError if the zip as a whole can't be trusted."""
     report = Report()
     with _entries(zip_path, report) as sources:
-        captioned = {source.key for source in sources if source.suffix in data.CAPTION_SUFFIXES}
+        captioned = {source.key for source in sources if source.suffix in CAPTION_SUFFIXES}
         aside = {source: reason for source in sources if (reason := _aside(source.name, source.key in captioned))}
-        report.left_out += [f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in data.IMAGE_SUFFIXES]
+        report.left_out += [f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in IMAGE_SUFFIXES]
         return _add(folder, [source for source in sources if source not in aside], report)
 
 
@@ -120,20 +121,20 @@ def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]
     with _entries(zip_path, report) as sources:
         for source in sources:
             where = place(source.name)
-            is_picture = source.suffix in data.IMAGE_SUFFIXES
+            is_picture = source.suffix in IMAGE_SUFFIXES
             try:
                 if where is None:
                     raise DataError("has a name that can't be a file's everywhere")
                 if str(where).lower() in taken:
                     raise DataError("is there twice, or differs from another only in case")
-                if not is_picture and source.suffix not in data.CAPTION_SUFFIXES and where.name not in imagefolder.NAMES:
+                if not is_picture and source.suffix not in CAPTION_SUFFIXES and where.name not in imagefolder.NAMES:
                     raise DataError("is no picture, caption or metadata")
                 raw = source.read()
                 total += len(raw)
                 if total > MAX_TOTAL_BYTES:
                     raise DataError(f"and what came before are together larger than {MAX_TOTAL_BYTES >> 30} GiB")
                 if is_picture:
-                    data.open_image(io.BytesIO(raw)).close()
+                    open_image(io.BytesIO(raw)).close()
                 _put(folder / where, raw)
             except DataError as error:
                 report.left_out.append(f"{_shown(source.name)} {error}.")
@@ -249,24 +250,24 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     stems: dict[str, str] = {}
     left, total = list(sources), 0
-    left.sort(key=lambda source: (source.suffix in data.CAPTION_SUFFIXES, source.suffix == ".caption"))
+    left.sort(key=lambda source: (source.suffix in CAPTION_SUFFIXES, source.suffix == ".caption"))
     for number, source in enumerate(left):
         problem = None
         try:
-            raw = source.read() if source.suffix in (*data.IMAGE_SUFFIXES, *data.CAPTION_SUFFIXES) else b""
+            raw = source.read() if source.suffix in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES) else b""
             total += len(raw)
             if total > MAX_TOTAL_BYTES:
                 report.left_out.append(
                     f"{_shown(source.name)} and the {len(left) - number - 1} after it: together they are larger than {MAX_TOTAL_BYTES >> 30} GiB."
                 )
                 break
-            if source.suffix in data.CAPTION_SUFFIXES:
+            if source.suffix in CAPTION_SUFFIXES:
                 problem = _add_caption(folder, source, raw, stems)
-            elif source.suffix in data.IMAGE_SUFFIXES:
+            elif source.suffix in IMAGE_SUFFIXES:
                 stems.setdefault(source.key, name := _add_picture(folder, source, raw))
                 report.added.append(name + source.suffix)
             else:
-                problem = f"is neither a picture ({', '.join(data.IMAGE_SUFFIXES)}) nor a caption ({', '.join(data.CAPTION_SUFFIXES)})"
+                problem = f"is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a caption ({', '.join(CAPTION_SUFFIXES)})"
         except DataError as error:
             problem = str(error)
         if problem:
@@ -281,7 +282,7 @@ def _claiming(folder: Path) -> FileLock:
 
 def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
     """The stem it was written under; one that no other picture or caption of the folder has."""
-    data.open_image(io.BytesIO(raw)).close()
+    open_image(io.BytesIO(raw)).close()
     with claiming.temporary(folder) as made:
         with made.open("xb") as file:
             file.write(raw)
@@ -299,10 +300,10 @@ def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str
     stem = stems.get(source.key)
     if stem is None:
         stem = safe_stem(source.name)
-        if not any((folder / f"{stem}{suffix}").is_file() for suffix in data.IMAGE_SUFFIXES):
+        if not any((folder / f"{stem}{suffix}").is_file() for suffix in IMAGE_SUFFIXES):
             return "is a caption without a picture"
     with _claiming(folder):
-        if any((folder / f"{stem}{suffix}").exists() for suffix in data.CAPTION_SUFFIXES):
+        if any((folder / f"{stem}{suffix}").exists() for suffix in CAPTION_SUFFIXES):
             return f"would replace the caption of {stem}; edit it there instead"
         captions.write_caption(folder / f"{stem}.png", text)
     return None

@@ -48,7 +48,7 @@ def axis(text: str) -> Axis:
     key, equals, values = text.partition("=")
     parts = [part.strip() for part in values.split("|" if "|" in values else ",")]
     if not equals or not key.strip() or not all(parts):
-        raise ConfigError(f"--axis {text!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between values that hold commas.")
+        raise ConfigError(f"--axis {text[:80]!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between values that hold commas.")
     return Axis(key.strip(), tuple(presets.parse_overrides([f"{key}={part}"])[key.strip()] for part in parts))
 
 
@@ -64,7 +64,7 @@ def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackCon
         except (KeyError, ValueError, IndexError, TypeError):
             place = None
         if not isinstance(place, dict):
-            raise ConfigError(f"{where} {key}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.")
+            raise ConfigError(f"{where} {key[:80]}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.")
         place[last] = value
         if last == "file":  # it brings its own
             place |= {"name": "", "sha256": ""}
@@ -91,7 +91,7 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, l
 def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image:
     from PIL import Image
 
-    from trainer.render.grid import contact_sheet
+    from trainer.render.contact_sheet import contact_sheet
 
     columns = [axes[-1].label(value, stack) for value in axes[-1].values]
     rows = [axes[-2].label(value, stack) for value in axes[-2].values] if len(axes) > 1 else [""]

@@ -63,7 +63,7 @@ def batch(
         typer.echo(json.dumps(_plan_values(plan)) if as_json else describe(plan))
         return
     from trainer.render import batch as work
-    from trainer.session import StopRequest
+    from trainer.stopping import StopRequest
 
     def open_engine(base: str, family: str) -> Renders:
         from trainer.render.engine import Engine

@@ -25,11 +25,11 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer import bases, families, origin, usual
+from trainer import bases, families, files, origin, usual
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
 from trainer.render import fitting, modes, prompting, sharing
-from trainer.render.batch_recipe import Library, base_hash, file_name, identified, sha256_of
+from trainer.render.batch_recipe import Library, base_hash, file_name, identified
 from trainer.render.jobs_file import Row
 
 HIDDEN = ".batch"
@@ -306,14 +306,14 @@ def seal(path: Path) -> dict[str, Any]:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
         status = os.fstat(file.fileno())
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_of(path)}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": files.sha256(path)}
 
 
 def is_whole(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
     """True if the file is the one that was written; it is only read where its time says that it was copied or touched."""
     try:
         status = path.stat()
-        return status.st_size == size and (status.st_mtime_ns == mtime_ns or sha256_of(path) == sha256)
+        return status.st_size == size and (status.st_mtime_ns == mtime_ns or files.sha256(path) == sha256)
     except OSError:
         return False
 
@@ -335,11 +335,16 @@ def read_journal(out: Path) -> Iterator[dict[str, Any]]:
 
 def _is_record(record: dict[str, Any]) -> bool:
     if "begun" in record:
-        return isinstance(record["begun"], list) and all(isinstance(digest, str) for digest in record["begun"])
+        return isinstance(record["begun"], list) and all(isinstance(digest, str) and _is_plain(digest) for digest in record["begun"])
     wanted = {"done": str, "file": str, "bytes": int, "mtime_ns": int, "sha256": str} if "done" in record else {"failed": str}
-    typed = all(isinstance(record.get(key), kind) for key, kind in wanted.items())
+    typed = all(isinstance(record.get(key), kind) and _is_plain(record[key]) for key, kind in wanted.items())
     path = PurePath(str(record.get("file", "")))
     return typed and not path.is_absolute() and ".." not in path.parts
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a database and a file name can hold it: no huge number, no NUL, no half of a character."""
+    return abs(value) < 1 << 63 if isinstance(value, int) else "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 class Journal:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from trainer import bases, cache, lora_file, runs
+from trainer import bases, cache, files, lora_file, runs
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 
@@ -48,17 +48,7 @@ def _hashed(one: AdapterChoice, library: Library) -> tuple[AdapterChoice, str]:
 def _read(file: str, stamp: tuple[int, ...]) -> tuple[str, str]:
     header = lora_file.read_header(Path(file))
     said = sorted((name, text) for name, text in header.metadata.items() if name in lora_file.MEANING)
-    return sha256_of(lora_file.located(Path(file)), header.data_start), cache.key(*said)
-
-
-def sha256_of(path: Path, start: int = 0) -> str:
-    """Of a file from there on."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(start)
-        while piece := file.read(1 << 20):
-            state.update(piece)
-    return state.hexdigest()
+    return files.sha256(lora_file.located(Path(file)), header.data_start), cache.key(*said)
 
 
 def base_hash(folder: Path, quantise: str = "none") -> str:
@@ -72,7 +62,7 @@ def _region(one: AdapterChoice) -> str:
     if kind != "mask" or mask.startswith("data:"):
         return one.region.strip()
     try:
-        return f"mask sha256:{sha256_of(Path(mask.strip()))}"
+        return f"mask sha256:{files.sha256(Path(mask.strip()))}"
     except (OSError, ValueError) as error:
         raise ConfigError(f"the mask {mask.strip()[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}.") from None
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from trainer import families
+from trainer import families, files, foreign_json
 from trainer.errors import ModelError
 from trainer.single_file import texts
 from trainer.single_file.blueprints import Part, blueprint, index_extras
@@ -145,7 +145,7 @@ def _as_wished(found: Detected, wishes: Wishes, path: Path) -> Detected:
 def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
     """The parts that a diffusers folder of the same architecture names, with the file's prefixes."""
     try:
-        index = json.loads((like / "model_index.json").read_text(encoding="utf-8"))
+        index = foreign_json.table(like / "model_index.json")
     except (OSError, ValueError):
         raise ModelError(f"{str(like)!r}, which the file was said to be like, has no readable model_index.json; add the file again with --like.") from None
     family = families.registry().get(found.family)
@@ -155,7 +155,7 @@ def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
     parts = {}
     for name, (library, kind) in ((name, value) for name, value in index.items() if isinstance(value, list) and value[:1] != [None]):
         file = like / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = foreign_json.table(file) if file.is_file() else {}
         if name == "scheduler" and found.prediction and found.certain:
             config |= {"prediction_type": "v_prediction" if found.prediction == "v" else "epsilon"}
             config |= {"rescale_betas_zero_snr": True} if found.zero_snr else {}
@@ -208,9 +208,9 @@ def _size(source: tuple[Head, str] | Path) -> int:
 
 def _fingerprint(source: tuple[Head, str] | Path) -> str:
     """sha256 of a part's files."""
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if isinstance(source, Path) else [source[0].path]
+    paths = sorted(path for path in source.rglob("*") if path.is_file()) if isinstance(source, Path) else [source[0].path]
     state = hashlib.sha256()
-    for path in files:
+    for path in paths:
         state.update(path.name.encode() + sha256(path).encode())
     return state.hexdigest()
 
@@ -223,11 +223,7 @@ def sha256(path: Path) -> str:
 
 @cache
 def _sha256(path: Path, size_bytes: int, changed_ns: int) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            state.update(chunk)
-    return state.hexdigest()
+    return files.sha256(path)
 
 
 def _write(made: Plan, folder: Path) -> None:

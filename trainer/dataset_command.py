@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from trainer import shown
+from trainer import foreign_json, shown
 from trainer.errors import ConfigError, ModelError
 
 app = typer.Typer(help="Look at a dataset.", no_args_is_help=True)
@@ -65,7 +65,7 @@ def _family(root: Path, base: str) -> ModuleType:
     from trainer import families
 
     try:
-        pipeline = json.loads((root / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        pipeline = foreign_json.table(root / "model_index.json")["_class_name"]
         return next(module for module in families.registry().values() if module.pipeline == pipeline)
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"--base is {base!r}; allowed: imprimatura, or a diffusers folder (with model_index.json).") from None
@@ -101,8 +101,8 @@ def saw(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say exactly which pictures and strings a run trained on at a step."""
-    from trainer.data import saw as ledger
+    from trainer import step_inputs
     from trainer.runs import Run
 
-    seen = ledger.saw(Run(run), step, out)
-    typer.echo(json.dumps([dataclasses.asdict(one) for one in seen], indent=2, ensure_ascii=False) if as_json else ledger.describe(seen))
+    seen = step_inputs.at(Run(run), step, out)
+    typer.echo(json.dumps([dataclasses.asdict(one) for one in seen], indent=2, ensure_ascii=False) if as_json else step_inputs.describe(seen))

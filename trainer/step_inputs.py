@@ -31,7 +31,7 @@ class Seen:
     regular: bool  # a regularisation picture
 
 
-def saw(run: Run, step: int, out: Path | None = None) -> list[Seen]:
+def at(run: Run, step: int, out: Path | None = None) -> list[Seen]:
     """The pictures of `step` (1-based) in their order; written as PNG into `out` as the autoencoder got them.
 
     Raises: ConfigError if there is no such step, RunError if pictures or captions are not those of the run any more.

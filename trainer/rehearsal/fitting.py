@@ -22,8 +22,8 @@ import trainer
 from trainer import bases, console, memory, presets
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.memory import rehearsal
-from trainer.memory.rehearsal import Rehearsal, Try
+from trainer.rehearsal import measuring
+from trainer.rehearsal.measuring import Rehearsal, Try
 
 _SHORTAGE = "shortage"
 _CLEARLY = 1.15  # times faster, for which weights may be rounded to 8 bits
@@ -33,7 +33,7 @@ def once(config: TrainConfig, out: Path, download: bool) -> str:
     """One try in this process, as a JSON line: a `Rehearsal`, or that memory ran out."""
     with _ended_by_signals():
         try:
-            return rehearsal.to_json(rehearsal.measure(config, out, download))
+            return measuring.to_json(measuring.measure(config, out, download))
         except (RuntimeError, MemoryError) as error:
             if not memory.is_shortage(error):
                 raise
@@ -117,7 +117,7 @@ def _try(config: TrainConfig, out: Path, download: bool, temporary: Path) -> Reh
         raise RuntimeError(f"the rehearsal's process ended with {child.returncode}:\n{errors}")
     last = said.strip().rpartition("\n")[2]
     shortage = json.loads(last).get(_SHORTAGE)
-    return rehearsal.from_json(last) if shortage is None else str(shortage)
+    return measuring.from_json(last) if shortage is None else str(shortage)
 
 
 @contextmanager

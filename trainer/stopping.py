@@ -1,0 +1,27 @@
+"""Ctrl-C and SIGTERM as a wish to end: asked once, a run saves and ends after its step; asked twice, it ends at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM: the first asks the run to save and end after this step, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def restore(self) -> None:
+        """Hand the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self.asked
