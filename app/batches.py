@@ -23,7 +23,7 @@ from app import gate
 from app.context import Context, newest_first
 from app.jobs import Job
 from app.views import Progress, duration
-from trainer import claiming
+from trainer import claiming, spreadsheet
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.batch import adapter
@@ -114,11 +114,14 @@ def _csv(context: Context, text: str) -> Jobs:
     from trainer.render import jobs_file
 
     text = text.lstrip("\ufeff")  # one more mark, and the reader would see other columns than we
-    rows = list(csv.reader(io.StringIO(text), strict=True))
-    said = [row for row in rows if any(cell.strip() for cell in row)]  # blank lines come before the first one too
+    rows = list(spreadsheet.reader(io.StringIO(text, newline=""), strict=True))
+    rows = [row if any(cell.strip() for cell in row) else [] for row in rows]  # they keep their numbers, and tell no other separator
+    said = [row for row in rows if row]
     if len(said) > MAX_PAGE_PICTURES + 1:
         raise _too_many(len(said) - 1)
     head = jobs_file.head(said[0]) if said else []
+    if said:
+        said[0][:] = head
     known: dict[str, str] = {}
     for cells in said[1:]:
         for place, column in enumerate(head[: len(cells)]):

@@ -21,7 +21,7 @@ from app.tabs import batch, stack
 from trainer import lora_file
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
-from trainer.render import batch_plan
+from trainer.render import batch_plan, jobs_file
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -79,6 +79,19 @@ def test_an_uploaded_csv_names_loras_by_name_or_hash(context: Context, tmp_path:
     own = context.loras / "fox.safetensors"
     assert found[0]["lora"] == f"{own}:0.5" and found[0]["base"] == str(tiny)
     assert found[1]["lora"] == f"{own}:1; {own}:0.2" and found[1]["base"] == "" and found[1]["prompt"] == "an owl, white"
+
+
+@pytest.mark.parametrize("rows", ["prompt;lora;seed\na; fox:0.5;1\n", "sep=;\nprompt;lora;seed\na;fox:0.5;1\n", "\t \t\nprompt\tlora\tseed\na\tfox:0.5\t1\n"])
+def test_an_uploaded_csv_may_be_a_spreadsheets_and_is_read_as_the_command_reads_it(context: Context, tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(rows.encode("utf-16"))
+    told = batches.uploaded(context, path)
+    (tmp_path / "job.csv").write_text(told.text, encoding="utf-8")
+    (row,) = jobs_file.read(tmp_path / "job.csv", jobs_file.Defaults())
+    assert row.stack and [(one.file, one.weight) for one in row.stack.adapters] == [(str(context.loras / "fox.safetensors"), 0.5)]
+    path.write_bytes(rows.replace("fox", "caf\xe9").encode("cp1252"))
+    with pytest.raises(ConfigError, match="x.csv is no text that can be read: it is not UTF-8 .line [23], byte .*Windows-1252"):
+        batches.uploaded(context, path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
+import io
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -24,7 +27,8 @@ from trainer.render import batch_recipe, jobs_file
     [
         ("promt,seed\na,1\n", "column 1 is 'promt'; did you mean prompt?"),
         ("seed,seed\n1,1\n", "for the second time"),
-        ("prompt;seed\na;1\n", "prompt;seed"),
+        ("prompt:seed\na:1\n", "prompt:seed"),
+        ("prompt;sed\na;1\n", "column 2 is 'sed'; did you mean seed?"),
         ("", "is empty"),
         ("\n,,\n", "is empty"),
         ("seed\n1\nx\n-3\n", "row 2 (line 3)"),
@@ -34,7 +38,11 @@ from trainer.render import batch_recipe, jobs_file
         ('prompt\n"' + "a" * 200_000, "is a quote left open"),
         ('prompt\n"' + "a\n" * 100_000, "is a quote left open"),
         ('prompt\n"a"b\n', "is not CSV"),
-        ("prompt\n\xff\xfe\n", "is not UTF-8"),
+        ("prompt\n\xff\xfe\n", "is not UTF-8 (line 2, byte 7: "),
+        ("prompt\na\nun \xe9l\xe8ve\n", "is not UTF-8 (line 3, byte 12: it looks like Windows-1252)"),
+        ("prompt\n" + "a\n" * 70_000 + "\x83l\x83R\x82\xcc\n", "is not UTF-8 (line 70002, byte 140007: it looks like an older encoding, such as Shift-JIS"),
+        ("p\0r\0o\0m\0p\0t\0\n\0a\0\n\0", "it looks like UTF-16 without a mark"),
+        ("\xff\xfep\0r\0o\0m\0p\0t\0\n\0\0\xd8a\0", "is damaged UTF-16 (line 2, byte 16)"),
         ("size\n12by12\n", "12by12"),
         ("size\n36x32\n", "36"),
         ("name\n../x\n", "'../x'"),
@@ -52,6 +60,33 @@ def test_a_csv_that_cannot_be_used_says_where_and_why(tmp_path: Path, tiny: Path
     with pytest.raises(UserError) as caught:
         plan_of(path, tiny)
     assert said in str(caught.value)
+
+
+EXCEL = {  # up to the separator, and the encoding
+    "CSV": (",", "utf-8"),
+    "CSV UTF-8": (",", "utf-8-sig"),
+    "CSV where the comma is the decimal mark": (";", "utf-8-sig"),
+    "Unicode text": ("\t", "utf-16"),
+    "UTF-16 the other way round": (";", "utf-16-be"),
+    "UTF-32": (",", "utf-32"),
+    "sep=": ("sep=;", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("kind", EXCEL)
+def test_a_csv_is_read_as_spreadsheet_programs_write_it(kind: str, tmp_path: Path) -> None:
+    begin, encoding = EXCEL[kind]
+    rows = [("prompt", "seed", "negative"), ("eine Küche, 猫; hell", "7", ""), ("\u0431\u0435\u043b\u043a\u0430", "8", 'a "b"')]
+    written = io.StringIO()
+    written.write("sep=;\r\n" if begin.startswith("sep") else "")
+    csv.writer(written, delimiter=begin[-1]).writerows(rows)
+    bom = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / "x.csv").write_bytes(bom + written.getvalue().encode(encoding))
+    read = list(jobs_file.read(tmp_path / "x.csv", jobs_file.Defaults()))
+    assert [(row.stack.prompt, row.stack.seed, row.stack.negative_prompt) for row in read if row.stack] == [
+        ("eine Küche, 猫; hell", 7, ""), ("белка", 8, 'a "b"'),
+    ]  # fmt: skip
+    assert [row.where for row in read] == (["row 1 (line 3)", "row 2 (line 4)"] if begin.startswith("sep") else ["row 1 (line 2)", "row 2 (line 3)"])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def test_a_caption_is_read_as_editors_save_it(picture: Path, encoding: str, text
 @pytest.mark.parametrize(
     "raw, said",
     [(b"\xff\xfea", "damaged UTF-16"), (b"\xff\xfe\x00\xd8", "damaged UTF-16"), (b"\xfe\xff\xd8\x00a", "damaged UTF-16"),
-     ("Küche".encode("cp1252"), "not UTF-8"),
+     ("Küche".encode("cp1252"), "not UTF-8"), ("a\nb\nKüche".encode("cp1252"), "line 3, byte 5: it looks like Windows-1252"),
+     ("猫の絵".encode("shift_jis"), "older encoding, such as Shift-JIS"),
      ("Ж".encode("utf-16-le") + b"\xff", "not UTF-8")],
 )  # fmt: skip
 def test_a_caption_in_another_encoding_is_named(picture: Path, raw: bytes, said: str) -> None:

@@ -282,6 +282,14 @@ def test_metadata_is_read_as_editors_save_it(encoding: str, tmp_path: Path) -> N
     assert {name: text for name, (text, _, _) in told(found).items()} == {"a.png": "eine Küche 猫", "b.png": "une, élève"} and not found.problems
 
 
+@pytest.mark.parametrize("mark, encoding", [(";", "utf-8-sig"), ("\t", "utf-16"), (",", "utf-8")])
+def test_metadata_is_read_as_excel_saves_it(mark: str, encoding: str, tmp_path: Path) -> None:
+    put(tmp_path, "b.png")
+    (tmp_path / "metadata.csv").write_bytes(f'file_name{mark}text\r\nb.png{mark}"une, élève; là"\r\n'.encode(encoding))
+    found = survey(tmp_path)
+    assert [one.text for one in found.pictures] == ["une, élève; là"] and not found.problems
+
+
 @pytest.mark.parametrize("name", imagefolder.NAMES)
 @pytest.mark.parametrize("raw", [b"\xff\xfea", b"\xfe\xff\xd8\x00\x00a", b"\xff\xfe\0\0abc"])
 def test_damaged_metadata_is_said_and_costs_no_picture(name: str, raw: bytes, tmp_path: Path) -> None:

@@ -134,6 +134,18 @@ def test_a_name_with_a_star_leaves_its_folder_no_more_than_another(folder: Path,
 # Tags.
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_of_wildcards_is_read_as_editors_save_it(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "beasts.txt").write_bytes("猫\r\n".encode(encoding))
+    assert wildcards.expand("__beasts__", 1, tmp_path) == "猫"
+
+
+def test_a_file_of_wildcards_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "beasts.txt").write_bytes("cat\nélève\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"beasts.txt of the wildcards .* is not UTF-8 \(line 2, byte 4: it looks like Windows-1252\)"):
+        wildcards.expand("__beasts__", 1, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["my__style__v1", "a__b__c", "x__y", "__init__ner"])
 def test_a_file_name_with_underscores_is_no_wildcard_in_a_tag(name: str) -> None:
     assert prompting.spelled_out(f"a <lora:{name}:0.8> fox", 1).loras == (LoraTag(name, 0.8),)

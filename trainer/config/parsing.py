@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import sys
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from trainer import encodings
 from trainer.config.refusals import explain, shown
 from trainer.config.train import TrainConfig
 from trainer.errors import ConfigError
@@ -24,7 +24,6 @@ else:  # the same parser, by its name on 3.10
 
 AnyConfig = TypeVar("AnyConfig", bound=Settings)
 MAX_DEPTH = 24  # tables within tables
-_BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _SAID_CHARS = 200
 
 
@@ -55,11 +54,10 @@ def _refuse_keys(values: Any, where: str) -> None:
 
 def text_of(raw: bytes, where: str) -> str:
     """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one. Raises: ConfigError."""
-    kind = next((kind for bom, kind in _BOMS if raw.startswith(bom)), "utf-8-sig")
     try:
-        return raw.decode(kind)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is no text that can be read (byte {error.start}); save it as UTF-8.") from None
+        return encodings.text(raw)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no text that can be read: it {error}; save it as UTF-8.") from None
 
 
 def from_toml(raw: bytes | str, where: str) -> dict[str, Any]:

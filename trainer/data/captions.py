@@ -6,8 +6,8 @@ an undo is an entry too, so nothing that was once written is lost.
 
 from __future__ import annotations
 
-import codecs
 import errno
+import io
 import json
 import os
 import time
@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from trainer import encodings
 from trainer.errors import DataError
 
 HISTORY = ".caption-history.jsonl"
@@ -26,7 +27,6 @@ _WAIT_S = 10.0
 _NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock
 MAX_CAPTION_BYTES = 64 << 10
 _SUFFIXES = (".txt", ".caption")
-BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,10 @@ def decode(raw: bytes, name: str) -> str:
     """The caption in a file's bytes: UTF-8, or UTF-16 and UTF-32 that say so with a BOM. Raises: DataError if they are too many or none of these."""
     if len(raw) > MAX_CAPTION_BYTES:
         raise DataError(f"has a caption {name} that is too long; allowed: up to {MAX_CAPTION_BYTES // 1024} KiB")
-    kind = next((kind for bom, kind in BOMS if raw.startswith(bom)), "utf-8")
     try:
-        return _clean(raw.decode(kind))
-    except UnicodeDecodeError as error:
-        said = f"is damaged {kind.upper()}" if kind != "utf-8" else "is not UTF-8"
-        raise DataError(f"has a caption {name} that {said} (byte {error.start}); save it as UTF-8") from None
+        return _clean(raw.decode(encodings.of(raw)))
+    except UnicodeDecodeError:
+        raise DataError(f"has a caption {name} that {encodings.refusal(io.BytesIO(raw))}; save it as UTF-8") from None
 
 
 def _clean(text: str) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainer.data.captions import BOMS, MAX_CAPTION_BYTES
+from trainer import encodings, spreadsheet
+from trainer.data.captions import MAX_CAPTION_BYTES
 from trainer.shown import printable
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -63,9 +64,9 @@ def _utf8(path: Path) -> IO[bytes]:
     """The file's bytes, made UTF-8 where a BOM says that they are UTF-16 or UTF-32. Raises: OSError, UnicodeDecodeError."""
     file = path.open("rb")
     head = file.read(4)
-    kind = next((kind for bom, kind in BOMS if head.startswith(bom)), None)
+    kind = encodings.of(head)
     file.seek(0)
-    if kind is None:
+    if kind == "utf-8-sig":
         return file
     with file:
         return io.BytesIO(file.read(MAX_FILE_BYTES).decode(kind).encode())
@@ -88,7 +89,7 @@ def _json_row(raw: bytes) -> dict[str, Any] | str:
 
 def _csv(path: Path) -> Iterator[Row]:
     with io.TextIOWrapper(_utf8(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
+        reader = spreadsheet.reader(file, strict=False)
         header: list[str] | None = None
         while True:
             try:

@@ -1,7 +1,8 @@
 """A batch's TOML or CSV file -> one row after the other, however many: each a stack and a wanted name, or what is wrong with it.
 
-CSV: the first line names the columns, which are the options of `velatura render` and a few settings more; a cell that is empty or isn't
-there is what the command's option says. `lora` holds FILE:WEIGHT, several with `;` between. Files are found from where the command was started.
+CSV, as spreadsheet programs write it: the first line names the columns, which are the options of `velatura render` and a few settings more;
+a cell that is empty or isn't there is what the command's option says. `lora` holds FILE:WEIGHT, several with `;` between. Files are found from where
+the command was started.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainer import presets
+from trainer import encodings, presets, spreadsheet
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.config.batch import MAX_PICTURES, NAME, adapter, check_name, seeds
 from trainer.config.parsing import from_toml
@@ -126,25 +127,29 @@ def _times(one: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _csv(path: Path, defaults: Defaults) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding=encodings.of_file(path), newline="") as file:
         lines = _Lines(file)
-        reader = csv.reader(lines, strict=True)
+        reader = None
         head: list[str] = []
         number = 0
         while True:
-            first = reader.line_num + 1
+            first = reader.line_num + 1 if reader else 1
             lines.chars = 0
             try:
+                reader = reader or spreadsheet.reader(lines, strict=True)
                 cells = next(reader, None)
             except csv.Error as error:
                 raise ConfigError(f"line {first} of {path} is not CSV: {error}.") from None
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{path} is not UTF-8 after line {reader.line_num}: {error.reason}.") from None
+            except UnicodeError:
+                with path.open("rb") as damaged:
+                    raise ConfigError(f"{path} {encodings.refusal(damaged)}; save it as UTF-8, which Excel calls CSV UTF-8.") from None
             if cells is None:
                 break
             if not any(cell.strip() for cell in cells):
                 continue
             if not head:
+                if any("\0" in cell for cell in cells):
+                    raise ConfigError(f"{path} is not UTF-8: it looks like UTF-16 without a mark; save it as UTF-8, which Excel calls CSV UTF-8.")
                 head = _head(cells, str(path))
                 continue
             number += 1
@@ -199,7 +204,7 @@ def _head(cells: list[str], path: str) -> list[str]:
             problems.append(f"column {place + 1} is {name!r} for the second time")
     if problems:
         more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ConfigError(f"{path}: {'; '.join(problems[:10])}{more}. Allowed, each once and with commas between: {', '.join(COLUMNS)}.")
+        raise ConfigError(f"{path}: {'; '.join(problems[:10])}{more}. Allowed, each once and with commas, semicolons or tabs between: {', '.join(COLUMNS)}.")
     return names
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from trainer.config.parsing import text_of
 from trainer.errors import ConfigError
 from trainer.render.tags import TAG
 
@@ -365,5 +366,5 @@ def _read(path: Path) -> list[str]:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path.name} of the wildcards is larger than {MAX_FILE_BYTES} bytes; split it.")
-    lines = [line.strip() for line in raw.decode("utf-8-sig", "replace").splitlines()]
+    lines = [line.strip() for line in text_of(raw, f"{path.name} of the wildcards").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
