@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import bases, cache, data
+from trainer import bases, cache, choices, data
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Item, buckets, wording
 from trainer.data.order import Order, Sample
@@ -80,8 +80,18 @@ class Material:
         self.entries = buckets.plan(dataset.items, self.config, self.multiple_px)
         self.wordings = [wording.variants(item.captions, self.config.captions, self.config.seed) for item in dataset.items]
         self.order = Order(self.config, self.entries, dataset.items, [len(found) for found in self.wordings])
-        if self.config.captions.long == "chunk" and self.pipe is not None:
+        if self._chunks_captions and self.pipe is not None:
             self.chunks = max(self.family.num_chunks(self.pipe, caption) for caption in self.all_captions())
+
+    @property
+    def _chunks_captions(self) -> bool:
+        match self.config.captions.long:
+            case "cut":
+                return False
+            case "chunk":
+                return True
+            case other:
+                choices.never(other)
 
     def all_captions(self) -> list[str]:
         """Every string that may be asked of the text encoder, sorted."""
@@ -97,7 +107,7 @@ class Material:
 
     def long_captions(self) -> list[str]:
         """A sentence for each picture whose caption is cut off at the text encoder's window."""
-        if self.chunks > 1 or self.config.captions.long == "chunk":
+        if self.chunks > 1 or self._chunks_captions:
             return []
         found = []
         window = self.family.window(self.pipe)
@@ -128,7 +138,7 @@ class Material:
         return count, self.store.num_computed - before
 
     def _views(self) -> Iterator[tuple[Item, buckets.Bucket, int, bool]]:
-        cuts = range(1, buckets.NUM_CUTS + 1) if self.config.data.crop == "random" else (0,)
+        cuts = buckets.cuts(self.config.data.crop)
         for entry in dict.fromkeys(self.entries):
             for cut in cuts:
                 for mirrored in (False, True) if self.config.data.flip else (False,):

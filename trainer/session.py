@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, checkpoint, data, events, families, presets, report, runs, schema, shown, tracking
+from trainer import bases, checkpoint, choices, data, events, families, presets, report, runs, schema, shown, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -84,6 +84,7 @@ def start(
 
     Raises: UserError for anything that can be known before the model is loaded.
     """
+    choices.check(config)
     dataset, heldout = data.scan(config), data.scan_heldout(config)
     family = families.registry()[config.family]
     folder = bases.resolve(config.base, family, download)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, data, families, memory, methods, objective, optim, origin, validation
+from trainer import against, bases, choices, data, families, memory, methods, objective, optim, origin, validation
 from trainer.attach import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
@@ -72,6 +72,8 @@ class Studio:
     def open(cls, config: TrainConfig, world: World | None = None, settings: MemoryConfig | None = None) -> Studio:
         """The frozen base on its device, as these memory settings say, or the config's. Raises: ModelError, ConfigError."""
         world = world or World()
+        choices.check(config)
+        choices.check(settings or config.memory, "memory.")
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype, folder)

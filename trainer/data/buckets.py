@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
+from trainer import choices
 from trainer.config import DataConfig, TrainConfig
 from trainer.data.scanning import Item
 from trainer.errors import ConfigError
@@ -22,6 +24,17 @@ CROPPED = 0.1  # share of a picture's area that is worth a word when it is cut o
 MAX_ENTRIES = 1_000_000  # of an epoch
 _STEP_PX = 64
 _FROM_PX = 512  # below it, steps of 64 px would leave a base of 128 px the square alone
+
+
+def cuts(crop: Literal["centre", "random"]) -> range:
+    """The numbers of the cuts of a picture that are trained: 0 is the one in the middle."""
+    match crop:
+        case "centre":
+            return range(1)
+        case "random":
+            return range(1, NUM_CUTS + 1)
+        case _:
+            choices.never(crop)
 
 
 @dataclass(frozen=True)

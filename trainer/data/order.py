@@ -15,7 +15,8 @@ import torch
 
 from trainer import objective
 from trainer.config import TrainConfig
-from trainer.data.buckets import NUM_CUTS, Bucket, Entry
+from trainer.data import buckets
+from trainer.data.buckets import Bucket, Entry
 from trainer.data.scanning import Item
 
 
@@ -58,10 +59,11 @@ class Order:
 
     def _sample(self, entry: Entry, dropped: float, mirrored: float, cut: float, wording: float) -> Sample:
         data = self.config.data
+        cuts = buckets.cuts(data.crop)
         return Sample(
             picture=entry.index,
             bucket=entry.bucket,
-            cut=1 + int(cut * NUM_CUTS) if data.crop == "random" else 0,
+            cut=cuts[int(cut * len(cuts))],
             mirrored=data.flip and mirrored < 0.5,
             wording=None if dropped < data.caption_dropout else int(wording * self.num_wordings[entry.index]),
         )

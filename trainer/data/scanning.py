@@ -13,9 +13,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from trainer import files
+from trainer import choices, files
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
 from trainer.data import opening, sources, wording
@@ -131,8 +131,9 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     problems: list[str] = []
     items: list[Item] = []
     maskless = []
+    own_mask = _is_own_mask(data.mask)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(pool.map(lambda found: _look(found, data.mask == "alpha"), survey.pictures))
+        looks = list(pool.map(lambda found: _look(found, own_mask), survey.pictures))
     for found, look in zip(survey.pictures, looks, strict=True):
         refusal = look if isinstance(look, str) else found.refusal
         if refusal or isinstance(look, str):
@@ -206,6 +207,17 @@ def noted_lines(notes: dict[str, tuple[str, ...]]) -> list[str]:
     return [f"{sources.some(names)} {'has' if len(names) == 1 else 'have'} {line}." for line, names in having.items()]
 
 
+def _is_own_mask(mask: Literal["off", "file", "alpha"]) -> bool:
+    """Whether a picture's mask is its own transparency."""
+    match mask:
+        case "off" | "file":
+            return False
+        case "alpha":
+            return True
+        case _:
+            choices.never(mask)
+
+
 def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> str:
     """The caption of a picture without one; "" if there is none for it either, which leaves it out."""
     if fallback:
@@ -220,7 +232,13 @@ def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> s
 def _captions(text: str, trigger: str, captions: CaptionsConfig) -> tuple[str, ...]:
     """The text, or its lines without blank and double ones; with prefix, suffix, and the trigger in front where it is lacking."""
     text = with_trigger(text, trigger)
-    lines = [line.strip() for line in text.splitlines() if line.strip()] if captions.lines == "choose" else [text]
+    match captions.lines:
+        case "join":
+            lines = [text]
+        case "choose":
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+        case other:
+            choices.never(other)
     return tuple(dict.fromkeys(_finished(line, trigger, captions) for line in lines))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trainer import choices
 from trainer.memory import attention, compiling, fetching, frozen, probing
 
 if TYPE_CHECKING:
@@ -25,19 +26,29 @@ def arrange(studio: Studio) -> None:
     attention.choose(denoiser, "fused" if compiles else settings.attention, studio.device, studio.dtype)
     if settings.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing(_computed_twice(studio))  # type: ignore[operator]
-    if settings.offload != "none":
-        for part in _movable(studio):
-            part.to("cpu")
-        studio.material.encoders = lambda: drawing(studio)
-    if settings.offload == "blocks":
-        fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(studio.device))
-        _bring_the_rest(denoiser, torch.device(studio.device))
+    match settings.offload:
+        case "none":
+            pass
+        case "encoders":
+            _move_encoders(studio)
+        case "blocks":
+            _move_encoders(studio)
+            fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(studio.device))
+            _bring_the_rest(denoiser, torch.device(studio.device))
+        case other:
+            choices.never(other)
     if settings.attention == "auto" and studio.device.startswith("cuda"):
         _choose_kernels(studio)
     _scale_inputs(denoiser, studio.device)
     studio.memory = compiling.choose(denoiser, settings, num_passes(studio), lambda: len({entry.bucket for entry in studio.material.entries}), studio.device)
     if studio.device.startswith("cuda"):
         torch.cuda.empty_cache()
+
+
+def _move_encoders(studio: Studio) -> None:
+    for part in _movable(studio):
+        part.to("cpu")
+    studio.material.encoders = lambda: drawing(studio)
 
 
 def num_passes(studio: Studio) -> int:

@@ -22,12 +22,13 @@ rounded to bfloat16, as diffusers' own plain processor has them, the result is t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from trainer import choices
 from trainer.errors import ConfigError
 
 _FUSED = torch.nn.functional.scaled_dot_product_attention
@@ -61,13 +62,21 @@ class _Plain(TorchFunctionMode):
             return plain(query, key, value, scale)
 
 
-def choose(model: nn.Module, way: str, device: str, dtype: torch.dtype) -> None:
+def choose(model: nn.Module, way: Literal["auto", "fused", "plain"], device: str, dtype: torch.dtype) -> None:
     """Make every attention layer of a diffusers model compute `auto`, `fused` or `plain`; may be called again.
 
     A layer's forward is wrapped, and not the model's, so that gradient checkpointing computes in backward what it did before.
     """
     few = _MOST_SCORES if device == "cpu" and dtype != torch.float32 else 0
-    most = {"fused": 0, "plain": float("inf"), "auto": few}[way]
+    match way:
+        case "auto":
+            most: float = few
+        case "fused":
+            most = 0
+        case "plain":
+            most = float("inf")
+        case _:
+            choices.never(way)
     layers = [module for module in model.modules() if hasattr(module, "set_processor") and hasattr(module, "processor")]
     if not layers and way != "auto":
         raise ConfigError(f"memory.attention is {way!r}, but this base's attention can't be changed; allowed for it: auto.")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer import choices
 from trainer.config import MemoryConfig
 
 BACKEND: Any = "inductor"  # what torch compiles with
@@ -69,6 +70,7 @@ def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_sha
 
     May be called again: what was compiled before is taken back first.
     """
+    choices.check(settings, "memory.")
     chosen = settings.compile
     if chosen == "auto":
         chosen = "blocks" if is_possible(settings, device) and num_passes >= _WORTH_PASSES and repeated(denoiser) else "off"

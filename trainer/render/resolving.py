@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import bases, lora_file, usual
+from trainer import bases, choices, lora_file, usual
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import attending, draw, fitting, modes, pointing, prompting, regions, weighing
@@ -34,6 +34,7 @@ class Resolving:
 
     def resolved(self, stack: StackConfig) -> StackConfig:
         """The same stack spelled out. Raises: AdapterError, ConfigError; nothing has been changed then."""
+        choices.check(stack)
         key = self._key(stack)
         if key is None:
             return self._spelled_out(stack)
@@ -70,8 +71,8 @@ class Resolving:
         said = {"prompt": prompting.with_triggers(stack.prompt, triggers), "guidance_rescale": draw.rescale(engine.pipe, stack)}
         found = stack.model_copy(update={"adapters": tuple(adapters), **said})
         mode = modes.chosen(found.mode, sum(map(acts, adapters)), found.guidance_scale)
-        if hasattr(mode, "place"):
-            attending.check(getattr(engine.pipe, engine.component), found.mode)
+        if mode.place:
+            attending.check(getattr(engine.pipe, engine.component), engine.family, found.mode)
             pointing.check(engine.pipe, found, [(one, self._trigger(one)) for one in filter(acts, adapters)])
         return found
 
