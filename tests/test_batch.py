@@ -166,6 +166,19 @@ def test_killed_many_times_it_still_is(tmp_path: Path, tiny: Path, mixed: Path) 
         assert files(out) == files(tmp_path / "whole")
 
 
+def test_a_manifest_says_that_all_is_done_only_when_all_is(tmp_path: Path, tiny: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is taken for finished by its manifest, and a kill may come before the contact sheets."""
+
+    def kill(*_: object) -> int:
+        assert {row["state"] for row in manifest(tmp_path / "out")} == {"done", "todo"}
+        raise Killed
+
+    monkeypatch.setattr(batch, "_PAPERS_EVERY_S", 0.0)
+    monkeypatch.setattr(batch_papers, "write_sheets", kill)
+    with pytest.raises(Killed):
+        draw(mixed, tiny, tmp_path / "out", sheets=True)
+
+
 def test_a_second_time_nothing_is_drawn_or_written(tmp_path: Path, tiny: Path, mixed: Path) -> None:
     draw(mixed, tiny, tmp_path / "out", sheets=True)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from trainer import cache
+from trainer import cache, claiming
 
 ENTRY = {"latents": torch.arange(48.0).reshape(3, 4, 4), "half": torch.ones(5, dtype=torch.bfloat16), "one": torch.tensor(2), "none": torch.zeros(0, 3)}
 
@@ -124,3 +125,17 @@ def test_a_run_with_turned_bits_ends_as_one_without_and_says_how_many(tmp_path: 
     assert again == clean
     assert [line.partition(";")[0] for line in said if "damaged" in line] == ["6 entries of the cache were damaged and were made anew"]
     assert os.path.isdir(tmp_path / "runs" / "clean")
+
+
+def test_what_a_killed_process_left_half_written_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    path, _ = stored(tmp_path)
+    ended = multiprocessing.get_context("spawn").Process(target=int)
+    ended.start()
+    ended.join()
+    mine = claiming.unfinished()
+    left = path.parent / f"{mine.replace(str(os.getpid()), str(ended.pid))}abc"
+    kept = [path.parent / name for name in (f"{mine}abc", ".new-elsewhere-1-abc", ".new-abc")]
+    for one in (left, *kept):
+        one.write_bytes(b"half")
+    cache.Store(tmp_path)
+    assert not left.exists() and all(one.exists() for one in (path, *kept))

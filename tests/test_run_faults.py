@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import plain
-from trainer import checkpoint, lora_file, presets, runs, session
+from trainer import checkpoint, claiming, events, lora_file, presets, runs, session
 from trainer.errors import ModelError, RunError
 from trainer.events import Failed, Finished, Saved, Started, Step, Warned
 
@@ -155,3 +158,58 @@ def test_a_run_that_another_process_holds_is_not_taken_away(tmp_path: Path, tiny
         list(stream)
     assert run.folder.is_dir()
     assert not any(isinstance(event, Started) for event in run.events())
+
+
+class Killed(BaseException):
+    """What follows is not done, as if by kill -9."""
+
+
+def test_what_a_kill_left_beside_the_last_checkpoint_goes_when_the_run_goes_on(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tiny, pictures, keep_checkpoints=1)
+    run, stream = session.start(settings, tmp_path, "mine", None)
+
+    def kill(parent: Path, step: int, keep: int) -> None:
+        if step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "tidy", kill)
+        list(stream)
+    (run.checkpoints / ".new-step-000004-1").mkdir()
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == [".new-step-000004-1", "step-000002", "step-000004"]
+    assert isinstance(list(session.start(settings, tmp_path, "mine", run)[1])[-1], Finished)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000004"]
+
+
+def test_a_run_killed_before_its_report_is_written_is_not_finished(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object) -> None:
+        raise Killed
+
+    run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(session.report, "write", kill)
+        list(stream)
+    assert run.state() == "unfinished"
+    list(session.start(config(tiny, pictures), tmp_path, "mine", run)[1])
+    assert run.state() == "finished" and "Not finished" not in run.report_file.read_text()
+
+
+def test_a_run_folder_that_was_never_finished_goes_when_the_next_is_made(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f"{claiming.unfinished().replace(str(os.getpid()), str(ended.pid))}x"
+    left.mkdir()
+    (left / "config.toml").touch()
+    runs.create(tmp_path, "mine", config(tiny, pictures))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_torn_last_line_does_not_swallow_what_a_refused_run_says(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(events.to_line(Warned("one")) + '{"event": "step", "st')
+    log = events.Log(path)
+    log.write(Warned("two"))
+    log.write(Warned("three"))
+    assert [event.message for event in events.read(path) if isinstance(event, Warned)] == ["one", "two", "three"]

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import claiming
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,6 +44,7 @@ class Store:
         self._kept: OrderedDict[str, Entry] = OrderedDict()
         self._kept_size = 0
         self._proved: set[str] = set()  # names whose files have been compared with their digests
+        claiming.sweep(folder, "*/.new-*")  # of processes that were killed while they wrote
 
     def get(self, name: str, compute: Callable[[], Entry]) -> Entry:
         """The entry called `name`; where there is none, or a damaged one, it is computed and written."""
@@ -114,7 +117,7 @@ def _write(path: Path, entry: Entry) -> None:
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=claiming.unfinished())
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(save(entry, {"sha256": _digest(entry)}))

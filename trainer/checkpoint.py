@@ -67,13 +67,18 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         shutil.rmtree(final)
     os.replace(temporary, final)
     _sync_folder(parent)
-    # A later one was passed over as damaged when this run was resumed.
-    folders = _folders(parent)
-    for old in [folder for folder in folders if _step(folder) > step] + [folder for folder in folders if _step(folder) <= step][:-keep]:
-        shutil.rmtree(old)
-    for left in parent.glob(".new-*"):  # of a process that was killed here
-        shutil.rmtree(left, ignore_errors=True)
+    for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:  # passed over when this run was resumed
+        shutil.rmtree(damaged)
+    tidy(parent, step, keep)
     return final
+
+
+def tidy(parent: Path, step: int, keep: int) -> None:
+    """Remove what is older than the `keep` newest up to `step`, and what a process that was killed here left half written."""
+    for old in [folder for folder in _folders(parent) if _step(folder) <= step][:-keep]:
+        shutil.rmtree(old)
+    for left in parent.glob(".new-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def name(step: int) -> str:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+_HERE = re.sub(r"\W", "", platform.node(), flags=re.ASCII)[:40] or "here"
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95))
 
 
@@ -34,6 +39,20 @@ def temporary(folder: Path, suffix: str = ".upload") -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def unfinished() -> str:
+    """How the hidden name of something begins that this process makes and then renames; `sweep` knows it by that."""
+    return f".new-{_HERE}-{os.getpid()}-"
+
+
+def sweep(folder: Path, pattern: str = ".new-*") -> None:
+    """Remove what lies there under a name of `unfinished` and whose process, one of this machine's, is gone: nobody else would."""
+    for path in folder.glob(pattern):
+        made_by = re.match(rf"\.new-{_HERE}-(\d{{1,9}})-", path.name)
+        if made_by and not psutil.pid_exists(int(made_by[1])):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def put(made: Path, wanted: Iterable[Path]) -> Path:

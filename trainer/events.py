@@ -10,7 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,10 @@ class Log:
         """Add the event's line, and those that wait; never raises for a disk that is full."""
         self._waiting.append(to_line(event).encode())
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("a+b") as file:
                 size = file.seek(0, 2)
                 try:
-                    file.write(b"".join(self._waiting))
+                    file.write(b"".join([_end_of_torn_line(file, size), *self._waiting]))
                     file.flush()
                 except OSError:
                     file.truncate(size)
@@ -214,6 +214,13 @@ class Log:
         except OSError:
             return
         self._waiting.clear()
+
+
+def _end_of_torn_line(file: BinaryIO, size: int) -> bytes:
+    """A line's end if the file ends without one, as a kill may leave it: the torn line must not swallow the next."""
+    if size:
+        file.seek(size - 1)
+    return b"\n" if size and file.read(1) != b"\n" else b""
 
 
 def rewind(path: Path, step: int) -> None:

@@ -42,6 +42,7 @@ def train(
     first = checkpoint.expect(saved, identity, run.name)
     if world.first:
         events.rewind(run.events_file, first)
+        checkpoint.tidy(run.checkpoints, first, config.keep_checkpoints)
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     seconds = time.monotonic()

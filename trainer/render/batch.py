@@ -156,7 +156,7 @@ class _Runner:
         for work, found in self._draw(chunk):
             if work.state != "done":
                 yield self._keep(work, found)
-            if time.monotonic() > self.next_papers:
+            if time.monotonic() > self.next_papers and self.plan.counts()["todo"]:  # else it comes last: a whole manifest says that all is done
                 before = time.monotonic()
                 batch_papers.write_manifest(self.plan, self.manifest)
                 self.next_papers = time.monotonic() + max(_PAPERS_EVERY_S, 20 * (time.monotonic() - before))

@@ -49,9 +49,9 @@ _PLACE = re.compile(r"""(["'])((?:/|~|[A-Za-z]:[\\/]|\\\\)[^"'\n]{1,4000})""")  
 _E = TypeVar("_E")
 
 
-def write(run: Run, dataset: Dataset | None = None) -> None:
-    """Write the report of what the run's folder holds now; with the `dataset` also what it trained on."""
-    log, config = plausible(run.events()), _config(run)
+def write(run: Run, dataset: Dataset | None = None, ends: Event | None = None) -> None:
+    """Write the report of what the run's folder holds now, and of how it `ends`; with the `dataset` also what it trained on."""
+    log, config = plausible([*run.events(), *([ends] if ends else [])]), _config(run)
     plan = _last(log, Planned)
     trained_on = [report_pictures.plan_table(plan)] if plan else []
     trained_on += [report_pictures.dataset_table(dataset, config, plan)] if dataset else []
