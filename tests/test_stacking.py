@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
+from trainer.data import scanning
 from trainer.deltas import Delta
 from trainer.errors import AdapterError, ConfigError, UserError
 from trainer.render import draw, live, modes, regions, weighing
@@ -179,7 +180,7 @@ def test_outside_its_region_cross_attention_is_the_bases(engine: Engine, trained
     with torch.no_grad():
         base = attention(x, said)
         for mask in (None, half):
-            with live.beside(engine._module, engine.weights, updates, live.Moment(weights, weights, [mask])):
+            with live.beside(engine._module, engine.weights, updates, live.Moment(weights, weights, [mask], live.Places.of(engine.family))):
                 outputs.append(attention(x, said))
         assert torch.equal(attention(x, said), base)
     whole, placed = outputs
@@ -198,6 +199,21 @@ def test_a_mask_is_a_region_that_travels(engine: Engine, trained_style: Path, tm
     resolved = engine.resolve(asked)
     assert resolved.adapters[0].region.startswith("mask data:") and engine.resolve(resolved) == resolved
     assert apart(pixels(engine, resolved), pixels(engine, stack(choice(trained_style, region="box 0 0 0.5 1")))) <= 1
+
+
+def test_transparency_is_outside_a_region_as_it_is_outside_a_training_mask(tmp_path: Path) -> None:
+    """Half of it is drawn white, the rest transparent and white beneath, as painting programs leave it."""
+    drawn = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    drawn.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    drawn.save(tmp_path / "mask.png")
+    wanted = [[1.0] * 4 + [0.0] * 4] * 8
+    one = AdapterChoice(region=f"mask {tmp_path / 'mask.png'}")
+    region = regions.mask(one.model_copy(update={"region": regions.resolved(one, (8, 8))}), (8, 8))
+    assert region is not None and region.tolist() == wanted
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    item = scanning.Item(tmp_path / "a.png", ("x",), "", 64, 64, mask=tmp_path / "mask.png")
+    trained = torch.nn.functional.avg_pool2d(scanning.load_mask(item, (64, 64), 0, False)[None], 8)[0, 0]
+    torch.testing.assert_close(trained, torch.tensor(wanted), rtol=0, atol=0.02)
 
 
 # Modes.
@@ -258,7 +274,7 @@ def test_k_lora_uses_one_adapter_a_layer_content_early_and_style_late(engine: En
     assert any(only["a"] != only["b"] for only in said)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, mode in modes.registry().items() if not hasattr(mode, "place")))
+@pytest.mark.parametrize("name", sorted(name for name, mode in modes.registry().items() if mode.place is None))
 def test_a_mode_leaves_no_trace(name: str, engine: Engine, trained: Path, trained_style: Path) -> None:
     before = pixels(engine, stack())
     engine.render(stack(choice(trained), choice(trained_style, 0.5, schedule="linear 1 0", region="box 0 0 0.5 0.5"), mode=name))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 16
 WHITE = "#ffffff"
+_OUTSIDE = "#000000"  # of a mask
 ONE_FRAME = "more than one frame: only the first is used"
 Source: TypeAlias = "Path | str | IO[bytes]"
 # What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
@@ -58,14 +59,14 @@ def open_whole(source: Source) -> tuple[Image.Image, tuple[str, ...]]:
         return plain, tuple(filter(None, (told, ONE_FRAME if frames else "")))
 
 
-def open_mask(source: Source, background: str = "#000000") -> Image.Image:
-    """A mask file as 8-bit grey, transparency as `background`; its numbers as they are, whatever colours a profile calls them.
+def open_mask(source: Source) -> Image.Image:
+    """A mask file as 8-bit grey, transparency as black, which is outside; its numbers as they are, whatever colours a profile calls them.
 
     Raises: DataError saying what is wrong.
     """
     with _in_words(source):
         image, head = _decoded(source)
-        return flat(_turned(_plain(image, head, source)), background).convert("L")
+        return flat(_turned(_plain(image, head, source)), _OUTSIDE).convert("L")
 
 
 def opacity(source: Source) -> Image.Image:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DATA = "mask data:"
 _MAX_DATA_CHARS = 1 << 17
 _BOX = re.compile(r"box" + r"\s+(\d?\.?\d{1,6})" * 4)
-_ALLOWED = "'box LEFT TOP RIGHT BOTTOM' with numbers from 0 to 1, LEFT below RIGHT and TOP below BOTTOM, or 'mask FILE' with a picture, white where it acts"
+_ALLOWED = "'box LEFT TOP RIGHT BOTTOM' with numbers from 0 to 1, LEFT below RIGHT and TOP below BOTTOM, or 'mask FILE' with a picture, white where it acts; transparent is black"
 
 
 def resolved(adapter: AdapterChoice, size: tuple[int, int]) -> str:
@@ -69,9 +69,9 @@ def _open(adapter: AdapterChoice, name: str) -> bytes:
 def _packed(raw: bytes, size: tuple[int, int]) -> str:
     from PIL import Image
 
-    from trainer.data.opening import WHITE, open_mask
+    from trainer.data.opening import open_mask
 
-    with open_mask(io.BytesIO(raw), WHITE) as opened:
+    with open_mask(io.BytesIO(raw)) as opened:
         small = opened.resize((size[1], size[0]), Image.Resampling.BOX)
     file = io.BytesIO()
     small.save(file, "PNG", optimize=True)
