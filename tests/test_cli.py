@@ -112,7 +112,7 @@ def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_aga
     assert Image.open(tmp_path / "grid.png").width > 256
 
 
-def test_a_picture_of_another_tool_is_shown_and_not_rendered_from(run_velatura, tmp_path: Path) -> None:
+def test_a_picture_that_says_too_little_is_shown_and_not_rendered_from(run_velatura, tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("parameters", "a fox\nSteps: 20")
     Image.new("RGB", (16, 16)).save(tmp_path / "other.png", pnginfo=info)

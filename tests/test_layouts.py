@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.test_data import config, picture
 from tests.test_uploads import make_zip, png
-from trainer import data, watching
+from trainer import data
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import archives, dataset_check, layouts, scanning, sources, uploads
 from trainer.errors import DataError
@@ -189,13 +190,12 @@ def test_a_run_says_how_many_train_before_its_first_step(tmp_path: Path, tiny: P
     assert next(event for event in seen if isinstance(event, Started)).num_pictures == 2
 
 
-def test_a_rehearsal_says_how_many_train() -> None:
-    """The rehearsal asks the same function as a run: `watching.opening`."""
-    import inspect
-
-    from trainer.rehearsal import measuring
-
-    assert "watching.opening(" in inspect.getsource(measuring.measure) and "one.message" in inspect.getsource(watching.opening)
+def test_a_rehearsal_says_how_many_train(run_velatura: Callable[..., Any], tmp_path: Path, tiny: Path) -> None:
+    uncaptioned(tmp_path / "set")
+    sized = [f"--set={one}" for one in (f"base={tiny}", "max_steps=1", "preview_every_steps=0", "resolution_px=32", "batch_size=1")]
+    done = run_velatura("train", "imprimatura-style", "--data", "set", "--rehearse", "--once", "--out", "runs", *sized)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 6 pictures can be used. 4 things to know about" in done.stdout + done.stderr
 
 
 @settings(max_examples=40, deadline=None)
