@@ -52,7 +52,7 @@ def check(
         if not fits
     ]
     if wrong:
-        raise ConfigError(shown.some(wrong, "\n"))
+        raise ConfigError(shown.listed(wrong))
     settings = parse(DataConfig, {"folder": str(folder), "trigger": trigger, "bucket_step_px": step}, "the command line")
     count, own = _tokenizer(root)
     window = min((one for one in (own, getattr(family, "caption_tokens", None)) if one is not None), default=None)

@@ -152,7 +152,7 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
         problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
-        raise ConfigError(f"{len(problems)} settings can't be used:\n" + shown.some([f"  {line}" for line in problems], "\n"))
+        raise ConfigError(f"{len(problems)} settings can't be used:\n" + shown.listed(problems, "  "))
     against.parse(config.against.adapters)
 
 

@@ -46,6 +46,12 @@ def some(names: Sequence[str], between: str = ", ") -> str:
     return between.join(map(plain, names[:MOST_NAMED])) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
+def listed(found: Sequence[str], indent: str = "") -> str:
+    """The first five, a line each, and a line that says how many more there are."""
+    more = [f"and {len(found) - MOST_NAMED} more."] if len(found) > MOST_NAMED else []
+    return "\n".join(f"{indent}{line}" for line in [*map(plain, found[:MOST_NAMED]), *more])
+
+
 def _code(match: re.Match[str]) -> str:
     number = ord(match[0])
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError
-from trainer.shown import MOST_NAMED, printable
+from trainer.shown import listed, printable
 
 _FOUND_CHARS = 80
 _NONE = FieldInfo(annotation=None)
@@ -58,9 +58,8 @@ def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str)
     for problem in error.errors(include_url=False):
         lines += _explained(dict(problem), model).split("\n  ")  # a validator of a whole model says several at once
     lines = _merged(lines)
-    more = [f"and {len(lines) - MOST_NAMED} more."] if len(lines) > MOST_NAMED else []
     count = f"{len(lines)} setting{'s' if len(lines) > 1 else ''} in {where} can't be used:"
-    return ConfigError("\n  ".join([count, *lines[:MOST_NAMED], *more]))
+    return ConfigError(f"{count}\n{listed(lines, '  ')}")
 
 
 def shown(value: object) -> str:

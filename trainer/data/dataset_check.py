@@ -22,7 +22,7 @@ from trainer.data.formats import IMAGE_SUFFIXES
 from trainer.data.scanning import Item
 from trainer.data.sources import Found
 from trainer.errors import DataError
-from trainer.shown import printable
+from trainer.shown import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -142,7 +142,7 @@ def check(
     measured = _measure_all(survey.pictures, min(MEASURED_PX, resolution_px), problems)
     problems += data.noted_lines({one.found.name: one.notes for one in measured}) + survey.problems
     if not measured:
-        reason = "\n".join(f"  {line}" for line in sources.five(problems)) or f"  it has no {', '.join(IMAGE_SUFFIXES)} files."
+        reason = listed(problems, "  ") or f"  it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"nothing in {str(folder)!r} can be used:\n{reason}")
     items = [Item(one.found.path, (one.found.text,), one.sha256, *one.size, one.found.repeats) for one in measured]
     entries = buckets.plan_at(items, (resolution_px, *settings.more_resolutions_px), settings, multiple_px)

@@ -24,7 +24,7 @@ from trainer.data.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.opening import open_image as open_image
 from trainer.data.sources import Found
 from trainer.errors import DataError
-from trainer.shown import printable
+from trainer.shown import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -155,9 +155,7 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     lines = [printable(line) for line in problems + noted_lines(noted)]
     dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) + survey.num_foreign - len(items))
     if not items:
-        reason = (
-            "\n".join(["", *(f"  {line}" for line in sources.five(dataset.problems))]) if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
-        )
+        reason = f"\n{listed(dataset.problems, '  ')}" if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
     return dataset
 

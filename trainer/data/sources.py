@@ -20,7 +20,7 @@ from trainer.data import archives, imagefolder, layouts
 from trainer.data.captions import caption_in_json, read_caption
 from trainer.data.formats import CAPTION_SUFFIXES, FORMATS, IMAGE_SUFFIXES
 from trainer.errors import ConfigError, DataError
-from trainer.shown import printable
+from trainer.shown import listed, printable
 
 _FOREIGN_SUFFIXES = {
     *(".gif", ".tif", ".tiff", ".bmp", ".tga", ".jxl", ".jp2", ".psd", ".psb", ".xcf", ".kra", ".clip", ".exr", ".hdr", ".ico", ".svg", ".qoi", ".ppm", ".pgm"),
@@ -28,7 +28,6 @@ _FOREIGN_SUFFIXES = {
 }
 MAX_REPEATS = 1000
 MAX_WEIGHT = 10.0
-_NAMED = 5
 _BESIDE = (".json", ".jsonl", ".csv", ".md", ".npz")  # what tools keep beside pictures
 _KOHYA = re.compile(r"([0-9]{1,9})_(.+)")
 
@@ -80,7 +79,7 @@ def parse_rules(lines: tuple[str, ...], field: str, whole: bool) -> list[Rule]:
         else:
             wrong.append(f"{field} has {line[:80]!r}; allowed: {allowed}, such as {'close-ups=3' if whole else 'sketches=0.5'}.")
     if wrong:
-        raise ConfigError("\n".join(five(wrong)))
+        raise ConfigError(listed(wrong))
     return rules
 
 
@@ -122,11 +121,6 @@ def mask_beside(picture: Path) -> Path | None:
     there = [path for path in there if os.path.isfile(path)]
     captions = {path.with_name(path.stem) for path in there if any(os.path.isfile(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)}
     return layouts.best_masks(layouts.masks([*there, picture], captions)).get(picture.with_name(picture.stem))
-
-
-def five(lines: list[str]) -> list[str]:
-    """The first five, and how many more there are: an error is read at one look."""
-    return [*lines[:_NAMED], f"and {len(lines) - _NAMED} more."] if len(lines) > _NAMED else lines
 
 
 def _sorted_out(files: list[Path]) -> tuple[list[Path], dict[Path, Path], list[Path]]:

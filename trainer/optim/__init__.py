@@ -96,7 +96,7 @@ def _block_rates(config: OptimizerConfig) -> list[tuple[str, float]]:
         else:
             problems.append(f"optimizer.block_rates has {line!r}; a line is TEXT=FACTOR, the factor 0 to 1000, such as up_blocks.1=0.5.")
     if problems:
-        raise ConfigError(shown.some(problems, "\n"))
+        raise ConfigError(shown.listed(problems))
     return found
 
 
@@ -184,7 +184,7 @@ def build(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
     choice = choose(config.optimizer)
     small = [Group(_like(tuple({_shrunk(parameter): None for parameter in group.parameters})), group.rate, group.name) for group in groups]
     if problems := _tried(choice, small, config):
-        raise ConfigError(shown.some(problems, "\n"))
+        raise ConfigError(shown.listed(problems))
     return _construct(choice, groups, config)
 
 

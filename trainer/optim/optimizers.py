@@ -79,7 +79,7 @@ def choose(config: OptimizerConfig) -> Choice:
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError(shown.some(problems, "\n"))
+        raise ConfigError(shown.listed(problems))
     return Choice(cls, {**fixed, **options})
 
 

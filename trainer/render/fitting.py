@@ -34,4 +34,4 @@ def check(family: ModuleType, stack: StackConfig) -> None:
         if match := _WEIGHTED.search(text):
             problems.append(f"{key} has {match[0]!r}; weights such as (word:1.3) are not known for {family.title}, whose prompts are sentences: leave it out.")
     if problems:
-        raise ConfigError(shown.some(problems, "\n"))
+        raise ConfigError(shown.listed(problems))
