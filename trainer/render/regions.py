@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 _DATA = "mask data:"
 _MAX_DATA_CHARS = 1 << 17
 _BOX = re.compile(r"box" + r"\s+(\d?\.?\d{1,6})" * 4)
-_ALLOWED = "'box LEFT TOP RIGHT BOTTOM' with numbers from 0 to 1, LEFT below RIGHT and TOP below BOTTOM, or 'mask FILE' with a picture, white where it acts; transparent is black"
+_ALLOWED = (
+    "'box LEFT TOP RIGHT BOTTOM' with numbers from 0 to 1, LEFT below RIGHT and TOP below BOTTOM, "
+    "or 'mask FILE' with a picture, white where it acts; transparent is black"
+)
 
 
 def resolved(adapter: AdapterChoice, size: tuple[int, int]) -> str:
