@@ -118,6 +118,7 @@ def _problem(path: Path) -> str:
         return "is no file"
     try:
         with closing(sqlite3.connect(path, timeout=10)) as connection:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             columns = {row[1]: row for row in connection.execute("PRAGMA table_info(job)")}
             ours = set(_COLUMNS.split(", "))

@@ -7,6 +7,7 @@ Budgets have exceptions, each by name with its reason; one that is no longer nee
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -16,14 +17,16 @@ import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
 
 from trainer import families, methods, presets
 from trainer.config import StackConfig, parse
-from trainer.schema import Settings
+from trainer.families.contract import Family
+from trainer.methods.contract import Method
+from trainer.render import modes
+from trainer.render.modes.contract import Mode
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,13 +50,15 @@ MANY_PARAMETERS = {
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys", "trainer.pipelines"}
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys", "trainer.pipelines", "trainer.foreign_json"}
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
     "trainer.shown": set(),
+    "trainer.foreign_json": set(),
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
+    "trainer.contracts": set(),
     "trainer.toys": set(),
     "trainer.pipelines": {"trainer.objective"},
     "trainer.schema": {"trainer.errors"},
@@ -69,16 +74,7 @@ CALLS = {
 SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers", "common"}
 
-METHOD_FUNCTIONS = {"peft_config": 2, "to_file": 2, "header": 1, "from_file": 2, "recognises": 1}
-FAMILY_FACTS = {
-    "title": str, "pipeline": str, "prediction": tuple, "guidance": str, "default_px": int, "multiple_px": int, "patch": int, "targets": dict, "usual": tuple,
-    "components": dict, "file_names": str, "words": dict, "architecture": str, "base_version": str,
-}  # fmt: skip
-MAY_BE_EMPTY = {"words"}
-FAMILY_FUNCTIONS = {
-    "load": 3, "encode_text": 3, "window": 1, "count_tokens": 2, "encode_image": 2, "prepare_batch": 1, "denoise": 4,
-    "prediction_of": 1, "schedule": 1, "is_v2": 1, "call_settings": 4, "file_keys": 1, "tiny": 1,
-}  # fmt: skip
+CONTRACTS = (Family, Method, Mode)
 
 
 # Reading the source.
@@ -145,7 +141,7 @@ def ours(name: str) -> set[str]:
 def wrong_arrows(name: str, targets: set[str]) -> set[str]:
     """Those of our modules that this one may not import."""
     package, _, plugin = name.rpartition(".")
-    if package in ("trainer.methods", "trainer.families") and plugin:
+    if package in ("trainer.methods", "trainer.families", "trainer.render.modes") and plugin:
         return targets - PLUGIN_SEES
     if name.startswith("trainer.config"):
         return {one for one in targets if one not in CONFIG_SEES and not one.startswith("trainer.config.")}
@@ -196,9 +192,7 @@ def rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 def test_nothing_imports_itself_in_a_circle() -> None:
     """Neither modules nor rooms; imports inside functions count, those for types alone don't."""
     modules = sources("app", "trainer")
-    graph = {
-        name: imports(running(tree(path)), name, set(modules), path.name == "__init__.py") & set(modules) - {name} for name, path in modules.items()
-    }
+    graph = {name: imports(running(tree(path)), name, set(modules), path.name == "__init__.py") & set(modules) - {name} for name, path in modules.items()}
     assert not (found := cycle(graph)), " -> ".join(found)
     assert not (found := cycle(rooms(graph))), " -> ".join(found)
 
@@ -263,43 +257,57 @@ def test_budgets() -> None:
 # (c) Plug-ins and presets keep their contracts.
 
 
-def broken_functions(module: ModuleType, wanted: dict[str, int]) -> list[str]:
-    """What is missing of these functions, each with this many parameters and a docstring."""
-    problems = []
-    for function, count in wanted.items():
-        found = getattr(module, function, None)
-        if not inspect.isfunction(found):
-            problems.append(f"{module.__name__} has no function {function}")
-        elif len(inspect.signature(found).parameters) != count or not found.__doc__:
-            problems.append(f"{module.__name__}.{function} needs {count} parameters and a docstring; found {inspect.signature(found)}")
-    return problems
+def undocumented(plugin: object) -> list[str]:
+    """The functions of a plug-in that don't say what they give."""
+    return [name for name, value in vars(plugin).items() if inspect.isfunction(value) and not value.__doc__]
 
 
 @pytest.mark.parametrize("name", methods.registry())
 def test_method_keeps_its_contract(name: str) -> None:
-    module = methods.registry()[name]
-    assert module.name == name and module.title and isinstance(module.title, str)
-    assert issubclass(module.Config, Settings)
-    tag = module.Config.model_fields["method"]
+    method = methods.registry()[name]
+    assert method.name == name and not undocumented(method)
+    tag = method.Config.model_fields["method"]
     assert tag.is_required() and typing.get_args(tag.annotation) == (name,), "method: Literal[name], without a default"
-    unsaid = [key for key, field in module.Config.model_fields.items() if not (field.title and field.description)]
+    unsaid = [key for key, field in method.Config.model_fields.items() if not (field.title and field.description)]
     assert not unsaid, f"settings without label or help: {unsaid}"
-    assert not (problems := broken_functions(module, METHOD_FUNCTIONS)), problems
+    starts = typing.get_args(method.Config.model_fields["init"].annotation) if "init" in method.Config.model_fields else ("default",)
+    assert {*method.starts_on_quantised, *method.starts_on_fetched, *method.starts_from_base, *method.starts_from_inputs} <= set(starts)
+    assert method.header_arguments is None or method.by_header
 
 
 @pytest.mark.parametrize("name", families.registry())
 def test_family_keeps_its_contract(name: str) -> None:
-    module = families.registry()[name]
-    assert module.name == name
-    facts = {fact: getattr(module, fact, None) for fact in FAMILY_FACTS}
-    if len(module.components) > 1:
-        assert re.compile(module.text_targets)
-    wrong = [fact for fact, kind in FAMILY_FACTS.items() if not isinstance(facts[fact], kind) or not (facts[fact] or fact in MAY_BE_EMPTY)]
-    assert not wrong, f"facts missing, empty or of another type: {wrong}"
-    assert set(module.prediction) <= {"epsilon", "v", "flow"}
-    assert module.default_px % module.multiple_px == 0
-    assert all(re.compile(pattern) for pattern in module.targets.values())
-    assert not (problems := broken_functions(module, FAMILY_FUNCTIONS)), problems
+    family = families.registry()[name]
+    assert family.name == name and not undocumented(family)
+    assert bool(family.text_targets) == (len(family.components) > 1), "text_targets, where a text encoder is adapted"
+    assert family.default_px % family.multiple_px == 0 and set(family.convolved) < set(family.targets)
+    patterns = [*family.targets.values(), *family.cross_attention, family.text_targets, family.text_layers, family.placeless_layers, family.joined_layers]
+    assert all(re.compile(pattern) for pattern in patterns)
+    assert bool(family.num_chunks) == bool(family.encode_windows) and set(family.words) < set(family.components)
+
+
+@pytest.mark.parametrize("name", modes.registry())
+def test_mode_keeps_its_contract(name: str) -> None:
+    mode = modes.registry()[name]
+    assert mode.fewest <= (mode.fewest if mode.most is None else mode.most) and bool(mode.watched) == bool(mode.place)
+    assert f"{name} " in StackConfig.model_fields["mode"].description, "the setting's help says what each mode does"
+
+
+def asked(module: ast.Module) -> list[str]:
+    """Where this module asks by `getattr` or `hasattr` for what a contract declares, one line each."""
+    names = {field.name for kind in CONTRACTS for field in dataclasses.fields(kind)}
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and name_of(node.func) in ("getattr", "hasattr") and len(node.args) > 1:
+            plugin, name = ast.unparse(node.args[0]), node.args[1]
+            if isinstance(name, ast.Constant) and name.value in names or plugin.split(".")[-1] in ("family", "method", "mode") or "registry()[" in plugin:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}; read it by its name, which the contract declares")
+    return found
+
+
+@pytest.mark.parametrize("name", sources("app", "trainer"))
+def test_a_plug_in_is_read_by_name(name: str) -> None:
+    assert not (found := asked(tree(sources("app", "trainer")[name]))), "\n".join(found)
 
 
 @pytest.mark.parametrize("name", methods.registry())

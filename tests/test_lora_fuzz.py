@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lora_tables
 import pytest
 import torch
 from safetensors.torch import save
 
+from tests import lora_tables
 from trainer import lora_file
 from trainer.errors import AdapterError
 from trainer.lora_file import spelling

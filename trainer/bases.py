@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainer import families, model_registry, single_file
+from trainer import families, foreign_json, model_registry, single_file
 from trainer.errors import ConfigError, ModelError, UserError
+from trainer.shown import some
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ IMPRIMATURA = Path(__file__).parent / "imprimatura"
 _LARGE = 200_000_000  # parameters from which bfloat16 is faster on a CPU that has it
 _LARGEST_HEAD = 100_000_000  # bytes, as safetensors has it
 _STAGES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # of autoencoders: KL, deep compression, Wan and Qwen-Image
+_MOST_STAGES = 10
 _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
@@ -41,17 +43,17 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     if not index.is_file():
         raise ModelError(f"base is {base!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
     try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-        found = parts.get("_class_name")
-    except (OSError, ValueError, AttributeError):
+        parts = foreign_json.table(index)
+    except (OSError, ValueError):
         raise ModelError(f"base {base!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder.") from None
+    found = str(parts.get("_class_name"))[:80]
     if found != family.pipeline:
         known = [name for name, module in families.registry().items() if module.pipeline == found]
         raise ModelError(
             f"base {base!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
         )
-    if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not (folder / name).is_dir()]:
-        raise ModelError(f"base {base!r} lacks {', '.join(missing)}, which its model_index.json names; copy the whole folder.")
+    if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not _is(folder / name, "is_dir")]:
+        raise ModelError(f"base {base!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; copy the whole folder.")
     return folder
 
 
@@ -71,7 +73,7 @@ def family_of(base: str) -> str:
             return detected if detected in families.registry() else "sd"
         if not _is(folder, "is_dir"):
             folder = _from_hub(base, False)
-        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        found = foreign_json.table(folder / "model_index.json").get("_class_name")
     except (UserError, OSError, ValueError, AttributeError):
         found = None
     return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
@@ -124,7 +126,7 @@ def _is(path: Path, what: str) -> bool:
 def multiple_px(folder: Path) -> int:
     """What sides of pictures are multiples of, for the base's autoencoder and what its denoiser takes as one token. Raises: ModelError."""
     try:
-        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        config = foreign_json.table(folder / "vae" / "config.json")
         patch: int = families.registry()[family_of(str(folder))].patch
         return vae_factor(config) * patch
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
@@ -132,9 +134,19 @@ def multiple_px(folder: Path) -> int:
 
 
 def vae_factor(config: dict[str, Any]) -> int:
-    """How many times smaller an autoencoder of this config makes pictures, a side. Raises: StopIteration if it doesn't say."""
+    """How many times smaller an autoencoder of this config makes pictures, a side. Raises: StopIteration if it doesn't say, ValueError for what can't be."""
     stages = next(config[name] for name in _STAGES if name in config)
+    if not isinstance(stages, list) or not 1 <= len(stages) <= _MOST_STAGES:
+        raise ValueError(f"{_MOST_STAGES} stages at most")
     return int(2 ** (len(stages) - 1))
+
+
+def prediction_of(folder: Path, family: ModuleType) -> str:
+    """What the model in a folder predicts, which a UNet's scheduler says. Raises: ModelError."""
+    try:
+        return str(family.prediction_of(folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"base {str(folder)!r} has no readable scheduler/scheduler_config.json; it must be a diffusers pipeline folder.") from None
 
 
 def longest_px(folder: Path) -> int | None:
@@ -252,6 +264,6 @@ def num_parameters(folder: Path) -> int:
             try:
                 head = json.loads(opened.read(size))
                 total += sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__")
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 return 0  # loading says what is wrong with it
     return total

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -25,6 +24,7 @@ import psutil
 from packaging.requirements import Requirement
 
 import trainer
+from trainer import foreign_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -265,7 +265,7 @@ def imprimatura_missing(folder: Path) -> tuple[str, ...]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = foreign_json.table(folder / "model_index.json")
     except (OSError, ValueError):
         return ("model_index.json",)
     missing = []

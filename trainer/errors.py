@@ -13,7 +13,10 @@ and what is allowed, all problems at once.
 
 
 class UserError(Exception):
-    """Something a user can put right."""
+    """Something a user can put right. What it says can be printed, whatever piece of a file or a prompt stands in it."""
+
+    def __str__(self) -> str:
+        return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in super().__str__())
 
 
 class ConfigError(UserError):

@@ -62,9 +62,18 @@ def entries() -> dict[str, Entry]:
         return {}
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))["models"]
-        return {name: Entry(name=name, **table) for name, table in tables.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {name: _entry(name, table) for name, table in tables.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read: {str(error)[:200]}; mend it, or delete it and add the models again.") from None
+
+
+def _entry(name: str, table: dict[str, Any]) -> Entry:
+    """The entry that a table holds. Raises: TypeError for what an entry hasn't, or has as another kind of value."""
+    entry = Entry(name=name, **table)
+    texts = [getattr(entry, key) for key in ("path", "family", "sha256", "added", "like", "prediction")] + [*entry.parts.values()]
+    if not all(isinstance(one, str) and "\0" not in one for one in texts) or not type(entry.size_bytes) is type(entry.changed_ns) is int:
+        raise TypeError(f"{name} has a value of another kind than was written")
+    return entry
 
 
 def save(entry: Entry) -> None:
@@ -103,14 +112,17 @@ def digest(path: Path, sha256: Callable[[Path], str]) -> str:
 def there(entry: Entry, sha256: Callable[[Path], str]) -> Path:
     """Where a registered base is; a file that was renamed within its folder is found by its size and hash. Raises: ModelError."""
     path = Path(entry.path)
-    if path.exists():
+    if os.path.exists(path):  # pathlib's own raises for a name that is too long
         return path
-    if entry.sha256 and path.parent.is_dir():
+    if entry.sha256 and os.path.isdir(path.parent):
         for other in sorted(path.parent.glob("*.safetensors")):
             if other.stat().st_size == entry.size_bytes and sha256(other) == entry.sha256:
                 save(Entry(**{**vars(entry), "path": str(other.resolve()), "changed_ns": other.stat().st_mtime_ns}))
                 return other
-    raise ModelError(f"base {entry.name!r} was {entry.path}, which is gone; say where it is now: velatura models add NEWPATH --name {entry.name}.")
+    raise ModelError(
+        f"base {entry.name[:80]!r} was {entry.path[:400]}, which is gone; "
+        f"say where it is now: velatura models add NEWPATH --name {entry.name[:80]}."
+    )
 
 
 def new(name: str, path: Path, family: str, **more: Any) -> Entry:

@@ -164,7 +164,7 @@ def _file_facts(file: Path, entry: model_registry.Entry | None) -> dict[str, Any
 
 def _folder_facts(folder: Path, family: ModuleType) -> dict[str, Any]:
     """What a diffusers folder is."""
-    from trainer import single_file, usual
+    from trainer import bases, single_file, usual
 
     weights = sorted(folder.glob("*/*.safetensors"))
     heads = [(file.parent.name, single_file.read_head(file)) for file in weights]
@@ -172,7 +172,7 @@ def _folder_facts(folder: Path, family: ModuleType) -> dict[str, Any]:
     for part, head in heads:
         numbers[part] = numbers.get(part, 0) + head.num_parameters(list(head.shapes))
     return {
-        "folder": str(folder), "family": family.name, "model": family.title, "prediction": family.prediction_of(folder),
+        "folder": str(folder), "family": family.name, "model": family.title, "prediction": bases.prediction_of(folder, family),
         "size_gib": round(sum(head.size_bytes for _, head in heads) / _GIB, 2), "dtypes": sorted({one for _, head in heads for one in head.dtypes.values()}),
         "parameters": numbers, "memory": _memory(sum(numbers.values())), "draws": usual.in_words(usual.of(str(folder), family)), "usable": "yes",
     }  # fmt: skip

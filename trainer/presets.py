@@ -107,7 +107,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {pair!r} can't be read; write it as key=value, such as adapter.rank=16.")
+            raise ConfigError(f"--set {pair[:80]!r} can't be read; write it as key=value, such as adapter.rank=16.")
         try:
             overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
@@ -127,7 +127,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for part in parents:
         branch = tree.setdefault(part, {})
         if not isinstance(branch, dict):
-            raise ConfigError(f"{dotted} can't be set: {part} is {shown(branch)}, which has no settings below it.")
+            raise ConfigError(f"{dotted[:80]} can't be set: {part[:80]} is {shown(branch)}, which has no settings below it.")
         tree = branch
     tree[last] = value
 

@@ -141,8 +141,8 @@ def parse_ranks(lines: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for line in lines:
         text, equals, rank = (part.strip() for part in line.rpartition("="))
-        if not equals or not text or not rank.isdecimal() or not 1 <= int(rank) <= 256:
-            raise ValueError(f"adapter.block_ranks has {line!r}; allowed: PATH=RANK with a rank of 1 to 256, such as up_blocks.1=16.")
+        if not equals or not text or not rank.isdecimal() or len(rank) > 3 or not 1 <= int(rank) <= 256:
+            raise ValueError(f"adapter.block_ranks has {line[:80]!r}; allowed: PATH=RANK with a rank of 1 to 256, such as up_blocks.1=16.")
         found[text] = int(rank)
     return found
 

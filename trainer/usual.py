@@ -6,13 +6,12 @@ of 768 px draws those. How far guidance is rescaled is asked of the scheduler wh
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer import bases, families, single_file
+from trainer import bases, families, foreign_json, single_file
 from trainer.config import StackConfig
 from trainer.errors import ModelError, UserError
 
@@ -53,7 +52,7 @@ def _from_plan(made: single_file.Plan, family: ModuleType) -> Usual:
     configs = {name: part.config for name, part in made.parts.items()}
     try:
         sides = _sides(next(configs[part]["sample_size"] for part in _DENOISERS if part in configs), bases.vae_factor(configs["vae"]))
-    except (KeyError, StopIteration, TypeError):
+    except (KeyError, StopIteration, TypeError, ValueError):
         sides = None
     return Usual(*(sides or (family.default_px, family.default_px)), *family.usual)
 
@@ -62,7 +61,7 @@ def size_px(folder: Path, family: ModuleType) -> tuple[int, int]:
     """Width and height that the base's denoiser was made for: its sample size times the autoencoder's factor; the family's own where its config has none."""
     for part in _DENOISERS:
         try:
-            sample_size = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))["sample_size"]
+            sample_size = foreign_json.table(folder / part / "config.json")["sample_size"]
             multiple, longest = bases.multiple_px(folder), bases.longest_px(folder)
         except (OSError, ValueError, KeyError, TypeError, ModelError):
             continue
@@ -96,7 +95,7 @@ def _is_imprimatura(folder: Path) -> bool:
     own, other = (place / "vae" / "config.json" for place in (bases.IMPRIMATURA, folder))
     try:
         keys = ("_class_name", "scaling_factor", "latent_channels", "decoder_block_out_channels")
-        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (own, other))
+        first, second = (foreign_json.table(path) for path in (own, other))
         return [first.get(key) for key in keys] == [second.get(key) for key in keys]
     except (OSError, ValueError, AttributeError):
         return False

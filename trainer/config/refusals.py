@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from trainer.errors import ConfigError
 from trainer.shown import listed, printable
 
-_FOUND_CHARS = 80
+_FOUND_CHARS, _SENTENCE_CHARS = 80, 1500
 _NONE = FieldInfo(annotation=None)
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}  # branches of a union, as pydantic spells them in a path
 _PATTERNS = {
@@ -57,7 +57,7 @@ def explain(error: pydantic.ValidationError, model: type[BaseModel], where: str)
     lines = []
     for problem in error.errors(include_url=False):
         lines += _explained(dict(problem), model).split("\n  ")  # a validator of a whole model says several at once
-    lines = _merged(lines)
+    lines = _said_once(_merged(lines))
     count = f"{len(lines)} setting{'s' if len(lines) > 1 else ''} in {where} can't be used:"
     return ConfigError(f"{count}\n{listed(lines, '  ')}")
 
@@ -83,7 +83,7 @@ def _spelled(value: object) -> str:
 
 def _explained(problem: dict[str, Any], model: type[BaseModel]) -> str:
     if problem["type"] == "value_error":  # our own validators write whole sentences
-        return str(problem["msg"]).removeprefix("Value error, ")
+        return str(problem["msg"]).removeprefix("Value error, ")[:_SENTENCE_CHARS]
     keys, parent = _walk(problem["loc"], model)
     name = ".".join(shown(key)[1:-1] if isinstance(key, str) else str(key) for key in keys) or "it"
     found, kind = shown(problem["input"]), problem["type"]
@@ -111,6 +111,16 @@ def _merged(lines: list[str]) -> list[str]:
         head, allows, what = line.partition("; allowed: ")
         allowed.setdefault(head, []).extend([what.removesuffix(".")] if allows else [])
     return [f"{head}; allowed: {' or '.join(dict.fromkeys(whats))}." if whats else head for head, whats in allowed.items()]
+
+
+def _said_once(lines: list[str]) -> list[str]:
+    """The lines, of which only the first that names all settings of a table does so."""
+    found, said = [], set()
+    for line in lines:
+        head, mark, allowed = line.partition(" Allowed: ")
+        found.append(head if mark and allowed in said else line)
+        said.add(allowed)
+    return found
 
 
 def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:

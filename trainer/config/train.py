@@ -79,7 +79,7 @@ class TrainConfig(Settings):
     def _known_method(cls, value: Any) -> Any:
         found = value.get("method") if isinstance(value, dict) else getattr(value, "method", None)
         if isinstance(value, dict) and isinstance(found, str) and found not in methods.registry():
-            raise ValueError(f"adapter.method is {found!r}; allowed: {', '.join(methods.registry())}.")
+            raise ValueError(f"adapter.method is {found[:80]!r}; allowed: {', '.join(methods.registry())}.")
         return value
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ def number(text: str) -> float:
     if _NUMBER.fullmatch(text.strip()):
         return float(text)
     if _DECIMAL.fullmatch(text.strip()):
-        raise ValueError(f"weight is {text.strip()!r}, with a comma; write {_with_point(text)}.")
+        raise ValueError(f"weight is {text.strip()[:40]!r}, with a comma; write {_with_point(text)}.")
     raise ValueError(f"weight is {text.strip()[:40]!r}; allowed: a number such as 0.8.")
 
 

@@ -77,7 +77,7 @@ def registry() -> dict[str, ModuleType]:
 def known(name: str) -> str:
     """The name if there is such a family. Raises: ValueError, which names those there are."""
     if name not in registry():
-        raise ValueError(f"family is {name!r}; allowed: {', '.join(registry())}.")
+        raise ValueError(f"family is {name[:80]!r}; allowed: {', '.join(registry())}.")
     return name
 
 

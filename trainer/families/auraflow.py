@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import pipelines
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +54,7 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> AuraFlowPipeline:
 
 def most_tokens(folder: Path) -> int:
     """Of a picture's side: those of the square of positions whose middle it is given. Beyond it diffusers takes wrong ones without a word."""
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = foreign_json.table(folder / "transformer" / "config.json")
     return isqrt(int(config["pos_embed_max_size"]))
 
 

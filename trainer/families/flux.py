@@ -12,11 +12,10 @@ names at scale 1, and so does what isn't plain LoRA, which has no fused form; di
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +60,7 @@ schedule = pipelines.flow_schedule
 
 def usual_of(folder: Path) -> tuple[int, float]:
     """Steps and guidance that this base is drawn with: schnell has no input for guidance and takes 4 steps (its model card)."""
-    is_guided = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8")).get("guidance_embeds")
+    is_guided = foreign_json.table(folder / "transformer" / "config.json").get("guidance_embeds")
     return usual if is_guided else (4, 1.0)
 
 

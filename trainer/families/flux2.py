@@ -6,11 +6,10 @@ Qwen is never adapted. How far the scheduler shifts goes by the number of steps 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ prediction_of = pipelines.predicts_flow
 
 def usual_of(folder: Path) -> tuple[int, float]:
     """Steps and guidance that this base is drawn with: the distilled one says so in its index, and takes 4 steps without guidance (its model card)."""
-    is_distilled = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("is_distilled")
+    is_distilled = foreign_json.table(folder / "model_index.json").get("is_distilled")
     return (4, 1.0) if is_distilled else usual
 
 

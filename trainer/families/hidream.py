@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import foreign_json, pipelines
 from trainer.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def _llama(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Llama and its tokenizer where they lie in the folder, but its model_index.json doesn't name them, as in the published ones."""
     import transformers
 
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = foreign_json.table(folder / "model_index.json")
     if (index.get("text_encoder_4") or [None])[0]:
         return {}
     if lacking := [part for part in ("text_encoder_4", "tokenizer_4") if not (folder / part).is_dir()]:

@@ -7,9 +7,10 @@ LoRA file, so `file_keys` puts it back.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from trainer import foreign_json
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeli
 
 def prediction_of(folder: Path) -> str:
     """What the model in this diffusers folder predicts, read from its scheduler's config."""
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    config = foreign_json.table(folder / "scheduler" / "scheduler_config.json")
     return _KINDS[config.get("prediction_type", "epsilon")]
 
 

@@ -6,11 +6,10 @@ kohya's for it, and ComfyUI reads both; updates are written at scale 1, which Co
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +52,14 @@ schedule = pipelines.flow_schedule
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = foreign_json.table(folder / "model_index.json")
     absent = {part: None for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0]}
     return pipelines.load(pipeline, folder, device, dtype, **absent)
 
 
 def most_tokens(folder: Path) -> int:
     """Of a picture's side: those of the square of positions whose middle it is given."""
-    return int(json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))["pos_embed_max_size"])
+    return int(foreign_json.table(folder / "transformer" / "config.json")["pos_embed_max_size"])
 
 
 def window(pipe: StableDiffusion3Pipeline) -> int:

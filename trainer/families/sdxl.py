@@ -11,10 +11,11 @@ keep Hugging Face's names, with the `text_model.` that transformers >= 5.6 dropp
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from trainer import foreign_json
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ def _mark_end(pipe: StableDiffusionXLPipeline) -> None:
 
 def prediction_of(folder: Path) -> str:
     """What the model in this diffusers folder predicts, read from its scheduler's config."""
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    config = foreign_json.table(folder / "scheduler" / "scheduler_config.json")
     return _KINDS[config.get("prediction_type", "epsilon")]
 
 

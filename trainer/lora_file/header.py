@@ -17,6 +17,7 @@ from trainer.lora_file.locating import CONFIG_KEY, config_beside, located
 RECIPE_KEY = "velatura.recipe"
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
+MAX_SIDES = 64  # of a tensor, as torch has it
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1}
 WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}  # alphas, mostly
 DTYPES = FLOATS | WHOLE
@@ -70,8 +71,8 @@ def header_of(file: BinaryIO, name: str) -> Header:
         fields = json.loads(raw, object_pairs_hook=_no_twins)
         metadata = fields.pop("__metadata__", {})
         json.dumps(fields, ensure_ascii=False).encode()  # refuses halves of characters, which nobody could print
-        shapes = {tensor: tuple(map(_whole, entry["shape"])) for tensor, entry in fields.items()}
-        ends = {tensor: tuple(map(_whole, entry["data_offsets"])) for tensor, entry in fields.items()}
+        shapes = {tensor: _numbers(entry["shape"]) for tensor, entry in fields.items()}
+        ends = {tensor: _numbers(entry["data_offsets"]) for tensor, entry in fields.items()}
         places = {tensor: (entry["dtype"], *_pair(ends[tensor])) for tensor, entry in fields.items()}
         dtypes = {dtype for dtype, _, _ in places.values()}
     except UnicodeError:
@@ -97,10 +98,13 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"a size or offset is {value!r}")
-    return value
+def _numbers(values: Any) -> tuple[int, ...]:
+    """Sizes or offsets. A product of thousands takes minutes, and no tensor has so many sides. Raises: ValueError."""
+    if not isinstance(values, list) or len(values) > MAX_SIDES:
+        raise ValueError(f"a shape or place is no list of up to {MAX_SIDES} numbers")
+    if wrong := [one for one in values if type(one) is not int or not 0 <= one < 1 << 63]:
+        raise ValueError(f"a size or offset is {str(wrong[0])[:80]}")
+    return tuple(values)
 
 
 def _pair(ends: tuple[int, ...]) -> tuple[int, int]:

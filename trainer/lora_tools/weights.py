@@ -6,14 +6,13 @@ older files have; both are found.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import bases
+from trainer import bases, foreign_json
 from trainer.errors import ModelError
 from trainer.lora_file.header import read_header
 
@@ -72,7 +71,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """The safetensors files of a component: those its index names, or the one there is, the full-precision one first."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(foreign_json.table(index)["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ModelError(f"{str(index)!r} can't be read; it must name the files of the weights.") from None
         if any(Path(name).name != name for name in names):

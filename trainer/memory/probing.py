@@ -86,7 +86,7 @@ def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str
     try:
         kept = json.loads(known.read_text(encoding="utf-8"))
         found = Verdict(tuple(kept[key]["kernels"]), tuple(kept[key]["faults"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = _tried(shapes, candidates, device)
         _keep(known, key, found)
     return found
@@ -100,7 +100,7 @@ def _machine(device: str) -> list[str]:
 def _keep(known: Path, key: str, found: Verdict) -> None:
     try:
         kept = json.loads(known.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         kept = {}
     try:
         known.parent.mkdir(parents=True, exist_ok=True)

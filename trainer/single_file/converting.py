@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -150,12 +151,19 @@ def _like_parts(like: Path, found: Detected) -> dict[str, Part]:
         raise ModelError(f"{str(like)!r}, which the file was said to be like, has no readable model_index.json; add the file again with --like.") from None
     family = families.registry().get(found.family)
     if family is None or index.get("_class_name") != family.pipeline:
-        raise ModelError(f"--like is {str(like)!r}, a {index.get('_class_name')}; the file is {found.title}, so it must be a folder of the same family.")
-    denoiser = next(iter(family.components))
+        kind = str(index.get("_class_name"))[:80]
+        raise ModelError(f"--like is {str(like)!r}, a {kind}; the file is {found.title}, so it must be a folder of the same family.")
+    denoiser = family.denoiser
     parts = {}
-    for name, (library, kind) in ((name, value) for name, value in index.items() if isinstance(value, list) and value[:1] != [None]):
+    for name, value in ((name, value) for name, value in index.items() if isinstance(value, list) and value[:1] != [None]):
+        if len(value) != 2 or not all(isinstance(one, str) for one in value):
+            raise ModelError(f"{str(like)!r}, which the file was said to be like, has {name[:80]!r} in its model_index.json, which names no class.")
+        library, kind = value
         file = like / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        config = foreign_json.table(file) if file.is_file() else {}
+        try:
+            config = foreign_json.table(file) if os.path.isfile(file) else {}
+        except (OSError, ValueError):
+            raise ModelError(f"{str(like)!r}, which the file was said to be like, has a {file.name} of {name} that can't be read.") from None
         if name == "scheduler" and found.prediction and found.certain:
             config |= {"prediction_type": "v_prediction" if found.prediction == "v" else "epsilon"}
             config |= {"rescale_betas_zero_snr": True} if found.zero_snr else {}

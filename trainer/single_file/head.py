@@ -16,6 +16,7 @@ from trainer.errors import ModelError
 
 MAX_HEADER_BYTES = 64 << 20  # FLUX.1's whole checkpoint has less than 1 MB
 MAX_TENSORS = 50_000
+MAX_SIDES = 64  # of a tensor, as torch has it
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
 }  # fmt: skip
@@ -57,9 +58,11 @@ def read_head(path: Path) -> Head:
     try:
         fields = json.loads(raw, object_pairs_hook=_no_twins)
         metadata = fields.pop("__metadata__", {})
-        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in fields.items()}
+        shapes = {name: _whole(entry["shape"], MAX_SIDES) for name, entry in fields.items()}
         dtypes = {name: str(entry["dtype"]) for name, entry in fields.items()}
-        ends = {name: tuple(int(offset) for offset in entry["data_offsets"]) for name, entry in fields.items()}
+        ends = {name: _whole(entry["data_offsets"], 2) for name, entry in fields.items()}
+        if any(len(places) != 2 for places in ends.values()):
+            raise ValueError("a tensor's place is not where it starts and ends")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a safetensors file: {error}") from None
     if len(shapes) > MAX_TENSORS:
@@ -88,6 +91,13 @@ def _refuse_others(path: Path, first: bytes) -> None:
             '    weights = {name: one.contiguous() for name, one in weights.get("state_dict", weights).items() if hasattr(one, "contiguous")}\n'
             f'    safetensors.torch.save_file(weights, "{path.stem}-converted.safetensors")'
         )
+
+
+def _whole(values: Any, most: int) -> tuple[int, ...]:
+    """Whole numbers, no more than so many. Raises: ValueError."""
+    if not isinstance(values, list) or len(values) > most or not all(type(one) is int and abs(one) < 1 << 63 for one in values):
+        raise ValueError(f"a shape or place is {str(values)[:80]}")
+    return tuple(values)
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
