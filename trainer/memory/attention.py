@@ -22,13 +22,14 @@ rounded to bfloat16, as diffusers' own plain processor has them, the result is t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainer import choices
+from trainer import choices, forwards
 from trainer.errors import ConfigError
 
 _FUSED = torch.nn.functional.scaled_dot_product_attention
@@ -81,12 +82,12 @@ def choose(model: nn.Module, way: Literal["auto", "fused", "plain"], device: str
     if not layers and way != "auto":
         raise ConfigError(f"memory.attention is {way!r}, but this base's attention can't be changed; allowed for it: auto.")
     for layer in layers:
-        vars(layer).pop("forward", None)
+        forwards.unwrap(layer, "attention")
         if most:
-            layer.forward = _wrapped(layer.forward, most)
+            forwards.wrap(layer, "attention", partial(_wrapped, most_scores=most))
 
 
-def _wrapped(forward: Any, most_scores: float) -> Any:
+def _wrapped(forward: forwards.Forward, most_scores: float) -> forwards.Forward:
     def call(*args: Any, **kwargs: Any) -> Any:
         with _Plain(most_scores):
             return forward(*args, **kwargs)

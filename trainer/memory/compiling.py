@@ -16,12 +16,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainer import choices
+from trainer import choices, forwards
 from trainer.config import MemoryConfig
 
 BACKEND: Any = "inductor"  # what torch compiles with
@@ -78,11 +79,12 @@ def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_sha
         chosen = "off"
     blocks = repeated(denoiser)
     dynamic = chosen != "off" and num_shapes() * _num_kinds(blocks) > _MOST_VARIANTS
+    mode = "reduce-overhead" if chosen == "graphs" else None
+    compiled = partial(torch.compile, dynamic=dynamic, mode=mode, backend=BACKEND)
     for block in blocks:
-        vars(block).pop("forward", None)
+        forwards.unwrap(block, "compiled")
         if chosen != "off":
-            mode = "reduce-overhead" if chosen == "graphs" else None
-            block.forward = torch.compile(block.forward, dynamic=dynamic, mode=mode, backend=BACKEND)
+            forwards.wrap(block, "compiled", compiled)
     return settings.model_copy(update={"compile": chosen})
 
 

@@ -15,10 +15,13 @@ forward + backward, convolution / product:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainer import forwards
 
 _MOST_PLACES = 256  # batch x height x width
 _FEWEST_WEIGHTS = 9 << 20  # of about 1024 x 1024 channels
@@ -57,7 +60,7 @@ def as_products(model: nn.Module) -> None:
     """Compute the model's convolutions so wherever it is the faster way; their weights are in channels-last order."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _can(module):
-            vars(module)["forward"] = _forward(module)
+            forwards.wrap(module, "products", partial(_forward, module))
 
 
 def _can(module: nn.Conv2d) -> bool:
@@ -67,13 +70,10 @@ def _can(module: nn.Conv2d) -> bool:
     return same and frozen and weight.numel() >= _FEWEST_WEIGHTS and weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def _forward(module: nn.Conv2d) -> Any:
-    original = module.forward
-
-    def forward(x: Tensor) -> Tensor:
+def _forward(module: nn.Conv2d, original: forwards.Forward) -> forwards.Forward:
+    def forward(x: Tensor) -> Any:
         if x.dtype != module.weight.dtype or x.shape[0] * x.shape[2] * x.shape[3] > _MOST_PLACES:
             return original(x)
-        found: Tensor = _Product.apply(x, module.weight, module.bias)
-        return found
+        return _Product.apply(x, module.weight, module.bias)
 
     return forward

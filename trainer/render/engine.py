@@ -9,14 +9,14 @@ known to the text encoder while the file is in the stack at another weight than 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, lora_file, memory, origin
+from trainer import bases, families, forwards, lora_file, memory, origin
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
 from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, sharing, weighing
@@ -209,31 +209,30 @@ class Engine:
     def _mixed(self, stack: StackConfig, live: list[AdapterChoice], updates: Updates, enter: Callable[..., None]) -> Iterator[Callable[[int], None]]:
         """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
         mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
-        original, prepared, calls = denoiser.forward, self._prepared(mode, live, updates), [0]
+        prepared, calls = self._prepared(mode, live, updates), [0]
         halves = getattr(self.family, "halves", "unsaid first")
 
         def unsaid(rows: int) -> slice:
             return {"unsaid first": slice(rows // 2), "said first": slice(rows // 2, None), "said, unsaid": slice((calls[0] == 1) * rows, None)}[halves]
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            def call(factors: list[float], only: dict[str, int] | None = None) -> Tensor:
-                enter(at[0], factors, only)
-                found = original(*args, **kwargs)[0]
-                return torch.stack(found) if isinstance(found, list) else found  # Z-Image's says a list of pictures
+        def mixing(forward: forwards.Forward) -> forwards.Forward:
+            def mixed(*args: Any, **kwargs: Any) -> Any:
+                def call(factors: list[float], only: dict[str, int] | None = None) -> Tensor:
+                    enter(at[0], factors, only)
+                    found = forward(*args, **kwargs)[0]
+                    return torch.stack(found) if isinstance(found, list) else found  # Z-Image's says a list of pictures
 
-            calls[0] += 1
-            return (mode.predict(call, len(live), at[0], stack.steps, *prepared, *([unsaid] if hasattr(mode, "splits_guidance") else [])),)
+                calls[0] += 1
+                return (mode.predict(call, len(live), at[0], stack.steps, *prepared, *([unsaid] if hasattr(mode, "splits_guidance") else [])),)
+
+            return mixed
 
         def done(step: int) -> None:
             at[0], calls[0] = step + 1, 0
             enter(at[0])
 
-        if stack.mode != "sum":
-            denoiser.forward = forward
-        try:
+        with nullcontext() if stack.mode == "sum" else forwards.wrapped(denoiser, mixing):
             yield done
-        finally:
-            vars(denoiser).pop("forward", None)
 
     def _prepared(self, mode: ModuleType, live: list[AdapterChoice], updates: Updates) -> tuple[Any, ...]:
         """What a mode made of these adapters before the first step, kept for the next picture."""

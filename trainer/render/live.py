@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from trainer import forwards
 from trainer.deltas import Delta, Update
 
 _OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out|to_[qkv]_t|to_out_t)$")
@@ -176,19 +177,15 @@ def beside(
     find: Callable[[str], nn.Module], bases: Mapping[str, Tensor], updates: dict[str, list[tuple[int, float, Update]]], moment: Moment
 ) -> Iterator[None]:
     """The adapters live on the modules that `find` gives for their paths, for the body; afterwards no trace is left."""
-    handles = [find(path).register_forward_hook(_Layer(path, found, moment, bases[path])) for path, found in updates.items()]
     regional = {number for number, mask in enumerate(moment.masks) if mask is not None}
     of_text = [path for path, found in updates.items() if _OF_TEXT.search(path) and regional & {number for number, _, _ in found}]
     crossing = [find(path) for path in sorted({path.rsplit(".", 1)[0] for path in of_text})]
-    try:
+    with ExitStack() as undone:
+        for path, found in updates.items():
+            undone.callback(find(path).register_forward_hook(_Layer(path, found, moment, bases[path])).remove)
         for attention in crossing:
-            vars(attention)["forward"] = _by_place(attention.forward, moment)
+            undone.enter_context(forwards.wrapped(attention, lambda below: _by_place(below, moment)))
         yield
-    finally:
-        for attention in crossing:
-            vars(attention).pop("forward", None)
-        for handle in handles:
-            handle.remove()
 
 
 def _placed(output: Any, changed: Any, base: Any, moment: Moment, number: int, kind: Kind = "image") -> Any:
