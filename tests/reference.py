@@ -149,8 +149,8 @@ def imprimatura(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         command("batch", folder / "jobs.csv", "--steps", "3", "--library", runs, "--out", folder / "batch", "--name", "{number}")
         return {path.name: of_picture(path, folder) for path in sorted((folder / "batch").glob("*.png"))}
 
-    yield "lora", lambda: trained("lora", "adapter.targets=attention")
-    yield "all", lambda: trained("all", "adapter.targets=all", "seed=5", "adapter.text_encoder=true", "inversion.token=blorb")
+    yield "lora", lambda: trained("lora", "adapter.targets=attention", "data.trigger=dot")
+    yield "all", lambda: trained("all", "adapter.targets=all", "seed=5", "data.trigger=small", "adapter.text_encoder=true", "inversion.token=blorb")
     for method in METHODS:
         yield method, lambda method=method: trained(method, f"adapter.method={method}")
     for number, setting in enumerate(SETTINGS):
@@ -160,7 +160,7 @@ def imprimatura(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "folded", lambda: drawn("folded", *one, *two)
     for method in METHODS:
         yield f"drawn {method}", lambda method=method: drawn(f"drawn-{method}", "--lora", f"{runs}/{method}/{method}.safetensors:0.7", *one)
-    for mode in ("switch", "composite", "klora", "loratorio"):
+    for mode in ("switch", "composite", "k-lora", "loratorio"):
         yield mode, lambda mode=mode: drawn(mode, *one, *two, "--set", f"mode={mode}")
     regions = folder / "regions.toml"
     regions.write_text(
@@ -169,7 +169,7 @@ def imprimatura(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         encoding="utf-8",
     )
     yield "regions", lambda: drawn("regions", stack=regions)
-    yield "automatic regions", lambda: drawn("automatic", *one, *two, "--set", "mode=regions", "--prompt", "a mokka cat and a dog")
+    yield "automatic regions", lambda: drawn("automatic", *one, *two, "--set", "mode=regions", "--prompt", "a dot and a small cat")
     yield "schedule", lambda: drawn("schedule", *one, *two, "--set", "adapters.0.schedule=steps 0:1 0.5:0")
     yield "emphasis", lambda: drawn("emphasis", *one, "--prompt", "a (black:1.4) cat BREAK [small] hat")
     yield "quantised", lambda: drawn("quantised", *one, "--quantise", "int8")
