@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import JobRunner
 from app.logs import EventLogs
-from trainer import claiming
+from trainer import claiming, system
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
@@ -164,10 +163,7 @@ class Context:
         if not made.is_file():
             made.parent.mkdir(parents=True, exist_ok=True)
             temporary = made.with_name(f".{threading.get_ident()}.tmp")
-            try:
-                os.link(path, temporary)  # our files are replaced whole, never written into
-            except OSError:
-                shutil.copyfile(path, temporary)
+            system.link_or_copy(path, temporary)  # our files are replaced whole, never written into
             os.replace(temporary, made)
         return made
 

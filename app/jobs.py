@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import trainer
 from app import job_table
 from app.job_table import Job as Job
 from app.job_table import State
-from trainer import runs
+from trainer import runs, system
 from trainer.errors import RunError, UserError
 from trainer.events import Saved
 from trainer.report.plausible import plausible
@@ -40,7 +39,6 @@ MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
 _LONGEST_STEM = 70, 190  # characters and bytes: `runs.slug` cuts a name at 80 and 200, and its number must not be what is cut off
 _LONGEST_ANSWER = 64 << 10  # bytes
-_SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 _MARK = "VELATURA_JOB"  # in a child's environment: which job it is, since a process id and a start time may come again
 # What reading a folder that may hold anything raises, and writing into it; an error of the table itself is not among them.
 _WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, csv.Error, UserError)
@@ -191,7 +189,7 @@ class JobRunner:
                 self._put(job, "stopping")
                 if (process := self._process(job)) is not None:
                     with suppress(psutil.NoSuchProcess):  # it ended meanwhile; the next tick settles it
-                        process.send_signal(signal.SIGTERM)
+                        system.ask_to_end(process)
             return self.get(job_id)
 
     def resume(self, job_id: int) -> Job:
@@ -260,12 +258,7 @@ class JobRunner:
         """The job's process if it is alive and still the one that was started, whoever started it."""
         if job.pid is None or job.pid_start is None:
             return None
-        try:
-            process = psutil.Process(job.pid)
-            same = abs(process.create_time() - job.pid_start) < _SAME_START_S
-            return process if same and process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == _mark(job) else None
-        except (psutil.Error, OSError, ValueError, OverflowError):  # gone, another user's, or a number that no process has
-            return None
+        return system.same_process(job.pid, job.pid_start, (_MARK, _mark(job)))
 
     def _is_alive(self, job: Job) -> bool:
         child = self._children.get(job.id)
@@ -310,11 +303,11 @@ class JobRunner:
 
     def _popen(self, job: Job) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[1]), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        environment[_MARK] = _mark(job)
+        environment |= {_MARK: _mark(job)} | system.text_as_utf8()
         environment.pop("PYTHONSTARTUP", None)
         with self.log_file(job).open("ab") as log:
             return subprocess.Popen(
-                self.work.command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=self.logs
+                self.work.command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.logs, **system.own_group()
             )
 
     def log_file(self, job: Job) -> Path:
@@ -362,6 +355,6 @@ def _say(words: str) -> None:
 
 def _began(pid: int) -> float:
     try:
-        return float(psutil.Process(pid).create_time())
+        return system.began_s(pid)
     except psutil.NoSuchProcess:
         return time.time()

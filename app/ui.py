@@ -47,7 +47,7 @@ from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
 from app.notices import warn  # noqa: E402
-from trainer import model_registry  # noqa: E402
+from trainer import model_registry, system  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
 MAX_UPLOAD = "2gb"
@@ -58,7 +58,7 @@ def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
     found = [OWN_BASE, *model_registry.entries()]
     for base in wanted:
         folder = Path(base).expanduser()
-        if not folder.exists() and (base.startswith(("/", ".", "~")) or not base.strip()):
+        if not folder.exists() and (system.looks_like_a_path(base) or not base.strip()):
             raise ConfigError(
                 f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub id of a model already downloaded."
             )
@@ -73,7 +73,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     try:
         for folder in ("datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
             (workspace / folder).mkdir(parents=True, exist_ok=True)
-        (workspace / "cache").chmod(0o700)
+        system.let_owner_alone_read(workspace / "cache")
     except OSError as error:
         where = Path(str(error.filename or workspace)).name
         raise ConfigError(f"--workspace is {str(workspace)!r}, where {where} can't be a folder ({error.strerror}); allowed: one you may write into.") from None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import shown
+from trainer import shown, system
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
     except OSError:  # a full disk is not to be made fuller
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(temporary)
+    system.sync_folder(temporary)
     final = parent / name(step)
     if final.exists():  # only a damaged one can be: a good one would have been resumed from
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _sync_folder(parent)
+    system.sync_folder(parent)
     for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:  # passed over when this run was resumed
         shutil.rmtree(damaged)
     tidy(parent, step, keep)
@@ -188,13 +188,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows can't open folders; its rename is journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import re
 import shutil
 import uuid
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
-_HERE = re.sub(r"\W", "", platform.node(), flags=re.ASCII)[:40] or "here"
-_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95))
+from trainer import system
+
+_HERE = re.sub(r"\W", "", system.host(), flags=re.ASCII)[:40] or "here"
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
@@ -59,19 +59,13 @@ def put(made: Path, wanted: Iterable[Path]) -> Path:
     """The first of the wanted names that was free, which the file now has. Raises: OSError where there is no writing."""
     for path in wanted:
         try:
-            os.link(made, path)
+            if system.link(made, path):
+                made.unlink()
+                return path
+            path.open("xb").close()
         except FileExistsError:
             continue
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            try:
-                path.open("xb").close()
-            except FileExistsError:
-                continue
-            os.replace(made, path)
-            return path
-        made.unlink()
+        os.replace(made, path)
         return path
     raise FileExistsError(errno.EEXIST, "every name is taken", str(made))
 

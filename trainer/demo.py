@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import console, session
+from trainer import console, session, system
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import RunError
 from trainer.events import Finished, Validated
@@ -60,7 +60,7 @@ def run(out: Path) -> str:
         f"weight grid:   {grid.resolve()}",
         f"reports:       {style.report_file.resolve()}",
         *(f"               {one.report_file.resolve()}" for one in (cat, fox)),
-        f"all in {time.monotonic() - began:.0f} s. Open the app with: make app   (or: velatura app)",
+        f"all in {time.monotonic() - began:.0f} s. Open the app with: {system.checkout_command('app')}   (or: velatura app)",
     ]
     return "\n".join(lines)
 

@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import re
 import shutil
 import sys
@@ -20,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from packaging.requirements import Requirement
 
 import trainer
-from trainer import foreign_json
+from trainer import foreign_json, system
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,9 +113,8 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Everything `describe` says, as data; takes a few seconds, most of it to import torch."""
-    memory_bytes, memory_free_bytes = _memory()
-    cpu = _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
+    memory_bytes, memory_free_bytes = system.memory_bytes()
+    cpu = system.cpu_name()
     folder = Path.cwd()
     disk_free_bytes = shutil.disk_usage(folder).free
     libraries = _libraries()
@@ -128,15 +125,15 @@ def diagnose() -> Diagnosis:
     try:
         import torch
     except (ImportError, OSError, RuntimeError) as error:  # OSError: a shared library that won't load
-        do = f"'{sys.executable}' -m pip install --force-reinstall torch"
+        do = f"{system.quoted(sys.executable)} -m pip install --force-reinstall torch"
         problems.append(Problem(f"torch can't be imported: {error}", "Nothing can be trained or rendered.", do))
     else:
         devices = _devices(torch, cpu, memory_bytes, memory_free_bytes)
         matmuls = tuple(_matmul(device.device, dtype) for device in devices for dtype in TOLERANCES)
         problems += _device_problems(torch, devices, matmuls) + _neighbour_problems()
     return Diagnosis(
-        velatura=trainer.__version__, system=platform.platform(), python=f"{platform.python_version()} ({sys.executable})", cpu=cpu, num_cpus=num_cpus,
-        cpu_flags=tuple(flag for flag in FLAGS if flag in _cpuinfo("flags", "Features").split()), memory_bytes=memory_bytes,
+        velatura=trainer.__version__, system=system.name_and_version(), python=f"{sys.version.split()[0]} ({sys.executable})", cpu=cpu,
+        num_cpus=system.num_cpus(), cpu_flags=tuple(flag for flag in FLAGS if flag in system.cpu_flags()), memory_bytes=memory_bytes,
         memory_free_bytes=memory_free_bytes, folder=str(folder), disk_free_bytes=disk_free_bytes, devices=devices, matmuls=matmuls, libraries=libraries,
         imprimatura_missing=missing, browser=next(filter(None, map(shutil.which, BROWSERS)), None), problems=tuple(problems),
         summary=_summary(devices, matmuls, missing, memory_free_bytes),
@@ -144,27 +141,6 @@ def diagnose() -> Diagnosis:
 
 
 # The machine.
-
-
-def _memory() -> tuple[int, int]:
-    """`(total, free)` bytes, of the container where one sets a limit: its kernel kills at that, not at the host's."""
-    host = psutil.virtual_memory()
-    group = Path("/sys/fs/cgroup")
-    try:
-        total = int((group / "memory.max").read_text())  # "max" where there is no limit
-        free = total - int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return host.total, host.available
-    return min(total, host.total), max(0, min(free, host.available))
-
-
-def _cpuinfo(*keys: str) -> str:
-    """The first of these lines of /proc/cpuinfo, or nothing where there is none (macOS)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in keys), "")
 
 
 def _devices(torch: Any, cpu: str, memory_bytes: int, memory_free_bytes: int) -> tuple[Device, ...]:
@@ -243,7 +219,7 @@ def _requirements() -> list[Requirement]:
 
 def _libraries() -> tuple[Library, ...]:
     """Every library of the metadata that applies here; in a checkout the commands keep to its pins."""
-    pins = f" -c '{ROOT / 'constraints.txt'}'" if (ROOT / "constraints.txt").is_file() else ""
+    pins = f" -c {system.quoted(str(ROOT / 'constraints.txt'))}" if (ROOT / "constraints.txt").is_file() else ""
     found = []
     for needed in _requirements():
         extra = re.search(r"extra == [\"'](\w+)", str(needed.marker or ""))
@@ -255,7 +231,7 @@ def _libraries() -> tuple[Library, ...]:
             version = None
         fits = version is not None and needed.specifier.contains(version, prereleases=True)
         purpose = PURPOSES.get(needed.name, f"the {extra[1]} extra" if extra else "Velatura itself")
-        command = f"'{sys.executable}' -m pip install '{needed.name}{needed.specifier}'{pins}"
+        command = f"{system.quoted(sys.executable)} -m pip install {system.quoted(f'{needed.name}{needed.specifier}')}{pins}"
         found.append(Library(needed.name, version, str(needed.specifier), fits, extra[1] if extra else None, purpose, command))
     return tuple(found)
 
@@ -287,7 +263,7 @@ def imprimatura_missing(folder: Path) -> tuple[str, ...]:
 
 def _library_problems(libraries: tuple[Library, ...]) -> list[Problem]:
     if not libraries:
-        return [Problem("velatura is not installed, only lying here.", "Versions can't be checked.", "Install it: make setup.")]
+        return [Problem("velatura is not installed, only lying here.", "Versions can't be checked.", f"Install it: {system.checkout_command('setup')}.")]
     return [
         Problem(
             f"{one.name} {one.version or 'is missing'}; wanted: {one.wanted or 'any version'}.",
@@ -341,7 +317,7 @@ def _neighbour_problems() -> list[Problem]:
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: operator torchvision::nms does not exist
-        why, do = "diffusers can't be imported beside it.", f"'{sys.executable}' -m pip uninstall torchvision (Velatura needs none)."
+        why, do = "diffusers can't be imported beside it.", f"{system.quoted(sys.executable)} -m pip uninstall torchvision (Velatura needs none)."
         return [Problem(f"torchvision was built for another torch: {error}.", why, do)]
     return []
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from trainer import claiming, events, presets
+from trainer import claiming, events, presets, system
 from trainer.config import TrainConfig, parse
 from trainer.errors import RunError
 
@@ -94,7 +94,7 @@ def slug(name: str) -> str:
     cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80].encode()[:200].decode(errors="ignore").strip("-. ")
     if not cleaned:
         raise RunError(f"name {name!r} has no letter or digit; allowed: letters, digits, '.', '-' and '_'.")
-    return cleaned
+    return system.usable_name(cleaned)
 
 
 def create(parent: Path, name: str, config: TrainConfig) -> Run:
@@ -109,7 +109,7 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
         made = Run(Path(tempfile.mkdtemp(prefix=claiming.unfinished(), dir=parent)))
     except OSError as error:
         raise RunError(f"--out is {str(parent)!r}, where no run folder can be made: {error.strerror}.") from None
-    made.folder.chmod(0o755)
+    system.let_others_read(made.folder)
     presets.save(config, made.config_file)
     for number in range(1, 100_000):
         folder = parent / (wanted if number == 1 else f"{wanted}-{number}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from types import FrameType
+
+from trainer import system
 
 
 class StopRequest:
@@ -11,7 +12,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._restore = system.on_signals(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -20,8 +21,7 @@ class StopRequest:
 
     def restore(self) -> None:
         """Hand the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._restore()
 
     def __call__(self) -> bool:
         return self.asked

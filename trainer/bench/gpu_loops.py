@@ -8,7 +8,6 @@ and embeddings on the device beforehand. "plain-compiled" is that with the denoi
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainer import bench
+from trainer import bench, system
 from trainer.bench import full_size
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def _device(device: str, dtype: torch.dtype) -> dict[str, str]:
     import peft
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else system.processor()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__}
     return {"device": device, "name": name, "dtype": str(dtype).removeprefix("torch."), **versions}
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from trainer import files
+from trainer import files, system
 from trainer.data import uploads
 from trainer.errors import DataError
 
@@ -72,6 +72,6 @@ def _place(name: str) -> Path | None:
         return None
     for part in parts:
         stem = part.partition(".")[0].lower()
-        if part == ".." or part.startswith(".") or _HARMFUL.search(part) or stem in uploads.RESERVED or len(part.encode("utf-8", "replace")) > _MAX_PART_BYTES:
+        if part == ".." or part.startswith(".") or _HARMFUL.search(part) or stem in system.RESERVED or len(part.encode("utf-8", "replace")) > _MAX_PART_BYTES:
             return None
     return Path(*parts)

@@ -142,7 +142,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """The folder for one writer. Raises: DataError if it can't be written into."""
     try:
         path = folder / ".caption-history.lock"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # a lock that can't be made is waited for as if another held it
+        path.open("a+b").close()  # a lock that can't be made is waited for as if another held it
         with FileLock(str(path), timeout=_WAIT_S):
             yield
     except Timeout:

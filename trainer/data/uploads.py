@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from trainer import claiming
+from trainer import claiming, system
 from trainer.data import captions, imagefolder, layouts
 from trainer.data.formats import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from trainer.data.opening import open_image
@@ -34,7 +34,6 @@ MAX_FILE_BYTES = 50 << 20
 MAX_TOTAL_BYTES = 2 << 30
 MAX_RATIO = 100
 _RATIO_FROM_BYTES = 1 << 20  # below it, plain text packs as well as a bomb does
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 @dataclass
@@ -77,7 +76,7 @@ def safe_stem(name: str) -> str:
     stem = re.sub(r"[^\w.-]+", "-", os.path.splitext(last)[0]).strip("-. ")[:80].strip("-. ")
     while len(stem.encode()) > 200:  # a file name holds 255 bytes
         stem = stem[:-1]
-    return f"{stem}-file" if stem.lower() in RESERVED else stem or "picture"
+    return f"{stem}-file" if stem.lower() in system.RESERVED else stem or "picture"
 
 
 def add_pictures(folder: Path, files: Iterable[Path]) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer import choices
+from trainer import choices, system
 from trainer.memory import attention, compiling, fetching, frozen, probing
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def limit(device: str, budget_gib: float) -> None:
     """
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(device)
-        most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if sys.platform == "win32" else total)
+        most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total)
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
 
 

@@ -14,7 +14,6 @@ resumed run goes on with what the checkpoint says was chosen; another GPU or ver
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import choices, forwards
+from trainer import choices, forwards, system
 from trainer.config import MemoryConfig
 
 BACKEND: Any = "inductor"  # what torch compiles with
@@ -57,7 +56,7 @@ def _missing_compiler(device: str) -> str:
         from importlib.util import find_spec
 
         return "" if find_spec("triton") else "triton (pip install triton, or triton-windows)"
-    names = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    names = system.cpp_compilers()
     return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
 
 

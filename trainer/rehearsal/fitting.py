@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
-from trainer import bases, console, memory, presets
+from trainer import bases, console, memory, presets, system
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.rehearsal import measuring
@@ -107,9 +106,9 @@ def _try(config: TrainConfig, out: Path, download: bool, temporary: Path) -> Reh
         finally:
             if child.poll() is None:
                 child.terminate()
-    if child.returncode == -signal.SIGTERM:
+    if system.was_asked_to_end(child.returncode):
         raise KeyboardInterrupt
-    if child.returncode in (-9, 137):
+    if system.was_ended_by_system(child.returncode):
         return "the system ended the process"
     if child.returncode == 2:
         raise ConfigError(errors.rpartition("error: ")[2].strip())
@@ -128,11 +127,11 @@ def _ended_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, end)
+        restore = system.on_signals(end, system.ENDING)
     except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore()

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
-from trainer import memory
+from trainer import memory, system
 from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
 from trainer.render import batch_papers, image
@@ -253,14 +253,14 @@ def _link(staged: Path, target: Path) -> bool:
     except (FileExistsError, NotADirectoryError):
         raise RunError(f"{target} can't be written: a file stands where its folder should be.") from None
     try:
-        os.link(staged, target)
-        staged.unlink()
+        if system.link(staged, target):
+            staged.unlink()
+            return True
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            return False
-        os.replace(staged, target)
+    if os.path.lexists(target):
+        return False
+    os.replace(staged, target)
     return True
 
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from trainer import bases, cache, files, lora_file, runs
+from trainer import bases, cache, files, lora_file, runs, system
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
 
 ENDINGS = (".png", ".webp", ".jpg", ".jpeg")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))}  # by Windows
 Library = Callable[[], dict[str, lora_file.LoraInfo]]
 
 
@@ -79,7 +78,7 @@ def file_name(template: str, number: int, stack: StackConfig, digest: str) -> st
     if ending.lower() not in ENDINGS:
         stem, ending = name, ".png"
     parts = [part.encode()[:200].decode(errors="ignore").rstrip(". ") for part in stem.split("/")]
-    return "/".join(f"{part}_" if part.split(".")[0].lower() in _RESERVED else part for part in parts) + ending
+    return "/".join(f"{part}_" if part.split(".")[0].lower() in system.RESERVED else part for part in parts) + ending
 
 
 def _plain(text: str, otherwise: str) -> str:

@@ -1,0 +1,305 @@
+"""All that differs between operating systems, so that no other module asks which one it runs on (`tests/test_system.py` holds that).
+
+Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an argument, `platform` as in
+`sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and processes `psutil`'s, which know the systems themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import platform as machine
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+WINDOWS, MAC = "win32", "darwin"
+_PROC = Path("/proc")
+
+
+# Processes.
+
+ENDING = ("SIGTERM", "SIGBREAK")  # what a program is asked to end by; Windows can send only the second, which is Ctrl-Break
+STOPPING = ("SIGINT", *ENDING)  # and Ctrl-C
+_SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
+_CTRL_BREAK, _NEW_GROUP = 1, 0x200  # CTRL_BREAK_EVENT and CREATE_NEW_PROCESS_GROUP, which Python names on Windows only
+_BY_CTRL_C, _NO_MEMORY, _NO_COMMIT = 0xC000013A, 0xC0000017, 0xC000012D  # of ntstatus.h
+
+
+def on_signals(handler: Callable[[int, FrameType | None], object], names: tuple[str, ...] = STOPPING) -> Callable[[], None]:
+    """Have those of these signals that the system knows call `handler`; what is given back lets them do again what they did.
+
+    Raises: ValueError outside the main thread, which alone gets signals.
+    """
+    before = {number: signal.signal(number, handler) for number in (getattr(signal, name, None) for name in names) if number is not None}
+
+    def restore() -> None:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+    return restore
+
+
+def own_group(platform: str = sys.platform) -> dict[str, Any]:
+    """What `subprocess.Popen` is given for a child that Ctrl-C in this terminal does not reach and that `ask_to_end` does."""
+    return {"creationflags": _NEW_GROUP} if platform == WINDOWS else {"start_new_session": True}
+
+
+def text_as_utf8(platform: str = sys.platform) -> dict[str, str]:
+    """What a child's environment needs to write its log in UTF-8, which on Windows it would write in the country's code page."""
+    return {"PYTHONUTF8": "1"} if platform == WINDOWS else {}
+
+
+def ask_to_end(process: psutil.Process, platform: str = sys.platform) -> None:
+    """Ask a child of `own_group` to end by itself. Raises: psutil.NoSuchProcess.
+
+    Windows' Ctrl-Break reaches only who shares this console. A child of a server that has since been started in another window is ended at once: there is
+    no way to ask it, and it goes on from its last checkpoint.
+    """
+    if platform != WINDOWS:
+        process.send_signal(signal.SIGTERM)
+        return
+    try:
+        process.send_signal(_CTRL_BREAK)
+    except (OSError, SystemError, psutil.AccessDenied):  # SystemError: Python before 3.13, where the console is another's
+        process.terminate()
+
+
+def was_asked_to_end(code: int, platform: str = sys.platform) -> bool:
+    """True if a process with this exit code ended because it was asked to."""
+    return code & 0xFFFFFFFF == _BY_CTRL_C if platform == WINDOWS else code == -signal.SIGTERM
+
+
+def was_ended_by_system(code: int, platform: str = sys.platform) -> bool:
+    """True for the exit code of a process that the system killed, or to which it gave no more memory."""
+    return code & 0xFFFFFFFF in (_NO_MEMORY, _NO_COMMIT) if platform == WINDOWS else code in (-9, 137)
+
+
+def began_s(pid: int) -> float:
+    """When the process with this number began, in seconds since 1970. Raises: psutil.NoSuchProcess."""
+    return float(psutil.Process(pid).create_time())
+
+
+def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Process | None:
+    """The live process with this number if it is still the one that began then with this name and value in its environment.
+
+    A number alone is given to another process once it is free; number and time can both come again after the clock was set.
+    """
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - began) < _SAME_START_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE and process.environ().get(mark[0]) == mark[1] else None
+    except (psutil.Error, OSError, ValueError, OverflowError):  # gone, another user's, or a number that no process has
+        return None
+
+
+# Files.
+
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}  # by Windows, in either case
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95)}
+
+
+def usable_name(name: str, platform: str = sys.platform) -> str:
+    """A file or folder name that this system takes: Windows keeps some for its devices, whatever ending follows."""
+    return f"{name}_" if platform == WINDOWS and name.split(".")[0].strip().lower() in RESERVED else name
+
+
+def sync_folder(folder: Path, platform: str = sys.platform) -> None:
+    """Have the names in a folder outlast a power cut. Windows can't open folders; its renames are journalled."""
+    if platform == WINDOWS:
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def link(source: Path, target: Path, platform: str = sys.platform) -> bool:
+    """Give a file a second name; False where there are no hard links. Raises: FileExistsError if the name is taken, OSError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_LINKS or (platform == WINDOWS and error.errno == errno.EINVAL):  # which Python makes of what Windows says on exFAT
+            return False
+        raise
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is never written into, or a copy of it where there are no hard links. Raises: OSError."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def let_others_read(folder: Path, platform: str = sys.platform) -> None:
+    """A folder that was made for its owner alone may be looked into by others. Windows' rights are no modes, and come from the folder above."""
+    if platform != WINDOWS:
+        folder.chmod(0o755)
+
+
+def let_owner_alone_read(folder: Path, platform: str = sys.platform) -> None:
+    """A folder for this user alone. On Windows it stays as the folder above has it, which in a user's own folders is the same. Raises: OSError."""
+    if platform != WINDOWS:
+        folder.chmod(0o700)
+
+
+def looks_like_a_path(text: str, platform: str = sys.platform) -> bool:
+    """True for what can't be the hub's name of a model, `owner/name`, and must be meant as a path."""
+    return text.startswith(("/", ".", "~")) or (platform == WINDOWS and ("\\" in text or text[1:2] == ":"))
+
+
+# Memory.
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+
+
+def _glibc(name: str, platform: str) -> Any:
+    """The C library's function of this name on Linux; None elsewhere, and where the library hasn't it (musl)."""
+    return getattr(ctypes.CDLL(None), name, None) if platform.startswith("linux") else None
+
+
+def keep_freed(platform: str = sys.platform) -> bool:
+    """Have glibc keep freed memory for its next use instead of mapping it anew; True if it does. Other systems' libraries do so anyway."""
+    mallopt = _glibc("mallopt", platform)
+    if mallopt is None or addresses_are_limited():
+        return False
+    if not mallopt(_MMAP_THRESHOLD, 1 << 30):
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most before glibc 2.35
+    mallopt(_TRIM_THRESHOLD, -1)
+    return True
+
+
+def give_back_freed(platform: str = sys.platform) -> None:
+    """Hand the memory that glibc keeps for itself back to the system."""
+    if trim := _glibc("malloc_trim", platform):
+        trim(0)
+
+
+def drop_pages(address: int, size_bytes: int, platform: str = sys.platform) -> None:
+    """Take the whole pages in this range out of memory; what stood there is lost, or read anew if it is a file's. Nothing but on Linux."""
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (address + size_bytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0 and (madvise := _glibc("madvise", platform)):
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def addresses_are_limited(promised: Path = _PROC / "sys/vm/overcommit_memory") -> bool:
+    """True under `ulimit -v`, and where Linux promises no more memory than it has (vm.overcommit_memory 2)."""
+    if find_spec("resource") is None:
+        return False
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or (promised.exists() and promised.read_text().strip() == "2")
+
+
+def peak_resident_bytes(status: Path = _PROC / "self/status", platform: str = sys.platform) -> int:
+    """The most memory this process has held since the last `reset_peak`, where the system can measure anew; else ever."""
+    if status.exists():  # getrusage counts what the parent held before this program was started
+        return int(status.read_text().partition("VmHWM:")[2].split(None, 1)[0]) * 1024
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0) or _peak_by_getrusage(platform) or info.rss)
+
+
+def _peak_by_getrusage(platform: str) -> int:
+    if find_spec("resource") is None:
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if platform == MAC else peak * 1024)
+
+
+def reset_peak(clear: Path = _PROC / "self/clear_refs") -> None:
+    """Measure the peak from here on, where the system can."""
+    try:
+        with clear.open("w") as file:
+            file.write("5")
+    except OSError:
+        return
+
+
+def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """`(total, free)`, of the container where one sets a limit: its kernel kills at that, not at the host's."""
+    host = psutil.virtual_memory()
+    try:
+        total = int((group / "memory.max").read_text())  # "max" where there is no limit
+        free = total - int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return host.total, host.available
+    return min(total, host.total), max(0, min(free, host.available))
+
+
+def gpu_spills(platform: str = sys.platform) -> bool:
+    """True where the GPU's driver moves memory to the CPU's without a word once the GPU's is full, as Windows' does, instead of refusing."""
+    return platform == WINDOWS
+
+
+# The machine.
+
+
+def host() -> str:
+    """This machine's name in the network."""
+    return machine.node()
+
+
+def name_and_version() -> str:
+    """The operating system and its version, as one word."""
+    return machine.platform()
+
+
+def processor() -> str:
+    """The processor, as far as Python knows it; at least its architecture."""
+    return machine.processor() or machine.machine()
+
+
+def cpu_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
+    """The processor's name as Linux has it, else what Python knows."""
+    return _cpuinfo(cpuinfo, "model name", "Model") or processor()
+
+
+def cpu_flags(cpuinfo: Path = _PROC / "cpuinfo") -> list[str]:
+    """What the processor can do, in Linux's words; nothing on other systems."""
+    return _cpuinfo(cpuinfo, "flags", "Features").split()
+
+
+def _cpuinfo(path: Path, *keys: str) -> str:
+    """The first of these lines of /proc/cpuinfo, or nothing where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in keys), "")
+
+
+def quoted(text: str, platform: str = sys.platform) -> str:
+    """A word for a command line that a person copies; Windows' cmd knows no single quotes."""
+    return f'"{text}"' if platform == WINDOWS else f"'{text}'"
+
+
+def checkout_command(target: str, platform: str = sys.platform) -> str:
+    """What makes the environment of a checkout, and opens its page: the Makefile's target, or the one script of Windows."""
+    return "start.bat" if platform == WINDOWS else f"make {target}"
+
+
+def num_cpus() -> int:
+    """How many processors this process may use; macOS and Windows don't say, and have all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpp_compilers(platform: str = sys.platform) -> tuple[str, ...]:
+    """The names of the C++ compilers that torch looks for."""
+    return ("cl",) if platform == WINDOWS else ("g++", "clang++", "c++")
