@@ -79,6 +79,8 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with connection:
             yield connection
+    except UnicodeDecodeError:  # of SQLite's own message, which names what it found
+        raise sqlite3.DatabaseError("it is damaged") from None
     finally:
         connection.close()
 
@@ -130,6 +132,8 @@ def _problem(path: Path) -> str:
         if _passes(error):
             raise
         return f"can't be read ({error})"
+    except UnicodeDecodeError:  # of SQLite's own message, which names what it found
+        return "is damaged"
 
 
 def _set_aside(path: Path) -> Path:

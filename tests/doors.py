@@ -265,7 +265,11 @@ def prompts(room: Path) -> Case:
                 emphasis.parse_attention(prompt)
             image.parse_infotext(image.infotext(stack, "b", "", "DDIM"))
 
-        return [drawn, lambda: prompting.spelled_out(said[0], seed, room / "wildcards"), lambda: emphasis.parse_attention(said[0]),
+        def expanded(prompt: str, seed: int) -> None:
+            found = prompting.expand(prompt, seed, room / "wildcards")
+            assert len(found) <= max(prompting.MAX_CHARS, len(prompt)) and prompting.expand(found, seed + 1, room / "wildcards") == found
+
+        return [drawn, lambda: expanded(said[0], seed), lambda: emphasis.parse_attention(said[0]),
                 lambda: image.parse_infotext(said[0])]  # fmt: skip
 
     return case

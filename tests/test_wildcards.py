@@ -177,14 +177,6 @@ def test_any_prompt_is_drawn_or_refused_in_words(folder: Path, prompt: str, seed
     is_drawn_or_refused(prompt, seed, folder)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@given(HOSTILE, st.integers(0, 2**32 - 1))
-@settings(max_examples=20_000, deadline=5000)
-def test_twenty_thousand_prompts_are_drawn_or_refused_in_words(folder: Path, prompt: str, seed: int) -> None:
-    is_drawn_or_refused(prompt, seed, folder)
-
-
 PIECES = ["{", "${", "{a|", "$$", "2$$", "{2$$a|", "${a", "${a=", "__*", "__a*", "{{", "}", "{}", "|", "{a|b}", "${a:", "{1::", "__~", "<lora:__a", "%{", "$${"]
 
 

@@ -137,9 +137,9 @@ def _captioned_stems(files: list[Path]) -> set[Path]:
 
 def check_folder(folder: Path, field: str) -> None:
     """Raises: DataError if `folder` is none that can be read."""
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{field} is {str(folder)!r}, which {what}; it must be a folder or a .zip of pictures.")
+    if not os.path.isdir(folder):  # pathlib's own raises for a name that is too long
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise DataError(f"{field} is {str(folder)[:400]!r}, which {what}; it must be a folder or a .zip of pictures.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"{field} is {str(folder)!r}, which can't be read: permission denied.")
 

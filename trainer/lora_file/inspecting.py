@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -147,9 +148,9 @@ def _text(value: Any) -> str | None:
 
 def library(folders: list[Path]) -> dict[str, LoraInfo]:
     """Every readable LoRA file below the folders, by hash, newest last; what can't be read is passed over."""
-    files = [path for folder in folders for path in folder.rglob("*.safetensors") if not _is_inner(path.relative_to(folder))]
+    files = [path for folder in folders for path in folder.rglob("*.safetensors") if not _is_inner(path.relative_to(folder)) and os.path.isfile(path)]
     found: dict[str, LoraInfo] = {}
-    for path in sorted(files, key=lambda path: path.stat().st_mtime):
+    for path in sorted(files, key=os.path.getmtime):
         try:
             info = inspect(path)
         except AdapterError:

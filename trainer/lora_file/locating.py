@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trainer.errors import AdapterError
@@ -13,12 +14,12 @@ MAX_CONFIG_BYTES = 1 << 20
 
 def located(path: Path) -> Path:
     """The file that holds the tensors: `path`, or PEFT's in that folder. Raises: AdapterError for a folder that has none."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # pathlib's own raises for a name that is too long
         return path
     inside = path / PEFT_FILE
-    if inside.is_file():
+    if os.path.isfile(inside):
         return inside
-    if (path / "adapter_model.bin").is_file():
+    if os.path.isfile(path / "adapter_model.bin"):
         raise AdapterError(
             f"LoRA folder {str(path)!r} has its numbers in adapter_model.bin, a pickle, which can run anything and is not opened; "
             "save it again with PEFT's save_pretrained, which writes .safetensors."
@@ -28,12 +29,12 @@ def located(path: Path) -> Path:
 
 def is_there(path: Path) -> bool:
     """Whether a LoRA file, or a folder as PEFT saves one, is there to be read."""
-    return path.is_file() or (path.is_dir() and (path / PEFT_FILE).is_file())
+    return os.path.isfile(path) or os.path.isfile(path / PEFT_FILE)
 
 
 def name_of(path: Path) -> str:
     """What a LoRA is called: its file's name without the ending, or its folder's where PEFT gave the file its own name."""
-    path = path / PEFT_FILE if path.is_dir() else path
+    path = path / PEFT_FILE if os.path.isdir(path) else path
     return path.resolve().parent.name or path.stem if path.name == PEFT_FILE else path.stem
 
 

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "state", "file", "prompt", "negative", "base", "lora", "seed", "steps", "size", "guidance", "digest", "problem")
 PER_SHEET = 100
 _ACROSS, _CELL_PX, _GAP_PX, _LINE_PX = 10, 192, 8, 14
+_SHEET = re.compile(r"page-[0-9]{4,6}\.png")  # no other name is believed: sheets that are no longer wanted are removed
 _INK, _PAPER, _GREY = (40, 38, 36), (250, 249, 246), (210, 208, 204)
 
 
@@ -80,7 +82,7 @@ def write_sheets(plan: Plan, out: Path) -> int:
     noted = out / HIDDEN / "sheets.json"
     try:
         known = json.loads(noted.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
+        known = {name: content for name, content in known.items() if _SHEET.fullmatch(name)} if isinstance(known, dict) else {}
     except (OSError, ValueError, RecursionError):
         known = {}
     done = (work for work in plan.pictures() if work.state == "done")

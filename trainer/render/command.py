@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +57,8 @@ def again(picture: Path, folders: list[Path], note: Callable[[str], None] = lamb
     """The stack of a picture of ours or of another tool, its LoRAs found below `folders`; `note` hears what of it could not be used."""
     from trainer.render import opening
 
-    if not picture.is_file():
-        raise ConfigError(f"--from {str(picture)!r}: no such file.")
+    if not os.path.isfile(picture):
+        raise ConfigError(f"--from {str(picture)[:400]!r}: no such file.")
     found, notes = opening.stack_of(picture, StackConfig(), lora_file.library([folder for folder in folders if folder.is_dir()]))
     for said in notes:
         note(f"note: {said}")
@@ -69,7 +70,7 @@ def from_file(path: Path) -> StackConfig:
 
     A preset's LoRAs are slots without files, which `--set adapters.0.file=FILE` fills.
     """
-    if not path.exists() and path.name == str(path) in presets():
+    if not os.path.exists(path) and path.name == str(path) in presets():
         path = PRESETS / f"{path}.toml"
     try:
         raw = path.read_bytes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,8 +65,8 @@ def _covered(start: float, end: float, num: int) -> list[float]:
 
 def _open(adapter: AdapterChoice, name: str) -> bytes:
     path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"region of {adapter.name or adapter.file} names the mask {name!r}: no such file; allowed: {_ALLOWED}.")
+    if not os.path.isfile(path):  # pathlib's own raises for a name that is too long
+        raise ConfigError(f"region of {(adapter.name or adapter.file)[:80]} names the mask {name[:400]!r}: no such file; allowed: {_ALLOWED}.")
     return path.read_bytes()
 
 
