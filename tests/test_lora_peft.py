@@ -122,6 +122,11 @@ def test_the_commands_take_a_folder_of_pefts(imprimatura_folder: Path, trained: 
         assert done.returncode == 0 and "Traceback" not in done.stderr, (words, done.stdout, done.stderr)
     *named, converter = run_velatura("lora", "verify", "fox").stdout.splitlines()
     assert sum(line.startswith("ok") for line in named) >= 7 and "diffusers' converter" in converter, "diffusers has no names of PEFT's for this family"
+    done = run_velatura("lora", "verify", "fox", "--base", "imprimatura")
+    said = [line for line in done.stdout.splitlines() if "diffusers'" in line]
+    assert done.returncode == 0 and len(said) == 2 and all("as if the LoRA weren't there" in line and "velatura lora convert" in line for line in said)
+    done = run_velatura("lora", "verify", "a.safetensors", "--base", "imprimatura")  # what `convert` made of it
+    assert done.returncode == 0 and [line[:2] for line in done.stdout.splitlines() if "diffusers'" in line] == ["ok", "ok"]
     assert run_velatura("lora", "convert", "fox", "--out", "fox/adapter_model.safetensors").returncode == 2
     merged, whole = norms(tmp_path / "b.safetensors"), norms(tmp_path / "fox")
     only = next(path for path in whole if path not in norms(trained))

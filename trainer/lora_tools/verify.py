@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,7 +170,21 @@ def _through_converter(source: Opened, ours: Mapping[str, Update]) -> Proof:
     except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
         return Proof(through, 0, len(ours), None, f"{type(error).__name__}: {str(error)[:200]}")
     state, alphas = found if isinstance(found, tuple) else (found, None)
-    return _compared(through, ours, _theirs(state, alphas or {}, source))
+    theirs = _theirs(state, alphas or {}, source)
+    return _unread(through, ours) if _in_pefts_names(source.modules) and not ours.keys() & theirs.keys() else _compared(through, ours, theirs)
+
+
+def _in_pefts_names(modules: Iterable[str]) -> bool:
+    return all(module.startswith("base_model.model.") for module in modules)
+
+
+def _unread(through: str, ours: Mapping[str, Update]) -> Proof:
+    """Of a file that diffusers passes over whole: nothing is changed, since nothing is read."""
+    return Proof(
+        through, 0, len(ours), None,
+        "it has PEFT's own names, which diffusers doesn't read for this base: it would draw as if the LoRA weren't there. "
+        "Write it with names that it reads: velatura lora convert FOLDER --out NAME.safetensors",
+    )  # fmt: skip
 
 
 def _theirs(state: Mapping[str, Tensor], alphas: Mapping[str, float], source: Opened) -> dict[str, Update]:
@@ -233,5 +247,7 @@ def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) ->
             mine = ours[path].dense(weight, torch.float64)
             worst = max(worst, float((mine - theirs).norm()) / max(float(mine.norm()), 1e-30))
             seen.add(path)
+    if not seen and not extra and _in_pefts_names(source.modules):
+        return _unread(through, ours)
     why = f"{len(extra)} layers more, such as {extra[0]}" if extra else f"{len(ours) - len(seen)} layers lost" if len(seen) < len(ours) else ""
     return Proof(through, 0 if extra else len(seen), len(ours), worst, why)
