@@ -55,6 +55,7 @@ PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer
 LAYERS = {
     "trainer.errors": set(),
     "trainer.shown": set(),
+    "trainer.encodings": set(),
     "trainer.foreign_json": set(),
     "trainer.events": {"trainer.errors"},
     "trainer.deltas": set(),
@@ -64,7 +65,7 @@ LAYERS = {
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }
-CONFIG_SEES = {"trainer", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.shown"}
+CONFIG_SEES = {"trainer", "trainer.encodings", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.shown"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
     "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",

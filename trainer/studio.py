@@ -72,8 +72,7 @@ class Studio:
     def open(cls, config: TrainConfig, world: World | None = None, settings: MemoryConfig | None = None) -> Studio:
         """The frozen base on its device, as these memory settings say, or the config's. Raises: ModelError, ConfigError."""
         world = world or World()
-        choices.check(config)
-        choices.check(settings or config.memory, "memory.")
+        choices.check(config if settings is None else config.model_copy(update={"memory": settings}))
         family = families.registry()[config.family]
         folder = bases.resolve(config.base, family)
         device, dtype = bases.hardware(config.device, config.dtype, folder)
