@@ -23,7 +23,7 @@ from app import gate
 from app.context import Context, newest_first
 from app.jobs import Job
 from app.views import Progress, duration
-from trainer import claiming, spreadsheet
+from trainer import files, spreadsheet
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.batch import adapter
@@ -219,7 +219,7 @@ def told(log: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     found = []
-    for line in lines:
+    for line in (line for line in lines if line.startswith(b"{")):  # 64 KiB may be as many lines
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and isinstance(event.get("event"), str) and all(_is_number(event.get(key)) for key in _FIGURES.get(event["event"], ())):
@@ -283,10 +283,7 @@ def packed(context: Context, out: Path) -> Path:
     if not num:
         raise ConfigError("no picture has been drawn yet.")
     target = context.cache / "files" / f"{out.name}.zip"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with claiming.temporary(target.parent) as made:
-        with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
-            for path in [*found, *out.glob("manifest*.csv")]:
-                archive.write(path, path.relative_to(out))
-        made.replace(target)
+    with files.replacing(target) as made, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
+        for path in [*found, *out.glob("manifest*.csv")]:
+            archive.write(path, path.relative_to(out))
     return target

@@ -316,7 +316,7 @@ class JobRunner:
 
     def answer(self, job: Job) -> dict[str, Any]:
         """The last JSON object that the job's child printed and that is no event; {} if there is none."""
-        for line in reversed(self._log_lines(job)):
+        for line in (line for line in reversed(self._log_lines(job)) if line.startswith("{")):  # 64 KiB may be as many lines
             with suppress(ValueError, RecursionError):
                 found = json.loads(line)
                 if isinstance(found, dict) and "event" not in found:

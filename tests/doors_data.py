@@ -334,7 +334,7 @@ def batches(room: Path) -> Case:
         def listed() -> str:
             return page.problems(_job("batch-csv"), page.manifest(out)) + str(page.Drawing(room, room, ()).saved_step(_job()))
 
-        return [listed, planned, dropped]
+        return [dropped, listed, planned]
 
     return case
 

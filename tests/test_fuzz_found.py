@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app import job_table
+from app import batches, job_table
 from tests.test_naming import small
 from trainer import bases, families, foreign_json, lora_file, model_registry, single_file, usual
 from trainer.config import AdapterChoice, DataConfig, StackConfig, parse
@@ -207,3 +207,12 @@ def test_a_library_with_a_link_that_leads_nowhere_is_read_without_it(tmp_path: P
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.safetensors").mkdir()
     assert [info.name for info in lora_file.library([tmp_path]).values()] == ["cat"]
+
+
+def test_a_log_of_nothing_but_ends_of_lines_takes_no_time(tmp_path: Path) -> None:
+    """The page reads its end each second."""
+    log = tmp_path / "job-1.log"
+    log.write_bytes(b'{"event": "ended", "seconds": 1, "failed": 0}\n' + b"\r" * 65_000)
+    start = time.thread_time()
+    assert [event["event"] for event in batches.told(log)] == ["ended"]
+    assert time.thread_time() - start < 0.1
