@@ -187,7 +187,7 @@ class Context:
         named = [base for label, base in self.base_choices() if wanted in (label, base)]
         if not named:
             allowed = some([label for label, _ in self.base_choices()])
-            raise ConfigError(f"base is {wanted!r}, which this server does not offer; allowed: {allowed}. Start it with --base to offer another.")
+            raise ConfigError(f"base is {wanted[:200]!r}, which this server does not offer; allowed: {allowed}. Start it with --base to offer another.")
         return named[0]
 
     # LoRAs.

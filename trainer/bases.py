@@ -41,19 +41,19 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
         folder = _from_hub(base, download)
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ModelError(f"base is {base!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
+        raise ModelError(f"base is {base[:400]!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
     try:
         parts = foreign_json.table(index)
     except (OSError, ValueError):
-        raise ModelError(f"base {base!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder.") from None
+        raise ModelError(f"base {base[:400]!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder.") from None
     found = str(parts.get("_class_name"))[:80]
     if found != family.pipeline:
         known = [name for name, module in families.registry().items() if module.pipeline == found]
         raise ModelError(
-            f"base {base!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
+            f"base {base[:400]!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
         )
     if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not _is(folder / name, "is_dir")]:
-        raise ModelError(f"base {base!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; copy the whole folder.")
+        raise ModelError(f"base {base[:400]!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; copy the whole folder.")
     return folder
 
 
@@ -186,12 +186,12 @@ def _from_hub(base: str, download: bool) -> Path:
         return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=not download))
     except HFValidationError:
         raise ModelError(
-            f"base is {base!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, a .safetensors file, a name that "
+            f"base is {base[:400]!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, a .safetensors file, a name that "
             "`velatura models list` shows, or a hub id such as owner/model."
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         how = "the network or the hub could not be reached" if download else "add --download to fetch it"
-        raise ModelError(f"base {base!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded model; {how}.") from None
+        raise ModelError(f"base {base[:400]!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded model; {how}.") from None
 
 
 def quiet_libraries() -> None:
