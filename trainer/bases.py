@@ -50,7 +50,8 @@ def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
     if found != family.pipeline:
         known = [name for name, module in families.registry().items() if module.pipeline == found]
         raise ModelError(
-            f"base {base[:400]!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; family {family.name} needs a {family.pipeline}."
+            f"base {base[:400]!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; "
+            f"family {family.name} needs a {family.pipeline}."
         )
     if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not _is(folder / name, "is_dir")]:
         raise ModelError(f"base {base[:400]!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; copy the whole folder.")
