@@ -119,12 +119,35 @@ def _difference(left: Image.Image, right: Image.Image) -> Image.Image:
     return ImageChops.difference(left, right)
 
 
-def test_every_mode_and_a_grid_over_three_settings_are_sheets(context: Context) -> None:
+def cells(sheet: Image.Image, size: tuple[int, int]) -> set[bytes]:
+    """The pixels of every rectangle of this size in the sheet that has paper above and to the left of it."""
+    import numpy
+
+    pixels = numpy.asarray(sheet)
+    paper = (pixels == pixels[0, 0]).all(-1)
+    corners = ~paper[1:, 1:] & paper[:-1, 1:] & paper[1:, :-1]
+    found = (pixels[y + 1 : y + 1 + size[1], x + 1 : x + 1 + size[0]] for y, x in numpy.argwhere(corners))
+    return {one.tobytes() for one in found if one.shape[:2] == size[::-1]}
+
+
+def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictures(context: Context) -> None:
     asked = made(context)
-    modes = context.render_modes(asked)
-    assert modes.width > 3 * 32
+
+    def shown(**changes: Any) -> bytes:
+        picture = context.render(asked.model_copy(update=changes)).image
+        return picture.resize((64, 64), Image.Resampling.BICUBIC).tobytes()  # small pictures are shown twice as large
+
+    drawn = [shown(mode=mode) for mode in ("sum", "switch", "composite", "loratorio", "k-lora")]
+    assert set(drawn) <= cells(context.render_modes(asked), (64, 64))
     sheet = grids.render(context, asked, [("seed", "1, 2"), ("weight 2", "0, 1"), ("prompt", "a fox, red | an owl")], {1: 0, 2: 1})
-    assert sheet.width > 2 * 32 and sheet.height > 4 * 32
+    first, second = asked.adapters
+    drawn = [
+        shown(seed=seed, prompt=prompt, adapters=(first, second.model_copy(update={"weight": weight})))
+        for seed in (1, 2)
+        for weight in (0.0, 1.0)
+        for prompt in ("a fox, red", "an owl")
+    ]
+    assert len(set(drawn)) > 4 and set(drawn) <= cells(sheet, (64, 64))
 
 
 @pytest.mark.parametrize(
