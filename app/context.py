@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import JobRunner
 from app.logs import EventLogs
-from trainer import claiming, system
+from trainer import claiming, files, system
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
@@ -161,10 +161,8 @@ class Context:
         """A file of ours where the browser can fetch it byte for byte, under its own name; a run's best with the run's before it."""
         made = self.cache / "files" / _fingerprint(path) / whole(f"{self.lora_name(path)}{path.suffix}")
         if not made.is_file():
-            made.parent.mkdir(parents=True, exist_ok=True)
-            temporary = made.with_name(f".{threading.get_ident()}.tmp")
-            system.link_or_copy(path, temporary)  # our files are replaced whole, never written into
-            os.replace(temporary, made)
+            with files.replacing(made) as unnamed:
+                system.link_or_copy(path, unnamed)  # our files are replaced whole, never written into
         return made
 
     def published_of(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -347,7 +345,5 @@ def _fingerprint(path: Path) -> str:
 
 
 def _write_webp(image: Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{threading.get_ident()}.tmp")
-    image.save(temporary, "WEBP", quality=82)
-    os.replace(temporary, path)
+    with files.replacing(path) as made:
+        image.save(made, "WEBP", quality=82)

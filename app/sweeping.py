@@ -16,7 +16,7 @@ from app.context import Context
 _OURS = ("thumbs", "files")  # in the cache; what else is there is Gradio's
 _OLD_S, _OLD_THUMBNAIL_S = 24 * 3600.0, 30 * 24 * 3600.0
 _HALF_DONE = ("datasets/**/.*.upload", "loras/.*.upload", "loras/.*.tmp", "renders/.*.upload", "renders/.*.tmp", "cache/gradio/files/.*.upload",
-              "runs/.cache/*/.new-*")  # fmt: skip
+              "cache/gradio/files/.*.tmp", "cache/gradio/files/*/.*.tmp", "runs/.cache/*/.new-*")  # fmt: skip
 _HALF_MADE = ("runs/.new-*",)  # folders
 
 

@@ -57,7 +57,7 @@ LAYERS = {
     "trainer.shown": set(),
     "trainer.encodings": set(),
     "trainer.foreign_json": set(),
-    "trainer.events": {"trainer.errors"},
+    "trainer.events": {"trainer.errors", "trainer.files"},
     "trainer.deltas": set(),
     "trainer.contracts": set(),
     "trainer.toys": set(),

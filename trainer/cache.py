@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import claiming
+from trainer import claiming, files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,12 +115,5 @@ def _promised(raw: bytes) -> object:
 def _write(path: Path, entry: Entry) -> None:
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=claiming.unfinished())
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(entry, {"sha256": _digest(entry)}))
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as made:
+        made.write_bytes(save(entry, {"sha256": _digest(entry)}))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import shown, system
 from trainer.errors import RunError
+from trainer.files import write_synced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
     files["manifest.json"] = json.dumps(manifest, sort_keys=True, indent=1).encode()  # written last
     try:
         for file, content in files.items():
-            _write(temporary / file, content)
+            write_synced(temporary / file, content)
     except OSError:  # a full disk is not to be made fuller
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -181,10 +182,3 @@ def _folders(parent: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -34,7 +34,7 @@ def numbered(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
 def temporary(folder: Path, suffix: str = ".upload") -> Iterator[Path]:
     """A hidden name in the folder that nobody else has; what still lies there afterwards is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".{uuid.uuid4().hex}{suffix}"
+    path = folder / f"{unfinished()}{uuid.uuid4().hex}{suffix}"
     try:
         yield path
     finally:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+from trainer import files
+
 
 @dataclass(frozen=True)
 class Started:
@@ -236,6 +238,4 @@ def rewind(path: Path, step: int) -> None:
         at = getattr(event, "step", -1)
         return at < step or (at == step and isinstance(event, Step))
 
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(to_line(event) for event in read(path) if keep(event)), encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, "".join(to_line(event) for event in read(path) if keep(event)).encode())

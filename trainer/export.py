@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import __version__, lora_file, methods, origin
+from trainer import __version__, files, lora_file, methods, origin
 from trainer.config import recipe
 from trainer.data import Dataset, archives
 from trainer.deltas import Delta
@@ -41,11 +40,10 @@ def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str
         spelled, own = _in_fused_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
         metadata |= own
     words = {studio.word.name: studio.word.in_file()} if studio.word else {}
-    unproved = path.with_name("export.tmp")  # gets its name when it is proved good
-    lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
-    norm = _proved(studio, unproved, path.name)
-    _prove_words(unproved, words, config.save_dtype)
-    os.replace(unproved, path)
+    with files.replacing(path) as unproved:  # it gets its name when it is proved good
+        lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
+        norm = _proved(studio, unproved, path.name)
+        _prove_words(unproved, words, config.save_dtype)
     return norm
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from trainer import claiming
 
 
 def sha256(path: Path, start: int = 0) -> str:
@@ -14,3 +19,36 @@ def sha256(path: Path, start: int = 0) -> str:
         while piece := file.read(1 << 20):
             state.update(piece)
     return state.hexdigest()
+
+
+@contextmanager
+def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
+    """A name that the body writes a file to, which then takes the place of the one at `path`; if the body raises, that stays and nothing is left.
+
+    Whoever reads finds the old file or the new one, whole, also after a kill. After a power cut only what was synced is sure to be: `write` does.
+    `through` is a name on the same disk that one writer at a time uses; without it, the name is nobody else's and hidden beside `path`.
+    """
+    if through is None:
+        with claiming.temporary(path.parent, ".tmp") as made:
+            yield made
+            os.replace(made, path)
+        return
+    try:
+        yield through
+        os.replace(through, path)
+    finally:
+        through.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes, through: Path | None = None) -> None:
+    """Replace the file at `path` by one of this content, which outlasts a power cut. Raises: OSError, and the old one stays."""
+    with replacing(path, through) as made:
+        write_synced(made, content)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write under a name that nobody reads yet, and wait until it is on the disk. Raises: OSError."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer import against, bases, checkpoint, events, export, loss, memory, objective, optim, watching
+from trainer import against, bases, checkpoint, claiming, events, export, loss, memory, objective, optim, watching
 from trainer.config import MemoryConfig, TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import ConfigError, RunError
@@ -43,6 +43,7 @@ def train(
     if world.first:
         events.rewind(run.events_file, first)
         checkpoint.tidy(run.checkpoints, first, config.keep_checkpoints)
+        claiming.sweep(run.folder)
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     seconds = time.monotonic()

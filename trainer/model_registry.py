@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from trainer import files
 from trainer.errors import ConfigError, ModelError
 
 if sys.version_info >= (3, 11):
@@ -89,10 +90,7 @@ def _write(found: dict[str, Entry]) -> None:
     import tomli_w
 
     tables = {name: {key: value for key, value in vars(one).items() if key != "name" and value not in ("", 0, {})} for name, one in found.items()}
-    path = home() / "models.toml"
-    written = path.with_suffix(".new")
-    written.write_text(tomli_w.dumps({"models": tables}), encoding="utf-8")
-    written.replace(path)
+    files.write(home() / "models.toml", tomli_w.dumps({"models": tables}).encode())
 
 
 def of_path(path: Path) -> Entry | None:

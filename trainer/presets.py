@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
-from trainer import methods
+from trainer import files, methods
 from trainer.config import TrainConfig, parse
 from trainer.config.parsing import from_toml
 from trainer.config.refusals import shown
@@ -117,9 +117,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 def save(config: TrainConfig, path: Path) -> None:
     """The config as TOML, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(tomli_w.dumps(config.model_dump(mode="json")), encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, tomli_w.dumps(config.model_dump(mode="json")).encode())
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trainer import encodings
+from trainer import encodings, files
 from trainer.errors import DataError
 
 HISTORY = ".caption-history.jsonl"
 _WAIT_S = 10.0
-_NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock
+_NEW = ".caption-new.tmp"  # written by whoever holds the folder's lock; a short name: the picture's may be as long as names can be
 MAX_CAPTION_BYTES = 64 << 10
 _SUFFIXES = (".txt", ".caption")
 
@@ -222,13 +222,4 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _replace(path: Path, content: str) -> None:
-    temporary = path.with_name(_NEW)  # a short name: the picture's may be as long as names can be
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path, content.encode("utf-8", "surrogateescape"), path.with_name(_NEW))

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from trainer import claiming, system
+from trainer import claiming, files, system
 from trainer.data import captions, imagefolder, layouts
 from trainer.data.formats import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from trainer.data.opening import open_image
@@ -283,10 +283,7 @@ def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
     """The stem it was written under; one that no other picture or caption of the folder has."""
     open_image(io.BytesIO(raw)).close()
     with claiming.temporary(folder) as made:
-        with made.open("xb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_synced(made, raw)
         with _claiming(folder):
             taken = {os.path.splitext(name)[0].lower() for name in os.listdir(folder) if not name.startswith(".")}
             names = claiming.numbered(folder, safe_stem(source.name), source.suffix)

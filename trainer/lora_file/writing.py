@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import claiming
+from trainer import files
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +47,7 @@ def save(
     kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     legacy = hashlib.sha256(_file(fields, kohya, body)[0x100000:0x110000]).hexdigest()[:8]
     whole = _file(fields, metadata | {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}, body)
-    with claiming.temporary(path.parent, ".new") as made:
-        with made.open("wb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)
+    files.write(path, whole)
     return digest
 
 

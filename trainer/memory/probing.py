@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from trainer import files
+
 _FUSED = torch.nn.functional.scaled_dot_product_attention
 TORCH = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}  # by torch.nn.attention.SDPBackend's names
 DIFFUSERS = {"xformers": "xformers", "flash3": "_flash_3"}  # by diffusers' names of attention backends
@@ -103,8 +105,7 @@ def _keep(known: Path, key: str, found: Verdict) -> None:
     except (OSError, ValueError, RecursionError):
         kept = {}
     try:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps({**(kept if isinstance(kept, dict) else {}), key: asdict(found)}), encoding="utf-8")
+        files.write(known, json.dumps({**(kept if isinstance(kept, dict) else {}), key: asdict(found)}).encode())
     except OSError:
         return  # it is then tried again next time
 

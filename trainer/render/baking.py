@@ -7,7 +7,6 @@ Every file has one alpha, its rank, with each layer's own rank folded into `lora
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer import __version__, claiming, lora_file, lowrank, origin
+from trainer import __version__, files, lora_file, lowrank, origin
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
 from trainer.lowrank import Cut, Factors
@@ -52,14 +51,13 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
     factors = {name: _factors(engine, name, found, rank) for name, found in parts.items()}
     most = max(len(one.down) for one in factors.values())
     modules = {engine.file_keys[name]: _spelled(engine, name, one, most) for name, one in factors.items()}
-    with claiming.temporary(path.parent, ".baking") as unproved:
+    with files.replacing(path) as unproved:
         lora_file.save(unproved, modules, _metadata(engine, resolved, most), dtype, words)
         written = lora_file.read(unproved, engine.file_keys, engine.shapes)
         for name, one in factors.items():
             made, wanted = written[name].dense(engine.folding.base(name), torch.float32).flatten(1), one.up @ one.down
             if float((made - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
                 raise RunError(f"the LoRA differs from the stack in {name}; nothing was written.")
-        os.replace(unproved, path)
     return Baked(path, len(modules), most, lowrank.residual(list(factors.values())))
 
 

@@ -6,12 +6,12 @@ import csv
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import files
 from trainer.config.batch import SHEETS
 from trainer.render.batch_plan import HIDDEN, Plan, Work
 
@@ -51,8 +51,7 @@ def _is_ours(path: Path) -> bool:
 
 def write_manifest(plan: Plan, path: Path) -> None:
     """All rows, whole or not at all. In UTF-8 with a mark, by which spreadsheet programs know it."""
-    temporary = path.parent / HIDDEN / "manifest.tmp"
-    with temporary.open("w", encoding="utf-8-sig", newline="", errors="replace") as file:
+    with files.replacing(path, path.parent / HIDDEN / "manifest.tmp") as made, made.open("w", encoding="utf-8-sig", newline="", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for number, work in plan.rows():
@@ -65,7 +64,6 @@ def write_manifest(plan: Plan, path: Path) -> None:
             writer.writerow(
                 (number, work.state, file_, prompt, negative, base, lora, stack.seed, stack.steps, size, f"{stack.guidance_scale:g}", digest, why)
             )  # fmt: skip
-    os.replace(temporary, path)
 
 
 def harmless(text: str) -> str:
@@ -97,17 +95,14 @@ def write_sheets(plan: Plan, out: Path) -> int:
     for path in (out / SHEETS / name for name in [name for name in known if name > f"page-{number:04d}.png"]):
         path.unlink(missing_ok=True)
         del known[path.name]
-    temporary = noted.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(known), encoding="utf-8")
-    os.replace(temporary, noted)
+    files.write(noted, json.dumps(known).encode(), noted.with_suffix(".json.tmp"))
     return number
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    sheet.save(temporary, "PNG")
-    os.replace(temporary, path)
+    with files.replacing(path, path.with_name(f".{path.name}.tmp")) as made:
+        sheet.save(made, "PNG")
 
 
 def _sheet(page: list[Work], out: Path) -> Image.Image:

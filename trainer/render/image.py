@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer import claiming, families
+from trainer import claiming, families, files
 from trainer.config import StackConfig, digest, parse
 from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lora_file import LoraInfo
@@ -95,9 +95,8 @@ def save(picture: Picture, path: Path) -> Path:
     if kind is None:
         return save_free(picture, path, f"{picture.stack.seed}-{digest(picture.stack)[:8]}")
     options = {"PNG": _png, "WEBP": _webp, "JPEG": _jpeg}[kind](picture)
-    with claiming.temporary(path.parent, ".tmp") as made:
+    with files.replacing(path) as made:
         picture.image.save(made, kind, **options)
-        os.replace(made, path)
     return path
 
 
@@ -111,9 +110,8 @@ def save_free(picture: Picture, folder: Path, stem: str) -> Path:
 def save_sheet(sheet: Image, path: Path) -> Path:
     """The sheet of pictures written to `path`, whole or not at all. Raises: ConfigError for another kind of picture."""
     kind = format_of(path) or "PNG"
-    with claiming.temporary(path.parent, ".tmp") as made:
+    with files.replacing(path) as made:
         sheet.save(made, kind)
-        os.replace(made, path)
     return path
 
 

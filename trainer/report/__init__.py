@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer import console
+from trainer import console, files
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import (
@@ -69,9 +69,7 @@ def write(run: Run, dataset: Dataset | None = None, ends: Event | None = None) -
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}"><meta name="viewport" content="width=device-width">'
     page = f'<!doctype html><html lang="en"><head>{head}<title>{escape(run.name)}</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
     page = _without_places(page, run, config)
-    temporary = run.report_file.with_suffix(".tmp")
-    temporary.write_bytes(page.encode("utf-8", "replace"))
-    temporary.replace(run.report_file)
+    files.write(run.report_file, page.encode("utf-8", "replace"))
 
 
 def _without_places(page: str, run: Run, config: TrainConfig | None) -> str:
