@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests import plain
-from trainer import bases, checkpoint, families, memory, presets, runs, session
+from trainer import bases, checkpoint, families, presets, runs, session
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Step
-from trainer.memory import compiling
+from trainer.memory import compiling, ladder
 from trainer.rehearsal import measuring
 
 # What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes read from its source.
@@ -119,7 +119,7 @@ def test_auto_compiles_on_a_gpu_where_the_run_is_long_enough(tiny: Path, monkeyp
     ],
 )  # fmt: skip
 def test_what_cannot_be_compiled_is_refused_by_name(settings: dict, said: str, config: Callable[..., TrainConfig]) -> None:
-    (problem,) = memory.check(config(**{f"memory__{name}": value for name, value in settings.items()}))
+    (problem,) = ladder.check(config(**{f"memory__{name}": value for name, value in settings.items()}))
     assert said in problem and "memory.compile is" in problem
 
 

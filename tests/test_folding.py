@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer import bases, lora_file, memory
+from trainer import bases, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta, Update, Whole
 from trainer.errors import AdapterError, ConfigError
+from trainer.memory import quantising
 from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
 from trainer.render import baking, batch_recipe
 from trainer.render import quantised as quantised_kinds
@@ -24,7 +25,7 @@ from trainer.render.layout import Share
 from trainer.render.packing import pack
 from trainer.render.resolving import Resolving
 
-KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not memory.has_nf4(), reason="needs bitsandbytes"))]
+KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantising.has_nf4(), reason="needs bitsandbytes"))]
 
 
 def delta(rng: torch.Generator, rank: int, shape: tuple[int, ...]) -> Delta:
@@ -241,7 +242,7 @@ def test_a_quantised_base_has_its_bytes_back_after_any_stack(kind: str, narrow: 
 def test_a_lora_on_a_quantised_base_is_the_whole_base_with_it_quantised(kind: str, narrow: Engine, engine: Engine, trained: Path) -> None:
     with engine.folded(stack(trained, 0.6)):
         wanted = copy.deepcopy(engine.pipe.unet)
-    memory.quantise(wanted, kind)
+    quantising.quantise(wanted, kind)
     narrow.fold(narrow.resolve(stack(trained, 1.0)))
     narrow.fold(narrow.resolve(stack(trained, 0.6)))
     layers = {path: module for path, module in wanted.named_modules() if isinstance(module, nn.Linear)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import bases, families, memory
+from trainer import bases, families
 from trainer.memory import attention
 from trainer.memory import quantising as quantise
 from trainer.memory.fetching import keep_on_cpu
@@ -43,7 +43,7 @@ def test_quantise_leaves_convolutions_and_embeddings(kind: str, tmp_path: Path) 
     family = families.registry()["sd"]
     unet = bases.open_pipeline(family, family.tiny(tmp_path), "cpu", torch.float32).unet
     before = sum(isinstance(module, nn.Linear) for module in unet.modules())
-    count = memory.quantise(unet, kind)
+    count = quantise.quantise(unet, kind)
     swapped = [path for path, module in unet.named_modules() if isinstance(module, NarrowLinear | NF4Linear)]
     assert len(swapped) == count and 0 < count < before
     assert not any("embed" in path for path in swapped)

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import nn
 
 from tests import plain
-from trainer import bases, checkpoint, loop, memory, presets, runs, session
+from trainer import bases, checkpoint, loop, presets, runs, session
 from trainer.config import MemoryConfig
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Finished, Step, Warned
-from trainer.memory import quantising as quantise
+from trainer.memory import arranging, ladder, mechanics, quantising
 from trainer.studio import Studio
 
 ROOT = Path(__file__).parents[1]
-KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes"))]
+KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantising.has_nf4(), reason="needs bitsandbytes"))]
 SHORTAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
 
@@ -105,7 +105,7 @@ def test_the_base_alone_can_be_asked_under_a_quantised_adapter(settings) -> None
     ],
 )
 def test_memory_settings_that_cannot_be_used_are_refused_by_name(changes: dict, said: list[str], settings) -> None:
-    (problem,) = memory.check(settings(device="cpu", **changes))
+    (problem,) = ladder.check(settings(device="cpu", **changes))
     assert all(part in problem for part in said)
 
 
@@ -117,22 +117,22 @@ def test_memory_settings_that_cannot_be_used_are_refused_by_name(changes: dict, 
     ],
 )  # fmt: skip
 def test_what_must_stay_on_the_gpu_is_not_fetched(changes: dict, said: str, settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "can_offload", lambda device: True)
-    monkeypatch.setattr(memory, "has_nf4", lambda: True)
-    (problem,) = memory.check(settings(memory__offload="blocks", **changes))
+    monkeypatch.setattr(ladder, "can_offload", lambda device: True)
+    monkeypatch.setattr(ladder, "has_nf4", lambda: True)
+    (problem,) = ladder.check(settings(memory__offload="blocks", **changes))
     assert f"memory.offload is 'blocks', which doesn't go with {said}" in problem
 
 
 def test_what_can_be_used_is_not_refused(settings) -> None:
-    assert memory.check(settings(memory__quantise="int8", memory__micro_batch=4, memory__gradient_checkpointing=True)) == []
+    assert ladder.check(settings(memory__quantise="int8", memory__micro_batch=4, memory__gradient_checkpointing=True)) == []
 
 
 def test_nf4_without_bitsandbytes_says_how_to_get_it(settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, quantise):
+    for module in (ladder, quantising):
         monkeypatch.setattr(module, "has_nf4", lambda: False)
-    assert "pip install 'velatura[gpu]'" in memory.check(settings(memory__quantise="nf4"))[0]
+    assert "pip install 'velatura[gpu]'" in ladder.check(settings(memory__quantise="nf4"))[0]
     with pytest.raises(ConfigError, match="velatura"):
-        memory.quantise(nn.Sequential(nn.Linear(4, 4).requires_grad_(False)), "nf4")
+        quantising.quantise(nn.Sequential(nn.Linear(4, 4).requires_grad_(False)), "nf4")
 
 
 # Less at once.
@@ -164,21 +164,21 @@ def climbed(device: str, settings, **changes) -> list[str]:
     """What each rung changes, from the lowest to the top."""
     config = settings(**changes)
     now, said = config.memory, []
-    while rung := memory.next_rung(now, config, config.batch_size, device):
+    while rung := ladder.next_rung(now, config, config.batch_size, device):
         said += [f"{name}={value}" for name, value in rung[0].model_dump().items() if value != now.model_dump()[name]]
         now = rung[0]
     return said
 
 
 def test_the_ladder_goes_from_what_costs_time_to_what_costs_quality(settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "has_nf4", lambda: True)
+    monkeypatch.setattr(ladder, "has_nf4", lambda: True)
     first = ["micro_batch=2", "micro_batch=1", "gradient_checkpointing=True"]
     assert climbed("cpu", settings) == [*first, "quantise=int8", "quantise=nf4"]
     assert climbed("cuda", settings) == [*first, "offload=encoders", "offload=blocks", "offload_activations=True"]
     assert climbed("cpu", settings, adapter__init="olora") == first
     for stays in ({"adapter__init": "olora"}, {"adapter__text_encoder": True}):  # whose weights must stay on the GPU
         assert climbed("cuda", settings, **stays)[:5] == [*first, "offload=encoders", "offload_activations=True"]
-    monkeypatch.setattr(memory, "has_nf4", lambda: False)
+    monkeypatch.setattr(ladder, "has_nf4", lambda: False)
     assert climbed("cpu", settings) == [*first, "quantise=int8"]
 
 
@@ -187,8 +187,8 @@ def test_the_ladder_goes_from_what_costs_time_to_what_costs_quality(settings, mo
     [(SHORTAGE, True), ("CUDA out of memory. Tried to allocate 2 GiB", True), ("CUBLAS_STATUS_ALLOC_FAILED when calling", True), ("shapes differ", False)],
 )
 def test_shortages_are_told_from_other_errors(text: str, short: bool) -> None:
-    assert memory.is_shortage(RuntimeError(text)) == short
-    assert not memory.is_shortage(ValueError(text)) and memory.is_shortage(MemoryError())
+    assert mechanics.is_shortage(RuntimeError(text)) == short
+    assert not mechanics.is_shortage(ValueError(text)) and mechanics.is_shortage(MemoryError())
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_at_the_top_of_the_ladder_the_error_stands(short_of_memory, settings, tm
 
 def test_a_base_that_does_not_fit_is_loaded_on_the_cpu_and_fetched(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose base runs out of memory while it is loaded: at the top of the ladder a sentence, else blocks that are fetched, as a resumed run does too."""
-    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     real, tried = bases.open_pipeline, []
 
     def small(family, folder, device, dtype):
@@ -303,9 +303,9 @@ def test_measuring_halves_what_it_does_at_once(monkeypatch: pytest.MonkeyPatch) 
             raise MemoryError
         return "done"
 
-    assert memory.halving(9, attempt) == "done" and asked == [9, 4, 2]
+    assert mechanics.halving(9, attempt) == "done" and asked == [9, 4, 2]
     with pytest.raises(MemoryError):
-        memory.halving(8, lambda size: attempt(9))
+        mechanics.halving(8, lambda size: attempt(9))
 
 
 def test_a_preview_that_runs_out_is_a_warning(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,10 +327,10 @@ def test_a_run_that_holds_more_than_its_budget_says_so_and_changes_nothing(setti
 
 def test_a_peak_can_be_measured_anew() -> None:
     held = torch.ones(64 << 20, dtype=torch.uint8)
-    before = memory.peak_bytes()
+    before = mechanics.peak_bytes()
     del held
-    memory.reset_peak()
-    assert 0 < memory.peak_bytes() <= before
+    mechanics.reset_peak()
+    assert 0 < mechanics.peak_bytes() <= before
 
 
 # The base's dtype.
@@ -364,6 +364,6 @@ def test_where_everything_but_the_denoiser_waits_elsewhere_a_preview_brings_it_b
     pipe = SimpleNamespace(components={"vae": Part("vae"), "text_encoder": Part("text_encoder"), "unet": unet, "tokenizer": None})
     now = MemoryConfig(offload="encoders")
     studio = SimpleNamespace(pipe=pipe, denoiser=unet, trains_text=False, device="cuda", memory=now, fetched=now.offload == "blocks")
-    with memory.drawing(studio):
+    with arranging.drawing(studio):
         assert moved == [("vae", "cuda"), ("text_encoder", "cuda")]
     assert sorted(moved[2:]) == [("text_encoder", "cpu"), ("vae", "cpu")]

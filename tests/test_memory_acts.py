@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from tests import plain
-from trainer import loop, memory, presets, session
+from trainer import loop, presets, session
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.events import Finished, Warned
-from trainer.memory import compiling, fetching, quantising
+from trainer.memory import compiling, fetching, frozen, ladder, quantising
 from trainer.studio import Studio
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.kinds = {}
         for layer in denoiser.modules():
             if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
-                kind = "4 bits" if isinstance(layer, memory.frozen.NF4Linear) else str(layer.weight.dtype)
+                kind = "4 bits" if isinstance(layer, frozen.NF4Linear) else str(layer.weight.dtype)
                 seen.kinds[kind] = seen.kinds.get(kind, 0) + 1
         return found
 
@@ -142,20 +142,20 @@ def attention(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> 
 def offload(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both memories are the CPU's here: what is sent where, and what is fetched, is seen from the calls; places on a GPU: tests/gpu."""
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "can_offload", lambda device: True)
+        patch.setattr(ladder, "can_offload", lambda device: True)
         whole = run()
-    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     encoders = run(1, offload="encoders")
     assert all(encoders.moved.count(f"{part} to cpu") > whole.moved.count(f"{part} to cpu") for part in ("CLIPTextModel", "AutoencoderKL"))
     assert not whole.rings and not encoders.rings
-    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     (ring,) = run(2, offload="blocks").rings
     assert ring.num_fetched > 0 and ring.num_asked > 0
 
 
 def activations(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a run that sends them away, nothing large but frozen weights reaches a hook around it."""
-    monkeypatch.setattr(memory, "can_offload", lambda device: True)
+    monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     away = run(offload_activations=True)
     assert away.kept_bytes < 0.1 * run(1).kept_bytes
 

@@ -77,7 +77,7 @@ def test_a_runs_own_shapes_are_asked_and_its_checkpoint_remembers_the_answer(tin
         arranging._choose_kernels(studio)
 
     monkeypatch.setattr(probing, "verdict", verdict)
-    monkeypatch.setattr("trainer.memory.arrange", arrange)
+    monkeypatch.setattr("trainer.memory.arranging.arrange", arrange)
     values = {
         "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 3, "checkpoint_every_steps": 2, "preview_every_steps": 0, "device": "cpu",
         "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot", wider_px=40)),

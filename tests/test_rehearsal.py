@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from tests import plain
-from trainer import memory, presets, session
+from trainer import presets, session
 from trainer.errors import ConfigError
 from trainer.events import Finished
+from trainer.memory import ladder
 from trainer.rehearsal import fitting, measuring
 from trainer.rehearsal.measuring import Rehearsal, Shape, Try
 
@@ -125,7 +126,7 @@ def test_a_base_in_8_bits_is_taken_where_it_fits_and_is_clearly_faster_than_fetc
 ) -> None:
     """As on a GPU: a base of 6 GiB that must fit into 4."""
     monkeypatch.setattr(fitting.bases, "hardware", lambda *_: ("cuda", None))
-    monkeypatch.setattr(memory, "check", lambda config: [])
+    monkeypatch.setattr(ladder, "check", lambda config: [])
     takes = {("none", "blocks"): (2, 0.9), ("int8", "encoders"): (3.5, 0.5), ("fp8", "encoders"): (3.5, 0.45)}
 
     def attempt(tried, *_):
@@ -142,7 +143,7 @@ def test_a_base_in_8_bits_is_taken_where_it_fits_and_is_clearly_faster_than_fetc
 
 
 def test_nothing_fits_is_said(config, found: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "has_nf4", lambda: False)
+    monkeypatch.setattr(ladder, "has_nf4", lambda: False)
     asked = patched(monkeypatch, found, lambda now: 3 << 30)
     *_, last = fitting.fit(budgeted(config, 2), tmp_path)
     assert not last.fits and asked[-1].quantise == "int8"

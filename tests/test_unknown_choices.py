@@ -8,12 +8,12 @@ from typing import Any, Literal, get_origin
 import pytest
 import torch
 
-from trainer import loss, memory, methods, objective, session
+from trainer import loss, methods, objective, session
 from trainer.config import MemoryConfig, ObjectiveConfig, OptimizerConfig, StackConfig, TrainConfig, parse
 from trainer.config.data import CaptionsConfig
 from trainer.data import buckets, scanning
 from trainer.errors import ConfigError
-from trainer.memory import attention, compiling
+from trainer.memory import attention, compiling, quantising
 from trainer.objective import Schedule
 from trainer.optim import optimizers, schedules
 from trainer.render.engine import Engine
@@ -42,7 +42,7 @@ def optimizer_with(**values: Any) -> OptimizerConfig:
         (lambda: loss.draw_timesteps(objective_with(shift="flux"), EPSILON, 1, RNG, 4), "objective.shift is 'flux'.*allowed: none, fixed, resolution"),
         (lambda: schedules.factor(optimizer_with(schedule="step"), 50, 100), "optimizer.schedule is 'step'.*allowed: constant, linear, cosine"),
         (lambda: optimizers._find(optimizer_with(name="sgd")), "optimizer.name is 'sgd'.*allowed: adamw, adamw8bit"),
-        (lambda: memory.quantise(torch.nn.Linear(2, 2), "int4"), "memory.quantise is 'int4'.*allowed: none, int8, nf4, fp8"),
+        (lambda: quantising.quantise(torch.nn.Linear(2, 2), "int4"), "memory.quantise is 'int4'.*allowed: none, int8, nf4, fp8"),
         (lambda: objective.target(Schedule("x0", EPSILON.alphas_cumprod), PAIR, PAIR, torch.tensor([5])), "predicts 'x0'; allowed: epsilon, v, flow"),
     ],
 )  # fmt: skip

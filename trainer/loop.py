@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer import against, bases, checkpoint, claiming, events, export, loss, memory, objective, optim, watching
+from trainer import against, bases, checkpoint, claiming, events, export, loss, objective, optim, watching
 from trainer.config import MemoryConfig, TrainConfig, digest
 from trainer.data import Dataset
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
 from trainer.material import Part
+from trainer.memory import arranging, ladder, mechanics
 from trainer.runs import Run
 from trainer.studio import Studio, base_digest
 from trainer.world import World
@@ -94,11 +95,11 @@ def train(
             if step + 1 < config.max_steps:  # while the device computes
                 studio.ahead = {step + 1: prepare(studio, step + 1)}
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_shortage(error) or world.size > 1:
+            if not mechanics.is_shortage(error) or world.size > 1:
                 raise
-            changed = memory.climb(studio)
+            changed = ladder.climb(studio)
             if changed is None:
-                raise RunError(memory.exhausted(f"in step {step + 1}", error)) from error
+                raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
             optimizer.zero_grad(set_to_none=True)
             yield Adjusted(step + 1, changed)
             continue
@@ -124,7 +125,7 @@ def train(
         step += 1
         yield Step(step, value, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
 
-        if step == first + 1 and (said := memory.over_budget(studio)):
+        if step == first + 1 and (said := ladder.over_budget(studio)):
             yield Warned(said)
 
         # Save first, look afterwards: a preview that fails loses nothing.
@@ -144,7 +145,7 @@ def train(
             return
         with watch.shown():
             norm = export.write(studio, run.lora_file, dataset, {"ss_steps": str(step)})
-    yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, memory.peak_bytes())
+    yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, mechanics.peak_bytes())
 
 
 def _load(
@@ -163,12 +164,12 @@ def _load(
         try:
             return *attempt(settings), changes
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_shortage(error) or world.size > 1:
+            if not mechanics.is_shortage(error) or world.size > 1:
                 raise
-            rung = memory.loading_rung(settings, config, bases.hardware(config.device, "float32")[0])
+            rung = ladder.loading_rung(settings, config, bases.hardware(config.device, "float32")[0])
             if rung is None:
-                raise RunError(memory.exhausted("while the base was loaded", error)) from error
-            memory.let_go()
+                raise RunError(ladder.exhausted("while the base was loaded", error)) from error
+            mechanics.let_go()
         settings, changed = rung
         changes.append(changed)
 
@@ -211,7 +212,7 @@ def learn(studio: Studio, step: int) -> Learned:
     num = sum(len(samples) for _, samples in studio.material.order.step(step))
     for part in studio.ahead.pop(step, None) or prepare(studio, step):
         # Predict, weigh, backward.
-        with memory.kept_away(studio):
+        with arranging.kept_away(studio):
             with studio.dropping("dropout", part.number):
                 prediction = studio.predict_part(part)
             errors = loss.elements(config, prediction, part.target)

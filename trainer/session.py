@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, checkpoint, choices, data, events, families, presets, report, runs, schema, shown, tracking
+from trainer import bases, checkpoint, choices, data, events, families, presets, report, runs, schema, shown, system, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -135,11 +135,12 @@ def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) 
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:
     """Refuse settings that this very base would not read. Raises: ConfigError with the first five of them."""
-    from trainer import against, memory, optim
+    from trainer import against, optim
+    from trainer.memory import ladder
 
     tracking.check(config)
     problems = schema.unread(config, {"prediction": (bases.prediction_of(folder, families.registry()[config.family]),)})
-    problems += optim.check(config) + memory.check(config)
+    problems += optim.check(config) + ladder.check(config)
     start = getattr(config.adapter, "init", "")
     if config.optimizer.max_weight_norm and start in ("pissa", "olora"):
         problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {start} starts with long factors; allowed with the other inits.")
@@ -157,9 +158,9 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
 
 
 def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, ours: World) -> Iterator[Event]:
-    from trainer import loop, memory
+    from trainer import loop
 
-    memory.keep_freed()
+    system.keep_freed()
     if not ours.first:  # the first process logs, and holds the run
         yield from loop.train(config, run, dataset, heldout, StopRequest(), ours)
         return

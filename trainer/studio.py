@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, choices, data, families, memory, methods, objective, optim, origin, validation
+from trainer import against, bases, choices, data, families, methods, objective, optim, origin, system, validation
 from trainer.attach import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
@@ -25,7 +25,7 @@ from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
 from trainer.inversion import Word
 from trainer.material import Batch, Conditioning, Material, Part
-from trainer.memory import compiling, convolving, fused
+from trainer.memory import arranging, compiling, convolving, fused, mechanics, quantising
 from trainer.runs import Run
 from trainer.world import World
 
@@ -79,11 +79,11 @@ class Studio:
         if world.device and world.device.startswith(device):  # each process has a GPU of its own
             device = world.device
         settings = settings or config.memory
-        memory.limit(device, settings.budget_gib)
+        arranging.limit(device, settings.budget_gib)
         fetched = settings.offload == "blocks"  # a base larger than the GPU never lies on it whole
         pipe = bases.open_pipeline(family, folder, "cpu" if fetched else device, dtype)
         if fetched:
-            memory.fetch_encoders(pipe, next(iter(family.components)), device)
+            arranging.fetch_encoders(pipe, next(iter(family.components)), device)
         return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), settings, fetched)
 
     @cached_property
@@ -119,7 +119,7 @@ class Studio:
         if not self.world.first:
             self.world.wait()
         counted = self.material.fill(with_text=not self.trains_text, stop=stop)
-        memory.give_back()  # what encoding took
+        system.give_back_freed()  # what encoding took
         if self.world.first:
             self.world.wait()
         return counted
@@ -132,7 +132,7 @@ class Studio:
             self.kernels = tuple(checkpoint.state["kernels"]) if checkpoint.state.get("kernels") else None
         if config.against.adapters:
             self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)
-        memory.quantise(self.denoiser, self.memory.quantise)
+        quantising.quantise(self.denoiser, self.memory.quantise)
         targets = {self.component: self.family.targets[config.adapter.targets]}
         if getattr(config.adapter, "text_encoder", False):
             targets |= dict.fromkeys([*self.family.components][1:], self.family.text_targets)
@@ -153,8 +153,8 @@ class Studio:
             self.world.shard(self.denoiser, self.trained.values())
         else:
             self._lay_out()
-        memory.arrange(self)  # last: it goes by what each layer has become
-        memory.give_back()
+        arranging.arrange(self)  # last: it goes by what each layer has become
+        system.give_back_freed()
         return self.trained
 
     def release(self) -> None:
@@ -197,7 +197,7 @@ class Studio:
                 before = module.weight.data
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 if module.weight.data_ptr() != before.data_ptr():
-                    memory.forget(before)
+                    mechanics.forget(before)
         convolving.as_products(self.denoiser)
 
     def _sampler(self) -> Callable[[], None]:
@@ -315,7 +315,7 @@ class Studio:
             return
         devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
         layers = [layer for attached in self.attachments.values() for layer in attached.dropouts()]
-        with torch.random.fork_rng(devices=devices), memory.training(layers):
+        with torch.random.fork_rng(devices=devices), arranging.training(layers):
             torch.manual_seed(objective.generator(self.config.seed, stream, number).initial_seed())
             yield
 
@@ -362,8 +362,8 @@ class Studio:
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""
         size = 2 * (self.memory.micro_batch or self.config.batch_size)
-        with memory.eagerly(self), nullcontext() if with_adapter else self.base():
-            return memory.halving(size, lambda size: validation.losses(questions, self.schedule, self.predict, size))
+        with arranging.eagerly(self), nullcontext() if with_adapter else self.base():
+            return mechanics.halving(size, lambda size: validation.losses(questions, self.schedule, self.predict, size))
 
     def preview(self, run: Run, step: int) -> Iterator[Event]:
         """A picture per preview prompt with the adapter as it is; one that fails is a warning, never the run's end."""
@@ -388,7 +388,7 @@ class Studio:
             family=self.config.family, base=self.config.base, prompt=prompt, seed=settings.seed, steps=settings.steps,
             guidance_scale=settings.guidance_scale, guidance_rescale=settings.guidance_rescale, width_px=size, height_px=size,
         )  # fmt: skip
-        with memory.eagerly(self), memory.drawing(self), self._precision():
+        with arranging.eagerly(self), arranging.drawing(self), self._precision():
             return draw(self.pipe, stack)
 
     def likeness(self, picture: Any) -> tuple[float, str]:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import export, memory, objective, optim, validation
+from trainer import export, objective, optim, validation
 from trainer.checkpoint import Checkpoint
 from trainer.data import buckets, folds
 from trainer.events import Cached, Event, Planned, Recommended, Warned
+from trainer.memory import arranging, mechanics
 from trainer.runs import Run
 from trainer.studio import Studio
 
@@ -101,7 +102,7 @@ class Watch:
                 try:
                     yield from self._measure(step)
                 except (RuntimeError, MemoryError) as error:
-                    if not memory.is_shortage(error):
+                    if not mechanics.is_shortage(error):
                         raise
                     yield Warned(f"memory ran out while measuring at step {step}, which is left out; the run goes on.")
             if self.folded and step == self.folded[0]:
@@ -170,7 +171,7 @@ class Watch:
             noise = objective.noise_like(latents, objective.generator(0, "neutral", number))
             timesteps = (torch.tensor([0.25, 0.5, 0.75]) * schedule.num_timesteps).long()
             noised = objective.add_noise(schedule, latents.expand(3, *latents.shape), noise, timesteps)
-            with memory.eagerly(self.studio):
+            with arranging.eagerly(self.studio):
                 found.append(self.studio.predict(noised, timesteps, [prompt] * 3, frame.expand(3, 6)).float().cpu())
         return found
 

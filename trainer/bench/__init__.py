@@ -137,7 +137,7 @@ def _full_size(folder: Path) -> Path:
 
 def one(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> Measured:
     """Measure one loop in this process."""
-    from trainer import memory
+    from trainer.memory import mechanics
 
     settings = _SETTINGS[model]
     pictures = scratch / f"pictures-{model}"
@@ -149,13 +149,13 @@ def one(model: str, loop: str, base: str, scratch: Path, options: list[str]) -> 
     seconds, peak = [], 0
     for one_step in stream:
         seconds.append(one_step)
-        peak = memory.peak_bytes()  # up to the last step: the plain loop doesn't export
+        peak = mechanics.peak_bytes()  # up to the last step: the plain loop doesn't export
     return Measured(model, loop, 1 / statistics.median(seconds[settings["warm"] :]), peak)
 
 
 def _leave_out(name: str) -> None:
     """Take a speed choice out of this process's studio."""
-    from trainer import memory
+    from trainer import system
     from trainer.memory import convolving
     from trainer.studio import Studio
 
@@ -166,7 +166,7 @@ def _leave_out(name: str) -> None:
     elif name == "products":
         convolving.as_products = lambda model: None
     elif name == "kept-memory":
-        memory.keep_freed = lambda: None
+        system.keep_freed = lambda platform="": False
 
 
 def config(model: str, base: str, pictures: Path, steps: int, options: list[str]) -> TrainConfig:

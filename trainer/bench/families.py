@@ -43,10 +43,11 @@ def run(names: list[str]) -> Iterator[Taken]:
 
 def one(name: str) -> Taken:
     """One family measured in this process."""
-    from trainer import bases, families, memory, presets, session
+    from trainer import bases, families, presets, session
     from trainer.bench import PLAIN
     from trainer.config import AdapterChoice, StackConfig
     from trainer.events import Finished, Step, Validated
+    from trainer.memory import mechanics
     from trainer.render.engine import Engine
 
     bases.quiet_libraries()
@@ -70,7 +71,7 @@ def one(name: str) -> Taken:
         engine.render(stack.model_copy(update={"seed": 2}))
         taken = time.monotonic() - began
         return Taken(
-            name, seconds[len(seconds) // 2], measured.loss / measured.base_loss, made.lora_file.stat().st_size, taken, memory.peak_bytes() / 2**20
+            name, seconds[len(seconds) // 2], measured.loss / measured.base_loss, made.lora_file.stat().st_size, taken, mechanics.peak_bytes() / 2**20
         )  # fmt: skip
 
 

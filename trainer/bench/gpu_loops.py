@@ -99,8 +99,9 @@ def measure(job: Job) -> Measured:
     import diffusers
     import torch
 
-    from trainer import bases, families, memory
+    from trainer import bases, families
     from trainer.bench import profile
+    from trainer.memory import mechanics
 
     device, dtype = bases.hardware("auto", "auto")
     about, _ = _device(device, dtype), getattr(diffusers, families.registry()[full_size.FAMILIES[job.model]].pipeline)  # imports are not the base's time
@@ -124,7 +125,7 @@ def measure(job: Job) -> Measured:
     seconds = []
     for number in range(job.warm + job.steps):
         if number == job.warm:
-            memory.reset_peak()
+            mechanics.reset_peak()
         began = time.perf_counter()
         step()
         bench.synchronize()
@@ -132,7 +133,7 @@ def measure(job: Job) -> Measured:
         if not number:
             first = time.perf_counter() - stood[1]
     on_gpu = device == "cuda"
-    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (memory.peak_bytes(), 0)
+    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (mechanics.peak_bytes(), 0)
     flop = _count(step, device) if job.loop == "plain" else 0
     return Measured(seconds[job.warm :], peak, reserved, stood[1] - stood[0], first, flop, rate, about, notes)
 

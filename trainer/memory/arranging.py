@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer import choices, system
-from trainer.memory import attention, compiling, fetching, frozen, probing
+from trainer.memory import attention, compiling, fetching, frozen, mechanics, probing
 
 if TYPE_CHECKING:
     from trainer.studio import Studio
-
-GIB = 1 << 30
 
 
 def arrange(studio: Studio) -> None:
@@ -152,7 +150,7 @@ def limit(device: str, budget_gib: float) -> None:
     """
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(device)
-        most = budget_gib * GIB or (free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total)
+        most = budget_gib * mechanics.GIB or (free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total)
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
-from trainer import bases, console, memory, presets, system
+from trainer import bases, console, presets, system
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
+from trainer.memory import ladder, mechanics
 from trainer.rehearsal import measuring
 from trainer.rehearsal.measuring import Rehearsal, Try
 
@@ -34,7 +35,7 @@ def once(config: TrainConfig, out: Path, download: bool) -> str:
         try:
             return measuring.to_json(measuring.measure(config, out, download))
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_shortage(error):
+            if not mechanics.is_shortage(error):
                 raise
             return json.dumps({_SHORTAGE: str(error).strip().split("\n")[0]})
 
@@ -50,10 +51,10 @@ def fit(config: TrainConfig, out: Path, download: bool = False) -> Iterator[Try 
     with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
         while True:
             found = _try(config.model_copy(update={"memory": settings}), out, download, Path(temporary))
-            rung = memory.next_rung(settings, config, config.batch_size, device)
+            rung = ladder.next_rung(settings, config, config.batch_size, device)
             changed = _changed(config.memory, settings)
             if isinstance(found, Rehearsal):
-                budget = int(settings.budget_gib * memory.GIB) or (found.free_bytes if device == "cuda" else 0)
+                budget = int(settings.budget_gib * mechanics.GIB) or (found.free_bytes if device == "cuda" else 0)
                 fits = not budget or found.peak_bytes <= budget
                 found = replace(found, budget_bytes=budget, fits=fits, settings=changed, tried=tried)
                 shrinks = device == "cuda" and settings.offload != "blocks"  # a base that is fetched is not loaded whole
@@ -76,7 +77,7 @@ def _or_narrow(config: TrainConfig, settings: MemoryConfig, found: Rehearsal, ou
         for kind in ("int8", "fp8"):
             change = {"quantise": kind, "offload": "encoders", "offload_activations": False}
             narrow = config.model_copy(update={"memory": settings.model_copy(update=change)})
-            if memory.check(narrow):
+            if ladder.check(narrow):
                 continue
             other, changed = _try(narrow, out, download, temporary), _changed(config.memory, narrow.memory)
             if isinstance(other, Rehearsal) and other.peak_bytes <= found.budget_bytes and other.step_s * _CLEARLY < found.step_s:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from trainer import bases, checkpoint, console, data, export, families, loop, memory, optim, session, watching
+from trainer import bases, checkpoint, console, data, export, families, loop, optim, session, watching
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
-from trainer.memory import compiling
+from trainer.memory import arranging, compiling, mechanics
 from trainer.runs import Run
 from trainer.studio import Studio
 
@@ -106,7 +106,7 @@ def from_json(text: str) -> Rehearsal:
 def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal:
     """Rehearse in this process, with the memory settings as they are. `out` is where run folders are made, with the cache beside them.
 
-    Raises: UserError as a run would; whatever is raised where memory runs out (`memory.is_shortage`).
+    Raises: UserError as a run would; whatever is raised where memory runs out (`mechanics.is_shortage`).
     """
     family = families.registry()[config.family]
     folder = bases.resolve(config.base, family, download)
@@ -169,9 +169,9 @@ class _Peaks:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        memory.reset_peak()
+        mechanics.reset_peak()
         yield
-        self.found[name] = memory.peak_bytes()
+        self.found[name] = mechanics.peak_bytes()
 
 
 def _train(studio: Studio, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float]:
@@ -247,7 +247,7 @@ def _attention(studio: Studio) -> list[str]:
     while sum(map(sum, taken.values())) < 2 * _ENOUGH_S and len(taken["auto"]) < _MOST:
         for way, seconds in taken.items():
             studio.memory = studio.memory.model_copy(update={"attention": way})
-            memory.arrange(studio)
+            arranging.arrange(studio)
             began = _now()
             loop.learn(studio, fullest)
             seconds.append(_now() - began)
@@ -259,7 +259,7 @@ def _compiling(studio: Studio) -> list[str]:
     """A sentence on what compiled blocks would bring this run, where `memory.compile = auto` had to go by its length alone."""
     if studio.config.memory.compile != "auto" or not compiling.is_possible(studio.memory, studio.device):
         return []
-    passes = memory.num_passes(studio)
+    passes = arranging.num_passes(studio)
     took = {way: _passes(studio, way) for way in ("off", "blocks")}
     (_, eager_s), (compile_s, compiled_s) = took["off"], took["blocks"]
     saved = passes * (eager_s - compiled_s) - compile_s
@@ -275,7 +275,7 @@ def _passes(studio: Studio, way: str) -> tuple[float, float]:
     fullest = max(range(order.num_batches), key=lambda number: len(order.batch(number)))
     studio.memory = chosen.model_copy(update={"compile": way})
     torch.compiler.reset()
-    memory.arrange(studio)
+    arranging.arrange(studio)
     seconds = []
     for _ in range(4):
         began = _now()

@@ -16,9 +16,10 @@ from typing import ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
-from trainer import memory, system
+from trainer import system
 from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
+from trainer.memory import mechanics
 from trainer.render import batch_papers, image
 from trainer.render.batch_plan import HIDDEN, Journal, Plan, Work, seal
 
@@ -182,7 +183,7 @@ class _Runner:
                 drawn += 1
                 yield fit[drawn - 1], picture
         except (UserError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, UserError) and not memory.is_shortage(error):
+            if not isinstance(error, UserError) and not mechanics.is_shortage(error):
                 raise
         # Together they don't go: each alone, so that only what is refused, or too large, itself is. After the `except`, whose error holds a step's tensors.
         for work in fit[drawn:]:
@@ -237,7 +238,7 @@ def _alone(engine: Renders, work: Work) -> image.Picture | UserError:
     except UserError as error:
         return error
     except (RuntimeError, MemoryError) as error:
-        if not memory.is_shortage(error):
+        if not mechanics.is_shortage(error):
             raise
         size = f"{work.stack.width_px}x{work.stack.height_px}"
         said = str(error).strip().splitlines() or ["MemoryError"]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, forwards, lora_file, memory, origin
+from trainer import bases, families, forwards, lora_file, origin
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
+from trainer.memory import mechanics, quantising
 from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, sharing, weighing
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.layout import Share
@@ -54,7 +55,7 @@ class Engine:
         self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype, self.folder))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
         self.component = next(iter(self.family.components))
-        memory.quantise(getattr(self.pipe, self.component), quantise)
+        quantising.quantise(getattr(self.pipe, self.component), quantise)
         modules = {
             f"{component}.{path}": module
             for component in self.family.components
@@ -135,7 +136,7 @@ class Engine:
         try:
             return self._render(stacks)
         except (RuntimeError, MemoryError) as error:
-            if len(stacks) == 1 or not memory.is_shortage(error):
+            if len(stacks) == 1 or not mechanics.is_shortage(error):
                 raise
         half = len(stacks) // 2
         return self._fitting(stacks[:half]) + self._fitting(stacks[half:])

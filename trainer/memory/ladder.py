@@ -1,0 +1,141 @@
+"""What a run's memory settings may be, and which come next when memory runs out.
+
+The ladder's rungs go from what changes nothing but the time to what costs a little quality: smaller micro-batches at the
+same effective batch, activations computed twice, encoders off the GPU, the denoiser's blocks fetched layer by layer, and a
+quantised base. The step that ran out is taken again; nothing of it had been learned. What the ladder changed is saved with
+the next checkpoint, and each of its forms can be made from the base on disk alone, so that a resumed run goes on alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer import bases, system
+from trainer.config import MemoryConfig, TrainConfig
+from trainer.memory import compiling, mechanics
+from trainer.memory.arranging import arrange
+from trainer.memory.originals import Files
+from trainer.memory.quantising import has_nf4, quantise
+
+if TYPE_CHECKING:
+    from trainer.studio import Studio
+
+
+# What may be set.
+
+
+def check(config: TrainConfig) -> list[str]:
+    """A sentence for each memory setting that this machine, or the method, can't use."""
+    settings, device, problems = config.memory, bases.hardware(config.device, "float32")[0], []
+    if settings.micro_batch > config.batch_size:
+        problems.append(f"memory.micro_batch is {settings.micro_batch}; allowed: at most batch_size ({config.batch_size}), or 0 for the whole batch.")
+    if settings.offload != "none" and not can_offload(device):
+        problems.append(f"memory.offload is {settings.offload!r}, but the run is on {device}, where there is nothing to move off; allowed there: none.")
+    if settings.offload_activations and not can_offload(device):
+        problems.append(f"memory.offload_activations is on, but the run is on {device}, where there is nothing to move off; leave it off.")
+    problems += compiling.check(settings, device)
+    if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
+        problems.append(f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders.")
+    if settings.quantise != "none" and not _can_quantise(config):
+        started = f", started by {start}" if (start := getattr(config.adapter, "init", "default")) != "default" else ""
+        problems.append(
+            f"memory.quantise is {settings.quantise!r}, but adapter.method {config.adapter.method}{started} works on the base's own weights; "
+            f"allowed with it: none. On a quantised base: lora, started by default, gaussian or eva."
+        )
+    if settings.quantise == "nf4" and not has_nf4():
+        problems.append("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")
+    if settings.quantise in ("nf4", "fp8") and device == "mps":
+        problems.append(f"memory.quantise is {settings.quantise!r}, which Apple's GPUs don't compute; allowed there: none, int8.")
+    return problems
+
+
+def can_offload(device: str) -> bool:
+    """True on a kind of device that has memory of its own beside the CPU's."""
+    return device == "cuda"
+
+
+def _can_quantise(config: TrainConfig) -> bool:
+    return config.adapter.method == "lora" and getattr(config.adapter, "init", "default") in ("default", "gaussian", "eva")
+
+
+def _against_fetching(config: TrainConfig, kind: str) -> list[str]:
+    """The settings that need the base's weights, or a text encoder that learns, to stay on the GPU."""
+    start = getattr(config.adapter, "init", "default")
+    reasons = {
+        "adapter.method = dora": config.adapter.method == "dora",
+        f"adapter.init = {start}": start not in ("default", "gaussian"),
+        "adapter.text_encoder": getattr(config.adapter, "text_encoder", False),
+        "inversion.token": bool(config.inversion.token),
+        "memory.quantise = nf4": kind == "nf4",  # whose scales stay where they are
+    }
+    return [name for name, holds in reasons.items() if holds]
+
+
+# The ladder.
+
+
+def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str) -> tuple[MemoryConfig, str] | None:
+    """The settings one rung up and what they change in words, or None at the top. `num_rows` is the most pictures one process has at once."""
+    size = now.micro_batch or num_rows
+    kinds = ["none", "int8", *(["nf4"] if has_nf4() and not config.against.adapters else [])]
+    on_gpu, can_narrow = device.startswith("cuda"), _can_quantise(config) and now.offload != "blocks" and now.quantise in kinds[:-1]
+    if size > 1:
+        change: dict[str, Any] = {"micro_batch": size // 2}
+        said = f"pictures at once: {size // 2} instead of {size}, at the same effective batch"
+    elif not now.gradient_checkpointing:
+        change, said = {"gradient_checkpointing": True}, "gradient checkpointing is on"
+    elif on_gpu and now.offload == "none":
+        change, said = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
+    elif on_gpu and now.offload == "encoders" and not _against_fetching(config, now.quantise):
+        change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched ahead of their use"
+    elif on_gpu and not now.offload_activations:
+        change, said = {"offload_activations": True}, "what is kept for backward waits on the CPU"
+    elif can_narrow:
+        kind = kinds[kinds.index(now.quantise) + 1]
+        change, said = {"quantise": kind}, f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
+    else:
+        return None
+    return now.model_copy(update=change), said
+
+
+def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[MemoryConfig, str] | None:
+    """The settings under which a base that ran out of memory while it was loaded needs less, and what they change in words; None where there are none."""
+    if not can_offload(device) or now.offload == "blocks" or _against_fetching(config, now.quantise):
+        return None
+    return now.model_copy(update={"offload": "blocks"}), "the base waits on the CPU, and its blocks are fetched ahead of their use"
+
+
+def climb(studio: Studio) -> str | None:
+    """Take the next rung and say what was changed, or None if there is none left. Called while the error is handled, it lets go of what that holds."""
+    mechanics.let_go()
+    found = next_rung(studio.memory, studio.config, -(-studio.config.batch_size // studio.world.size), studio.device)
+    if found is None:
+        return None
+    before, (studio.memory, said) = studio.memory, found
+    studio.ahead = {}
+    if studio.memory.quantise != before.quantise:
+        files = Files(studio.folder / studio.component)
+        quantise(studio.denoiser, studio.memory.quantise, lambda path: files.weight(path).to(studio.dtype))
+    arrange(studio)
+    system.give_back_freed()
+    return said
+
+
+def exhausted(when: str, error: BaseException) -> str:
+    """What to say where memory ran out and there is no setting left to change."""
+    first = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"memory ran out {when}, and no memory setting is left that would help: {first} Close other programs, lower resolution_px or adapter.rank, "
+        "or take a smaller base. What was saved before stays."
+    )
+
+
+def over_budget(studio: Studio) -> str | None:
+    """A sentence if this process has held more than the budget. A GPU is held to it by its allocator; elsewhere only the rehearsal can choose.
+
+    Changing settings by what was measured in mid-run would make the adapter depend on the machine's mood.
+    """
+    budget = studio.memory.budget_gib
+    if not budget or studio.device.startswith("cuda") or (held := mechanics.peak_bytes()) <= budget * mechanics.GIB:
+        return None
+    return f"{held / mechanics.GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); --rehearse finds settings that fit."
