@@ -69,7 +69,9 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 def unseen(stack: StackConfig) -> list[str]:
     """What of a stack the conflict map leaves out of account."""
-    return [] if stack.mode in ("sum", "switch") else [f"mode {stack.mode}"]
+    from trainer.render import modes
+
+    return [] if modes.known(stack.mode).only_acting else [f"mode {stack.mode}"]
 
 
 class Insight:

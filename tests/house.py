@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import inspect
 import itertools
 import re
 import subprocess
@@ -25,7 +24,6 @@ from trainer import families, methods, presets
 from trainer.config import StackConfig, parse
 from trainer.families.contract import Family
 from trainer.methods.contract import Method
-from trainer.render import modes
 from trainer.render.modes.contract import Mode
 
 if sys.version_info >= (3, 11):
@@ -74,7 +72,6 @@ CALLS = {
 }  # fmt: skip
 SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers", "common"}
-
 CONTRACTS = (Family, Method, Mode)
 
 
@@ -256,42 +253,6 @@ def test_budgets() -> None:
 
 
 # (c) Plug-ins and presets keep their contracts.
-
-
-def undocumented(plugin: object) -> list[str]:
-    """The functions of a plug-in that don't say what they give."""
-    return [name for name, value in vars(plugin).items() if inspect.isfunction(value) and not value.__doc__]
-
-
-@pytest.mark.parametrize("name", methods.registry())
-def test_method_keeps_its_contract(name: str) -> None:
-    method = methods.registry()[name]
-    assert method.name == name and not undocumented(method)
-    tag = method.Config.model_fields["method"]
-    assert tag.is_required() and typing.get_args(tag.annotation) == (name,), "method: Literal[name], without a default"
-    unsaid = [key for key, field in method.Config.model_fields.items() if not (field.title and field.description)]
-    assert not unsaid, f"settings without label or help: {unsaid}"
-    starts = typing.get_args(method.Config.model_fields["init"].annotation) if "init" in method.Config.model_fields else ("default",)
-    assert {*method.starts_on_quantised, *method.starts_on_fetched, *method.starts_from_base, *method.starts_from_inputs} <= set(starts)
-    assert method.header_arguments is None or method.by_header
-
-
-@pytest.mark.parametrize("name", families.registry())
-def test_family_keeps_its_contract(name: str) -> None:
-    family = families.registry()[name]
-    assert family.name == name and not undocumented(family)
-    assert bool(family.text_targets) == (len(family.components) > 1), "text_targets, where a text encoder is adapted"
-    assert family.default_px % family.multiple_px == 0 and set(family.convolved) < set(family.targets)
-    patterns = [*family.targets.values(), *family.cross_attention, family.text_targets, family.text_layers, family.placeless_layers, family.joined_layers]
-    assert all(re.compile(pattern) for pattern in patterns)
-    assert bool(family.num_chunks) == bool(family.encode_windows) and set(family.words) < set(family.components)
-
-
-@pytest.mark.parametrize("name", modes.registry())
-def test_mode_keeps_its_contract(name: str) -> None:
-    mode = modes.registry()[name]
-    assert mode.fewest <= (mode.fewest if mode.most is None else mode.most) and bool(mode.watched) == bool(mode.place)
-    assert f"{name} " in StackConfig.model_fields["mode"].description, "the setting's help says what each mode does"
 
 
 def asked(module: ast.Module) -> list[str]:

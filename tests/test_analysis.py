@@ -20,6 +20,7 @@ from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError, UserError
 from trainer.render import analysis, heatmap, modes, overlap, stack_command
 from trainer.render.engine import Engine
+from trainer.render.modes.contract import all_act
 
 ONE, TWO = "unet.down_blocks.0.attentions.0.to_q", "unet.up_blocks.1.resnets.0.conv1"
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
@@ -384,7 +385,7 @@ def test_the_map_asks_the_mode_itself_when_each_acts() -> None:
         overlap.acting([cat, dog], "both", 12, (8, 8))
 
 
-@pytest.mark.parametrize("name", [name for name, mode in modes.registry().items() if hasattr(mode, "acting")])
+@pytest.mark.parametrize("name", [name for name, mode in modes.registry().items() if mode.only_acting or mode.acting is not all_act])
 @pytest.mark.parametrize(("num", "num_steps"), [(2, 25), (3, 25), (4, 11), (2, 1)])
 def test_a_mode_that_says_when_adapters_act_goes_by_it(name: str, num: int, num_steps: int) -> None:
     mode, seen = modes.registry()[name], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         found.append(real(seen, size))
         return found[-1]
 
-    monkeypatch.setattr(MODE, "place", place)
+    monkeypatch.setitem(modes.registry(), "regions", replace(MODE, place=place))
     return found
 
 
@@ -119,7 +120,7 @@ def test_stacks_it_cannot_place_are_refused_by_name(engine: Engine, make: Make, 
 
 
 def test_attention_is_what_diffusers_computes_in_the_layer(engine: Engine) -> None:
-    attention = attending.layers(engine.pipe.unet)[-1]
+    attention = attending.layers(engine.pipe.unet, engine.family)[-1]
     hidden, text = torch.randn(2, 64, attention.to_q.in_features), torch.randn(2, 32, attention.to_k.in_features)
     query, key = (attention.head_to_batch_dim(one) for one in (attention.to_q(hidden), attention.to_k(text)))
     wanted = attention.get_attention_scores(query, key).unflatten(0, (2, attention.heads)).mean(1)
@@ -129,7 +130,7 @@ def test_attention_is_what_diffusers_computes_in_the_layer(engine: Engine) -> No
 def test_each_word_is_found_where_the_picture_attends_to_it(engine: Engine, two: tuple[AdapterChoice, AdapterChoice], masks: list[Tensor]) -> None:
     """Weights set by hand: queries tell left from right by the sign of one channel, keys the words by their embeddings' own directions."""
     resolved = [engine.resolve(stack(two, prompt=prompt, seed=seed)) for seed, prompt in enumerate((PROMPT, "man, noto style, heart"))]
-    layers = attending.layers(engine.pipe.unet)
+    layers = attending.layers(engine.pipe.unet, engine.family)
     sided = torch.tensor([1.0] * 4 + [-1.0] * 4).repeat(8)  # of 8 x 8 tokens: left, right
 
     def of_place(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def test_nothing_stays_when_drawing_breaks_off(engine: Engine, two: tuple[Adapte
         raise ValueError("broken off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MODE, "place", broken)
+        patch.setitem(modes.registry(), "regions", replace(MODE, place=broken))
         with pytest.raises(ValueError, match="broken off"):
             engine.render(stack(two))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine.pipe.unet.modules())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,8 @@ def test_18_a_nan_in_the_loss_names_the_picture_and_the_step(tmp_path: Path, tin
 
 
 def test_18_a_nan_in_the_latents_stops_before_the_first_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = registry()["sd"].encode_image
-    monkeypatch.setattr(registry()["sd"], "encode_image", lambda pipe, images: real(pipe, images) * float("inf"))
+    sd = registry()["sd"]
+    monkeypatch.setitem(registry(), "sd", replace(sd, encode_image=lambda pipe, images: sd.encode_image(pipe, images) * float("inf")))
     _, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
     with pytest.raises(ConfigError, match=r"autoencoder gave NaN for 0\.png, 1\.png"):
         list(stream)

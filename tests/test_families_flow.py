@@ -44,8 +44,7 @@ def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the
     mask[:, :4] = 1
     update, weights = Delta(torch.randn(3, 12), torch.randn(20, 3), 1.0), torch.ones(1, 2)
     path = "transformer.layers.0.attn.to_q" if image_first else "transformer.single_transformer_blocks.0.attn.to_q"
-    moment = live.Moment(weights, weights, [mask])
-    moment.joined, moment.image_first = (".layers.", True) if image_first else (moment.joined, False)
+    moment = live.Moment(weights, weights, [mask], live.Places.of(families.registry()["zimage" if image_first else "flux"]))
     with torch.no_grad():
         plain = module(x)
         with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, moment):
@@ -57,22 +56,24 @@ def test_in_a_layer_of_joined_tokens_a_region_covers_the_images_by_place_and_the
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("family", "path"),
     [
-        "context_embedder", "transformer_blocks.0.ff_context.net.2", "context_refiner.0.attn.to_q", "time_caption_embed.caption_embedder.1",
-        "caption_projection.linear_1", "joint_transformer_blocks.0.ff_context.linear_1", "txt_in", "transformer_blocks.0.txt_mlp.net.2", "cap_embedder.1",
-        "double_stream_blocks.0.block.ff_t.w1",
+        ("flux", "context_embedder"), ("sd3", "transformer_blocks.0.ff_context.net.2"), ("lumina2", "context_refiner.0.attn.to_q"),
+        ("lumina2", "time_caption_embed.caption_embedder.1"), ("pixart", "caption_projection.linear_1"), ("sana", "caption_projection.linear_1"),
+        ("auraflow", "joint_transformer_blocks.0.ff_context.linear_1"), ("qwen", "txt_in"), ("qwen", "transformer_blocks.0.txt_mlp.net.2"),
+        ("zimage", "cap_embedder.1"), ("hidream", "double_stream_blocks.0.block.ff_t.w1"), ("chroma", "distilled_guidance_layer.in_proj"),
+        ("flux2", "double_stream_modulation_txt.linear"), ("flux2dev", "transformer_blocks.0.ff_context.linear_in"),
     ],
 )  # fmt: skip
-def test_a_layer_of_the_text_alone_has_no_place_even_with_as_many_tokens_as_the_image(path: str) -> None:
+def test_a_layer_of_the_text_alone_has_no_place_even_with_as_many_tokens_as_the_image(family: str, path: str) -> None:
     torch.manual_seed(0)
     module, x, mask = nn.Linear(12, 20), torch.randn(2, 16, 12), torch.zeros(8, 8)
     mask[:, :4] = 1
     update, weights = Delta(torch.randn(3, 12), torch.randn(20, 3), 1.0), torch.ones(1, 2)
-    path = f"transformer.{path}"
+    path, moment = f"transformer.{path}", live.Moment(weights, weights, [mask], live.Places.of(families.registry()[family]))
     with torch.no_grad():
         wanted = module(x) + 0.5 * x @ update.dense(module.weight, torch.float32).T
-        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, live.Moment(weights, weights, [mask])):
+        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, moment):
             found = module(x)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -85,7 +86,8 @@ def test_what_pads_an_images_tokens_has_no_place_and_the_image_keeps_its_own() -
     with torch.no_grad():
         share = torch.cat([torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4), torch.full((9,), 0.5)])
         wanted = module(x) + x @ update.dense(module.weight, torch.float32).T * share[None, :, None]
-        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, live.Moment(weights, weights, [mask])):
+        moment = live.Moment(weights, weights, [mask], live.Places.of(families.registry()["hidream"]))
+        with live.beside(lambda _: module, {path: module.weight}, {path: [(0, 1.0, update)]}, moment):
             found = module(x)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 

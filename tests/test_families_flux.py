@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ CASES = {
 @pytest.mark.parametrize("case", [pytest.param("everything", marks=pytest.mark.slow), "attention", "queries"])
 def test_a_plain_lora_is_written_in_kohyas_fused_names(case: str, studio: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if case == "queries":
-        monkeypatch.setitem(FLUX.targets, "attention", QUERIES)
+        monkeypatch.setitem(families.registry(), "flux", replace(FLUX, targets={**FLUX.targets, "attention": QUERIES}))
     trained, dataset = studio(CASES[case])
     path = tmp_path / "lora.safetensors"
     export.write(trained, path, dataset)
@@ -127,7 +128,8 @@ def test_a_plain_lora_is_written_in_kohyas_fused_names(case: str, studio: Callab
 def test_what_has_no_fused_name_that_every_tool_reads_keeps_diffusers_names(
     changes: dict[str, Any], start: str, studio: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FLUX, "targets", {"attention": QUERIES, "all": rf"{QUERIES}|x_embedder|context_embedder"})
+    targets = {"attention": QUERIES, "all": rf"{QUERIES}|x_embedder|context_embedder"}
+    monkeypatch.setitem(families.registry(), "flux", replace(FLUX, targets=targets))
     trained, dataset = studio(changes)
     path = tmp_path / "lora.safetensors"
     export.write(trained, path, dataset)

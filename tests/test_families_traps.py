@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy
@@ -19,6 +18,7 @@ from trainer import bases, families, loop, presets, session
 from trainer.config import StackConfig
 from trainer.data import scan
 from trainer.errors import ConfigError, ModelError
+from trainer.families.contract import Family
 from trainer.render import infotext
 from trainer.render.engine import Engine
 from trainer.studio import Studio
@@ -27,17 +27,17 @@ SIZE_PX = 64
 
 
 @pytest.fixture(scope="module", params=sorted(families.registry()))
-def family(request: pytest.FixtureRequest) -> ModuleType:
+def family(request: pytest.FixtureRequest) -> Family:
     return families.registry()[request.param]
 
 
 @pytest.fixture(scope="module")
-def engine(family: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine(str(family.tiny(tmp_path_factory.mktemp(family.name))), family.name, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def studio(family: ModuleType, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Studio:
+def studio(family: Family, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Studio:
     settings = presets.load(plain.STYLE, {
         "family": family.name, "base": engine.base, "data.folder": str(draw_dots(tmp_path_factory.mktemp("dots"), "a {colour} dot", num=2)), "batch_size": 2,
         "resolution_px": SIZE_PX, "adapter.targets": "all", "adapter.text_encoder": False, "dtype": "float32", "preview.guidance_rescale": 0.0,
@@ -53,7 +53,7 @@ def stack(engine: Engine, **values: Any) -> StackConfig:
     return StackConfig(family=engine.family.name, base=engine.base, **given | values)
 
 
-def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: ModuleType, studio: Studio, engine: Engine) -> None:
+def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: Family, studio: Studio, engine: Engine) -> None:
     if family.guidance == "distilled":
         return
     told: list[torch.Tensor] = []
@@ -83,7 +83,7 @@ def test_gradient_checkpointing_changes_neither_the_loss_nor_a_gradient(studio: 
     assert found[0][1]
 
 
-def test_what_pads_a_short_caption_is_not_heeded(family: ModuleType, engine: Engine) -> None:
+def test_what_pads_a_short_caption_is_not_heeded(family: Family, engine: Engine) -> None:
     pipe, said = engine.pipe, family.encode_text(engine.pipe, ["a dot", "a dot in the sky"], 1)
     size = 16 * pipe.vae_scale_factor
     for one in said:
@@ -99,7 +99,7 @@ def test_what_pads_a_short_caption_is_not_heeded(family: ModuleType, engine: Eng
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
 
 
-def test_a_pictures_infotext_is_laid_on_a_stack_that_draws_it_again(family: ModuleType, engine: Engine) -> None:
+def test_a_pictures_infotext_is_laid_on_a_stack_that_draws_it_again(family: Family, engine: Engine) -> None:
     asked = stack(engine, seed=7, **({} if family.guidance == "distilled" else {"guidance_scale": 3.0}))
     picture = engine.render(asked)
     blank = StackConfig(family=family.name, base=engine.base)
@@ -107,7 +107,7 @@ def test_a_pictures_infotext_is_laid_on_a_stack_that_draws_it_again(family: Modu
     assert numpy.array_equal(numpy.asarray(picture.image), numpy.asarray(engine.render(back).image))
 
 
-def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(family: ModuleType, engine: Engine) -> None:
+def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(family: Family, engine: Engine) -> None:
     layers = getattr(engine.pipe, engine.component).named_modules()
     convolutions = [path for path, module in layers if isinstance(module, torch.nn.Conv2d)]
     given = {"family": family.name, "base": engine.base, "resolution_px": SIZE_PX, "preview.guidance_rescale": 0.0}
@@ -120,7 +120,7 @@ def test_what_is_for_linear_layers_is_refused_where_convolutions_are_meant(famil
                 presets.load(plain.STYLE, given | start)
 
 
-def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: ModuleType, engine: Engine, tmp_path: Path) -> None:
+def test_a_picture_with_more_tokens_than_there_are_positions_is_refused(family: Family, engine: Engine, tmp_path: Path) -> None:
     longest = bases.longest_px(engine.folder)
     if longest is None:
         width = 96 if family.name == "hidream" else 256  # whose pictures that aren't square have an area at most (tests/test_families_flow.py)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy
@@ -21,6 +20,7 @@ from trainer import families, loop, lora_file, presets, runs, session
 from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Adjusted, Finished, Step
+from trainer.families.contract import Family
 from trainer.memory import probing, quantising
 from trainer.render.engine import Engine
 from trainer.studio import Studio
@@ -88,12 +88,12 @@ def peak(config: TrainConfig, parent: Path) -> tuple[int, list[float]]:
 
 
 @pytest.fixture(params=sorted(families.registry()))
-def family(request: pytest.FixtureRequest) -> ModuleType:
+def family(request: pytest.FixtureRequest) -> Family:
     return families.registry()[request.param]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_family_is_trained_written_and_drawn(dtype: str, family: ModuleType, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_a_family_is_trained_written_and_drawn(dtype: str, family: Family, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     run, events = train(config(family.name, dtype=dtype, preview_every_steps=4, preview__prompts=["a dot"], preview__steps=1), tmp_path)
     assert [event.kind for event in events].count("sampled") == 2, [event for event in events if event.kind == "warned"]
     assert events[-1].adapter_norm > 0

@@ -64,6 +64,7 @@ def test_allowed_code_is_let_through(source: str) -> None:
         ("trainer.methods.lora", "trainer.config"),
         ("trainer.methods.lora", "trainer.methods.dora"),
         ("trainer.families.sd", "trainer.loop"),
+        ("trainer.render.modes.sum", "trainer.families"),
         ("app.tabs.train", "app.ui"),
         ("app.tabs.train", "app.tabs.stack"),
         ("app.form", "app.tabs.train"),
@@ -79,6 +80,16 @@ def test_an_arrow_the_wrong_way_is_found(name: str, target: str) -> None:
 )
 def test_an_arrow_the_right_way_is_let_through(name: str, target: str) -> None:
     assert house.wrong_arrows(name, {target}) == set()
+
+
+@pytest.mark.parametrize("source", ["hasattr(one, 'negates')", "getattr(family, name)", "getattr(self.family, 'x', '')", "hasattr(registry()[name], 'x')"])
+def test_asking_a_plug_in_is_found(source: str) -> None:
+    assert len(house.asked(ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize("source", ["family.negates", "getattr(pipe, component)", "hasattr(module, 'weight')"])
+def test_reading_by_name_is_let_through(source: str) -> None:
+    assert house.asked(ast.parse(source)) == []
 
 
 def test_imports_are_read_in_every_spelling() -> None:

@@ -3,7 +3,6 @@
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.errors import ConfigError, UserError
 from trainer.families import registry
+from trainer.families.contract import Family
 from trainer.render import prompting
 from trainer.render.prompting import LoraTag
 
@@ -22,12 +22,12 @@ NAMES = st.text(st.characters(categories=("L", "N"), include_characters="_-. "),
 
 
 @pytest.fixture(scope="module")
-def family() -> ModuleType:
+def family() -> Family:
     return registry()["sd"]
 
 
 @pytest.fixture(scope="module", params=["tiny", "shifted", "imprimatura"])
-def pipe(request: pytest.FixtureRequest, family: ModuleType, tiny: Path, imprimatura_folder: Path) -> Any:
+def pipe(request: pytest.FixtureRequest, family: Family, tiny: Path, imprimatura_folder: Path) -> Any:
     """`shifted` has outputs with a mean to restore, as OpenAI's CLIP has; the others' means are next to nothing."""
     found = family.load(imprimatura_folder if request.param == "imprimatura" else tiny, "cpu", torch.float32)
     if request.param == "shifted":
@@ -256,7 +256,7 @@ def test_weights_multiply_each_tokens_output_and_keep_the_mean(pipe: Any) -> Non
 
 
 @torch.no_grad()
-def test_long_prompts_are_encoded_window_by_window_as_in_training(pipe: Any, family: ModuleType) -> None:
+def test_long_prompts_are_encoded_window_by_window_as_in_training(pipe: Any, family: Family) -> None:
     prompt = ", ".join(["a red fox"] * 20)
     chunks = family.num_chunks(pipe, prompt)
     assert chunks > 1 and prompting.num_windows(pipe, prompt) == chunks

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import diffusers
 import pytest
@@ -17,6 +16,7 @@ from single_files import add
 
 from trainer import bases, families, usual
 from trainer.config import StackConfig
+from trainer.families.contract import Family
 from trainer.render import batch_plan, jobs_file
 from trainer.render.engine import Engine
 from trainer.render.image import read
@@ -69,7 +69,7 @@ def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_
 
 
 @pytest.mark.parametrize("family", families.registry().values(), ids=lambda family: family.name)
-def test_every_family_draws_at_its_denoisers_size_with_its_pipelines_guidance(family: ModuleType, tmp_path: Path) -> None:
+def test_every_family_draws_at_its_denoisers_size_with_its_pipelines_guidance(family: Family, tmp_path: Path) -> None:
     folder = family.tiny(tmp_path / "tiny")
     config = json.loads((folder / next(iter(family.components)) / "config.json").read_text())
     multiple, found = bases.multiple_px(folder), usual.of(str(folder), family)

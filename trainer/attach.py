@@ -12,20 +12,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer import activations
+from trainer import activations, methods
 from trainer.errors import ConfigError
 from trainer.memory.frozen import full_weight
+from trainer.methods.contract import Method
 from trainer.schema import Settings
 
 ADAPTER = "default"
 INITIAL = ".initial"  # after a parameter's name: what it was when it was taken out of the base
-_FROM_BASE = ("pissa", "olora")
 
 
 @dataclass
@@ -146,7 +145,7 @@ def _initial_names() -> tuple[str, str]:
 
 
 def attach(
-    model: nn.Module, method: ModuleType, config: Settings, targets: str, seed: int, saved: dict[str, Tensor] | None = None,
+    model: nn.Module, method: Method, config: Settings, targets: str, seed: int, saved: dict[str, Tensor] | None = None,
     samples: Callable[[], None] | None = None,
 ) -> Attachment:  # fmt: skip
     """Put the method's adapter on every layer that `targets` (a regular expression over paths) matches, zero at the start or as `saved`.
@@ -157,15 +156,16 @@ def attach(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")  # about a way to save that isn't ours
         settings = method.peft_config(config, targets)
-    start = getattr(settings, "init_lora_weights", True)
-    _refuse_quantised(model, settings, targets)
-    attachment = _inject(model, settings, seed, starts_fresh=saved is None)
-    if start in _FROM_BASE:
-        _take_out_of_base(attachment, str(start), saved)
+    start = method.start(config)
+    if start not in method.starts_on_quantised:
+        _refuse_quantised(model, targets)
+    attachment = _inject(model, settings, seed, start in method.starts_from_base, starts_fresh=saved is None)
+    if start in method.starts_from_base:
+        _take_out_of_base(attachment, start, saved)
     if saved is None:
         for layer in attachment.layers.values():
             _measure_lengths(layer)
-        if start == "eva":
+        if start in method.starts_from_inputs:
             assert samples is not None, "a start from activations needs samples"
             _start_from_activations(attachment, samples)
     else:
@@ -180,13 +180,12 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def _inject(model: nn.Module, settings: Any, seed: int, starts_fresh: bool) -> Attachment:
+def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_fresh: bool) -> Attachment:
     """PEFT's layers in the model, float32, in the mode the model is in; weights that the start takes from are kept first."""
     from peft import inject_adapter_in_model
 
-    start = getattr(settings, "init_lora_weights", True)
     before: dict[str, tuple[Tensor, Tensor]] = {}  # storage and copy
-    if start in _FROM_BASE:
+    if from_base:
         for path in _matching(model, settings.target_modules):
             weight = model.get_parameter(f"{path}.weight").data
             before[path] = (weight, weight.cpu().clone())
@@ -224,13 +223,9 @@ def refuse_ranks_of_nothing(config: Settings, targets: list[tuple[nn.Module, str
             )
 
 
-def _refuse_quantised(model: nn.Module, settings: Any, targets: str) -> None:
-    start = getattr(settings, "init_lora_weights", None)
-    is_plain = start is not None and not settings.use_dora and start not in _FROM_BASE
-    if not is_plain and any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in _matching(model, targets)):
-        raise ConfigError(
-            "adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: lora, started by default, gaussian or eva."
-        )
+def _refuse_quantised(model: nn.Module, targets: str) -> None:
+    if any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in _matching(model, targets)):
+        raise ConfigError(f"adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: {methods.on_quantised()}.")
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import math
 import warnings
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainer import families, foreign_json, model_registry, single_file
 from trainer.errors import ConfigError, ModelError, UserError
+from trainer.families.contract import Family
 from trainer.shown import some
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _MOST_STAGES = 10
 _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
-def resolve(base: str, family: ModuleType, download: bool = False) -> Path:
+def resolve(base: str, family: Family, download: bool = False) -> Path:
     """The diffusers folder of a base; a single file is laid out as one first. Raises: ModelError if it isn't here or is another family's."""
     folder, entry = place(base)
     if _is(folder, "is_file"):
@@ -142,7 +142,7 @@ def vae_factor(config: dict[str, Any]) -> int:
     return int(2 ** (len(stages) - 1))
 
 
-def prediction_of(folder: Path, family: ModuleType) -> str:
+def prediction_of(folder: Path, family: Family) -> str:
     """What the model in a folder predicts, which a UNet's scheduler says. Raises: ModelError."""
     try:
         return str(family.prediction_of(folder))
@@ -153,10 +153,10 @@ def prediction_of(folder: Path, family: ModuleType) -> str:
 def longest_px(folder: Path) -> int | None:
     """The longest side that the base's denoiser has positions for; None where there is no end. Raises: ModelError."""
     family = families.registry()[family_of(str(folder))]
-    if not hasattr(family, "most_tokens"):
+    if family.most_tokens is None:
         return None
     try:
-        return int(family.most_tokens(folder)) * multiple_px(folder)
+        return family.most_tokens(folder) * multiple_px(folder)
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"base {str(folder)!r} has no readable transformer/config.json; it must be a diffusers pipeline folder.") from None
 
@@ -168,7 +168,7 @@ def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
         raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} {f'to {longest}' if longest else 'up'}.")
 
 
-def open_pipeline(family: ModuleType, folder: Path, device: str, dtype: torch.dtype) -> Any:
+def open_pipeline(family: Family, folder: Path, device: str, dtype: torch.dtype) -> Any:
     """The family's pipeline. Raises: ModelError if the folder's files are not what they should be."""
     from safetensors import SafetensorError
 

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from trainer import foreign_json, shown
 from trainer.errors import ConfigError, ModelError
+from trainer.families.contract import Family
 
 app = typer.Typer(help="Look at a dataset.", no_args_is_help=True)
 
@@ -55,12 +55,12 @@ def check(
         raise ConfigError(shown.listed(wrong))
     settings = parse(DataConfig, {"folder": str(folder), "trigger": trigger, "bucket_step_px": step}, "the command line")
     count, own = _tokenizer(root)
-    window = min((one for one in (own, getattr(family, "caption_tokens", None)) if one is not None), default=None)
+    window = min((one for one in (own, family.caption_tokens) if one is not None), default=None)
     report = dataset_check.check(folder, settings, CaptionsConfig(), size, multiple, count if window is not None else None, window)
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else dataset_check.describe(report))
 
 
-def _family(root: Path, base: str) -> ModuleType:
+def _family(root: Path, base: str) -> Family:
     """The family of a base's folder. Raises: ModelError if it is none."""
     from trainer import families
 

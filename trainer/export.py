@@ -52,7 +52,7 @@ def _in_fused_names(studio: Studio, modules: dict[str, dict[str, Tensor]]) -> tu
 
     A fused module has as much rank as its layers together; the header keeps the rank and alpha that were trained.
     """
-    scheme, size = studio.family.named_as(studio.pipe, set(modules)) if hasattr(studio.family, "named_as") else ("", "")
+    scheme, size = studio.family.named_as(studio.pipe, set(modules)) if studio.family.named_as else ("", "")
     if not scheme or any(set(parts) != _PLAIN for parts in modules.values()):
         return None
     updates = {

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, Item, buckets, wording
 from trainer.data.order import Order, Sample
 from trainer.errors import ConfigError, RunError
+from trainer.families.contract import Family
 
 Conditioning = dict[str, Tensor]
 _VERSION = 3  # of how pictures and captions are read and encoded; a change finds nothing of the old (3: profiles are followed)
@@ -63,7 +63,7 @@ class Part:
 class Material:
     """The encoded pictures and captions of a run. `pipe` encodes (None: only the plan is wanted); `folder` is the base's, whose weights are in every key."""
 
-    def __init__(self, config: TrainConfig, family: ModuleType, pipe: Any, folder: Path, store: Path) -> None:
+    def __init__(self, config: TrainConfig, family: Family, pipe: Any, folder: Path, store: Path) -> None:
         self.config, self.family, self.pipe, self.folder = config, family, pipe, folder
         self.store = cache.Store(store)
         self.multiple_px = max(family.multiple_px, bases.multiple_px(folder))
@@ -81,7 +81,9 @@ class Material:
         self.wordings = [wording.variants(item.captions, self.config.captions, self.config.seed) for item in dataset.items]
         self.order = Order(self.config, self.entries, dataset.items, [len(found) for found in self.wordings])
         if self._chunks_captions and self.pipe is not None:
-            self.chunks = max(self.family.num_chunks(self.pipe, caption) for caption in self.all_captions())
+            num_chunks = self.family.num_chunks
+            assert num_chunks, "captions.long = chunk is refused where captions can't be cut"
+            self.chunks = max(num_chunks(self.pipe, caption) for caption in self.all_captions())
 
     @property
     def _chunks_captions(self) -> bool:
@@ -111,7 +113,7 @@ class Material:
             return []
         found = []
         window = self.family.window(self.pipe)
-        mend = "shorten it, or set captions.long=chunk" if hasattr(self.family, "num_chunks") else "shorten it"
+        mend = "shorten it, or set captions.long=chunk" if self.family.num_chunks else "shorten it"
         for item, wordings in zip(self.dataset.items, self.wordings, strict=True):
             longest = max(self.family.count_tokens(self.pipe, caption) for caption in wordings)
             if longest > window:
@@ -177,11 +179,9 @@ class Material:
         name = cache.key("text", _VERSION, self.family.name, self._text, self.dtype, self.chunks, caption)
 
         def encode() -> Conditioning:
-            if not caption and hasattr(self.family, "encode_negative"):
-                unsaid: Conditioning = self.family.encode_negative(self.pipe, [caption])[0]
-                return unsaid
-            found: Conditioning = self.family.encode_text(self.pipe, [caption], self.chunks)[0]
-            return found
+            if not caption and self.family.encode_negative:
+                return self.family.encode_negative(self.pipe, [caption])[0]
+            return self.family.encode_text(self.pipe, [caption], self.chunks)[0]
 
         return self.store.get(name, self._while_here(encode))
 

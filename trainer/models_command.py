@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from trainer.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from trainer import model_registry, single_file
+    from trainer.families.contract import Family
 
 app = typer.Typer(help="Look at base models and name them.", no_args_is_help=True)
 _GIB = 2**30
@@ -162,7 +162,7 @@ def _file_facts(file: Path, entry: model_registry.Entry | None) -> dict[str, Any
     return facts
 
 
-def _folder_facts(folder: Path, family: ModuleType) -> dict[str, Any]:
+def _folder_facts(folder: Path, family: Family) -> dict[str, Any]:
     """What a diffusers folder is."""
     from trainer import bases, single_file, usual
 

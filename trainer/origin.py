@@ -40,7 +40,7 @@ class Origin:
 
 def of_base(base: str, folder: Path, family: str) -> Origin:
     """A base at hand, by its setting, its diffusers folder and its family."""
-    component = next(iter(families.registry()[family].components))
+    component = families.registry()[family].denoiser
     place, _ = bases.place(base)
     name = place.name if place.is_absolute() or place.exists() else base
     digest = bases.digest(folder, component)

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, checkpoint, choices, data, events, families, presets, report, runs, schema, shown, system, tracking
+from trainer import bases, checkpoint, choices, data, events, families, methods, presets, report, runs, schema, shown, system, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -141,16 +141,18 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     tracking.check(config)
     problems = schema.unread(config, {"prediction": (bases.prediction_of(folder, families.registry()[config.family]),)})
     problems += optim.check(config) + ladder.check(config)
-    start = getattr(config.adapter, "init", "")
-    if config.optimizer.max_weight_norm and start in ("pissa", "olora"):
+    method = methods.registry()[config.adapter.method]
+    start = method.start(config.adapter)
+    if config.optimizer.max_weight_norm and start in method.starts_from_base:
         problems.append(f"optimizer.max_weight_norm is set, but adapter.init = {start} starts with long factors; allowed with the other inits.")
-    if config.against.overlap_penalty and config.adapter.method not in ("lora", "dora"):
-        problems.append(f"against.overlap_penalty is set, but adapter.method is {config.adapter.method!r}; allowed with lora and dora.")
+    if config.against.overlap_penalty and not method.overlap_penalty:
+        allowed = " and ".join(methods.allowing(lambda one: one.overlap_penalty))
+        problems.append(f"against.overlap_penalty is set, but adapter.method is {method.name!r}; allowed with {allowed}.")
     if config.memory.shard and (config.memory.quantise != "none" or config.memory.offload == "blocks"):
         problems.append("memory.shard is set, but so is memory.quantise or offload=blocks; a base is sharded whole and in its own dtype.")
-    if start == "eva" and getattr(config.adapter, "text_encoder", False):
-        problems.append("adapter.init is 'eva', which looks at the denoiser's inputs; allowed with adapter.text_encoder: the other inits.")
-    if config.captions.long == "chunk" and not hasattr(families.registry()[config.family], "num_chunks"):
+    if start in method.starts_from_inputs and getattr(config.adapter, "text_encoder", False):
+        problems.append(f"adapter.init is {start!r}, which looks at the denoiser's inputs; allowed with adapter.text_encoder: the other inits.")
+    if config.captions.long == "chunk" and families.registry()[config.family].num_chunks is None:
         problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
         raise ConfigError(f"{len(problems)} settings can't be used:\n" + shown.listed(problems, "  "))

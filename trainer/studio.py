@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from trainer.config import MemoryConfig, StackConfig, TrainConfig
 from trainer.data import Dataset, has_trigger
 from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
+from trainer.families.contract import Family
 from trainer.inversion import Word
 from trainer.material import Batch, Conditioning, Material, Part
 from trainer.memory import arranging, compiling, convolving, fused, mechanics, quantising
@@ -45,7 +45,7 @@ class Studio:
     """Made by `open`, filled by `prepare`, ready to train after `attach`."""
 
     config: TrainConfig
-    family: ModuleType
+    family: Family
     folder: Path  # of the base
     pipe: Any  # the family's diffusers pipeline
     device: str
@@ -83,7 +83,7 @@ class Studio:
         fetched = settings.offload == "blocks"  # a base larger than the GPU never lies on it whole
         pipe = bases.open_pipeline(family, folder, "cpu" if fetched else device, dtype)
         if fetched:
-            arranging.fetch_encoders(pipe, next(iter(family.components)), device)
+            arranging.fetch_encoders(pipe, family.denoiser, device)
         return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), settings, fetched)
 
     @cached_property
@@ -99,7 +99,7 @@ class Studio:
     @property
     def component(self) -> str:
         """The denoiser's name in the pipeline."""
-        return str(next(iter(self.family.components)))
+        return self.family.denoiser
 
     @property
     def trains_text(self) -> bool:

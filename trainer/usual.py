@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from trainer import bases, families, foreign_json, single_file
 from trainer.config import StackConfig
 from trainer.errors import ModelError, UserError
+from trainer.families.contract import Family
 
 IMPRIMATURA = (25, 3.0)  # its card's steps and guidance
 _MOST_PX = 4096
@@ -35,7 +35,7 @@ def in_words(found: Usual) -> str:
     return f"{found.width_px} x {found.height_px} px, {found.steps} steps, guidance {found.guidance_scale:g}"
 
 
-def of(base: str, family: ModuleType) -> Usual:
+def of(base: str, family: Family) -> Usual:
     """What a base that is here says of itself; else, and where it says nothing, what its family is usually drawn with. Nothing is laid out or fetched."""
     try:
         place, entry = bases.place(base)
@@ -47,7 +47,7 @@ def of(base: str, family: ModuleType) -> Usual:
         return Usual(family.default_px, family.default_px, *family.usual)
 
 
-def _from_plan(made: single_file.Plan, family: ModuleType) -> Usual:
+def _from_plan(made: single_file.Plan, family: Family) -> Usual:
     """Of a file that isn't laid out yet: from the configs that its folder will have."""
     configs = {name: part.config for name, part in made.parts.items()}
     try:
@@ -57,7 +57,7 @@ def _from_plan(made: single_file.Plan, family: ModuleType) -> Usual:
     return Usual(*(sides or (family.default_px, family.default_px)), *family.usual)
 
 
-def size_px(folder: Path, family: ModuleType) -> tuple[int, int]:
+def size_px(folder: Path, family: Family) -> tuple[int, int]:
     """Width and height that the base's denoiser was made for: its sample size times the autoencoder's factor; the family's own where its config has none."""
     for part in _DENOISERS:
         try:
@@ -79,15 +79,14 @@ def _sides(sample_size: Any, factor: int) -> tuple[int, int] | None:
     return sides[1] * factor, sides[0] * factor
 
 
-def _sampling(folder: Path, family: ModuleType) -> tuple[int, float]:
+def _sampling(folder: Path, family: Family) -> tuple[int, float]:
     """Steps and guidance scale."""
     if family.name == "sd" and _is_imprimatura(folder):
         return IMPRIMATURA
-    found: tuple[int, float] = family.usual
     try:
-        return family.usual_of(folder) if hasattr(family, "usual_of") else found
+        return family.usual_of(folder) if family.usual_of else family.usual
     except (OSError, ValueError, AttributeError):  # a config that can't be read is told of when the base is opened
-        return found
+        return family.usual
 
 
 def _is_imprimatura(folder: Path) -> bool:

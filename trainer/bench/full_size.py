@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainer import families, toys
+from trainer.families.contract import Family
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ _STD = 0.02  # of weights, or less where so many inputs are summed that they wou
 
 def component(model: str) -> str:
     """The denoiser's name in the model's pipeline."""
-    return str(next(iter(families.registry()[FAMILIES[model]].components)))
+    return families.registry()[FAMILIES[model]].denoiser
 
 
 def write(model: str, depth: int | None, folder: Path) -> Path:
@@ -50,7 +50,7 @@ def write(model: str, depth: int | None, folder: Path) -> Path:
     return folder
 
 
-def open_pipeline(family: ModuleType, folder: Path, device: str, dtype: torch.dtype) -> Any:
+def open_pipeline(family: Family, folder: Path, device: str, dtype: torch.dtype) -> Any:
     """As `bases.open_pipeline`, in whose place a bench's process puts it: the folder's pipeline, frozen, with a random denoiser."""
     import diffusers
     from torch import nn
@@ -58,7 +58,7 @@ def open_pipeline(family: ModuleType, folder: Path, device: str, dtype: torch.dt
     from trainer import bases
 
     bases.quiet_libraries()
-    name = next(iter(family.components))
+    name = family.denoiser
     made = {name: filled(empty(folder / name), device, dtype)}
     kind = getattr(diffusers, family.pipeline)
     pipe = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **made).to(device)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainer import bench, system
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.config import TrainConfig
+    from trainer.families.contract import Family
 
 LOOPS = ("plain", "plain-compiled", "ours")
 RANK = 16
@@ -113,7 +113,7 @@ def measure(job: Job) -> Measured:
     stood: list[float] = []  # when making the base began, and when it was there
     notes: list[str] = []
 
-    def opened(family: ModuleType, folder: Path, device: str, dtype: torch.dtype) -> Any:
+    def opened(family: Family, folder: Path, device: str, dtype: torch.dtype) -> Any:
         began = time.perf_counter()
         pipe = full_size.open_pipeline(family, folder, device, dtype)
         bench.synchronize()
@@ -223,7 +223,7 @@ def _plain(job: Job, device: str, dtype: torch.dtype) -> Callable[[], None]:
     return step
 
 
-def _cached(job: Job, pipe: Any, family: ModuleType) -> tuple[Tensor, list[dict[str, Tensor]]]:
+def _cached(job: Job, pipe: Any, family: Family) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Latents (B, C, h, w) of noise and the same captions as ours are told, on the device; the encoders are let go."""
     import torch
 

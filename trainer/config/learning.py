@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from trainer import methods
 from trainer.schema import SET, Settings, setting
 
 _DIFFUSION, _FLOW = {"prediction": ("epsilon", "v")}, {"prediction": ("flow",)}
@@ -98,14 +99,14 @@ class OptimizerConfig(Settings):
     )
     loraplus_ratio: float = setting(
         1.0, "LoRA+ ratio", "Learning rate of up over that of down (arXiv 2402.12354); 1 is off, 4-16 learns faster.", ge=0.01, le=64, advanced=True,
-        only_with={"adapter.method": ("lora", "dora")},
+        only_with={"adapter.method": methods.allowing(lambda one: one.loraplus)},
     )  # fmt: skip
     block_rates: tuple[str, ...] = setting(
         (), "Block rates", "up_blocks.1=0.5 halves the learning rate of layers whose path has that text; one a line, 0 freezes.", max_length=64, advanced=True
     )
     max_weight_norm: float = setting(
         0.0, "Weight-norm limit", "A layer's update is scaled back to this length; 0 is off, 1 is usual.", ge=0, le=1000, advanced=True,
-        only_with={"adapter.method": ("lora",)},
+        only_with={"adapter.method": methods.allowing(lambda one: one.norm_limit)},
     )  # fmt: skip
 
 

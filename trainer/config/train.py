@@ -111,11 +111,10 @@ class TrainConfig(Settings):
             problems.append("validation.folds is 1; allowed: 0, or 2 to 20.")
         if self.adapter.targets not in facts.targets:
             problems.append(f"adapter.targets is {self.adapter.targets!r}; allowed for {facts.title}: {', '.join(facts.targets)}.")
-        convolved = getattr(facts, "convolved", ())
-        if self.adapter.targets in convolved and getattr(self.adapter, "linear_only", False):
+        if self.adapter.targets in facts.convolved and getattr(self.adapter, "linear_only", False):
             start = getattr(self.adapter, "init", "")
             chosen = f"adapter.init = {start}" if start else f"adapter.method = {self.adapter.method}"
-            allowed = ", ".join(one for one in facts.targets if one not in convolved and one != "all")
+            allowed = ", ".join(one for one in facts.targets if one not in facts.convolved and one != "all")
             problems.append(f"adapter.targets is {self.adapter.targets!r}, which takes in convolutions of {facts.title}; allowed with {chosen}: {allowed}.")
         if self.optimizer.warmup_steps >= self.max_steps:
             problems.append(f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; allowed: less than max_steps ({self.max_steps}).")

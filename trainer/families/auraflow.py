@@ -39,6 +39,9 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]|norm_out\.linear|proj_out",
 }
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.context_embedder|_context\."
+joined_layers = r"\.single_transformer_blocks\."
 call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2

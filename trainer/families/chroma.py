@@ -49,6 +49,9 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDE}",
 }
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.(context_embedder|distilled_guidance_layer)|_context\."
+joined_layers = r"\.single_transformer_blocks\."
 call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2

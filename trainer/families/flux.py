@@ -52,6 +52,9 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|norm(1|1_context)?\.linear)|x_embedder|context_embedder",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.context_embedder|_context\."
+joined_layers = r"\.single_transformer_blocks\."
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow

@@ -47,6 +47,9 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.context_embedder|_(context|txt)\."
+joined_layers = r"\.single_transformer_blocks\."
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
 

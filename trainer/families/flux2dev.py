@@ -49,6 +49,9 @@ targets = {
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
 text_targets = ""
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.context_embedder|_(context|txt)\."
+joined_layers = r"\.single_transformer_blocks\."
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Flux2Pipeline:

@@ -30,7 +30,7 @@ title = "HiDream-I1"
 pipeline = "HiDreamImagePipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
-joined, ragged = (".single_stream_blocks.", True), "rows"
+ragged = "rows"
 unfit_samplers = ("flow_heun",)  # the pipeline tells the scheduler of a shift, which that one doesn't take
 comfyui_graph = False
 caption_tokens = 127
@@ -56,6 +56,10 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_EXPERTS}|{_TOLD})|caption_projection\.\d+\.linear|x_embedder\.proj|"
     r"t_embedder\.timestep_embedder\.linear_[12]|p_embedder\.pooled_embedder\.linear_[12]|final_layer\.(linear|adaLN_modulation\.1)",
 }
+text_layers = r"\.attn1\.to_(q|k|v|out)_t$"
+placeless_layers = r"\.caption_projection|\.ff_t\."
+joined_layers = r"\.single_stream_blocks\."
+image_first = True
 encode_image = pipelines.encode_image
 
 

@@ -22,7 +22,7 @@ pipeline = "Lumina2Pipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 halves = "said, unsaid"
-joined, ragged = (".layers.", False), "text"
+ragged = "text"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
@@ -48,6 +48,9 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])|"
     r"norm_out\.linear_[12]",
 }
+text_layers = ""
+placeless_layers = r"\.(context_refiner|time_caption_embed)"
+joined_layers = r"\.layers\."
 call_settings = pipelines.masked_call
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2

@@ -44,6 +44,9 @@ targets = {
     "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]",
 }
+text_layers = r"\.attn2\.to_[kv]$"
+placeless_layers = r"\.caption_projection"
+joined_layers = ""
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2
 prepare_batch = pipelines.masked_batch

@@ -46,6 +46,9 @@ targets = {
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|img_in|txt_in|time_text_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
 }
+text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
+placeless_layers = r"\.txt_(in|mlp|mod|norm)"
+joined_layers = ""
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
 prepare_batch = pipelines.padded

@@ -46,6 +46,9 @@ targets = {
     "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
 }
 convolved = ("attention-ff", "linear")
+text_layers = r"\.attn2\.to_[kv]$"
+placeless_layers = r"\.caption_(norm|projection)"
+joined_layers = ""
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow
 prepare_batch = pipelines.masked_batch

@@ -43,6 +43,10 @@ targets = {
     "all": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj|proj_in|proj_out|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv)",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+text_layers = r"\.attn2\.to_[kv]$"
+placeless_layers = ""
+joined_layers = ""
+cross_attention = (r"up_blocks\.(.*\.)?attn2", r"(down_blocks|mid_block)\.(.*\.)?attn2")  # the decoder's, else all
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:

@@ -44,6 +44,9 @@ targets = {
     "all": rf"transformer_blocks\.\d+\.({_LINEAR})|context_embedder|pos_embed\.proj|norm_out\.linear|proj_out",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+text_layers = r"\.(attn\.(add_[kqv]_proj|to_add_out)|attn2\.to_[kv])$"
+placeless_layers = r"\.context_embedder|_context\."
+joined_layers = ""
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow

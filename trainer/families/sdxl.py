@@ -49,6 +49,10 @@ targets = {
     "all": rf".*\.({_LINEAR}|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv)",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+text_layers = r"\.attn2\.to_[kv]$"
+placeless_layers = ""
+joined_layers = ""
+cross_attention = (r"up_blocks\.(.*\.)?attn2", r"(down_blocks|mid_block)\.(.*\.)?attn2")  # the decoder's, else all
 # What SGM calls the layers outside the blocks, and those within a residual block.
 _OUTSIDE = {
     "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",

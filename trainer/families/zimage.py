@@ -26,7 +26,7 @@ pipeline = "ZImagePipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
 halves = "said first"
-joined, ragged = (".layers.", True), "rows"
+ragged = "rows"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
@@ -51,6 +51,10 @@ targets = {
     "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|all_x_embedder\.2-1|cap_embedder\.1|t_embedder\.mlp\.[02]|"
     r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
 }
+text_layers = ""
+placeless_layers = r"\.(cap_embedder|context_refiner)"
+joined_layers = r"\.layers\."
+image_first = True
 encode_image = pipelines.encode_image
 is_v2 = pipelines.is_not_v2
 prediction_of = pipelines.predicts_flow

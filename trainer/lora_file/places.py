@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from trainer.lora_file import names
 from trainer.lora_file.names import Named, Target
 from trainer.lora_file.tables import table
 
@@ -18,26 +19,6 @@ if TYPE_CHECKING:
     from trainer.lora_file.reading import Module
 
 _SD = ("sd", "sdxl")
-_KOHYA_FAMILIES = ("sd", "sdxl", "sd3", "flux", "chroma", "lumina2", "anima")
-# Prefixes that diffusers' loader of a family takes, and whose spelling behind them.
-_DIFFUSERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "sd": {"unet.": ("diffusers",), "lora_unet_": ("diffusers",)},
-    "sdxl": {"unet.": ("diffusers",), "lora_unet_": ("original", "diffusers")},
-    "sd3": {"transformer.": ("diffusers",)},
-    "flux": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "lora_transformer_": ("diffusers",), "": ("alias",)},
-    "chroma": {"transformer.": ("diffusers",), "lora_unet_": ("original",)},
-    "flux2": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original", "diffusers"),
-              "base_model.model.": ("original", "diffusers")},
-    "qwen": {"transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",), "": ("diffusers",)},
-    "zimage": {"transformer.": ("diffusers",), "lora_unet_": ("original", "diffusers"), "diffusion_model.": ("diffusers",)},
-    "wan": {"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original",)},
-    "lumina2": {"transformer.": ("diffusers",), "diffusion_model.": ("original",)},
-    "krea2": {"transformer.": ("diffusers",), "diffusion_model.": ("original",), "base_model.model.": ("original",)},
-    "anima": {"transformer.": ("diffusers",), "diffusion_model.": ("original",)},
-    "hidream": {"transformer.": ("diffusers",), "diffusion_model.": ("diffusers",)},
-    "sana": {"transformer.": ("diffusers",)}, "auraflow": {"transformer.": ("diffusers",)}, "pixart": {},
-}  # fmt: skip
-
 Verdict = Literal["yes", "partly", "wrong", "no", "not checked"]
 Finds = Callable[[str, str, str, Target], bool]  # family, method, module, what it is
 _VERSIONS = {"diffusers": "0.42.1", "A1111": "1.10", "Forge": "of June 2025", "kohya": "sd-scripts of February 2026"}
@@ -97,15 +78,20 @@ def where(known: Named, found: Mapping[str, Module], has_words: bool = False) ->
 def _tools() -> tuple[_Tool, ...]:
     comfy, invoke = table("comfyui"), table("invokeai")
     return (
-        _Tool("diffusers", _VERSIONS["diffusers"], tuple(name for name, prefixes in _DIFFUSERS.items() if prefixes), _diffusers, _diffusers_wrong),
+        _Tool("diffusers", _VERSIONS["diffusers"], tuple(name for name, family in names.registry().items() if family.taken), _diffusers, _diffusers_wrong),
         _Tool("ComfyUI", comfy.version, comfy.families, lambda family, method, module, target: comfy.finds(family, method, module), _comfy_wrong,
               comfy.stopped, comfy.families | comfy.lacks, comfy.methods),
-        _Tool("A1111", _VERSIONS["A1111"], _SD, _a1111, _a1111_wrong, methods=_READ_BY_A1111),
-        _Tool("Forge", _VERSIONS["Forge"], (*_SD, "sd3", "flux", "chroma"), _forge, _comfy_wrong, methods=_READ_BY_A1111),
+        _Tool("A1111", _VERSIONS["A1111"], _having("A1111"), _a1111, _a1111_wrong, methods=_READ_BY_A1111),
+        _Tool("Forge", _VERSIONS["Forge"], _having("Forge"), _forge, _comfy_wrong, methods=_READ_BY_A1111),
         _Tool("InvokeAI", invoke.version, invoke.families, lambda family, method, module, target: invoke.finds(family, method, module), _invoke_wrong,
               invoke.stopped, invoke.families | invoke.lacks, invoke.methods),
-        _Tool("kohya", _VERSIONS["kohya"], _KOHYA_FAMILIES, _kohya, _kohya_wrong),
+        _Tool("kohya", _VERSIONS["kohya"], _having("kohya"), _kohya, _kohya_wrong),
     )  # fmt: skip
+
+
+def _having(tool: Literal["A1111", "Forge", "kohya"]) -> tuple[str, ...]:
+    """The families that a tool has LoRAs for, by what was read of it."""
+    return tuple(name for name, family in names.registry().items() if tool in family.read_by)
 
 
 def _place(tool: _Tool, known: Named, file: _File, found: Mapping[str, Module]) -> Place:
@@ -153,7 +139,7 @@ def _why_none(tool: _Tool, known: Named, file: _File) -> str:
 def _would_load(tool: _Tool, known: Named, file: _File, scheme: str) -> bool:
     """Whether a tool finds a first layer of the file under another scheme's names."""
     from trainer.errors import AdapterError
-    from trainer.lora_file import names, spelling
+    from trainer.lora_file import spelling
 
     family = known.family
     assert family
@@ -219,7 +205,7 @@ def _diffusers(family: str, method: str, module: str, target: Target) -> bool:
         return False  # its converter of OneTrainer's names knows attention only
     if family == "flux" and target.prefix == "lora_unet_" and "transformer_blocks." not in target.row.paths[0]:
         return False  # its converter of kohya's names gives what is outside the blocks no prefix, and its loader then passes over it
-    taken = _DIFFUSERS.get(family, {}).get(target.prefix, ())
+    taken = names.registry()[family].taken.get(target.prefix, ())
     return target.spelling in taken or (target.spelling == "both" and bool(taken))
 
 

@@ -98,13 +98,12 @@ def _as_said(said: stating.Stated, module: str, name: str, update: Update, alpha
     if isinstance(update, Decomposed):
         return replace(update, inner=_as_said(said, module, name.removesuffix("-dora"), update.inner, alpha))
     method = methods.registry().get(name)
-    if method is None or not hasattr(method, "as_said"):
+    if method is None or method.by_header is None:
         return update
     try:
-        found: Update = method.as_said(update, {**said.facts(module), "file_alpha": alpha})
+        return method.by_header(update, {**said.facts(module), "file_alpha": alpha})
     except ValueError as error:
         raise AdapterError(f"{said.file}: {module} {error}.") from None
-    return found
 
 
 def _update(given: dict[str, Tensor], alpha: float | None) -> tuple[str, Update | None]:

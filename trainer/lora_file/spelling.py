@@ -44,7 +44,7 @@ def scheme_of(name: str, family: Family) -> Scheme:
     """A scheme's rules for a family. Raises: AdapterError for one that nobody has for this family."""
     if name not in SCHEMES:
         raise AdapterError(f"scheme is {name!r}; allowed: {', '.join(SCHEMES)}.")
-    if name == "xlabs" and family.name != "flux":
+    if name == "xlabs" and not family.xlabs:
         raise AdapterError(f"XLabs has names for FLUX.1 only, not for {family.title}.")
     dot = f"{family.component}."
     return {
@@ -230,8 +230,8 @@ def _said(modules: Mapping[str, Module]) -> dict[str, str]:
     found = set()
     for one in modules.values():
         method = methods.registry().get(one.method)
-        if method is not None and hasattr(method, "says"):
-            found.add((f"peft.{one.method}", json.dumps(method.says(one.update), sort_keys=True)))
+        if method is not None and method.header_arguments:
+            found.add((f"peft.{one.method}", json.dumps(method.header_arguments(one.update), sort_keys=True)))
     if len(found) > 1:
         raise AdapterError(f"its {', '.join(sorted({name for name, _ in found}))} modules are meant in {len(found)} ways, which one header can't say.")
     return {key: value for name, args in found for key, value in (("ss_network_module", name), ("ss_network_args", args))}
@@ -265,8 +265,7 @@ def _strength(one: Module) -> dict[str, Tensor]:
     """Tensors that say without a header how strong an update is whose method has a scale."""
     update = one.update.inner if isinstance(one.update, Decomposed) else one.update
     method = methods.registry().get(one.method.removesuffix("-dora"))
-    found: dict[str, Tensor] = method.scaled(update, one.parts) if method is not None and hasattr(method, "scaled") else {}
-    return found
+    return method.file_tensors(update, one.parts) if method is not None and method.file_tensors else {}
 
 
 def _lengths(scheme: str, lengths: torch.Tensor, low: Delta) -> dict[str, Tensor]:

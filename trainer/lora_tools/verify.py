@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORST = 1e-5  # relative difference of a layer's update that counts as equal
-_LOADERS = {
-    "sd": "StableDiffusion", "sdxl": "StableDiffusionXL", "sd3": "SD3", "flux": "Flux", "chroma": "Flux", "flux2": "Flux2", "qwen": "QwenImage",
-    "zimage": "ZImage", "wan": "Wan", "lumina2": "Lumina2", "sana": "Sana", "auraflow": "AuraFlow", "hidream": "HiDreamImage", "krea2": "Krea2",
-    "anima": "Anima",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ def _through_converter(source: Opened, ours: Mapping[str, Update]) -> Proof:
     bases.quiet_libraries()
     from diffusers.loaders import lora_pipeline
 
-    pipeline = getattr(lora_pipeline, f"{_LOADERS.get(family.name)}LoraLoaderMixin", None)
+    pipeline = getattr(lora_pipeline, f"{family.loader}LoraLoaderMixin", None) if family.loader else None
     if pipeline is None:
         return Proof(through, 0, len(ours), None, f"this diffusers loads no LoRAs for {family.title}")
     more = {"unet_config": SimpleNamespace(layers_per_block=2)} if family.name == "sdxl" else {}

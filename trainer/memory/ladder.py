@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainer import bases, system
+from trainer import bases, methods, system
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.memory import compiling, mechanics
 from trainer.memory.arranging import arrange
@@ -37,10 +37,10 @@ def check(config: TrainConfig) -> list[str]:
     if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
         problems.append(f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders.")
     if settings.quantise != "none" and not _can_quantise(config):
-        started = f", started by {start}" if (start := getattr(config.adapter, "init", "default")) != "default" else ""
+        started = f", started by {start}" if (start := methods.registry()[config.adapter.method].start(config.adapter)) != "default" else ""
         problems.append(
             f"memory.quantise is {settings.quantise!r}, but adapter.method {config.adapter.method}{started} works on the base's own weights; "
-            f"allowed with it: none. On a quantised base: lora, started by default, gaussian or eva."
+            f"allowed with it: none. On a quantised base: {methods.on_quantised()}."
         )
     if settings.quantise == "nf4" and not has_nf4():
         problems.append("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")
@@ -55,15 +55,17 @@ def can_offload(device: str) -> bool:
 
 
 def _can_quantise(config: TrainConfig) -> bool:
-    return config.adapter.method == "lora" and getattr(config.adapter, "init", "default") in ("default", "gaussian", "eva")
+    method = methods.registry()[config.adapter.method]
+    return method.start(config.adapter) in method.starts_on_quantised
 
 
 def _against_fetching(config: TrainConfig, kind: str) -> list[str]:
     """The settings that need the base's weights, or a text encoder that learns, to stay on the GPU."""
-    start = getattr(config.adapter, "init", "default")
+    method = methods.registry()[config.adapter.method]
+    start, starts = method.start(config.adapter), method.starts_on_fetched
     reasons = {
-        "adapter.method = dora": config.adapter.method == "dora",
-        f"adapter.init = {start}": start not in ("default", "gaussian"),
+        f"adapter.method = {method.name}": not starts,
+        f"adapter.init = {start}": bool(starts) and start not in starts,
         "adapter.text_encoder": getattr(config.adapter, "text_encoder", False),
         "inversion.token": bool(config.inversion.token),
         "memory.quantise = nf4": kind == "nf4",  # whose scales stay where they are

@@ -1,20 +1,4 @@
-"""Adapter methods, one a file: the module's name is the method's.
-
-Contract of a method module (`tests/house.py` holds every one to it):
-
-    name            the tag in `adapter.method`, the module's own name
-    title           for people
-    Config          its settings; `method: Literal[name]` without a default; `linear_only` is True where it can't be on convolutions
-    peft_config     (Config, target regex) -> the PEFT config that attaches it
-    to_file         (tensors of one module as PEFT calls them, Config) -> as the file calls them, alpha included
-    header          Config -> what the file's header says of it (`ss_network_*`)
-    recognises      whether these are the suffixes of one of its modules in a file, alpha left out
-    from_file       (tensors of one module as a file calls them, alpha or None) -> its `trainer.deltas.Update`, whatever the
-                    tool that wrote it; raises ValueError with the shapes if the parts don't fit each other
-    as_said         only where the numbers alone don't tell: (that update, what the file's header says in PEFT's words) -> the
-                    update as its file means it; raises ValueError, in words that go on from the module's name
-    says            only with `as_said`, where names are given anew: update -> the `ss_network_args` that make it read so again
-    scaled          only for a method with a scale: (update, its tensors) -> those that have to be others for the file alone to say it
+"""Adapter methods, one a file: the module's name is the method's, its names are the facts and functions of `contract.Method`.
 
 A method whose update is not low-rank has a class of its own for it, which keeps `Update`. A method sees `schema`, `deltas`
 and torch, never the loop, the config or another method.
@@ -22,14 +6,25 @@ and torch, never the loop, the config or another method.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
+
+from trainer import contracts
+from trainer.methods.contract import Method
 
 
 @cache
-def registry() -> dict[str, ModuleType]:
-    """Every method module by name; a new file in this folder is a new method."""
-    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+def registry() -> dict[str, Method]:
+    """Every method by name; a new file in this folder is a new method."""
+    return contracts.gather(Method, __name__, __path__)
+
+
+def on_quantised() -> str:
+    """The methods that can lie on a quantised base, and by what they are started there, in words."""
+    there = [(name, method.starts_on_quantised) for name, method in registry().items() if method.starts_on_quantised]
+    return "; ".join(f"{name}, started by {', '.join(starts[:-1])} or {starts[-1]}" if starts[1:] else name for name, starts in there)
+
+
+def allowing(is_allowed: Callable[[Method], bool]) -> tuple[str, ...]:
+    """Names of the methods with which something may be done, for a message or a form; LoRA, which may be most, first."""
+    return tuple(sorted((name for name, method in registry().items() if is_allowed(method)), key=lambda name: name != "lora"))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 name = "dora"
 title = "DoRA"
+overlap_penalty = loraplus = True
 
 _DOWN = ("lora_down.weight", "lora_A.weight")
 _UP = ("lora_up.weight", "lora_B.weight")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 name = "loha"
 title = "LoHa"
+starts_on_fetched = ("default",)
 
 _PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _KERNELS = ("hada_t1", "hada_t2")
@@ -143,7 +144,7 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Hadamard
     return Hadamard((a1, b1), (a2, b2), kernels, 1.0 if alpha is None else alpha / max(1, rank))
 
 
-def scaled(update: Hadamard, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def file_tensors(update: Hadamard, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of the parts has to be another tensor for the file to say the scale as LyCORIS does, without a header."""
     import torch
 

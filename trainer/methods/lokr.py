@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 name = "lokr"
 title = "LoKr"
+starts_on_fetched = ("default",)
 
 
 class Config(Settings):
@@ -162,7 +163,7 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Kronecke
     return Kronecker(first, second, tensors.get("lokr_t2"), alpha / low if alpha is not None and low else 1.0)
 
 
-def as_said(update: Kronecker, said: Mapping[str, Any]) -> Kronecker:
+def by_header(update: Kronecker, said: Mapping[str, Any]) -> Kronecker:
     """The update as its file means it: of whole factors, which LyCORIS doesn't scale, PEFT does, and LyCORIS with `rs_lora`. Raises: ValueError."""
     if len(update.first) == len(update.second) == 1:
         if said.get("written_by") == "peft" and said.get("alpha") is not None:
@@ -174,7 +175,7 @@ def as_said(update: Kronecker, said: Mapping[str, Any]) -> Kronecker:
     return update
 
 
-def scaled(update: Kronecker, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def file_tensors(update: Kronecker, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of the parts has to be another tensor for the file to say the scale as LyCORIS does, without a header."""
     import torch
 

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 name = "lora"
 title = "LoRA"
+overlap_penalty = loraplus = norm_limit = True
+starts_on_quantised = ("default", "gaussian", "eva")
+starts_on_fetched = ("default", "gaussian")
+starts_from_base = ("pissa", "olora")
+starts_from_inputs = ("eva",)
 
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
 _UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight")
 _MID = "lora_mid.weight"  # a convolution's kernel apart (Tucker)
-_FROM_BASE = ("pissa", "olora")  # these take what they start from out of the base
 
 
 class Config(Settings):
@@ -92,7 +96,7 @@ def to_file(tensors: dict[str, torch.Tensor], config: Config) -> dict[str, torch
 
 def _width(config: Config) -> int:
     """Rank in the file over rank in training."""
-    return 2 if config.init in _FROM_BASE else 1
+    return 2 if config.init in starts_from_base else 1
 
 
 def _file_alpha(config: Config) -> float:

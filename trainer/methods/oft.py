@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 name = "oft"
 title = "OFT"
+starts_on_fetched = ("default",)
 
 _ROTATION = "oft_R.weight"
 _SCALED = "oft_R.scaled_oft"  # OneTrainer's mark
@@ -125,7 +126,7 @@ def _series(skew: Tensor, terms: int, early: bool) -> Tensor:
     return change
 
 
-def as_said(update: Rotation, said: Mapping[str, Any]) -> Rotation:
+def by_header(update: Rotation, said: Mapping[str, Any]) -> Rotation:
     """The update as its file means it: what PEFT's config, our own header or OneTrainer's `said`. Raises: ValueError where nothing tells which way it turns.
 
     Nothing in the numbers tells it: PEFT's default is a cut-off series of (I + Q)(I - Q)^-1, its other form the inverse of that, and ours.
@@ -159,8 +160,8 @@ def _number(said: Mapping[str, Any], key: str, usual: float) -> float:
     return value
 
 
-def says(update: Rotation) -> dict[str, Any]:
-    """What a header has to say for `as_said` to read the same update again; its `ss_network_args`."""
+def header_arguments(update: Rotation) -> dict[str, Any]:
+    """What a header has to say for `by_header` to read the same update again; its `ss_network_args`."""
     found = {
         "use_cayley_neumann": bool(update.terms), "num_cayley_neumann_terms": update.terms, "early": update.early, "block_share": update.shared,
         "coft": bool(update.limit), "eps": update.limit, "scaled": update.scaled, "onward": update.onward,
@@ -191,5 +192,5 @@ def recognises(suffixes: set[str]) -> bool:
 
 
 def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Rotation:
-    """The update as we write it; it has no strength of its own. `as_said` makes what other tools mean of it."""
+    """The update as we write it; it has no strength of its own. `by_header` makes what other tools mean of it."""
     return Rotation(tensors[_ROTATION], scaled=_SCALED in tensors and bool(tensors[_SCALED].any()))

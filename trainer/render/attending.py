@@ -17,29 +17,28 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
+from trainer.families.contract import Family
 from trainer.render.live import Moment, token_grid
+from trainer.render.modes.contract import Mode
 
-_CROSS = re.compile(r"(down_blocks|mid_block|up_blocks)\.(.*\.)?attn2")  # of a UNet
-_DECODER = "up_blocks."
 _TOKENS = 256
 
 
-def layers(denoiser: nn.Module) -> list[nn.Module]:
-    """The cross-attention that is read: the decoder's, or all where the decoder has none."""
-    found = {path: module for path, module in denoiser.named_modules() if _CROSS.fullmatch(path)}
-    return [module for path, module in found.items() if path.startswith(_DECODER)] or list(found.values())
+def layers(denoiser: nn.Module, family: Family) -> list[nn.Module]:
+    """The cross-attention that is read, of a UNet the decoder's, or the rest where the decoder has none; nothing where it can't be read."""
+    every = ([module for path, module in denoiser.named_modules() if re.fullmatch(paths, path)] for paths in family.cross_attention)
+    return next(filter(None, every), [])
 
 
-def check(denoiser: nn.Module, mode: str) -> None:
+def check(denoiser: nn.Module, family: Family, mode: str) -> None:
     """Raises: ConfigError if nothing of this denoiser can be read."""
-    if not layers(denoiser):
+    if not layers(denoiser, family):
         raise ConfigError(f"mode is {mode!r}, which reads the cross-attention of a UNet; {type(denoiser).__name__} has none.")
 
 
@@ -78,7 +77,7 @@ class Seen:
 
 
 @contextmanager
-def placing(denoiser: nn.Module, mode: ModuleType, num_steps: int, seen: Seen, moment: Moment) -> Iterator[Callable[[int], None]]:
+def placing(watched: list[nn.Module], mode: Mode, num_steps: int, seen: Seen, moment: Moment) -> Iterator[Callable[[int], None]]:
     """The mode's regions on the moment as soon as it has watched long enough; what is given is to be called after each step with its number.
 
     Enter it before the adapters go beside the denoiser.
@@ -87,14 +86,17 @@ def placing(denoiser: nn.Module, mode: ModuleType, num_steps: int, seen: Seen, m
     def read(attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.add(of_cross_attention(attention, inputs[0], named["encoder_hidden_states"]))
 
+    place, num_watched = mode.place, mode.watched(num_steps) if mode.watched else 0
+    assert place, "only a mode that finds regions has them placed"
+
     def over(step: int) -> None:
-        if handles and step + 1 >= mode.watched(num_steps):
+        if handles and step + 1 >= num_watched:
             while handles:
                 handles.pop().remove()
-            moment.place(list(mode.place(seen.total, seen.size)))
+            moment.place(list(place(seen.total, seen.size)))
 
     moment.place([torch.ones(seen.size) for _ in seen.places])
-    handles = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in layers(denoiser)]
+    handles = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in watched]
     try:
         yield over
     finally:

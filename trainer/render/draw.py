@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer import families
 from trainer.config import StackConfig
+from trainer.families.contract import Family
 from trainer.objective import Guidance
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
     telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
     guidance = Guidance(first.guidance_scale, rescale(pipe, first) or 0.0, first.true_guidance_scale)
     generators = [torch.Generator().manual_seed(stack.seed) for stack in stacks]
-    if hasattr(family, "ready"):
+    if family.ready:
         family.ready(pipe, first.width_px, first.height_px, generators)
     pictures: list[Image] = pipe(
         **family.call_settings(pipe, *_conditioning(pipe, family, stacks), guidance),
@@ -63,12 +63,12 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
 def rescale(pipe: Any, stack: StackConfig) -> float | None:
     """How far guidance is rescaled: what the stack says, else what the base's noise asks for (arXiv 2305.08891); None where nothing would read it."""
     family = families.of(pipe)
-    if stack.guidance_rescale is not None or "flow" in family.prediction or not getattr(family, "rescales", True):
+    if stack.guidance_rescale is not None or "flow" in family.prediction or not family.rescales:
         return stack.guidance_rescale
     return _RESCALE if pipe.scheduler.config.get("rescale_betas_zero_snr") else 0.0
 
 
-def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:
+def _conditioning(pipe: Any, family: Family, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:
     """Of the prompts and of the negative ones, which are not asked for without guidance."""
     first = stacks[0]
     if is_weighted(pipe, first):
@@ -78,17 +78,17 @@ def _conditioning(pipe: Any, family: ModuleType, stacks: list[StackConfig]) -> t
         said, unsaid = prompting.weighted_pair(pipe, first.prompt, first.negative_prompt)
         return family.prepare_batch([said]), family.prepare_batch([unsaid])
     prompts, negative = [stack.prompt for stack in stacks], [stack.negative_prompt for stack in stacks]
-    said = family.prepare_batch(family.encode_text(pipe, prompts, 1))
+    given = family.prepare_batch(family.encode_text(pipe, prompts, 1))
     scale = first.true_guidance_scale if family.guidance == "distilled" else first.guidance_scale
     if scale <= 1:
-        return said, None
-    unsaid = family.encode_negative(pipe, negative) if hasattr(family, "encode_negative") else family.encode_text(pipe, negative, 1)
-    return said, family.prepare_batch(unsaid)
+        return given, None
+    against = family.encode_negative(pipe, negative) if family.encode_negative else family.encode_text(pipe, negative, 1)
+    return given, family.prepare_batch(against)
 
 
 def is_weighted(pipe: Any, stack: StackConfig) -> bool:
     """True if a prompt has weights or fills several windows, and the family is one that they are known for."""
-    if not hasattr(families.of(pipe), "encode_windows"):
+    if families.of(pipe).encode_windows is None:
         return False
     from trainer.render import prompting
 

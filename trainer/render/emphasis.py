@@ -85,10 +85,10 @@ def weighted_embeddings(pipe: Any, prompt: str, windows: int = 1) -> dict[str, T
     chunks = _chunks(pipe, pieces, size)
     plain = all(weight == 1 for _, weight in pieces)
     if plain and len(chunks) == windows == 1:
-        encoded: dict[str, Tensor] = family.encode_text(pipe, [pieces[0][0]], 1)[0]
-        return encoded
+        return family.encode_text(pipe, [pieces[0][0]], 1)[0]
     chunks += [[]] * (windows - len(chunks))
     weights = torch.tensor([[1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * (size - len(chunk))] for chunk in chunks])
+    assert family.encode_windows, "weights are for families whose text encoders read windows"
     hidden, whole = family.encode_windows(pipe, [[token for token, _ in chunk] for chunk in chunks])
     if not plain:
         hidden = [_weighted(one, weights) for one in hidden]

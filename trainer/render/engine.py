@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,8 @@ from trainer.memory import mechanics, quantising
 from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, sharing, weighing
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.layout import Share
-from trainer.render.live import Moment, beside
+from trainer.render.live import Moment, Places, beside
+from trainer.render.modes.contract import Mode
 from trainer.render.resolving import Resolving
 from trainer.render.sharing import acts
 from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
@@ -54,7 +54,7 @@ class Engine:
         self.folder = bases.resolve(base, self.family)
         self.pipe = bases.open_pipeline(self.family, self.folder, *bases.hardware(device, dtype, self.folder))
         self.file_keys: dict[str, str] = self.family.file_keys(self.pipe)
-        self.component = next(iter(self.family.components))
+        self.component = self.family.denoiser
         quantising.quantise(getattr(self.pipe, self.component), quantise)
         modules = {
             f"{component}.{path}": module
@@ -147,9 +147,8 @@ class Engine:
         words = tuple(sorted({layer.sha256 for layer in layers if self._adapter(layer).words}))
         ours = tuple(layers) if stack.mode != "sum" else ()
         alone = stack if draw.is_weighted(self.pipe, stack) else None
-        ragged = getattr(self.family, "ragged", "")
-        tied = tuple(layers.items()) if ragged == "rows" else ()
-        said = (stack.prompt, stack.negative_prompt) if ragged and any(layer.region for layer in layers) else ()
+        tied = tuple(layers.items()) if self.family.ragged == "rows" else ()
+        said = (stack.prompt, stack.negative_prompt) if self.family.ragged and any(layer.region for layer in layers) else ()
         return alone, tied, said, sharing.key(stack), ours, words
 
     def _render(self, stacks: list[StackConfig]) -> list[image.Picture]:
@@ -159,8 +158,8 @@ class Engine:
         live = [layer for layer in layers if self._is_live(layer, weights, stacks[0].mode)]
         self._hold({layer: weights[0][layer] for layer in layers if layer not in live}, layers)
         steady = _matrix(weights, live, 0)
-        moment = Moment(steady, _matrix(weights, live, 1), [regions.mask(layer, self.latents(stacks[0])) for layer in live])
-        moment.joined, moment.image_first = getattr(self.family, "joined", (moment.joined, moment.image_first))
+        masks = [regions.mask(layer, self.latents(stacks[0])) for layer in live]
+        moment = Moment(steady, _matrix(weights, live, 1), masks, Places.of(self.family))
         curves = [weighing.schedule(layer) for layer in live]
         num_steps = stacks[0].steps
 
@@ -198,12 +197,13 @@ class Engine:
     def _placed(self, stacks: list[StackConfig], live: list[AdapterChoice], moment: Moment) -> Iterator[Callable[[int], None]]:
         """For the body, a mode that finds regions finds them; what is given is to be called after each step with its number."""
         mode = modes.registry()[stacks[0].mode]
-        if not hasattr(mode, "place"):
+        if mode.place is None:
             yield lambda step: None
             return
         places = [[pointing.positions(self.pipe, stack, self._adapter(layer).trigger) for stack in stacks] for layer in live]
         seen = attending.Seen(places, self.latents(stacks[0]))
-        with attending.placing(getattr(self.pipe, self.component), mode, stacks[0].steps, seen, moment) as over:
+        watched = attending.layers(getattr(self.pipe, self.component), self.family)
+        with attending.placing(watched, mode, stacks[0].steps, seen, moment) as over:
             yield over
 
     @contextmanager
@@ -211,10 +211,10 @@ class Engine:
         """The stack's mode over the denoiser for the body; what is given is to be called after each step with its number."""
         mode, denoiser, at = modes.registry()[stack.mode], getattr(self.pipe, self.component), [0]
         prepared, calls = self._prepared(mode, live, updates), [0]
-        halves = getattr(self.family, "halves", "unsaid first")
 
         def unsaid(rows: int) -> slice:
-            return {"unsaid first": slice(rows // 2), "said first": slice(rows // 2, None), "said, unsaid": slice((calls[0] == 1) * rows, None)}[halves]
+            second = slice((calls[0] == 1) * rows, None)
+            return {"unsaid first": slice(rows // 2), "said first": slice(rows // 2, None), "said, unsaid": second}[self.family.halves]
 
         def mixing(forward: forwards.Forward) -> forwards.Forward:
             def mixed(*args: Any, **kwargs: Any) -> Any:
@@ -224,7 +224,7 @@ class Engine:
                     return torch.stack(found) if isinstance(found, list) else found  # Z-Image's says a list of pictures
 
                 calls[0] += 1
-                return (mode.predict(call, len(live), at[0], stack.steps, *prepared, *([unsaid] if hasattr(mode, "splits_guidance") else [])),)
+                return (mode.predict(call, len(live), at[0], stack.steps, *prepared, *([unsaid] if mode.splits_guidance else [])),)
 
             return mixed
 
@@ -235,9 +235,9 @@ class Engine:
         with nullcontext() if stack.mode == "sum" else forwards.wrapped(denoiser, mixing):
             yield done
 
-    def _prepared(self, mode: ModuleType, live: list[AdapterChoice], updates: Updates) -> tuple[Any, ...]:
+    def _prepared(self, mode: Mode, live: list[AdapterChoice], updates: Updates) -> tuple[Any, ...]:
         """What a mode made of these adapters before the first step, kept for the next picture."""
-        if not hasattr(mode, "prepare"):
+        if mode.prepare is None:
             return ()
         key = (mode.name, tuple(live))
         if self._last_prepared[0] != key:

@@ -156,7 +156,7 @@ def _recipe(picture: Picture) -> str:
 
 def _graphs(picture: Picture) -> dict[str, str]:
     """ComfyUI's two JSON texts, of the prompt as it was drawn; none for a family that its checkpoint loader doesn't open."""
-    if not getattr(families.registry()[picture.stack.family], "comfyui_graph", True):
+    if not families.registry()[picture.stack.family].comfyui_graph:
         return {}
     said = parse_infotext(picture.infotext) if len(picture.infotext) <= MAX_CHARS else Infotext()
     stack = picture.stack.model_copy(update={"prompt": said.prompt or picture.stack.prompt})

@@ -69,7 +69,7 @@ def _guidance(stack: StackConfig) -> dict[str, str]:
     family = families.registry()[stack.family]
     if family.guidance == "distilled":
         return {"CFG scale": f"{stack.true_guidance_scale:g}", "Distilled CFG Scale": f"{stack.guidance_scale:g}"}
-    rescale = {} if "flow" in family.prediction or not getattr(family, "rescales", True) else {"CFG Rescale": f"{stack.guidance_rescale or 0:g}"}
+    rescale = {} if "flow" in family.prediction or not family.rescales else {"CFG Rescale": f"{stack.guidance_rescale or 0:g}"}
     return {"CFG scale": f"{stack.guidance_scale:g}"} | rescale
 
 

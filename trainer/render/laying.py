@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from trainer import families
 from trainer.config import StackConfig, parse
 from trainer.config.stack import USUAL_WEIGHT, WIDEST_WEIGHT
 from trainer.errors import ConfigError
+from trainer.families.contract import Family
 from trainer.lora_file import LoraInfo
 from trainer.render import editing, naming
 from trainer.render.said import Infotext, Mention, shown
@@ -125,7 +125,7 @@ def shown_error(error: ConfigError) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _given(said: Infotext, family: ModuleType) -> dict[str, Any]:
+def _given(said: Infotext, family: Family) -> dict[str, Any]:
     width, height = said.size or (None, None)
     is_distilled = family.guidance == "distilled" and said.distilled_guidance is not None
     return {
@@ -141,7 +141,7 @@ def _given(said: Infotext, family: ModuleType) -> dict[str, Any]:
     }
 
 
-def _sampler(name: str, family: ModuleType, notes: list[str]) -> dict[str, str]:
+def _sampler(name: str, family: Family, notes: list[str]) -> dict[str, str]:
     there = fitting(family)
     if name in there:
         return {"sampler": name}

@@ -23,11 +23,32 @@ from torch import Tensor, nn
 
 from trainer import forwards
 from trainer.deltas import Delta, Update
+from trainer.families.contract import Family
 
-_OF_TEXT = re.compile(r"\.(attn2\.to_[kv]|add_[kqv]_proj|to_add_out|to_[qkv]_t|to_out_t)$")
-# Layers of the denoiser whose tokens are the text's alone, or no place's: there may be as many of them as a picture of some size has.
-_WITHOUT_PLACE = re.compile(r"(^|[._])(context|caption|cap|txt|ff_t|distilled_guidance)[._]")
 Kind = Literal["image", "joined", "text"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which of the denoiser's layers have tokens that are no image's, as its family says: expressions searched for in module paths, empty for none."""
+
+    of_text: str = ""
+    placeless: str = ""
+    joined: str = ""
+    image_first: bool = False  # in the joined ones
+
+    @classmethod
+    def of(cls, family: Family) -> Places:
+        return cls(family.text_layers, family.placeless_layers, family.joined_layers, family.image_first)
+
+    def is_of_text(self, path: str) -> bool:
+        """True for the text's part of a layer in which image and text meet."""
+        return bool(self.of_text and re.search(self.of_text, path))
+
+    def kind(self, path: str) -> Kind:
+        if self.joined and re.search(self.joined, path):
+            return "joined"
+        return "text" if self.placeless and re.search(self.placeless, path) else "image"
 
 
 @dataclass
@@ -37,10 +58,9 @@ class Moment:
     denoiser: Tensor
     text: Tensor
     masks: list[Tensor | None]  # (h, w) of the latents or one for each image (B, h, w), in [0, 1]; None acts everywhere
+    places: Places = Places()
     only: dict[str, int] = field(default_factory=dict)  # layers in which one adapter alone acts, and which
     placed: frozenset[int] = frozenset()  # regional adapters that act on the text's keys and values just now
-    joined: str = ".single_transformer_blocks."  # in the path of layers with the text's tokens and the image's of 2 x 2 latents, text first as FLUX's
-    image_first: bool = False
     version: int = 0
     sized: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # the masks as activations of a shape need them
 
@@ -67,7 +87,7 @@ class Moment:
             placed = share if kind == "text" and like.ndim == 3 else _resized(stacked, like[:, num_others:])
             if num_others:
                 pair = [share.expand(-1, num_others, -1), placed]
-                placed = torch.cat(pair[::-1] if self.image_first or kind == "image" else pair, 1)
+                placed = torch.cat(pair[::-1] if self.places.image_first or kind == "image" else pair, 1)
             self.sized[key] = placed.to(like).repeat(repeat, *[1] * (like.ndim - 1))
         return self.sized[key]
 
@@ -85,8 +105,7 @@ class _Layer:
     def __init__(self, path: str, updates: list[tuple[int, float, Update]], moment: Moment, base: Tensor) -> None:
         self.path, self.moment = path, moment
         self.is_text = not path.startswith(("unet.", "transformer."))
-        self.places_text = bool(_OF_TEXT.search(path))
-        self.kind: Kind = "joined" if moment.joined in path else "text" if _WITHOUT_PLACE.search(path) else "image"
+        self.places_text, self.kind = moment.places.is_of_text(path), moment.places.kind(path)
         self.has_place = not self.is_text and not self.places_text and any(moment.masks[number] is not None for number, _, _ in updates)
         low = [(number, factor, update) for number, factor, update in updates if isinstance(update, Delta)]
         kind, device = base.dtype, base.device
@@ -178,7 +197,7 @@ def beside(
 ) -> Iterator[None]:
     """The adapters live on the modules that `find` gives for their paths, for the body; afterwards no trace is left."""
     regional = {number for number, mask in enumerate(moment.masks) if mask is not None}
-    of_text = [path for path, found in updates.items() if _OF_TEXT.search(path) and regional & {number for number, _, _ in found}]
+    of_text = [path for path, found in updates.items() if moment.places.is_of_text(path) and regional & {number for number, _, _ in found}]
     crossing = [find(path) for path in sorted({path.rsplit(".", 1)[0] for path in of_text})]
     with ExitStack() as undone:
         for path, found in updates.items():

@@ -24,7 +24,7 @@ from torch import Tensor
 from trainer import lora_file
 from trainer.config import AdapterChoice
 from trainer.deltas import Delta, Update
-from trainer.errors import AdapterError, ConfigError
+from trainer.errors import AdapterError
 from trainer.render import modes, regions, sharing, weighing
 
 DENOISERS = ("unet", "transformer")
@@ -92,14 +92,10 @@ def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple
 
 def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
     """Each adapter's factor at each step by the mode (A, T), as the engine asks it: of those that act, one file twice in one way being one."""
-    known = modes.registry()
-    if mode not in known:
-        raise ConfigError(f"mode is {mode!r}; allowed: {', '.join(known)}.")
-    if not hasattr(known[mode], "acting"):
-        return torch.ones(len(adapters), num_steps, dtype=torch.float64)
+    known = modes.known(mode)
     found = [sharing.layer(one) if one.file or one.sha256 else number for number, one in enumerate(adapters)]
     there = list(dict.fromkeys(layer for layer, one in zip(found, adapters, strict=True) if sharing.acts(one)))
-    turns = [known[mode].acting(len(there), step, num_steps) for step in range(num_steps)] if there else []
+    turns = [known.acting(len(there), step, num_steps) for step in range(num_steps)] if there else []
     rows = [[turn[there.index(layer)] for turn in turns] if layer in there else [0.0] * num_steps for layer in found]
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -48,7 +48,7 @@ def without_tags(stack: StackConfig, folder: Path | None, library: Callable[[], 
         raise ConfigError(f"the prompt has {_few(tagged.unknown)}; allowed: <lora:name:weight>{_meant(tagged.unknown)}.")
     if negative.loras or negative.unknown:
         raise ConfigError(f"the negative prompt has {_few((*map(tag, negative.loras), *negative.unknown))}; allowed there: words.")
-    reads_weights = hasattr(families.registry()[stack.family], "encode_windows")
+    reads_weights = families.registry()[stack.family].encode_windows is not None
     editing.check({"prompt": tagged.prompt, "negative prompt": negative.prompt}, reads_weights)
     drawn = stack.model_copy(update={"prompt": tagged.prompt, "negative_prompt": negative.prompt})
     named += tagged.loras

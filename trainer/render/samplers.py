@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.families.contract import Family
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -23,13 +23,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def fitting(family: ModuleType) -> list[str]:
+def fitting(family: Family) -> list[str]:
     """Those that can draw with a family's bases."""
-    unfit = getattr(family, "unfit_samplers", ())
-    return [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in family.prediction) and one not in unfit]
+    return [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in family.prediction) and one not in family.unfit_samplers]
 
 
-def check(name: str, family: ModuleType) -> None:
+def check(name: str, family: Family) -> None:
     """Raises: ConfigError if there is no such sampler, or it isn't for this family."""
     if name and name not in fitting(family):
         raise ConfigError(f"sampler is {name!r}; allowed for this base: {', '.join(fitting(family))}, or empty for the base's own.")

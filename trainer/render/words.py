@@ -7,7 +7,6 @@ embeddings are replaced, not changed, so that putting the old ones back leaves n
 from __future__ import annotations
 
 import copy
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from trainer import lora_file
 from trainer.errors import AdapterError
+from trainer.families.contract import Family
 
 
 class Vocabulary:
     """What a pipeline can read beside its own words, `{word: {key in a LoRA file: (n, dim)}}`; nothing where its family takes none."""
 
-    def __init__(self, pipe: Any, family: ModuleType) -> None:
+    def __init__(self, pipe: Any, family: Family) -> None:
         self.pipe, self.family = pipe, family
         self.tokenizers = {encoder: getattr(pipe, _tokenizer(encoder)) for encoder in family.words}
         self._shown: dict[str, dict[str, Tensor]] | None = {}  # None: broken off

@@ -34,4 +34,7 @@ FAMILY = Family(
     versions=("anima",),
     architecture="anima/lora",
     base_version="anima",
+    loader="Anima",
+    taken={"transformer.": ("diffusers",), "diffusion_model.": ("original",)},
+    read_by=("kohya",),
 )  # fmt: skip

@@ -24,4 +24,6 @@ FAMILY = Family(
     versions=("auraflow",),
     architecture="auraflow/lora",
     base_version="auraflow",
+    loader="AuraFlow",
+    taken={"transformer.": ("diffusers",)},
 )  # fmt: skip

@@ -23,5 +23,8 @@ FAMILY = Family(
     versions=("chroma",),
     architecture="chroma/lora",
     base_version="chroma",
+    loader="Flux",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("original",)},
+    read_by=("Forge", "kohya"),
     rarity=2,
 )  # fmt: skip

@@ -55,4 +55,8 @@ FAMILY = Family(
     versions=("flux1", "flux-1", "flux_1"),
     architecture="flux-1-dev/lora",
     base_version="flux1",
+    loader="Flux",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("original",), "lora_transformer_": ("diffusers",), "": ("alias",)},
+    read_by=("Forge", "kohya"),
+    xlabs=True,
 )  # fmt: skip

@@ -40,5 +40,8 @@ FAMILY = Family(
     versions=("flux2", "flux-2", "flux_2"),
     architecture="flux-2/lora",
     base_version="flux2",
+    loader="Flux2",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original", "diffusers"),
+           "base_model.model.": ("original", "diffusers")},
     rarity=1,
 )  # fmt: skip

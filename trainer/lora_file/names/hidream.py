@@ -42,4 +42,6 @@ FAMILY = Family(
     versions=("hidream",),
     architecture="hidream-i1/lora",
     base_version="hidream",
+    loader="HiDreamImage",
+    taken={"transformer.": ("diffusers",), "diffusion_model.": ("diffusers",)},
 )  # fmt: skip

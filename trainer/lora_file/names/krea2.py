@@ -30,4 +30,6 @@ FAMILY = Family(
     versions=("krea2", "krea-2", "krea_2"),
     architecture="krea-2/lora",
     base_version="krea2",
+    loader="Krea2",
+    taken={"transformer.": ("diffusers",), "diffusion_model.": ("original",), "base_model.model.": ("original",)},
 )  # fmt: skip

@@ -30,4 +30,7 @@ FAMILY = Family(
     versions=("lumina",),
     architecture="lumina-2/lora",
     base_version="lumina2",
+    loader="Lumina2",
+    taken={"transformer.": ("diffusers",), "diffusion_model.": ("original",)},
+    read_by=("kohya",),
 )  # fmt: skip

@@ -24,5 +24,7 @@ FAMILY = Family(
     versions=("qwen_image", "qwen-image", "qwen"),
     architecture="qwen-image/lora",
     base_version="qwen_image",
+    loader="QwenImage",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",), "": ("diffusers",)},
     bare=True,
 )  # fmt: skip

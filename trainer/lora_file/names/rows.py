@@ -79,6 +79,10 @@ class Family:
     base_version: str  # `ss_base_model_version` that is written
     bare: bool = False  # files without any prefix are usual
     rarity: int = 0  # of families that fit alike, the one with the least is named
+    loader: str = ""  # diffusers' class for its LoRAs, `LoraLoaderMixin` left out; empty where it has none
+    taken: Mapping[str, tuple[Spelling, ...]] = field(default_factory=dict)  # prefixes that this loader takes, and whose spelling behind them
+    read_by: tuple[Literal["A1111", "Forge", "kohya"], ...] = ()  # of the tools that were read, not run, those that have LoRAs of it
+    xlabs: bool = False  # True where XLabs has names for it
 
 
 def numbered(template: str) -> tuple[str, tuple[int | None, ...]]:

@@ -25,4 +25,6 @@ FAMILY = Family(
     versions=("sana",),
     architecture="sana/lora",
     base_version="sana",
+    loader="Sana",
+    taken={"transformer.": ("diffusers",)},
 )  # fmt: skip

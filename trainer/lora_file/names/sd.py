@@ -15,4 +15,7 @@ FAMILY = Family(
     versions=("sd_v1", "sd_v2", "sd1", "sd2", "stable-diffusion-v1", "stable-diffusion-v2"),
     architecture="stable-diffusion-v1/lora",
     base_version="sd_v1",
+    loader="StableDiffusion",
+    taken={"unet.": ("diffusers",), "lora_unet_": ("diffusers",)},
+    read_by=("A1111", "Forge", "kohya"),
 )

@@ -43,4 +43,7 @@ FAMILY = Family(
     versions=("sd3", "stable-diffusion-3", "stable-diffusion-v3"),
     architecture="stable-diffusion-3/lora",
     base_version="sd3",
+    loader="SD3",
+    taken={"transformer.": ("diffusers",)},
+    read_by=("Forge", "kohya"),
 )  # fmt: skip

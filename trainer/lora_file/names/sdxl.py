@@ -18,4 +18,7 @@ FAMILY = Family(
     versions=("sdxl", "stable-diffusion-xl"),
     architecture="stable-diffusion-xl-v1-base/lora",
     base_version="sdxl_base_v1-0",
+    loader="StableDiffusionXL",
+    taken={"unet.": ("diffusers",), "lora_unet_": ("original", "diffusers")},
+    read_by=("A1111", "Forge", "kohya"),
 )

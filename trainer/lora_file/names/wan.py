@@ -28,4 +28,6 @@ FAMILY = Family(
     versions=("wan",),
     architecture="wan/lora",
     base_version="wan",
+    loader="Wan",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original",)},
 )  # fmt: skip

@@ -29,4 +29,6 @@ FAMILY = Family(
     versions=("z-image", "zimage", "z_image"),
     architecture="z-image/lora",
     base_version="zimage",
+    loader="ZImage",
+    taken={"transformer.": ("diffusers",), "lora_unet_": ("original", "diffusers"), "diffusion_model.": ("diffusers",)},
 )  # fmt: skip

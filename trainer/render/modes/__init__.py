@@ -1,41 +1,33 @@
-"""How several adapters make one prediction, a file each: `name`, `title`, `is_guided`, `fewest` (and `most`) adapters, and `predict`;
-`splits_guidance` if it does something else with the unconditional half of guidance, which not every family has: `predict` is then told which of
-so many rows are of it, `unsaid(rows)`. A mode whose adapters take turns or wait says so in `acting(num, step, num_steps)`, each adapter's factor at a step,
-which its `predict` goes by and the conflict map asks.
-
-`predict(call, num, step, num_steps)` gives the denoiser's output at a step. `call(factors)` runs the denoiser with each of `num`
-adapters' weights times its factor and may be called as often as it takes; `call(factors, only)` lets in each layer named in `only` one
-adapter act. A mode with `prepare(updates, base)` gets what that made of the stack as `predict`'s last argument. A mode with `watched(num_steps)` and
-`place(seen, size)` has adapters with trigger words in the prompt: after that many steps `place` makes of the attention to the words of each adapter
-in each image (A, B, rows, columns) the masks (A, B, h, w) in the latents' size that the adapters act in from then on. Nothing here knows a family.
-"""
+"""How several adapters make one prediction, a file each, whose names are the facts and functions of `contract.Mode`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from types import ModuleType
 
+from trainer import contracts
 from trainer.errors import ConfigError
+from trainer.render.modes.contract import Mode
 
 
 @cache
-def registry() -> dict[str, ModuleType]:
-    """Every mode by name."""
-    found = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {module.name: module for module in sorted(found, key=lambda module: module.name)}
+def registry() -> dict[str, Mode]:
+    """Every mode by name; a new file in this folder is a new mode."""
+    return contracts.gather(Mode, __name__, __path__)
 
 
-def chosen(name: str, num: int, guidance_scale: float) -> ModuleType:
+def known(name: str) -> Mode:
+    """The mode of this name. Raises: ConfigError, which names those there are."""
+    if name not in registry():
+        raise ConfigError(f"mode is {name!r}; allowed: {', '.join(registry())}.")
+    return registry()[name]
+
+
+def chosen(name: str, num: int, guidance_scale: float) -> Mode:
     """The mode of this name, for so many adapters. Raises: ConfigError if there is none or it can't be used."""
-    modes = registry()
-    if name not in modes:
-        raise ConfigError(f"mode is {name!r}; allowed: {', '.join(modes)}.")
-    mode = modes[name]
+    mode = known(name)
     if mode.is_guided and guidance_scale <= 1:
         raise ConfigError(f"mode is {name!r}, which mixes guided predictions, but guidance_scale is {guidance_scale:g}; allowed with it: above 1.")
-    if not mode.fewest <= num <= getattr(mode, "most", num):
-        allowed = f"exactly {mode.fewest}" if hasattr(mode, "most") else f"at least {mode.fewest}"
+    if num < mode.fewest or (mode.most is not None and num > mode.most):
+        allowed = f"at least {mode.fewest}" if mode.most is None else f"exactly {mode.fewest}"
         raise ConfigError(f"mode is {name!r}, which is for {allowed} LoRAs that are on; found: {num}.")
     return mode

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from trainer.deltas import Update
 
 name, title, is_guided, fewest, most = "k-lora", "K-LoRA", False, 2, 2
-Scores = dict[str, tuple[float, float]]
+_Scores = dict[str, tuple[float, float]]
 
 
-def prepare(updates: dict[str, list[tuple[int, float, Update]]], base: Callable[[str], Tensor]) -> Scores:
+def prepare(updates: dict[str, list[tuple[int, float, Update]]], base: Callable[[str], Tensor]) -> _Scores:
     """The two sums of each layer that both adapters have, by path, the style's times gamma."""
     import torch
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 name, title, is_guided, fewest = "sum", "Sum", False, 0
+only_acting = True
 
 
 def predict(call: Callable[[list[float]], Tensor], num: int, step: int, num_steps: int) -> Tensor:
