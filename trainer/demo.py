@@ -107,8 +107,8 @@ def _sections(engine: Engine, loras: Loras) -> list[Image]:
     def rows(stacks: dict[str, tuple[bool, tuple[AdapterChoice, ...]]], prompts: tuple[str, ...], title: str) -> Image:
         asked = [_stack(prompt + (STYLE if styled else ""), *adapters) for styled, adapters in stacks.values() for prompt in prompts]
         pictures = [picture.image for picture in engine.render_all(asked)]
-        columns = len(prompts)
-        return contact_sheet.contact_sheet([pictures[start : start + columns] for start in range(0, len(pictures), columns)], list(stacks), list(prompts), title)
+        cells = [pictures[start : start + len(prompts)] for start in range(0, len(pictures), len(prompts))]
+        return contact_sheet.contact_sheet(cells, list(stacks), list(prompts), title)
 
     last = [picture.image for picture in engine.render_all(two.values())]
     return [
