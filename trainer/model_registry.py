@@ -118,8 +118,7 @@ def there(entry: Entry, sha256: Callable[[Path], str]) -> Path:
                 save(Entry(**{**vars(entry), "path": str(other.resolve()), "changed_ns": other.stat().st_mtime_ns}))
                 return other
     raise ModelError(
-        f"base {entry.name[:80]!r} was {entry.path[:400]}, which is gone; "
-        f"say where it is now: velatura models add NEWPATH --name {entry.name[:80]}."
+        f"base {entry.name[:80]!r} was {entry.path[:400]}, which is gone; say where it is now: velatura models add NEWPATH --name {entry.name[:80]}."
     )
 
 
