@@ -200,7 +200,7 @@ def test_19_alpha_equal_to_rank_is_unscaled_and_half_of_it_halves_the_update(tin
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = train(tmp_path, config(tiny, pictures), "whole")
-    real, count = checkpoint._write, 0
+    real, count = checkpoint.write_synced, 0
 
     def write(path, content):
         nonlocal count
@@ -209,7 +209,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path, tiny: Pa
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint, "write_synced", write)
     run, said = train(tmp_path, config(tiny, pictures))
     assert isinstance(said[-1], Finished)
     assert [event.message for event in said if isinstance(event, Warned) and "No space left" in event.message]

@@ -73,7 +73,7 @@ def test_an_error_names_at_most_five_of_many_damaged_checkpoints(tmp_path: Path)
 
 
 def _full_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
-    real, count = checkpoint._write, 0
+    real, count = checkpoint.write_synced, 0
 
     def write(path: Path, content: bytes) -> None:
         nonlocal count
@@ -82,7 +82,7 @@ def _full_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint, "write_synced", write)
 
 
 @pytest.mark.parametrize("first, left", [(1, "there is none before it"), (2, "that of step 2 stays")])
