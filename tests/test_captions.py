@@ -87,6 +87,15 @@ def test_torn_line_loses_only_itself(picture: Path) -> None:
     assert captions.read_caption(picture) == "one"
 
 
+def test_a_caption_that_no_file_can_hold_is_not_put_back(picture: Path) -> None:
+    captions.write_caption(picture, "a cat")
+    entry = {"edit": 9, "picture": picture.name, "sidecar": f"{picture.stem}.txt", "before": "half \ud800", "after": "a cat"}
+    with (picture.parent / captions.HISTORY).open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    undone = captions.undo(picture.parent)
+    assert undone is not None and undone.restored is None and captions.undo(picture.parent) is None
+
+
 @pytest.mark.parametrize("name", ["../secret.txt", "/etc/secret.txt", "..", "secret.py"])
 def test_history_can_not_point_out_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "set"

@@ -195,7 +195,17 @@ def _plausible(entry: dict[str, Any]) -> bool:
     names = (entry.get("picture"), entry.get("sidecar"))
     plain = all(isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..") for name in names)
     before = entry.get("before")
-    return plain and type(number) is int and str(names[1]).endswith(".txt") and (before is None or isinstance(before, str))
+    has_text = before is None or (isinstance(before, str) and _is_writable(before))
+    return plain and type(number) is int and str(names[1]).endswith(".txt") and has_text
+
+
+def _is_writable(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can say and no file can hold."""
+    try:
+        text.encode("utf-8", "surrogateescape")  # as `_raw` reads bytes that are no text
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _log(folder: Path, entry: dict[str, Any]) -> None:
