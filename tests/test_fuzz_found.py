@@ -16,8 +16,8 @@ from app import batches, job_table
 from tests.test_naming import small
 from trainer import bases, families, foreign_json, lora_file, model_registry, single_file, usual
 from trainer.config import AdapterChoice, DataConfig, StackConfig, parse
-from trainer.data import sources
-from trainer.errors import AdapterError, ConfigError, ModelError, UserError
+from trainer.data import captions, sources
+from trainer.errors import AdapterError, ConfigError, DataError, ModelError, UserError
 from trainer.events import Planned
 from trainer.render import batch_papers, batch_plan, command, regions
 from trainer.render.axes import axis
@@ -216,3 +216,16 @@ def test_a_log_of_nothing_but_ends_of_lines_takes_no_time(tmp_path: Path) -> Non
     start = time.thread_time()
     assert [event["event"] for event in batches.told(log)] == ["ended"]
     assert time.thread_time() - start < 0.1
+
+
+@pytest.mark.parametrize("name", ["\ud800.txt", "a\0.txt", "../a.txt", "x" * 9000 + ".txt"])
+def test_a_history_that_names_what_no_file_is_called_undoes_what_stands_before_it(name: str, tmp_path: Path) -> None:
+    captions.write_caption(tmp_path / "a.png", "one")
+    edit = {"edit": 9, "picture": "a.png", "sidecar": name, "before": None, "after": "x"}
+    with (tmp_path / captions.HISTORY).open("a") as file:
+        file.write(json.dumps(edit) + "\n")
+    if len(name) < 255:
+        assert captions.undo(tmp_path) == captions.Undone("a.png", None)
+    else:
+        with pytest.raises(DataError):
+            captions.undo(tmp_path)

@@ -193,7 +193,9 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 def _plausible(entry: dict[str, Any]) -> bool:
     number = entry.get("edit", entry.get("undo"))
     names = (entry.get("picture"), entry.get("sidecar"))
-    plain = all(isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..") for name in names)
+    plain = all(
+        isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..") and _is_writable(name) and "\0" not in name for name in names
+    )
     before = entry.get("before")
     has_text = before is None or (isinstance(before, str) and _is_writable(before))
     return plain and type(number) is int and str(names[1]).endswith(".txt") and has_text
