@@ -29,6 +29,12 @@ def load(kind: str, folder: Path, device: str, dtype: torch.dtype, **parts: Any)
     return pipe
 
 
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline computes, also while its weights wait elsewhere: the public `pipe.device` is then where they wait."""
+    found: torch.device = pipe._execution_device
+    return found
+
+
 def predicts_flow(folder: Path) -> str:
     """What the model in a diffusers folder predicts, where there is no choice."""
     return "flow"

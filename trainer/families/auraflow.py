@@ -77,7 +77,7 @@ def count_tokens(pipe: AuraFlowPipeline, caption: str) -> int:
 
 def encode_text(pipe: AuraFlowPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, zeros where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, None, False, device=pipe._execution_device, max_sequence_length=_tokens(pipe))
+    hidden, mask, _, _ = pipe.encode_prompt(captions, None, False, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe))
     return [{"encoder_hidden_states": row, "mask": heeded[: len(row)]} for row, heeded in zip(hidden, mask, strict=True)]
 
 

@@ -81,7 +81,9 @@ def count_tokens(pipe: ChromaPipeline, caption: str) -> int:
 
 def encode_text(pipe: ChromaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask False where nothing is to be heeded; long ones are cut off."""
-    hidden, _, mask, _, _, _ = pipe.encode_prompt(captions, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe))
+    hidden, _, mask, _, _, _ = pipe.encode_prompt(
+        captions, device=pipelines.device_of(pipe), do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe)
+    )
     return [{"encoder_hidden_states": row, "mask": heeded.bool()} for row, heeded in zip(hidden, mask, strict=True)]
 
 
@@ -105,7 +107,7 @@ def _masked_twice(denoiser: nn.Module, heeded: Tensor) -> Iterator[None]:
     if not getattr(denoiser, "gradient_checkpointing", False):
         yield
         return
-    checkpointed: Any = denoiser._gradient_checkpointing_func
+    checkpointed: Any = denoiser._gradient_checkpointing_func  # diffusers lets it be set by a public name, and read and put back by none
 
     def call(block: nn.Module, *inputs: Any) -> Any:
         return checkpointed(block, *inputs, *((heeded,) if len(inputs) == 3 else ()))  # joint blocks have it already

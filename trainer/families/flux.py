@@ -89,7 +89,7 @@ def count_tokens(pipe: FluxPipeline, caption: str) -> int:
 
 def encode_text(pipe: FluxPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), pooled: (P,)}` a caption; CLIP, which says `pooled`, cuts long ones off at its own window."""
-    hidden, pooled, _ = pipe.encode_prompt(captions, None, device=pipe._execution_device, max_sequence_length=_tokens(pipe))
+    hidden, pooled, _ = pipe.encode_prompt(captions, None, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe))
     return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
 
 

@@ -93,7 +93,7 @@ def count_tokens(pipe: Flux2Pipeline, caption: str) -> int:
 
 def encode_text(pipe: Flux2Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D)}` a caption; long ones are cut off."""
-    hidden, _ = pipe.encode_prompt(captions, pipe._execution_device, max_sequence_length=_tokens(pipe), text_encoder_out_layers=_depths(pipe))
+    hidden, _ = pipe.encode_prompt(captions, pipelines.device_of(pipe), max_sequence_length=_tokens(pipe), text_encoder_out_layers=_depths(pipe))
     return [{"encoder_hidden_states": row} for row in hidden]
 
 

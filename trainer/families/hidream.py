@@ -70,7 +70,7 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> HiDreamImagePipeline:
     pipe = pipelines.load(pipeline, folder, device, dtype, **_llama(folder, dtype))
     for module in pipe.transformer.modules():
         if isinstance(module, MOEFeedForwardSwiGLU):
-            module.training, module._force_inference_output = True, False
+            module.training, module._force_inference_output = True, False  # its way for inference has no gradient; no public name says so
     return pipe
 
 
@@ -112,7 +112,7 @@ def count_tokens(pipe: HiDreamImagePipeline, caption: str) -> int:
 def encode_text(pipe: HiDreamImagePipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), llama: (layers, L, D'), pooled: (P,)}` a caption: T5's, Llama's layers', both CLIPs'; long ones are cut off."""
     hidden, _, llama, _, pooled, _ = pipe.encode_prompt(
-        captions, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe)
+        captions, device=pipelines.device_of(pipe), do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe)
     )  # fmt: skip
     rows = zip(hidden, llama.unbind(1), pooled, strict=True)
     return [{"encoder_hidden_states": row, "llama": layers, "pooled": whole} for row, layers, whole in rows]

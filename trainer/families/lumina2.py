@@ -81,13 +81,13 @@ def count_tokens(pipe: Lumina2Pipeline, caption: str) -> int:
 
 def encode_text(pipe: Lumina2Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipe._execution_device, max_sequence_length=_TOKENS)
+    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS)
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 
 def encode_negative(pipe: Lumina2Pipeline, prompts: list[str]) -> list[dict[str, Tensor]]:
     """Negative prompts, without the system prompt."""
-    _, _, hidden, mask = pipe.encode_prompt([""] * len(prompts), True, prompts, device=pipe._execution_device, max_sequence_length=_TOKENS)
+    _, _, hidden, mask = pipe.encode_prompt([""] * len(prompts), True, prompts, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS)
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 

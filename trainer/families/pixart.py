@@ -78,7 +78,7 @@ def count_tokens(pipe: PixArtSigmaPipeline, caption: str) -> int:
 
 def encode_text(pipe: PixArtSigmaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, in small letters, the mask 0 where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipe._execution_device, clean_caption=False, max_sequence_length=_tokens(pipe))
+    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipelines.device_of(pipe), clean_caption=False, max_sequence_length=_tokens(pipe))
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 
 

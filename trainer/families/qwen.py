@@ -72,7 +72,7 @@ def count_tokens(pipe: QwenImagePipeline, caption: str) -> int:
 
 def encode_text(pipe: QwenImagePipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D)}` a caption, each of its own length; long ones are cut off."""
-    hidden, mask = pipe.encode_prompt(captions, pipe._execution_device, max_sequence_length=_TOKENS)
+    hidden, mask = pipe.encode_prompt(captions, pipelines.device_of(pipe), max_sequence_length=_TOKENS)
     lengths = [hidden.shape[1]] * len(captions) if mask is None else mask.sum(1).tolist()
     return [{"encoder_hidden_states": row[:length]} for row, length in zip(hidden, lengths, strict=True)]
 

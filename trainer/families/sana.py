@@ -85,7 +85,7 @@ def encode_negative(pipe: SanaPipeline, prompts: list[str]) -> list[dict[str, Te
 
 def _encoded(pipe: SanaPipeline, texts: list[str], instruction: list[str] | None) -> list[dict[str, Tensor]]:
     hidden, mask, _, _ = pipe.encode_prompt(
-        texts, False, device=pipe._execution_device, max_sequence_length=_tokens(pipe), complex_human_instruction=instruction
+        texts, False, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe), complex_human_instruction=instruction
     )  # fmt: skip
     return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
 

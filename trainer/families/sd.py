@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainer import foreign_json
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def encode_text(pipe: StableDiffusionPipeline, captions: list[str], chunks: int)
     sd-scripts do; what is beyond the last is cut off.
     """
     if chunks == 1:
-        hidden, _ = pipe.encode_prompt(captions, pipe._execution_device, 1, do_classifier_free_guidance=False)
+        hidden, _ = pipe.encode_prompt(captions, pipelines.device_of(pipe), 1, do_classifier_free_guidance=False)
         return [{"encoder_hidden_states": row} for row in hidden]
     tokenizer, size = pipe.tokenizer, window(pipe)
     rows = []
@@ -109,7 +109,7 @@ def encode_windows(pipe: StableDiffusionPipeline, windows: list[list[int]]) -> t
     tokenizer, size = pipe.tokenizer, window(pipe)
     first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     marked = [[first, *part, last, *[pad] * (size - len(part))] for part in windows]
-    return [pipe.text_encoder(torch.tensor(marked, device=pipe._execution_device))[0]], {}
+    return [pipe.text_encoder(torch.tensor(marked, device=pipelines.device_of(pipe)))[0]], {}
 
 
 def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def count_tokens(pipe: StableDiffusion3Pipeline, caption: str) -> int:
 def encode_text(pipe: StableDiffusion3Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L + 256, D), pooled: (P,)}` a caption: CLIP's window, which cuts long ones off, then T5's."""
     hidden, _, pooled, _ = pipe.encode_prompt(
-        captions, None, None, device=pipe._execution_device, do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS
+        captions, None, None, device=pipelines.device_of(pipe), do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS
     )  # fmt: skip
     return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
 

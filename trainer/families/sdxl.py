@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainer import foreign_json
+from trainer import foreign_json, pipelines
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def encode_text(pipe: StableDiffusionXLPipeline, captions: list[str], chunks: in
     import torch
 
     if chunks == 1:
-        hidden, _, pooled, _ = pipe.encode_prompt(captions, device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        hidden, _, pooled, _ = pipe.encode_prompt(captions, device=pipelines.device_of(pipe), num_images_per_prompt=1, do_classifier_free_guidance=False)
         return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
     size, rows = window(pipe), []
     for caption in captions:
@@ -135,7 +135,7 @@ def encode_windows(pipe: StableDiffusionXLPipeline, windows: list[list[int]]) ->
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         marked = [[first, *part, last, *[pad] * (size - len(part))] for part in windows]
-        said = encoder(torch.tensor(marked, device=pipe._execution_device), output_hidden_states=True)
+        said = encoder(torch.tensor(marked, device=pipelines.device_of(pipe)), output_hidden_states=True)
         hidden.append(said.hidden_states[-2])
     return hidden, {"pooled": said.text_embeds[0]}
 

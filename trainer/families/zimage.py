@@ -80,7 +80,7 @@ def count_tokens(pipe: ZImagePipeline, caption: str) -> int:
 
 def encode_text(pipe: ZImagePipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D)}` a caption, each of its own length; long ones are cut off."""
-    found, _ = pipe.encode_prompt([*captions], pipe._execution_device, False, max_sequence_length=_TOKENS)  # the list is written to
+    found, _ = pipe.encode_prompt([*captions], pipelines.device_of(pipe), False, max_sequence_length=_TOKENS)  # the list is written to
     return [{"encoder_hidden_states": row} for row in found]
 
 

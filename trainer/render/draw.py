@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ def draw_batch(pipe: DiffusionPipeline, stacks: list[StackConfig], step_done: Ca
 
     first, family = stacks[0], families.of(pipe)
     # PixArt's pipeline has but the older of diffusers' two ways to tell of a step.
-    telling = {"callback_on_step_end": over} if hasattr(type(pipe), "_callback_tensor_inputs") else {"callback": over_at}
+    telling = {"callback_on_step_end": over} if "callback_on_step_end" in signature(pipe.__call__).parameters else {"callback": over_at}
     guidance = Guidance(first.guidance_scale, rescale(pipe, first) or 0.0, first.true_guidance_scale)
     generators = [torch.Generator().manual_seed(stack.seed) for stack in stacks]
     if family.ready:

@@ -109,7 +109,7 @@ class Folding:
         """The originals into the weights, which then aren't kept any more."""
         plain = [path for path in paths if path not in self.narrow]
         if plain:
-            torch._foreach_copy_([self.weights[path] for path in plain], [self.originals[path] for path in plain])
+            _copy([self.weights[path] for path in plain], [self.originals[path] for path in plain])
         for path in paths:
             if path in self.narrow:
                 self.narrow[path].put_back()
@@ -125,7 +125,7 @@ class Folding:
             torch.addmm(originals[0].flatten(1), pair[0][0], pair[1][0], out=weight.flatten(1))
             return
         room, sums = self._room_for(len(originals), originals[0].shape)
-        torch._foreach_copy_(sums, originals)
+        _copy(sums, originals)
         total = room.flatten(2)
         if pair and len(originals) == 1:
             total[0].addmm_(pair[0][0], pair[1][0])
@@ -137,7 +137,7 @@ class Folding:
             for path, rounded in zip(chunk.paths, room.to(originals[0].dtype).unbind(), strict=True):
                 self.narrow[path].put(rounded)
         else:
-            torch._foreach_copy_([self.weights[path] for path in chunk.paths], sums)
+            _copy([self.weights[path] for path in chunk.paths], sums)
 
     def _room_for(self, count: int, shape: torch.Size) -> tuple[Tensor, list[Tensor]]:
         """float32 of (count, *shape), and each one of it; the same memory each time: fresh memory for every layer takes longer than the sums."""
@@ -162,6 +162,11 @@ def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple
         downs.append(pack.down[low.rows].float())
         start = end
     return (ups[0], downs[0]) if len(ups) == 1 else (torch.cat(ups, 2), torch.cat(downs, 1))
+
+
+def _copy(into: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each of the values, rounded if need be; on a GPU in one go for many small weights, for which torch has no public name."""
+    torch._foreach_copy_(into, values)
 
 
 class ByPath(Mapping[str, Tensor]):
