@@ -195,6 +195,28 @@ def test_a_folder_is_synced_where_folders_can_be_opened(tmp_path: Path) -> None:
         system.sync_folder(tmp_path / "none", "linux")
 
 
+def test_on_windows_a_file_that_is_open_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Path] = []
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        tries.append(target)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "the process cannot access the file")
+        real(source, target)
+
+    (tmp_path / "a").write_text("a")
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError):
+        system.replace(tmp_path / "a", tmp_path / "b", "linux")
+    system.replace(tmp_path / "a", tmp_path / "b", "win32")
+    assert len(tries) == 3 and (tmp_path / "b").read_text() == "a"
+    monkeypatch.setattr(system, "_PATIENCE_S", 0.0)
+    tries.clear()
+    with pytest.raises(PermissionError):
+        system.replace(tmp_path / "b", tmp_path / "c", "win32")
+
+
 def test_a_second_name_is_given_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     assert system.link(tmp_path / "a", tmp_path / "b") and (tmp_path / "b").samefile(tmp_path / "a")

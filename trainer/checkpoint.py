@@ -66,7 +66,7 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
     final = parent / name(step)
     if final.exists():  # only a damaged one can be: a good one would have been resumed from
         shutil.rmtree(final)
-    os.replace(temporary, final)
+    system.replace(temporary, final)
     system.sync_folder(parent)
     for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:  # passed over when this run was resumed
         shutil.rmtree(damaged)

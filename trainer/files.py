@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer import claiming
+from trainer import claiming, system
 
 
 def sha256(path: Path, start: int = 0) -> str:
@@ -31,11 +31,11 @@ def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
     if through is None:
         with claiming.temporary(path.parent, ".tmp") as made:
             yield made
-            os.replace(made, path)
+            system.replace(made, path)
         return
     try:
         yield through
-        os.replace(through, path)
+        system.replace(through, path)
     finally:
         through.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ import platform as machine
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +106,7 @@ def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Proces
 # Files.
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}  # by Windows, in either case
+_PATIENCE_S = 2.0  # for whoever reads a file that is to be replaced
 _NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95)}
 
 
@@ -122,6 +124,22 @@ def sync_folder(folder: Path, platform: str = sys.platform) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def replace(source: Path, target: Path, platform: str = sys.platform) -> None:
+    """Give a file or folder the name of another, which it replaces. Raises: OSError.
+
+    Windows refuses that while any program has the other open, be it the page or a scanner for viruses; most have done within a moment.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if platform != WINDOWS or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def link(source: Path, target: Path, platform: str = sys.platform) -> bool:

@@ -261,7 +261,7 @@ def _link(staged: Path, target: Path) -> bool:
         return False
     if os.path.lexists(target):
         return False
-    os.replace(staged, target)
+    system.replace(staged, target)
     return True
 
 
