@@ -30,7 +30,7 @@ from trainer.config.batch import adapter
 from trainer.config.parsing import from_toml, text_of
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
-from trainer.shown import escape, plain
+from trainer.printing import escape, plain
 
 KINDS = {".toml": "batch-toml", ".csv": "batch-csv"}  # of a job, by what its jobs file is
 MAX_BYTES = 8 << 20
@@ -195,7 +195,7 @@ class Drawing:
 
 def manifest(out: Path) -> list[dict[str, str]]:
     """The rows of a batch's manifest, none before it is written. A spreadsheet program may have saved it anew, so a cell may be anything."""
-    from trainer.render.batch_papers import manifest_file
+    from trainer.render.batch_manifest import manifest_file
 
     path = manifest_file(out)
     try:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import JobRunner
 from app.logs import EventLogs
-from trainer import claiming, files, system
+from trainer import files, system, unique_names
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
 from trainer.data.sources import mask_beside, pictures_below
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError, DataError
-from trainer.shown import plain, some, whole
+from trainer.printing import plain, some, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -298,9 +298,9 @@ class Context:
         """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""
         from trainer.render import baking
 
-        with self._engine_lock, claiming.temporary(self.loras, ".baking") as unnamed:
+        with self._engine_lock, unique_names.temporary(self.loras, ".baking") as unnamed:
             made = baking.lora(self._warm(stack), stack, unnamed, rank)
-            path = claiming.put(unnamed, claiming.numbered(self.loras, safe_stem(f"{name}.x"), ".safetensors"))
+            path = unique_names.put(unnamed, unique_names.numbered(self.loras, safe_stem(f"{name}.x"), ".safetensors"))
         self.find_loras()
         return dataclasses.replace(made, path=path)
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from app.context import Context
 from trainer.config import AdapterChoice, Settings
 from trainer.errors import ConfigError, UserError
+from trainer.printing import some
 from trainer.schema import path_kind
-from trainer.shown import some
 
 AnyConfig = TypeVar("AnyConfig", bound=Settings)
 
@@ -70,12 +70,12 @@ def dataset(context: Context, label: str, value: str) -> str:
 
 
 def _loras(context: Context, label: str, lines: tuple[str, ...]) -> tuple[str, ...]:
-    """Lines NAME:WEIGHT as FILE:WEIGHT, taken apart as `against` takes them apart."""
-    from trainer import against  # loads torch
+    """Lines NAME:WEIGHT as FILE:WEIGHT, taken apart as `against_stack` takes them apart."""
+    from trainer import against_stack  # loads torch
 
     found = []
     for line in lines:
-        name, weight = against.split(line)
+        name, weight = against_stack.split(line)
         found.append(f"{named(context, name.strip(), label).path}:{weight}")
     return tuple(found)
 

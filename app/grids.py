@@ -13,7 +13,7 @@ from app.notices import mended
 from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
-from trainer.shown import some
+from trainer.printing import some
 
 if TYPE_CHECKING:
     from PIL.Image import Image

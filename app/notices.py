@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 
 from trainer.errors import ConfigError, UserError
-from trainer.shown import escape, whole
+from trainer.printing import escape, whole
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app import gate
 from app.context import Context, newest_first
-from trainer import usual
+from trainer import base_defaults
 from trainer.config import StackConfig
 
 _MOST = 24
@@ -33,4 +33,4 @@ def read_picture(context: Context, path: Path) -> tuple[StackConfig, list[str]]:
     from trainer.render import opening
 
     stack, notes = opening.stack_of(path, StackConfig(), context.find_loras(), dict(context.base_choices()))
-    return usual.completed(gate.checked(context, stack)), notes
+    return base_defaults.completed(gate.checked(context, stack)), notes

@@ -42,7 +42,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
-from app import guard, look, sweeping, tabs  # noqa: E402
+from app import guard, leftovers, tabs, theme  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
@@ -83,7 +83,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
-    sweeping.old(context)
+    leftovers.old(context)
     return context
 
 
@@ -96,7 +96,7 @@ def compose(context: Context) -> gr.Blocks:
     """The page of a context."""
     forget_environment()
     with gr.Blocks(title="Velatura", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(look.HEADER)
+        gr.HTML(theme.HEADER)
         with gr.Tabs():
             for module in tabs.registry():
                 with gr.Tab(module.TITLE, id=module.TITLE.lower()) as tab:
@@ -136,7 +136,7 @@ def serve(
         empty = context.workspace / "cache" / "empty"  # Gradio would serve what lies in the current folder
         empty.mkdir(exist_ok=True)
         os.chdir(empty)
-        sweeping.all_copies(context)
+        leftovers.all_copies(context)
         page = compose(context)
         context.runner.start()
         try:
@@ -144,7 +144,7 @@ def serve(
                 server_name=host, server_port=port, auth=auth, prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False,
                 footer_links=["gradio", "settings"], run_history=False, enable_monitoring=False, max_file_size=MAX_UPLOAD,
                 allowed_paths=[], blocked_paths=[], root_path="", mcp_server=False, debug=False, pwa=False, strict_cors=True,
-                app_kwargs={"middleware": list(guard.middleware(host))}, theme=look.theme(), css=look.CSS,
+                app_kwargs={"middleware": list(guard.middleware(host))}, theme=theme.theme(), css=theme.CSS,
             )  # fmt: skip
         except OSError as error:
             raise ConfigError(f"port {port} on {host} can't be used: {error}") from None

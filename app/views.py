@@ -32,10 +32,10 @@ from trainer.events import (
     Validated,
     Warned,
 )
+from trainer.printing import escape, plain
 from trainer.report import charts as report_charts
 from trainer.report.advising import COPY, advice
 from trainer.report.charts import Series
-from trainer.shown import escape, plain
 
 _MAX_BUCKETS = 10
 _E = TypeVar("_E")

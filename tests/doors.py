@@ -81,8 +81,8 @@ def headers(room: Path) -> Case:
 
 def bases(room: Path) -> Case:
     """A diffusers folder's configs, the list of registered bases, and the head of a base in one file."""
+    from trainer import base_defaults, families, model_registry, single_file
     from trainer import bases as ours
-    from trainer import families, model_registry, single_file, usual
 
     own = ours.IMPRIMATURA
     configs = {
@@ -104,9 +104,10 @@ def bases(room: Path) -> Case:
         (model_registry.home() / "models.toml").write_bytes(fuzzing.raw(fuzzing.as_toml(fuzzing.broken(tables, chance), chance), chance))
         folder, file = str(room / "base"), room / "one.safetensors"
         return [
-            lambda: ours.resolve(folder, family), lambda: ours.family_of(folder), lambda: usual.of(folder, family), lambda: ours.multiple_px(room / "base"),
+            lambda: ours.resolve(folder, family), lambda: ours.family_of(folder), lambda: base_defaults.of(folder, family),
+            lambda: ours.multiple_px(room / "base"),
             lambda: ours.longest_px(room / "base"), lambda: ours.num_parameters(room / "base"), lambda: ours.resolve("meadow", family),
-            lambda: ours.family_of("meadow"), lambda: single_file.plan(file, single_file.Wishes()), lambda: usual.of(str(file), family),
+            lambda: ours.family_of("meadow"), lambda: single_file.plan(file, single_file.Wishes()), lambda: base_defaults.of(str(file), family),
             lambda: ours.prediction_of(room / "base", family),
             lambda: single_file.plan(file, single_file.Wishes(like=room / "base")),
         ]  # fmt: skip
@@ -320,9 +321,9 @@ STACK_KEYS = [*StackConfig.model_fields, "file", "name", "sha256", "weight", "te
 def stacks(room: Path) -> Case:
     """A stack's .toml or .json, with --set and --axis, to what the engine is told."""
     from app import gate
+    from trainer import base_defaults, families
     from trainer import bases as ours
-    from trainer import families, usual
-    from trainer.render import axes, comfy, command, fitting, image, modes, regions, weighing
+    from trainer.render import axes, comfy, command, family_checks, image, modes, regions, strength
 
     there = context(room / "page")
     good = [path.read_text() for path in sorted((PRESETS / "stack").glob("*.toml"))]
@@ -352,12 +353,12 @@ def stacks(room: Path) -> Case:
         pair = f"{key}={fuzzing.text(['1,2,3', 'a|b', 'box 0 0 1 1', '0.5'], chance, 2)}"
 
         def told() -> None:
-            stack = usual.completed(command.from_file(path))
+            stack = base_defaults.completed(command.from_file(path))
             ours.check_pixels(ours.IMPRIMATURA, {"width_px": stack.width_px, "height_px": stack.height_px})
-            fitting.check(families.registry()[stack.family], stack)
+            family_checks.check(families.registry()[stack.family], stack)
             for one in stack.adapters:
-                weighing.schedule(one).at(0.5)
-                weighing.block_factors(one, paths)
+                strength.schedule(one).at(0.5)
+                strength.block_factors(one, paths)
                 regions.resolved(one, (16, 16))
             modes.chosen(stack.mode, len(stack.adapters), stack.guidance_scale)
             json.dumps([image.travelling(stack), comfy.graphs(stack, "b", "")], ensure_ascii=False).encode()

@@ -129,7 +129,7 @@ def captions(room: Path) -> Case:
     """A folder's captions in each of their files, with their history; from the page's table and the check to the strings that are trained."""
     from app.tabs import dataset as tab
     from trainer.config import TrainConfig
-    from trainer.data import scanning, wording
+    from trainer.data import caption_variants, scanning
 
     there = doors.context(room)
     config = TrainConfig(family="sd", base="imprimatura", adapter={"method": "lora"}, max_steps=1)  # type: ignore[arg-type]
@@ -155,8 +155,8 @@ def captions(room: Path) -> Case:
             found = scanning.scan(whole)
             found.message.encode()
             for item in found.items:
-                "".join(wording.variants(item.captions, asked, 1)).encode()
-                wording.settled(item.captions, asked, 1)
+                "".join(caption_variants.variants(item.captions, asked, 1)).encode()
+                caption_variants.settled(item.captions, asked, 1)
 
         def edited() -> None:
             ours.write_caption(folder / "a.png", written)
@@ -290,7 +290,7 @@ def batches(room: Path) -> Case:
     """A jobs file, CSV or TOML, by the command and dropped on the page; and the manifest, journal and sheets of a batch that goes on."""
     from app import batches as page
     from trainer.config import BatchConfig
-    from trainer.render import batch_command, batch_papers, batch_plan, jobs_file
+    from trainer.render import batch_command, batch_manifest, batch_plan, jobs_file
 
     there = doors.context(room / "page")
     rows = [
@@ -308,7 +308,7 @@ def batches(room: Path) -> Case:
     }
     record = {"done": "ab" * 32, "file": "1.png", "bytes": 7, "mtime_ns": 1, "sha256": "ab" * 32}
     journal = [record, {"failed": "cd" * 32, "problem": "x"}, {"begun": ["ab" * 32]}]
-    table = [list(batch_papers.COLUMNS), ["1", "done", "1.png", "a", "", "b", "", "1", "4", "64x64", "3", "ab", ""], ["2", "failed", *[""] * 10, "why"]]
+    table = [list(batch_manifest.COLUMNS), ["1", "done", "1.png", "a", "", "b", "", "1", "4", "64x64", "3", "ab", ""], ["2", "failed", *[""] * 10, "why"]]
     keys = [*BatchConfig.model_fields, "file", "weight", "name"]
 
     def case(chance: random.Random) -> list[Call]:
@@ -324,8 +324,8 @@ def batches(room: Path) -> Case:
         def planned() -> str:
             plan = batch_plan.make(jobs_file.read(path, jobs_file.Defaults()), library=there.find_loras)
             plan.reconcile(out)
-            batch_papers.write_sheets(plan, out)
-            batch_papers.write_manifest(plan, out / "manifest.csv")
+            batch_manifest.write_sheets(plan, out)
+            batch_manifest.write_manifest(plan, out / "manifest.csv")
             return batch_command.describe(plan)
 
         def dropped() -> str:

@@ -48,22 +48,22 @@ MANY_PARAMETERS = {
 }
 
 # What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.toys", "trainer.pipelines", "trainer.foreign_json"}
+PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.tiny_parts", "trainer.pipelines", "trainer.foreign_json"}
 # Lower layers by name, and all they may import of us. Others are held by having no cycles.
 LAYERS = {
     "trainer.errors": set(),
-    "trainer.shown": set(),
+    "trainer.printing": set(),
     "trainer.encodings": set(),
     "trainer.foreign_json": set(),
     "trainer.events": {"trainer.errors", "trainer.files"},
     "trainer.deltas": set(),
     "trainer.contracts": set(),
-    "trainer.toys": set(),
+    "trainer.tiny_parts": set(),
     "trainer.pipelines": {"trainer.objective"},
     "trainer.schema": {"trainer.errors"},
     "trainer.objective": {"trainer.errors", "trainer.schema"},
 }
-CONFIG_SEES = {"trainer", "trainer.encodings", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.shown"}
+CONFIG_SEES = {"trainer", "trainer.encodings", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.printing"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
     "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",

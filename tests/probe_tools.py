@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from trainer.deltas import Delta
 from trainer.errors import AdapterError
-from trainer.lora_file import names, spelling, tables
+from trainer.lora_file import names, renaming, tables
 from trainer.lora_file.names.rows import amounts, filled
 
 METHODS = ("lora", "dora", "loha", "lokr", "oft", "oft_blocks")
@@ -61,10 +61,10 @@ def write_cases(folder: Path) -> None:
     """FAMILY-SCHEME-GROUP-METHOD.safetensors, wherever there are such names."""
     folder.mkdir(parents=True, exist_ok=True)
     for family in names.registry().values():
-        for scheme in spelling.SCHEMES:
+        for scheme in renaming.SCHEMES:
             for group in ("attention", "forward", "all", *(["text"] if family.texts else [])):
                 try:
-                    spelled = spelling.plain(family, updates(family, group), scheme, family.sizes[0].name)
+                    spelled = renaming.plain(family, updates(family, group), scheme, family.sizes[0].name)
                 except AdapterError:
                     continue
                 for method in METHODS if group != "text" else ("lora",):

@@ -24,7 +24,7 @@ from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training
 from app.tabs import train
 from trainer import runs
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.render.batch_papers import COLUMNS
+from trainer.render.batch_manifest import COLUMNS
 
 Make = Callable[[str], tuple[JobRunner, "jobs.Script"]]
 ERRORS = [

@@ -12,10 +12,10 @@ import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
-from app import batches, notices, sweeping, ui, views
+from app import batches, leftovers, notices, ui, views
 from app.context import Context
 from app.tabs import batch, dataset, library, stack, train
-from trainer import presets, report, runs, shown
+from trainer import presets, printing, report, runs
 from trainer.config import StackConfig, parse
 from trainer.errors import ConfigError, UserError
 from trainer.events import Failed, Recommended, Sampled, Saved, Started, Warned, to_line
@@ -130,7 +130,7 @@ def test_over_long_and_half_names_in_a_log_are_shown_without_a_traceback(context
 def test_marks_that_hide_or_reorder_are_shown_as_codes(mark: str, context: Context) -> None:
     name = f"cat{mark}gnp.exe"
     places = [
-        shown.plain(name), shown.escape(name), views.progress_html(name, views.Progress(name, name, 0.5, "running")), notices._toast(name),
+        printing.plain(name), printing.escape(name), views.progress_html(name, views.Progress(name, name, 0.5, "running")), notices._toast(name),
         dataset._short(name),
         views.messages(views.Job(1, "train", "x", "", "failed", None, None, 1, 0, 0.0, None, None, name), [Warned(name)]), library._short(name),
         batches.plan_html(f"{name} a\nb"),
@@ -141,8 +141,8 @@ def test_marks_that_hide_or_reorder_are_shown_as_codes(mark: str, context: Conte
 
 def test_writing_that_needs_its_joiners_is_left_as_it_is() -> None:
     for text in ("می\u200cخواهم", "👩\u200d👧", "क्\u200dष", "caf\u00e9", "שלום עולם", "日本語", "two\nlines\tand a tab"):
-        assert shown.plain(text) == text
-    assert shown.whole("a\ud800\udc00b") == "a\ufffd\ufffdb" and shown.whole("👩") == "👩"
+        assert printing.plain(text) == text
+    assert printing.whole("a\ud800\udc00b") == "a\ufffd\ufffdb" and printing.whole("👩") == "👩"
 
 
 def test_what_is_sent_back_holds_no_half_and_what_stays_keeps_it() -> None:
@@ -267,7 +267,7 @@ def test_the_copy_of_an_upload_goes_once_it_is_taken_or_refused(context: Context
 def test_only_copies_of_uploads_are_removed(context: Context, tmp_path: Path) -> None:
     own, thumb = good(tmp_path / "own.png"), good(context.cache / "thumbs" / "x.webp.png")
     inside = good(context.datasets / "mine" / "a.png")
-    sweeping.taken(context, [str(own), str(thumb), str(inside), None, "/nowhere"])
+    leftovers.taken(context, [str(own), str(thumb), str(inside), None, "/nowhere"])
     assert own.exists() and thumb.exists() and inside.exists()
 
 
@@ -283,7 +283,7 @@ def test_old_copies_go_at_the_start_and_the_work_stays(context: Context) -> None
                 os.utime(one, (1e9, 1e9))
     ui.open_workspace(context.workspace)
     assert young.exists() and not any(path.exists() for path in left) and all(path.exists() for path in kept)
-    sweeping.all_copies(context)
+    leftovers.all_copies(context)
     assert not young.exists() and all(path.exists() for path in kept)
 
 

@@ -16,7 +16,7 @@ from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta
 from trainer.errors import ConfigError
-from trainer.render import attending, grid, live, modes, pointing
+from trainer.render import attention_maps, grid, live, modes, trigger_tokens
 from trainer.render.engine import Engine
 
 STEPS = 5
@@ -96,7 +96,7 @@ def test_trigger_words_are_found_among_the_tokens_that_are_encoded(engine: Engin
         handle.remove()
     windows = said[0] if len(said[0]) == 1 or "BREAK" in prompt or "(" in prompt else said[0][:1]
     ids = windows.flatten().tolist()
-    found = pointing.positions(engine.pipe, StackConfig(prompt=prompt), trigger)
+    found = trigger_tokens.positions(engine.pipe, StackConfig(prompt=prompt), trigger)
     assert engine.pipe.tokenizer.convert_ids_to_tokens([ids[place] for place in sorted(found)]) == tokens
 
 
@@ -120,17 +120,17 @@ def test_stacks_it_cannot_place_are_refused_by_name(engine: Engine, make: Make, 
 
 
 def test_attention_is_what_diffusers_computes_in_the_layer(engine: Engine) -> None:
-    attention = attending.layers(engine.pipe.unet, engine.family)[-1]
+    attention = attention_maps.layers(engine.pipe.unet, engine.family)[-1]
     hidden, text = torch.randn(2, 64, attention.to_q.in_features), torch.randn(2, 32, attention.to_k.in_features)
     query, key = (attention.head_to_batch_dim(one) for one in (attention.to_q(hidden), attention.to_k(text)))
     wanted = attention.get_attention_scores(query, key).unflatten(0, (2, attention.heads)).mean(1)
-    torch.testing.assert_close(attending.of_cross_attention(attention, hidden, text), wanted)
+    torch.testing.assert_close(attention_maps.of_cross_attention(attention, hidden, text), wanted)
 
 
 def test_each_word_is_found_where_the_picture_attends_to_it(engine: Engine, two: tuple[AdapterChoice, AdapterChoice], masks: list[Tensor]) -> None:
     """Weights set by hand: queries tell left from right by the sign of one channel, keys the words by their embeddings' own directions."""
     resolved = [engine.resolve(stack(two, prompt=prompt, seed=seed)) for seed, prompt in enumerate((PROMPT, "man, noto style, heart"))]
-    layers = attending.layers(engine.pipe.unet, engine.family)
+    layers = attention_maps.layers(engine.pipe.unet, engine.family)
     sided = torch.tensor([1.0] * 4 + [-1.0] * 4).repeat(8)  # of 8 x 8 tokens: left, right
 
     def of_place(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def test_each_word_is_found_where_the_picture_attends_to_it(engine: Engine, two:
         signs = torch.zeros(len(output), output.shape[1])
         for row, made in enumerate(resolved):
             for trigger, sign in (("heart", 1.0), ("man", -1.0)):
-                signs[len(output) // 2 + row, sorted(pointing.positions(engine.pipe, made, trigger))] = sign
+                signs[len(output) // 2 + row, sorted(trigger_tokens.positions(engine.pipe, made, trigger))] = sign
         return signs[..., None].expand_as(output).to(output)
 
     handles = [one for layer in layers for one in (layer.to_q.register_forward_hook(of_place), layer.to_k.register_forward_hook(of_words))]

@@ -24,7 +24,7 @@ from tests import warm
 from trainer import lora_file
 from trainer.config import StackConfig
 from trainer.errors import AdapterError, RunError
-from trainer.render import batch, batch_papers, batch_plan, image, jobs_file
+from trainer.render import batch, batch_manifest, batch_plan, image, jobs_file
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -174,7 +174,7 @@ def test_a_manifest_says_that_all_is_done_only_when_all_is(tmp_path: Path, tiny:
         raise Killed
 
     monkeypatch.setattr(batch, "_PAPERS_EVERY_S", 0.0)
-    monkeypatch.setattr(batch_papers, "write_sheets", kill)
+    monkeypatch.setattr(batch_manifest, "write_sheets", kill)
     with pytest.raises(Killed):
         draw(mixed, tiny, tmp_path / "out", sheets=True)
 
@@ -312,7 +312,7 @@ def test_ten_thousand_rows_stream_and_memory_stays_flat(tmp_path: Path, tiny: Pa
                 pass
             out.mkdir()
             (out / batch_plan.HIDDEN).mkdir()
-            batch_papers.write_manifest(plan, out / "manifest.csv")
+            batch_manifest.write_manifest(plan, out / "manifest.csv")
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from trainer import cache, claiming
+from trainer import cache, unique_names
 
 ENTRY = {"latents": torch.arange(48.0).reshape(3, 4, 4), "half": torch.ones(5, dtype=torch.bfloat16), "one": torch.tensor(2), "none": torch.zeros(0, 3)}
 
@@ -132,7 +132,7 @@ def test_what_a_killed_process_left_half_written_goes_and_what_a_living_one_writ
     ended = multiprocessing.get_context("spawn").Process(target=int)
     ended.start()
     ended.join()
-    mine = claiming.unfinished()
+    mine = unique_names.unfinished()
     left = path.parent / f"{mine.replace(str(os.getpid()), str(ended.pid))}abc"
     kept = [path.parent / name for name in (f"{mine}abc", ".new-elsewhere-1-abc", ".new-abc")]
     for one in (left, *kept):

@@ -20,7 +20,7 @@ from trainer import cache, checkpoint, events, lora_file, optim, presets, runs, 
 from trainer.errors import ConfigError, RunError
 from trainer.events import Failed, Finished, Recommended, Step, Validated, Warned
 from trainer.families import registry
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_12_the_recipe_names_version_dataset_and_every_setting(tmp_path: Path, t
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """The `at`-th prediction of the run's steps has a NaN in its second picture."""
-    real, count = Studio.predict_part, 0
+    real, count = TrainingModel.predict_part, 0
 
     def predict(self, part):
         nonlocal count
@@ -126,7 +126,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
             found[1, 0, 0, 0] = float("nan")
         return found
 
-    monkeypatch.setattr(Studio, "predict_part", predict)
+    monkeypatch.setattr(TrainingModel, "predict_part", predict)
 
 
 def test_18_a_nan_in_the_loss_names_the_picture_and_the_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_18_a_float16_base_learns_as_a_float32_one_does_and_resumes_exactly(tmp_
 
 
 def test_18_a_loss_scale_that_overflows_is_halved_until_it_fits(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.studio._LOSS_SCALE", 2.0**40)
+    monkeypatch.setattr("trainer.optim.scaling.INITIAL", 2.0**40)
     run, said = train(tmp_path, config(tiny, pictures, dtype="float16"))
     assert isinstance(said[-1], Finished) and [event.step for event in said if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
-    assert checkpoint.load_latest(run.checkpoints)[0].state["loss_scale"] < 2.0**40
+    assert checkpoint.load_latest(run.checkpoints)[0].state["loss_scale"]["scale"] < 2.0**40

@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.families.contract import Family
 from trainer.render import analysis, modes, overlap, samplers
 from trainer.render.engine import Engine
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 SIZE_PX = 64
 
@@ -132,30 +132,30 @@ def test_the_base_of_another_family_is_refused_by_name(family: Family, tiny: Pat
 
 
 @pytest.fixture(scope="module")
-def studio(family: Family, tiny: Path, dots: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+def studio(family: Family, tiny: Path, dots: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingModel:
     values = {"objective.weighting": "min-snr"} if "flow" not in family.prediction else {"objective.shift": "resolution"}
     settings = config(family, tiny, dots, adapter__text_encoder=False, data__buckets=True, **{key.replace(".", "__"): one for key, one in values.items()})
-    made = Studio.open(settings)
+    made = TrainingModel.open(settings)
     made.prepare(tmp_path_factory.mktemp("cache"), scan(settings), None)
     made.attach(None)
     return made
 
 
-def test_the_first_steps_loss_is_what_diffusers_computes(studio: Studio) -> None:
+def test_the_first_steps_loss_is_what_diffusers_computes(studio: TrainingModel) -> None:
     found = loop.learn(studio, 0).losses
     wanted = []
-    for batch in studio.material.batches(0):
+    for batch in studio.encoded.batches(0):
         rng = objective.generator(studio.config.seed, "noise", batch.number)
         noise = torch.randn(batch.latents.shape, generator=rng)
         timesteps = loss.draw_timesteps(studio.config.objective, studio.schedule, len(batch), rng, studio.image_tokens(batch.latents))
-        images = [family_truths.pixels(studio.material.dataset, name, batch.latents.shape[-2:], studio.pipe) for name in batch.names]
+        images = [family_truths.pixels(studio.encoded.dataset, name, batch.latents.shape[-2:], studio.pipe) for name in batch.names]
         assert len(images) == len(batch.captions)
         with torch.no_grad(), studio.base():
             wanted.append(family_truths.losses(studio.pipe, images, batch.captions, noise, timesteps))
     torch.testing.assert_close(found.cpu(), torch.cat(wanted), rtol=1e-5, atol=1e-5)
 
 
-def test_the_timestep_shift_is_the_pipelines_at_that_resolution(studio: Studio) -> None:
+def test_the_timestep_shift_is_the_pipelines_at_that_resolution(studio: TrainingModel) -> None:
     if studio.schedule.prediction != "flow":
         return
     settings = studio.config.objective.model_copy(update={"shift": "resolution", "timesteps": "uniform"})
@@ -188,7 +188,7 @@ def test_twenty_steps_on_two_pictures_halve_their_loss_and_leave_the_base_bitwis
     (measured,) = [event for event in events if event.kind == "validated"]
     assert measured.loss < measured.base_loss / 2
     assert {path: path.read_bytes() for path in tiny.rglob("*.safetensors")} == before
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     weights = {path: weight.clone() for path, weight in studio.base_weights().items()}
     studio.prepare(tmp_path / "cache", scan(settings), None)
     studio.attach(None)

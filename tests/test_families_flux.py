@@ -16,9 +16,9 @@ from tests import plain
 from trainer import export, families, lora_file, session
 from trainer.data import Dataset, scan
 from trainer.errors import RunError
-from trainer.lora_file import names, spelling
+from trainer.lora_file import names, renaming
 from trainer.lora_tools.opening import open_file, updates
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 FLUX = families.registry()["flux"]
 SINGLE = "transformer.single_transformer_blocks.0"
@@ -42,17 +42,17 @@ def wide() -> Any:
 
 
 @pytest.fixture
-def studio(base: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[Studio, Dataset]]:
+def studio(base: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[TrainingModel, Dataset]]:
     """`studio({"adapter.targets": "attention"})`: something random trained on it, as much as if the run were over."""
 
-    def make(changes: dict[str, Any]) -> tuple[Studio, Dataset]:
+    def make(changes: dict[str, Any]) -> tuple[TrainingModel, Dataset]:
         values = {
             "family": "flux", "base": str(base), "resolution_px": 64, "preview_every_steps": 0, "preview.guidance_rescale": 0.0, "adapter.rank": 2,
             "adapter.alpha": 3.0, "save_dtype": "float32",
         }  # fmt: skip
         folder = draw_dots(tmp_path / "dots", "a {colour} dot", num=2)
         settings = session.preset_config(plain.STYLE, str(folder), None, [f"{key}={json.dumps(value)}" for key, value in (values | changes).items()])
-        made = Studio.open(settings)
+        made = TrainingModel.open(settings)
         made.pipe.transformer = wide()
         made.file_keys = FLUX.file_keys(made.pipe)
         noise = torch.Generator().manual_seed(1)
@@ -63,7 +63,7 @@ def studio(base: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> Callab
     return make
 
 
-def in_diffusers(studio: Studio, path: Path) -> dict[str, Any]:
+def in_diffusers(studio: TrainingModel, path: Path) -> dict[str, Any]:
     """The layers that diffusers' pipeline changes, as PEFT has them."""
     from diffusers import FluxPipeline
 
@@ -113,7 +113,7 @@ def test_a_plain_lora_is_written_in_kohyas_fused_names(case: str, studio: Callab
         for found in (ours[layer].dense(change, torch.float32), theirs[layer].get_delta_weight("a").detach()):
             assert float((found - change).norm()) <= 1e-5 * float(change.norm())
     again = tmp_path / "again.safetensors"
-    lora_file.save(again, spelling.plain(names.registry()["flux"], updates(opened), "kohya", "dev / schnell").modules, {}, torch.float32)
+    lora_file.save(again, renaming.plain(names.registry()["flux"], updates(opened), "kohya", "dev / schnell").modules, {}, torch.float32)
     assert body(again) == body(path)
 
 
@@ -145,7 +145,7 @@ def test_diffusers_loses_what_kohyas_names_say_outside_the_blocks_and_that_is_sa
     layers = {"x_embedder": (3072, 64), f"{SINGLE.removeprefix('transformer.')}.proj_out": (3072, 15360)}
     made = {f"transformer.{layer}": lora_file.Delta(torch.ones(1, into), torch.ones(out, 1), 1.0) for layer, (out, into) in layers.items()}
     path = tmp_path / "lora.safetensors"
-    lora_file.save(path, spelling.plain(names.registry()["flux"], made, "kohya", "dev / schnell").modules, {}, torch.float32)
+    lora_file.save(path, renaming.plain(names.registry()["flux"], made, "kohya", "dev / schnell").modules, {}, torch.float32)
     read = FluxPipeline.lora_state_dict(str(tmp_path), weight_name=path.name)
     loaded = {key for key in read if key.startswith("transformer.") and "lora_A" in key}
     (said,) = [place for place in lora_file.inspect(path).places if place.tool == "diffusers"]
@@ -154,12 +154,12 @@ def test_diffusers_loses_what_kohyas_names_say_outside_the_blocks_and_that_is_sa
 
 def test_a_file_that_changes_a_layer_that_was_not_trained_is_not_the_runs(studio: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, dataset = studio({"adapter.targets": "attention"})
-    plain = spelling.plain
+    plain = renaming.plain
 
     def with_more(family: Any, given: dict[str, Any], *rest: str) -> Any:
         return plain(family, given | {f"{SINGLE}.proj_mlp": lora_file.Delta(torch.ones(1, 3072), torch.ones(12288, 1), 1.0)}, *rest)
 
-    monkeypatch.setattr(spelling, "plain", with_more)
+    monkeypatch.setattr(renaming, "plain", with_more)
     with pytest.raises(RunError, match=rf"lora.safetensors changes 1 modules that were not trained, such as {SINGLE}.proj_mlp"):
         export.write(trained, tmp_path / "lora.safetensors", dataset)
     assert not (tmp_path / "lora.safetensors").exists()

@@ -16,11 +16,11 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer import bases, data, families, lora_file, runs, session, steps
+from trainer import bases, checkpoint_files, data, families, lora_file, runs, session
 from trainer.config import DataConfig, InversionConfig, StackConfig
 from trainer.data import buckets
 from trainer.errors import AdapterError
-from trainer.inversion import Word
+from trainer.new_word import Word
 from trainer.render.engine import Engine
 
 SDXL = families.registry()["sdxl"]
@@ -81,14 +81,14 @@ def _config(folder: Path, base: Path, **changes: Any) -> Any:
 
 
 def test_the_sizes_that_the_denoiser_is_told_are_the_pictures(tiny: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> None:
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
     settings = _config(draw_dots(tmp_path / "dots", "a {colour} dot", num=2, wider_px=24), tiny, data__flip=True, batch_size=2)
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     studio.prepare(tmp_path / "cache", data.scan(settings), None)
     told = []
     studio.denoiser.register_forward_pre_hook(lambda module, args, kwargs: told.append(kwargs["added_cond_kwargs"]["time_ids"].tolist()), with_kwargs=True)
-    (batch, *_) = studio.material.batches(0)
+    (batch, *_) = studio.encoded.batches(0)
     with torch.no_grad():
         studio.predict(batch.latents, torch.tensor([500] * len(batch)), batch.captions, batch.frames)
         studio.predict(batch.latents, torch.tensor([500] * len(batch)), batch.captions)
@@ -217,7 +217,7 @@ def test_both_encoders_vectors_are_trained_and_a_resumed_run_ends_in_the_same_by
     assert {key: vectors.shape for key, vectors in found.items()} == {"clip_l": (2, 32), "clip_g": (2, 32)}
     assert all(float((found[key] - start[encoder]).abs().min()) > 0 for encoder, key in SDXL.words.items())
     engine = Engine(str(tiny), "sdxl", device="cpu", dtype="float32")
-    saved = [lora_file.embeddings(file)["mokka"] for file in steps.files(whole, "sdxl", engine.file_keys)]
+    saved = [lora_file.embeddings(file)["mokka"] for file in checkpoint_files.files(whole, "sdxl", engine.file_keys)]
     assert lora_file.is_same_word(saved[1], found) and not lora_file.is_same_word(saved[0], found)
     assert engine.render(_stack(engine, whole.lora_file)).image.size == (64, 64)
 

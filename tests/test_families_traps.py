@@ -21,7 +21,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.families.contract import Family
 from trainer.render import infotext
 from trainer.render.engine import Engine
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 SIZE_PX = 64
 
@@ -37,12 +37,12 @@ def engine(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def studio(family: Family, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Studio:
+def studio(family: Family, engine: Engine, draw_dots: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> TrainingModel:
     settings = presets.load(plain.STYLE, {
         "family": family.name, "base": engine.base, "data.folder": str(draw_dots(tmp_path_factory.mktemp("dots"), "a {colour} dot", num=2)), "batch_size": 2,
         "resolution_px": SIZE_PX, "adapter.targets": "all", "adapter.text_encoder": False, "dtype": "float32", "preview.guidance_rescale": 0.0,
     })  # fmt: skip
-    made = Studio.open(settings)
+    made = TrainingModel.open(settings)
     made.prepare(tmp_path_factory.mktemp("cache"), scan(settings), None)
     made.attach(None)
     return made
@@ -53,11 +53,11 @@ def stack(engine: Engine, **values: Any) -> StackConfig:
     return StackConfig(family=engine.family.name, base=engine.base, **given | values)
 
 
-def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: Family, studio: Studio, engine: Engine) -> None:
+def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: Family, studio: TrainingModel, engine: Engine) -> None:
     if family.guidance == "distilled":
         return
     told: list[torch.Tensor] = []
-    wanted = studio.material.conditioning("")["encoder_hidden_states"].squeeze(0)
+    wanted = studio.encoded.conditioning("")["encoder_hidden_states"].squeeze(0)
 
     def look(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         for one in [*given, *named.values()]:
@@ -70,7 +70,7 @@ def test_a_dropped_caption_is_what_guidance_calls_no_prompt(family: Family, stud
     assert len(told) == 1
 
 
-def test_gradient_checkpointing_changes_neither_the_loss_nor_a_gradient(studio: Studio) -> None:
+def test_gradient_checkpointing_changes_neither_the_loss_nor_a_gradient(studio: TrainingModel) -> None:
     found = []
     for change in ("disable", "enable"):
         getattr(studio.denoiser, f"{change}_gradient_checkpointing")()

@@ -1,4 +1,4 @@
-"""docs/files.md says where each kind of LoRA file loads; `python -m tests.test_file_table` writes it anew from the tables and rules of `places`."""
+"""docs/files.md says where each kind of LoRA file loads; `python -m tests.test_file_table` writes it anew from the tables and rules of `where_it_loads`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.deltas import Delta
-from trainer.lora_file import names, places, spelling
+from trainer.lora_file import names, renaming, where_it_loads
 from trainer.lora_file.names.rows import filled
 from trainer.lora_file.reading import Module
 
@@ -38,23 +38,23 @@ def kinds(family: names.Family) -> list[tuple[str, str]]:
     )
 
 
-def verdicts(family: names.Family, scheme: str, method: str) -> tuple[places.Place, ...]:
+def verdicts(family: names.Family, scheme: str, method: str) -> tuple[where_it_loads.Place, ...]:
     """What `inspect` says of such a file. Only names matter to it, and which tensors there are."""
     paths = [path for row in family.rows for path in row.paths if any(word in path for word in (".attn", "attention.")) and ".norm" not in path]
     chosen = {f"{family.component}.{filled(path, (0,) * path.count('#'))}": Delta(torch.ones(1, 4), torch.ones(4, 1), 1.0) for path in paths}
-    rules, found, targets = spelling.scheme_of(scheme, family), {}, {}
+    rules, found, targets = renaming.scheme_of(scheme, family), {}, {}
     for path, update in chosen.items():
         target = names.look_up(family, family.component, path.partition(".")[2])
         assert target
         part = None if len(target.row.paths) == 1 or rules.original else target.part
-        module = spelling.module_name(family, target, part, rules)
+        module = renaming.module_name(family, target, part, rules)
         there, _ = names.find(family, module)
         assert there, module
         targets[module], found[module] = there, Module(update, method, 1.0 if rules.alpha else None, parts(method, rules), {})
-    return places.where(names.Named(scheme, family, "", targets, (), ()), found)
+    return where_it_loads.where(names.Named(scheme, family, "", targets, (), ()), found)
 
 
-def parts(method: str, rules: spelling.Scheme) -> dict[str, torch.Tensor]:
+def parts(method: str, rules: renaming.Scheme) -> dict[str, torch.Tensor]:
     """The tensors that a run writes for a module, by method and scheme."""
     low = {"lora_down.weight": torch.ones(1, 4), "lora_up.weight": torch.ones(4, 1)} if rules.alpha else {"lora_A.weight": torch.ones(1, 4)}
     alpha = {"alpha": torch.tensor(1.0)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import house
 import pytest
 
-from trainer import claiming, files
+from trainer import files, unique_names
 
 
 @pytest.fixture(params=["a name of its own", "a name that is given"])
@@ -79,7 +79,7 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path, monkeypatch: pytes
         made.write_bytes(b"half")
         name = made.name.replace(f"-{os.getpid()}-", "-4194399-")  # no process has such a number
         (tmp_path / name).write_bytes(b"half")
-        claiming.sweep(tmp_path)
+        unique_names.sweep(tmp_path)
         assert made.exists() and not (tmp_path / name).exists()
 
 
@@ -87,7 +87,7 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path, monkeypatch: pytes
 
 OWNERS = {
     "trainer.files": "it is the owner",
-    "trainer.claiming": "takes a name that is free, where files replaces",
+    "trainer.unique_names": "takes a name that is free, where files replaces",
     "trainer.system": "asks the system to sync a folder",
     "trainer.checkpoint": "a folder of files",
     "trainer.data.archives": "a folder of files",

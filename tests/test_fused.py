@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trainer import methods
-from trainer.attach import ADAPTER, Attachment, attach
-from trainer.memory import fused
+from trainer.adapter import ADAPTER, Attachment, attach
+from trainer.memory import fused_lora
 
 
 class Model(nn.Module):
@@ -40,7 +40,7 @@ def adapted(bias: bool = True, dtype: torch.dtype = torch.float32, **settings: o
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_output_and_gradients_are_those_of_peft(bias: bool, dtype: torch.dtype, tolerance: float) -> None:
     theirs, ours = adapted(bias, dtype)
-    assert fused.fuse(ours.layers.values(), ADAPTER, dtype)
+    assert fused_lora.fuse(ours.layers.values(), ADAPTER, dtype)
     x = torch.randn(3, 5, 24, dtype=dtype)
     found = []
     for attachment in (theirs, ours):
@@ -55,7 +55,7 @@ def test_output_and_gradients_are_those_of_peft(bias: bool, dtype: torch.dtype, 
 
 def test_switched_off_it_is_the_base_bit_for_bit() -> None:
     theirs, ours = adapted()
-    fused.fuse(ours.layers.values(), ADAPTER, torch.float32)
+    fused_lora.fuse(ours.layers.values(), ADAPTER, torch.float32)
     x = torch.randn(2, 24)
     with ours.off():
         assert torch.equal(ours.model(x), Model.forward(ours.model, x))
@@ -67,11 +67,11 @@ def test_switched_off_it_is_the_base_bit_for_bit() -> None:
 def test_layers_with_dropout_stay_pefts() -> None:
     _, ours = adapted(dropout=0.3)
     before = [layer.forward for layer in ours.layers.values()]
-    assert not fused.fuse(ours.layers.values(), ADAPTER, torch.float32)
+    assert not fused_lora.fuse(ours.layers.values(), ADAPTER, torch.float32)
     assert [layer.forward for layer in ours.layers.values()] == before
 
 
 def test_dora_stays_pefts() -> None:
     method = methods.registry()["dora"]
     attachment = attach(Model(True, torch.float32), method, method.Config(method="dora", rank=4), ".*one", 0)
-    assert not fused.fuse(attachment.layers.values(), ADAPTER, torch.float32)
+    assert not fused_lora.fuse(attachment.layers.values(), ADAPTER, torch.float32)

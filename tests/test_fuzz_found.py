@@ -14,12 +14,12 @@ import pytest
 
 from app import batches, job_table
 from tests.test_naming import small
-from trainer import bases, families, foreign_json, lora_file, model_registry, single_file, usual
+from trainer import base_defaults, bases, families, foreign_json, lora_file, model_registry, single_file
 from trainer.config import AdapterChoice, DataConfig, StackConfig, parse
 from trainer.data import captions, sources
 from trainer.errors import AdapterError, ConfigError, DataError, ModelError, UserError
 from trainer.events import Planned
-from trainer.render import batch_papers, batch_plan, command, regions
+from trainer.render import batch_manifest, batch_plan, command, regions
 from trainer.render.axes import axis
 from trainer.report.plausible import is_plausible
 
@@ -73,7 +73,7 @@ def test_a_base_whose_configs_are_damaged_is_refused_in_words_or_drawn_as_its_fa
     with pytest.raises(ModelError, match="vae/config.json"):
         bases.multiple_px(tmp_path)
     assert bases.family_of(str(tmp_path)) == "sd" and bases.num_parameters(tmp_path) == 0
-    assert usual.of(str(tmp_path), SD).width_px == SD.default_px
+    assert base_defaults.of(str(tmp_path), SD).width_px == SD.default_px
 
 
 @pytest.mark.parametrize("stages", [["x"] * 9000, "x" * 9000, [], 4, None])
@@ -184,7 +184,7 @@ def test_a_batch_removes_no_file_that_only_its_list_of_sheets_names(name: str, t
     (tmp_path / "kept.png").write_text("kept")
     (out / "kept.png").write_text("kept")
     (out / ".batch" / "sheets.json").write_text(json.dumps({name: "ab"}))
-    assert batch_papers.write_sheets(batch_plan.Plan(), out) == 0
+    assert batch_manifest.write_sheets(batch_plan.Plan(), out) == 0
     assert (tmp_path / "kept.png").exists() and (out / "kept.png").exists()
 
 

@@ -21,9 +21,9 @@ from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Adjusted, Finished, Step
 from trainer.families.contract import Family
-from trainer.memory import probing, quantising
+from trainer.memory import attention_probe, quantising
 from trainer.render.engine import Engine
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 DEVICE = os.environ.get("VELATURA_TEST_DEVICE", "cuda")
 GPU_ALONE = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU's memory")
@@ -142,7 +142,7 @@ def test_offload_keeps_encoders_and_blocks_on_the_cpu(config: Callable[..., Trai
     places: list[dict[str, set[str]]] = []
     learn = loop.learn
 
-    def looked(studio: Studio, step: int) -> object:
+    def looked(studio: TrainingModel, step: int) -> object:
         found = {name: {one.device.type for one in part.parameters()} for name, part in studio.pipe.components.items() if isinstance(part, torch.nn.Module)}
         pinned = {str(one.is_pinned()) for one in studio.denoiser.parameters() if one.device.type == "cpu"}
         places.append(found | {"pinned": pinned})
@@ -212,9 +212,9 @@ def test_compiled_blocks_train_what_eager_ones_do(way: str, name: str, config: C
 @GPU_ALONE
 def test_attention_kernels_are_found_that_do_not_fault() -> None:
     """FLUX.1's own shape at 1024 px, which cuDNN's backward dies of on some cards."""
-    shapes = [probing.Shape(1, 24, 4608, 4608, 128, False, "bfloat16"), probing.Shape(1, 10, 4096, 77, 64, False, "bfloat16")]
-    found = probing.verdict(shapes, [*probing.TORCH], Path(os.devnull), "cuda")
-    assert found.kernels and all(kernel in probing.TORCH for kernel in found.kernels)
+    shapes = [attention_probe.Shape(1, 24, 4608, 4608, 128, False, "bfloat16"), attention_probe.Shape(1, 10, 4096, 77, 64, False, "bfloat16")]
+    found = attention_probe.verdict(shapes, [*attention_probe.TORCH], Path(os.devnull), "cuda")
+    assert found.kernels and all(kernel in attention_probe.TORCH for kernel in found.kernels)
 
 
 # Stacks.

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from tests import lora_tables
 from trainer import lora_file
 from trainer.errors import AdapterError
-from trainer.lora_file import spelling
+from trainer.lora_file import renaming
 from trainer.lora_tools.opening import open_file, updates
 
 LONGEST_S, MOST_BYTES = 1.0, 512 << 20
@@ -180,7 +180,7 @@ def survives(path: Path, chance: random.Random) -> bool:
     readable = True
     for attempt in (
         lambda: lora_file.describe(lora_file.inspect(path)).encode(), lambda: lora_file.read(path, keys, shapes), lambda: updates(open_file(path)),
-        lambda: _spelled(path, chance.choice(spelling.SCHEMES)),
+        lambda: _spelled(path, chance.choice(renaming.SCHEMES)),
     ):  # fmt: skip
         try:
             attempt()
@@ -192,7 +192,7 @@ def survives(path: Path, chance: random.Random) -> bool:
 
 def _spelled(path: Path, scheme: str) -> None:
     opened = open_file(path)
-    spelling.spell(opened.known, opened.modules, scheme)
+    renaming.spell(opened.known, opened.modules, scheme)
 
 
 def _fuzz(folder: Path, num: int, first: int) -> None:

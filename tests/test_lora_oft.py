@@ -22,7 +22,7 @@ from trainer.lora_tools.convert import convert
 from trainer.lora_tools.opening import open_file, updates
 from trainer.lora_tools.plain import to_plain
 from trainer.lora_tools.weights import open_weights
-from trainer.lowrank import Cut
+from trainer.rank_reduction import Cut
 
 LAYERS = ("lin", "wide", "conv", "one")
 KEYS = {f"unet.{name}": f"lora_unet_{name}" for name in LAYERS}

@@ -16,15 +16,15 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer import against, lora_file
+from trainer import against_stack, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError
 from trainer.lora_file.patterns import Patterns
 from trainer.lora_tools.opening import open_file, updates
 from trainer.lora_tools.weights import open_weights
 from trainer.render import batch_recipe
+from trainer.render.adapter_cache import Shelf
 from trainer.render.engine import Engine
-from trainer.render.shelf import Shelf
 
 LINEAR = r".*attn[12]\.to_[qkv]"
 BOTH = r".*(attn[12]\.to_[qk]|resnets\.\d\.conv1|proj_in)"
@@ -159,13 +159,13 @@ def test_training_against_a_folder_of_pefts_folds_it_in_at_its_strength(imprimat
     wanted = saved(tmp_path / "fox", VARIANTS["plain"], imprimatura_folder)
     weights = {name: weight.clone() for name, weight in engine.weights.items()}
     lines = (f"{tmp_path / 'fox'}:0.5",)
-    before = against.digest(lines)
-    against.fold(lines, weights, engine.file_keys)
+    before = against_stack.digest(lines)
+    against_stack.fold(lines, weights, engine.file_keys)
     name, change = next(iter(wanted.items()))
     torch.testing.assert_close(weights[name] - engine.weights[name], 0.5 * change, rtol=1e-3, atol=1e-5)
     config = tmp_path / "fox" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 4'))
-    assert against.digest(lines) != before, "another strength is another stack"
+    assert against_stack.digest(lines) != before, "another strength is another stack"
 
 
 def test_a_config_that_changes_is_another_adapter_to_the_one_who_keeps_them(imprimatura_folder: Path, engine: Engine, tmp_path: Path) -> None:

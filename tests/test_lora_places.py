@@ -15,9 +15,9 @@ from tests import plain
 from trainer import families, lora_file, presets, session
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import names, spelling, writing
+from trainer.lora_file import names, renaming, writing
 from trainer.lora_file.names.rows import amounts, filled
-from trainer.lora_file.places import Place
+from trainer.lora_file.where_it_loads import Place
 from trainer.lora_tools import verify
 from trainer.lora_tools.convert import convert
 
@@ -45,8 +45,8 @@ def test_diffusers_verdict_is_what_its_converter_does_in_every_scheme(name: str,
     family = names.registry()[name]
     updates = block(family)
     assert updates
-    for scheme in spelling.SCHEMES[:-1]:
-        spelled = spelling.plain(family, updates, scheme, family.sizes[0].name)
+    for scheme in renaming.SCHEMES[:-1]:
+        spelled = renaming.plain(family, updates, scheme, family.sizes[0].name)
         path = tmp_path / f"{scheme}.safetensors"
         writing.save(path, spelled.modules, spelled.metadata | {"ss_base_model_version": family.base_version}, torch.float32)
         said = places(path)["diffusers"]
@@ -111,7 +111,7 @@ def file_of(family: str, scheme: str, folder: Path, method: str = "lora", keep: 
     """A file of one block of a family at its published size, with another method's tensors in place of a LoRA's."""
     own = names.registry()[family]
     kept = [(path, update) for path, update in block(own).items() if keep(path)][:4]
-    spelled = spelling.plain(own, dict(kept), scheme, own.sizes[0].name)
+    spelled = renaming.plain(own, dict(kept), scheme, own.sizes[0].name)
     made = {module: other(parts, method) for module, parts in spelled.modules.items()}
     path = folder / f"{family}-{scheme}-{method}.safetensors"
     said = {lora_file.RECIPE_KEY: "{}"} if method == "oft" else {}  # ours: which way it turns is known

@@ -23,7 +23,7 @@ from trainer.lora_tools.opening import open_file, updates
 from trainer.lora_tools.plain import to_plain
 from trainer.lora_tools.resize import resize
 from trainer.lora_tools.weights import open_weights
-from trainer.lowrank import Cut, cut_dense
+from trainer.rank_reduction import Cut, cut_dense
 
 MID = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 

@@ -18,7 +18,7 @@ from trainer.config import MemoryConfig
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Finished, Step, Warned
 from trainer.memory import arranging, ladder, mechanics, quantising
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 ROOT = Path(__file__).parents[1]
 KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantising.has_nf4(), reason="needs bitsandbytes"))]
@@ -77,7 +77,7 @@ def test_a_preview_on_an_nf4_base_changes_nothing(settings, tmp_path: Path) -> N
 
 
 def test_the_base_alone_can_be_asked_under_a_quantised_adapter(settings) -> None:
-    studio = Studio.open(settings(memory__quantise="int8"))
+    studio = TrainingModel.open(settings(memory__quantise="int8"))
     studio.attach(None)
     noised, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([500])
     studio._condition = lambda captions, frames: {"encoder_hidden_states": torch.ones(1, 77, 32)}  # type: ignore[method-assign]
@@ -312,7 +312,7 @@ def test_a_preview_that_runs_out_is_a_warning(settings, tmp_path: Path, monkeypa
     def draw(self, prompt):
         raise RuntimeError(SHORTAGE)
 
-    monkeypatch.setattr(Studio, "draw", draw)
+    monkeypatch.setattr(TrainingModel, "draw", draw)
     _, told = train(settings(preview_every_steps=2), tmp_path)
     assert [event for event in told if isinstance(event, Warned) and "can't allocate" in event.message]
 

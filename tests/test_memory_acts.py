@@ -21,7 +21,7 @@ from trainer import loop, presets, session
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.events import Finished, Warned
 from trainer.memory import compiling, fetching, frozen, ladder, quantising
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure at the seams of the run's own steps; nothing of what they do is replaced."""
     learn, keep = loop.learn, fetching.keep_on_cpu
 
-    def measured(studio: Studio, step: int) -> Any:
+    def measured(studio: TrainingModel, step: int) -> Any:
         denoiser, kept = studio.denoiser, [0]
         handle = denoiser.register_forward_pre_hook(lambda module, args, kwargs: seen.rows.add(_rows(args, kwargs)), with_kwargs=True)
 

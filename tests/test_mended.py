@@ -15,7 +15,7 @@ from trainer import methods, presets, runs, session, stopping
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Finished, Overtrained, Step, Stopped, Warned
 from trainer.families import registry
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_what_is_measured_has_no_open_wildcards(tmp_path: Path, tiny: Path, pict
     from trainer import data
     from trainer.data import folds
 
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     dataset, left = folds.leave_out(data.scan(settings), settings)
     studio.prepare(tmp_path / ".cache", dataset, left)
     for one in (studio.questions(left), studio.questions(dataset)):
@@ -149,11 +149,11 @@ def test_what_is_measured_has_no_open_wildcards(tmp_path: Path, tiny: Path, pict
 )
 def test_the_class_stands_where_the_trigger_stood(trigger: str, caption: str, wanted: str, tiny: Path, pictures: Path, tmp_path: Path) -> None:
     settings = config(tiny, pictures, **{"data.trigger": trigger, "objective.preservation_weight": 1, "data.class_caption": "kitten"})
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     from trainer import data
 
     studio.prepare(tmp_path / ".cache", data.scan(settings), None)
-    assert studio.material._class_caption(caption) == wanted
+    assert studio.encoded._class_caption(caption) == wanted
 
 
 @pytest.mark.parametrize(

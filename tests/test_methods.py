@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from trainer import families, lora_file, methods
-from trainer.attach import Attachment, attach
+from trainer.adapter import Attachment, attach
 from trainer.config import TrainConfig
 from trainer.export import write
 
@@ -218,14 +218,14 @@ def test_the_text_encoder_is_adapted_and_read_back(name: str, tiny: Path, tmp_pa
 @pytest.mark.parametrize("name", methods.registry())
 def test_the_export_proves_what_it_wrote(name: str, save_dtype: str, tiny: Path, tmp_path: Path, examples: Path) -> None:
     from trainer import data
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
     adapter = settings(name, targets="linear", text_encoder=True).model_dump()
     folder = examples / "grey-cat" / "train"
     config = TrainConfig.model_validate(
         {"family": "sd", "base": str(tiny), "resolution_px": 32, "save_dtype": save_dtype, "adapter": adapter, "data": {"folder": str(folder)}}
     )
-    studio, dataset = Studio.open(config), data.scan(config)
+    studio, dataset = TrainingModel.open(config), data.scan(config)
     studio.attach(None)
     with pytest.raises(Exception, match="would do nothing"):
         write(studio, tmp_path / "zero.safetensors", dataset)

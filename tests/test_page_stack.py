@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app import grids, insight, ui
+from app import grids, stack_analysis, ui
 from app.context import Context
 from app.tabs import stack
 from trainer import lora_file
@@ -72,14 +72,14 @@ def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(cont
     assert found.pairs[0].total.cosine == pytest.approx(1, abs=1e-4)
     proposed = analysis.balance(found)
     assert proposed.weights == pytest.approx([0.6, 0.6], abs=1e-3)  # 0.3 alone is the strongest; 0.3 + 0.2 is 5/3 of it
-    html = insight.report_html(found, ["mode k-lora"])
+    html = stack_analysis.report_html(found, ["mode k-lora"])
     assert "push the same way" in html and "1 of 1" in html and "Left out of account: mode k-lora" in html
     assert HOSTILE not in html and "&lt;img" in html
 
 
 def test_what_the_map_leaves_out_is_named(context: Context) -> None:
     plain = made(context)
-    assert insight.unseen(plain) == [] and insight.unseen(plain.model_copy(update={"mode": "k-lora"})) == ["mode k-lora"]
+    assert stack_analysis.unseen(plain) == [] and stack_analysis.unseen(plain.model_copy(update={"mode": "k-lora"})) == ["mode k-lora"]
 
 
 def test_two_that_take_turns_do_not_meet(context: Context) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.form import Spec, specs
 from trainer import methods
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, TrainConfig, parse
-from trainer.render import regions, weighing
+from trainer.render import regions, strength
 from trainer.schema import Settings
 
 if sys.version_info >= (3, 11):
@@ -58,7 +58,7 @@ def stacks_page() -> str:
     assert mark, f"{STACKS} has lost the line {TABLES!r}"
     tables = [f"## {title}\n\n| setting | default | what it does |\n|---|---|---|\n" + "\n".join(fields(model)) for title, model in STACK_TABLES.items()]
     curves = ["## Weight curves\n\n| `curve=` | at the input, a quarter, the middle, three quarters, the output |\n|---|---|"]
-    curves += [f"| `{name}` | {', '.join(f'{curve(depth / 4):.2g}' for depth in range(5))} |" for name, curve in weighing.CURVES.items()]
+    curves += [f"| `{name}` | {', '.join(f'{curve(depth / 4):.2g}' for depth in range(5))} |" for name, curve in strength.CURVES.items()]
     return before + TABLES + "\n\n" + "\n\n".join([*tables, "\n".join(curves)]) + "\n"
 
 
@@ -78,15 +78,15 @@ def test_every_spelling_that_the_stacks_page_shows_is_read() -> None:
         stack = parse(StackConfig, tomllib.loads(example), "the page")
         assert stack.adapters
         for one in stack.adapters:
-            weighing.schedule(one)
-            weighing.block_factors(one, UNET)
+            strength.schedule(one)
+            strength.block_factors(one, UNET)
             regions.resolved(one, (16, 16))
     schedules, blocks = (re.findall(rf"^\\| `{kind}=([^`]+)`", text, re.MULTILINE) for kind in ("schedule", "blocks"))
     assert len(schedules) >= 3 and len(blocks) >= 4
     for said in schedules:
-        weighing.schedule(AdapterChoice(schedule=said))
+        strength.schedule(AdapterChoice(schedule=said))
     for said in blocks:
-        assert set(weighing.block_factors(AdapterChoice(blocks=(said,)), UNET).values()) != {1.0}, said
+        assert set(strength.block_factors(AdapterChoice(blocks=(said,)), UNET).values()) != {1.0}, said
 
 
 def test_every_setting_is_in_the_table_with_its_default_and_help() -> None:

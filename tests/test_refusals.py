@@ -20,8 +20,8 @@ from trainer.config.data import DataConfig
 from trainer.config.parsing import from_json, from_toml
 from trainer.config.refusals import _ALLOWED, _PATTERNS
 from trainer.errors import ConfigError, UserError
+from trainer.printing import MOST_NAMED
 from trainer.schema import Settings
-from trainer.shown import MOST_NAMED
 
 WHOLE: dict[str, Any] = {"family": "sd", "base": "imprimatura", "max_steps": 30, "adapter": {"method": "lora"}}
 # Words of pydantic's messages that mean nothing to an artist.

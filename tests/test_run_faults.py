@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import plain
-from trainer import checkpoint, claiming, events, lora_file, presets, runs, session
+from trainer import checkpoint, events, lora_file, presets, runs, session, unique_names
 from trainer.errors import ModelError, RunError
 from trainer.events import Failed, Finished, Saved, Started, Step, Warned
 
@@ -199,7 +199,7 @@ def test_a_run_killed_before_its_report_is_written_is_not_finished(tmp_path: Pat
 def test_a_run_folder_that_was_never_finished_goes_when_the_next_is_made(tmp_path: Path, tiny: Path, pictures: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = tmp_path / f"{claiming.unfinished().replace(str(os.getpid()), str(ended.pid))}x"
+    left = tmp_path / f"{unique_names.unfinished().replace(str(os.getpid()), str(ended.pid))}x"
     left.mkdir()
     (left / "config.toml").touch()
     runs.create(tmp_path, "mine", config(tiny, pictures))

@@ -19,7 +19,7 @@ from trainer.config import AdapterChoice, StackConfig
 from trainer.data import scanning
 from trainer.deltas import Delta
 from trainer.errors import AdapterError, ConfigError, UserError
-from trainer.render import draw, live, modes, regions, weighing
+from trainer.render import draw, live, modes, regions, strength
 from trainer.render.engine import Engine
 
 STEPS = 4
@@ -343,8 +343,8 @@ def test_any_text_is_read_or_refused(text: str, parse: str) -> None:
     paths = ["unet.down_blocks.0.attn1.to_q", "unet.mid_block.attn2.to_k", "unet.up_blocks.1.attn1.to_q"]
     made = AdapterChoice(file="x", **{parse: (text,) if parse == "blocks" else text})
     calls: dict[str, Callable[[], object]] = {
-        "schedule": lambda: [abs(weighing.schedule(made).at(place / 7)) <= 4 for place in range(8)], "region": lambda: regions.resolved(made, (8, 8)),
-        "blocks": lambda: weighing.block_factors(made, paths),
+        "schedule": lambda: [abs(strength.schedule(made).at(place / 7)) <= 4 for place in range(8)], "region": lambda: regions.resolved(made, (8, 8)),
+        "blocks": lambda: strength.block_factors(made, paths),
     }  # fmt: skip
     try:
         found = calls[parse]()

@@ -15,7 +15,7 @@ from tests import plain
 from trainer import checkpoint, events, loop, presets, runs, session
 from trainer.errors import DataError, RunError, UserError
 from trainer.events import Cached, Failed, Finished, Planned, Sampled, Started, Step, Stopped, Validated, Warned
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,15 +166,15 @@ def test_it_learns_two_pictures_and_the_base_stays_bitwise_the_same(tmp_path: Pa
     settings = presets.load(
         plain.CHARACTER, {"data.folder": str(folder), "data.heldout": str(folder), "max_steps": 20, "learning_rate": 2e-3, "preview_every_steps": 0}
     )
-    before = {name: tensor.clone() for name, tensor in Studio.open(settings).denoiser.state_dict().items()}
-    kept: list[Studio] = []
-    real = Studio.open
-    Studio.open = lambda *arguments: kept.append(real(*arguments)) or kept[-1]  # type: ignore[assignment,method-assign]
+    before = {name: tensor.clone() for name, tensor in TrainingModel.open(settings).denoiser.state_dict().items()}
+    kept: list[TrainingModel] = []
+    real = TrainingModel.open
+    TrainingModel.open = lambda *arguments: kept.append(real(*arguments)) or kept[-1]  # type: ignore[assignment,method-assign]
     try:
         run, stream = session.start(settings, tmp_path, "x", None)
         checks = [event for event in stream if isinstance(event, Validated)]
     finally:
-        Studio.open = real  # type: ignore[method-assign]
+        TrainingModel.open = real  # type: ignore[method-assign]
     assert checks[-1].gain > 0.25 and checks[-1].gain_low > 0 and checks[-1].share_better == 1
     after = {name.replace(".base_layer", ""): tensor for name, tensor in kept[0].denoiser.state_dict().items() if ".lora_" not in name}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -219,7 +219,7 @@ def test_two_processes_never_train_one_run(tmp_path: Path, tiny: Path, pictures:
 
 
 def test_a_loss_that_is_no_number_stops_within_a_step_and_names_it(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Studio.predict_part
+    real = TrainingModel.predict_part
     count = 0
 
     def predict(self, *arguments):
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_within_a_step_and_names_it(tmp_path: Pat
         count += 1
         return real(self, *arguments) * (float("nan") if count == 5 else 1.0)
 
-    monkeypatch.setattr(Studio, "predict_part", predict)
+    monkeypatch.setattr(TrainingModel, "predict_part", predict)
     run, stream = session.start(config(tiny, pictures), tmp_path, "x", None)
     with pytest.raises(RunError, match="step 5 gave a loss of nan"):
         list(stream)
@@ -289,12 +289,12 @@ def test_the_first_step_asks_what_an_independent_computation_asks(tmp_path: Path
     settings = config(tiny, pictures, max_steps=1, preview_every_steps=0)
     run, stream = session.start(settings, tmp_path, "x", None)
     loss = next(event.loss for event in list(stream) if isinstance(event, Step))
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     from trainer import data
 
     studio.prepare(tmp_path / ".cache", data.scan(settings), None)
-    (batch,) = studio.material.batches(0)
-    latents, hidden = batch.latents, torch.stack([studio.material.conditioning(caption)["encoder_hidden_states"] for caption in batch.captions])
+    (batch,) = studio.encoded.batches(0)
+    latents, hidden = batch.latents, torch.stack([studio.encoded.conditioning(caption)["encoder_hidden_states"] for caption in batch.captions])
     scheduler, unet = DDPMScheduler.from_pretrained(tiny, subfolder="scheduler"), UNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
     rng = objective.generator(settings.seed, "noise", 0)
     noise, timesteps = torch.randn(latents.shape, generator=rng), torch.randint(0, 1000, (len(batch),), generator=rng)

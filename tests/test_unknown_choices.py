@@ -18,7 +18,7 @@ from trainer.objective import Schedule
 from trainer.optim import optimizers, schedules
 from trainer.render.engine import Engine
 from trainer.schema import Settings
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 EPSILON = Schedule("epsilon", torch.linspace(0.99, 0.01, 1000))
 RNG = torch.Generator()
@@ -94,7 +94,7 @@ def test_no_training_starts_and_no_base_is_opened_with_an_unknown_choice(section
     method = next(name for name, module in methods.registry().items() if section != "adapter." or key in module.Config.model_fields)
     config = parse(TrainConfig, {"family": "sd", "base": "imprimatura", "adapter": {"method": method}, "data": {"folder": str(tmp_path)}}, "x")
     odd = changed(config, section, key)
-    for door in (lambda: session.start(odd, tmp_path / "runs", "x", None), lambda: Studio.open(odd)):
+    for door in (lambda: session.start(odd, tmp_path / "runs", "x", None), lambda: TrainingModel.open(odd)):
         with pytest.raises(ConfigError, match=re.escape(f"{section}{key} is 'woven', which nothing here computes; allowed: ")):
             door()
     assert not (tmp_path / "runs").exists()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import plain
-from trainer import presets, session, world
+from trainer import distributed, presets, session
 from trainer.families import registry
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +87,8 @@ def test_a_base_sharded_over_two_processes_trains_the_same_adapter(settings_file
 
 
 def test_rows_are_dealt_out_and_a_share_may_be_empty() -> None:
-    assert [world.World(rank, 3).rows(7) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
-    assert world.World(2, 3).rows(1) == []
+    assert [distributed.World(rank, 3).rows(7) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert distributed.World(2, 3).rows(1) == []
 
 
 def test_accelerate_launch_that_starts_one_process_is_told_of(settings_file: Path, tmp_path: Path) -> None:

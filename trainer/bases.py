@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import families, foreign_json, model_registry, single_file
 from trainer.errors import ConfigError, ModelError, UserError
 from trainer.families.contract import Family
-from trainer.shown import some
+from trainer.printing import some
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import claiming, files
+from trainer import files, unique_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class Store:
         self._kept: OrderedDict[str, Entry] = OrderedDict()
         self._kept_size = 0
         self._proved: set[str] = set()  # names whose files have been compared with their digests
-        claiming.sweep(folder, "*/.new-*")  # of processes that were killed while they wrote
+        unique_names.sweep(folder, "*/.new-*")  # of processes that were killed while they wrote
 
     def get(self, name: str, compute: Callable[[], Entry]) -> Entry:
         """The entry called `name`; where there is none, or a damaged one, it is computed and written."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import shown, system
+from trainer import printing, system
 from trainer.errors import RunError
 from trainer.files import write_synced
 
@@ -118,8 +118,8 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
         except (OSError, ValueError) as error:
             problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
     if folders:
-        newest = [folder.name for folder in folders[-shown.MOST_NAMED :]]
-        damaged = shown.some(newest + [folder.name for folder in folders[: -len(newest)]])
+        newest = [folder.name for folder in folders[-printing.MOST_NAMED :]]
+        damaged = printing.some(newest + [folder.name for folder in folders[: -len(newest)]])
         raise RunError(
             f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew."
         )

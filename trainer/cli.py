@@ -70,7 +70,7 @@ def train(
     once: Annotated[bool, typer.Option("--once", hidden=True, help="Rehearse in this process, with the settings as they are.")] = False,
 ) -> None:
     """Train a LoRA."""
-    from trainer import console, session, world
+    from trainer import console, distributed, session
     from trainer.events import Stopped, Warned
 
     if preset is None and not resume:
@@ -86,7 +86,7 @@ def train(
             raise ConfigError("--rehearse measures a new run; name a preset, and leave out --resume.")
         _rehearse(wanted, out, download, as_json, once)
         return
-    ours = world.enter()
+    ours = distributed.enter()
     run = session.choose(out, name, wanted, ours) if resume else None
     if run and ours.share(run.state() if ours.first else "") == "finished":
         if ours.first:
@@ -179,9 +179,9 @@ def inspect(
         return
     import dataclasses
 
-    from trainer import lora_file, origin
+    from trainer import base_match, lora_file
 
-    info, warning = lora_file.inspect(file), origin.at_home(file, base)
+    info, warning = lora_file.inspect(file), base_match.at_home(file, base)
     if as_json:
         print(json.dumps(dataclasses.asdict(info) | {"path": str(file), "warning": warning}, indent=2, ensure_ascii=False))
         return

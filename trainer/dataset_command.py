@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trainer import foreign_json, shown
+from trainer import foreign_json, printing
 from trainer.errors import ConfigError, ModelError
 from trainer.families.contract import Family
 
@@ -32,7 +32,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say which pictures are unreadable, small, blurred or double, what captions lack, and how pictures will be cropped."""
-    from trainer import bases, usual
+    from trainer import base_defaults, bases
     from trainer.config import parse
     from trainer.config.data import CaptionsConfig, DataConfig
     from trainer.data import archives, dataset_check, sources
@@ -42,7 +42,7 @@ def check(
     root = bases.folder_of(base)
     family = _family(root, base)
     multiple = max(family.multiple_px, bases.multiple_px(root))
-    size = resolution if resolution is not None else max(usual.size_px(root, family))
+    size = resolution if resolution is not None else max(base_defaults.size_px(root, family))
     wrong = [
         f"--{name} is {value}; allowed for this base: {allowed}."
         for name, value, allowed, fits in (
@@ -52,7 +52,7 @@ def check(
         if not fits
     ]
     if wrong:
-        raise ConfigError(shown.listed(wrong))
+        raise ConfigError(printing.listed(wrong))
     settings = parse(DataConfig, {"folder": str(folder), "trigger": trigger, "bucket_step_px": step}, "the command line")
     count, own = _tokenizer(root)
     window = min((one for one in (own, family.caption_tokens) if one is not None), default=None)

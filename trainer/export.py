@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import __version__, files, lora_file, methods, origin
+from trainer import __version__, base_match, files, lora_file, methods
 from trainer.config import recipe
 from trainer.data import Dataset, archives
 from trainer.deltas import Delta
 from trainer.errors import RunError
-from trainer.lora_file import names, spelling
-from trainer.studio import Studio
+from trainer.lora_file import names, renaming
+from trainer.training_model import TrainingModel
 
 _TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 _PLAIN = {"lora_down.weight", "lora_up.weight", "alpha"}
@@ -25,40 +25,40 @@ _LENGTHS = "dora_scale"  # of DoRA
 _MAX_TAGS = 2000
 
 
-def write(studio: Studio, path: Path, dataset: Dataset, extra_metadata: dict[str, str] | None = None) -> float:
+def write(model: TrainingModel, path: Path, dataset: Dataset, extra_metadata: dict[str, str] | None = None) -> float:
     """Write what is trained to `path`, open it again, compare; the adapter's norm. `extra_metadata` are further header entries.
 
     Raises: RunError if the file isn't what was trained, or nothing was.
     """
-    config = studio.config
+    config = model.config
     method = methods.registry()[config.adapter.method]
-    modules = {f"{component}.{name}": tensors for component, attached in studio.attachments.items() for name, tensors in attached.modules().items()}
+    modules = {f"{component}.{name}": tensors for component, attached in model.attachments.items() for name, tensors in attached.modules().items()}
     parts = {module: method.to_file(tensors, config.adapter) for module, tensors in modules.items()}
-    spelled = {studio.file_keys[module]: tensors for module, tensors in parts.items()}
-    metadata = _metadata(studio, dataset) | method.header(config.adapter) | (extra_metadata or {})
-    if studio.family.file_names == "peft":
-        spelled, own = _in_fused_names(studio, parts) or _in_diffusers_names(spelled, [*studio.attachments])
+    spelled = {model.file_keys[module]: tensors for module, tensors in parts.items()}
+    metadata = _metadata(model, dataset) | method.header(config.adapter) | (extra_metadata or {})
+    if model.family.file_names == "peft":
+        spelled, own = _in_fused_names(model, parts) or _in_diffusers_names(spelled, [*model.attachments])
         metadata |= own
-    words = {studio.word.name: studio.word.in_file()} if studio.word else {}
+    words = {model.word.name: model.word.in_file()} if model.word else {}
     with files.replacing(path) as unproved:  # it gets its name when it is proved good
         lora_file.save(unproved, spelled, metadata, getattr(torch, config.save_dtype), words)
-        norm = _proved(studio, unproved, path.name)
+        norm = _proved(model, unproved, path.name)
         _prove_words(unproved, words, config.save_dtype)
     return norm
 
 
-def _in_fused_names(studio: Studio, modules: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]] | None:
+def _in_fused_names(model: TrainingModel, modules: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]] | None:
     """Plain LoRA in the names that the family's tools read, layers fused as they are there, where the family has such for this base.
 
     A fused module has as much rank as its layers together; the header keeps the rank and alpha that were trained.
     """
-    scheme, size = studio.family.named_as(studio.pipe, set(modules)) if studio.family.named_as else ("", "")
+    scheme, size = model.family.named_as(model.pipe, set(modules)) if model.family.named_as else ("", "")
     if not scheme or any(set(parts) != _PLAIN for parts in modules.values()):
         return None
     updates = {
         module: Delta(down := parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"]) / len(down)) for module, parts in modules.items()
     }
-    spelled = spelling.plain(names.registry()[studio.family.name], updates, scheme, size)
+    spelled = renaming.plain(names.registry()[model.family.name], updates, scheme, size)
     return spelled.modules, {} if scheme == "kohya" else spelled.metadata
 
 
@@ -89,17 +89,17 @@ def _in_diffusers_names(modules: dict[str, dict[str, Tensor]], components: list[
     return found, scale if own else {}
 
 
-def _proved(studio: Studio, unproved: Path, name: str) -> float:
+def _proved(model: TrainingModel, unproved: Path, name: str) -> float:
     """The norm of what the file does to the base, if that is what the adapter does, as PEFT merges it, and no more. Raises: RunError."""
-    weights = studio.base_weights()
-    found = lora_file.read(unproved, studio.file_keys, {module: tuple(weight.shape) for module, weight in weights.items()})
-    modules = {f"{component}.{module}" for component, attached in studio.attachments.items() for module in attached.layers}
+    weights = model.base_weights()
+    found = lora_file.read(unproved, model.file_keys, {module: tuple(weight.shape) for module, weight in weights.items()})
+    modules = {f"{component}.{module}" for component, attached in model.attachments.items() for module in attached.layers}
     if more := set(found) - modules:
         raise RunError(f"{name} changes {len(more)} modules that were not trained, such as {min(more)}; the checkpoint is good.")
     lost = []
     square, base_square, worst = 0.0, 0.0, 0.0
     nothing = torch.finfo(torch.float32).eps  # of the base: DoRA's lengths are rounded, so its nothing is not quite zero
-    for component, attached in studio.attachments.items():
+    for component, attached in model.attachments.items():
         for module in attached.layers:
             trained, base = attached.change(module), attached.base(module)
             square, base_square = square + float(trained.square().sum()), base_square + float(base.double().square().sum())
@@ -112,7 +112,7 @@ def _proved(studio: Studio, unproved: Path, name: str) -> float:
             worst = max(worst, float((written - trained).norm()) / size)
     if lost:
         raise RunError(f"{name} lost {len(lost)} of {len(modules)} modules when it was saved; the checkpoint is good.")
-    if worst > _TOLERANCE[studio.config.save_dtype]:
+    if worst > _TOLERANCE[model.config.save_dtype]:
         raise RunError(f"{name} differs from what was trained by {worst:.1e}; the checkpoint is good.")
     if square <= nothing**2 * base_square:
         raise RunError(
@@ -130,9 +130,9 @@ def _prove_words(unproved: Path, words: dict[str, dict[str, Tensor]], dtype: str
             raise RunError(f"the word {word!r} was not saved as it was trained; the checkpoint is good.")
 
 
-def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
+def _metadata(model: TrainingModel, dataset: Dataset) -> dict[str, str]:
     """The header: what other tools read, and our recipe. Nothing of when, where or by which name (see `lora_file`)."""
-    config, family = studio.config, studio.family
+    config, family = model.config, model.family
     kind = archives.name_of(Path(config.data.folder))
     title = config.data.trigger or kind
     items = [item for item in dataset.items if not item.regular]
@@ -145,12 +145,12 @@ def _metadata(studio: Studio, dataset: Dataset) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{config.resolution_px}x{config.resolution_px}",
-        "modelspec.prediction_type": studio.schedule.prediction,
+        "modelspec.prediction_type": model.schedule.prediction,
         "modelspec.trigger_phrase": config.data.trigger,
         "ss_base_model_version": family.base_version,
-        "ss_v2": str(studio.is_v2),
-        origin.NAME_KEY: recipe(config)["base"],
-        **origin.header(studio.trained_on),
+        "ss_v2": str(model.is_v2),
+        base_match.NAME_KEY: recipe(config)["base"],
+        **base_match.header(model.trained_on),
         "ss_learning_rate": str(config.learning_rate),
         "ss_steps": str(config.max_steps),
         "ss_max_train_steps": str(config.max_steps),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer import claiming, system
+from trainer import system, unique_names
 
 
 def sha256(path: Path, start: int = 0) -> str:
@@ -29,7 +29,7 @@ def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
     `through` is a name on the same disk that one writer at a time uses; without it, the name is nobody else's and hidden beside `path`.
     """
     if through is None:
-        with claiming.temporary(path.parent, ".tmp") as made:
+        with unique_names.temporary(path.parent, ".tmp") as made:
             yield made
             system.replace(made, path)
         return

@@ -15,16 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer import against, bases, checkpoint, claiming, events, export, loss, objective, optim, watching
+from trainer import against_stack, bases, checkpoint, events, export, loss, objective, optim, run_evaluation, unique_names
 from trainer.config import MemoryConfig, TrainConfig, digest
 from trainer.data import Dataset
+from trainer.distributed import World
+from trainer.encoded_data import Part
 from trainer.errors import ConfigError, RunError
 from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stopped, Warned
-from trainer.material import Part
 from trainer.memory import arranging, ladder, mechanics
+from trainer.optim import scaling
 from trainer.runs import Run
-from trainer.studio import Studio, base_digest
-from trainer.world import World
+from trainer.training_model import TrainingModel, base_digest
 
 
 def train(
@@ -39,38 +40,38 @@ def train(
     began, world = time.monotonic(), world or World()
     saved, problems = checkpoint.load_latest(run.checkpoints)
     identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": base_digest(config)}
-    identity["against"] = against.digest(config.against.adapters)
+    identity["against"] = against_stack.digest(config.against.adapters)
     first = checkpoint.expect(saved, identity, run.name)
     if world.first:
         events.rewind(run.events_file, first)
         checkpoint.tidy(run.checkpoints, first, config.keep_checkpoints)
-        claiming.sweep(run.folder)
+        unique_names.sweep(run.folder)
 
     # Frozen base, cached pictures and captions, adapter, optimizer.
     seconds = time.monotonic()
-    studio, cached, changes = _load(config, run, dataset, heldout, saved, stop, world)
-    parameters = studio.trained
+    model, cached, changes = _load(config, run, dataset, heldout, saved, stop, world)
+    parameters = model.trained
     yield Started(
         run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
-        sum(parameter.numel() for parameter in parameters.values()), studio.device, str(studio.dtype).removeprefix("torch."), config.base,
+        sum(parameter.numel() for parameter in parameters.values()), model.device, str(model.dtype).removeprefix("torch."), config.base,
     )  # fmt: skip
-    problems = [*problems, *against.strangers(config.against.adapters, studio.trained_on), *optim.advice(config)]
-    yield from watching.opening(studio, run, problems, cached, time.monotonic() - seconds)
+    problems = [*problems, *against_stack.strangers(config.against.adapters, model.trained_on), *optim.advice(config)]
+    yield from run_evaluation.opening(model, run, problems, cached, time.monotonic() - seconds)
     yield from (Adjusted(first + 1, changed) for changed in changes)
     optimizer = optim.build(optim.groups(parameters, config), config)
     mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-    watch = watching.Watch(studio, run, optimizer, mean)
-    studio.release()
+    evaluation = run_evaluation.Evaluation(model, run, optimizer, mean)
+    model.release()
     if saved:
         yield Saved(first, saved.folder.relative_to(run.folder).as_posix())
         optim.load_state(optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
-        watch.load(saved)
+        evaluation.load(saved)
 
     def save(step: int, needed: bool) -> Event:
         _refuse_broken(step, float(length))
         tensors, values = optim.state(optimizer)
-        groups = {"adapter": {**parameters, **studio.constants()}, "optimizer": tensors, **watch.tensors()}
-        state = {**identity, "optimizer": values, **watch.state()}
+        groups = {"adapter": {**parameters, **model.constants()}, "optimizer": tensors, **evaluation.tensors()}
+        state = {**identity, "optimizer": values, **evaluation.state()}
         try:
             if world.first:
                 checkpoint.save(run.checkpoints, step, groups, state, config.keep_checkpoints)
@@ -82,25 +83,26 @@ def train(
         return Saved(step, f"checkpoints/{checkpoint.name(step)}")
 
     # The loop. What a killed run had not yet looked at, it looks at now.
-    yield from watch.look(first)
-    step, length = first, torch.zeros((), device=studio.device)  # of the adapter; read with the next step's numbers
-    while step < config.max_steps and not watch.enough():
+    yield from evaluation.look(first)
+    step, length = first, torch.zeros((), device=model.device)  # of the adapter; read with the next step's numbers
+    while step < config.max_steps and not evaluation.enough():
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
-            learned = learn(studio, step)
-            optim.unscale(parameters.values(), studio.loss_scale)
+            learned = learn(model, step)
+            model.scaler.unscale_(optimizer)
             gradient = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm)
             total = world.sum(learned.losses.sum())
             if step + 1 < config.max_steps:  # while the device computes
-                studio.ahead = {step + 1: prepare(studio, step + 1)}
+                model.ahead = {step + 1: prepare(model, step + 1)}
         except (RuntimeError, MemoryError) as error:
             if not mechanics.is_shortage(error) or world.size > 1:
                 raise
-            changed = ladder.climb(studio)
+            changed = ladder.climb(model)
             if changed is None:
                 raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
             optimizer.zero_grad(set_to_none=True)
+            model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())  # whatever it had begun to divide
             yield Adjusted(step + 1, changed)
             continue
 
@@ -110,22 +112,22 @@ def train(
         _refuse_broken(step, last_length)
         if bad := [name for name, one in zip(learned.names, each, strict=True) if not math.isfinite(one)]:
             raise RunError(f"step {step + 1} gave a loss of {value} for {', '.join(bad[:5])}; {_MEND}")
-        if not math.isfinite(grad_norm) and studio.loss_scale > 1:  # float16 has no room for it: the step again, smaller
-            studio.loss_scale /= 2
+        if not math.isfinite(grad_norm) and scaling.backed_off(model.scaler):  # float16 has no room for it: the step again
             optimizer.zero_grad(set_to_none=True)
             continue
         if not math.isfinite(grad_norm) or not math.isfinite(value):
             raise RunError(f"step {step + 1} gave a loss of {value} and a gradient of {grad_norm}; {_MEND}")
         optimizer.step()
+        model.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        studio.limit_norms()
+        model.limit_norms()
         length = torch.nn.utils.get_total_norm(parameters.values())
         if mean:
             mean.update()
         step += 1
         yield Step(step, value, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
 
-        if step == first + 1 and (said := ladder.over_budget(studio)):
+        if step == first + 1 and (said := ladder.over_budget(model)):
             yield Warned(said)
 
         # Save first, look afterwards: a preview that fails loses nothing.
@@ -136,28 +138,28 @@ def train(
         if stopping:
             yield Stopped(step)
             return
-        yield from watch.look(step)
+        yield from evaluation.look(step)
 
     # Export, open again, compare.
-    with studio.whole():
-        yield from watch.recommend()
+    with model.whole():
+        yield from evaluation.recommend()
         if not world.first:
             return
-        with watch.shown():
-            norm = export.write(studio, run.lora_file, dataset, {"ss_steps": str(step)})
+        with evaluation.shown():
+            norm = export.write(model, run.lora_file, dataset, {"ss_steps": str(step)})
     yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, mechanics.peak_bytes())
 
 
 def _load(
     config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, saved: checkpoint.Checkpoint | None, stop: Callable[[], bool], world: World
-) -> tuple[Studio, tuple[int, int], list[str]]:
+) -> tuple[TrainingModel, tuple[int, int], list[str]]:
     """The base with what is encoded and the adapter on it, how much was encoded, and what was changed where memory ran out meanwhile."""
 
-    def attempt(settings: MemoryConfig) -> tuple[Studio, tuple[int, int]]:
-        studio = Studio.open(config, world, settings)
-        cached = studio.prepare(run.cache, dataset, heldout, stop)
-        studio.attach(saved)
-        return studio, cached
+    def attempt(settings: MemoryConfig) -> tuple[TrainingModel, tuple[int, int]]:
+        model = TrainingModel.open(config, world, settings)
+        cached = model.prepare(run.cache, dataset, heldout, stop)
+        model.attach(saved)
+        return model, cached
 
     settings, changes = MemoryConfig.model_validate(saved.state["memory"]) if saved else config.memory, list[str]()
     while True:
@@ -191,41 +193,41 @@ class Learned(NamedTuple):
     names: list[str]
 
 
-def prepare(studio: Studio, step: int) -> list[Part]:
+def prepare(model: TrainingModel, step: int) -> list[Part]:
     """What a step is given but its weights' own, micro-batch by micro-batch, on its way to the device: nothing of it depends on the step before."""
-    config, schedule, parts = studio.config.objective, studio.schedule, []
-    for batch in studio.material.batches(step):
+    config, schedule, parts = model.config.objective, model.schedule, []
+    for batch in model.encoded.batches(step):
         # Noise and target, drawn for the whole batch so that every process and micro-batch sees the same.
-        rng = objective.generator(studio.config.seed, "noise", batch.number)
+        rng = objective.generator(model.config.seed, "noise", batch.number)
         noise = loss.draw_noise(config, batch.latents, rng)  # (B, C, h, w)
-        timesteps = loss.draw_timesteps(config, schedule, len(batch), rng, studio.image_tokens(batch.latents))  # (B,)
+        timesteps = loss.draw_timesteps(config, schedule, len(batch), rng, model.image_tokens(batch.latents))  # (B,)
         noised = objective.add_noise(schedule, batch.latents, loss.perturb(config, noise, rng), timesteps)
         target = objective.target(schedule, batch.latents, noise, timesteps)
         weights = loss.weights(config, schedule, timesteps) * batch.weights
-        parts += [studio.part(batch, rows, noised, timesteps, target, weights) for rows in studio.parts(len(batch))]
+        parts += [model.part(batch, rows, noised, timesteps, target, weights) for rows in model.parts(len(batch))]
     return parts
 
 
-def learn(studio: Studio, step: int) -> Learned:
+def learn(model: TrainingModel, step: int) -> Learned:
     """Add a step's gradients up, a micro-batch at a time."""
-    config, losses, names = studio.config.objective, [], []
-    num = sum(len(samples) for _, samples in studio.material.order.step(step))
-    for part in studio.ahead.pop(step, None) or prepare(studio, step):
+    config, losses, names = model.config.objective, [], []
+    num = sum(len(samples) for _, samples in model.encoded.order.step(step))
+    for part in model.ahead.pop(step, None) or prepare(model, step):
         # Predict, weigh, backward.
-        with arranging.kept_away(studio):
-            with studio.dropping("dropout", part.number):
-                prediction = studio.predict_part(part)
+        with arranging.kept_away(model):
+            with model.dropping("dropout", part.number):
+                prediction = model.predict_part(part)
             errors = loss.elements(config, prediction, part.target)
             each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights
             if config.preservation_weight:
-                each = each + config.preservation_weight * studio.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
-            (each.sum() * (studio.loss_scale / num)).backward()
+                each = each + config.preservation_weight * model.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
+            model.scaler.scale(each.sum() * (1 / num)).backward()
         losses.append(each.detach())
         names += part.names
-    if studio.config.against.overlap_penalty and studio.world.first:
-        overlap = studio.overlap()
+    if model.config.against.overlap_penalty and model.world.first:
+        overlap = model.overlap()
         if not overlap.requires_grad:
             raise ConfigError("against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of against.adapters; leave it out.")
-        (studio.config.against.overlap_penalty * studio.loss_scale * overlap).backward()
-    studio.world.sum_gradients(studio.trained.values())
-    return Learned(torch.cat(losses) if losses else torch.zeros(0, device=studio.device), num, names)
+        model.scaler.scale(model.config.against.overlap_penalty * overlap).backward()
+    model.world.sum_gradients(model.trained.values())
+    return Learned(torch.cat(losses) if losses else torch.zeros(0, device=model.device), num, names)

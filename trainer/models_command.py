@@ -136,7 +136,7 @@ def _cost(made: single_file.Plan) -> str:
 
 def _file_facts(file: Path, entry: model_registry.Entry | None) -> dict[str, Any]:
     """What a single file is. Raises: ModelError for what is no base."""
-    from trainer import bases, families, model_registry, single_file, usual
+    from trainer import base_defaults, bases, families, model_registry, single_file
 
     head = single_file.read_head(file)
     found = single_file.detect(head)
@@ -157,14 +157,14 @@ def _file_facts(file: Path, entry: model_registry.Entry | None) -> dict[str, Any
     facts["elsewhere"] = {name: str(source) for name, source in made.sources.items() if isinstance(source, Path)}
     facts["missing"] = {name: made.parts[name].kind for name in made.missing}
     facts["memory"] = _memory(sum(facts["parameters"].values()))
-    facts["draws"] = usual.in_words(usual.of(str(file), families.registry()[made.found.family]))
+    facts["draws"] = base_defaults.in_words(base_defaults.of(str(file), families.registry()[made.found.family]))
     facts["usable"] = "no: parts are missing" if made.missing else f"yes; {_cost(made)}"
     return facts
 
 
 def _folder_facts(folder: Path, family: Family) -> dict[str, Any]:
     """What a diffusers folder is."""
-    from trainer import bases, single_file, usual
+    from trainer import base_defaults, bases, single_file
 
     weights = sorted(folder.glob("*/*.safetensors"))
     heads = [(file.parent.name, single_file.read_head(file)) for file in weights]
@@ -174,7 +174,8 @@ def _folder_facts(folder: Path, family: Family) -> dict[str, Any]:
     return {
         "folder": str(folder), "family": family.name, "model": family.title, "prediction": bases.prediction_of(folder, family),
         "size_gib": round(sum(head.size_bytes for _, head in heads) / _GIB, 2), "dtypes": sorted({one for _, head in heads for one in head.dtypes.values()}),
-        "parameters": numbers, "memory": _memory(sum(numbers.values())), "draws": usual.in_words(usual.of(str(folder), family)), "usable": "yes",
+        "parameters": numbers, "memory": _memory(sum(numbers.values())), "draws": base_defaults.in_words(base_defaults.of(str(folder), family)),
+        "usable": "yes",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from trainer import claiming, events, presets, system
+from trainer import events, presets, system, unique_names
 from trainer.config import TrainConfig, parse
 from trainer.errors import RunError
 
@@ -105,8 +105,8 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
     wanted = slug(name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        claiming.sweep(parent)
-        made = Run(Path(tempfile.mkdtemp(prefix=claiming.unfinished(), dir=parent)))
+        unique_names.sweep(parent)
+        made = Run(Path(tempfile.mkdtemp(prefix=unique_names.unfinished(), dir=parent)))
     except OSError as error:
         raise RunError(f"--out is {str(parent)!r}, where no run folder can be made: {error.strerror}.") from None
     system.let_others_read(made.folder)

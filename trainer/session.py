@@ -11,14 +11,14 @@ from typing import Any
 
 from filelock import Timeout
 
-from trainer import bases, checkpoint, choices, data, events, families, methods, presets, report, runs, schema, shown, system, tracking
+from trainer import bases, checkpoint, choices, data, events, families, methods, presets, printing, report, runs, schema, system, tracking
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
+from trainer.distributed import World, alone
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
 from trainer.lora_file import is_there
 from trainer.runs import Run
 from trainer.stopping import StopRequest
-from trainer.world import World, alone
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -41,10 +41,10 @@ def _absolute_line(line: str) -> str:
     return str(Path(line).resolve()) if is_there(Path(line)) else line
 
 
-def choose(parent: Path, name: str | None, wanted: TrainConfig | None, ours: World) -> Run | None:
+def choose(parent: Path, name: str | None, wanted: TrainConfig | None, world: World) -> Run | None:
     """`resumable` asked by the first process, for all of them."""
-    run = resumable(parent, name, wanted) if ours.first else None
-    found = ours.share(run.name if run else "")
+    run = resumable(parent, name, wanted) if world.first else None
+    found = world.share(run.name if run else "")
     return Run(parent / found) if found else None
 
 
@@ -76,7 +76,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def start(
-    config: TrainConfig, parent: Path, name: str | None, run: Run | None, download: bool = False, ours: World | None = None
+    config: TrainConfig, parent: Path, name: str | None, run: Run | None, download: bool = False, world: World | None = None
 ) -> tuple[Run, Iterator[Event]]:
     """The run's folder and its events, each logged before it is passed on; nothing has been trained yet.
 
@@ -96,23 +96,23 @@ def start(
     from trainer.data import archives, folds
 
     dataset, left_out = folds.leave_out(dataset, config)
-    if config.validation.folds and ours and ours.size > 1:
+    if config.validation.folds and world and world.size > 1:
         raise ConfigError("validation.folds trains in one process; start it without torchrun.")
     if twice := folds.in_both(dataset, left_out or heldout):
         dataset = replace(dataset, problems=[*dataset.problems, twice])
-    ours = ours or World()
+    world = world or World()
     if run is not None:
-        return run, _events(config, run, dataset, left_out or heldout, ours)
-    made = Run(parent / ours.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if ours.first else ""))
-    return made, _first_events(made, _events(config, made, dataset, left_out or heldout, ours), ours)
+        return run, _events(config, run, dataset, left_out or heldout, world)
+    made = Run(parent / world.share(runs.create(parent, name or archives.name_of(Path(config.data.folder)), config).name if world.first else ""))
+    return made, _first_events(made, _events(config, made, dataset, left_out or heldout, world), world)
 
 
-def _first_events(run: Run, stream: Iterator[Event], ours: World) -> Iterator[Event]:
+def _first_events(run: Run, stream: Iterator[Event], world: World) -> Iterator[Event]:
     """The events of a run that was only just made; if it is refused before anything began, its folder goes again."""
     try:
         yield from stream
     except UserError:
-        if ours.first:
+        if world.first:
             runs.discard(run)
         raise
 
@@ -135,7 +135,7 @@ def _refuse_too_long(config: TrainConfig, folder: Path, items: list[data.Item]) 
 
 def refuse_unread(config: TrainConfig, folder: Path) -> None:
     """Refuse settings that this very base would not read. Raises: ConfigError with the first five of them."""
-    from trainer import against, optim
+    from trainer import against_stack, optim
     from trainer.memory import ladder
 
     tracking.check(config)
@@ -155,16 +155,16 @@ def refuse_unread(config: TrainConfig, folder: Path) -> None:
     if config.captions.long == "chunk" and families.registry()[config.family].num_chunks is None:
         problems.append(f"captions.long is 'chunk', which {config.family} can't; allowed: cut.")
     if problems:
-        raise ConfigError(f"{len(problems)} settings can't be used:\n" + shown.listed(problems, "  "))
-    against.parse(config.against.adapters)
+        raise ConfigError(f"{len(problems)} settings can't be used:\n" + printing.listed(problems, "  "))
+    against_stack.parse(config.against.adapters)
 
 
-def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, ours: World) -> Iterator[Event]:
+def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.Dataset | None, world: World) -> Iterator[Event]:
     from trainer import loop
 
     system.keep_freed()
-    if not ours.first:  # the first process logs, and holds the run
-        yield from loop.train(config, run, dataset, heldout, StopRequest(), ours)
+    if not world.first:  # the first process logs, and holds the run
+        yield from loop.train(config, run, dataset, heldout, StopRequest(), world)
         return
     try:
         lock = run.lock().acquire(timeout=2)  # somebody who only looks at the run's state holds it for a moment
@@ -175,7 +175,7 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
         try:
             if said := alone():
                 yield Warned(said)
-            if config.memory.shard and ours.size == 1:
+            if config.memory.shard and world.size == 1:
                 yield Warned("memory.shard spreads the base over several processes, and this is one; start it with torchrun --nproc_per_node N.")
             last: Event | None = None
             for last in _train_folds(config, run, dataset, stop) if config.validation.folds else ():
@@ -184,7 +184,7 @@ def _events(config: TrainConfig, run: Run, dataset: data.Dataset, heldout: data.
             if isinstance(last, Stopped):
                 deque(_report(run, dataset), maxlen=0)
                 return
-            for event in tracking.follow(config, run, loop.train(config, run, dataset, heldout, stop, ours)):
+            for event in tracking.follow(config, run, loop.train(config, run, dataset, heldout, stop, world)):
                 if isinstance(event, Finished | Stopped):  # a run that says it is finished has its report, wherever it is killed
                     yield from _report(run, dataset, event)
                 log.write(event)

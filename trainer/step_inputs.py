@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from trainer import bases, checkpoint, data, families
 from trainer.data import folds
+from trainer.encoded_data import EncodedData
 from trainer.errors import ConfigError, RunError
-from trainer.material import Material
 from trainer.runs import Run
 
 if TYPE_CHECKING:
@@ -44,15 +44,15 @@ def at(run: Run, step: int, out: Path | None = None) -> list[Seen]:
     saved, _ = checkpoint.load_latest(run.checkpoints)
     if saved and saved.state["dataset"] != dataset.digest:
         raise RunError(f"the pictures or captions have changed since run {run.name} was trained, so what it saw can't be told; put them back.")
-    material = Material(config, family, None, bases.resolve(config.base, family), run.cache)
-    material.lay_out(dataset, None)
+    encoded = EncodedData(config, family, None, bases.resolve(config.base, family), run.cache)
+    encoded.lay_out(dataset, None)
     found = []
-    for _, samples in material.order.step(step - 1):
+    for _, samples in encoded.order.step(step - 1):
         for sample in samples:
             item = dataset.items[sample.picture]
             name = item.path.relative_to(dataset.folder).as_posix() if item.path.is_relative_to(dataset.folder) else item.path.as_posix()
             dropped = sample.wording is None
-            found.append(Seen(name, material.caption(sample), dropped, *sample.bucket, sample.cut, sample.mirrored, item.weight, item.regular))
+            found.append(Seen(name, encoded.caption(sample), dropped, *sample.bucket, sample.cut, sample.mirrored, item.weight, item.regular))
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 pixels = data.load_pixels(item, sample.bucket, sample.cut, sample.mirrored, config.data.background)

@@ -11,14 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from app import batches, sweeping, views
+from app import batches, leftovers, views
 from app.context import Context, Refresh
 from app.jobs import LIVE, WAITING, Job
 from app.notices import mended, tell
 from app.recipes import read_recipe, recent
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
-from trainer.shown import plain
+from trainer.printing import plain
 
 TITLE = "Batch"
 ORDER = 40
@@ -121,7 +121,7 @@ class _Tab:
         made = self.context.runner.submit((found[self.name] or "").strip() or "batch", jobs.text, jobs.kind)
         tell(f"{made.name} is on its way.")
         shown = gr.update(value=batches.plan_html(plan), visible=True)
-        sweeping.taken(self.context, [found[self.file]])
+        leftovers.taken(self.context, [found[self.file]])
         return {**self._changes(made.id, {}), self.plan: shown, self.name: "", self.zip: gr.update(visible=False), self.file: None}
 
     @mended

@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from app import sweeping
+from app import leftovers
 from app.context import EXAMPLES, Context, Refresh
 from app.notices import mended, tell, warn
-from trainer import claiming, families, presets
+from trainer import families, presets, unique_names
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, captions, uploads
 from trainer.errors import ConfigError, DataError
+from trainer.printing import plain
 from trainer.runs import slug
-from trainer.shown import plain
 
 TITLE = "Dataset"
 ORDER = 10
@@ -46,7 +46,7 @@ def copy_sample(context: Context, sample: str) -> str:
     if sample not in sample_sets():
         raise DataError(f"sample set {sample!r} is unknown; allowed: {', '.join(sample_sets())}.")
     context.datasets.mkdir(parents=True, exist_ok=True)
-    for path in claiming.numbered(context.datasets, sample, ""):
+    for path in unique_names.numbered(context.datasets, sample, ""):
         twin = path.with_name(f"{path.name}-heldout")
         if twin.exists():
             continue
@@ -269,7 +269,7 @@ class _Tab:
         try:
             found = add(self.context, name, given or [])
         finally:
-            sweeping.taken(self.context, given or [])
+            leftovers.taken(self.context, given or [])
         if found.left_out:
             warn(found.message)
         return {self.files: None, self.report: gr.update(value=found.message, visible=True), **self._shown(name, 0)}

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import sweeping, views
+from app import leftovers, views
 from app.context import Context, Refresh
 from app.notices import mended, tell
-from trainer import claiming, origin, runs
+from trainer import base_match, runs, unique_names
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError
 from trainer.events import Finished, Step, Validated
-from trainer.shown import plain
+from trainer.printing import plain
 
 if TYPE_CHECKING:
     from trainer.lora_file import LoraInfo
@@ -67,7 +67,7 @@ def add_lora(context: Context, source: Path) -> LoraInfo:
     info = lora_file.inspect(source)
     if info.sha256 in context.find_loras():
         raise AdapterError(f"{source.name} is here already, as {context.lora(info.sha256).name}.")
-    claiming.copied(source, claiming.numbered(context.loras, safe_stem(source.name), ".safetensors"), context.loras)
+    unique_names.copied(source, unique_names.numbered(context.loras, safe_stem(source.name), ".safetensors"), context.loras)
     return next(one for one in context.find_loras().values() if one.sha256 == info.sha256)
 
 
@@ -78,7 +78,7 @@ def details(info: LoraInfo) -> dict[str, Any]:
         "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "modules": info.num_modules,
         "norm": info.norm if info.norm is None else round(info.norm, 4),
         "parameters": info.num_parameters, "recipe": info.recipe, "metadata": info.metadata,
-    } | ({"warning": warned} if (warned := origin.at_home(info.path)) else {})  # fmt: skip
+    } | ({"warning": warned} if (warned := base_match.at_home(info.path)) else {})  # fmt: skip
     return dict(_shown(said))
 
 
@@ -137,7 +137,7 @@ def build(context: Context) -> Refresh:
         try:
             info = add_lora(context, Path(file))
         finally:
-            sweeping.taken(context, [file])
+            leftovers.taken(context, [file])
         tell(f"{info.name} is in the library.")
         return {upload: None, loras: lora_rows(context.find_loras()), metadata: details(info)}
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import gradio as gr
 
-from app import gate, sweeping
+from app import gate, leftovers
 from app.context import Context, Refresh
 from app.form import Form
 from app.grids import GRID, Grids
 from app.grids import render as render_grid
-from app.insight import MODES, Insight
 from app.notices import mended, tell
 from app.recipes import read_picture, read_recipe, recent
-from trainer import bases, families, usual
+from app.stack_analysis import MODES, Insight
+from trainer import base_defaults, bases, families
 from trainer.config import AdapterChoice, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import AdapterError, ConfigError
+from trainer.printing import escape, plain
 from trainer.render import modes, samplers
-from trainer.shown import escape, plain
 
 TITLE = "Stack"
 ORDER = 30
@@ -224,7 +224,7 @@ class _Tab:
         """The chosen base's family, size, steps and guidance, for all to see."""
         base = self.context.base(found[self.form.components["base"]])
         family = bases.family_of(base)
-        return self.form.change(found, {"family": family} | vars(usual.of(base, families.registry()[family])))
+        return self.form.change(found, {"family": family} | vars(base_defaults.of(base, families.registry()[family])))
 
     def _show_sheet(self, sheet: Any, name: str, stack: StackConfig) -> dict[Any, Any]:
         from trainer.render.image import save_free_sheet
@@ -278,7 +278,7 @@ class _Tab:
         try:
             stack, notes = read_picture(self.context, Path(file))
         finally:
-            sweeping.taken(self.context, [file])
+            leftovers.taken(self.context, [file])
         if notes and len(stack.adapters) > ROWS:  # another tool's; our own is whole or not taken
             notes.append(f"it names {len(stack.adapters)} LoRAs; this page holds up to {ROWS}, and the first of them are taken.")
             stack = stack.model_copy(update={"adapters": stack.adapters[:ROWS]})

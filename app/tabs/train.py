@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import gate, sweeping, views
+from app import gate, leftovers, views
 from app.context import Context, Refresh
 from app.form import Form
 from app.jobs import LIVE, REHEARSAL, TRAINING, WAITING, Job
@@ -224,7 +224,7 @@ class _Tab:
         try:
             config = recipe_of(self.context, file)
         finally:
-            sweeping.taken(self.context, [file])
+            leftovers.taken(self.context, [file])
         tell("The form now has that recipe's settings; choose a dataset.")
         return {**self.form.fill(config), self.trigger: config.data.trigger, self.recipe: None}
 

@@ -157,12 +157,12 @@ def _leave_out(name: str) -> None:
     """Take a speed choice out of this process's studio."""
     from trainer import system
     from trainer.memory import convolving
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
     if name == "fused":
-        Studio._fuse = lambda self: False  # type: ignore[method-assign]
+        TrainingModel._fuse = lambda self: False  # type: ignore[method-assign]
     elif name == "channels-last":
-        Studio._lay_out = lambda self: None  # type: ignore[method-assign]
+        TrainingModel._lay_out = lambda self: None  # type: ignore[method-assign]
     elif name == "products":
         convolving.as_products = lambda model: None
     elif name == "kept-memory":

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import families, toys
+from trainer import families, tiny_parts
 from trainer.families.contract import Family
 
 if TYPE_CHECKING:
@@ -158,10 +158,10 @@ _CLIP_TOKENS = 77
 def _sdxl() -> dict[str, Any]:
     from diffusers import EulerDiscreteScheduler
 
-    (first, tokenizer), (second, _) = toys.clip("CLIPTextModel", 768, _CLIP_TOKENS), toys.clip("CLIPTextModelWithProjection", 1280, _CLIP_TOKENS)
+    (first, tokenizer), (second, _) = tiny_parts.clip("CLIPTextModel", 768, _CLIP_TOKENS), tiny_parts.clip("CLIPTextModelWithProjection", 1280, _CLIP_TOKENS)
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
     return {
-        "vae": toys.autoencoder(4, 0.13025, 0.0, stages=4), "text_encoder": first, "text_encoder_2": second, "tokenizer": tokenizer,
+        "vae": tiny_parts.autoencoder(4, 0.13025, 0.0, stages=4), "text_encoder": first, "text_encoder_2": second, "tokenizer": tokenizer,
         "tokenizer_2": tokenizer, "scheduler": scheduler,
     }  # fmt: skip
 
@@ -169,10 +169,10 @@ def _sdxl() -> dict[str, Any]:
 def _sd35_medium() -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    (first, tokenizer), (second, _) = (toys.clip("CLIPTextModelWithProjection", width, _CLIP_TOKENS) for width in (768, 1280))
-    third, letters = toys.t5(4096)
+    (first, tokenizer), (second, _) = (tiny_parts.clip("CLIPTextModelWithProjection", width, _CLIP_TOKENS) for width in (768, 1280))
+    third, letters = tiny_parts.t5(4096)
     return {
-        "vae": toys.autoencoder(16, 1.5305, 0.0609, stages=4), "text_encoder": first, "text_encoder_2": second, "text_encoder_3": third,
+        "vae": tiny_parts.autoencoder(16, 1.5305, 0.0609, stages=4), "text_encoder": first, "text_encoder_2": second, "text_encoder_3": third,
         "tokenizer": tokenizer, "tokenizer_2": tokenizer, "tokenizer_3": letters, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }  # fmt: skip
 
@@ -180,9 +180,9 @@ def _sd35_medium() -> dict[str, Any]:
 def _flux() -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    (first, tokenizer), (second, letters) = toys.clip("CLIPTextModel", 768, _CLIP_TOKENS), toys.t5(4096)
+    (first, tokenizer), (second, letters) = tiny_parts.clip("CLIPTextModel", 768, _CLIP_TOKENS), tiny_parts.t5(4096)
     return {
-        "vae": toys.autoencoder(16, 0.3611, 0.1159, stages=4), "text_encoder": first, "text_encoder_2": second, "tokenizer": tokenizer,
+        "vae": tiny_parts.autoencoder(16, 0.3611, 0.1159, stages=4), "text_encoder": first, "text_encoder_2": second, "tokenizer": tokenizer,
         "tokenizer_2": letters,
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15),
     }  # fmt: skip
@@ -191,7 +191,7 @@ def _flux() -> dict[str, Any]:
 def _flux2_klein() -> dict[str, Any]:
     from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 
-    encoder, tokenizer = toys.qwen("Qwen3ForCausalLM", 512, 2560)
+    encoder, tokenizer = tiny_parts.qwen("Qwen3ForCausalLM", 512, 2560)
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(8, 8, 8, 16), layers_per_block=1,
         latent_channels=32, norm_num_groups=4,
@@ -204,9 +204,9 @@ def _flux2_klein() -> dict[str, Any]:
 def _zimage() -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    encoder, tokenizer = toys.qwen("Qwen3Model", width=2560)
+    encoder, tokenizer = tiny_parts.qwen("Qwen3Model", width=2560)
     return {
-        "vae": toys.autoencoder(16, 0.3611, 0.1159, stages=4), "text_encoder": encoder, "tokenizer": tokenizer,
+        "vae": tiny_parts.autoencoder(16, 0.3611, 0.1159, stages=4), "text_encoder": encoder, "tokenizer": tokenizer,
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }  # fmt: skip
 
@@ -214,7 +214,7 @@ def _zimage() -> dict[str, Any]:
 def _qwen() -> dict[str, Any]:
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler
 
-    encoder, tokenizer = toys.qwen_vl(3584)
+    encoder, tokenizer = tiny_parts.qwen_vl(3584)
     vae = AutoencoderKLQwenImage(
         base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True], latents_mean=[0.0] * 16, latents_std=[1.0] * 16
     )  # fmt: skip

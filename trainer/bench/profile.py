@@ -38,12 +38,12 @@ def run(model: str, rows: int) -> Profile:
     from torch.utils.flop_counter import FlopCounterMode
 
     from trainer import data, loop
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
     with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
         base = bench.prepare(model, Path(scratch))
         config = bench.config(model, base, Path(scratch) / f"pictures-{model}", 1, [])
-        studio = Studio.open(config)
+        studio = TrainingModel.open(config)
         studio.prepare(Path(scratch) / "cache", data.scan(config), None)
         studio.attach(None)
         for _ in range(2):

@@ -14,8 +14,8 @@ from trainer import encodings
 from trainer.config.refusals import explain, shown
 from trainer.config.train import TrainConfig
 from trainer.errors import ConfigError
+from trainer.printing import printable
 from trainer.schema import Settings
-from trainer.shown import printable
 
 if sys.version_info >= (3, 11):
     import tomllib

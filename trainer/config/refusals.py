@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError
-from trainer.shown import listed, printable
+from trainer.printing import listed, printable
 
 _FOUND_CHARS, _SENTENCE_CHARS = 80, 1500
 _NONE = FieldInfo(annotation=None)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from trainer import files
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import buckets, opening, sources, wording
+from trainer.data import buckets, caption_variants, opening, sources
 from trainer.data import scanning as data
 from trainer.data.formats import IMAGE_SUFFIXES
 from trainer.data.scanning import Item
 from trainer.data.sources import Found
 from trainer.errors import DataError
-from trainer.shown import listed, printable
+from trainer.printing import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -273,7 +273,7 @@ def _same_captions(texts: dict[str, str]) -> tuple[SameCaption, ...]:
 
 
 def _count_tags(texts: dict[str, str], captions: CaptionsConfig) -> dict[str, int]:
-    counts = Counter(tag for text in texts.values() for tag in dict.fromkeys(wording.tags(text, captions.separator)))
+    counts = Counter(tag for text in texts.values() for tag in dict.fromkeys(caption_variants.tags(text, captions.separator)))
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from trainer import encodings, spreadsheet
 from trainer.data.captions import MAX_CAPTION_BYTES
-from trainer.shown import printable
+from trainer.printing import printable
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption", "prompt")

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Literal
 from trainer import choices, files
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import opening, sources, wording
+from trainer.data import caption_variants, opening, sources
 from trainer.data.formats import CAPTION_SUFFIXES as CAPTION_SUFFIXES
 from trainer.data.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.opening import open_image as open_image
 from trainer.data.sources import Found
 from trainer.errors import DataError
-from trainer.shown import listed, printable
+from trainer.printing import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +40,7 @@ class Item:
     """One picture that opens, and what it is trained with."""
 
     path: Path
-    captions: tuple[str, ...]  # finished but for what `trainer.data.wording` draws; several only with captions.lines = choose
+    captions: tuple[str, ...]  # finished but for what `trainer.data.caption_variants` draws; several only with captions.lines = choose
     sha256: str  # of the picture file
     width_px: int  # turned as its EXIF says
     height_px: int
@@ -115,7 +115,7 @@ def scan_heldout(config: TrainConfig) -> Dataset | None:
         return None
     plain = data.model_copy(update={"repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
     found = scan_folder(Path(data.heldout), "data.heldout", plain, config.captions, data.trigger)
-    items = [replace(item, repeats=1, captions=(wording.settled(item.captions, config.captions, config.seed),)) for item in found.items]
+    items = [replace(item, repeats=1, captions=(caption_variants.settled(item.captions, config.captions, config.seed),)) for item in found.items]
     problems = list(found.problems)
     if data.folder and Path(data.folder).resolve() == found.folder.resolve():
         problems.append("data.heldout is the training folder itself: what is measured on it says nothing about new pictures.")

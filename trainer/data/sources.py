@@ -20,7 +20,7 @@ from trainer.data import archives, imagefolder, layouts
 from trainer.data.captions import caption_in_json, read_caption
 from trainer.data.formats import CAPTION_SUFFIXES, FORMATS, IMAGE_SUFFIXES
 from trainer.errors import ConfigError, DataError
-from trainer.shown import listed, printable
+from trainer.printing import listed, printable
 
 _FOREIGN_SUFFIXES = {
     *(".gif", ".tif", ".tiff", ".bmp", ".tga", ".jxl", ".jp2", ".psd", ".psb", ".xcf", ".kra", ".clip", ".exr", ".hdr", ".ico", ".svg", ".qoi", ".ppm", ".pgm"),

@@ -22,12 +22,12 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from trainer import claiming, files, system
+from trainer import files, system, unique_names
 from trainer.data import captions, imagefolder, layouts
 from trainer.data.formats import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from trainer.data.opening import open_image
 from trainer.errors import DataError
-from trainer.shown import printable
+from trainer.printing import printable
 
 MAX_ENTRIES = 5_000
 MAX_FILE_BYTES = 50 << 20
@@ -282,12 +282,12 @@ def _claiming(folder: Path) -> FileLock:
 def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
     """The stem it was written under; one that no other picture or caption of the folder has."""
     open_image(io.BytesIO(raw)).close()
-    with claiming.temporary(folder) as made:
+    with unique_names.temporary(folder) as made:
         files.write_synced(made, raw)
         with _claiming(folder):
             taken = {os.path.splitext(name)[0].lower() for name in os.listdir(folder) if not name.startswith(".")}
-            names = claiming.numbered(folder, safe_stem(source.name), source.suffix)
-            return claiming.put(made, (path for path in names if path.stem.lower() not in taken)).stem
+            names = unique_names.numbered(folder, safe_stem(source.name), source.suffix)
+            return unique_names.put(made, (path for path in names if path.stem.lower() not in taken)).stem
 
 
 def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str]) -> str | None:

@@ -97,15 +97,15 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.t5(32, "UMT5", 32)
+        encoder, tokenizer = tiny_parts.t5(32, "UMT5", 32)
         transformer = AuraFlowTransformer2DModel(
             sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=16, num_attention_heads=4,
             caption_projection_dim=64, joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
         )  # fmt: skip
-        pipe = AuraFlowPipeline(tokenizer, encoder, toys.autoencoder(4, 0.13025, 0.0), transformer, FlowMatchEulerDiscreteScheduler(shift=1.73))
+        pipe = AuraFlowPipeline(tokenizer, encoder, tiny_parts.autoencoder(4, 0.13025, 0.0), transformer, FlowMatchEulerDiscreteScheduler(shift=1.73))
     pipe.save_pretrained(str(folder))
     return folder

@@ -129,16 +129,16 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.t5(32, tokens=32)
+        encoder, tokenizer = tiny_parts.t5(32, tokens=32)
         transformer = ChromaTransformer2DModel(
             patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
             axes_dims_rope=(4, 4, 8), approximator_hidden_dim=64, approximator_layers=1, approximator_num_channels=64,
         )  # fmt: skip
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15)
-        pipe = ChromaPipeline(scheduler, toys.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
+        pipe = ChromaPipeline(scheduler, tiny_parts.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
     pipe.save_pretrained(str(folder))
     return folder

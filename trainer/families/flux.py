@@ -151,7 +151,7 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -159,7 +159,7 @@ def tiny(folder: Path) -> Path:
             patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
             pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
         )  # fmt: skip
-        clip, t5, vae = toys.clip("CLIPTextModel"), toys.t5(32), toys.autoencoder(4, 0.3611, 0.1159)
+        clip, t5, vae = tiny_parts.clip("CLIPTextModel"), tiny_parts.t5(32), tiny_parts.autoencoder(4, 0.3611, 0.1159)
         pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15), vae, *clip, *t5, transformer)
     pipe.save_pretrained(str(folder))
     return folder

@@ -145,11 +145,11 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.qwen("Qwen3ForCausalLM", 96)
+        encoder, tokenizer = tiny_parts.qwen("Qwen3ForCausalLM", 96)
         transformer = Flux2Transformer2DModel(
             patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=4,
             joint_attention_dim=3 * encoder.config.hidden_size, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,

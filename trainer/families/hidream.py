@@ -189,7 +189,7 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -197,8 +197,8 @@ def tiny(folder: Path) -> Path:
             patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=4,
             caption_channels=(32, 32), text_emb_dim=64, axes_dims_rope=(4, 2, 2), max_resolution=(20, 20), llama_layers=(2, 0),
         )  # fmt: skip
-        first, second = toys.clip("CLIPTextModelWithProjection"), toys.clip("CLIPTextModelWithProjection")
-        scheduler, vae = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), toys.autoencoder(4, 0.3611, 0.1159)
-        pipe = HiDreamImagePipeline(scheduler, vae, *first, *second, *toys.t5(32, tokens=20), *toys.llama(), transformer)
+        first, second = tiny_parts.clip("CLIPTextModelWithProjection"), tiny_parts.clip("CLIPTextModelWithProjection")
+        scheduler, vae = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), tiny_parts.autoencoder(4, 0.3611, 0.1159)
+        pipe = HiDreamImagePipeline(scheduler, vae, *first, *second, *tiny_parts.t5(32, tokens=20), *tiny_parts.llama(), transformer)
     pipe.save_pretrained(str(folder))
     return folder

@@ -108,16 +108,16 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.gemma(_TOKENS)
+        encoder, tokenizer = tiny_parts.gemma(_TOKENS)
         transformer = Lumina2Transformer2DModel(
             sample_size=16, patch_size=2, in_channels=4, hidden_size=64, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2,
             multiple_of=16, norm_eps=1e-5, axes_dim_rope=(8, 4, 4), axes_lens=(300, 128, 128), cap_feat_dim=encoder.config.hidden_size,
         )  # fmt: skip
-        vae = toys.autoencoder(4, 0.3611, 0.1159, 4)
+        vae = tiny_parts.autoencoder(4, 0.3611, 0.1159, 4)
         pipe = Lumina2Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=6.0), vae, encoder, tokenizer)
     pipe.save_pretrained(str(folder))
     return folder

@@ -113,15 +113,17 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.t5(32, tokens=32)
+        encoder, tokenizer = tiny_parts.t5(32, tokens=32)
         transformer = PixArtTransformer2DModel(
             sample_size=16, num_layers=2, patch_size=2, attention_head_dim=16, num_attention_heads=4, caption_channels=32, in_channels=4, out_channels=8,
             cross_attention_dim=64, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6, use_additional_conditions=False,
         )  # fmt: skip
-        pipe = PixArtSigmaPipeline(tokenizer, encoder, toys.autoencoder(4, 0.13025, 0.0), transformer, DPMSolverMultistepScheduler(beta_schedule="linear"))
+        pipe = PixArtSigmaPipeline(
+            tokenizer, encoder, tiny_parts.autoencoder(4, 0.13025, 0.0), transformer, DPMSolverMultistepScheduler(beta_schedule="linear")
+        )
     pipe.save_pretrained(str(folder))
     return folder

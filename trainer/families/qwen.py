@@ -122,11 +122,11 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.qwen_vl()
+        encoder, tokenizer = tiny_parts.qwen_vl()
         transformer = QwenImageTransformer2DModel(
             patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
             axes_dims_rope=(8, 4, 4),

@@ -129,16 +129,16 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.gemma(32)
+        encoder, tokenizer = tiny_parts.gemma(32)
         transformer = SanaTransformer2DModel(
             patch_size=1, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=4, attention_head_dim=16, num_cross_attention_heads=4,
             cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=encoder.config.hidden_size, sample_size=16,
         )  # fmt: skip
         scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-        pipe = SanaPipeline(tokenizer, encoder, toys.deep_autoencoder(8, 0.41407), transformer, scheduler)
+        pipe = SanaPipeline(tokenizer, encoder, tiny_parts.deep_autoencoder(8, 0.41407), transformer, scheduler)
     pipe.save_pretrained(str(folder))
     return folder

@@ -115,7 +115,7 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,8 +123,8 @@ def tiny(folder: Path) -> Path:
             sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, caption_projection_dim=64,
             joint_attention_dim=64, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32, qk_norm="rms_norm", dual_attention_layers=(0,),
         )  # fmt: skip
-        first, second, third = toys.clip("CLIPTextModelWithProjection"), toys.clip("CLIPTextModelWithProjection"), toys.t5(64)
-        vae = toys.autoencoder(4, 1.5305, 0.0609)
+        first, second, third = tiny_parts.clip("CLIPTextModelWithProjection"), tiny_parts.clip("CLIPTextModelWithProjection"), tiny_parts.t5(64)
+        vae = tiny_parts.autoencoder(4, 1.5305, 0.0609)
         pipe = StableDiffusion3Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *first, *second, *third)
     pipe.save_pretrained(str(folder))
     return folder

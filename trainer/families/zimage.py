@@ -111,11 +111,11 @@ def tiny(folder: Path) -> Path:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
-    from trainer import toys
+    from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder, tokenizer = toys.qwen("Qwen3Model")
+        encoder, tokenizer = tiny_parts.qwen("Qwen3Model")
         transformer = ZImageTransformer2DModel(
             all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=64, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, qk_norm=True,
             cap_feat_dim=encoder.config.hidden_size, axes_dims=(8, 4, 4), axes_lens=(1024, 64, 64),
@@ -123,6 +123,6 @@ def tiny(folder: Path) -> Path:
         for token in (transformer.x_pad_token, transformer.cap_pad_token):
             torch.nn.init.normal_(token)
         torch.nn.init.normal_(transformer.all_x_embedder["2-1"].weight)  # pictures are heard above the blocks' noise
-        pipe = ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), toys.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
+        pipe = ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), tiny_parts.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
     pipe.save_pretrained(str(folder))
     return folder

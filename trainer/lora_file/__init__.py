@@ -1,10 +1,10 @@
 """LoRA files, both ways: `.safetensors` <-> updates by module path, and the header that makes them known elsewhere.
 
 `locating` finds the file in a folder of PEFT's; `header` is what a file says before a tensor is read, `foreign` what is no such file, `content` all
-of it, read once; `stating` is what it says of how its numbers are meant, with `patterns` and `stabilised`; `names` tells scheme and family and knows
+of it, read once; `header_meaning` is what it says of how its numbers are meant, with `patterns` and `rs_lora`; `names` tells scheme and family and knows
 every layer's names;
-`reading` gives updates, matched to a base or by the file's own names; `spelling` gives them names again in any scheme; `writing` writes; `inspecting`
-says all of it, and `places` where a file loads. What others use is named here.
+`reading` gives updates, matched to a base or by the file's own names; `renaming` gives them names again in any scheme; `writing` writes; `inspecting`
+says all of it, and `where_it_loads` where a file loads. What others use is named here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trainer.lora_file.header import RECIPE_KEY as RECIPE_KEY
 from trainer.lora_file.header import Header as Header
 from trainer.lora_file.header import read_header as read_header
 from trainer.lora_file.header import recipe_of as recipe_of
+from trainer.lora_file.header_meaning import MEANING as MEANING
 from trainer.lora_file.inspecting import LoraInfo as LoraInfo
 from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
@@ -33,5 +34,4 @@ from trainer.lora_file.reading import is_same_word as is_same_word
 from trainer.lora_file.reading import matched as matched
 from trainer.lora_file.reading import read as read
 from trainer.lora_file.reading import words as words
-from trainer.lora_file.stating import MEANING as MEANING
 from trainer.lora_file.writing import save as save

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import AdapterError
-from trainer.lora_file import names, places, reading
+from trainer.lora_file import names, reading, where_it_loads
 from trainer.lora_file.content import content
 from trainer.lora_file.header import recipe_of, whole
 from trainer.lora_file.locating import name_of
@@ -58,7 +58,7 @@ class LoraInfo:
     rivals: tuple[str, ...] = ()  # families that fit as well, by keys and shapes
     unknown: tuple[str, ...] = ()  # modules that the family has no layer for
     blocks: dict[str, Block] = field(default_factory=dict)
-    places: tuple[places.Place, ...] = ()
+    places: tuple[where_it_loads.Place, ...] = ()
     extras: int = 0  # biases and norms that it sets besides weights
     copies: tuple[Path, ...] = ()  # other files of the same content, as a library finds them
 
@@ -96,7 +96,7 @@ def inspect(path: Path) -> LoraInfo:
         rivals=known.rivals,
         unknown=known.unknown,
         blocks=_blocks(known, found, squares),
-        places=places.where(known, found, bool(reading.words(read))),
+        places=where_it_loads.where(known, found, bool(reading.words(read))),
         extras=sum(len(one.extras) for one in found.values()),
     )
 
@@ -191,7 +191,7 @@ def describe(info: LoraInfo) -> str:
     return "\n".join(lines)
 
 
-def _place(place: places.Place) -> str:
+def _place(place: where_it_loads.Place) -> str:
     return f"  {f'{place.tool} {place.version}':<34}{place.verdict:<13}{place.loads:>5} of {place.of}  {place.why}".rstrip()
 
 

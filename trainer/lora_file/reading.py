@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from trainer import methods
 from trainer.deltas import Decomposed, Update, Whole
 from trainer.errors import AdapterError
-from trainer.lora_file import fusing, names, others, stabilised, stating
+from trainer.lora_file import fusing, header_meaning, names, not_lora, rs_lora
 from trainer.lora_file.content import Content, content
 from trainer.lora_file.header import EMBEDDING, Header, by_module, read_header
 
@@ -51,11 +51,11 @@ def modules_of(found: Content) -> dict[str, Module]:
     file = found.path.name
     grouped, strange = by_module(found.tensors)
     if strange or not grouped:
-        if kind := others.said(file, strange, not grouped):
+        if kind := not_lora.said(file, strange, not grouped):
             raise AdapterError(kind)
         raise AdapterError(f"{file} is no LoRA file we can read: {len(strange)} names follow no known scheme, such as {strange[:3]}.")
     parted = {module: {suffix: found.tensors[name] for suffix, name in parts.items()} for module, parts in grouped.items()}
-    said = stabilised.told(stating.stated(file, found.header.metadata), found.header.metadata, _strengths(parted))
+    said = rs_lora.told(header_meaning.stated(file, found.header.metadata), found.header.metadata, _strengths(parted))
     return {module: _module(said, module, parts) for module, parts in parted.items()}
 
 
@@ -68,7 +68,7 @@ def _rank(parts: Mapping[str, Tensor]) -> int:
     return next((len(tensor) for suffix in _RANKED if (tensor := parts.get(suffix)) is not None and tensor.ndim), 0)
 
 
-def _module(said: stating.Stated, module: str, parts: dict[str, Tensor]) -> Module:
+def _module(said: header_meaning.Stated, module: str, parts: dict[str, Tensor]) -> Module:
     file, own = said.file, parts.get("alpha")
     if own is not None and own.numel() != 1:
         raise AdapterError(f"{file}: the alpha of {module} has {own.numel()} elements; allowed: one.")
@@ -93,7 +93,7 @@ def _module(said: stating.Stated, module: str, parts: dict[str, Tensor]) -> Modu
     return Module(update, name, alpha, parts, extras)
 
 
-def _as_said(said: stating.Stated, module: str, name: str, update: Update, alpha: float | None) -> Update:
+def _as_said(said: header_meaning.Stated, module: str, name: str, update: Update, alpha: float | None) -> Update:
     """The update as the file's header means it, where its method has more than one meaning. Raises: AdapterError."""
     if isinstance(update, Decomposed):
         return replace(update, inner=_as_said(said, module, name.removesuffix("-dora"), update.inner, alpha))

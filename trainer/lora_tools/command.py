@@ -12,7 +12,7 @@ import typer
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainer.lowrank import Cut
+    from trainer.rank_reduction import Cut
 
 app = typer.Typer(help="Change, join and check LoRA files.", no_args_is_help=True)
 
@@ -47,12 +47,12 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Add LoRAs up into one: exactly, or to a rank."""
-    from trainer import origin
+    from trainer import base_match
     from trainer.lora_tools.merge import merge as run
 
     weighted = [_weighted(text) for text in files]
     found = run(weighted, out, rank, to, dtype)
-    if said := origin.differing(file for file, _ in weighted):
+    if said := base_match.differing(file for file, _ in weighted):
         typer.echo(f"warning: {said}", err=True)
     _say(found, f"{found.path}: {found.layers} layers, rank {found.rank}, {found.residual * 100:.2f} % of the sum's norm left out", as_json)
 
@@ -124,11 +124,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Send a LoRA through every scheme's names and diffusers' loaders, and compare every layer's update; status 1 if a way changes it."""
-    from trainer import origin
+    from trainer import base_match
     from trainer.lora_tools.verify import verify as run
 
     proofs = run(file, base)
-    if base is not None and (said := origin.at_home(file, str(base))):
+    if base is not None and (said := base_match.at_home(file, str(base))):
         typer.echo(f"warning: {said}", err=True)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(proof) | {"holds": proof.holds} for proof in proofs], indent=2))
@@ -145,7 +145,7 @@ def _say(found: object, text: str, as_json: bool) -> None:
 
 
 def _cut(rank: int, energy: float, error: float) -> Cut:
-    from trainer.lowrank import Cut
+    from trainer.rank_reduction import Cut
 
     return Cut(rank, energy, error)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import AdapterError
-from trainer.lora_file import spelling
+from trainer.lora_file import renaming
 from trainer.lora_tools.opening import TOLERANCE, Opened, open_file, write
 from trainer.lora_tools.verify import worst_difference
 
@@ -27,7 +27,7 @@ def convert(file: Path, out: Path, scheme: str = "default", dtype: str = "keep")
     source = open_file(file)
     family = source.family()
     chosen = family.default if scheme == "default" else scheme
-    spelled = spelling.spell(source.known, source.modules, chosen)
+    spelled = renaming.spell(source.known, source.modules, chosen)
     write(out, spelled, source, dtype, {"verb": "convert", "from": source.sha256, "scheme": chosen})
     error = checked(source, out)
     return Converted(out, chosen, len(source.modules), len(spelled.modules), error)

@@ -12,14 +12,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import __version__, lowrank, origin
+from trainer import __version__, base_match, rank_reduction
 from trainer.deltas import Update
 from trainer.errors import AdapterError, ModelError
-from trainer.lora_file import names, spelling, writing
+from trainer.lora_file import names, renaming, writing
 from trainer.lora_tools.opening import MADE_KEY
 from trainer.lora_tools.resize import check
 from trainer.lora_tools.weights import Weights, open_weights
-from trainer.lowrank import Cut, Factors
+from trainer.rank_reduction import Cut, Factors
 
 _ROUNDING = 1e-6  # of a weight's norm: less than this is no change
 
@@ -55,23 +55,23 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
         before = old.get(path).float()
         change = new.get(path).float() - before
         if float(change.norm()) > _ROUNDING * float(before.norm()):
-            found[target.paths[0]] = lowrank.cut_dense(change.flatten(1), how)
+            found[target.paths[0]] = rank_reduction.cut_dense(change.flatten(1), how)
     if not found:
         raise AdapterError(f"{str(tuned)!r} has the same {compared} weights as {str(base)!r}; there is nothing to extract.")
     shapes = {path: new.shapes[path.replace(".text_model.", ".")] for path in found}
     updates: dict[str, Update] = {path: one.delta(shapes[path]) for path, one in found.items()}
     chosen = family.default if scheme == "default" else scheme
-    spelled = spelling.plain(family, updates, chosen, size)
+    spelled = renaming.plain(family, updates, chosen, size)
     said = {"verb": "extract", "rank": how.rank, "energy": how.energy, "error": how.error, "tuned": tuned.name, "base": base.name, "velatura": __version__}
     metadata = {
         MADE_KEY: json.dumps({**said, "shapes": hashlib.sha256(str(sorted(new.shapes.items())).encode()).hexdigest()[:12]}, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": family.architecture, "modelspec.implementation": "diffusers",
-        "modelspec.title": out.stem, "ss_base_model_version": family.base_version, "ss_v2": str(size == "2.x"), origin.NAME_KEY: base.name,
-        **origin.header_of(str(base), family.name),
+        "modelspec.title": out.stem, "ss_base_model_version": family.base_version, "ss_v2": str(size == "2.x"), base_match.NAME_KEY: base.name,
+        **base_match.header_of(str(base), family.name),
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.save(out, spelled.modules, metadata | spelled.metadata, getattr(torch, dtype))
-    return Extracted(out, len(found), compared, max(one.rank for one in updates.values()), lowrank.residual(list(found.values())))
+    return Extracted(out, len(found), compared, max(one.rank for one in updates.values()), rank_reduction.residual(list(found.values())))
 
 
 def _alike(new: Weights, old: Weights) -> tuple[names.Family, str]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import lowrank, origin
+from trainer import base_match, rank_reduction
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import reading, spelling
+from trainer.lora_file import reading, renaming
 from trainer.lora_tools.opening import Opened, open_file, shapes, updates, write
-from trainer.lowrank import Cut, Factors
+from trainer.rank_reduction import Cut, Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,10 @@ def merge(files: Sequence[tuple[Path, float]], out: Path, rank: int = 0, scheme:
     merged = {path: one.delta(sizes[path]) for path, one in factors.items()}
     size = next((one.known.size for one in opened if one.known.size), "")
     chosen = family.default if scheme == "default" else scheme
-    spelled = spelling.plain(family, merged, chosen, size)
+    spelled = renaming.plain(family, merged, chosen, size)
     of = [{"sha256": one.sha256, "name": one.path.stem, "weight": weight} for one, (_, weight) in zip(opened, files, strict=True)]
     write(out, spelled, _described(opened), dtype, {"verb": "merge", "of": of, "rank": rank}, _words(opened))
-    return Merged(out, len(merged), max(one.rank for one in merged.values()), lowrank.residual(list(factors.values())))
+    return Merged(out, len(merged), max(one.rank for one in merged.values()), rank_reduction.residual(list(factors.values())))
 
 
 def _sum(path: str, parts: list[tuple[float, Update]], shape: tuple[int, ...], rank: int) -> Factors:
@@ -71,8 +71,8 @@ def _sum(path: str, parts: list[tuple[float, Update]], shape: tuple[int, ...], r
     if not all(update.fits(shape) or update.fits((shape[0], math.prod(shape[1:]))) for _, update in parts):
         raise AdapterError(f"the files are for models of different sizes: {path} is {' and '.join(update.made_for for _, update in parts)}.")
     if len(low) == len(parts):
-        up, down = lowrank.side_by_side(low)
-        return lowrank.exact(up, down) if not rank or len(down) <= rank else lowrank.cut(up, down, Cut(rank))
+        up, down = rank_reduction.side_by_side(low)
+        return rank_reduction.exact(up, down) if not rank or len(down) <= rank else rank_reduction.cut(up, down, Cut(rank))
     if needs := sorted({type(update).__name__ for _, update in parts if update.squared_norm() is None}):
         raise AdapterError(
             f"{path} has an update that depends on the base's weights ({', '.join(needs)}); make it plain first: `velatura lora to-plain --base`."
@@ -81,7 +81,7 @@ def _sum(path: str, parts: list[tuple[float, Update]], shape: tuple[int, ...], r
         raise AdapterError(f"{path} has an update that isn't low-rank; give --rank to cut the sum to.")
     base = torch.zeros(shape[0], math.prod(shape[1:]))
     dense = torch.stack([weight * update.dense(base, torch.float32) for weight, update in parts]).sum(0)
-    return lowrank.cut_dense(dense, Cut(rank))
+    return rank_reduction.cut_dense(dense, Cut(rank))
 
 
 def _described(opened: list[Opened]) -> Opened:
@@ -94,7 +94,7 @@ def _described(opened: list[Opened]) -> Opened:
         "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
     }
     first = opened[0]
-    of_base = origin.shared(one.header.metadata for one in opened)
+    of_base = base_match.shared(one.header.metadata for one in opened)
     return replace(first, header=replace(first.header, metadata=kept | of_base | said))
 
 

@@ -17,7 +17,7 @@ from trainer.lora_file import fusing, reading, writing
 from trainer.lora_file.header import Header, read_header
 from trainer.lora_file.locating import CONFIG_KEY, located
 from trainer.lora_file.names import Family, Named, Target
-from trainer.lora_file.spelling import Spelled
+from trainer.lora_file.renaming import Spelled
 
 if TYPE_CHECKING:
     import torch

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import lowrank
+from trainer import rank_reduction
 from trainer.deltas import Delta
 from trainer.errors import AdapterError
-from trainer.lora_file import fusing, reading, spelling
+from trainer.lora_file import fusing, reading, renaming
 from trainer.lora_file.names import Target
 from trainer.lora_tools.opening import Opened, open_file, shapes, write
 from trainer.lora_tools.resize import check
 from trainer.lora_tools.weights import Weights, open_weights
-from trainer.lowrank import Cut, Factors
+from trainer.rank_reduction import Cut, Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,23 +47,23 @@ def to_plain(file: Path, out: Path, how: Cut, base: Path | None = None, scheme: 
     for module, one in source.modules.items():
         if isinstance(one.update, Delta):
             modules[module] = one
-            factors.append(lowrank.exact(*lowrank.side_by_side([(1.0, one.update)])))
+            factors.append(rank_reduction.exact(*rank_reduction.side_by_side([(1.0, one.update)])))
             continue
         if one.update is None:
             raise AdapterError(f"{file.name}: {module} sets {', '.join(one.extras)}, which no LoRA can.")
         target = source.known.targets[module]
         found = _base(source, module, one, target, weights)
-        factors.append(lowrank.cut_dense(_dense(one, found).flatten(1), how))
+        factors.append(rank_reduction.cut_dense(_dense(one, found).flatten(1), how))
         modules[module] = replace(one, update=factors[-1].delta(tuple(found.shape)), method="lora", alpha=None, parts={})
         changed += 1
     if not changed:
         raise AdapterError(f"{file.name} is a plain LoRA already; `velatura lora resize` gives it another rank.")
     chosen = family.default if scheme == "default" else scheme
-    spelled = spelling.spell(source.known, modules, chosen)
+    spelled = renaming.spell(source.known, modules, chosen)
     made = {"verb": "to-plain", "from": source.sha256, "rank": how.rank, "energy": how.energy, "error": how.error, "base": None if base is None else base.name}
     write(out, spelled, source, dtype, made)
     rank = max(one.update.rank for one in modules.values() if one.update)
-    return Plain(out, len(modules), changed, rank, lowrank.residual(factors))
+    return Plain(out, len(modules), changed, rank, rank_reduction.residual(factors))
 
 
 def _base(source: Opened, module: str, one: reading.Module, target: Target, weights: Weights | None) -> Tensor:

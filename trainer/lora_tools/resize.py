@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer import lowrank
+from trainer import rank_reduction
 from trainer.deltas import Delta
 from trainer.errors import AdapterError
-from trainer.lora_file import spelling
+from trainer.lora_file import renaming
 from trainer.lora_file.inspecting import block_of
 from trainer.lora_tools.opening import open_file, write
-from trainer.lowrank import Cut, Factors
+from trainer.rank_reduction import Cut, Factors
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def resize(file: Path, out: Path, how: Cut, blocks: Mapping[str, int] | None = N
         names = (module, *(target.paths if target else ()))
         text = next((text for text in wanted if any(text in name for name in names)), None)
         unused.discard(text or "")
-        up, down = lowrank.side_by_side([(1.0, one.update)])
-        factors[module] = lowrank.cut(up, down, Cut(wanted[text]) if text else how)
+        up, down = rank_reduction.side_by_side([(1.0, one.update)])
+        factors[module] = rank_reduction.cut(up, down, Cut(wanted[text]) if text else how)
         modules[module] = replace(one, update=factors[module].delta(one.update.shape))
     if unused:
         raise AdapterError(f"--block {', '.join(sorted(unused))} is in the path of no layer of {file.name}, such as {next(iter(modules))}.")
-    spelled = spelling.as_it_was(modules, source.known)
+    spelled = renaming.as_it_was(modules, source.known)
     made = {"verb": "resize", "from": source.sha256, "rank": how.rank, "energy": how.energy, "error": how.error, "blocks": wanted}
     write(out, spelled, source, dtype, made)
     before = [one.update.rank for one in source.modules.values() if one.update]
@@ -58,8 +58,8 @@ def resize(file: Path, out: Path, how: Cut, blocks: Mapping[str, int] | None = N
     grouped: dict[str, list[Factors]] = {}
     for module, cut in factors.items():
         grouped.setdefault(block_of(source.known.targets[module].paths[0]) if module in source.known.targets else module.split(".")[0], []).append(cut)
-    lost = {block: lowrank.residual(found) for block, found in grouped.items()}
-    return Resized(out, len(modules), (min(before), max(before)), (min(after), max(after)), lowrank.residual(list(factors.values())), lost)
+    lost = {block: rank_reduction.residual(found) for block, found in grouped.items()}
+    return Resized(out, len(modules), (min(before), max(before)), (min(after), max(after)), rank_reduction.residual(list(factors.values())), lost)
 
 
 def check(how: Cut) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import methods
 from trainer.deltas import Decomposed, Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import spelling, writing
+from trainer.lora_file import renaming, writing
 from trainer.lora_tools.opening import Opened, open_file, updates
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def verify(file: Path, base: Path | None = None) -> list[Proof]:
     """Every proof there is for a file; `base` is a diffusers folder to load it into as well. Raises: AdapterError if the file itself can't be read."""
     source = open_file(file)
     ours = updates(source)
-    proofs = [_through_names(source, ours, scheme) for scheme in spelling.SCHEMES]
+    proofs = [_through_names(source, ours, scheme) for scheme in renaming.SCHEMES]
     proofs.append(_through_converter(source, ours))
     if base is not None:
         proofs.append(_through_pipeline(source, ours, base))
@@ -58,7 +58,7 @@ def _through_names(source: Opened, ours: Mapping[str, Update], scheme: str) -> P
     import torch
 
     try:
-        spelled = spelling.spell(source.known, source.modules, scheme)
+        spelled = renaming.spell(source.known, source.modules, scheme)
     except AdapterError as error:
         return Proof(f"{scheme} names", 0, len(ours), None, str(error))
     with tempfile.TemporaryDirectory() as folder:
@@ -184,12 +184,12 @@ def _unread(through: str, ours: Mapping[str, Update]) -> Proof:
 
 def _theirs(state: Mapping[str, Tensor], alphas: Mapping[str, float], source: Opened) -> dict[str, Update]:
     """diffusers' tensors as updates by path; an alpha stands under the name of the module's first factor."""
-    from trainer.lora_file import stating
+    from trainer.lora_file import header_meaning
     from trainer.lora_file.header import by_module, split
     from trainer.lora_file.names import look_up
 
     family = source.family()
-    in_header = stating.stated(source.path.name, source.header.metadata).alpha
+    in_header = header_meaning.stated(source.path.name, source.header.metadata).alpha
     keys = {key: key.removesuffix(".alpha") for key in alphas}
     own = {(parts[0] if (parts := split(plain)) else plain): float(alphas[key]) for key, plain in keys.items()}
     found: dict[str, Update] = {}

@@ -1,4 +1,4 @@
-"""A studio's models made as its memory settings say: attention, compiled blocks, what is computed twice, and what waits on the CPU."""
+"""A training model's parts made as its memory settings say: attention, compiled blocks, what is computed twice, and what waits on the CPU."""
 
 from __future__ import annotations
 
@@ -10,65 +10,65 @@ import torch
 from torch import Tensor, nn
 
 from trainer import choices, system
-from trainer.memory import attention, compiling, fetching, frozen, mechanics, probing
+from trainer.memory import attention, attention_probe, compiling, fetching, frozen, mechanics
 
 if TYPE_CHECKING:
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
 
-def arrange(studio: Studio) -> None:
-    """Make the studio's models as its memory settings say, adapters attached; may be called again when those change."""
-    settings, denoiser = studio.memory, studio.denoiser
+def arrange(model: TrainingModel) -> None:
+    """Make the parts of a training model as its memory settings say, adapters attached; may be called again when those change."""
+    settings, denoiser = model.memory, model.denoiser
     compiles = settings.compile in ("blocks", "graphs")  # where a wrapped layer would be compiled anew in each block
-    attention.choose(denoiser, "fused" if compiles else settings.attention, studio.device, studio.dtype)
+    attention.choose(denoiser, "fused" if compiles else settings.attention, model.device, model.dtype)
     if settings.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing(_computed_twice(studio))  # type: ignore[operator]
+        denoiser.enable_gradient_checkpointing(_computed_twice(model))  # type: ignore[operator]
     match settings.offload:
         case "none":
             pass
         case "encoders":
-            _move_encoders(studio)
+            _move_encoders(model)
         case "blocks":
-            _move_encoders(studio)
-            fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(studio.device))
-            _bring_the_rest(denoiser, torch.device(studio.device))
+            _move_encoders(model)
+            fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(model.device))
+            _bring_the_rest(denoiser, torch.device(model.device))
         case other:
             choices.never(other)
-    if settings.attention == "auto" and studio.device.startswith("cuda"):
-        _choose_kernels(studio)
-    _scale_inputs(denoiser, studio.device)
-    studio.memory = compiling.choose(denoiser, settings, num_passes(studio), lambda: len({entry.bucket for entry in studio.material.entries}), studio.device)
-    if studio.device.startswith("cuda"):
+    if settings.attention == "auto" and model.device.startswith("cuda"):
+        _choose_kernels(model)
+    _scale_inputs(denoiser, model.device)
+    model.memory = compiling.choose(denoiser, settings, num_passes(model), lambda: len({entry.bucket for entry in model.encoded.entries}), model.device)
+    if model.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
 
-def _move_encoders(studio: Studio) -> None:
-    for part in _movable(studio):
+def _move_encoders(model: TrainingModel) -> None:
+    for part in _movable(model):
         part.to("cpu")
-    studio.material.encoders = lambda: drawing(studio)
+    model.encoded.encoders = lambda: drawing(model)
 
 
-def num_passes(studio: Studio) -> int:
+def num_passes(model: TrainingModel) -> int:
     """Forward and backward passes of the whole run, about."""
-    rows = -(-studio.config.batch_size // studio.world.size)
-    return studio.config.max_steps * studio.config.accumulation * -(-rows // (studio.memory.micro_batch or rows))
+    rows = -(-model.config.batch_size // model.world.size)
+    return model.config.max_steps * model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
 
 
-def _choose_kernels(studio: Studio) -> None:
+def _choose_kernels(model: TrainingModel) -> None:
     """Attention by the kernels that the checkpoint names, or that are found good and fast at this run's shapes; until this is called again."""
-    if studio.kernels is None:
-        shapes = probing.recorded(studio.pass_each_shape)
-        found = probing.verdict(shapes, probing.candidates(studio.denoiser), studio.material.store.folder / "attention.json", studio.device)
-        studio.kernels, studio.faults = found.kernels, found.faults
-    studio.lasting.close()
-    studio.lasting.enter_context(probing.using(studio.denoiser, studio.kernels))
+    if model.kernels is None:
+        shapes = attention_probe.recorded(model.pass_each_shape)
+        found = attention_probe.verdict(shapes, attention_probe.candidates(model.denoiser), model.encoded.store.folder / "attention.json", model.device)
+        model.kernels, model.faults = found.kernels, found.faults
+    model.lasting.close()
+    model.lasting.enter_context(attention_probe.using(model.denoiser, model.kernels))
 
 
-def _computed_twice(studio: Studio) -> Callable[..., Any]:
+def _computed_twice(model: TrainingModel) -> Callable[..., Any]:
     """Gradient checkpointing that drops out the second time what it dropped the first: adapter layers are in train mode only while a step predicts."""
 
     def run(module: nn.Module, *inputs: Any) -> Any:
-        layers = [layer for attached in studio.attachments.values() for layer in attached.dropouts() if layer.training]
+        layers = [layer for attached in model.attachments.values() for layer in attached.dropouts() if layer.training]
 
         def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), training(layers)
@@ -94,16 +94,16 @@ def training(layers: list[nn.Module]) -> Iterator[None]:
             layer.eval()
 
 
-def _encoders(studio: Studio) -> list[nn.Module]:
+def _encoders(model: TrainingModel) -> list[nn.Module]:
     """What a step does not need: every model of the pipeline but the denoiser and a text encoder that is trained."""
-    needed = [studio.denoiser, *(part for name, part in studio.pipe.components.items() if studio.trains_text and name.startswith("text_encoder"))]
-    return [part for part in studio.pipe.components.values() if isinstance(part, nn.Module) and all(part is not one for one in needed)]
+    needed = [model.denoiser, *(part for name, part in model.pipe.components.items() if model.trains_text and name.startswith("text_encoder"))]
+    return [part for part in model.pipe.components.values() if isinstance(part, nn.Module) and all(part is not one for one in needed)]
 
 
-def _movable(studio: Studio) -> list[nn.Module]:
+def _movable(model: TrainingModel) -> list[nn.Module]:
     """Encoders that are moved whole: those that are brought layer by layer stay as they are."""
-    texts = [part for name, part in studio.pipe.components.items() if studio.fetched and name.startswith("text_encoder")]
-    return [part for part in _encoders(studio) if all(part is not one for one in texts)]
+    texts = [part for name, part in model.pipe.components.items() if model.fetched and name.startswith("text_encoder")]
+    return [part for part in _encoders(model) if all(part is not one for one in texts)]
 
 
 def fetch_encoders(pipe: Any, component: str, device: str) -> None:
@@ -155,29 +155,29 @@ def limit(device: str, budget_gib: float) -> None:
 
 
 @contextmanager
-def drawing(studio: Studio) -> Iterator[None]:
+def drawing(model: TrainingModel) -> Iterator[None]:
     """All of the pipeline where a preview needs it, for the body."""
-    away = _movable(studio) if studio.memory.offload != "none" else []
+    away = _movable(model) if model.memory.offload != "none" else []
     with ExitStack() as stack:
         for part in away:
             stack.callback(part.to, "cpu")
-            part.to(studio.device)
+            part.to(model.device)
         yield
 
 
-def eagerly(studio: Studio) -> AbstractContextManager[Any]:
+def eagerly(model: TrainingModel) -> AbstractContextManager[Any]:
     """Compiled blocks computed as they are written, for the body: for what is looked at, in shapes that would each be compiled anew."""
-    return nullcontext() if studio.memory.compile in ("off", "auto") else torch.compiler.set_stance("force_eager")
+    return nullcontext() if model.memory.compile in ("off", "auto") else torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
-def kept_away(studio: Studio) -> Iterator[None]:
+def kept_away(model: TrainingModel) -> Iterator[None]:
     """What is kept for backward waits on the CPU, for the body, where the settings say so. Frozen weights and what is trained are kept as they are."""
-    if not studio.memory.offload_activations:
+    if not model.memory.offload_activations:
         yield
         return
-    stay = {tensor.untyped_storage().data_ptr() for tensor in [*studio.denoiser.parameters(), *studio.denoiser.buffers()]}
-    pinned = studio.device.startswith("cuda")
+    stay = {tensor.untyped_storage().data_ptr() for tensor in [*model.denoiser.parameters(), *model.denoiser.buffers()]}
+    pinned = model.device.startswith("cuda")
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         if tensor.untyped_storage().data_ptr() in stay or tensor.numel() < _WORTH_MOVING:

@@ -18,7 +18,7 @@ from trainer.memory.originals import Files
 from trainer.memory.quantising import has_nf4, quantise
 
 if TYPE_CHECKING:
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
 
 # What may be set.
@@ -107,18 +107,18 @@ def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[M
     return now.model_copy(update={"offload": "blocks"}), "the base waits on the CPU, and its blocks are fetched ahead of their use"
 
 
-def climb(studio: Studio) -> str | None:
+def climb(model: TrainingModel) -> str | None:
     """Take the next rung and say what was changed, or None if there is none left. Called while the error is handled, it lets go of what that holds."""
     mechanics.let_go()
-    found = next_rung(studio.memory, studio.config, -(-studio.config.batch_size // studio.world.size), studio.device)
+    found = next_rung(model.memory, model.config, -(-model.config.batch_size // model.world.size), model.device)
     if found is None:
         return None
-    before, (studio.memory, said) = studio.memory, found
-    studio.ahead = {}
-    if studio.memory.quantise != before.quantise:
-        files = Files(studio.folder / studio.component)
-        quantise(studio.denoiser, studio.memory.quantise, lambda path: files.weight(path).to(studio.dtype))
-    arrange(studio)
+    before, (model.memory, said) = model.memory, found
+    model.ahead = {}
+    if model.memory.quantise != before.quantise:
+        files = Files(model.folder / model.component)
+        quantise(model.denoiser, model.memory.quantise, lambda path: files.weight(path).to(model.dtype))
+    arrange(model)
     system.give_back_freed()
     return said
 
@@ -132,12 +132,12 @@ def exhausted(when: str, error: BaseException) -> str:
     )
 
 
-def over_budget(studio: Studio) -> str | None:
+def over_budget(model: TrainingModel) -> str | None:
     """A sentence if this process has held more than the budget. A GPU is held to it by its allocator; elsewhere only the rehearsal can choose.
 
     Changing settings by what was measured in mid-run would make the adapter depend on the machine's mood.
     """
-    budget = studio.memory.budget_gib
-    if not budget or studio.device.startswith("cuda") or (held := mechanics.peak_bytes()) <= budget * mechanics.GIB:
+    budget = model.memory.budget_gib
+    if not budget or model.device.startswith("cuda") or (held := mechanics.peak_bytes()) <= budget * mechanics.GIB:
         return None
     return f"{held / mechanics.GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); --rehearse finds settings that fit."

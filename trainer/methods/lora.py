@@ -2,7 +2,7 @@
 
 Every start and scale ends in a file that any tool reads: one alpha for the whole file (diffusers drops it where it differs
 by layer), what else a layer's scale is goes into `lora_up`. A start that takes a part out of the base (PiSSA, OLoRA) ends
-as twice the rank on the base as it was (see `attach`).
+as twice the rank on the base as it was (see `adapter`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ in `mean`. All is reached from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import shown
+from trainer import printing
 from trainer.config import OptimizerConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.optim.mean import Mean
@@ -24,7 +24,7 @@ from trainer.optim.saving import load_state, state
 from trainer.optim.schedules import factor, is_schedule_free
 
 __all__ = [
-    "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state", "unscale",
+    "Group", "Mean", "advice", "build", "check", "evaluation", "factor", "groups", "limit_norms", "load_state", "set_rate", "state",
 ]  # fmt: skip
 
 _LORA_LIKE = ((4, 6), (6, 4), (4, 6), (6, 4))  # down and up of two layers
@@ -96,7 +96,7 @@ def _block_rates(config: OptimizerConfig) -> list[tuple[str, float]]:
         else:
             problems.append(f"optimizer.block_rates has {line!r}; a line is TEXT=FACTOR, the factor 0 to 1000, such as up_blocks.1=0.5.")
     if problems:
-        raise ConfigError(shown.listed(problems))
+        raise ConfigError(printing.listed(problems))
     return found
 
 
@@ -184,7 +184,7 @@ def build(groups: list[Group], config: TrainConfig) -> torch.optim.Optimizer:
     choice = choose(config.optimizer)
     small = [Group(_like(tuple({_shrunk(parameter): None for parameter in group.parameters})), group.rate, group.name) for group in groups]
     if problems := _tried(choice, small, config):
-        raise ConfigError(shown.listed(problems))
+        raise ConfigError(printing.listed(problems))
     return _construct(choice, groups, config)
 
 
@@ -262,10 +262,3 @@ def limit_norms(modules: list[tuple[Tensor, Tensor, float]], limit: float) -> Te
         down.mul_(ratio)
         up.mul_(ratio)
     return (ratios < 1).sum()
-
-
-@torch.no_grad()
-def unscale(parameters: Iterable[nn.Parameter], scale: float) -> None:
-    """Divide the gradients by the factor that the loss was multiplied with."""
-    if scale != 1.0:
-        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import shown
+from trainer import printing
 from trainer.config import OptimizerConfig
 from trainer.errors import ConfigError, RunError
 from trainer.optim.saving import load_state, state
@@ -79,7 +79,7 @@ def choose(config: OptimizerConfig) -> Choice:
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError(shown.listed(problems))
+        raise ConfigError(printing.listed(problems))
     return Choice(cls, {**fixed, **options})
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from trainer import bases, checkpoint, console, data, export, families, loop, optim, session, watching
+from trainer import bases, checkpoint, console, data, export, families, loop, optim, run_evaluation, session
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
 from trainer.memory import arranging, compiling, mechanics
 from trainer.runs import Run
-from trainer.studio import Studio
+from trainer.training_model import TrainingModel
 
 _ENOUGH_S = 1.0  # of measuring one bucket
 _MOST = 5  # steps of one bucket
@@ -119,36 +119,38 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
         run = Run(Path(temporary), cache_folder=out / ".cache")
         began = time.monotonic()
         with peaks.phase("loading"):
-            studio = Studio.open(one_batch)
+            model = TrainingModel.open(one_batch)
             opened = time.monotonic()
-            _, num_cached = studio.prepare(run.cache, dataset, left_out or heldout)
+            _, num_cached = model.prepare(run.cache, dataset, left_out or heldout)
             cached = time.monotonic()
-            parameters = studio.attach(None)
+            parameters = model.attach(None)
             optimizer = optim.build(optim.groups(parameters, config), config)
-        said = list(watching.opening(studio, run, optim.advice(config), (0, 0), 0.0))
+        said = list(run_evaluation.opening(model, run, optim.advice(config), (0, 0), 0.0))
         attached = time.monotonic()
         with peaks.phase("training"):
             optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
-            shapes, update_s = _train(studio, optimizer)
+            shapes, update_s = _train(model, optimizer)
         watched = time.monotonic()
         with peaks.phase("watching"):
-            watch = watching.Watch(studio, run, optimizer, optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None)
-            studio.release()
+            evaluation = run_evaluation.Evaluation(
+                model, run, optimizer, optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+            )
+            model.release()
             looked = time.monotonic()
-            seconds, seen = _look(watch, config.max_steps)
+            seconds, seen = _look(evaluation, config.max_steps)
         said += seen
         with peaks.phase("saving"):
             saving = time.monotonic()
-            kept = _save(run, watch)
+            kept = _save(run, evaluation)
             saved = time.monotonic()
-            with watch.shown():
-                export.write(studio, run.lora_file, dataset, {})
+            with evaluation.shown():
+                export.write(model, run.lora_file, dataset, {})
             exported = time.monotonic()
-        peak_bytes, slower = max(peaks.found.values()), _attention(studio) + _compiling(studio)
+        peak_bytes, slower = max(peaks.found.values()), _attention(model) + _compiling(model)
         batch_s = sum(shape.batch_s * shape.num_batches for shape in shapes) / sum(shape.num_batches for shape in shapes)
-        previews, validations, checkpoints = _times(config, watch.questions is not None)
+        previews, validations, checkpoints = _times(config, evaluation.questions is not None)
         found = Rehearsal(
-            device=studio.device, dtype=str(studio.dtype).removeprefix("torch."), max_steps=config.max_steps, shapes=shapes,
+            device=model.device, dtype=str(model.dtype).removeprefix("torch."), max_steps=config.max_steps, shapes=shapes,
             step_s=config.accumulation * batch_s + update_s, start_s=(opened - began) + (attached - cached) + (looked - watched),
             caching_s=cached - opened, num_cached=num_cached,
             preview_s=seconds["preview"], num_previews=previews, validation_s=seconds["validation"], num_validations=validations,
@@ -174,9 +176,9 @@ class _Peaks:
         self.found[name] = mechanics.peak_bytes()
 
 
-def _train(studio: Studio, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float]:
+def _train(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float]:
     """What the fullest batch of each bucket takes, after one to warm up; and the mean seconds of an update."""
-    order, entries = studio.material.order, studio.material.entries
+    order, entries = model.encoded.order, model.encoded.entries
     batches: dict[buckets.Bucket, list[int]] = {}
     for number in range(order.num_batches):
         batches.setdefault(order.batch(number)[0].bucket, []).append(number)
@@ -186,7 +188,7 @@ def _train(studio: Studio, optimizer: torch.optim.Optimizer) -> tuple[list[Shape
         fullest = max(numbers, key=lambda number: len(order.batch(number)))
         learned: list[float] = []
         while len(learned) < 2 or (sum(learned) < _ENOUGH_S and len(learned) < _MOST):
-            learn_s, update_s = _step(studio, optimizer, fullest)
+            learn_s, update_s = _step(model, optimizer, fullest)
             learned.append(learn_s)
             updates.append(update_s)
             if learn_s > 10 * _ENOUGH_S and shapes:  # warming up is nothing beside it
@@ -196,16 +198,17 @@ def _train(studio: Studio, optimizer: torch.optim.Optimizer) -> tuple[list[Shape
     return shapes, statistics.median(updates)
 
 
-def _step(studio: Studio, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, float]:
+def _step(model: TrainingModel, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, float]:
     """Seconds of forward and backward, and of the update."""
     began = _now()
-    loop.learn(studio, number)
+    loop.learn(model, number)
     learned = _now()
-    optim.unscale(studio.parameters().values(), studio.loss_scale)
-    torch.nn.utils.clip_grad_norm_(studio.parameters().values(), studio.config.optimizer.max_grad_norm)
+    model.scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters().values(), model.config.optimizer.max_grad_norm)
     optimizer.step()
+    model.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    studio.limit_norms()
+    model.limit_norms()
     return learned - began, _now() - learned
 
 
@@ -215,11 +218,11 @@ def _now() -> float:
     return time.monotonic()
 
 
-def _look(watch: watching.Watch, last_step: int) -> tuple[dict[str, float], list[Event]]:
+def _look(evaluation: run_evaluation.Evaluation, last_step: int) -> tuple[dict[str, float], list[Event]]:
     """Seconds of one validation and of one round of previews, and what they said."""
     seconds, said = {"validation": 0.0, "preview": 0.0}, []
     began = _now()
-    for event in watch.look(last_step):
+    for event in evaluation.look(last_step):
         now = _now()
         seconds["validation" if isinstance(event, Validated) else "preview"] += now - began if isinstance(event, Validated | Sampled | Warned) else 0.0
         began = now
@@ -227,61 +230,61 @@ def _look(watch: watching.Watch, last_step: int) -> tuple[dict[str, float], list
     return seconds, said
 
 
-def _save(run: Run, watch: watching.Watch) -> int:
+def _save(run: Run, evaluation: run_evaluation.Evaluation) -> int:
     """Write a checkpoint as a run does and read it again; its size in bytes."""
-    studio = watch.studio
-    tensors, values = optim.state(watch.optimizer)
-    groups = {"adapter": {**studio.parameters(), **studio.constants()}, "optimizer": tensors, **watch.tensors()}
-    checkpoint.save(run.checkpoints, 1, groups, {"optimizer": values, **watch.state()}, 1)
+    model = evaluation.model
+    tensors, values = optim.state(evaluation.optimizer)
+    groups = {"adapter": {**model.parameters(), **model.constants()}, "optimizer": tensors, **evaluation.tensors()}
+    checkpoint.save(run.checkpoints, 1, groups, {"optimizer": values, **evaluation.state()}, 1)
     checkpoint.load_latest(run.checkpoints)
     return _size(run.checkpoints)
 
 
-def _attention(studio: Studio) -> list[str]:
+def _attention(model: TrainingModel) -> list[str]:
     """A sentence if on this machine the fused kernel is clearly faster than the rule that `memory.attention = auto` follows."""
-    order = studio.material.order
+    order = model.encoded.order
     fullest = max(range(order.num_batches), key=lambda number: len(order.batch(number)))
-    if studio.memory.attention != "auto" or studio.device != "cpu" or studio.dtype == torch.float32:
+    if model.memory.attention != "auto" or model.device != "cpu" or model.dtype == torch.float32:
         return []
     taken: dict[str, list[float]] = {"auto": [], "fused": []}
     while sum(map(sum, taken.values())) < 2 * _ENOUGH_S and len(taken["auto"]) < _MOST:
         for way, seconds in taken.items():
-            studio.memory = studio.memory.model_copy(update={"attention": way})
-            arranging.arrange(studio)
+            model.memory = model.memory.model_copy(update={"attention": way})
+            arranging.arrange(model)
             began = _now()
-            loop.learn(studio, fullest)
+            loop.learn(model, fullest)
             seconds.append(_now() - began)
     auto, fused = (min(seconds) for seconds in taken.values())
     return [f"memory.attention=fused takes {fused:.3f} s where auto takes {auto:.3f} s a batch here."] if auto > _CLEARLY * fused else []
 
 
-def _compiling(studio: Studio) -> list[str]:
+def _compiling(model: TrainingModel) -> list[str]:
     """A sentence on what compiled blocks would bring this run, where `memory.compile = auto` had to go by its length alone."""
-    if studio.config.memory.compile != "auto" or not compiling.is_possible(studio.memory, studio.device):
+    if model.config.memory.compile != "auto" or not compiling.is_possible(model.memory, model.device):
         return []
-    passes = arranging.num_passes(studio)
-    took = {way: _passes(studio, way) for way in ("off", "blocks")}
+    passes = arranging.num_passes(model)
+    took = {way: _passes(model, way) for way in ("off", "blocks")}
     (_, eager_s), (compile_s, compiled_s) = took["off"], took["blocks"]
     saved = passes * (eager_s - compiled_s) - compile_s
     better = "blocks" if saved > 0 else "off"
-    chosen = studio.memory.compile
+    chosen = model.memory.compile
     advice = f"memory.compile={better} would be {clock(abs(saved))} faster" if better != chosen else f"auto chooses {chosen}, {clock(abs(saved))} faster"
     return [f"compiled blocks take {compiled_s:.3f} s a batch instead of {eager_s:.3f} s, after {clock(compile_s)} of compiling; for this run {advice}."]
 
 
-def _passes(studio: Studio, way: str) -> tuple[float, float]:
+def _passes(model: TrainingModel, way: str) -> tuple[float, float]:
     """Seconds of the first pass over the fullest batch, with what it compiles, beyond a later one's; and of a later one."""
-    order, chosen = studio.material.order, studio.memory
+    order, chosen = model.encoded.order, model.memory
     fullest = max(range(order.num_batches), key=lambda number: len(order.batch(number)))
-    studio.memory = chosen.model_copy(update={"compile": way})
+    model.memory = chosen.model_copy(update={"compile": way})
     torch.compiler.reset()
-    arranging.arrange(studio)
+    arranging.arrange(model)
     seconds = []
     for _ in range(4):
         began = _now()
-        loop.learn(studio, fullest)
+        loop.learn(model, fullest)
         seconds.append(_now() - began)
-    studio.memory = chosen
+    model.memory = chosen
     later = min(seconds[1:])
     return max(0.0, seconds[0] - later), later
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.render import weighing
+from trainer.render import strength
 from trainer.render.overlap import DENOISERS, Loaded, measure, text_weight_of
 
 MILD, BURN, CANCEL = 1.2, 1.5, 0.7  # of the summed norm over the strongest single one's; a heuristic, see `_verdict`
@@ -134,7 +134,7 @@ class _Place(NamedTuple):
 
 def block_of(path: str) -> str:
     """The block of a denoiser's layer as `AdapterChoice.blocks` names it; a text encoder is one block."""
-    return weighing.block_of(path) if path.startswith(DENOISERS) else path.partition(".")[0]
+    return strength.block_of(path) if path.startswith(DENOISERS) else path.partition(".")[0]
 
 
 def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None) -> Analysis:
@@ -171,7 +171,7 @@ def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Ten
 def _blocks(paths: Iterable[str]) -> dict[str, list[str]]:
     """Layers by block, in the order of the denoiser's depth, text encoders last."""
     known = list(paths)
-    depth = weighing.depths([path for path in known if path.startswith(DENOISERS)])
+    depth = strength.depths([path for path in known if path.startswith(DENOISERS)])
     found: dict[str, list[str]] = {}
     for path in sorted(known, key=lambda path: (depth.get(path, 2.0), path)):
         found.setdefault(block_of(path), []).append(path)

@@ -1,6 +1,6 @@
 """A stack as one file: a LoRA that does what the stack does, exactly or to a rank, or a base with the stack folded in.
 
-The algebra is `lowrank`'s: factors side by side, or cut by singular values with what is lost said as a share of the whole.
+The algebra is `rank_reduction`'s: factors side by side, or cut by singular values with what is lost said as a share of the whole.
 Every file has one alpha, its rank, with each layer's own rank folded into `lora_up`, as every tool reads alike. The stack's recipe is inside.
 """
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer import __version__, files, lora_file, lowrank, origin
+from trainer import __version__, base_match, files, lora_file, rank_reduction
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
-from trainer.lowrank import Cut, Factors
+from trainer.rank_reduction import Cut, Factors
 from trainer.render import image
 
 if TYPE_CHECKING:
@@ -58,20 +58,20 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
             made, wanted = written[name].dense(engine.folding.base(name), torch.float32).flatten(1), one.up @ one.down
             if float((made - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
                 raise RunError(f"the LoRA differs from the stack in {name}; nothing was written.")
-    return Baked(path, len(modules), most, lowrank.residual(list(factors.values())))
+    return Baked(path, len(modules), most, rank_reduction.residual(list(factors.values())))
 
 
 def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> Factors:
     low = [(factor, update) for _, factor, update in sorted(parts, key=lambda part: part[:2]) if isinstance(update, lora_file.Delta)]
     if len(low) == len(parts):
-        up, down = lowrank.side_by_side(low)
-        return lowrank.exact(up, down) if not rank or len(down) <= rank else lowrank.cut(up, down, Cut(rank))
+        up, down = rank_reduction.side_by_side(low)
+        return rank_reduction.exact(up, down) if not rank or len(down) <= rank else rank_reduction.cut(up, down, Cut(rank))
     if not rank:
         kinds = sorted({type(update).__name__ for _, _, update in parts if not isinstance(update, lora_file.Delta)})
         raise ConfigError(f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to.")
     base = engine.folding.base(name)
     dense = torch.stack([factor * update.dense(base, torch.float32) for _, factor, update in parts]).sum(0)
-    return lowrank.cut_dense(dense.flatten(1), Cut(rank))
+    return rank_reduction.cut_dense(dense.flatten(1), Cut(rank))
 
 
 def _spelled(engine: Engine, name: str, one: Factors, alpha: int) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in stack.adapters if adapter.enabled)[:200],
         "modelspec.merged_from": ", ".join(adapter.name for adapter in stack.adapters if adapter.enabled)[:500],
-        **origin.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in stack.adapters if adapter.enabled),
+        **base_match.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in stack.adapters if adapter.enabled),
         "ss_base_model_version": engine.family.base_version,
         "ss_v2": str(engine.family.is_v2(engine.pipe)),
         "ss_network_module": "networks.lora",

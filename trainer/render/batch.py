@@ -2,7 +2,7 @@
 
 A picture is saved whole under `<out>/.batch/`, said in the journal with its hash, and then linked to its own name, which never takes
 the place of another file: a name that is taken gets -2, -3 ... Killed before the journal's line, it is drawn again to the same bytes;
-killed after it, it is only moved. What a batch is made of is `batch_plan`'s; what is written beside the pictures `batch_papers`'.
+killed after it, it is only moved. What a batch is made of is `batch_plan`'s; what is written beside the pictures `batch_manifest`'.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer import system
 from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
 from trainer.memory import mechanics
-from trainer.render import batch_papers, image
+from trainer.render import batch_manifest, image
 from trainer.render.batch_plan import HIDDEN, Journal, Plan, Work, seal
 
 _MOST_TAKEN = 99
@@ -110,7 +110,7 @@ class _Runner:
         self.made = 0
         self.started = time.monotonic()
         self.engine: tuple[tuple[str, str], Renders | UserError] | None = None
-        self.manifest = batch_papers.manifest_file(out)
+        self.manifest = batch_manifest.manifest_file(out)
         self.next_papers = time.monotonic() + _PAPERS_EVERY_S
 
     def run(self, sheets: bool) -> Iterator[Event]:
@@ -129,10 +129,10 @@ class _Runner:
                     break
                 yield from self._chunk(chunk)
             if sheets and not stopped:
-                written = batch_papers.write_sheets(self.plan, self.out)
+                written = batch_manifest.write_sheets(self.plan, self.out)
         finally:
             self.journal.close()
-            batch_papers.write_manifest(self.plan, self.manifest)
+            batch_manifest.write_manifest(self.plan, self.manifest)
         counts = self.plan.counts()
         yield Ended(self.made, counts["done"], counts["failed"], stopped, str(self.manifest), written, time.monotonic() - self.started)
 
@@ -159,7 +159,7 @@ class _Runner:
                 yield self._keep(work, found)
             if time.monotonic() > self.next_papers and self.plan.counts()["todo"]:  # else it comes last: a whole manifest says that all is done
                 before = time.monotonic()
-                batch_papers.write_manifest(self.plan, self.manifest)
+                batch_manifest.write_manifest(self.plan, self.manifest)
                 self.next_papers = time.monotonic() + max(_PAPERS_EVERY_S, 20 * (time.monotonic() - before))
 
     def _draw(self, chunk: list[Work]) -> Iterator[tuple[Work, image.Picture | UserError]]:

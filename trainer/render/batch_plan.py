@@ -25,10 +25,10 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer import bases, families, files, origin, usual
+from trainer import base_defaults, base_match, bases, families, files
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
-from trainer.render import fitting, modes, prompting, sharing
+from trainer.render import family_checks, modes, prompting, sharing
 from trainer.render.batch_recipe import Library, base_hash, file_name, identified
 from trainer.render.jobs_file import Row
 
@@ -220,12 +220,12 @@ class _Bases:
         self.folders: dict[tuple[str, str], tuple[Path, str]] = {}
         self.sizes: set[tuple[str, str, int, int]] = set()
         self.usual: dict[tuple[str, str], StackConfig] = {}
-        self.origins: dict[tuple[str, str], origin.Origin] = {}
+        self.origins: dict[tuple[str, str], base_match.Origin] = {}
         self.warned: dict[tuple[str, str, str], str] = {}  # by base, family and LoRA
 
     def completed(self, stack: StackConfig) -> StackConfig:
         """The stack with what it leaves to its base, asked once of each base. Raises: ModelError if it can't be fetched."""
-        missing = usual.left_out(stack)
+        missing = base_defaults.left_out(stack)
         if not missing:
             return stack
         key = (stack.base, "" if "family" in missing else stack.family)
@@ -233,7 +233,7 @@ class _Bases:
             if self.download:
                 bases.fetch(stack.base)
             own = {"base": stack.base} | ({"family": stack.family} if key[1] else {})
-            self.usual[key] = usual.completed(StackConfig.model_validate(own))
+            self.usual[key] = base_defaults.completed(StackConfig.model_validate(own))
         return stack.model_copy(update={name: getattr(self.usual[key], name) for name in missing})
 
     def warn(self, stack: StackConfig) -> None:
@@ -243,8 +243,8 @@ class _Bases:
             known = (stack.base, stack.family, adapter.file)
             if adapter.enabled and adapter.file and known not in self.warned:
                 if key not in self.origins:
-                    self.origins[key] = origin.of_base(stack.base, self.folders[key][0], stack.family)
-                self.warned[known] = origin.warning(Path(adapter.file), self.origins[key])
+                    self.origins[key] = base_match.of_base(stack.base, self.folders[key][0], stack.family)
+                self.warned[known] = base_match.warning(Path(adapter.file), self.origins[key])
 
     def checked(self, stack: StackConfig) -> str:
         """The hash of a stack's base. Raises: ModelError if it isn't here or can't draw that size."""
@@ -281,7 +281,7 @@ def make(rows: Iterable[Row], download: bool = False, library: Library = dict, w
                 raise ConfigError(row.problem)
             whole = bases_.completed(row.stack)
             of_base = bases_.checked(whole)
-            fitting.check(families.registry()[whole.family], whole)
+            family_checks.check(families.registry()[whole.family], whole)
             stack, problem = _drawn(whole, known, wildcards)
             if stack.mode != "sum" and not problem:
                 modes.chosen(stack.mode, sum(one.enabled for one in stack.adapters), stack.guidance_scale)

@@ -1,6 +1,6 @@
 """The checkpoints of a training as an axis of a grid: `checkpoint=RUN`, one cell for each, then its best and its last file.
 
-`trainer.steps` writes a checkpoint as the LoRA file it stands for, below the run, so that the pictures' recipes find it again by its hash.
+`trainer.checkpoint_files` writes a checkpoint as the LoRA file it stands for, below the run, so that the pictures' recipes find it again by its hash.
 Steps that were saved and removed since (`keep_checkpoints`) are named in the title.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import events, runs, steps
+from trainer import checkpoint_files, events, runs
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
 from trainer.render.axes import Axis
@@ -31,8 +31,8 @@ def spelled_out(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[S
     if len(asked) > 1 or len(asked[0].values) != 1:
         raise ConfigError(f"--axis {KEY}= names {', '.join(str(value) for one in asked for value in one.values)}; allowed: one run.")
     run = _run(str(asked[0].values[0]))
-    files = steps.files(run, engine.family.name, engine.file_keys)
-    kept = {steps.step_of(path) for path in files}
+    files = checkpoint_files.files(run, engine.family.name, engine.file_keys)
+    kept = {checkpoint_files.step_of(path) for path in files}
     gone = [event.step for event in run.events() if isinstance(event, events.Saved) and event.step not in kept]
     number, stack = _placed(stack, run, files[-1])
     axis = Axis(f"adapters.{number}.file", tuple(map(str, files)), f"not kept: step {', '.join(map(str, dict.fromkeys(gone)))}" if gone else "")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.render import tags
-from trainer.render.said import Infotext, Mention, decimal, shown, text_of, whole
+from trainer.render.picture_recipe import Infotext, Mention, decimal, shown, text_of, whole
 from trainer.render.sampler_names import from_comfyui
 
 MAX_NODES = 4000

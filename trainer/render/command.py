@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer import bases, families, lora_file, usual
+from trainer import base_defaults, bases, families, lora_file
 from trainer.config import AdapterChoice, StackConfig, digest, parse, weights
 from trainer.config.parsing import from_json, from_toml
 from trainer.config.stack import USUAL_WEIGHT
@@ -131,7 +131,7 @@ def run(
             lora_file.read_header(Path(adapter.file))
     if download:
         bases.fetch(stack.base)
-    stack, left_out = usual.completed(stack), usual.left_out(stack)
+    stack, left_out = base_defaults.completed(stack), base_defaults.left_out(stack)
     folder = bases.resolve(stack.base, families.registry()[stack.family])
     bases.check_pixels(folder, {"width_px": stack.width_px, "height_px": stack.height_px})
     from trainer.render import axes as grids
@@ -140,7 +140,7 @@ def run(
 
     engine = Engine(stack.base, stack.family, quantise=quantise, library=lambda: lora_file.library([Path("outputs")]), wildcards=Path("wildcards"))
     resolved = engine.resolve(stack)
-    for line in (usual.describe(resolved, left_out), *(f"warning: {warning}" for warning in engine.warnings(resolved))):
+    for line in (base_defaults.describe(resolved, left_out), *(f"warning: {warning}" for warning in engine.warnings(resolved))):
         if line:
             note(line)
     if not axes and not strip:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer import bases, families, forwards, lora_file, origin
+from trainer import base_match, bases, families, forwards, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
 from trainer.memory import mechanics, quantising
-from trainer.render import attending, draw, image, modes, pointing, quantised, regions, requantising, samplers, sharing, weighing
+from trainer.render import attention_maps, draw, image, modes, quantised, regions, requantising, samplers, sharing, strength, trigger_tokens
+from trainer.render.adapter_cache import KEPT_BYTES, Adapter, Shelf
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.layout import Share
 from trainer.render.live import Moment, Places, beside
 from trainer.render.modes.contract import Mode
+from trainer.render.new_words import Vocabulary
 from trainer.render.resolving import Resolving
 from trainer.render.sharing import acts
-from trainer.render.shelf import KEPT_BYTES, Adapter, Shelf
-from trainer.render.words import Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class Engine:
         }
         self.shapes = {path: tuple(module.weight.shape) for path, module in modules.items()}
         self.denoiser_paths = [path for path in self.shapes if path.startswith(f"{self.component}.")]
-        self.origin = origin.of_base(base, self.folder, family)
+        self.origin = base_match.of_base(base, self.folder, family)
         narrow = requantising.narrow(modules, Path(self.folder), self.pipe.dtype)
         self.folding = Folding({path: module.weight.data for path, module in modules.items() if path not in narrow}, narrow)
         self.weights: Mapping[str, Tensor] = ByPath(modules.keys(), self.folding.weight) if narrow else self.folding.weights
@@ -88,7 +88,7 @@ class Engine:
     def warnings(self, stack: StackConfig) -> list[str]:
         """A sentence for each LoRA of a resolved stack that acts and says that it is for another base than this one."""
         files = dict.fromkeys(Path(adapter.file) for adapter in stack.adapters if acts(adapter))
-        return [said for file in files if (said := origin.warning(file, self.origin))]
+        return [said for file in files if (said := base_match.warning(file, self.origin))]
 
     def latents(self, stack: StackConfig) -> tuple[int, int]:
         """Height and width of the picture's latents."""
@@ -106,7 +106,7 @@ class Engine:
         """The adapters of a resolved stack that act, and their weights; what stands twice counts twice."""
         found: dict[AdapterChoice, Weights] = {}
         for adapter in filter(acts, stack.adapters):
-            curve = weighing.schedule(adapter).constant
+            curve = strength.schedule(adapter).constant
             layer = sharing.layer(adapter)
             weight, text = adapter.weight * (1.0 if curve is None else curve), adapter.weight if adapter.text_weight is None else adapter.text_weight
             before = found.get(layer, (0.0, 0.0))
@@ -160,11 +160,11 @@ class Engine:
         steady = _matrix(weights, live, 0)
         masks = [regions.mask(layer, self.latents(stacks[0])) for layer in live]
         moment = Moment(steady, _matrix(weights, live, 1), masks, Places.of(self.family))
-        curves = [weighing.schedule(layer) for layer in live]
+        curves = [strength.schedule(layer) for layer in live]
         num_steps = stacks[0].steps
 
         def enter(step: int, factors: list[float] | None = None, only: dict[str, int] | None = None) -> None:
-            now = [curve.at(weighing.progress(step, num_steps)) * (factors[number] if factors else 1.0) for number, curve in enumerate(curves)]
+            now = [curve.at(strength.progress(step, num_steps)) * (factors[number] if factors else 1.0) for number, curve in enumerate(curves)]
             moment.denoiser, moment.only = steady * torch.tensor(now)[:, None] if live else steady, only or {}
             moment.touch()
 
@@ -200,10 +200,10 @@ class Engine:
         if mode.place is None:
             yield lambda step: None
             return
-        places = [[pointing.positions(self.pipe, stack, self._adapter(layer).trigger) for stack in stacks] for layer in live]
-        seen = attending.Seen(places, self.latents(stacks[0]))
-        watched = attending.layers(getattr(self.pipe, self.component), self.family)
-        with attending.placing(watched, mode, stacks[0].steps, seen, moment) as over:
+        places = [[trigger_tokens.positions(self.pipe, stack, self._adapter(layer).trigger) for stack in stacks] for layer in live]
+        seen = attention_maps.Seen(places, self.latents(stacks[0]))
+        watched = attention_maps.layers(getattr(self.pipe, self.component), self.family)
+        with attention_maps.placing(watched, mode, stacks[0].steps, seen, moment) as over:
             yield over
 
     @contextmanager
@@ -247,7 +247,7 @@ class Engine:
     def _block_factors(self, layer: AdapterChoice) -> dict[str, float]:
         """Factors of the denoiser's layers by path; where it names none they are 1."""
         if layer.blocks and layer.blocks not in self._factors:
-            self._factors[layer.blocks] = weighing.block_factors(layer, self.denoiser_paths)
+            self._factors[layer.blocks] = strength.block_factors(layer, self.denoiser_paths)
         return self._factors[layer.blocks] if layer.blocks else {}
 
     def _updates(self, layers: list[AdapterChoice]) -> Updates:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trainer.render import said, tags
-from trainer.render.said import Infotext, Mention, decimal, digest, shown, text_of, whole
+from trainer.render import picture_recipe, tags
+from trainer.render.picture_recipe import Infotext, Mention, decimal, digest, shown, text_of, whole
 from trainer.render.sampler_names import INVOKEAI, from_comfyui
 
 MAX_JSON_CHARS = 4 << 20
@@ -136,7 +136,7 @@ def swarmui(values: Values) -> Infotext:
         model=text_of(params.get("model")),
         model_hash=hashes.get(_bare(text_of(params.get("model"))), ""),
         unknown=tagged.unknown,
-        notes=(*notes, *more, *said.unread(params, numbers), *_rest(params, _SWARM, _SWARM_HARMLESS)),
+        notes=(*notes, *more, *picture_recipe.unread(params, numbers), *_rest(params, _SWARM, _SWARM_HARMLESS)),
     )
 
 
@@ -216,7 +216,7 @@ def invokeai(values: Values) -> Infotext:
         size=(width, height) if width is not None and height is not None else None,
         model=text_of(base.get("name") or base.get("model_name")) if isinstance(base, dict) else text_of(base),
         unknown=tagged.unknown,
-        notes=(*notes, *said.unread(values, numbers), *_rest(values, _INVOKE, _INVOKE_HARMLESS | frozenset(_INVOKE_WORDS))),
+        notes=(*notes, *picture_recipe.unread(values, numbers), *_rest(values, _INVOKE, _INVOKE_HARMLESS | frozenset(_INVOKE_WORDS))),
     )
 
 
@@ -282,7 +282,7 @@ def fooocus(values: Values) -> Infotext:
         model=text_of(values.get("base_model")),
         model_hash=text_of(values.get("base_model_hash")),
         unknown=tagged.unknown,
-        notes=(*notes, *more, *said.unread(values, numbers | {"resolution": size}), *_rest(values, _FOOOCUS | combined, _FOOOCUS_HARMLESS)),
+        notes=(*notes, *more, *picture_recipe.unread(values, numbers | {"resolution": size}), *_rest(values, _FOOOCUS | combined, _FOOOCUS_HARMLESS)),
     )
 
 

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer import claiming, families, files
+from trainer import families, files, unique_names
 from trainer.config import StackConfig, digest, parse
 from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lora_file import LoraInfo
@@ -102,9 +102,9 @@ def save(picture: Picture, path: Path) -> Path:
 
 def save_free(picture: Picture, folder: Path, stem: str) -> Path:
     """The picture as a new PNG in the folder, called `stem` or, where that is taken, `stem-2` and so on."""
-    with claiming.temporary(folder, ".tmp") as made:
+    with unique_names.temporary(folder, ".tmp") as made:
         picture.image.save(made, "PNG", **_png(picture))
-        return claiming.put(made, claiming.numbered(folder, stem, ".png"))
+        return unique_names.put(made, unique_names.numbered(folder, stem, ".png"))
 
 
 def save_sheet(sheet: Image, path: Path) -> Path:
@@ -117,9 +117,9 @@ def save_sheet(sheet: Image, path: Path) -> Path:
 
 def save_free_sheet(sheet: Image, folder: Path, stem: str) -> Path:
     """The sheet of pictures as a new PNG in the folder, called `stem` or, where that is taken, `stem-2` and so on."""
-    with claiming.temporary(folder, ".tmp") as made:
+    with unique_names.temporary(folder, ".tmp") as made:
         sheet.save(made, "PNG")
-        return claiming.put(made, claiming.numbered(folder, stem, ".png"))
+        return unique_names.put(made, unique_names.numbered(folder, stem, ".png"))
 
 
 def _png(picture: Picture) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from trainer import __version__, families
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import DataError
-from trainer.render import foreign, naming, prompting, said
-from trainer.render.laying import laid_on as laid_on
-from trainer.render.said import Infotext as Infotext
-from trainer.render.said import Mention as Mention
+from trainer.render import foreign, naming, picture_recipe, prompting
+from trainer.render.applying_recipe import laid_on as laid_on
+from trainer.render.picture_recipe import Infotext as Infotext
+from trainer.render.picture_recipe import Mention as Mention
 from trainer.render.sampler_names import A1111 as A1111
 from trainer.render.sampler_names import from_a1111
 from trainer.render.samplers import SAMPLERS
@@ -76,8 +76,8 @@ def _guidance(stack: StackConfig) -> dict[str, str]:
 def beyond(adapter: AdapterChoice) -> str:
     """What of an adapter neither A1111 nor a ComfyUI graph can say, in words; empty if there is nothing."""
     region = "mask" if adapter.region.strip().startswith("mask") else adapter.region
-    said = {"blocks": " ".join(adapter.blocks), "schedule": adapter.schedule, "region": region}
-    words = ", ".join(f"{key} {value}" for key, value in said.items() if value)
+    settings = {"blocks": " ".join(adapter.blocks), "schedule": adapter.schedule, "region": region}
+    words = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
     return words and f"{alias(adapter)}: " + re.sub(r'["\\\s]+', " ", words)
 
 
@@ -143,12 +143,12 @@ def _read(prompt: str, negative_prompt: str, pairs: dict[str, str], civitai: str
     hashes = _hashes(pairs.get("Lora hashes", ""))
     loras = [Mention(one.name, one.weight, one.text_weight, (hashes.get(one.name.replace(",", "")) or [""]).pop(0)) for one in tagged.loras]
     loras += _weighed(pairs.get("Lora weights", ""), hashes)
-    steps, seed, size = said.whole(pairs.get("Steps")), said.whole(pairs.get("Seed")), _size(pairs.get("Size", ""))
-    scale, distilled, rescale = (said.decimal(pairs.get(key)) for key in ("CFG scale", "Distilled CFG Scale", "CFG Rescale"))
+    steps, seed, size = picture_recipe.whole(pairs.get("Steps")), picture_recipe.whole(pairs.get("Seed")), _size(pairs.get("Size", ""))
+    scale, distilled, rescale = (picture_recipe.decimal(pairs.get(key)) for key in ("CFG scale", "Distilled CFG Scale", "CFG Rescale"))
     read = {"Steps": steps, "Seed": seed, "Size": size, "CFG scale": scale, "Distilled CFG Scale": distilled, "CFG Rescale": rescale}
-    notes = said.unread(pairs, read)
+    notes = picture_recipe.unread(pairs, read)
     if negative.loras or negative.unknown:
-        tags = [said.shown(one) for one in (*map(prompting.tag, negative.loras), *negative.unknown)]
+        tags = [picture_recipe.shown(one) for one in (*map(prompting.tag, negative.loras), *negative.unknown)]
         notes.append(f"{', '.join(tags[:5])} in the negative prompt {'are' if len(tags) > 1 else 'is'} left out; LoRAs are named in the prompt.")
     return Infotext(
         prompt=tagged.prompt,
@@ -173,7 +173,7 @@ def _read(prompt: str, negative_prompt: str, pairs: dict[str, str], civitai: str
 def _weighed(text: str, hashes: dict[str, list[str]]) -> list[Mention]:
     """Fooocus' `name: 0.5, other: 1`, whose prompts have no tags."""
     parts = [part.rpartition(":") for part in text.split(",")[:64]]
-    found = [(name.strip(), said.decimal(weight)) for name, _, weight in parts if name.strip()]
+    found = [(name.strip(), picture_recipe.decimal(weight)) for name, _, weight in parts if name.strip()]
     return [Mention(name, weight, None, (hashes.get(name) or [""]).pop(0)) for name, weight in found if weight is not None]
 
 
@@ -199,7 +199,7 @@ def _hashes(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in text.split(","):
         name, _, digest = (piece.strip() for piece in part.rpartition(":"))
-        if digest := said.digest(digest):
+        if digest := picture_recipe.digest(digest):
             found.setdefault(name, []).append(digest)
     return found
 

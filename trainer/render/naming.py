@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from trainer import shown
+from trainer import printing
 from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 
@@ -38,10 +38,10 @@ def one(wanted: str, library: Iterable[LoraInfo], where: str) -> LoraInfo:
     if len(found) == 1:
         return found[0]
     if found:
-        several = shown.some([f"{info.name} ({'/'.join(info.path.parts[-2:])}, hash {info.sha256[:12]})" for info in found])
+        several = printing.some([f"{info.name} ({'/'.join(info.path.parts[-2:])}, hash {info.sha256[:12]})" for info in found])
         raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which could be {several}; allowed: the exact name of one file, with its folder.")
     names = sorted({info.name for info in known})
-    raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {shown.some(names) or '(none)'}.")
+    raise AdapterError(f"{where} names the LoRA {wanted[:120]!r}, which isn't here; allowed: one of {printing.some(names) or '(none)'}.")
 
 
 def bare(name: str) -> str:

@@ -9,8 +9,8 @@ from trainer import bases as bases_
 from trainer.config import StackConfig
 from trainer.errors import DataError
 from trainer.lora_file import LoraInfo
-from trainer.render import comfy_reading, foreign, image, infotext, laying, naming
-from trainer.render.said import Infotext
+from trainer.render import applying_recipe, comfy_reading, foreign, image, infotext, naming
+from trainer.render.picture_recipe import Infotext
 
 _MAX_TEXT_CHARS = 4 << 20
 _TOOLS = "A1111, Forge, ComfyUI, InvokeAI, Fooocus or SwarmUI"
@@ -33,8 +33,8 @@ def stack_of(picture: Path, stack: StackConfig, library: dict[str, LoraInfo], ba
     named = {naming.base_name(name): base for name, base in bases.items()}
     if said.model and (base := named.get(naming.base_name(said.model))):
         stack = stack.model_copy(update={"base": base, "family": bases_.family_of(base)})
-    found, notes = laying.laid_on(stack, said, library)
-    return found, notes + laying.left_out(found, said)
+    found, notes = applying_recipe.laid_on(stack, said, library)
+    return found, notes + applying_recipe.left_out(found, said)
 
 
 def said_by(carried: image.Carried) -> Infotext | None:

@@ -25,7 +25,7 @@ from trainer import lora_file
 from trainer.config import AdapterChoice
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.render import modes, regions, sharing, weighing
+from trainer.render import modes, regions, sharing, strength
 
 DENOISERS = ("unet", "transformer")
 _CUT = 1e-6  # singular values below this share of the largest are rounding
@@ -45,7 +45,7 @@ class Loaded:
 
 
 def load(choice: AdapterChoice, file_keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Loaded:
-    """The adapter in a file, matched to a base. Raises: AdapterError, ConfigError as `lora_file` and `weighing` do."""
+    """The adapter in a file, matched to a base. Raises: AdapterError, ConfigError as `lora_file` and `strength` do."""
     path = Path(choice.file)
     info = lora_file.inspect(path)
     if choice.sha256 and choice.sha256 != info.sha256:
@@ -57,7 +57,7 @@ def load(choice: AdapterChoice, file_keys: dict[str, str], shapes: dict[str, tup
 def weigh(choice: AdapterChoice, updates: dict[str, Update], shapes: Iterable[str], sha256: str = "", method: str = "", alpha: str = "") -> Loaded:
     """Updates that were read already, with the factors that the stack gives them. Raises: ConfigError for blocks that fit no layer."""
     text_weight = text_weight_of(choice)
-    of_block = weighing.block_factors(choice, [path for path in shapes if path.startswith(DENOISERS)])
+    of_block = strength.block_factors(choice, [path for path in shapes if path.startswith(DENOISERS)])
     factors = {path: choice.weight * of_block[path] if path in of_block else text_weight for path in updates} if choice.enabled else dict.fromkeys(updates, 0.0)
     return Loaded(choice, choice.name or lora_file.name_of(Path(choice.file)), sha256, method, alpha, updates, factors)
 
@@ -82,8 +82,8 @@ def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple
     All ones for adapters without schedule or region; apart in time or place, they don't meet: 0. The mode itself is asked at which step each
     acts. `size` is the latents' height and width. Raises: ConfigError for a schedule or region that can't be read, or an unknown mode.
     """
-    curves = [weighing.schedule(adapter) for adapter in adapters]
-    when = torch.tensor([[curve.at(weighing.progress(step, num_steps)) for step in range(num_steps)] for curve in curves], dtype=torch.float64)
+    curves = [strength.schedule(adapter) for adapter in adapters]
+    when = torch.tensor([[curve.at(strength.progress(step, num_steps)) for step in range(num_steps)] for curve in curves], dtype=torch.float64)
     when = when * _turns(adapters, mode, num_steps)
     masks = [regions.mask(adapter, size) for adapter in adapters]
     where = torch.stack([torch.ones(size).double() if mask is None else mask.double() for mask in masks]).flatten(1)

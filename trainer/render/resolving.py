@@ -11,10 +11,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import bases, choices, lora_file, usual
+from trainer import base_defaults, bases, choices, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import AdapterError, ConfigError
-from trainer.render import attending, draw, fitting, modes, pointing, prompting, regions, weighing
+from trainer.render import attention_maps, draw, family_checks, modes, prompting, regions, strength, trigger_tokens
 from trainer.render.sharing import acts
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Resolving:
         engine = self.engine
         if stack.base != engine.base or stack.family != engine.family.name:
             raise ConfigError(f"the stack is for base {stack.base!r} ({stack.family}), this engine holds {engine.base!r} ({engine.family.name}).")
-        stack = usual.completed(stack)
+        stack = base_defaults.completed(stack)
         bases.check_pixels(engine.folder, {"width_px": stack.width_px, "height_px": stack.height_px})
-        fitting.check(engine.family, stack)
+        family_checks.check(engine.family, stack)
         stack = prompting.without_tags(stack, engine.wildcards, engine.library)
         adapters = [self._choice(adapter, stack) for adapter in stack.adapters]
         triggers = [word for one in adapters if one.trigger and acts(one) for word in prompting.split_triggers(self._trigger(one))]
@@ -72,8 +72,8 @@ class Resolving:
         found = stack.model_copy(update={"adapters": tuple(adapters), **said})
         mode = modes.chosen(found.mode, sum(map(acts, adapters)), found.guidance_scale)
         if mode.place:
-            attending.check(getattr(engine.pipe, engine.component), engine.family, found.mode)
-            pointing.check(engine.pipe, found, [(one, self._trigger(one)) for one in filter(acts, adapters)])
+            attention_maps.check(getattr(engine.pipe, engine.component), engine.family, found.mode)
+            trigger_tokens.check(engine.pipe, found, [(one, self._trigger(one)) for one in filter(acts, adapters)])
         return found
 
     def _choice(self, adapter: AdapterChoice, stack: StackConfig) -> AdapterChoice:
@@ -87,8 +87,8 @@ class Resolving:
         if adapter.sha256 and adapter.sha256 != digest:
             raise AdapterError(f"{file} has hash {digest[:12]}; the stack asks for {adapter.sha256[:12]}: it is another file by that name.")
         found = adapter.model_copy(update={"file": file, "name": adapter.name or lora_file.name_of(Path(file)), "sha256": digest})
-        weighing.schedule(found)
-        weighing.block_factors(found, self.engine.denoiser_paths)
+        strength.schedule(found)
+        strength.block_factors(found, self.engine.denoiser_paths)
         return found.model_copy(update={"region": regions.resolved(found, self.engine.latents(stack))})
 
     def _trigger(self, adapter: AdapterChoice) -> str:

@@ -7,7 +7,7 @@ every field but those named here, which are asked of each picture. Both kinds ar
 from __future__ import annotations
 
 from trainer.config import AdapterChoice, StackConfig
-from trainer.render import weighing
+from trainer.render import strength
 
 SHARED = (
     "version", "family", "base", "mode", "sampler", "steps", "guidance_scale", "guidance_rescale", "true_guidance_scale", "width_px", "height_px",
@@ -30,5 +30,5 @@ def acts(adapter: AdapterChoice) -> bool:
 def layer(adapter: AdapterChoice) -> AdapterChoice:
     """The adapter as it acts, without its weights: what pictures of one batch share of it. A schedule that never changes is part of the weight."""
     defaults = {name: field.default for name, field in type(adapter).model_fields.items() if name in OWN_OF_ADAPTER}
-    steady = {} if weighing.schedule(adapter).constant is None else {"schedule": ""}
+    steady = {} if strength.schedule(adapter).constant is None else {"schedule": ""}
     return adapter.model_copy(update=defaults | steady)

@@ -126,7 +126,7 @@ def _warn(engine: Engine, stack: StackConfig) -> None:
 
 def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None, download: bool = False) -> StackConfig:
     """The stack of the command line, its files looked at, and what it leaves to the base. Raises: UserError."""
-    from trainer import bases, lora_file, usual
+    from trainer import base_defaults, bases, lora_file
     from trainer.render import command
 
     stack, axes = command.stack(base, loras, settings or {}, None)
@@ -136,17 +136,17 @@ def _stack(loras: list[str], base: str, settings: dict[str, Any] | None = None, 
         lora_file.read_header(Path(adapter.file))
     if download:
         bases.fetch(stack.base)
-    return usual.completed(stack)
+    return base_defaults.completed(stack)
 
 
 def _analysis(loras: list[str], base: str, stack_file: str, download: bool) -> Analysis:
     """The report on the LoRAs as the base reads them. Raises: UserError, for the files before the base is opened."""
-    from trainer import bases, families, lora_file, usual
+    from trainer import base_defaults, bases, families, lora_file
     from trainer.render import command
 
     if bool(loras) == bool(stack_file):
         raise ConfigError("name LoRAs, such as fox.safetensors:0.8, or a stack with --stack FILE; one of the two.")
-    stack = usual.completed(command.from_file(Path(stack_file))) if stack_file else _stack(loras, base, download=download)
+    stack = base_defaults.completed(command.from_file(Path(stack_file))) if stack_file else _stack(loras, base, download=download)
     bases.resolve(stack.base, families.registry()[stack.family], download)
     from trainer.render import analysis, overlap
     from trainer.render.engine import Engine

@@ -30,6 +30,7 @@ from trainer.events import (
     Validated,
     Warned,
 )
+from trainer.printing import escape
 from trainer.report import charts as report_charts
 from trainer.report import pictures as report_pictures
 from trainer.report.advising import advice
@@ -37,7 +38,6 @@ from trainer.report.charts import Series
 from trainer.report.plausible import plausible
 from trainer.report.style import STYLE
 from trainer.runs import Run
-from trainer.shown import escape
 
 if TYPE_CHECKING:
     from trainer.data import Dataset

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Planned, Sampled
+from trainer.printing import escape
 from trainer.report.advising import COPY
-from trainer.shown import escape
 
 if TYPE_CHECKING:
     from trainer.data import Dataset, Item

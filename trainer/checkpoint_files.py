@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import attach, checkpoint, families, inversion, lora_file, methods, origin
+from trainer import adapter, base_match, checkpoint, families, lora_file, methods, new_word
 from trainer.config import TrainConfig
 from trainer.config.parsing import recipe
 from trainer.errors import ConfigError
@@ -57,13 +57,13 @@ def _write(run: Run, config: TrainConfig, saved: checkpoint.Checkpoint, path: Pa
     words: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         component, slash, rest = name.partition("/")
-        if name.startswith(inversion.PREFIX):
-            word, key = inversion.of_parameter(name, families.registry()[config.family].words)
+        if name.startswith(new_word.PREFIX):
+            word, key = new_word.of_parameter(name, families.registry()[config.family].words)
             words.setdefault(word, {})[key] = tensor
         elif slash:
             module = _module(f"{component}.{rest}", file_keys)
             modules.setdefault(module, {})[f"{component}.{rest}"[len(module) + 1 :]] = tensor
-    spelled = {file_keys[module]: method.to_file(attach.combined(parts), config.adapter) for module, parts in modules.items()}
+    spelled = {file_keys[module]: method.to_file(adapter.combined(parts), config.adapter) for module, parts in modules.items()}
     metadata = _metadata(run, config) | method.header(config.adapter) | {"ss_steps": str(saved.step)}
     lora_file.save(path, spelled, metadata, getattr(torch, config.save_dtype), words)
 
@@ -84,5 +84,5 @@ def _metadata(run: Run, config: TrainConfig) -> dict[str, str]:
         if path.is_file():
             return {key: value for key, value in lora_file.read_header(path).metadata.items() if not key.startswith("sshs_")}
     own = {"config": recipe(config)}
-    of_base = {origin.NAME_KEY: own["config"]["base"], **origin.header_of(config.base, config.family)}
+    of_base = {base_match.NAME_KEY: own["config"]["base"], **base_match.header_of(config.base, config.family)}
     return of_base | {lora_file.RECIPE_KEY: json.dumps(own, sort_keys=True, ensure_ascii=False), "modelspec.trigger_phrase": config.data.trigger}

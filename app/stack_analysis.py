@@ -15,7 +15,7 @@ from app.context import Context
 from app.notices import mended, tell
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
-from trainer.shown import escape
+from trainer.printing import escape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

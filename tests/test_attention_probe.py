@@ -11,9 +11,9 @@ import torch
 
 from tests import plain
 from trainer import bases, families, loop, presets, session
-from trainer.memory import arranging, probing
-from trainer.memory.probing import Shape
-from trainer.studio import Studio
+from trainer.memory import arranging, attention_probe
+from trainer.memory.attention_probe import Shape
+from trainer.training_model import TrainingModel
 
 SHAPES = [Shape(2, 4, 64, 64, 16, False, "float32"), Shape(2, 4, 64, 77, 16, False, "float32")]
 # A child that kills itself where it is told to, as an illegal memory access does, and takes as long as it is told.
@@ -30,12 +30,12 @@ for number, shape in enumerate(asked["shapes"]):
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, plan: dict) -> None:
-    monkeypatch.setattr(probing, "_CHILD", [sys.executable, "-c", _CHILD, json.dumps(plan)])
+    monkeypatch.setattr(attention_probe, "_CHILD", [sys.executable, "-c", _CHILD, json.dumps(plan)])
 
 
 def test_a_kernel_that_kills_its_process_is_never_used_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     planned(monkeypatch, {"flash": {"seconds": [2, 2]}, "efficient": {"seconds": [3, 1]}, "cudnn": {"seconds": [1, 1], "dies": 1}})
-    found = probing.verdict(SHAPES, ["flash", "efficient", "cudnn"], tmp_path / "known.json", "cpu")
+    found = attention_probe.verdict(SHAPES, ["flash", "efficient", "cudnn"], tmp_path / "known.json", "cpu")
     assert found.kernels == ("efficient", "flash")
     (fault,) = found.faults
     assert "cudnn" in fault and "4 heads of 16, 64 tokens over 77" in fault and "illegal memory access" in fault
@@ -43,40 +43,40 @@ def test_a_kernel_that_kills_its_process_is_never_used_and_named(monkeypatch: py
 
 def test_wrong_numbers_count_as_a_fault_and_a_shape_it_does_not_know_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     planned(monkeypatch, {"flash": {"seconds": [1, None]}, "efficient": {"seconds": [2, 2]}, "cudnn": {"seconds": [1, 1], "bad": "NaN"}})
-    found = probing.verdict(SHAPES, ["flash", "efficient", "cudnn"], tmp_path / "known.json", "cpu")
+    found = attention_probe.verdict(SHAPES, ["flash", "efficient", "cudnn"], tmp_path / "known.json", "cpu")
     assert found.kernels == ("flash", "efficient") and "wrong numbers" in found.faults[0]
 
 
 def test_what_was_found_is_kept_by_machine_and_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     planned(monkeypatch, {"flash": {"seconds": [1, 1]}, "efficient": {"seconds": [2, 2]}})
-    first = probing.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu")
+    first = attention_probe.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu")
     planned(monkeypatch, {"flash": {"seconds": [9, 9]}, "efficient": {"seconds": [2, 2]}})
-    assert probing.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu") == first
-    assert probing.verdict(SHAPES[:1], ["flash", "efficient"], tmp_path / "known.json", "cpu").kernels == ("efficient", "flash")
+    assert attention_probe.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu") == first
+    assert attention_probe.verdict(SHAPES[:1], ["flash", "efficient"], tmp_path / "known.json", "cpu").kernels == ("efficient", "flash")
     (tmp_path / "known.json").write_text("{ not json")
-    assert probing.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu").kernels == ("efficient", "flash")
+    assert attention_probe.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu").kernels == ("efficient", "flash")
 
 
 def test_the_real_child_tries_forward_and_backward(tmp_path: Path) -> None:
     """On a CPU PyTorch has its own flash kernel and none of the others."""
-    found = probing.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu")
-    assert found == probing.Verdict(("flash",))
+    found = attention_probe.verdict(SHAPES, ["flash", "efficient"], tmp_path / "known.json", "cpu")
+    assert found == attention_probe.Verdict(("flash",))
 
 
 def test_a_runs_own_shapes_are_asked_and_its_checkpoint_remembers_the_answer(tiny: Path, tmp_path: Path, draw_dots, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the CPU's kernel is chosen by the same way."""
     asked: list[list[Shape]] = []
-    real, choose = probing.verdict, arranging.arrange
+    real, choose = attention_probe.verdict, arranging.arrange
 
-    def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str) -> probing.Verdict:
+    def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str) -> attention_probe.Verdict:
         asked.append(shapes)
         return real(shapes, ["flash"], known, device)
 
-    def arrange(studio: Studio) -> None:
+    def arrange(studio: TrainingModel) -> None:
         choose(studio)
         arranging._choose_kernels(studio)
 
-    monkeypatch.setattr(probing, "verdict", verdict)
+    monkeypatch.setattr(attention_probe, "verdict", verdict)
     monkeypatch.setattr("trainer.memory.arranging.arrange", arrange)
     values = {
         "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 3, "checkpoint_every_steps": 2, "preview_every_steps": 0, "device": "cpu",
@@ -86,8 +86,8 @@ def test_a_runs_own_shapes_are_asked_and_its_checkpoint_remembers_the_answer(tin
     seen: list[Shape] = []
     learn = loop.learn
 
-    def recorded(studio: Studio, step: int) -> object:
-        seen.extend(probing.recorded(lambda: [studio.predict_part(part) for part in loop.prepare(studio, step)]))
+    def recorded(studio: TrainingModel, step: int) -> object:
+        seen.extend(attention_probe.recorded(lambda: [studio.predict_part(part) for part in loop.prepare(studio, step)]))
         return learn(studio, step)
 
     monkeypatch.setattr(loop, "learn", recorded)
@@ -106,10 +106,10 @@ def test_kernels_are_used_in_order(name: str, tmp_path: Path) -> None:
     family = families.registry()[name]
     pipe = bases.open_pipeline(family, family.tiny(tmp_path), "cpu", torch.float32)
     denoiser = getattr(pipe, next(iter(family.components)))
-    assert set(probing.TORCH) <= set(probing.candidates(denoiser))
+    assert set(attention_probe.TORCH) <= set(attention_probe.candidates(denoiser))
     query = torch.randn(1, 2, 8, 16)
-    with probing.using(denoiser, ("flash",)):
+    with attention_probe.using(denoiser, ("flash",)):
         first = torch.nn.functional.scaled_dot_product_attention(query, query, query)
-    with probing.using(denoiser, ()):
+    with attention_probe.using(denoiser, ()):
         second = torch.nn.functional.scaled_dot_product_attention(query, query, query)
     torch.testing.assert_close(first, second)

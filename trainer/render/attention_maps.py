@@ -7,7 +7,7 @@ to `heart` finds the heart's pixels is, as the area under the curve, 0.94 to 0.9
 in the first five, 0.3 to 0.8 in the block before it (4 x 4), 0.6 to 0.75 in the middle and 0.4 to 0.6 in the encoder.
 
 Transformers are left out until it is measured there. Those with cross-attention (PixArt, Sana) mask what pads a prompt and read it in small letters or
-after an instruction, which `pointing` would have to know; what Stable Diffusion 3.5 calls `attn2` is no cross-attention. A transformer's joint attention
+after an instruction, which `trigger_tokens` would have to know; what Stable Diffusion 3.5 calls `attn2` is no cross-attention. A transformer's joint attention
 takes one more function like `of_cross_attention`, with the image's queries and the keys of image and text, of which the text's columns count.
 """
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from trainer import activations, families, lora_file, methods
-from trainer.attach import Attachment, attach
+from trainer import eva_start, families, lora_file, methods
+from trainer.adapter import Attachment, attach
 from trainer.errors import ConfigError
 
 SD = families.registry()["sd"]
@@ -150,7 +150,7 @@ def test_eva_starts_along_what_flows_in(base: nn.Module) -> None:
 def test_eva_makes_do_with_fewer_rows_than_the_rank() -> None:
     torch.manual_seed(0)
     layers, rows = {"a": nn.Linear(16, 4), "b": nn.Linear(16, 4)}, torch.randn(3, 16)
-    found = activations.directions(layers, {"a": 8, "b": 8}, lambda: layers["a"](rows))
+    found = eva_start.directions(layers, {"a": 8, "b": 8}, lambda: layers["a"](rows))
     assert found["a"].shape == (3, 16) and len(found["b"]) == 0
     torch.testing.assert_close(found["a"][:2] @ found["a"][:2].T, torch.eye(2))
 

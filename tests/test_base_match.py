@@ -17,7 +17,7 @@ from single_files import add
 
 from tests import plain
 from tests.conftest import train_small
-from trainer import bases, families, lora_file, origin
+from trainer import base_match, bases, families, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render.engine import Engine
 
@@ -54,7 +54,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory, other_base: Path, example
 
 def test_a_run_writes_which_base_it_trained_on(trained: Path, stranger: Path, other_base: Path) -> None:
     own, other = metadata_of(trained), metadata_of(stranger)
-    assert own[origin.KEY] == bases.digest(bases.IMPRIMATURA, "unet") != other[origin.KEY] == bases.digest(other_base, "unet")
+    assert own[base_match.KEY] == bases.digest(bases.IMPRIMATURA, "unet") != other[base_match.KEY] == bases.digest(other_base, "unet")
     assert (own["ss_sd_model_name"], other["ss_sd_model_name"]) == ("imprimatura", "pony")
 
 
@@ -77,7 +77,7 @@ def test_every_command_names_both_bases_and_does_its_work(run_velatura: Callable
     assert said(json.loads(run_velatura("inspect", stranger, "--base", "imprimatura", "--json").stdout)["warning"])
     merged = run_velatura("lora", "merge", stranger, trained, "--out", "sum.safetensors")
     assert merged.returncode == 0 and "different bases: stranger.safetensors on pony" in merged.stderr
-    assert origin.told(metadata_of(tmp_path / "sum.safetensors")) is origin.told(metadata_of(tmp_path / "both.safetensors")) is None
+    assert base_match.told(metadata_of(tmp_path / "sum.safetensors")) is base_match.told(metadata_of(tmp_path / "both.safetensors")) is None
 
 
 def test_nothing_is_said_of_a_lora_of_this_base_or_of_a_copy(run_velatura: Callable, trained: Path, tmp_path: Path, imprimatura_folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_nothing_is_said_of_a_lora_of_this_base_or_of_a_copy(run_velatura: Calla
 
 
 def test_a_lora_of_the_first_edition_is_known_by_having_no_hash(run_velatura: Callable, trained: Path, tmp_path: Path) -> None:
-    old = changed(trained, tmp_path / "old.safetensors", **{origin.KEY: None})
+    old = changed(trained, tmp_path / "old.safetensors", **{base_match.KEY: None})
     for text in (run_velatura("inspect", old).stdout, run_velatura("render", "--lora", old, "--steps", "2", "--out", "x.png").stderr):
         assert "old.safetensors was trained on imprimatura, first edition" in text and "imprimatura, second edition" in text
 
@@ -108,7 +108,7 @@ def test_kohyas_hashes_are_compared_with_those_of_a_base_in_one_file(tiny: Path,
     file = single_files.sd_file(tiny, tmp_path / "artist.safetensors")
     add(str(file), "--like", str(tiny))
     folder = bases.resolve("artist", families.registry()["sd"])
-    here = origin.of_base("artist", folder, "sd")
+    here = base_match.of_base("artist", folder, "sd")
     body = file.read_bytes()
     assert here.file_sha256 == hashlib.sha256(body).hexdigest()
     assert here.old_hash == hashlib.sha256(body[1 << 20 : (1 << 20) + (1 << 16)]).hexdigest()[:8]
@@ -117,7 +117,7 @@ def test_kohyas_hashes_are_compared_with_those_of_a_base_in_one_file(tiny: Path,
 
     def asked(**header: str) -> str:
         save_file(weight, lora, header)
-        return origin.warning(lora, here)
+        return base_match.warning(lora, here)
 
     assert not asked(ss_sd_model_name="renamed.safetensors", ss_new_sd_model_hash=here.file_sha256)
     assert not asked(ss_sd_model_name="renamed.safetensors", ss_sd_model_hash=here.old_hash)
@@ -132,21 +132,21 @@ def test_kohyas_hashes_are_compared_with_those_of_a_base_in_one_file(tiny: Path,
 
 @pytest.mark.parametrize("recipe", ["null", "[]", '{"config": {}}', '{"config": {"base": 3}}', "{", '{"config": {"base": ""}}'])
 def test_a_damaged_or_hostile_header_is_no_error(trained: Path, tmp_path: Path, recipe: str) -> None:
-    odd = changed(trained, tmp_path / "odd.safetensors", **{lora_file.RECIPE_KEY: recipe, "ss_sd_model_name": "<b>\x00" * 50, origin.KEY: "zz" * 40})
+    odd = changed(trained, tmp_path / "odd.safetensors", **{lora_file.RECIPE_KEY: recipe, "ss_sd_model_name": "<b>\x00" * 50, base_match.KEY: "zz" * 40})
     engine = Engine("imprimatura", device="cpu", dtype="float32")
     stack = StackConfig(adapters=(AdapterChoice(file=str(odd)),))
     assert isinstance(engine.warnings(engine.resolve(stack)), list)
 
 
 def test_a_checkpoint_drawn_while_its_run_goes_on_is_of_its_base(trained: Path) -> None:
-    from trainer import steps
+    from trainer import checkpoint_files
     from trainer.runs import Run
 
     run = Run(trained.parent)
     aside = trained.with_suffix(".aside")
     trained.rename(aside)
     try:
-        files = steps.files(run, "sd", Engine("imprimatura", device="cpu", dtype="float32").file_keys)
-        assert files and all(not origin.at_home(file) for file in files)
+        files = checkpoint_files.files(run, "sd", Engine("imprimatura", device="cpu", dtype="float32").file_keys)
+        assert files and all(not base_match.at_home(file) for file in files)
     finally:
         aside.rename(trained)

@@ -9,7 +9,7 @@ from PIL import ImageChops
 from safetensors.torch import load_file
 
 from tests import plain
-from trainer import lora_file, presets, session, steps
+from trainer import checkpoint_files, lora_file, presets, session
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
 from trainer.render import axes, checkpoints, image
@@ -43,14 +43,14 @@ def train(parent: Path, name: str, data: Path, **changes: object) -> Run:
 )  # fmt: skip
 def test_the_last_saved_step_is_the_file_that_the_run_wrote(changes, engine: Engine, draw_dots, tmp_path: Path) -> None:
     run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"), **changes)
-    first, second, last = steps.files(run, "sd", engine.file_keys)
+    first, second, last = checkpoint_files.files(run, "sd", engine.file_keys)
     assert [first.name, second.name, last.name] == ["dots-step-000001.safetensors", "dots-step-000002.safetensors", "dots.safetensors"]
     ours, theirs = load_file(second), load_file(last)
     assert ours.keys() == theirs.keys() and all(bool((ours[name] == theirs[name]).all()) for name in theirs)
     assert lora_file.inspect(second).sha256 == lora_file.inspect(last).sha256 != lora_file.inspect(first).sha256
     assert lora_file.inspect(first).trigger == "mokka" and lora_file.inspect(first).metadata["ss_steps"] == "1"
     written = second.stat().st_mtime_ns
-    assert steps.files(run, "sd", engine.file_keys)[1].stat().st_mtime_ns == written
+    assert checkpoint_files.files(run, "sd", engine.file_keys)[1].stat().st_mtime_ns == written
 
 
 def test_a_run_is_an_axis_over_its_checkpoints_and_its_pictures_can_be_made_again(engine: Engine, draw_dots, tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_a_run_that_is_not_there_is_refused_by_name(text: str, said: str, engine
 def test_a_run_of_another_family_or_without_a_step_is_refused(engine: Engine, draw_dots, tmp_path: Path) -> None:
     run = train(tmp_path, "dots", draw_dots(tmp_path / "data", "mokka, a {colour} dot"))
     with pytest.raises(ConfigError, match="run dots is for sd; allowed for this base: other"):
-        steps.files(run, "other", engine.file_keys)
+        checkpoint_files.files(run, "other", engine.file_keys)
     with pytest.raises(ConfigError, match="has trained unet"):
-        steps.files(run, "sd", {})
+        checkpoint_files.files(run, "sd", {})
     for path in [run.lora_file, *run.checkpoints.glob("*/manifest.json")]:
         path.unlink()
     with pytest.raises(ConfigError, match="has saved no step yet"):
-        steps.files(run, "sd", engine.file_keys)
+        checkpoint_files.files(run, "sd", engine.file_keys)

@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import against, bases, choices, data, families, methods, objective, optim, origin, system, validation
-from trainer.attach import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
+from trainer import against_stack, base_match, bases, choices, data, families, methods, objective, optim, system, validation
+from trainer.adapter import ADAPTER, Attachment, attach, refuse_ranks_of_nothing
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, StackConfig, TrainConfig
 from trainer.data import Dataset, has_trigger
+from trainer.distributed import World
+from trainer.encoded_data import Batch, Conditioning, EncodedData, Part
 from trainer.errors import ConfigError
 from trainer.events import Event, Sampled, Warned
 from trainer.families.contract import Family
-from trainer.inversion import Word
-from trainer.material import Batch, Conditioning, Material, Part
-from trainer.memory import arranging, compiling, convolving, fused, mechanics, quantising
+from trainer.memory import arranging, compiling, convolving, fused_lora, mechanics, quantising
+from trainer.new_word import Word
+from trainer.optim import scaling
 from trainer.runs import Run
-from trainer.world import World
-
-_LOSS_SCALE = 65536.0  # as torch's own gradient scaler starts
 
 
 def base_digest(config: TrainConfig) -> str:
@@ -41,7 +40,7 @@ def base_digest(config: TrainConfig) -> str:
 
 
 @dataclass
-class Studio:
+class TrainingModel:
     """Made by `open`, filled by `prepare`, ready to train after `attach`."""
 
     config: TrainConfig
@@ -58,18 +57,18 @@ class Studio:
     fetched: bool = False  # the denoiser was loaded on the CPU, and text encoders bring their own layers
     attachments: dict[str, Attachment] = field(default_factory=dict)  # by component
     word: Word | None = None
-    spans: against.Bases = field(default_factory=dict)
+    spans: against_stack.Bases = field(default_factory=dict)
     span_energy: float = 0.0
     needs_autocast: bool = True  # some adapter layer computes in float32 by itself
-    loss_scale: float = 1.0  # of a float16 base, whose gradients would vanish otherwise; halved when they overflow
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: scaling.scaler("cpu", False))  # of a float16 base's loss
     trained: dict[str, nn.Parameter] = field(default_factory=dict)  # what `parameters` gives, walked once
-    kernels: tuple[str, ...] | None = None  # of attention on a GPU, fastest first; see `probing`
+    kernels: tuple[str, ...] | None = None  # of attention on a GPU, fastest first; see `attention_probe`
     faults: tuple[str, ...] = ()  # a sentence for each kernel that must not be used
     lasting: ExitStack = field(default_factory=ExitStack)  # what holds until memory is arranged anew
     ahead: dict[int, list[Part]] = field(default_factory=dict)  # by step: what was prepared before it was asked for
 
     @classmethod
-    def open(cls, config: TrainConfig, world: World | None = None, settings: MemoryConfig | None = None) -> Studio:
+    def open(cls, config: TrainConfig, world: World | None = None, settings: MemoryConfig | None = None) -> TrainingModel:
         """The frozen base on its device, as these memory settings say, or the config's. Raises: ModelError, ConfigError."""
         world = world or World()
         choices.check(config if settings is None else config.model_copy(update={"memory": settings}))
@@ -87,9 +86,9 @@ class Studio:
         return cls(config, family, folder, pipe, device, dtype, world, family.schedule(pipe), family.file_keys(pipe), family.is_v2(pipe), settings, fetched)
 
     @cached_property
-    def trained_on(self) -> origin.Origin:
+    def trained_on(self) -> base_match.Origin:
         """The base as LoRA files tell of it."""
-        return origin.of_base(self.config.base, self.folder, self.config.family)
+        return base_match.of_base(self.config.base, self.folder, self.config.family)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -111,14 +110,14 @@ class Studio:
 
         Raises: ConfigError if nothing would train the new word, KeyboardInterrupt once `stop` says so.
         """
-        self.material = Material(self.config, self.family, self.pipe, self.folder, store)
-        self.material.lay_out(dataset, heldout)
+        self.encoded = EncodedData(self.config, self.family, self.pipe, self.folder, store)
+        self.encoded.lay_out(dataset, heldout)
         word = self.config.inversion.token
-        if word and not any(has_trigger(caption, word) for caption in self.material.all_captions()):
+        if word and not any(has_trigger(caption, word) for caption in self.encoded.all_captions()):
             raise ConfigError(f"inversion.token is {word!r}, which is in no caption, so nothing would train it; write it in the captions.")
         if not self.world.first:
             self.world.wait()
-        counted = self.material.fill(with_text=not self.trains_text, stop=stop)
+        counted = self.encoded.fill(with_text=not self.trains_text, stop=stop)
         system.give_back_freed()  # what encoding took
         if self.world.first:
             self.world.wait()
@@ -131,7 +130,7 @@ class Studio:
         if checkpoint:
             self.kernels = tuple(checkpoint.state["kernels"]) if checkpoint.state.get("kernels") else None
         if config.against.adapters:
-            self.spans, self.span_energy = against.fold(config.against.adapters, self.base_weights(), self.file_keys)
+            self.spans, self.span_energy = against_stack.fold(config.against.adapters, self.base_weights(), self.file_keys)
         quantising.quantise(self.denoiser, self.memory.quantise)
         targets = {self.component: self.family.targets[config.adapter.targets]}
         if getattr(config.adapter, "text_encoder", False):
@@ -144,9 +143,7 @@ class Studio:
             self.attachments[component] = attach(getattr(self.pipe, component), method, config.adapter, pattern, seed, part, samples)
         if config.inversion.token:
             self.word = Word(self.pipe, config.inversion, saved)
-        self.loss_scale = _LOSS_SCALE if self.dtype == torch.float16 else 1.0
-        if checkpoint:
-            self.loss_scale = checkpoint.state["loss_scale"]
+        self.scaler = scaling.scaler(self.device, self.dtype == torch.float16, checkpoint.state["loss_scale"] if checkpoint else None)
         self.needs_autocast = not self._fuse()
         self.trained = self.parameters()
         if self.sharded:
@@ -160,9 +157,9 @@ class Studio:
     def release(self) -> None:
         """Let go of the encoders where all is encoded and no picture will be drawn."""
         draws = (self.config.preview.prompts and self.config.preview_every_steps) or self.config.validation.neutral_prompts
-        if draws or self.trains_text or self.material.store.problem:
+        if draws or self.trains_text or self.encoded.store.problem:
             return
-        self.material.is_complete = True
+        self.encoded.is_complete = True
         for name, part in self.pipe.components.items():
             if isinstance(part, nn.Module) and part is not self.denoiser:
                 setattr(self.pipe, name, None)
@@ -188,7 +185,7 @@ class Studio:
 
     def _fuse(self) -> bool:
         """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
-        return all([fused.fuse(attached.layers.values(), ADAPTER, self.dtype) for attached in self.attachments.values()])
+        return all([fused_lora.fuse(attached.layers.values(), ADAPTER, self.dtype) for attached in self.attachments.values()])
 
     def _lay_out(self) -> None:
         """Frozen convolutions in channels-last order, which they compute in anyway, some as products; an adapter's own stay as PEFT reads them."""
@@ -205,7 +202,7 @@ class Studio:
 
         def run() -> None:
             for step in range(4):
-                for batch in self.material.batches(step):
+                for batch in self.encoded.batches(step):
                     noise = objective.noise_like(batch.latents, objective.generator(self.config.seed, "init noise", batch.number))
                     timesteps = objective.sample_timesteps(self.schedule, len(batch), objective.generator(self.config.seed, "init timesteps", batch.number))
                     with torch.no_grad():
@@ -234,12 +231,12 @@ class Studio:
 
     def pass_each_shape(self) -> None:
         """One pass of the denoiser for each shape and number of pictures that steps will have."""
-        order, seen = self.material.order, set[tuple[Any, int]]()
+        order, seen = self.encoded.order, set[tuple[Any, int]]()
         for number in range(order.num_batches):
             samples = order.batch(number)
             for size in {len(rows) for rows in self.parts(len(samples))} - {size for bucket, size in seen if bucket == samples[0].bucket}:
                 seen.add((samples[0].bucket, size))
-                batch = self.material.batch(number, samples)
+                batch = self.encoded.batch(number, samples)
                 timesteps = torch.full((size,), self.schedule.num_timesteps // 2)
                 self.predict(batch.latents[:size], timesteps, batch.captions[:size], batch.frames[:size])
 
@@ -292,10 +289,10 @@ class Studio:
     def _condition(self, captions: list[str], frames: Tensor) -> Conditioning:
         if self.trains_text:
             distinct = list(dict.fromkeys(captions))
-            encoded = dict(zip(distinct, self.family.encode_text(self.pipe, distinct, self.material.chunks), strict=True))
+            encoded = dict(zip(distinct, self.family.encode_text(self.pipe, distinct, self.encoded.chunks), strict=True))
             rows = [encoded[caption] for caption in captions]
         else:
-            rows = [self.material.conditioning(caption) for caption in captions]
+            rows = [self.encoded.conditioning(caption) for caption in captions]
         batch: Conditioning = self.family.prepare_batch([{**row, "frame": frame} for row, frame in zip(rows, frames, strict=True)])
         return {
             key: (tensor if tensor.device.type != "cpu" else self._send(tensor)).to(self.dtype if tensor.is_floating_point() else tensor.dtype)
@@ -330,11 +327,11 @@ class Studio:
             yield
 
     def overlap(self) -> Tensor:
-        """How much of the update lies where the stack's is (see `against`), with its gradient."""
+        """How much of the update lies where the stack's is (see `against_stack`), with its gradient."""
         pairs = {
             f"{component}.{path}": pair for component, attached in self.attachments.items() for path, pair in attached.factors().items()
         }  # fmt: skip
-        return against.overlap(self.spans, self.span_energy, pairs)
+        return against_stack.overlap(self.spans, self.span_energy, pairs)
 
     def forgotten(self, noised: Tensor, timesteps: Tensor, captions: list[str], frames: Tensor) -> Tensor:
         """How far the prediction for the class captions has moved from the base's own (B,), with its gradient."""
@@ -355,9 +352,9 @@ class Studio:
         items = [item for item in dataset.items if not item.regular][:limit] if dataset else []
         if not items:
             return None
-        latents = [self.material.latents(item, self.material.own_bucket(item), 0, False) for item in items]
-        frames = [torch.tensor(data.frame(item, self.material.own_bucket(item), 0, False)) for item in items]
-        return validation.Questions(latents, [self.material.measured_caption(item) for item in items], frames)
+        latents = [self.encoded.latents(item, self.encoded.own_bucket(item), 0, False) for item in items]
+        frames = [torch.tensor(data.frame(item, self.encoded.own_bucket(item), 0, False)) for item in items]
+        return validation.Questions(latents, [self.encoded.measured_caption(item) for item in items], frames)
 
     def losses(self, questions: validation.Questions, with_adapter: bool = True) -> Tensor:
         """Loss by picture and timestep (N, 10), with or without the adapter."""
@@ -396,5 +393,5 @@ class Studio:
         from trainer.data.likeness import Album
 
         if not hasattr(self, "_album"):
-            self._album = Album([item for item in self.material.dataset.items if not item.regular], self.config.data.background)
+            self._album = Album([item for item in self.encoded.dataset.items if not item.regular], self.config.data.background)
         return self._album.nearest(picture)

@@ -1,4 +1,4 @@
-"""What a picture of any tool says of itself, in our words: every reader gives this, and `laying` lays it on a stack."""
+"""What a picture of any tool says of itself, in our words: every reader gives this, and `applying_recipe` lays it on a stack."""
 
 from __future__ import annotations
 

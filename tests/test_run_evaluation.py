@@ -176,10 +176,10 @@ def test_previews_say_which_training_picture_they_are_most_like(tmp_path: Path, 
 
 def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the run's own steps got, recorded as they went by, against what is reconstructed afterwards."""
-    from trainer.studio import Studio
+    from trainer.training_model import TrainingModel
 
     told: list[str] = []
-    real = Studio.predict_part
+    real = TrainingModel.predict_part
 
     def predict(self, part):
         told.extend(part.captions)
@@ -187,7 +187,7 @@ def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path
 
     shuffled = {"captions.shuffle_tags": True, "captions.tag_dropout": 0.2, "data.caption_dropout": 0.2, "data.flip": True, "data.crop": "random"}
     with monkeypatch.context() as patch:
-        patch.setattr(Studio, "predict_part", predict)
+        patch.setattr(TrainingModel, "predict_part", predict)
         run, _ = train(tmp_path, config(tiny, pictures, accumulation=2, **shuffled))
     seen = [one for step in range(1, 9) for one in step_inputs.at(run, step)]
     assert [one.caption for one in seen] == told

@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.families.contract import Family
 from trainer.lora_file import LoraInfo
 from trainer.render import editing, naming
-from trainer.render.said import Infotext, Mention, shown
+from trainer.render.picture_recipe import Infotext, Mention, shown
 from trainer.render.sampler_names import TWINS
 from trainer.render.samplers import SAMPLERS, fitting
 

@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from tests import plain
-from trainer import against, data, lora_file, objective, presets, session
+from trainer import against_stack, data, lora_file, objective, presets, session
 from trainer.config import InversionConfig
 from trainer.errors import ConfigError, UserError
 from trainer.events import Finished, Step
-from trainer.inversion import Word
-from trainer.studio import Studio
+from trainer.new_word import Word
+from trainer.training_model import TrainingModel
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def train(parent: Path, settings, name: str = "x"):
     return run, said
 
 
-def ready(tmp_path: Path, settings) -> Studio:
+def ready(tmp_path: Path, settings) -> TrainingModel:
     """A studio before its first step."""
-    studio = Studio.open(settings)
+    studio = TrainingModel.open(settings)
     studio.prepare(tmp_path / ".cache", data.scan(settings), None)
     studio.attach(None)
     return studio
@@ -62,7 +62,7 @@ def test_a_masked_loss_is_the_weighted_mean_over_the_picture(tmp_path: Path, tin
     _, said = train(tmp_path, settings)
     loss = next(event.loss for event in said if isinstance(event, Step))
     studio = ready(tmp_path / "again", settings)
-    (batch,) = studio.material.batches(0)
+    (batch,) = studio.encoded.batches(0)
     assert batch.masks is not None and batch.masks.shape == (4, 1, *batch.latents.shape[2:])
     assert torch.equal(batch.masks[:, :, :, : batch.masks.shape[3] // 2 - 1], torch.ones(1).expand_as(batch.masks[:, :, :, : batch.masks.shape[3] // 2 - 1]))
     rng = objective.generator(settings.seed, "noise", 0)
@@ -83,7 +83,7 @@ def test_alpha_is_a_mask_when_asked(tmp_path: Path, tiny: Path, pictures: Path) 
         ImageDraw.Draw(image).rectangle((0, 0, 39, 19), fill=(0, 0, 0, 0))
         image.save(path)
     studio = ready(tmp_path, config(tiny, pictures, **{"data.mask": "alpha"}))
-    (batch,) = studio.material.batches(0)
+    (batch,) = studio.encoded.batches(0)
     assert batch.masks is not None
     height = batch.masks.shape[2]
     assert batch.masks[:, :, : height // 2 - 1].max() == 0 and batch.masks[:, :, height // 2 + 1 :].min() == 1
@@ -97,7 +97,7 @@ def test_regularisation_pictures_are_trained_with_their_weight_and_without_the_t
         (other / f"{number}.txt").write_text("a dot")
     settings = config(tiny, pictures, **{"data.regularisation": str(other), "data.regularisation_weight": 0.25, "data.trigger": "mokka"})
     studio = ready(tmp_path, settings)
-    batches = [batch for step in range(studio.material.order.num_batches) for batch in studio.material.batches(step)]
+    batches = [batch for step in range(studio.encoded.order.num_batches) for batch in studio.encoded.batches(step)]
     captions = [(caption, float(weight)) for batch in batches for caption, weight in zip(batch.captions, batch.weights, strict=True)]
     assert sum("mokka" in caption for caption, _ in captions) == 4 and sum("mokka" not in caption for caption, _ in captions) == 4
     assert all((weight == 0.25) == ("mokka" not in caption) for caption, weight in captions)
@@ -126,7 +126,7 @@ def test_preservation_holds_the_class_to_what_the_base_says(tmp_path: Path, tiny
 
 def test_the_class_caption_stands_in_for_the_trigger(tmp_path: Path, tiny: Path, pictures: Path) -> None:
     studio = ready(tmp_path, config(tiny, pictures, **{"data.trigger": "mokka", "objective.preservation_weight": 1, "data.class_caption": "cat"}))
-    (batch,) = studio.material.batches(0)
+    (batch,) = studio.encoded.batches(0)
     assert batch.class_captions == [caption.replace("mokka", "cat") for caption in batch.captions]
 
 
@@ -176,7 +176,7 @@ def test_the_overlap_is_the_energy_in_the_stacks_own_directions(tmp_path: Path, 
             energy += float(their.square().sum())
     assert float(studio.overlap()) == pytest.approx(total / energy, rel=1e-3)
     own = {path: (delta.down, delta.up, delta.scale) for path, delta in theirs.items()}
-    assert float(against.overlap(studio.spans, studio.span_energy, own)) == pytest.approx(1, rel=1e-4)
+    assert float(against_stack.overlap(studio.spans, studio.span_energy, own)) == pytest.approx(1, rel=1e-4)
 
 
 def test_the_penalty_keeps_them_apart(tmp_path: Path, tiny: Path, pictures: Path, other_lora: Path) -> None:
@@ -186,7 +186,7 @@ def test_the_penalty_keeps_them_apart(tmp_path: Path, tiny: Path, pictures: Path
         studio = ready(tmp_path, config(tiny, pictures, **stack))
         shapes = {path: tuple(weight.shape) for path, weight in studio.base_weights().items()}
         ours = lora_file.read(run.lora_file, studio.file_keys, shapes)
-        return float(against.overlap(studio.spans, studio.span_energy, {path: (one.down, one.up, one.scale) for path, one in ours.items()}))
+        return float(against_stack.overlap(studio.spans, studio.span_energy, {path: (one.down, one.up, one.scale) for path, one in ours.items()}))
 
     assert overlap(10.0) < 0.6 * overlap(0.0)
 
@@ -210,7 +210,7 @@ def test_a_new_word_is_learned_and_carried_in_the_file(tmp_path: Path, tiny: Pat
 
 
 def test_a_word_changes_no_weight_and_only_its_own_captions(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    studio = Studio.open(config(tiny, pictures))
+    studio = TrainingModel.open(config(tiny, pictures))
     before = {name: tensor.clone() for name, tensor in studio.pipe.text_encoder.state_dict().items()}
     plain = studio.family.encode_text(studio.pipe, ["a red dot"], 1)[0]["encoder_hidden_states"]
     word = Word(studio.pipe, InversionConfig(token="mokka", vectors=3, start_from="cat"))
@@ -226,7 +226,7 @@ def test_a_word_changes_no_weight_and_only_its_own_captions(tmp_path: Path, tiny
 
 
 def test_a_word_the_base_knows_is_refused(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    studio = Studio.open(config(tiny, pictures))
+    studio = TrainingModel.open(config(tiny, pictures))
     Word(studio.pipe, InversionConfig(token="mokka"))
     with pytest.raises(ConfigError, match="already has as a word"):
         Word(studio.pipe, InversionConfig(token="mokka"))
@@ -247,7 +247,7 @@ def test_long_captions_are_named_or_read_whole(tmp_path: Path, tiny: Path, pictu
     _, said = train(tmp_path, config(tiny, pictures))
     assert any("1.png:" in event.message and "set captions.long=chunk" in event.message for event in said if event.kind == "warned")
     studio = ready(tmp_path, config(tiny, pictures, **{"captions.long": "chunk"}))
-    assert studio.material.chunks > 1
+    assert studio.encoded.chunks > 1
     window = studio.pipe.tokenizer.model_max_length
-    assert studio.material.conditioning("mokka dot, red")["encoder_hidden_states"].shape[0] == studio.material.chunks * window
+    assert studio.encoded.conditioning("mokka dot, red")["encoder_hidden_states"].shape[0] == studio.encoded.chunks * window
     train(tmp_path, config(tiny, pictures, **{"captions.long": "chunk"}), "chunked")

@@ -65,7 +65,7 @@ def put(made: Path, wanted: Iterable[Path]) -> Path:
             path.open("xb").close()
         except FileExistsError:
             continue
-        os.replace(made, path)
+        system.replace(made, path)
         return path
     raise FileExistsError(errno.EEXIST, "every name is taken", str(made))
 

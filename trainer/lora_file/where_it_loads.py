@@ -139,7 +139,7 @@ def _why_none(tool: _Tool, known: Named, file: _File) -> str:
 def _would_load(tool: _Tool, known: Named, file: _File, scheme: str) -> bool:
     """Whether a tool finds a first layer of the file under another scheme's names."""
     from trainer.errors import AdapterError
-    from trainer.lora_file import spelling
+    from trainer.lora_file import renaming
 
     family = known.family
     assert family
@@ -147,13 +147,13 @@ def _would_load(tool: _Tool, known: Named, file: _File, scheme: str) -> bool:
     if target is None:
         return False
     try:
-        rules = spelling.scheme_of(scheme, family)
+        rules = renaming.scheme_of(scheme, family)
     except AdapterError:
         return False
     fused = rules.original and len(target.row.paths) > 1
     if file.methods != {"lora"} and fused != (target.part is None):
         return False  # only a plain LoRA's layers are fused and taken apart
-    name = spelling.module_name(family, target, None if fused or len(target.row.paths) == 1 else target.part or 0, rules)
+    name = renaming.module_name(family, target, None if fused or len(target.row.paths) == 1 else target.part or 0, rules)
     there, _ = names.find(family, name)
     return there is not None and all(tool.finds(file.family, method, name, there) for method in file.methods)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import activations, methods
+from trainer import eva_start, methods
 from trainer.errors import ConfigError
 from trainer.memory.frozen import full_weight
 from trainer.methods.contract import Method
@@ -195,7 +195,7 @@ def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_
         warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # the setting's help says so
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, ADAPTER)
-    model._hf_peft_config_loaded = True  # type: ignore[assignment]
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else diffusers knows of none; PixArt's has no `add_adapter`
     attachment = Attachment(model, _layers(model), {path: copied for path, (_, copied) in before.items()})
     for path, layer in attachment.layers.items():
         layer.train(model.training)
@@ -257,5 +257,5 @@ def _measure_lengths(layer: Any) -> None:
 def _start_from_activations(attachment: Attachment, samples: Callable[[], None]) -> None:
     """EVA: down is the main directions of a layer's inputs; rows beyond those it has stay random."""
     ranks = {path: layer.r[ADAPTER] for path, layer in attachment.layers.items()}
-    for path, found in activations.directions(attachment.layers, ranks, samples).items():
+    for path, found in eva_start.directions(attachment.layers, ranks, samples).items():
         attachment.layers[path].lora_A[ADAPTER].weight[: len(found)] = found

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer import bases, cache, choices, data
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Item, buckets, wording
+from trainer.data import Dataset, Item, buckets, caption_variants
 from trainer.data.order import Order, Sample
 from trainer.errors import ConfigError, RunError
 from trainer.families.contract import Family
@@ -60,7 +60,7 @@ class Part:
     names: list[str]
 
 
-class Material:
+class EncodedData:
     """The encoded pictures and captions of a run. `pipe` encodes (None: only the plan is wanted); `folder` is the base's, whose weights are in every key."""
 
     def __init__(self, config: TrainConfig, family: Family, pipe: Any, folder: Path, store: Path) -> None:
@@ -78,7 +78,7 @@ class Material:
         """Buckets, wordings and the order of steps; nothing is encoded yet."""
         self.dataset, self.heldout = dataset, heldout
         self.entries = buckets.plan(dataset.items, self.config, self.multiple_px)
-        self.wordings = [wording.variants(item.captions, self.config.captions, self.config.seed) for item in dataset.items]
+        self.wordings = [caption_variants.variants(item.captions, self.config.captions, self.config.seed) for item in dataset.items]
         self.order = Order(self.config, self.entries, dataset.items, [len(found) for found in self.wordings])
         if self._chunks_captions and self.pipe is not None:
             num_chunks = self.family.num_chunks
@@ -105,7 +105,7 @@ class Material:
 
     def measured_caption(self, item: Item) -> str:
         """The one string a picture is measured with, of the kind it is trained with."""
-        return wording.settled(item.captions, self.config.captions, self.config.seed)
+        return caption_variants.settled(item.captions, self.config.captions, self.config.seed)
 
     def long_captions(self) -> list[str]:
         """A sentence for each picture whose caption is cut off at the text encoder's window."""

@@ -14,7 +14,7 @@ import single_files
 from PIL import Image
 from single_files import add
 
-from trainer import bases, families, usual
+from trainer import base_defaults, bases, families
 from trainer.config import StackConfig
 from trainer.families.contract import Family
 from trainer.render import batch_plan, jobs_file
@@ -72,7 +72,7 @@ def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_
 def test_every_family_draws_at_its_denoisers_size_with_its_pipelines_guidance(family: Family, tmp_path: Path) -> None:
     folder = family.tiny(tmp_path / "tiny")
     config = json.loads((folder / next(iter(family.components)) / "config.json").read_text())
-    multiple, found = bases.multiple_px(folder), usual.of(str(folder), family)
+    multiple, found = bases.multiple_px(folder), base_defaults.of(str(folder), family)
     own = config.get("sample_size")
     assert (found.width_px, found.height_px) == ((own * multiple // family.patch,) * 2 if own else (family.default_px,) * 2)
     bases.check_pixels(folder, {"width_px": found.width_px, "height_px": found.height_px})
@@ -90,17 +90,17 @@ def test_a_base_that_is_not_square_a_larger_one_and_one_without_a_size(tiny: Pat
     cases = [([12, 20], (20 * multiple, 12 * multiple)), (96, (96 * multiple,) * 2), (None, (512, 512)), ("x", (512, 512)), (1, (512, 512)), (-8, (512, 512))]
     for sample_size, wanted in cases:
         (folder / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": sample_size}))
-        assert usual.size_px(folder, family) == wanted, sample_size
-    assert usual.of(str(tmp_path / "nowhere"), family) == usual.Usual(512, 512, *family.usual)
+        assert base_defaults.size_px(folder, family) == wanted, sample_size
+    assert base_defaults.of(str(tmp_path / "nowhere"), family) == base_defaults.Usual(512, 512, *family.usual)
 
 
 def test_distilled_bases_say_that_few_steps_without_guidance_do(tmp_path: Path) -> None:
     for name, file, change in (("flux", "transformer/config.json", {"guidance_embeds": False}), ("flux2", "model_index.json", {"is_distilled": True})):
         family = families.registry()[name]
         folder = family.tiny(tmp_path / name)
-        assert usual.of(str(folder), family).steps == family.usual[0]
+        assert base_defaults.of(str(folder), family).steps == family.usual[0]
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-        found = usual.of(str(folder), family)
+        found = base_defaults.of(str(folder), family)
         assert (found.steps, found.guidance_scale) == (4, 1.0)
 
 
@@ -110,5 +110,5 @@ def test_a_file_that_is_not_laid_out_yet_says_its_size_too(tmp_path: Path, monke
     folder = family.tiny(tmp_path / "tiny")
     file = single_files.sd_file(folder, tmp_path / "artist.safetensors")
     add(str(file), "--like", str(folder))
-    found = usual.of("artist", family)
-    assert (found.width_px, found.height_px) == usual.size_px(folder, family) and not list((tmp_path / "home").glob("models/*"))
+    found = base_defaults.of("artist", family)
+    assert (found.width_px, found.height_px) == base_defaults.size_px(folder, family) and not list((tmp_path / "home").glob("models/*"))

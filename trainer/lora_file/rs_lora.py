@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trainer.errors import AdapterError
-from trainer.lora_file.stating import Stated, table
+from trainer.lora_file.header_meaning import Stated, table
 
 _NEAR = 0.01  # of an alpha: more than bfloat16 rounds, less than the root of 2
 _ALPHAS, _RANKS = ("ss_network_alpha", "conv_alpha"), ("ss_network_dim", "conv_dim")

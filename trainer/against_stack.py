@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import lora_file, origin
+from trainer import base_match, lora_file
 from trainer.errors import ConfigError
 
 Bases = dict[str, tuple[Tensor, Tensor]]  # module path -> Q_out (out, r), Q_in (in, r)
@@ -48,9 +48,9 @@ def digest(lines: tuple[str, ...]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files)).hexdigest() if files else ""
 
 
-def strangers(lines: tuple[str, ...], base: origin.Origin) -> list[str]:
+def strangers(lines: tuple[str, ...], base: base_match.Origin) -> list[str]:
     """A sentence for each LoRA of a stack that says that it is for another base."""
-    return [said for file, _ in parse(lines) if (said := origin.warning(file, base))]
+    return [said for file, _ in parse(lines) if (said := base_match.warning(file, base))]
 
 
 @torch.no_grad()

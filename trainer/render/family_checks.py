@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trainer import shown
+from trainer import printing
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
@@ -34,4 +34,4 @@ def check(family: Family, stack: StackConfig) -> None:
         if match := _WEIGHTED.search(text):
             problems.append(f"{key} has {match[0]!r}; weights such as (word:1.3) are not known for {family.title}, whose prompts are sentences: leave it out.")
     if problems:
-        raise ConfigError(shown.listed(problems))
+        raise ConfigError(printing.listed(problems))

@@ -1,0 +1,38 @@
+"""What libraries keep for themselves is used in one place each, where a comment says why there is no other way."""
+
+from __future__ import annotations
+
+import ast
+
+import house
+import pytest
+
+OWNERS = {
+    "_execution_device": "trainer.pipelines",
+    "_gradient_checkpointing_func": "trainer.families.chroma",
+    "_force_inference_output": "trainer.families.hidream",
+    "_hf_peft_config_loaded": "trainer.adapter",
+    "lora_variant": "trainer.memory.fused_lora",
+    "_foreach_copy_": "trainer.render.folding",
+}
+NOWHERE = ("_callback_tensor_inputs", "_foreach_mul_", "_old_forward", "_hf_hook", "_modules", "_parameters", "_buffers")
+
+
+def users(name: str) -> set[str]:
+    """The modules in whose code this name stands as an attribute or as a text."""
+    found = set()
+    for module, path in house.sources("trainer", "app").items():
+        nodes = ast.walk(house.tree(path))
+        if any(getattr(node, "attr", None) == name or (isinstance(node, ast.Constant) and node.value == name) for node in nodes):
+            found.add(module)
+    return found
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_a_private_name_has_one_owner(name: str) -> None:
+    assert users(name) == {OWNERS[name]}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_a_private_name_with_a_public_one_beside_it_is_not_used(name: str) -> None:
+    assert not users(name)
