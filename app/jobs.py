@@ -260,6 +260,15 @@ class JobRunner:
             return None
         return system.same_process(job.pid, job.pid_start, (_MARK, _mark(job)))
 
+    def _orphan(self, job: Job) -> psutil.Process | None:
+        """A living process of the job whatever its row says: the eldest that has its mark, which is handed down to what it starts."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(_MARK) == _mark(job) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append((process.create_time(), process))
+        return min(found, key=lambda one: one[0])[1] if found else None
+
     def _is_alive(self, job: Job) -> bool:
         child = self._children.get(job.id)
         return child.poll() is None if child is not None else self._process(job) is not None
@@ -285,8 +294,15 @@ class JobRunner:
         return 0 if self.work.saved_step(job) > job.saved_step else job.attempt
 
     def _spawn(self, job: Job) -> None:
-        """Start the job's child and write it down; a child that can't be written down is ended, as nobody would know of it."""
+        """Start the job's child and write it down; a child that can't be written down is ended, as nobody would know of it.
+
+        A server that was killed between the two has left one that works: that one is written down.
+        """
         attempt, saved_step = self._attempts(job) + 1, self.work.saved_step(job)
+        if (orphan := self._orphan(job)) is not None:
+            began = {"pid": orphan.pid, "pid_start": orphan.create_time(), "started": orphan.create_time() if job.started is None else job.started}
+            self.table.put(job, state="running", attempt=attempt, saved_step=saved_step, ended=None, error="", **began)
+            return
         try:
             child = self._popen(job)
         except OSError as error:

@@ -267,6 +267,25 @@ def test_watching_goes_on_after_an_error(make: Make, capsys: pytest.CaptureFixtu
         runner.halt()
 
 
+def test_child_of_a_server_killed_before_it_wrote_it_down_is_found_and_no_second_one_started(make: Make, tmp_path: Path) -> None:
+    runner, work = make(SLEEPS)
+    job = runner.submit("a", "")
+    child = runner._popen(job)
+    try:
+        wait_for(tmp_path / "up")
+        again, _ = make(SLEEPS)
+        again.tick()
+        found = again.get(job.id)
+        assert found.state == "running" and found.pid == child.pid and work.num_starts == 1
+        again.stop(job.id)
+        child.wait(10)
+        until(again, job, "stopped")
+    finally:
+        child.kill()
+        child.wait(10)
+    assert work.num_starts == 1
+
+
 def test_child_that_can_not_be_written_down_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, _ = make(SLEEPS)
     job = runner.submit("a", "")

@@ -37,6 +37,7 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 def ends(command: list[str], folder: Path) -> float:
     """Run the command to its end; seconds until it said its first step or picture."""
+    warm.run(["--help"], folder, 280)  # what forks is started
     began = time.monotonic()
     with warm.Command(command, folder) as process:
         for line in process.stdout:
@@ -63,8 +64,18 @@ def killed(command: list[str], folder: Path, moment: Moment) -> tuple[bool, str]
     return process.returncode != 0, "\n".join([*lines, wrong, ""])
 
 
-def after(seconds: float) -> Moment:
-    return lambda pid, is_alive, lines: time.sleep(seconds)
+def after(seconds: float, event: str, times: int, more_s: float) -> Moment:
+    """So many seconds after its start, or sooner: some more after it has said this event so many times."""
+
+    def wait(pid: int, is_alive: Callable[[], bool], lines: list[str]) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and is_alive():
+            if sum(line.startswith(f'{{"event": "{event}"') for line in [*lines]) >= times:
+                time.sleep(more_s)
+                return
+            time.sleep(0.002)
+
+    return wait
 
 
 def tree(folder: Path) -> list[str]:
@@ -87,6 +98,7 @@ def in_save(run: runs.Run, saves: int, seconds: float) -> Moment:
         begun: set[str] = set()
         while len(begun) < saves and is_alive():
             begun |= {path.name for path in run.checkpoints.glob(f".new-*-{pid}")}
+            time.sleep(0.0003)
         time.sleep(seconds)
 
     return wait
@@ -100,14 +112,19 @@ def told(run: runs.Run, *kinds: type[Event]) -> list[dict[str, object]]:
     return [{key: value for key, value in vars(event).items() if key != "seconds"} for event in log if isinstance(event, kinds)]
 
 
-def same_run(killed_: runs.Run, whole: runs.Run) -> None:
-    """All files of the same names, and the same bytes where no clock is in them; checkpoints and the cache too."""
-    assert tree(killed_.folder.parent) == tree(whole.folder.parent)
-    for name in tree(whole.folder.parent):
-        if name.endswith((".safetensors", ".png", ".toml")):
-            assert (killed_.folder.parent / name).read_bytes() == (whole.folder.parent / name).read_bytes(), name
-    assert told(killed_, Step, Validated, Sampled) == told(whole, Step, Validated, Sampled)
-    assert killed_.state() == whole.state() == "finished"
+def files(run: runs.Run) -> dict[str, bytes]:
+    """Everything in a run's folder, whatever its name; without the bytes of files that a clock is in."""
+    found = {path: path.read_bytes() if path.suffix in (".safetensors", ".png", ".toml") else b"" for path in run.folder.rglob("*") if path.is_file()}
+    return {"its LoRA" if path == run.lora_file else path.relative_to(run.folder).as_posix(): content for path, content in found.items()}
+
+
+def same_run(run: runs.Run, whole: runs.Run) -> None:
+    """LoRA, best, checkpoints, previews and losses, and nothing else."""
+    found, wanted = files(run), files(whole)
+    assert sorted(found) == sorted(wanted)
+    assert not [name for name in wanted if found[name] != wanted[name]]
+    assert told(run, Step, Validated, Sampled) == told(whole, Step, Validated, Sampled)
+    assert run.state() == whole.state() == "finished"
 
 
 def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, kills: int, seed: int) -> None:
@@ -123,8 +140,10 @@ def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, 
     counted: collections.Counter[str] = collections.Counter()
     said = ""
     for number in range(kills):
-        seconds = draw.choice([0, draw.uniform(0, 0.02)])
-        moment = in_save(run, draw.choice([1, 1, 2]), seconds) if number % 2 else after(draw.uniform(0, 1.2 * first_s))
+        if number % 2:
+            moment = in_save(run, draw.choice([1, 1, 2]), draw.choice([0, draw.uniform(0, 0.02)]))
+        else:
+            moment = after(draw.uniform(0, 1.2 * first_s), "step", draw.randint(1, 4), draw.uniform(0, 0.05))
         was_killed, more = killed(command("killed"), tmp_path, moment)
         counted["killed"] += was_killed
         counted["in a save"] += was_killed and any(run.checkpoints.glob(".new-*"))
@@ -136,6 +155,7 @@ def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, 
     assert counted["killed"] == kills and counted["in a save"] >= kills // 4, counted
     assert "Traceback" not in said and "damaged" not in said and "error: " not in said
     same_run(run, whole)
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")  # the cache too
 
 
 def test_a_training_killed_at_random_and_while_it_saves_is_an_unbroken_one(tmp_path: Path, tiny: Path, pictures: Path) -> None:
@@ -180,17 +200,6 @@ def same_batch(out: Path, whole: Path, num: int) -> None:
     assert len(done) == num and set(done.values()) == {1}
 
 
-def after_pictures(num: int, seconds: float) -> Moment:
-    """So many seconds after it has said that a picture is there for the `num`-th time."""
-
-    def wait(pid: int, is_alive: Callable[[], bool], lines: list[str]) -> None:
-        while sum('"rendered"' in line for line in [*lines]) < num and is_alive():
-            time.sleep(0.002)
-        time.sleep(seconds)
-
-    return wait
-
-
 def torn(out: Path) -> list[str]:
     """The digests of the batch at hand that are not done."""
     records = [*batch_plan.read_journal(out)]
@@ -214,7 +223,8 @@ def kill_a_batch(tmp_path: Path, tiny: Path, num: int, kills: int, seed: int) ->
     counted: collections.Counter[str] = collections.Counter()
     said = ""
     while counted["killed"] < kills:
-        moment = after(draw.uniform(0, 1.2 * first_s)) if counted["killed"] % 2 else after_pictures(draw.randint(1, 12), draw.uniform(0, 0.1))
+        seconds = draw.uniform(0, 1.2 * first_s) if counted["killed"] % 2 else 100.0
+        moment = after(seconds, "rendered", draw.randint(1, 12), draw.uniform(0, 0.1))
         was_killed, more = killed(command("killed"), tmp_path, moment)
         counted["killed"] += was_killed
         counted["ended first"] += not was_killed
