@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.test_complaints import config, train
-from trainer import checkpoint, session
+from tests import plain
+from trainer import presets, session
 from trainer.events import Finished, Step
 from trainer.optim import scaling
+from trainer.runs import Run
 
 
 def with_gradient(value: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -20,14 +23,23 @@ def with_gradient(value: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     return parameter, torch.optim.SGD([parameter], lr=1.0)
 
 
+def scale_at(run: Run, step: int) -> dict[str, float]:
+    return json.loads((run.checkpoints / f"step-{step:06d}" / "state.json").read_text(encoding="utf-8"))["loss_scale"]
+
+
 def test_the_scale_grows_back_and_a_resumed_run_grows_where_an_unbroken_one_does(
-    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "GROWS_AFTER_STEPS", 3)
-    settings = config(tiny, pictures, dtype="float16", keep_checkpoints=9)
-    whole, said = train(tmp_path, settings, "whole")
+    values = {
+        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "dtype": "float16",
+        "learning_rate": 1e-2, "data.folder": str(draw_dots(tmp_path / "pictures", "a {colour} dot")), "preview.prompts": [], "keep_checkpoints": 9,
+    }  # fmt: skip
+    settings = presets.load(plain.CHARACTER, values)
+    whole, stream = session.start(settings, tmp_path, "whole", None)
+    said = list(stream)
     assert isinstance(said[-1], Finished) and [event.step for event in said if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
-    saved = [checkpoint.load(whole.checkpoints / f"step-00000{step}").state["loss_scale"] for step in (2, 4, 6)]
+    saved = [scale_at(whole, step) for step in (2, 4, 6)]
     assert [(one["scale"] / scaling.INITIAL, one["_growth_tracker"]) for one in saved] == [(1, 2), (2, 1), (4, 0)]
     run, stream = session.start(settings, tmp_path, "broken", None)
     for event in stream:
@@ -36,7 +48,7 @@ def test_the_scale_grows_back_and_a_resumed_run_grows_where_an_unbroken_one_does
     stream.close()
     list(session.start(settings, tmp_path, "broken", run)[1])
     assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
-    assert checkpoint.load_latest(run.checkpoints)[0].state["loss_scale"] == saved[-1]
+    assert scale_at(run, 6) == saved[-1]
 
 
 def test_a_checkpoint_from_before_the_scale_grew_is_taken_up_at_its_scale() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +85,19 @@ def test_a_base_sharded_over_two_processes_trains_the_same_adapter(settings_file
     assert done.returncode == 0, done.stderr
     close(load_file(tmp_path / "out" / "x" / "x.safetensors"), alone)
     assert (tmp_path / "out" / "x" / "best.safetensors").is_file() and len(list((tmp_path / "out" / "x" / "samples").glob("*.png"))) == 3
+
+
+def test_two_processes_scale_a_float16_bases_loss_alike_though_one_has_no_rows(settings_file: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "half.toml"
+    presets.save(presets.load(str(settings_file), {"dtype": "float16", "batch_size": 1, "accumulation": 1, "preview.prompts": []}), settings)
+    made = []
+    for processes in (1, 2):
+        done = train(settings, tmp_path / str(processes), processes)
+        assert done.returncode == 0, done.stderr
+        run = tmp_path / str(processes) / "x"
+        made.append((load_file(run / "x.safetensors"), json.loads((run / "checkpoints" / "step-000006" / "state.json").read_text())["loss_scale"]))
+    close(made[1][0], made[0][0])
+    assert made[0][1] == made[1][1] and made[0][1]["_growth_tracker"] == 6
 
 
 def test_rows_are_dealt_out_and_a_share_may_be_empty() -> None:
