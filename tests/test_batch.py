@@ -6,6 +6,7 @@ import collections
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,7 +175,8 @@ def test_a_manifest_says_that_all_is_done_only_when_all_is(tmp_path: Path, tiny:
         assert {row["state"] for row in manifest(tmp_path / "out")} == {"done", "todo"}
         raise Killed
 
-    monkeypatch.setattr(batch, "_PAPERS_EVERY_S", 0.0)
+    clock = (100**number for number in itertools.count())
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a manifest after every picture
     monkeypatch.setattr(batch_manifest, "write_sheets", kill)
     with pytest.raises(Killed):
         draw(mixed, tiny, tmp_path / "out", sheets=True)

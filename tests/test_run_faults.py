@@ -184,7 +184,8 @@ def test_what_a_kill_left_beside_the_last_checkpoint_goes_when_the_run_goes_on(
 
 
 def test_a_run_killed_before_its_report_is_written_is_not_finished(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(*_: object) -> None:
+    def kill(run: runs.Run, *_: object) -> None:
+        assert not any(isinstance(event, Finished) for event in run.events())
         raise Killed
 
     run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
