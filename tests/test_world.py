@@ -100,6 +100,17 @@ def test_two_processes_scale_a_float16_bases_loss_alike_though_one_has_no_rows(s
     assert made[0][1] == made[1][1] and made[0][1]["_growth_tracker"] == 6
 
 
+def test_accelerate_launch_starts_two_processes_on_cpus_too(settings_file: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text("import os, runpy\nprint('one of', os.environ['WORLD_SIZE'])\nrunpy.run_module('trainer', run_name='__main__')\n")
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--module", "told"]
+    arguments = ["train", str(settings_file), "--name", "x", "--out", str(tmp_path)]
+    done = subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("one of 2") == 2 and done.stdout.count("finished in") == 1 and "started one" not in done.stdout
+    close(load_file(tmp_path / "x" / "x.safetensors"), alone)
+
+
 def test_rows_are_dealt_out_and_a_share_may_be_empty() -> None:
     assert [distributed.World(rank, 3).rows(7) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     assert distributed.World(2, 3).rows(1) == []
@@ -111,4 +122,4 @@ def test_accelerate_launch_that_starts_one_process_is_told_of(settings_file: Pat
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module", "trainer", "train", str(settings_file)]
     done = subprocess.run([*launch, "--out", str(tmp_path)], env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "asked for 2 processes and started one" in done.stdout and "torchrun" in done.stdout
+    assert "asked for 2 processes and started one" in done.stdout and "--multi_gpu" in done.stdout and "torchrun" in done.stdout

@@ -1,10 +1,10 @@
-"""The processes of one training: one as a rule, several under torchrun. Each takes its rows of every batch; gradients are summed.
+"""The processes of one training: one as a rule, several under torchrun or accelerate launch. Each takes its rows of every batch; gradients are summed.
 
 The loss of a step is a sum over its pictures divided by their number, so that summed gradients are those of one process at
-the same effective batch, up to the order of float additions. Gradients are a few MB; summing them ourselves keeps uneven and
+the same effective batch, up to the order of float additions. Gradients are a few MB; summing them one by one keeps uneven and
 empty shares exact, which a wrapper that averages would not. Checkpoints know nothing of how many processes there were.
-accelerate starts the processes' group; `accelerate launch --cpu --num_processes N` starts only one process, and `alone`
-says so.
+accelerate starts the processes' group and sends between them. `accelerate launch --cpu --num_processes N` starts only one process, and `alone`
+says so; with `--multi_gpu` it starts them all, on a machine without GPUs too.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ class World:
         if self.size == 1:
             return
         for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad = self.sum(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor added up over all processes."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
+        if self.size == 1:
+            return tensor
+        from accelerate.utils import reduce
+
+        found: Tensor = reduce(tensor, "sum")
+        return found
 
     def any(self, claim: bool) -> bool:
         """True if it is true in any process."""
@@ -58,9 +59,10 @@ class World:
         """The first process's text, in every process."""
         if self.size == 1:
             return text
-        said = [text]
-        torch.distributed.broadcast_object_list(said)
-        return said[0]
+        from accelerate.utils import broadcast_object_list
+
+        found: str = broadcast_object_list([text])[0]
+        return found
 
     def shard(self, model: nn.Module, kept: Iterable[nn.Parameter]) -> None:
         """Spread the model's weights over the processes, block by block (FSDP2); `kept` stay whole in each, as what is trained does.
@@ -77,7 +79,9 @@ class World:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            torch.distributed.barrier()
+            from accelerate.utils import wait_for_everyone
+
+            wait_for_everyone()
 
 
 def enter() -> World:
@@ -106,4 +110,7 @@ def alone() -> str | None:
     asked += [word.partition("=")[2] for word in line if word.startswith(("--num_processes=", "--num-processes="))]
     if not asked or not asked[0].isdigit() or int(asked[0]) < 2:
         return None
-    return f"accelerate launch was asked for {asked[0]} processes and started one; on CPUs use: torchrun --nproc_per_node {asked[0]} -m trainer train ..."
+    return (
+        f"accelerate launch was asked for {asked[0]} processes and started one; on CPUs use --multi_gpu in place of --cpu, "
+        f"or: torchrun --nproc_per_node {asked[0]} -m trainer train ..."
+    )
