@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -224,24 +223,26 @@ def test_evaluation_is_over_when_the_body_fails() -> None:
     step(optimizer, 1)
 
 
-def test_mean_equals_that_of_diffusers() -> None:
+def test_mean_weighs_each_state_by_the_formula_and_the_first_by_nothing() -> None:
     parameters = lora()
-    theirs = EMAModel([one.detach().clone().requires_grad_() for one in parameters.values()], decay=0.6)
-    mean = optim.Mean(parameters, 0.6)
+    mean, wanted = optim.Mean(parameters, 0.6), {}
     for number in range(20):
         with torch.no_grad():
             for one in parameters.values():
                 one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(number)))
         mean.update()
-        theirs.step(list(parameters.values()))
-    for ours, shadow in zip(mean.shadows.values(), theirs.shadow_params, strict=True):
-        torch.testing.assert_close(ours, shadow)
+        decay = min(0.6, (1 + number) / (10 + number)) if number else 0.0
+        wanted = {name: decay * wanted.get(name, 0.0) + (1 - decay) * one.detach().double() for name, one in parameters.items()}
+    means = mean.tensors()
+    for name, one in wanted.items():
+        torch.testing.assert_close(means[name], one.float())
 
 
 def test_mean_is_swapped_in_and_out_bitwise_even_when_the_body_fails() -> None:
     parameters = {name: nn.Parameter(one.detach().bfloat16()) for name, one in lora().items()}
     mean = optim.Mean(parameters, 0.9)
-    mean.shadows = {name: torch.full_like(shadow, 0.5) for name, shadow in mean.shadows.items()}
+    mean.load({name: torch.full_like(tensor, 0.5) if tensor.ndim else tensor for name, tensor in mean.tensors().items()})
+    assert all(tensor.dtype == torch.float32 for tensor in mean.tensors().values() if tensor.ndim)
     before = {name: one.detach().clone() for name, one in parameters.items()}
     with pytest.raises(RuntimeError), mean.swapped():
         assert all(bool((one == 0.5).all()) for one in parameters.values())

@@ -46,7 +46,8 @@ def draw_timesteps(config: ObjectiveConfig, schedule: Schedule, size: int, rng: 
 def _quantiles(config: ObjectiveConfig, size: int, rng: torch.Generator) -> Tensor:
     """float64 (size,) in [0, 1], drawn in fp32 as diffusers' `compute_density_for_timestep_sampling` does (arXiv 2403.03206, section 3.1).
 
-    Read as the paper does, 1 is all noise; diffusers' own scripts look them up in a falling list of timesteps, where 1 is clean.
+    Read as the paper does, 1 is all noise; diffusers' own scripts look them up in a falling list of timesteps, where 1 is clean. Not its function itself:
+    with another mean or deviation than 0 and 1 it rounds the normal numbers otherwise, and a seed would give other timesteps than it has.
     """
     if config.timesteps in ("logit-normal", "sigmoid"):  # sigmoid is its standard form
         mean, std = (config.timesteps_mean, config.timesteps_std) if config.timesteps == "logit-normal" else (0.0, 1.0)
