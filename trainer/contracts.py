@@ -15,6 +15,7 @@ import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, TypeVar
@@ -41,15 +42,21 @@ def gather(kind: type[Kind], package: str, folders: Iterable[str]) -> dict[str, 
 
 def read(kind: type[Kind], module: ModuleType) -> Kind:
     """What a module says, as a value of its contract. Raises: TypeError with everything that is unknown, missing or of another kind, and the file."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     required = {field.name for field in fields(typing.cast(Any, kind)) if field.default is MISSING and field.default_factory is MISSING}
     values = {name: value for name, value in vars(module).items() if name in hints}
     problems = [f"{name} is unknown; the nearest that is allowed: {_nearest(name, hints)}" for name in _public(module) if name not in hints]
     problems += [f"{name} is missing" for name in sorted(required - set(values))]
-    problems += [f"{name} is {value!r:.80}: {said}" for name, value in values.items() if (said := _misfit(hints[name], value))]
+    problems += [f"{name} is {value!r:.80}: {said}" for name, value in values.items() if (said := _misfit(*hints[name], value))]
     if problems:
         raise TypeError(f"{module.__file__} is no {kind.__name__}: {'; '.join(problems)}. What each is: {kind.__module__}.{kind.__name__}.")
     return kind(**{name: MappingProxyType(value) if isinstance(value, dict) else value for name, value in values.items()})
+
+
+@cache
+def _hints(kind: type[Contract]) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+    """The kind of each name, and what tells whether a value is of it, which takes a while to make."""
+    return {name: (hint, TypeAdapter(hint)) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
 
 
 def _public(module: ModuleType) -> list[str]:
@@ -72,10 +79,10 @@ def _nearest(name: str, allowed: Iterable[str]) -> str:
     return difflib.get_close_matches(name, allowed, 1, 0.0)[0]
 
 
-def _misfit(hint: Any, value: Any) -> str:
+def _misfit(hint: Any, adapter: TypeAdapter[Any], value: Any) -> str:
     """In what a value isn't of the contract's kind; nothing where it is."""
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        adapter.validate_python(value, strict=True)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
     wanted = _parameters(hint)
