@@ -20,6 +20,7 @@ from trainer import bases, checkpoint_files, data, families, lora_file, runs, se
 from trainer.config import DataConfig, InversionConfig, StackConfig
 from trainer.data import buckets
 from trainer.errors import AdapterError
+from trainer.families import sdxl
 from trainer.new_word import Word
 from trainer.render.engine import Engine
 
@@ -40,7 +41,7 @@ def test_layers_of_the_real_unet_have_the_names_that_diffusers_reads_sgm_checkpo
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
     config = unet.config
-    ours = {path: SDXL._sgm(path, config) for path, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    ours = {path: sdxl._sgm(path, config) for path, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
     assert len(set(ours.values())) == len(ours) == 794
     # A file with a number of its own in every layer, as diffusers' loader of kohya's files reads it.
     spelled = {path: f"lora_unet_{name.replace('.', '_')}" for path, name in ours.items()}
