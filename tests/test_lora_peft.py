@@ -291,5 +291,5 @@ def test_many_plain_patterns_are_compared_with_many_modules_in_a_moment() -> Non
     patterns = Patterns({name: float(number) for number, name in enumerate(names)})
     assert [patterns.get(name) for name in names] == list(range(900))
     with pytest.raises(AdapterError, match="more than 3 s|20000"):
-        crowded = lora_file.stating.stated("x", {"adapter_config": json.dumps({"alpha_pattern": {f"(a|b)*{number}c": 1 for number in range(20_001)}})})
+        crowded = lora_file.header_meaning.stated("x", {"adapter_config": json.dumps({"alpha_pattern": {f"(a|b)*{number}c": 1 for number in range(20_001)}})})
         crowded.alpha("base_model.model.ab", 1)

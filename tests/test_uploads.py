@@ -202,7 +202,7 @@ def test_twenty_pictures_of_one_name_from_many_callers_are_all_there_with_their_
     from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
     if not links:
-        monkeypatch.setattr(uploads.claiming.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+        monkeypatch.setattr(uploads.unique_names.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
     colours = [(10 * number, 5, 200) for number in range(20)]
     for number, colour in enumerate(colours):
         source = tmp_path / "sources" / str(number)
