@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import files, unique_names
+from trainer import files, last_used, unique_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,20 +35,19 @@ class Store:
     """Entries on disk, the last used ones in memory up to `kept_bytes`."""
 
     def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
-        self.folder, self.kept_bytes = folder, kept_bytes
+        self.folder = folder
         self.num_computed = 0
         self.num_damaged = 0  # of those computed: their files were there and were not what had been written
         self.problem = ""  # why entries can't be written, if they can't; they are then computed again when they have left memory
-        self._kept: OrderedDict[str, Entry] = OrderedDict()
-        self._kept_size = 0
+        self._kept = last_used.kept(kept_bytes, _size)
         self._proved: set[str] = set()  # names whose files have been compared with their digests
         unique_names.sweep(folder, "*/.new-*")  # of processes that were killed while they wrote
 
     def get(self, name: str, compute: Callable[[], Entry]) -> Entry:
         """The entry called `name`; where there is none, or a damaged one, it is computed and written."""
         if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
+            kept: Entry = self._kept[name]
+            return kept
         path = self.folder / name[:2] / f"{name}.safetensors"
         found = _read(path, name in self._proved)
         if found is None:
@@ -61,14 +59,8 @@ class Store:
                 self.problem = f"the cache in {self.folder} can't be written: {error.strerror}"
             self.num_computed += 1
         self._proved.add(name)
-        self._keep(name, found)
+        self._kept[name] = found
         return found
-
-    def _keep(self, name: str, entry: Entry) -> None:
-        self._kept[name] = entry
-        self._kept_size += _size(entry)
-        while self._kept_size > self.kept_bytes and len(self._kept) > 1:
-            self._kept_size -= _size(self._kept.popitem(last=False)[1])
 
 
 def _size(entry: Entry) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import cache, lora_file
+from trainer import cache, last_used, lora_file
 from trainer.deltas import Update
 from trainer.render.packing import Packed, pack
 
@@ -41,9 +40,9 @@ class Shelf:
         check: Callable[[dict[str, dict[str, Tensor]], str], None],
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
+        self.file_keys, self.shapes, self.check = file_keys, shapes, check
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
-        self._kept: OrderedDict[str, Adapter] = OrderedDict()  # by key, the last used at the end
+        self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
@@ -57,10 +56,7 @@ class Shelf:
             if key not in self._kept:
                 self._kept[key] = self._read(content, key, sha256, trigger)
             self._stamps[str(path)] = (stamp, key)
-        self._kept.move_to_end(key)
-        found = self._kept[key]
-        while len(self._kept) > 1 and self.num_bytes > self.kept_bytes:
-            self._kept.popitem(last=False)
+        found: Adapter = self._kept[key]
         return found
 
     @staticmethod
@@ -80,5 +76,5 @@ class Shelf:
 
     @property
     def num_bytes(self) -> int:
-        """Of what is kept now."""
-        return sum(adapter.num_bytes for adapter in self._kept.values())
+        """Of what is kept now, as it is counted."""
+        return int(self._kept.currsize)

@@ -9,12 +9,13 @@ A layer of a quantised base is summed from its weight as the base's files have i
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
+from trainer import last_used
 from trainer.deltas import Update
 from trainer.render import layout
 from trainer.render.layout import Chunk, Layout, Name, Share
@@ -41,8 +42,9 @@ class Folding:
         self._room = torch.empty(0, device=self.device)
         self._views: dict[tuple[int, torch.Size], tuple[Tensor, list[Tensor]]] = {}  # of it, by their number and shape
         self._now: dict[Name, tuple[float, ...]] = {}  # the weights of each chunk that is in; what was broken off isn't
-        self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
-        self._there: OrderedDict[tuple[str, str], tuple[Pack, ...]] = OrderedDict()  # on a GPU, by adapter and component, the last used at the end
+        self._layouts: LRUCache[tuple[object, ...], Layout] = LRUCache(_MOST_LAYOUTS)
+        most_bytes = torch.cuda.get_device_properties(self.device).total_memory // 16 if self.device.type == "cuda" else 1 << 30
+        self._there = last_used.kept(most_bytes, lambda packs: sum(pack.num_bytes for pack in packs))  # on a GPU, by adapter and component
 
     def base(self, path: str) -> Tensor:
         """The weight as it was loaded; a quantised one that nothing is folded into as it is computed with."""
@@ -78,9 +80,6 @@ class Folding:
         key = tuple(share.name for share in shares)
         if key not in self._layouts:
             self._layouts[key] = layout.make(shares, self._kinds, _ROOM_BYTES.get(self.device.type, _ROOM_BYTES["cpu"]))
-        self._layouts.move_to_end(key)
-        while len(self._layouts) > _MOST_LAYOUTS:
-            self._layouts.popitem(last=False)
         return self._layouts[key]
 
     def _packs(self, share: Share) -> tuple[Pack, ...]:
@@ -90,11 +89,7 @@ class Folding:
         key = share.name[:2]
         if key not in self._there:
             self._there[key] = tuple(pack.to(self.device) for pack in share.packed.packs)
-        self._there.move_to_end(key)
-        found = self._there[key]
-        most = torch.cuda.get_device_properties(self.device).total_memory // 16 if self.device.type == "cuda" else 1 << 30
-        while len(self._there) > 1 and sum(pack.num_bytes for packs in self._there.values() for pack in packs) > most:
-            self._there.popitem(last=False)
+        found: tuple[Pack, ...] = self._there[key]
         return found
 
     def _keep(self, paths: list[str]) -> None:

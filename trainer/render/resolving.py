@@ -7,9 +7,10 @@ hash, masks in picture files.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cachetools import LRUCache
 
 from trainer import base_defaults, bases, choices, lora_file
 from trainer.config import AdapterChoice, StackConfig
@@ -30,7 +31,7 @@ class Resolving:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._kept: OrderedDict[_Key, StackConfig] = OrderedDict()
+        self._kept: LRUCache[_Key, StackConfig] = LRUCache(_MOST_KEPT)
 
     def resolved(self, stack: StackConfig) -> StackConfig:
         """The same stack spelled out. Raises: AdapterError, ConfigError; nothing has been changed then."""
@@ -40,9 +41,6 @@ class Resolving:
             return self._spelled_out(stack)
         if key not in self._kept:
             self._kept[key] = self._spelled_out(stack)
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
         found = self._kept[key]
         pairs = zip(stack.adapters, found.adapters, strict=True)
         weighed = [known.model_copy(update={name: getattr(adapter, name) for name in _WEIGHTS}) for adapter, known in pairs]
