@@ -88,7 +88,7 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path, monkeypatch: pytes
 OWNERS = {
     "trainer.files": "it is the owner",
     "trainer.unique_names": "takes a name that is free, where files replaces",
-    "trainer.system": "asks the system to sync a folder",
+    "trainer.system": "asks the system to do it, for all",
     "trainer.checkpoint": "a folder of files",
     "trainer.data.archives": "a folder of files",
     "trainer.data.captions": "its log is appended to",
@@ -103,7 +103,7 @@ def placed(module: ast.Module) -> list[int]:
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             by_path = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
-            if by_path or house.name_of(node.func) in ("os.replace", "os.rename", "os.fsync", "shutil.move"):
+            if by_path or house.name_of(node.func) in ("os.replace", "system.replace", "os.rename", "os.fsync", "shutil.move"):
                 lines.append(node.lineno)
     return lines
 
