@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import diffusers
 import numpy
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -109,3 +110,25 @@ def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
         num_inference_steps=stack.steps, width=stack.width_px, height=stack.height_px, output_type="np",
         generator=torch.Generator().manual_seed(stack.seed), **{"prompt": stack.prompt, **_of(pipe).call(pipe, stack)},
     ).images[0]  # fmt: skip
+
+
+# As the names are explained in diffusers' own page on schedulers (docs/source/en/api/schedulers/overview.md).
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIM", {}), "ddpm": ("DDPM", {}), "euler": ("EulerDiscrete", {}), "euler_a": ("EulerAncestralDiscrete", {}), "heun": ("HeunDiscrete", {}),
+    "lms": ("LMSDiscrete", {}), "dpm++_2m": ("DPMSolverMultistep", {}), "dpm++_2m_karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "dpm++_2m_sde": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}), "unipc": ("UniPCMultistep", {}),
+    "flow_euler": ("FlowMatchEulerDiscrete", {}), "flow_heun": ("FlowMatchHeunDiscrete", {}),
+}  # fmt: skip
+
+
+def drawn_by(pipe: Any, asked: StackConfig) -> numpy.ndarray:
+    """The picture that the pipeline itself draws with diffusers' scheduler of that name."""
+    kind, changes = SCHEDULERS[asked.sampler]
+    own = pipe.scheduler
+    if kind.startswith("Flow") and "flow_shift" in own.config:
+        changes = changes | {"shift": own.config["flow_shift"]}
+    pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(own.config, **changes)
+    try:
+        return picture(pipe, asked)
+    finally:
+        pipe.scheduler = own

@@ -372,33 +372,11 @@ def test_prompts_with_weights_and_of_several_windows_are_drawn_or_read_as_the_pi
             engine.render(weighted)
 
 
-# As the names are explained in diffusers' own page on schedulers (docs/source/en/api/schedulers/overview.md).
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIM", {}), "ddpm": ("DDPM", {}), "euler": ("EulerDiscrete", {}), "euler_a": ("EulerAncestralDiscrete", {}), "heun": ("HeunDiscrete", {}),
-    "lms": ("LMSDiscrete", {}), "dpm++_2m": ("DPMSolverMultistep", {}), "dpm++_2m_karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
-    "dpm++_2m_sde": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}), "unipc": ("UniPCMultistep", {}),
-    "flow_euler": ("FlowMatchEulerDiscrete", {}), "flow_heun": ("FlowMatchHeunDiscrete", {}),
-}  # fmt: skip
-
-
-def by_hand(engine: Engine, asked: StackConfig) -> numpy.ndarray:
-    """The picture that the pipeline itself draws with diffusers' scheduler of that name."""
-    kind, changes = SCHEDULERS[asked.sampler]
-    own = engine.pipe.scheduler
-    if kind.startswith("Flow") and "flow_shift" in own.config:
-        changes = changes | {"shift": own.config["flow_shift"]}
-    engine.pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(own.config, **changes)
-    try:
-        return family_truths.picture(engine.pipe, asked)
-    finally:
-        engine.pipe.scheduler = own
-
-
 def test_every_sampler_that_fits_draws_as_diffusers_scheduler_of_that_name(family: Family, engine: Engine) -> None:
     for name in samplers.SAMPLERS:
         if name in samplers.fitting(family):
             asked = stack(engine, sampler=name, steps=3)
-            wanted = (by_hand(engine, asked) * 255).round().astype(int)
+            wanted = (family_truths.drawn_by(engine.pipe, asked) * 255).round().astype(int)
             assert abs(pixels(engine, asked) - wanted).max() <= 1, name
         else:
             with pytest.raises(ConfigError, match="sampler is"):
