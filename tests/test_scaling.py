@@ -11,16 +11,27 @@ import torch
 from torch import nn
 
 from tests import plain
-from trainer import presets, session
-from trainer.events import Finished, Step
+from trainer import loop, presets, session
+from trainer.config import TrainConfig
+from trainer.encoded_data import Part
+from trainer.events import Adjusted, Finished, Step
 from trainer.optim import scaling
 from trainer.runs import Run
+from trainer.training_model import TrainingModel
 
 
 def with_gradient(value: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), value)
     return parameter, torch.optim.SGD([parameter], lr=1.0)
+
+
+def settings_of(folder: Path, tiny: Path, draw_dots: Callable[..., Path]) -> TrainConfig:
+    values = {
+        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "dtype": "float16",
+        "learning_rate": 1e-2, "data.folder": str(draw_dots(folder / "pictures", "a {colour} dot")), "preview.prompts": [], "keep_checkpoints": 9,
+    }  # fmt: skip
+    return presets.load(plain.CHARACTER, values)
 
 
 def scale_at(run: Run, step: int) -> dict[str, float]:
@@ -31,11 +42,7 @@ def test_the_scale_grows_back_and_a_resumed_run_grows_where_an_unbroken_one_does
     tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "GROWS_AFTER_STEPS", 3)
-    values = {
-        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "dtype": "float16",
-        "learning_rate": 1e-2, "data.folder": str(draw_dots(tmp_path / "pictures", "a {colour} dot")), "preview.prompts": [], "keep_checkpoints": 9,
-    }  # fmt: skip
-    settings = presets.load(plain.CHARACTER, values)
+    settings = settings_of(tmp_path, tiny, draw_dots)
     whole, stream = session.start(settings, tmp_path, "whole", None)
     said = list(stream)
     assert isinstance(said[-1], Finished) and [event.step for event in said if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
@@ -49,6 +56,24 @@ def test_the_scale_grows_back_and_a_resumed_run_grows_where_an_unbroken_one_does
     list(session.start(settings, tmp_path, "broken", run)[1])
     assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
     assert scale_at(run, 6) == saved[-1]
+
+
+def test_memory_that_runs_out_between_dividing_and_stepping_leaves_the_scaler_fit_for_the_next_try(
+    tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = loop.prepare, []
+
+    def prepare(model: TrainingModel, step: int) -> list[Part]:
+        calls.append(step)
+        if len(calls) == 3:  # the third step's pictures, while the second is computed
+            raise MemoryError
+        return real(model, step)
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+    run, stream = session.start(settings_of(tmp_path, tiny, draw_dots), tmp_path, "short", None)
+    said = list(stream)
+    assert isinstance(said[-1], Finished) and any(isinstance(event, Adjusted) for event in said) and calls.count(2) > 1
+    assert scale_at(run, 6)["_growth_tracker"] == 6
 
 
 def test_a_checkpoint_from_before_the_scale_grew_is_taken_up_at_its_scale() -> None:
