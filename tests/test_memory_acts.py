@@ -169,7 +169,7 @@ def compiled(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> N
 _SHARDED = """
 import json, sys
 from pathlib import Path
-from trainer import loop, presets, session, world
+from trainer import distributed, loop, presets, session
 from torch.distributed.tensor import DTensor
 learn = loop.learn
 def looked(studio, step):
@@ -179,7 +179,7 @@ def looked(studio, step):
     return learn(studio, step)
 loop.learn = looked
 config = presets.load(sys.argv[1], {})
-_, stream = session.start(config, Path(sys.argv[2]), "x", None, ours=world.enter())
+_, stream = session.start(config, Path(sys.argv[2]), "x", None, world=distributed.enter())
 list(stream)
 """
 
