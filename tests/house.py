@@ -296,14 +296,19 @@ def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
 # (d) What is forbidden, and (e) what every module says.
 
 
+def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """The full names that one statement imports, relative ones without their dots."""
+    within = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return {f"{within}{alias.name}" for alias in node.names}
+
+
 def forbidden(module: ast.Module) -> list[str]:
     """What in this module is dangerous or hides errors, one line each."""
     found = []
     for node in ast.walk(module):
         where = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names}
-            full = {f"{node.module}.{name}" for name in names} if isinstance(node, ast.ImportFrom) else names
+            full = imported(node)
             roots = {name.split(".")[0] for name in full}
             found += [f"{where}: imports {name}" for name in sorted(roots & PICKLES | full & set(CALLS))]
         elif isinstance(node, ast.Call):

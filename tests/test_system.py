@@ -41,9 +41,7 @@ def asks_the_system(module: ast.Module) -> list[str]:
     for node in ast.walk(module):
         where = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names}
-            full = {f"{node.module}.{name}" for name in names} if isinstance(node, ast.ImportFrom) else names
-            found += [f"{where}: imports {name}" for name in sorted(full) if name.split(".")[0] in MODULES or name in NAMES]
+            found += [f"{where}: imports {name}" for name in sorted(house.imported(node)) if name.split(".")[0] in MODULES or name in NAMES]
         elif isinstance(node, ast.Attribute) and house.name_of(node) in NAMES:
             found.append(f"{where}: {house.name_of(node)}")
         elif isinstance(node, ast.Call):

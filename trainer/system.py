@@ -1,7 +1,8 @@
 """All that differs between operating systems, so that no other module asks which one it runs on (`tests/test_system.py` holds that).
 
 Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an argument, `platform` as in
-`sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and processes `psutil`'s, which know the systems themselves.
+`sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and processes `psutil`'s, which know the
+systems themselves; psutil is imported where it is needed, since every command starts through this file.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 WINDOWS, MAC = "win32", "darwin"
 _PROC = Path("/proc")
@@ -66,6 +68,8 @@ def ask_to_end(process: psutil.Process, platform: str = sys.platform) -> None:
     Windows' Ctrl-Break reaches only who shares this console. A child of a server that has since been started in another window is ended at once: there is
     no way to ask it, and it goes on from its last checkpoint.
     """
+    import psutil
+
     if platform != WINDOWS:
         process.send_signal(signal.SIGTERM)
         return
@@ -87,6 +91,8 @@ def was_ended_by_system(code: int, platform: str = sys.platform) -> bool:
 
 def began_s(pid: int) -> float:
     """When the process with this number began, in seconds since 1970. Raises: psutil.NoSuchProcess."""
+    import psutil
+
     return float(psutil.Process(pid).create_time())
 
 
@@ -95,6 +101,8 @@ def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Proces
 
     A number alone is given to another process once it is free; number and time can both come again after the clock was set.
     """
+    import psutil
+
     try:
         process = psutil.Process(pid)
         same = abs(process.create_time() - began) < _SAME_START_S
@@ -233,6 +241,8 @@ def peak_resident_bytes(status: Path = _PROC / "self/status", platform: str = sy
     """The most memory this process has held since the last `reset_peak`, where the system can measure anew; else ever."""
     if status.exists():  # getrusage counts what the parent held before this program was started
         return int(status.read_text().partition("VmHWM:")[2].split(None, 1)[0]) * 1024
+    import psutil
+
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", 0) or _peak_by_getrusage(platform) or info.rss)
 
@@ -257,6 +267,8 @@ def reset_peak(clear: Path = _PROC / "self/clear_refs") -> None:
 
 def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """`(total, free)`, of the container where one sets a limit: its kernel kills at that, not at the host's."""
+    import psutil
+
     host = psutil.virtual_memory()
     try:
         total = int((group / "memory.max").read_text())  # "max" where there is no limit

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from trainer import system
 
 _HERE = re.sub(r"\W", "", system.host(), flags=re.ASCII)[:40] or "here"
@@ -48,6 +46,8 @@ def unfinished() -> str:
 
 def sweep(folder: Path, pattern: str = ".new-*") -> None:
     """Remove what lies there under a name of `unfinished` and whose process, one of this machine's, is gone: nobody else would."""
+    import psutil
+
     for path in folder.glob(pattern):
         made_by = re.match(rf"\.new-{_HERE}-(\d{{1,9}})-", path.name)
         if made_by and not psutil.pid_exists(int(made_by[1])):

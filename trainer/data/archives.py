@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from trainer import files, system
-from trainer.data import uploads
 from trainer.errors import DataError
 
 _LEFT_OUT = ".left-out"  # a line for each entry that was not taken
@@ -48,6 +47,8 @@ def opened(path: Path) -> tuple[Path, list[str]]:
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    from trainer.data import uploads  # every command reads this room, and few ever unpack
+
     with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=path.parent) as scratch:
         made = Path(scratch) / "whole"
         made.mkdir()

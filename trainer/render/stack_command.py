@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.errors import ConfigError
-from trainer.render import image
 
 if TYPE_CHECKING:
     from trainer.config import StackConfig
@@ -106,6 +105,8 @@ def show_modes(
     download: Download = False,
 ) -> None:
     """Draw one prompt and seed in every way of composing the LoRAs, with seconds a picture."""
+    from trainer.render import image
+
     if out and not image.format_of(out):
         raise ConfigError(f"--out is {str(out)!r}; name a picture to write, such as modes.png.")
     stack = _stack(loras, base, {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps}), download)
