@@ -3,6 +3,7 @@
 #   make demo        train a small LoRA on the base that comes with Velatura, and show it
 #   make app         open the web UI on this machine
 #   make test        lint, types and the fast tests;  make test-all  the slow ones too;  make test-gpu  those for a GPU
+#   make format      lay the code out as ruff does;  make lint  see that it is, and the types
 #   make screenshots the README's pictures anew
 #
 # torch is the one large download. Linux: PyPI serves the CUDA build (several GB, needs no GPU to run). Without an
@@ -23,7 +24,7 @@ BEGUN := $(VENV)/.begun
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo app lint test test-all test-gpu screenshots clean
+.PHONY: help setup demo app format lint test test-all test-gpu screenshots clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -53,8 +54,13 @@ app: setup
 	$(BIN)/velatura app
 
 lint: setup
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 test: lint
 	$(BIN)/python -m pytest $(SPREAD)

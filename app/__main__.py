@@ -13,7 +13,12 @@ from trainer.errors import ConfigError, UserError
 def main() -> None:
     """Read the options and serve."""
     parser = argparse.ArgumentParser(prog="velatura app", description="Open the web UI.")
-    parser.add_argument("--workspace", type=Path, default=Path("outputs"), help="folder of datasets, runs and pictures (default: outputs)")
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path("outputs"),
+        help="folder of datasets, runs and pictures (default: outputs)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than 127.0.0.1 needs --auth")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
@@ -23,13 +28,17 @@ def main() -> None:
         help="ask for this login (or set VELATURA_AUTH, which others on this machine can't see)",
     )
     parser.add_argument(
-        "--base", metavar="BASE", action="append", default=[], help="also offer this diffusers folder or downloaded hub id as a base; may be repeated"
+        "--base",
+        metavar="BASE",
+        action="append",
+        default=[],
+        help="also offer this diffusers folder or downloaded hub id as a base; may be repeated",
     )
     parser.add_argument("--open", action="store_true", help="open the browser")
     options = parser.parse_args()
     try:
         auth = _auth(options.auth)
-        from app.ui import serve
+        from app.ui import serve  # loads Gradio, which `--help` must not
 
         serve(options.workspace, options.host, options.port, auth, options.open, options.base)
     except UserError as error:

@@ -1,7 +1,8 @@
-"""Batches that the page starts: what a browser sent becomes a jobs file that names no path of its own, and a job that draws it.
+"""Batches that the page starts: what a browser sent becomes a jobs file that names no path of its own, and a job that
+draws it.
 
-LoRAs go by name or hash, bases by what the server offers, masks only inside the file; `velatura batch` then does the work in a child
-process, and what is shown is read from its journal, its manifest and its log.
+LoRAs go by name or hash, bases by what the server offers, masks only inside the file; `velatura batch` then does the
+work in a child process, and what is shown is read from its journal, its manifest and its log.
 """
 
 from __future__ import annotations
@@ -19,30 +20,38 @@ from typing import Any
 
 import tomli_w
 
-from app import gate
+from app import path_gate
 from app.context import Context, newest_first
-from app.jobs import Job
-from app.views import Progress, duration
-from trainer import files, spreadsheet
+from app.job_table import Job
+from app.views import Progress, duration, notice_html
+from trainer import files, lora_file, spreadsheet
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
 from trainer.config import weights as typed
-from trainer.config.batch import adapter
+from trainer.config.batch import SHEETS, adapter
 from trainer.config.parsing import from_toml, text_of
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
-from trainer.printing import escape, plain
+from trainer.printing import plain
 
 KINDS = {".toml": "batch-toml", ".csv": "batch-csv"}  # of a job, by what its jobs file is
 MAX_BYTES = 8 << 20
 MAX_PROMPTS_CHARS, MAX_LIST_CHARS = 1_000_000, 4000
 MAX_PAGE_PICTURES = 20_000
 _TAIL_BYTES = 64 << 10
-_FIGURES = {"rendered": ("done", "total", "seconds"), "ended": ("seconds", "failed")}  # numbers that an event must have to be shown
+# Numbers that an event must have to be shown.
+_FIGURES = {"rendered": ("done", "total", "seconds"), "ended": ("seconds", "failed")}
 _IMAGES = (".png", ".webp", ".jpg", ".jpeg")
 _STATES = {
-    "queued": "Waiting its turn", "running": "Drawing", "stopping": "Stopping: finishes what it draws", "stopped": "Stopped; it can go on",
-    "finished": "Finished", "failed": "Failed", "interrupted": "Interrupted; goes on by itself",
-}  # fmt: skip
+    "queued": "Waiting its turn",
+    "running": "Drawing",
+    "stopping": "Stopping: finishes what it draws",
+    "pausing": "Pausing: finishes what it draws",
+    "stopped": "Stopped; it can go on",
+    "paused": "Paused; it goes on when you resume it",
+    "finished": "Finished",
+    "failed": "Failed",
+    "interrupted": "Interrupted; goes on by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -62,26 +71,52 @@ class Jobs:
 
 def composed(context: Context, stack: StackConfig, prompts: str, weights: str, seeds: str, name: str) -> Jobs:
     """Every line of `prompts` with the stack at every weight and seed. Raises: ConfigError, AdapterError."""
-    for name_, text, most in (("prompts", prompts, MAX_PROMPTS_CHARS), ("weights", weights, MAX_LIST_CHARS), ("seeds", seeds, MAX_LIST_CHARS)):
-        if len(text) > most:
-            raise ConfigError(f"{name_} have {len(text):,} characters; allowed: up to {most:,}.")
-    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-    chosen: list[int | str] = [part.strip() for part in seeds.split(",") if part.strip()]
-    shared = [key for key, info in StackConfig.model_fields.items() if key in BatchConfig.model_fields and getattr(stack, key) != info.default]
-    settings = {key: getattr(stack, key) for key in [*shared, "base", "family", "width_px", "height_px", "steps", "guidance_scale"]}
-    values = settings | {
-        "prompts": lines or [stack.prompt], "stacks": [[one.model_dump() for one in stack.adapters]], "weights": _numbers(weights),
+    lines, chosen = lines_of(prompts), seeds_of(seeds)
+
+    # Of the stack what a batch has too and what was changed; a picture's size, steps and guidance whatever they are.
+    changed = [
+        key
+        for key, info in StackConfig.model_fields.items()
+        if key in BatchConfig.model_fields and getattr(stack, key) != info.default
+    ]
+    keys = [*changed, "base", "family", "width_px", "height_px", "steps", "guidance_scale"]
+    values = {key: getattr(stack, key) for key in keys} | {
+        "prompts": lines or [stack.prompt],
+        "stacks": [[lora.model_dump() for lora in stack.adapters]],
+        "weights": numbers(weights),
         "seeds": chosen or [stack.seed],
-    }  # fmt: skip
-    return _as_toml(gate.checked(context, parse(BatchConfig, values | ({"name": name.strip()} if name.strip() else {}), "the batch")))
+    }
+    if name.strip():
+        values["name"] = name.strip()
+    return as_toml(path_gate.checked(context, parse(BatchConfig, values, "the batch")))
 
 
-def _numbers(text: str) -> list[float]:
+def lines_of(prompts: str) -> list[str]:
+    """The prompts, one a line. Raises: ConfigError for too many letters."""
+    return [line.strip() for line in _short("prompts", prompts, MAX_PROMPTS_CHARS).splitlines() if line.strip()]
+
+
+def seeds_of(seeds: str) -> list[int | str]:
+    """Seeds and ranges as typed. Raises: ConfigError for too many letters."""
+    return [part.strip() for part in _short("seeds", seeds, MAX_LIST_CHARS).split(",") if part.strip()]
+
+
+def _short(label: str, text: str, most: int) -> str:
+    if len(text) > most:
+        raise ConfigError(f"{label} have {len(text):,} characters; allowed: up to {most:,}.")
+    return text
+
+
+def numbers(text: str) -> list[float]:
+    """Weights as typed, 1 where nothing is. Raises: ConfigError."""
+    _short("weights", text, MAX_LIST_CHARS)
     parts = [part for part in text.split(",") if part.strip()]
     try:
         return typed.numbers(",".join(parts), WIDEST_WEIGHT) if parts else [1.0]
     except ValueError as error:
-        raise ConfigError(f"weights are {text[:80]!r}; write numbers with commas between, such as 0.5, 1: {error}") from None
+        raise ConfigError(
+            f"weights are {text[:80]!r}; write numbers with commas between, such as 0.5, 1: {error}"
+        ) from None
 
 
 def uploaded(context: Context, path: Path) -> Jobs:
@@ -90,77 +125,119 @@ def uploaded(context: Context, path: Path) -> Jobs:
     if suffix not in KINDS:
         raise ConfigError(f"the jobs file is {path.name[:80]!r}; allowed: a .csv or a .toml.")
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"the jobs file has {path.stat().st_size >> 20} MiB; allowed here: up to {MAX_BYTES >> 20}. `velatura batch` takes more.")
+        raise ConfigError(
+            f"the jobs file has {path.stat().st_size >> 20} MiB; allowed here: up to {MAX_BYTES >> 20}. `velatura "
+            f"batch` takes more."
+        )
+    return read(context, path.read_bytes(), path.name[:80])
+
+
+def read(context: Context, content: bytes, name: str) -> Jobs:
+    """The same of a file's content, by the ending of its name. Raises: ConfigError, AdapterError."""
     try:
-        text = text_of(path.read_bytes(), path.name[:80])
-        return _csv(context, text) if suffix == ".csv" else _toml(context, text)
+        text = text_of(content, name)
+        return _csv(context, text) if name.lower().endswith(".csv") else _toml(context, text)
     except (ValueError, csv.Error, RecursionError) as error:
-        raise ConfigError(f"{path.name[:80]} can't be read: {str(error)[:400]}") from None
+        raise ConfigError(f"{name} can't be read: {str(error)[:400]}") from None
 
 
 def _toml(context: Context, text: str) -> Jobs:
-    return _as_toml(gate.checked(context, parse(BatchConfig, from_toml(text, "the jobs file"), "the jobs file")))
+    return as_toml(path_gate.checked(context, parse(BatchConfig, from_toml(text, "the jobs file"), "the jobs file")))
 
 
-def _as_toml(batch: BatchConfig) -> Jobs:
-    """Raises: ConfigError if it is more than a page may ask for; counted, not made."""
+def as_toml(batch: BatchConfig) -> Jobs:
+    """The batch's jobs file. Raises: ConfigError if it is more than a page may ask for; counted, not made."""
     if (num := batch.num_pictures) > MAX_PAGE_PICTURES:
         raise _too_many(num)
     return Jobs(tomli_w.dumps(batch.model_dump(mode="json", exclude_none=True, exclude_defaults=True)), ".toml")
 
 
 def _csv(context: Context, text: str) -> Jobs:
-    """The same rows with files for names, read as `jobs_file` reads them; whatever else is wrong with them is `velatura batch`'s to say."""
+    """The same rows with files for names, read as `jobs_file` reads them.
+
+    Whatever else is wrong with them is `velatura batch`'s to say.
+    """
     from trainer.render import jobs_file
 
     text = text.lstrip("\ufeff")  # one more mark, and the reader would see other columns than we
     rows = list(spreadsheet.reader(io.StringIO(text, newline=""), strict=True))
-    rows = [row if any(cell.strip() for cell in row) else [] for row in rows]  # they keep their numbers, and tell no other separator
-    said = [row for row in rows if row]
-    if len(said) > MAX_PAGE_PICTURES + 1:
-        raise _too_many(len(said) - 1)
-    head = jobs_file.head(said[0]) if said else []
-    if said:
-        said[0][:] = head
-    known: dict[str, str] = {}
-    for cells in said[1:]:
+    # Empty rows stay, so that the others keep their numbers; bare, so that they suggest no other separator.
+    rows = [row if any(cell.strip() for cell in row) else [] for row in rows]
+    filled = [row for row in rows if row]
+    if len(filled) > MAX_PAGE_PICTURES + 1:
+        raise _too_many(len(filled) - 1)
+    head = jobs_file.head(filled[0]) if filled else []
+    if filled:
+        filled[0][:] = head
+
+    # Each name is looked up once, however many rows have it.
+    checked: dict[str, str] = {}
+    for cells in filled[1:]:
         for place, column in enumerate(head[: len(cells)]):
-            if cells[place].strip() and (column == "lora" or jobs_file.is_path(column)):
-                cells[place] = known[key] if (key := f"{column} {cells[place]}") in known else known.setdefault(key, _cell(context, column, cells[place]))
+            if not cells[place].strip() or not (column == "lora" or jobs_file.is_path(column)):
+                continue
+            key = f"{column} {cells[place]}"
+            if key not in checked:
+                checked[key] = found(context, column, cells[place])
+            cells[place] = checked[key]
     written = io.StringIO()
     csv.writer(written).writerows(rows)
     return Jobs(written.getvalue(), ".csv")
 
 
-def _cell(context: Context, column: str, cell: str) -> str:
-    """A cell that names files, with those that are meant."""
+def found(context: Context, column: str, cell: str) -> str:
+    """A cell that names files, with the files that are meant."""
     from trainer.render import jobs_file
 
     if column != "lora":
         field = jobs_file.COLUMNS[column]
-        return str(getattr(gate.checked(context, parse(StackConfig, {field: cell.strip()}, "the jobs file")), field))
-    chosen = [gate.checked(context, parse(AdapterChoice, adapter(part), "the jobs file")) for part in cell.split(";") if part.strip()]
-    return "; ".join(f"{one.file}:{one.weight:g}" for one in chosen)
+        return str(
+            getattr(path_gate.checked(context, parse(StackConfig, {field: cell.strip()}, "the jobs file")), field)
+        )
+    chosen = [
+        path_gate.checked(context, parse(AdapterChoice, adapter(part), "the jobs file"))
+        for part in cell.split(";")
+        if part.strip()
+    ]
+    return "; ".join(f"{lora.file}:{lora.weight:g}" for lora in chosen)
 
 
 def _too_many(num: int) -> ConfigError:
-    return ConfigError(f"the batch has {num:,} pictures; allowed here: up to {MAX_PAGE_PICTURES:,}. `velatura batch` takes more.")
+    return ConfigError(
+        f"the batch has {num:,} pictures; allowed here: up to {MAX_PAGE_PICTURES:,}. `velatura batch` takes more."
+    )
 
 
 # The plan.
 
 
-def plan_text(jobs: Jobs, library: list[Path]) -> str:
+@dataclass(frozen=True)
+class Planned:
+    """What a batch would draw, in words, and how much that is: pixels times steps, by base."""
+
+    text: str
+    work: dict[str, float]
+
+
+def planned(jobs: Jobs, library: list[Path]) -> Planned:
     """How many pictures, in which groups. Raises: ConfigError with every row that can't be used, ModelError."""
-    from trainer import lora_file
-    from trainer.render import batch_command, batch_plan, jobs_file
+    from trainer.render import batch_command, batch_ledger, jobs_file
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"jobs{jobs.suffix}"
         path.write_text(jobs.text, encoding="utf-8")
-        plan = batch_plan.make(jobs_file.read(path, jobs_file.Defaults()), library=lambda: lora_file.library(library))
+        plan = batch_ledger.make(jobs_file.read(path, jobs_file.Defaults()), library=lambda: lora_file.library(library))
         plan.reconcile(Path(folder) / "new")
-        return batch_command.describe(plan)
+        work: dict[str, float] = {}
+        for picture in plan.pictures():
+            stack = picture.stack
+            work[stack.base] = work.get(stack.base, 0.0) + stack.width_px * stack.height_px * stack.steps
+        return Planned(batch_command.describe(plan), work)
+
+
+def plan_text(jobs: Jobs, library: list[Path]) -> str:
+    """The same in words alone."""
+    return planned(jobs, library).text
 
 
 # The job.
@@ -179,8 +256,9 @@ class Drawing:
         suffix = next(suffix for suffix, kind in KINDS.items() if kind == job.kind)
         jobs = self.configs / f"job-{job.id}{suffix}"
         jobs.write_text(job.config, encoding="utf-8")
-        found = [part for folder in self.library for part in ("--library", str(folder))]
-        return [sys.executable, "-m", "trainer", "batch", str(jobs), "--out", str(self.folder / job.name), "--json", *found]
+        library = [part for folder in self.library for part in ("--library", str(folder))]
+        batch = [sys.executable, "-m", "trainer", "batch", str(jobs)]
+        return [*batch, "--out", str(self.folder / job.name), "--json", *library]
 
     def finished(self, job: Job) -> bool:
         """No row waits; one that can't be drawn is said in the manifest and is no reason to begin again."""
@@ -188,13 +266,16 @@ class Drawing:
         return bool(states) and states <= {"done", "failed"}
 
     def saved_step(self, job: Job) -> int:
-        from trainer.render import batch_plan
+        from trainer.render import batch_ledger
 
-        return sum("done" in record for record in batch_plan.read_journal(self.folder / job.name))
+        return sum("done" in record for record in batch_ledger.read_journal(self.folder / job.name))
 
 
 def manifest(out: Path) -> list[dict[str, str]]:
-    """The rows of a batch's manifest, none before it is written. A spreadsheet program may have saved it anew, so a cell may be anything."""
+    """The rows of a batch's manifest, none before it is written.
+
+    A spreadsheet program may have saved it anew, so a cell may be anything.
+    """
     from trainer.render.batch_manifest import manifest_file
 
     path = manifest_file(out)
@@ -210,21 +291,23 @@ def manifest(out: Path) -> list[dict[str, str]]:
 # What is shown.
 
 
-def told(log: Path) -> list[dict[str, Any]]:
-    """The last events in a batch's log, oldest first."""
+def last_events(log: Path) -> list[dict[str, Any]]:
+    """The last events in a batch's log, oldest first; without those whose figures are none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return []
-    found = []
+    events = []
     for line in (line for line in lines if line.startswith(b"{")):  # 64 KiB may be as many lines
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str) and all(_is_number(event.get(key)) for key in _FIGURES.get(event["event"], ())):
-                found.append(event)
-    return found
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                continue
+            if all(_is_number(event.get(key)) for key in _FIGURES.get(event["event"], ())):
+                events.append(event)
+    return events
 
 
 def _is_number(value: Any) -> bool:
@@ -233,6 +316,7 @@ def _is_number(value: Any) -> bool:
 
 def progress(job: Job, events: list[dict[str, Any]]) -> Progress:
     """Pictures there, seconds a picture of late, time left."""
+    # Of the newest start alone, as the clock began anew with it.
     kinds = [event["event"] for event in events]
     begun = len(kinds) - kinds[::-1].index("planned") if "planned" in kinds else 0
     drawn = [event for event in events[begun:] if event["event"] == "rendered"]
@@ -240,6 +324,7 @@ def progress(job: Job, events: list[dict[str, Any]]) -> Progress:
         return Progress("Loading the base model", "The first seconds of a batch.", 0.0, job.state)
     ended = next((event for event in reversed(events) if event["event"] == "ended"), None)
     newest = next((event for event in reversed(events) if event["event"] == "rendered"), None)
+
     parts, share = [], 1.0 if job.state == "finished" else 0.0
     if newest:
         parts.append(f"{newest['done']:,} of {newest['total']:,} pictures")
@@ -255,35 +340,52 @@ def progress(job: Job, events: list[dict[str, Any]]) -> Progress:
 
 def problems(job: Job, rows: list[dict[str, str]]) -> str:
     """Why the job failed, and which rows can't be drawn."""
-    found = [plain(f"row {row['row']}: {row['problem']}") for row in rows if row["state"] == "failed"]
-    more = [f"... and {len(found) - 20} more, in the manifest"] if len(found) > 20 else []
-    return "\n".join(filter(None, [plain(job.error, 8000), *found[:20], *more]))
+    failed = [plain(f"row {row['row']}: {row['problem']}") for row in rows if row["state"] == "failed"]
+    more = [f"... and {len(failed) - 20} more, in the manifest"] if len(failed) > 20 else []
+    return "\n".join(filter(None, [plain(job.error, 8000), *failed[:20], *more]))
 
 
 def plan_html(text: str) -> str:
     """The plan's words in a box."""
-    first, *rest = text.splitlines()
-    said = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
-    return f'<div class="notice plain"><h3>{escape(first)}</h3>{said}</div>'
+    first, *lines = text.splitlines()
+    return notice_html("plain", first, [line.strip() for line in lines])
+
+
+def drawn(out: Path) -> list[Path]:
+    """The pictures of a batch, the newest first."""
+    return newest_first(
+        [
+            path
+            for path in out.rglob("*")
+            if path.suffix.lower() in _IMAGES and not {".batch", SHEETS} & set(path.relative_to(out).parts)
+        ]
+    )
+
+
+def contact_sheets(out: Path) -> list[Path]:
+    """The sheets of a batch, in order."""
+    return sorted(path for path in (out / SHEETS).glob("*.png") if path.is_file())
 
 
 def pictures(out: Path, most: int) -> tuple[list[Path], int]:
     """Contact sheets, then the newest pictures, and how many pictures there are."""
-    from trainer.config.batch import SHEETS
-
-    sheets = sorted(path for path in (out / SHEETS).glob("*.png") if path.is_file())
-    found = [path for path in out.rglob("*") if path.suffix.lower() in _IMAGES and not {".batch", SHEETS} & set(path.relative_to(out).parts)]
-    found = newest_first(found)
-    return (sheets + found)[:most], len(found)
+    newest = drawn(out)
+    return (contact_sheets(out) + newest)[:most], len(newest)
 
 
 def packed(context: Context, out: Path) -> Path:
     """A zip of a batch's folder where the browser can fetch it. Raises: ConfigError if there is nothing yet."""
-    found, num = pictures(out, MAX_PAGE_PICTURES)
+    paths, num = pictures(out, MAX_PAGE_PICTURES)
     if not num:
         raise ConfigError("no picture has been drawn yet.")
-    target = context.cache / "files" / f"{out.name}.zip"
-    with files.replacing(target) as made, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
-        for path in [*found, *out.glob("manifest*.csv")]:
+    return zipped(context, out, [*paths, *out.glob("manifest*.csv")], out.name)
+
+
+def zipped(context: Context, out: Path, paths: list[Path], name: str) -> Path:
+    """A zip of these files of a batch's folder, byte for byte, where the browser can fetch it."""
+    target = context.cache / "files" / f"{name}.zip"
+    # Stored as they are: pictures are compressed already.
+    with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w", zipfile.ZIP_STORED) as archive:
+        for path in paths:
             archive.write(path, path.relative_to(out))
     return target

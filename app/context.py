@@ -11,15 +11,18 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from app.jobs import JobRunner
 from app.logs import EventLogs
-from trainer import files, system, unique_names
+from app.render_requests import POLL_S, Desks, Rendering
+from trainer import files, lora_file, system, unique_names
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
@@ -29,20 +32,16 @@ from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.printing import plain, some, whole
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from trainer.lora_file import LoraInfo
     from trainer.render.analysis import Analysis
-    from trainer.render.axes import Axis
     from trainer.render.baking import Baked
     from trainer.render.engine import Engine
-    from trainer.render.image import Picture
+    from trainer.render.picture_metadata import Picture
 
 OWN_BASE = "imprimatura"
 EXAMPLES = Path(__file__).parent / "examples"
-BEST = "best.safetensors"  # in a run's folder, beside its last step
 THUMBNAIL_PX = 320
-_TINT = "#a04e2b"
+_TINT = "#a04e2b"  # over what a mask leaves out
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Refresh:
     inputs: Sequence[Any]
     outputs: Sequence[Any]
     on_load: bool = True
+    forms: Sequence[Any] = ()  # the tab's `Form`s: what they show and hide is said anew with kept values
+    opens: Sequence[tuple[Any, Any]] = ()  # a button, and the box that says what it opens in which tab (`opening`)
+    tells: Sequence[Any] = ()  # HTML of ours whose event `open` says in `opens` what it opens in which tab
+    edited: Refresh | None = None  # what it says anew when a field was changed (`page_values`)
+    look: Refresh | None = None  # what it shows of jobs, whenever something about them is new (`news`)
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Context:
     runner: JobRunner
     bases: tuple[str, ...] = (OWN_BASE,)  # folders and hub ids that the page may name
     logs: EventLogs = field(default_factory=EventLogs)
+    desks: Desks = field(default_factory=Desks)
     _engine: Engine | None = None
     _engine_lock: threading.Lock = field(default_factory=threading.Lock)
     _loras: dict[tuple[Path, int, int], LoraInfo | None] = field(default_factory=dict)
@@ -87,6 +92,21 @@ class Context:
     @property
     def batches(self) -> Path:
         return self.workspace / "batches"
+
+    @property
+    def masks(self) -> Path:
+        """Pictures that say where a LoRA acts."""
+        return self.workspace / "masks"
+
+    @property
+    def captioners(self) -> Path:
+        """Folders of models that write captions."""
+        return self.workspace / "captioners"
+
+    @property
+    def stacks(self) -> Path:
+        """Stacks that were saved under a name."""
+        return self.workspace / "stacks"
 
     @property
     def cache(self) -> Path:
@@ -126,52 +146,53 @@ class Context:
     def thumbnail(self, path: Path) -> Path:
         """A small WebP of a picture, made once. Raises: DataError if it doesn't open."""
         try:
-            made = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
-            if not made.is_file():
+            thumbnail = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
+            if not thumbnail.is_file():
                 image = open_image(path)
                 image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                _write_webp(image, made)
+                _write_webp(image, thumbnail)
         except OSError as error:
             raise DataError(f"can't be shown: {error.strerror or error}") from None
-        return made
+        return thumbnail
 
     def thumbnails(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
         """Each picture that opens, with its thumbnail; one that doesn't hides no other."""
-        found = []
+        shown = []
         for path in paths:
             with suppress(DataError):
-                found.append((path, self.thumbnail(path)))
-        return found
+                shown.append((path, self.thumbnail(path)))
+        return shown
 
     def masked_thumbnail(self, path: Path, mask: Path) -> Path:
         """A small WebP of a picture, tinted where its mask is dark. Raises: DataError if either doesn't open."""
-        from PIL import Image
-
-        made = self.cache / "thumbs" / f"{_fingerprint(path)}-{_fingerprint(mask)}.webp"
-        if not made.is_file():
+        thumbnail = self.cache / "thumbs" / f"{_fingerprint(path)}-{_fingerprint(mask)}.webp"
+        if not thumbnail.is_file():
             image = open_image(path)
             inside = open_mask(mask).resize(image.size)
             outside = Image.blend(image, Image.new("RGB", image.size, _TINT), 0.65)
             image = Image.composite(image, outside, inside)
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            _write_webp(image, made)
-        return made
+            _write_webp(image, thumbnail)
+        return thumbnail
 
     def published(self, path: Path) -> Path:
-        """A file of ours where the browser can fetch it byte for byte, under its own name; a run's best with the run's before it."""
-        made = self.cache / "files" / _fingerprint(path) / whole(f"{self.lora_name(path)}{path.suffix}")
-        if not made.is_file():
-            with files.replacing(made) as unnamed:
+        """A file of ours where the browser can fetch it byte for byte, under its own name.
+
+        A run's best has the run's name before it.
+        """
+        public = self.cache / "files" / _fingerprint(path) / whole(f"{self.lora_name(path)}{path.suffix}")
+        if not public.is_file():
+            with files.replacing(public) as unnamed:
                 system.link_or_copy(path, unnamed)  # our files are replaced whole, never written into
-        return made
+        return public
 
     def published_of(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Each file that can be read, with where the browser can fetch it."""
-        found = []
+        public = []
         for path in paths:
             with suppress(OSError, ValueError):
-                found.append((path, str(self.published(path))))
-        return found
+                public.append((path, str(self.published(path))))
+        return public
 
     # Bases.
 
@@ -181,53 +202,66 @@ class Context:
         return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, self.bases, strict=True)]
 
     def base(self, wanted: str) -> str:
-        """The base of that name, or of that folder name, as recipes carry it. Raises: ConfigError if the server doesn't offer it."""
+        """The base of that name, or of that folder name, as recipes carry it.
+
+        Raises: ConfigError if the server doesn't offer it.
+        """
         named = [base for label, base in self.base_choices() if wanted in (label, base)]
         if not named:
             allowed = some([label for label, _ in self.base_choices()])
-            raise ConfigError(f"base is {wanted[:200]!r}, which this server does not offer; allowed: {allowed}. Start it with --base to offer another.")
+            raise ConfigError(
+                f"base is {wanted[:200]!r}, which this server does not offer; allowed: {allowed}. Start it with "
+                f"--base to offer another."
+            )
         return named[0]
 
     # LoRAs.
 
     def known_loras(self) -> dict[str, LoraInfo]:
-        """LoRAs by hash as last looked for; answers at once. A run's best that is also its last goes by the run's name."""
-        found = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
-        known = {info.sha256: info for info in found} | {info.sha256: info for info in found if info.path.name != BEST}
-        others: dict[str, list[Path]] = {}
-        for info in found:
-            if info.path != known[info.sha256].path:
-                others.setdefault(info.sha256, []).append(info.path)
-        return {sha256: dataclasses.replace(info, copies=tuple(others[sha256])) if sha256 in others else info for sha256, info in known.items()}
+        """LoRAs by hash as last looked for, without looking for new ones."""
+        # One file a hash, the newest; a run's best or step that is also its last goes by the run's name.
+        loras = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
+        by_hash = {info.sha256: info for info in loras}
+        by_hash |= {info.sha256: info for info in loras if not lora_file.is_earlier(info.path)}
+
+        # Its copies under other names.
+        copies: dict[str, list[Path]] = {}
+        for info in loras:
+            if info.path != by_hash[info.sha256].path:
+                copies.setdefault(info.sha256, []).append(info.path)
+        return {
+            sha256: dataclasses.replace(info, copies=tuple(copies[sha256])) if sha256 in copies else info
+            for sha256, info in by_hash.items()
+        }
 
     def lora_name(self, path: Path) -> str:
         """What a LoRA file is called: by its file, and a run's best by its run."""
-        from trainer import lora_file
-
-        return f"{path.parent.name}-best" if path.name == BEST and path.parent.parent == self.runs else lora_file.name_of(path)
+        if path.name == lora_file.BEST and path.parent.parent == self.runs:
+            return f"{path.parent.name}-best"
+        return lora_file.name_of(path)
 
     def find_loras(self) -> dict[str, LoraInfo]:
-        """LoRAs by hash, runs' and uploaded; files that are new or changed are read, what can't be read is passed over."""
-        from trainer import lora_file
-
+        """LoRAs by hash, runs' and uploaded, with those that are new or changed; what can't be read is passed over."""
+        # What was read is kept by path, time and size: each file is read whole for its hash.
         with self._loras_lock:
-            found: dict[tuple[Path, int, int], LoraInfo | None] = {}
+            loras: dict[tuple[Path, int, int], LoraInfo | None] = {}
             for path, status in self._lora_files():
                 key = (path, status.st_mtime_ns, status.st_size)
                 if key in self._loras:
-                    found[key] = self._loras[key]
+                    loras[key] = self._loras[key]
                     continue
                 try:
-                    found[key] = dataclasses.replace(lora_file.inspect(path), name=self.lora_name(path))
+                    loras[key] = dataclasses.replace(lora_file.inspect(path), name=self.lora_name(path))
                 except (AdapterError, OSError):
-                    found[key] = None
-            self._loras = found
+                    loras[key] = None
+            self._loras = loras
         return self.known_loras()
 
     def _lora_files(self) -> list[tuple[Path, os.stat_result]]:
+        """The LoRA files of the runs and the library, oldest first."""
         finished = [path for path in self.runs.glob("*/*.safetensors") if not path.parent.name.startswith(".")]
         own = [path for path in self.loras.rglob("*.safetensors") if not path.name.startswith(".")]
-        return sorted(with_status(finished + own), key=lambda one: one[1].st_mtime)
+        return sorted(with_status(finished + own), key=lambda file: file[1].st_mtime)
 
     def lora(self, sha256: str) -> LoraInfo:
         """The LoRA of that hash. Raises: AdapterError if it isn't here."""
@@ -238,78 +272,64 @@ class Context:
 
     # Rendering.
 
-    def render(self, stack: StackConfig) -> Picture:
-        """The stack's picture from the warm engine; requests wait for each other."""
-        with self._engine_lock:
-            return self._warm(stack).render(stack)
+    @contextmanager
+    def engine(self, stack: StackConfig, rendering: Rendering | None = None) -> Iterator[Engine]:
+        """The warm engine of the stack's base, for the body alone; requests wait for each other while they are wanted.
+
+        Raises: Cancelled, from within the body too.
+        """
+        rendering = rendering or Rendering()
+        while not self._engine_lock.acquire(timeout=POLL_S):
+            rendering.check()
+        try:
+            rendering.check()
+            engine = self._warm(stack)
+            with engine.watched(rendering.watch):
+                yield engine
+        finally:
+            self._engine_lock.release()
+
+    def render(self, stack: StackConfig, rendering: Rendering | None = None) -> Picture:
+        """The stack's picture. Raises: Cancelled, ConfigError, AdapterError."""
+        with self.engine(stack, rendering) as engine:
+            return engine.render(stack)
 
     def warnings(self, stack: StackConfig) -> list[str]:
         """A sentence for each LoRA of the stack that says that it is for another base."""
-        with self._engine_lock:
-            engine = self._warm(stack)
+        with self.engine(stack) as engine:
             return engine.warnings(engine.resolve(stack))
-
-    def render_grid(self, stack: StackConfig, weights: list[list[float]]) -> Image:
-        """The stack's first one or two LoRAs at every weight, as one sheet."""
-        from trainer.render.grid import weight_grid
-
-        with self._engine_lock:
-            return weight_grid(self._warm(stack), stack, weights)
-
-    def render_strip(self, stack: StackConfig) -> Image:
-        """The base, each LoRA alone, all but each, and all, as one sheet."""
-        from trainer.render.grid import attribution
-
-        with self._engine_lock:
-            return attribution(self._warm(stack), stack)
-
-    def render_modes(self, stack: StackConfig) -> Image:
-        """The stack in every mode that it can be drawn in, as one sheet."""
-        from trainer.render.grid import of_modes
-
-        with self._engine_lock:
-            return of_modes(self._warm(stack), stack)[0]
-
-    def render_axes(self, stack: StackConfig, axes: list[Axis]) -> Image:
-        """The stack at every value of one to three settings, as one sheet."""
-        from trainer.render import axes as grids
-        from trainer.render import checkpoints
-
-        with self._engine_lock:
-            engine = self._warm(stack)
-            return grids.draw(engine, *checkpoints.spelled_out(engine, stack, axes))[0]
 
     def analyse(self, stack: StackConfig) -> Analysis:
         """How the stack's LoRAs meet. Raises: AdapterError, ConfigError."""
         from trainer.render import analysis, overlap
 
-        with self._engine_lock:
-            engine = self._warm(stack)
+        with self.engine(stack) as engine:
             stack = engine.resolve(stack)
-            chosen = [one for one in stack.adapters if one.enabled]
+            chosen = [adapter for adapter in stack.adapters if adapter.enabled]
             if not chosen:
                 raise ConfigError("no LoRA is on; choose one, or several to see how they meet.")
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             engine.restore()
-            found = analysis.analyse([overlap.load(one, engine.file_keys, engine.shapes) for one in chosen], engine.weights, together)
-            return dataclasses.replace(found, warnings=engine.warnings(stack))
+            updates = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
+            report = analysis.analyse(updates, engine.weights, together)
+            return dataclasses.replace(report, warnings=engine.warnings(stack))
 
     def bake(self, stack: StackConfig, name: str, rank: int) -> Baked:
         """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""
         from trainer.render import baking
 
-        with self._engine_lock, unique_names.temporary(self.loras, ".baking") as unnamed:
-            made = baking.lora(self._warm(stack), stack, unnamed, rank)
+        with self.engine(stack) as engine, unique_names.temporary(self.loras, ".baking") as unnamed:
+            baked = baking.lora(engine, stack, unnamed, rank)
             path = unique_names.put(unnamed, unique_names.numbered(self.loras, safe_stem(f"{name}.x"), ".safetensors"))
         self.find_loras()
-        return dataclasses.replace(made, path=path)
+        return dataclasses.replace(baked, path=path)
 
     def _warm(self, stack: StackConfig) -> Engine:
         """The engine of the stack's base; another base replaces the one that is loaded."""
         from trainer.render.engine import Engine
 
         if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:
-            self._engine = None
+            self._engine = None  # first, or two bases would be in memory at once
             self._engine = Engine(stack.base, stack.family, library=self.find_loras)
         return self._engine
 
@@ -325,25 +345,26 @@ class Context:
 
 def with_status(paths: Sequence[Path]) -> list[tuple[Path, os.stat_result]]:
     """The plain files among these that are there and can be looked at: no folders, pipes or links to nothing."""
-    found = []
+    regular = []
     for path in paths:
         with suppress(OSError, ValueError):
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
-                found.append((path, status))
-    return found
+                regular.append((path, status))
+    return regular
 
 
 def newest_first(paths: Sequence[Path]) -> list[Path]:
     """The plain files among these, the newest first."""
-    return [path for path, _ in sorted(with_status(paths), key=lambda one: -one[1].st_mtime_ns)]
+    return [path for path, _ in sorted(with_status(paths), key=lambda file: -file[1].st_mtime_ns)]
 
 
 def _fingerprint(path: Path) -> str:
+    """A name that changes when the file does."""
     status = path.stat()
     return hashlib.sha256(f"{path}\0{status.st_mtime_ns}\0{status.st_size}".encode()).hexdigest()[:32]
 
 
-def _write_webp(image: Image, path: Path) -> None:
-    with files.replacing(path) as made:
-        image.save(made, "WEBP", quality=82)
+def _write_webp(image: Image.Image, path: Path) -> None:
+    with files.replacing(path) as unnamed:
+        image.save(unnamed, "WEBP", quality=82)

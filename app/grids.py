@@ -1,23 +1,26 @@
-"""A sheet over one to three settings of the stack on the page: columns, rows, pages. Values are typed; a run is named, never a path."""
+"""A sheet over one to three settings of the stack on the page: columns, rows, pages.
+
+Values are typed as text; a run is given by its name, never as a path.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from app import sheets
 from app.context import Context
-from app.notices import mended
+from app.render_requests import mended_turns
+from app.stack_pictures import Make
 from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import some
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from trainer.render.axes import Axis
 
 GRID = "grid-"  # how its sheets' names begin
@@ -37,15 +40,23 @@ def settings(num_rows: int) -> list[tuple[str, str]]:
 
 
 def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> Axis:
-    """One setting and its values as typed; `places` gives a row's number its place in the stack. Raises: ConfigError."""
+    """One setting and its values as typed; `places` gives a row's number its place in the stack.
+
+    Raises: ConfigError.
+    """
     from trainer.render import axes
 
     if len(values) > _LONGEST:
         raise ConfigError(f"the values of a grid have {len(values):,} characters; allowed: up to {_LONGEST:,}.")
+
+    # The setting.
     if key == _CHECKPOINTS:
         names = [run.name for run in runs.every(context.runs)]
         if values.strip() not in names:
-            raise ConfigError(f"run is {values.strip()[:80]!r}; allowed: {some(names) or 'a run that has saved something, and there is none yet'}.")
+            raise ConfigError(
+                f"run is {values.strip()[:80]!r}; allowed: "
+                f"{some(names) or 'a run that has saved something, and there is none yet'}."
+            )
         return axes.Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
     if key.startswith(_WEIGHT):
         row = key.removeprefix(_WEIGHT)
@@ -53,10 +64,17 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
             raise ConfigError(f"the grid goes over the weight of LoRA {row[:20]}, which is not on; choose one that is.")
         key = f"adapters.{places[int(row)]}.weight"
     elif key not in _SETTINGS:
-        raise ConfigError(f"the grid goes over {key[:80]!r}; allowed: {', '.join(_SETTINGS)}, a LoRA's weight, or a run's checkpoints.")
+        raise ConfigError(
+            f"the grid goes over {key[:80]!r}; allowed: {', '.join(_SETTINGS)}, a LoRA's weight, or a run's "
+            f"checkpoints."
+        )
+
+    # Its values.
     parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
     if not all(parts):
-        raise ConfigError(f"values are {values[:80]!r}; write some with commas between, such as 0, 0.5, 1. Between prompts goes |.")
+        raise ConfigError(
+            f"values are {values[:80]!r}; write some with commas between, such as 0, 0.5, 1. Between prompts goes |."
+        )
     return axes.Axis(key, tuple(parts))
 
 
@@ -70,32 +88,44 @@ class Grids:
         with gr.Accordion("A grid over any settings", open=False, elem_id="grids"):
             for number, where in enumerate(("columns", "rows", "pages")[:_NUM_AXES], 1):
                 with gr.Row():
-                    self.keys.append(gr.Dropdown(settings(num_rows), value="", label=where.capitalize(), min_width=130, scale=2, elem_id=f"axis-{number}"))
-                    self.values.append(
-                        gr.Textbox("", label="Values", placeholder="1, 2, 3", max_length=_LONGEST, min_width=150, scale=3, elem_id=f"axis-values-{number}")
-                    )
+                    key = gr.Dropdown(
+                        settings(num_rows), value="", label=where.capitalize(), min_width=130, scale=2,
+                        elem_id=f"axis-{number}",
+                    )  # fmt: skip
+                    values = gr.Textbox(
+                        "", label="Values", placeholder="1, 2, 3", max_length=_LONGEST, min_width=150, scale=3,
+                        elem_id=f"axis-values-{number}",
+                    )  # fmt: skip
+                self.keys.append(key)
+                self.values.append(values)
             self.draw = gr.Button("Render this grid", size="sm", elem_id="render-axes")
 
     def connect(
-        self, inputs: set[Any], sheet_of: Callable[[dict[Any, Any], list[tuple[str, str]]], dict[Any, Any]], shown: list[Any], lane: dict[str, Any]
+        self,
+        inputs: set[Any],
+        sheet_of: Callable[[dict[Any, Any], list[tuple[str, str]], gr.Request], Iterator[dict[Any, Any]]],
+        shown: list[Any],
+        lane: dict[str, Any],
     ) -> None:
         """`sheet_of` is given what is on the page and (setting, values), columns last as `axes.draw` has them."""
 
-        @mended
-        def draw(found: dict[Any, Any]) -> dict[Any, Any]:
-            asked = [(found[key], found[values] or "") for key, values in zip(self.keys, self.values, strict=True) if found[key]]
-            if not asked:
+        @mended_turns
+        def draw(held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+            axes = [
+                (held[key], held[values] or "") for key, values in zip(self.keys, self.values, strict=True) if held[key]
+            ]
+            if not axes:
                 raise ConfigError("the grid goes over nothing; choose a setting and some values.")
-            return sheet_of(found, asked[::-1])
+            yield from sheet_of(held, axes[::-1], request)
 
         self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
 
 
-def render(context: Context, stack: StackConfig, asked: list[tuple[str, str]], places: dict[int, int]) -> Image:
-    """The sheet. Raises: ConfigError, AdapterError."""
+def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], places: dict[int, int]) -> Make:
+    """What draws the sheet over (setting, values as typed). Raises: ConfigError, AdapterError."""
     from trainer.render.axes import MAX_CELLS
 
-    axes = [axis_of(context, key, values, places) for key, values in asked]
+    axes = [axis_of(context, key, values, places) for key, values in typed]
     if (num := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:  # before a base is loaded for it
         raise ConfigError(f"the grid has {num:,} pictures; allowed: up to {MAX_CELLS} pictures.")
-    return context.render_axes(stack, axes)
+    return lambda engine, expect: sheets.over_axes(engine, stack, axes, expect)

@@ -1,7 +1,7 @@
 """The table of jobs: one SQLite file, opened if it is ours and set aside, whole, if it is not.
 
-A server that can't read its table must still open: what is damaged or another program's goes by another name beside it, and is said.
-Rows are taken at their word only where each value is of its kind; others are passed over.
+A server that can't read its table must still open: what is damaged or another program's is renamed beside it, and the
+page says so. Rows are used only where each value is of its kind; others are passed over.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from trainer import runs
 from trainer.errors import RunError
 
 _T = TypeVar("_T")
-State = Literal["queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
+State = Literal["queued", "running", "stopping", "pausing", "stopped", "paused", "finished", "failed", "interrupted"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL UNIQUE, config TEXT NOT NULL, state TEXT NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL UNIQUE,
+    config TEXT NOT NULL, state TEXT NOT NULL,
     pid INTEGER, pid_start REAL, attempt INTEGER NOT NULL DEFAULT 0, saved_step INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, started REAL, ended REAL, error TEXT NOT NULL DEFAULT ''
 )
 """
 _COLUMNS = "id, kind, name, config, state, pid, pid_start, attempt, saved_step, created, started, ended, error"
-_PASSING = ("locked", "readonly", "unable to open", "disk i/o", "full", "permission")  # what a table that is ours may say too
-_BESIDE = ("", "-wal", "-shm", "-journal")
+# In the message of an error that a sound table of ours may raise too, and that may pass.
+_PASSING = ("locked", "readonly", "unable to open", "disk i/o", "full", "permission")
+_SQLITE_FILES = ("", "-wal", "-shm", "-journal")  # endings of what SQLite keeps for one table
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,23 @@ class Job:
 
 
 def open_table(path: Path) -> str:
-    """Make the table if it isn't there; what was set aside for it, in a sentence, or "". Raises: RunError if the file can't be used now."""
-    said = ""
+    """What was set aside, in a sentence, or ""; the table is made if it isn't there.
+
+    Raises: RunError if the file can't be used now.
+    """
+    notice = ""
     try:
         if problem := _problem(path):
-            said = f"{path.name} {problem}: it is kept as {_set_aside(path).name}, and the list of jobs begins anew; the runs themselves are all there."
+            notice = (
+                f"{path.name} {problem}: it is kept as {_set_aside(path).name}, and the list of jobs begins anew; "
+                f"the runs themselves are all there."
+            )
         _make(path)
     except (sqlite3.Error, OSError) as error:
-        raise RunError(f"the list of jobs, {path}, can't be used: {error}. Let go of the file, or make it and its folder writable.") from None
-    return said
+        raise RunError(
+            f"the list of jobs, {path}, can't be used: {error}. Let go of the file, or make it and its folder writable."
+        ) from None
+    return notice
 
 
 def _make(path: Path) -> None:
@@ -94,10 +104,14 @@ def every(path: Path) -> list[Job]:
 def _job(row: sqlite3.Row) -> Job | None:
     """The row, or None for one that no version of ours wrote."""
     values = dict(row)
-    whole = all(type(values[key]) is int for key in ("id", "attempt", "saved_step")) and type(values["pid"]) in (int, type(None))
+    # SQLite keeps any value in any column, whatever type the column was declared with.
+    numbers = all(type(values[key]) is int for key in ("id", "attempt", "saved_step"))
+    numbers = numbers and type(values["pid"]) in (int, type(None))
     texts = all(isinstance(values[key], str) for key in ("kind", "name", "config", "state", "error"))
-    times = all(isinstance(values[key], int | float | None) for key in ("pid_start", "started", "ended")) and isinstance(values["created"], int | float)
-    return Job(**values) if whole and texts and times and values["state"] in get_args(State) and _is_slug(values["name"]) else None
+    times = all(isinstance(values[key], int | float | None) for key in ("pid_start", "started", "ended"))
+    times = times and isinstance(values["created"], int | float)
+    valid = numbers and texts and times and values["state"] in get_args(State) and _is_slug(values["name"])
+    return Job(**values) if valid else None
 
 
 def _is_slug(name: str) -> bool:
@@ -107,13 +121,16 @@ def _is_slug(name: str) -> bool:
         return False
 
 
-def _passes(error: sqlite3.Error) -> bool:
-    """Whether a table that is ours may say so too, so that it is to be left alone."""
+def _may_pass(error: sqlite3.Error) -> bool:
+    """Whether a sound table of ours may raise this too, so that the file is to be left alone."""
     return isinstance(error, sqlite3.OperationalError) and any(word in str(error).lower() for word in _PASSING)
 
 
 def _problem(path: Path) -> str:
-    """Why the file is no table of ours; "" if it is one, is empty, or isn't there. Raises: sqlite3.Error for what may pass."""
+    """Why the file is no table of ours; "" if it is one, is empty, or isn't there.
+
+    Raises: sqlite3.Error for what may pass.
+    """
     if not path.exists():
         return ""
     if not path.is_file():
@@ -124,12 +141,13 @@ def _problem(path: Path) -> str:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             columns = {row[1]: row for row in connection.execute("PRAGMA table_info(job)")}
             ours = set(_COLUMNS.split(", "))
-            strangers = [name for name, row in columns.items() if name not in ours and row[3] and row[4] is None]  # must be given, and we don't
-            if tables and (ours - columns.keys() or strangers):
+            # Columns that must be given, by NOT NULL without a default, and that we don't give.
+            unfilled = [name for name, row in columns.items() if name not in ours and row[3] and row[4] is None]
+            if tables and (ours - columns.keys() or unfilled):
                 return "is another program's"
             return "" if connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok" else "is damaged"
     except sqlite3.DatabaseError as error:
-        if _passes(error):
+        if _may_pass(error):
             raise
         return f"can't be read ({error})"
     except UnicodeDecodeError:  # of SQLite's own message, which names what it found
@@ -137,12 +155,12 @@ def _problem(path: Path) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    """Where the file, and what SQLite keeps beside it, went."""
+    """Where the file was renamed to, with what SQLite keeps beside it."""
     number, aside = 1, path.with_name(f"{path.stem}-set-aside{path.suffix}")
     while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.stem}-set-aside-{number}{path.suffix}")
-    for ending in _BESIDE:
+    for ending in _SQLITE_FILES:
         if os.path.lexists(f"{path}{ending}"):
             os.rename(f"{path}{ending}", f"{aside}{ending}")
     return aside
@@ -156,14 +174,15 @@ def put(path: Path, job: Job, **changes: Any) -> None:
 
 
 class Table:
-    """The table of a server that runs: a file that is lost, damaged or exchanged meanwhile is written anew with the rows that were last read.
+    """The table of a server that runs; a file that is lost, damaged or exchanged meanwhile is written anew.
 
-    So what waits still waits, and what runs is still known by its process. No row is ever taken out, so one that is missing was lost.
+    It then has the rows that were last read: what waits still waits, and what runs is still known by its process. No
+    row is ever taken out, so one that is missing was lost.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.said = open_table(path)  # what became of the file, for the page; "" while nothing did
+        self.notice = open_table(path)  # what became of the file, for the page; "" while nothing did
         self._rows: dict[int, Job] = {}
         self._lock = threading.RLock()
         self.every()
@@ -171,12 +190,12 @@ class Table:
     def every(self) -> list[Job]:
         """All jobs, newest first. Raises: sqlite3.Error for what may pass."""
         with self._lock:
-            found = self.safely(lambda: every(self.path))
-            if self._rows.keys() - {job.id for job in found}:
+            jobs = self.safely(lambda: every(self.path))
+            if self._rows.keys() - {job.id for job in jobs}:
                 self._renew()
-                found = every(self.path)
-            self._rows = {job.id: job for job in found}
-        return found
+                jobs = every(self.path)
+            self._rows = {job.id: job for job in jobs}
+        return jobs
 
     def last_known(self) -> list[Job]:
         """The same as it was last read or written, for when it can't be read now."""
@@ -196,27 +215,38 @@ class Table:
             self.every()
 
     def safely(self, act: Callable[[], _T]) -> _T:
-        """What the act gives, done again on a file written anew if the first was lost or damaged. Raises: sqlite3.Error for what may pass."""
+        """What the act gives, done again on a file written anew if the first was lost or damaged.
+
+        Raises: sqlite3.Error for what may pass.
+        """
         with self._lock:
             try:
                 return act()
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.IntegrityError) or _passes(error) and not self.path.is_dir():
+                if isinstance(error, sqlite3.IntegrityError) or _may_pass(error) and not self.path.is_dir():
                     raise
                 self._renew()
                 return act()
 
     def _renew(self) -> None:
-        """Raises: sqlite3.Error for what may pass."""
+        """Write the last known rows into a table that lacks them. Raises: sqlite3.Error for what may pass."""
+        # A file that is no table of ours goes out of the way.
         problem = _problem(self.path)
+        fate = " was gone or lacked jobs;"
         try:
-            where = f" {problem}: it is kept as {_set_aside(self.path).name}, and" if problem else " was gone or lacked jobs;"
+            if problem:
+                fate = f" {problem}: it is kept as {_set_aside(self.path).name}, and"
         except OSError as error:
             raise sqlite3.OperationalError(f"it {problem}, and can't be set aside: {error}") from None
+
+        # Rows that the table still has stay as they are there.
         _make(self.path)
         with connected(self.path) as connection:
             marks = ", ".join("?" * len(_COLUMNS.split(", ")))
             rows = list(map(astuple, self.last_known()))
             num = connection.executemany(f"INSERT OR IGNORE INTO job ({_COLUMNS}) VALUES ({marks})", rows).rowcount
         if num > 0 or problem:
-            self.said = f"{self.path.name}{where} the list of jobs was written anew, with the {len(rows)} last read; what runs goes on."
+            self.notice = (
+                f"{self.path.name}{fate} the list of jobs was written anew, with the {len(rows)} last read; "
+                f"what runs goes on."
+            )

@@ -1,6 +1,7 @@
-"""What is left over and nobody will ask for again: copies of uploads once they were taken, and what a killed server left half done.
+"""What nobody will ask for again: copies of uploads once they were taken, and what a killed server left half done.
 
-Gradio keeps each upload in its cache for ever, and we make our own copies there for the browser to fetch; all of these can be made anew.
+Gradio keeps each upload in its cache for ever, and we make our own copies there for the browser to fetch; all of these
+can be made anew.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from app.context import Context
 
 _OURS = ("thumbs", "files")  # in the cache; what else is there is Gradio's
 _OLD_S, _OLD_THUMBNAIL_S = 24 * 3600.0, 30 * 24 * 3600.0
-_HALF_DONE = ("datasets/**/.*.upload", "loras/.*.upload", "loras/.*.tmp", "renders/.*.upload", "renders/.*.tmp", "cache/gradio/files/.*.upload",
-              "cache/gradio/files/.*.tmp", "cache/gradio/files/*/.*.tmp", "runs/.cache/*/.new-*")  # fmt: skip
+_HALF_DONE = (
+    "datasets/**/.*.upload", "loras/.*.upload", "loras/.*.tmp", "renders/.*.upload", "renders/.*.tmp",
+    "cache/gradio/files/.*.upload", "cache/gradio/files/.*.tmp", "cache/gradio/files/*/.*.tmp",
+    "runs/.cache/*/.new-*",
+)  # fmt: skip
 _HALF_MADE = ("runs/.new-*",)  # folders
 
 
@@ -37,16 +41,23 @@ def taken(context: Context, files: Iterable[Path | str | None]) -> None:
 
 
 def old(context: Context) -> None:
-    """Remove what is older than a day, whoever else may have the workspace open: uploads nobody took, and what was never finished."""
+    """Remove uploads nobody took and what was never finished, once older than a day; thumbnails after a month.
+
+    Whoever else may have the workspace open is not disturbed by that.
+    """
     before = time.time() - _OLD_S
-    for path in [*_uploads(context), *(path for pattern in _HALF_DONE + _HALF_MADE for path in context.workspace.glob(pattern))]:
+    unfinished = (path for pattern in _HALF_DONE + _HALF_MADE for path in context.workspace.glob(pattern))
+    for path in [*_uploads(context), *unfinished]:
         _remove(path, before)
     for path in (context.cache / "thumbs").glob("*"):
         _remove(path, time.time() - _OLD_THUMBNAIL_S)
 
 
 def all_copies(context: Context) -> None:
-    """Remove every copy of an upload and every file put up for fetching: at the start of the only server of a workspace nobody has asked for one."""
+    """Remove every copy of an upload and every file put up for fetching.
+
+    For the start of the only server of a workspace, when nobody has asked for one yet.
+    """
     for path in [*_uploads(context), *(context.cache / "files").glob("*")]:
         _remove(path, time.time() + 1)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from trainer.events import KINDS, Event
 from trainer.report.plausible import is_plausible
 
-_MAX_LOGS = 32
+_MAX_LOGS = 32  # kept at once; the one that was first read is forgotten first
 
 
 @dataclass
 class _Log:
+    """What was read of one file so far."""
+
     inode: int
     read_bytes: int = 0
     events: list[Event] = field(default_factory=list)
@@ -39,6 +41,7 @@ class EventLogs:
             except (OSError, ValueError):  # none yet, or a name that no file can have
                 self._logs.pop(path, None)
                 return []
+            # Another file under the same name, or one that was cut, is read anew.
             log = self._logs.get(path)
             if log is None or log.inode != status.st_ino or status.st_size < log.read_bytes:
                 if len(self._logs) >= _MAX_LOGS:
@@ -50,6 +53,7 @@ class EventLogs:
             return list(log.events)
 
     def _read_on(self, path: Path, log: _Log) -> None:
+        """Read the lines that came since the last time; those that are no event are passed over."""
         with path.open("rb") as file:
             file.seek(log.read_bytes)
             new = file.read()

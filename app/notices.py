@@ -1,4 +1,4 @@
-"""What a user can mend becomes a toast with its message; everything else keeps its traceback."""
+"""Toasts: what a user can mend becomes one with its message; everything else keeps its traceback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,40 @@ from trainer.printing import escape, whole
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _DURATION_S = 12
-LONGEST_TEXT = 200_000  # characters of a box that says nothing of its own
+LONGEST_TEXT = 200_000  # characters of a box without a limit of its own
 _LONGEST_TOAST = 8000
 
 
 def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The same event handler: texts longer than their box takes are refused unread, a UserError is an error toast, and what is sent back can be sent."""
+    """The same event handler, safe to put between a browser and the server.
 
+    Texts longer than their box takes are refused unread, a UserError becomes an error toast, and what is sent back can
+    be sent.
+    """
+
+    return _guarded(handler, _toast)
+
+
+def mended_for_programs(handler: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same for what programs ask: an error is its plain words."""
+    return _guarded(handler, whole)
+
+
+def mended_answer(handler: Callable[_P, dict[str, Any]]) -> Callable[_P, dict[str, Any]]:
+    """The same for what a script of ours asks: an error is its words, under `problem`."""
+
+    @functools.wraps(handler)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = _sendable(handler(*args, **kwargs))
+            return answer
+        except UserError as error:
+            return {"problem": whole(str(error))}
+
+    return guarded
+
+
+def _guarded(handler: Callable[_P, _R], shown: Callable[[str], str]) -> Callable[_P, _R]:
     @functools.wraps(handler)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
@@ -28,26 +55,34 @@ def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
             sent: _R = _sendable(handler(*args, **kwargs))
             return sent
         except UserError as error:
-            raise gr.Error(_toast(str(error)), duration=_DURATION_S, title="That did not work", print_exception=False) from None
+            # Gradio shows what is raised; `from None` keeps the terminal free of what a user can mend.
+            raise gr.Error(
+                shown(str(error)), duration=_DURATION_S, title="That did not work", print_exception=False
+            ) from None
 
     return guarded
 
 
 def _refuse_long(args: tuple[Any, ...]) -> None:
-    """Raises: ConfigError for a text that is longer than its box takes: a browser holds to that, another program need not."""
-    for one in args:
-        for box, value in one.items() if isinstance(one, dict) else [(None, one)]:
+    """Raises: ConfigError for a text that is longer than its box takes.
+
+    A browser keeps to that limit; another program need not.
+    """
+    for argument in args:
+        for box, value in argument.items() if isinstance(argument, dict) else [(None, argument)]:
             most = getattr(box, "max_length", None) or LONGEST_TEXT
             if isinstance(value, str) and len(value) > most:
-                raise ConfigError(f"{getattr(box, 'label', None) or 'a text'} has {len(value):,} characters; allowed: up to {most:,}.")
+                raise ConfigError(
+                    f"{getattr(box, 'label', None) or 'a text'} has {len(value):,} characters; allowed: up to {most:,}."
+                )
 
 
 def _sendable(value: Any) -> Any:
-    """The same with no half of a character in its texts, which no browser can be sent; what stays on the server stays as it is."""
+    """The same with no half of a character in its texts, which no browser can be sent; states stay as they are."""
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, dict):
-        return {key: one if isinstance(key, gr.State) else _sendable(one) for key, one in value.items()}
+        return {key: inner if isinstance(key, gr.State) else _sendable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(_sendable, value))
     return value
@@ -65,6 +100,6 @@ def tell(message: str) -> None:
 
 def _toast(message: str) -> str:
     """Toasts are HTML: hostile names are escaped, lines kept, and at most a screenful shown."""
-    lines = message[:_LONGEST_TOAST].splitlines()
+    lines = message[:_LONGEST_TOAST].splitlines()  # cut before anything is done with it, as it may be huge
     shown = lines[:12] + ([f"... and {len(lines) - 12} lines more."] if len(lines) > 12 else [])
     return "<br>".join(escape(line) for line in shown)

@@ -1,17 +1,20 @@
 """The page: one tab per module of `tabs/`, served by Gradio's own `launch`.
 
-Never through `gr.mount_gradio_app`: without `launch` Gradio 6.31 skips its checks of which files may be read and served.
-Nothing here imports torch; that happens in the background once the page is up.
+Never through `gr.mount_gradio_app`: without `launch` Gradio 6.31 skips its checks of which files may be read and
+served. Nothing here imports torch; that happens in the background once the page is up.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+# Settings that send nothing out and run no code from elsewhere.
 _QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -22,31 +25,44 @@ _QUIET = {
 
 
 def forget_environment() -> None:
-    """Take back what the environment says to Gradio and its server: folders to serve, a tunnel, another address, a mode that runs code.
+    """Drop what the environment says to Gradio and its server: folders to serve, a tunnel, another address, and more.
 
-    What is served is said by `velatura app`'s options and nothing else. Gradio reads some while it is imported and some when it is launched.
+    What is served is said by `velatura app`'s options and nothing else. Gradio reads some while it is imported and some
+    when it is launched.
     """
-    for name in [name for name in os.environ if name.startswith(("GRADIO_", "UVICORN_")) and name not in _OURS or name in _WIDENING]:
-        del os.environ[name]
+    for name in list(os.environ):
+        if name.startswith(("GRADIO_", "UVICORN_")) and name not in _OURS or name in _WIDENING:
+            del os.environ[name]
     os.environ.update(_QUIET)
 
 
 _OURS = ("GRADIO_TEMP_DIR",)  # set when a workspace is opened
-_WIDENING = ("FORWARDED_ALLOW_IPS", "SYSTEM", "SPACE_ID", "SPACE_HOST", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
-forget_environment()
+# What makes Gradio trust more: other proxies' headers, and that it runs on the hub.
+_WIDENING = (
+    "FORWARDED_ALLOW_IPS", "SYSTEM", "SPACE_ID", "SPACE_HOST", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES",
+    "OPENID_PROVIDER_URL",
+)  # fmt: skip
+forget_environment()  # before Gradio is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A preview beside a training: OpenMP threads that spin while they wait steal the cores from one another. Measured on
-# two cores, seconds a step of two trainings side by side: 0.5 and 1.8 as GNU OpenMP comes, 0.45 each so; 0.13 and 0.15 alone.
+# two cores, seconds a step of two trainings side by side: 0.5 and 1.8 as GNU OpenMP comes, 0.45 each so; 0.13 and 0.15
+# alone.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
-from app import guard, leftovers, tabs, theme  # noqa: E402
+from app import control_names, kept_fields, keys, leftovers, opening, request_guard, run_grid, tabs, theme, views  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
+from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
-from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training  # noqa: E402
+from app.endpoints import Endpoints  # noqa: E402
+from app.guide import Guide  # noqa: E402
+from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
+from app.jobs import JobRunner  # noqa: E402
+from app.news import JobNews, News  # noqa: E402
 from app.notices import warn  # noqa: E402
+from app.start_here import StartHere  # noqa: E402
 from trainer import model_registry, system  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
@@ -54,21 +70,27 @@ MAX_UPLOAD = "2gb"
 
 
 def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Imprimatura, the models added with `velatura models add`, and what `--base` names, paths spelled out. Raises: ConfigError for one that isn't here."""
-    found = [OWN_BASE, *model_registry.entries()]
+    """Imprimatura, the models added with `velatura models add`, and what `--base` names, paths spelled out.
+
+    Raises: ConfigError for one that isn't here.
+    """
+    bases = [OWN_BASE, *model_registry.entries()]
     for base in wanted:
         folder = Path(base).expanduser()
         if not folder.exists() and (system.looks_like_a_path(base) or not base.strip()):
             raise ConfigError(
-                f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub id of a model already downloaded."
+                f"--base is {base!r}, which is no folder; allowed: a diffusers folder, a checkpoint file, or the hub "
+                f"id of a model already downloaded."
             )
-        found.append(str(folder.resolve()) if folder.exists() and base != OWN_BASE else base)
-    return tuple(dict.fromkeys(found))
+        bases.append(str(folder.resolve()) if folder.exists() and base != OWN_BASE else base)
+    return tuple(dict.fromkeys(bases))
 
 
 def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     """The context of a workspace folder, made if it isn't there; its cache is for this user only."""
     offered = known_bases(bases)
+
+    # The folders.
     workspace = workspace.expanduser().resolve()
     try:
         for folder in ("datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
@@ -76,11 +98,20 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
         system.let_owner_alone_read(workspace / "cache")
     except OSError as error:
         where = Path(str(error.filename or workspace)).name
-        raise ConfigError(f"--workspace is {str(workspace)!r}, where {where} can't be a folder ({error.strerror}); allowed: one you may write into.") from None
+        raise ConfigError(
+            f"--workspace is {str(workspace)!r}, where {where} can't be a folder ({error.strerror}); allowed: one you "
+            f"may write into."
+        ) from None
+
+    # The jobs, and Gradio's cache inside the workspace.
     training = Training(workspace / "runs", workspace / "configs")
     drawing = Drawing(workspace / "batches", workspace / "configs", (workspace / "loras", workspace / "runs"))
-    works = ByKind({TRAINING: training, REHEARSAL: training, **dict.fromkeys(KINDS.values(), drawing)})
+    captioning = Captioning(workspace / "datasets", workspace / "captioners")
+    works = ByKind(
+        {TRAINING: training, REHEARSAL: training, CAPTIONS: captioning, **dict.fromkeys(KINDS.values(), drawing)}
+    )
     context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
+    context.runner.grid_of = functools.partial(run_grid.batch_of, context.runs)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     leftovers.old(context)
@@ -95,56 +126,121 @@ def build(workspace: Path) -> gr.Blocks:
 def compose(context: Context) -> gr.Blocks:
     """The page of a context."""
     forget_environment()
-    with gr.Blocks(title="Velatura", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(theme.HEADER)
-        with gr.Tabs():
+    drawn: list[kept_fields.Drawn] = []
+    with kept_fields.Page(title="Velatura", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_classes="top"):
+            gr.HTML(theme.HEADER)
+            guide = Guide(context)
+        news, start = News(), StartHere(context)
+        with gr.Tabs(elem_id="tabs") as all_tabs:
             for module in tabs.registry():
-                with gr.Tab(module.TITLE, id=module.TITLE.lower()) as tab:
+                with gr.Tab(module.TITLE, id=module.TITLE.lower(), elem_id=f"tab-{module.TITLE.lower()}") as tab:
                     refresh: Refresh | None = module.build(context)
-                if refresh is None:
-                    continue
-                tab.select(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
-                if refresh.on_load:
-                    page.load(refresh.handler, list(refresh.inputs), list(refresh.outputs), show_progress="hidden", api_visibility="private")
-        said = gr.State("")
-
-        def say_table(before: str) -> str:
-            """What became of the table of jobs, warned of once in each page."""
-            now = context.runner.table.said
-            if now and now != before:
-                warn(now)
-            return now
-
-        gr.Timer(2.0).tick(say_table, said, said, show_progress="hidden", api_visibility="private")
+                drawn.append(kept_fields.Drawn(module.TITLE.lower(), tab, refresh))
+        kept_fields.connect(page, context, all_tabs, drawn, _offers(context))
+        guide.connect(news)
+        start.connect(news, all_tabs)
+        leading = kept_fields.Drawn("start", None, Refresh(dict, [], [], opens=start.opens))
+        opening.connect(page, context, all_tabs, [*drawn, leading])
+        gr.HTML(keys.dialog_html(keys.of_page(tabs.registry())))
+        page.load(None, js=keys.script([module.TITLE for module in tabs.registry()]))
+        page.load(None, js=control_names.SCRIPT)
+        Endpoints(context).connect()
+        _listen(news, context, drawn)
+        news.draw()
+        kept_fields.watch(page)
+        _track_little(page)
     return page
 
 
+def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) -> None:
+    """Have the page look at jobs, and be told what became of their table."""
+    jobs = JobNews(context)
+    versions = {
+        "train": jobs.of((TRAINING, REHEARSAL), context.runs, of_all=True),
+        "batch": jobs.of(KINDS.values(), context.batches),
+        "dataset": jobs.of((CAPTIONS,), context.batches),
+    }
+    for one in drawn:
+        if one.refresh and one.refresh.look:
+            news.listen(one.name, versions[one.name], one.refresh.look)
+
+    def warn_of_table() -> None:
+        if context.runner.table.notice:
+            warn(context.runner.table.notice)
+
+    news.listen("table", lambda _: context.runner.table.notice, Refresh(warn_of_table, [], []))
+
+
+def _track_little(page: gr.Blocks) -> None:
+    """Have events that show no progress track it on no component.
+
+    Else the browser goes through every output of every event so far at each stage of each event, and looks each up in
+    the whole page (Gradio 6.31): with a timer and some hundred outputs it does nothing else.
+    """
+    for event in page.fns.values():
+        if event.show_progress == "hidden" and event.show_progress_on is None:
+            event.show_progress_on = []
+
+
+def _offers(context: Context) -> dict[str, kept_fields.Offer]:
+    """What the fields are chosen from that a timer fills, by `elem_id`."""
+
+    def jobs_of(*kinds: str) -> kept_fields.Offer:
+        return lambda: [(views.job_label(job), job.id) for job in context.runner.every() if job.kind in kinds]
+
+    return {"job": jobs_of(TRAINING), "batch-job": jobs_of(*KINDS.values())}
+
+
 def serve(
-    workspace: Path, host: str = "127.0.0.1", port: int = 7860, auth: tuple[str, str] | None = None, open_browser: bool = False, bases: Sequence[str] = ()
+    workspace: Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: tuple[str, str] | None = None,
+    open_browser: bool = False,
+    bases: Sequence[str] = (),
 ) -> None:
-    """Serve the page until interrupted; trainings go on without it. Raises: ConfigError, RunError before anything is opened."""
-    if ":" in host and host not in guard.EVERYWHERE:  # Starlette's host check takes no IPv6 address
-        raise ConfigError(f"host is {host!r}, a single IPv6 address, which can't be served; allowed: 127.0.0.1, a name, or :: with --auth.")
-    if host not in guard.LOOPBACK and auth is None:
-        raise ConfigError(f"host is {host!r}, which others can reach, and there is no --auth; allowed: 127.0.0.1, or --auth NAME:PASSWORD.")
+    """Serve the page until interrupted; trainings go on without it.
+
+    Raises: ConfigError, RunError before anything is opened.
+    """
+    # Who may come in.
+    if ":" in host and host not in request_guard.EVERYWHERE:  # Starlette's host check takes no IPv6 address
+        raise ConfigError(
+            f"host is {host!r}, a single IPv6 address, which can't be served; allowed: 127.0.0.1, a name, or :: with "
+            f"--auth."
+        )
+    if host not in request_guard.LOOPBACK and auth is None:
+        raise ConfigError(
+            f"host is {host!r}, which others can reach, and there is no --auth; allowed: 127.0.0.1, or --auth "
+            f"NAME:PASSWORD."
+        )
+
+    # The workspace, for one server alone.
     context = open_workspace(workspace, bases)
     try:
         lock = FileLock(str(context.workspace / ".server.lock")).acquire(timeout=0)
     except Timeout:
-        raise RunError(f"another Velatura is open on {context.workspace}; use it, or choose another --workspace.") from None
+        raise RunError(
+            f"another Velatura is open on {context.workspace}; use it, or choose another --workspace."
+        ) from None
     with lock:
         empty = context.workspace / "cache" / "empty"  # Gradio would serve what lies in the current folder
         empty.mkdir(exist_ok=True)
         os.chdir(empty)
         leftovers.all_copies(context)
+
+        # The page.
         page = compose(context)
         context.runner.start()
         try:
-            _, address, _ = page.queue(default_concurrency_limit=4).launch(
-                server_name=host, server_port=port, auth=auth, prevent_thread_lock=True, quiet=True, share=False, show_error=False, ssr_mode=False,
-                footer_links=["gradio", "settings"], run_history=False, enable_monitoring=False, max_file_size=MAX_UPLOAD,
-                allowed_paths=[], blocked_paths=[], root_path="", mcp_server=False, debug=False, pwa=False, strict_cors=True,
-                app_kwargs={"middleware": list(guard.middleware(host))}, theme=theme.theme(), css=theme.CSS,
+            address = launch(
+                page.queue(default_concurrency_limit=4),
+                server_name=host, server_port=port, auth=auth, show_error=False, ssr_mode=False,
+                footer_links=["gradio", "settings"], run_history=False,
+                enable_monitoring=False, max_file_size=MAX_UPLOAD, allowed_paths=[], blocked_paths=[], root_path="",
+                mcp_server=False, debug=False, pwa=False, strict_cors=True,
+                app_kwargs={"middleware": list(request_guard.middleware(host))}, theme=theme.theme(), css=theme.CSS,
             )  # fmt: skip
         except OSError as error:
             raise ConfigError(f"port {port} on {host} can't be used: {error}") from None
@@ -155,3 +251,17 @@ def serve(
             webbrowser.open(address)
         page.block_thread()
         context.runner.halt()
+
+
+def launch(page: gr.Blocks, **settings: Any) -> str:
+    """Serve the page in the background with Gradio's settings for that; its address.
+
+    Raises: OSError if the port can't be used.
+    """
+    try:
+        page.launch(prevent_thread_lock=True, quiet=True, share=False, **settings)
+    except ValueError:
+        # Gradio gives the first page 3 s, too few on a busy machine. The server runs all the same.
+        if not page.is_running:
+            raise
+    return str(page.local_url)

@@ -6,11 +6,13 @@ What comes back as HTML is ours, with everything from outside escaped.
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from app.jobs import Job
+from app.form_words import labels, said
+from app.job_table import Job
 from trainer import console, presets, report
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -32,25 +34,32 @@ from trainer.events import (
     Validated,
     Warned,
 )
+from trainer.events import last as last
+from trainer.phases import Phase
 from trainer.printing import escape, plain
 from trainer.report import charts as report_charts
 from trainer.report.advising import COPY, advice
 from trainer.report.charts import Series
 
 _MAX_BUCKETS = 10
-_E = TypeVar("_E")
+_LONGEST_S = 30 * 86400  # of which an end is named
 
 STATES = {
     "queued": "Waiting its turn",
     "running": "Training",
     "stopping": "Stopping: finishes this step and saves",
+    "pausing": "Pausing: finishes this step and saves",
     "stopped": "Stopped; it can go on",
+    "paused": "Paused and saved; it goes on when you resume it",
     "finished": "Finished",
     "failed": "Failed",
     "interrupted": "Interrupted; goes on by itself",
 }
 
-NOTHING_YET = '<div class="progress"><div class="detail">Nothing has been trained here yet. Choose a preset and a dataset, then start.</div></div>'
+NOTHING_YET = (
+    '<div class="progress"><div class="detail">Nothing has been trained here yet. Choose a preset and a '
+    "dataset, then start.</div></div>"
+)
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,6 @@ class Progress:
     state: str
 
 
-def last(events: list[Event], kind: type[_E]) -> _E | None:
-    """The newest event of a kind."""
-    return next((event for event in reversed(events) if isinstance(event, kind)), None)
-
-
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
@@ -76,14 +80,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def progress(job: Job, events: list[Event], fold: int = 0) -> Progress:
-    """Step, seconds a step, time left and what it works with; `fold` counts the folds begun, whose newest said `events`."""
+def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None = None) -> Progress:
+    """Step, seconds a step, time left and what it works with; before the first step what it does instead.
+
+    `fold` counts the folds that were begun, whose newest the events are of; 0 for none. `phase` is what the run says
+    while it has no event.
+    """
+    # Before the run itself begins.
     started, step, done = last(events, Started), last(events, Step), last(events, Finished)
     headline = f"Training fold {fold} to find the best step" if fold and job.state == "running" else STATES[job.state]
     if job.state == "running" and started is None:
-        return Progress("Loading the base model", "The first seconds of a run.", 0.0, job.state)
+        return _before_events(phase)
     if started is None:
         return Progress(headline, "", 0.0, job.state)
+
+    # Step, pace, time left.
     at = step.step if step else started.from_step
     parts = [f"step {at} of {started.max_steps}"]
     recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]
@@ -94,21 +105,53 @@ def progress(job: Job, events: list[Event], fold: int = 0) -> Progress:
             parts.append(f"about {duration(pace * (started.max_steps - at))} left")
     if done:
         parts.append(f"took {duration(done.seconds)}")
+
+    # What it does while no step is made.
     if job.state == "running" and at >= started.max_steps:
         headline = "Measuring and writing the file"
     elif job.state == "running" and last(events, Cached) is None:
         headline = "Preparing pictures and captions"
+    elif job.state == "running" and step is None:
+        headline = _before_first_step(events)
     parts.append(f"{started.num_pictures} pictures, {started.device}, {started.dtype}")
-    return Progress(headline, " · ".join(parts), 1.0 if job.state == "finished" else at / max(started.max_steps, 1), job.state)
+    share = 1.0 if job.state == "finished" else at / max(started.max_steps, 1)
+    return Progress(headline, " · ".join(parts), share, job.state)
+
+
+def _before_events(phase: Phase | None) -> Progress:
+    """What a run does that has begun and has no event yet."""
+    match phase:
+        case None:
+            return Progress("Starting", "Reading the pictures and the settings.", 0.0, "running")
+        case Phase(what="encoding"):
+            share = phase.done / phase.total if phase.total else 0.0
+            detail = "Each picture and caption is encoded once, and kept for other runs."
+            return Progress(f"Encoding {phase.done} of {phase.total}", detail, share, "running")
+        case Phase(what="adapting"):
+            return Progress("Putting the adapter on the base", "", 0.0, "running")
+        case _:
+            return Progress("Loading the base", "A large one takes a minute or more.", 0.0, "running")
+
+
+def _before_first_step(events: list[Event]) -> str:
+    """What a run does between its beginning and its first step."""
+    since = max(place for place, event in enumerate(events) if isinstance(event, Started))
+    if any(isinstance(event, Sampled | Validated) for event in events[since:]):
+        begun = last(events, Started)
+        compiles = begun is not None and begun.device.startswith("cuda")
+        return "Taking the first step, for which it may compile" if compiles else "Taking the first step"
+    return "Measuring and drawing before the first step"
 
 
 def progress_html(name: str, shown: Progress) -> str:
     """The progress as a bar of thin layers with two lines of text."""
     percent = round(100 * min(max(shown.share, 0.0), 1.0), 1)
     return (
-        f'<div class="progress {escape(shown.state)}" role="status" aria-live="off"><div class="line"><b>{escape(name)}</b>'
+        f'<div class="progress {escape(shown.state)}" role="status" aria-live="off"><div '
+        f'class="line"><b>{escape(name)}</b>'
         f'<span class="state" data-state="{escape(shown.state)}">{escape(shown.headline)}</span></div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{percent:g}" aria-valuemin="0" aria-valuemax="100"><i style="width:{percent:g}%"></i></div>'
+        f'<div class="bar" role="progressbar" aria-valuenow="{percent:g}" aria-valuemin="0" aria-valuemax="100"><i '
+        f'style="width:{percent:g}%"></i></div>'
         f'<div class="detail">{escape(shown.detail) or "&nbsp;"}</div></div>'
     )
 
@@ -116,29 +159,33 @@ def progress_html(name: str, shown: Progress) -> str:
 def loss_html(events: list[Event]) -> str:
     """Loss by step with its running mean, and the held-out loss; "" before there are two steps."""
     chart = report.training_loss(events)
-    return f'<div class="drawn">{chart}</div>' if chart else ""
+    return f'<div class="chart-view">{chart}</div>' if chart else ""
 
 
 def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
     """Preview pictures inside the run's folder with their captions, newest step first."""
-    found = []
+    pictures = []
     for event in sorted((event for event in events if isinstance(event, Sampled)), key=lambda event: -event.step):
         if path := _inside(folder, event.file):
-            copy = f" · looks like a copy of {event.nearest_picture or 'a training picture'}" if event.nearest is not None and event.nearest >= COPY else ""
-            found.append((path, plain(f"step {event.step} · {event.prompt}{copy}")))
-    return found
+            caption = f"step {event.step} · {event.prompt}"
+            if event.nearest is not None and event.nearest >= COPY:
+                caption += f" · looks like a copy of {event.nearest_picture or 'a training picture'}"
+            pictures.append((path, plain(caption)))
+    return pictures
 
 
 def gain(events: list[Event]) -> str:
     """The held-out result in a sentence, "" without one."""
-    found = last(events, Validated)
-    if found is None:
+    measured = last(events, Validated)
+    if measured is None:
         return ""
-    sure = "" if found.gain_low > 0 else " The interval holds zero: not yet sure that it learned anything that carries over."
-    word = "fell" if found.gain >= 0 else "rose"
+    doubt = " The interval holds zero: not yet sure that it learned anything that carries over."
+    word = "fell" if measured.gain >= 0 else "rose"
     return (
-        f"At step {found.step} the loss on {found.num_pictures} pictures it never saw {word} by {abs(found.gain):.1%} against the base "
-        f"(95 % interval {found.gain_low:.1%} to {found.gain_high:.1%}); {found.share_better:.0%} of them got better.{sure}"
+        f"At step {measured.step} the loss on {measured.num_pictures} pictures it never saw {word} by "
+        f"{abs(measured.gain):.1%} against the base "
+        f"(95 % interval {measured.gain_low:.1%} to {measured.gain_high:.1%}); {measured.share_better:.0%} of them "
+        f"got better.{'' if measured.gain_low > 0 else doubt}"
     )
 
 
@@ -153,6 +200,7 @@ def best_step(events: list[Event]) -> str:
 
 def messages(job: Job, events: list[Event]) -> str:
     """Warnings, failures and milestones, newest first."""
+    # Equal lines are shown once, where the newest stands.
     lines = [f"{job.error}"] if job.error else []
     for event in reversed(events):
         match event:
@@ -176,7 +224,7 @@ def messages(job: Job, events: list[Event]) -> str:
                 lines.append(f"finished: {event.file}, opened again and complete")
             case Cached():
                 lines.append(f"{event.num_entries} pictures and captions prepared in {duration(event.seconds)}")
-    return "\n".join(map(plain, dict.fromkeys(lines)))
+    return "\n".join(plain(said(line)) for line in dict.fromkeys(lines))
 
 
 def plan_html(events: list[Event]) -> str:
@@ -184,21 +232,32 @@ def plan_html(events: list[Event]) -> str:
     plan = last(events, Planned)
     if plan is None:
         return ""
-    rows = sorted((bucket for bucket in plan.buckets if len(bucket) == 3 and min(bucket) > 0), key=lambda bucket: -bucket[2])
+    # Buckets are (width, height, number of pictures); a log that was edited may hold anything.
+    valid = [bucket for bucket in plan.buckets if len(bucket) == 3 and min(bucket) > 0]
+    rows = sorted(valid, key=lambda bucket: -bucket[2])
+
+    # Each bucket as a rectangle, the longest side 22 pixels.
     longest = max((max(bucket[:2]) for bucket in rows), default=1)
     shapes = "".join(
-        f'<span><i style="width:{width / longest * 22:.1f}px;height:{height / longest * 22:.1f}px"></i>{width} x {height}<b>{count}</b></span>'
+        f'<span><i style="width:{width / longest * 22:.1f}px;height:{height / longest * 22:.1f}px"></i>{width} x '
+        f"{height}<b>{count}</b></span>"
         for width, height, count in rows[:_MAX_BUCKETS]
     )
     more = f"<span>and {len(rows) - _MAX_BUCKETS} more sizes</span>" if len(rows) > _MAX_BUCKETS else ""
-    cropped = f"; {plan.num_cropped} {'lose' if plan.num_cropped > 1 else 'loses'} more than a tenth to the crop" if plan.num_cropped else ""
-    return f'<div class="plan"><p>{plan.num_batches} batches an epoch{cropped}</p><div class="shapes">{shapes}{more}</div></div>'
+    cropped, batches = "", "batch" if plan.num_batches == 1 else "batches"
+    if plan.num_cropped:
+        verb = "lose" if plan.num_cropped > 1 else "loses"
+        cropped = f"; {plan.num_cropped} {verb} more than a tenth to the crop"
+    return (
+        f'<div class="plan"><p>{plan.num_batches} {batches} an epoch{cropped}</p><div '
+        f'class="shapes">{shapes}{more}</div></div>'
+    )
 
 
 def notices_html(events: list[Event]) -> str:
     """What must be seen while it trains: the over-training alarm and what was changed to fit into memory."""
     alarm = last(events, Overtrained)
-    boxes = [_box("bad", f"It over-trains from step {alarm.best_step} on", [alarm.message])] if alarm else []
+    boxes = [_box("bad", f"It over-trains from step {alarm.best_step} on", [said(alarm.message)])] if alarm else []
     if adjusted := [f"At step {event.step}: {event.message}." for event in events if isinstance(event, Adjusted)]:
         boxes.append(_box("plain", "Memory ran out, so this was changed; nothing was lost", adjusted))
     return "".join(boxes)
@@ -206,41 +265,63 @@ def notices_html(events: list[Event]) -> str:
 
 def recommendation_html(events: list[Event], config: TrainConfig | None) -> str:
     """Which file to use and why, and what to do another time; "" while it trains."""
-    found, boxes = last(events, Recommended), []
-    if found:
-        boxes.append(_box("good", f"Use step {found.step}: {found.file}", [found.reason]))
+    best, boxes = last(events, Recommended), []
+    if best:
+        boxes.append(_box("good", f"Use step {best.step}: {best.file}", [best.reason]))
     if last(events, Finished) and (lines := advice(events, config)):
-        boxes.append(_box("plain", "Next time", lines))
+        boxes.append(_box("plain", "Next time", list(map(said, lines))))
     return "".join(boxes)
 
 
+def notice_html(style: str, title: str, lines: list[str]) -> str:
+    """A box with a title and a paragraph for each line; `style` is plain, good or bad."""
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="notice {style}"><h3>{escape(title)}</h3>{paragraphs}</div>'
+
+
 def _box(style: str, title: str, lines: list[str]) -> str:
-    said = "".join(f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in lines)
-    return f'<div class="notice {style}"><h3>{escape(title)}</h3>{said}</div>'
+    """The same, each line with a capital."""
+    return notice_html(style, title, [line[:1].upper() + line[1:] for line in lines])
 
 
 def heldout_html(events: list[Event]) -> str:
-    """The gain on held-out pictures with its interval, beside that on training pictures and the drift; "" without measurements."""
-    measured = sorted({event.step: event for event in events if isinstance(event, Validated)}.values(), key=lambda event: event.step)
+    """The gain on held-out pictures with its interval, beside that on training pictures and the drift.
+
+    "" without measurements.
+    """
+    # A step that was measured twice, as after a stop, counts as last measured.
+    by_step = {event.step: event for event in events if isinstance(event, Validated)}
+    measured = sorted(by_step.values(), key=lambda event: event.step)
     if not measured:
         return ""
+
+    # Gains begin with the base, whose gain is 0.
     lows, highs = [event.gain_low for event in measured], [event.gain_high for event in measured]
-    held = Series("gain, held-out", "held", [(0, 0.0), *((event.step, event.gain) for event in measured)], [0.0, *lows], [0.0, *highs])
-    own = Series("gain, training", "own", [(event.step, event.train_gain) for event in measured if event.train_gain is not None])
+    gains = [(0, 0.0), *((event.step, event.gain) for event in measured)]
+    held = Series("gain, held-out", "held", gains, [0.0, *lows], [0.0, *highs])
+    train_gains = [(event.step, event.train_gain) for event in measured if event.train_gain is not None]
+    own = Series("gain, training", "own", train_gains)
     drift = Series("drift", "drift", [(event.step, event.drift) for event in measured if event.drift is not None])
-    chart = report_charts.lines([held, own, drift], "Gain against the base by step", lambda value: f"{value * 100:.3g} %", base=0.0)
-    return f'<div class="drawn">{chart}</div>'
+    chart = report_charts.lines(
+        [held, own, drift], "Gain against the base by step", lambda value: f"{value * 100:.3g} %", base=0.0
+    )
+    return f'<div class="chart-view">{chart}</div>'
 
 
 def files(folder: Path, events: list[Event]) -> list[Path | None]:
     """The best step's file, the last step's and the report, each None while it isn't there."""
     best, done = last(events, Recommended), last(events, Finished)
-    return [_inside(folder, best.file if best else ""), _inside(folder, done.file if done else ""), _inside(folder, "report.html")]
+    return [
+        _inside(folder, best.file if best else ""),
+        _inside(folder, done.file if done else ""),
+        _inside(folder, "report.html"),
+    ]
 
 
 def _inside(folder: Path, name: str) -> Path | None:
     """The file of that name in the folder; a log may name anything."""
     try:
+        # Links are followed first, so that none leads out of the folder.
         path = (folder / name).resolve()
         return path if name and path.is_relative_to(folder.resolve()) and path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself
@@ -250,32 +331,44 @@ def _inside(folder: Path, name: str) -> Path | None:
 def rehearsal_html(job: Job, answer: dict[str, Any]) -> str:
     """What a dry run found, in words; where it stands while it is under way."""
     if job.state == "failed":
-        return _box("bad", "The rehearsal failed", [job.error])
+        return _box("bad", "The try failed", [said(line) for line in job.error.splitlines()])
     if job.state != "finished":
-        return _box("plain", {"running": "Rehearsing", "queued": "The rehearsal waits its turn"}.get(job.state, "Rehearsal stopped"), [])
+        titles = {"running": "Trying a few steps", "queued": "The try waits its turn"}
+        return _box("plain", titles.get(job.state, "The try was stopped"), [])
+
+    # Time and memory, those it knows.
     seconds, eta = _number(answer, "step_s"), _number(answer, "eta_s")
     peak, disk = _number(answer, "peak_bytes"), _number(answer, "disk_bytes")
     facts = [f"{seconds:.2f} s a step" if seconds < 10 else f"{seconds:.0f} s a step"] if seconds else []
     facts += [f"about {duration(eta)} in all"] if eta else []
     facts += [f"at most {console.memory(int(peak))} of memory"] if peak else []
     facts += [f"{console.memory(int(disk))} on disk"] if disk else []
+
+    # Whether it fits, and with which settings.
     fits, changes = answer.get("fits") is not False, suggested(answer)
     lines = [", ".join(facts) or "It went through."]
+    if eta and eta < _LONGEST_S:
+        lines.append(f"Started now, it ends about {time.strftime('%A %H:%M', time.localtime(time.time() + eta))}.")
     if changes:
-        lines.append(("With " if fits else "Even with ") + ", ".join(f"{key} = {_value(value)}" for key, value in changes.items()) + ".")
+        settings = ", ".join(f"“{labels().get(key, key)}” {_value(value)}" for key, value in changes.items())
+        lines.append(f"{'With' if fits else 'Even with'} {settings}.")
     if not fits:
         lines.append("A lower resolution or a smaller base needs less.")
     budget = _number(answer, "budget_bytes")
     into = f"into {console.memory(int(budget))}" if budget else "into memory"
-    title = f"Rehearsed: it does not fit {into}" if not fits else f"Rehearsed: it fits {into}" if budget else "Rehearsed"
+    title = f"Tried: it does not fit {into}"
+    if fits:
+        title = f"Tried: it fits {into}" if budget else "Tried: it goes through"
     return _box("good" if fits else "bad", title, lines)
 
 
 def suggested(answer: dict[str, Any]) -> dict[str, Any]:
     """The settings a rehearsal would change, by dotted key; it names them as `--set` takes them."""
-    found = answer.get("settings")
+    pairs = answer.get("settings")
+    if not isinstance(pairs, list):
+        return {}
     try:
-        return presets.parse_overrides([one for one in found if isinstance(one, str)]) if isinstance(found, list) else {}
+        return presets.parse_overrides([pair for pair in pairs if isinstance(pair, str)])
     except UserError:
         return {}
 

@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import plain, warm
+from tests import browsing, plain, warm
 
-# Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning threads.
+# Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning
+# threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,19 +23,55 @@ if "gpu" not in sys.argv:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["VELATURA_HOME"] = os.path.join(tempfile.gettempdir(), f"velatura-tests-{os.getpid()}")  # no registry but those that tests make
+os.environ["VELATURA_HOME"] = os.path.join(
+    tempfile.gettempdir(), f"velatura-tests-{os.getpid()}"
+)  # no registry but those that tests make
 
 ROOT = Path(__file__).parents[1]
 # The files that take longest begin first, so that no worker is left alone with one at the end.
 LONGEST = [
     f"test_{name}.py"
-    for name in ("resume", "browser", "world", "watching", "batch", "families", "cli", "stacking", "analysis", "training", "memory", "families_flux")
+    for name in (
+        "resume",
+        "browser",
+        "world",
+        "run_evaluation",
+        "batch",
+        "families",
+        "families_training",
+        "cli",
+        "stacking",
+        "analysis",
+        "training",
+        "memory",
+        "memory_ladder",
+        "analysis_runs",
+        "families_flux",
+    )
 ]
 COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_pages() -> Iterator[None]:
+    """Every page that a test opens is watched: `tests/browsing.py`."""
+    if "playwright.sync_api" not in sys.modules:  # a file of browser tests imports it
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        browsing.watch_pages(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_problem_in_a_page(watched_pages: None) -> Iterator[None]:
+    browsing.taken()
+    yield
+    assert not (problems := browsing.taken()), "\n".join(problems)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +96,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def draw_dots() -> Callable[..., Path]:
-    """`draw_dots(folder, "a {colour} dot", num=4, wider_px=0)`: small pictures with a caption each, every second one that much wider."""
+    """`draw_dots(folder, "a {colour} dot", num=4, wider_px=0)`: small pictures with a caption each, every second one
+    that much wider.
+    """
     from PIL import Image, ImageDraw
 
     def draw(folder: Path, caption: str, num: int = 4, wider_px: int = 0) -> Path:
@@ -78,7 +117,8 @@ def draw_dots() -> Callable[..., Path]:
 def run_velatura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_velatura("train", "--help", SOME_VARIABLE="1")`: the command in a process of its own, in the test's folder.
 
-    Keywords are environment variables; with any the process starts cold (`tests/warm.py`). The status is the caller's to check.
+    Keywords are environment variables; with any the process starts cold (`tests/warm.py`). The status is the caller's
+    to check.
     """
 
     def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -107,14 +147,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_style(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
     """Another one, of other layers and another rank."""
-    return train_small(tmp_path_factory.mktemp("style"), examples / "outline-style" / "heldout", "style", ["adapter.rank=3", "adapter.targets=all", "seed=5"])
+    return train_small(
+        tmp_path_factory.mktemp("style"),
+        examples / "outline-style" / "heldout",
+        "style",
+        ["adapter.rank=3", "adapter.targets=all", "seed=5"],
+    )
 
 
 def train_small(parent: Path, folder: Path, name: str, settings: list[str] | None = None) -> Path:
     """The LoRA file of a run of six steps of two pictures."""
     from trainer import session
 
-    small = ["max_steps=6", "batch_size=2", "adapter.rank=4", "adapter.alpha=2", "preview_every_steps=0", "learning_rate=5e-3"]
+    small = [
+        "max_steps=6",
+        "batch_size=2",
+        "adapter.rank=4",
+        "adapter.alpha=2",
+        "preview_every_steps=0",
+        "learning_rate=5e-3",
+    ]
     config = session.preset_config(plain.CHARACTER, str(folder), None, small + (settings or []))
     run, stream = session.start(config, parent, name, None)
     assert list(stream)[-1].kind == "finished"

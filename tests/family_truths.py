@@ -1,4 +1,6 @@
-"""How diffusers itself trains and draws each family: its training scripts' way to a loss, its pipeline's own call (`tests/truths`)."""
+"""How diffusers itself trains and draws each family: its training scripts' way to a loss, its pipeline's own call
+(`tests/truths`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ from tests import truths
 from trainer.config import StackConfig
 
 
-def pixels(dataset: Any, name: str, size: tuple[int, int], pipe: Any) -> tuple[Tensor, tuple[int, int, int, int, int, int]]:
-    """A picture in [-1, 1] scaled and cut at the centre to the latents' size, and its height, width, top, left and those of the cut."""
+def pixels(
+    dataset: Any, name: str, size: tuple[int, int], pipe: Any
+) -> tuple[Tensor, tuple[int, int, int, int, int, int]]:
+    """A picture in [-1, 1] scaled and cut at the centre to the latents' size, and its height, width, top, left and
+    those of the cut.
+    """
     path = next(Path(item.path) for item in dataset.items if item.path.name == name)
     image = Image.open(path).convert("RGB")
     height, width = (side * pipe.vae_scale_factor for side in size)
@@ -30,13 +36,24 @@ def pixels(dataset: Any, name: str, size: tuple[int, int], pipe: Any) -> tuple[T
     left, top = (image.width * scale - width) / 2, (image.height * scale - height) / 2
     box = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
     framed = numpy.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
-    return torch.from_numpy(framed.copy()).permute(2, 0, 1).float() / 127.5 - 1, (image.height, image.width, round(top), round(left), height, width)
+    return torch.from_numpy(framed.copy()).permute(2, 0, 1).float() / 127.5 - 1, (
+        image.height,
+        image.width,
+        round(top),
+        round(left),
+        height,
+        width,
+    )
 
 
 def _of(pipe: Any) -> ModuleType:
     """The module of `tests/truths` for this pipeline."""
     names = [info.name for info in pkgutil.iter_modules(truths.__path__)]
-    return next(one for one in (importlib.import_module(f"tests.truths.{name}") for name in names) if type(pipe).__name__ == one.PIPELINE)
+    return next(
+        truth
+        for truth in (importlib.import_module(f"tests.truths.{name}") for name in names)
+        if type(pipe).__name__ == truth.PIPELINE
+    )
 
 
 def _scheduler(pipe: Any) -> Any:
@@ -69,8 +86,8 @@ def _loss(pipe: Any, image: Tensor, size: tuple[int, ...], caption: str, noise: 
         is_v = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timestep) if is_v else noise
         weight = snr.clamp(max=5) / (snr + 1 if is_v else snr)
-    said = _of(pipe).predict(pipe, noised, timestep, caption, size)
-    return ((said - target) ** 2).mean((1, 2, 3)) * weight
+    prediction = _of(pipe).predict(pipe, noised, timestep, caption, size)
+    return ((prediction - target) ** 2).mean((1, 2, 3)) * weight
 
 
 def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
@@ -78,11 +95,19 @@ def shifted(pipe: Any, shares: Tensor, height: int, width: int) -> Tensor:
     if hasattr(_of(pipe), "shifted"):
         shift: Tensor = _of(pipe).shifted(pipe, shares, (height // 2) * (width // 2))
         return shift
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(_scheduler(pipe).config, shift_terminal=None)  # which goes by the number of steps
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        _scheduler(pipe).config, shift_terminal=None
+    )  # which goes by the number of steps
     config = scheduler.config
     mu = None
     if config.use_dynamic_shifting:
-        mu = calculate_shift((height // 2) * (width // 2), config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+        mu = calculate_shift(
+            (height // 2) * (width // 2),
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
     scheduler.set_timesteps(sigmas=shares.double().numpy(), mu=mu)
     return scheduler.sigmas[:-1]
 
@@ -114,21 +139,23 @@ def picture(pipe: Any, stack: StackConfig) -> numpy.ndarray:
 
 # As the names are explained in diffusers' own page on schedulers (docs/source/en/api/schedulers/overview.md).
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIM", {}), "ddpm": ("DDPM", {}), "euler": ("EulerDiscrete", {}), "euler_a": ("EulerAncestralDiscrete", {}), "heun": ("HeunDiscrete", {}),
-    "lms": ("LMSDiscrete", {}), "dpm++_2m": ("DPMSolverMultistep", {}), "dpm++_2m_karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "ddim": ("DDIM", {}), "ddpm": ("DDPM", {}), "euler": ("EulerDiscrete", {}),
+    "euler_a": ("EulerAncestralDiscrete", {}), "heun": ("HeunDiscrete", {}),
+    "lms": ("LMSDiscrete", {}), "dpm++_2m": ("DPMSolverMultistep", {}),
+    "dpm++_2m_karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
     "dpm++_2m_sde": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}), "unipc": ("UniPCMultistep", {}),
     "flow_euler": ("FlowMatchEulerDiscrete", {}), "flow_heun": ("FlowMatchHeunDiscrete", {}),
 }  # fmt: skip
 
 
-def drawn_by(pipe: Any, asked: StackConfig) -> numpy.ndarray:
+def drawn_by(pipe: Any, stack: StackConfig) -> numpy.ndarray:
     """The picture that the pipeline itself draws with diffusers' scheduler of that name."""
-    kind, changes = SCHEDULERS[asked.sampler]
+    kind, changes = SCHEDULERS[stack.sampler]
     own = pipe.scheduler
     if kind.startswith("Flow") and "flow_shift" in own.config:
         changes = changes | {"shift": own.config["flow_shift"]}
     pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(own.config, **changes)
     try:
-        return picture(pipe, asked)
+        return picture(pipe, stack)
     finally:
         pipe.scheduler = own

@@ -1,8 +1,8 @@
 """Pictures as other tools write them: texts made by their own rules, put where their own code puts them.
 
-A1111 1.10 (modules/processing.py create_infotext, modules/images.py save_image_with_geninfo), Forge, ComfyUI 0.8 (nodes.py SaveImage,
-comfy_extras SaveAnimatedWEBP), InvokeAI 6 (image_files_disk.py, CoreMetadataInvocation), Fooocus 2.5 (modules/meta_parser.py, private_logger.py),
-SwarmUI (T2IParamInput.cs, ImageFile.cs).
+A1111 1.10 (modules/processing.py create_infotext, modules/images.py save_image_with_geninfo), Forge, ComfyUI 0.8
+(nodes.py SaveImage, comfy_extras SaveAnimatedWEBP), InvokeAI 6 (image_files_disk.py, CoreMetadataInvocation), Fooocus
+2.5 (modules/meta_parser.py, private_logger.py), SwarmUI (T2IParamInput.cs, ImageFile.cs).
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ INVOKEAI: dict[str, Any] = {
     "scheduler": "dpmpp_2m_k",
     "seamless_x": False,
     "model": {"key": "k1", "hash": "blake3:0123", "name": "meadow", "base": "sdxl", "type": "main"},
-    "loras": [{"model": {"key": "k2", "hash": "blake3:4567", "name": "cat", "base": "sdxl", "type": "lora"}, "weight": 0.75}],
+    "loras": [
+        {"model": {"key": "k2", "hash": "blake3:4567", "name": "cat", "base": "sdxl", "type": "lora"}, "weight": 0.75}
+    ],
     "hrf_enabled": True,
     "controlnets": [{"control_model": {"name": "canny"}, "control_weight": 1.0}],
     "vae": {"name": "v"},
@@ -135,10 +137,13 @@ def fooocus_values(digest: str) -> dict[str, Any]:
 def fooocus_text(digest: str) -> str:
     """As A1111MetadataParser.to_string writes it."""
     return (
-        "cinematic still, a watermill at dusk\nNegative prompt: blurry, low\nSteps: 22, Sampler: DPM++ 2M Karras, Seed: 77, Size: 512x640, "
+        "cinematic still, a watermill at dusk\nNegative prompt: blurry, low\nSteps: 22, Sampler: DPM++ 2M Karras, "
+        "Seed: 77, Size: 512x640, "
         "CFG scale: 6.5, Sharpness: 2.0, "
-        'ADM Guidance: "(1.5, 0.8, 0.3)", Model: meadow, Model hash: 0123456789, Performance: Speed, Scheduler: karras, VAE: Default (model), '
-        f'Raw prompt: a watermill at dusk, Raw negative prompt: blurry, Lora hashes: "cat: {digest}", Lora weights: "cat: 0.75", Version: Fooocus v2.5.5'
+        'ADM Guidance: "(1.5, 0.8, 0.3)", Model: meadow, Model hash: 0123456789, Performance: Speed, Scheduler: '
+        "karras, VAE: Default (model), "
+        f'Raw prompt: a watermill at dusk, Raw negative prompt: blurry, Lora hashes: "cat: {digest}", Lora weights: '
+        f'"cat: 0.75", Version: Fooocus v2.5.5'
     )
 
 
@@ -173,49 +178,34 @@ def swarmui_values(digest: str) -> dict[str, Any]:
 
 def comfyui_prompt() -> dict[str, Any]:
     """Base, two LoRAs, two prompts, a seed of its own node, one pass, a second over a larger picture."""
+    lora = {"lora_name": "sub/cat.safetensors", "strength_model": 0.75, "strength_clip": 0.5}
+    prompts = {"positive": ["12", 0], "negative": ["12", 1]}
+    first = {"seed": ["14", 0], "steps": 22, "cfg": 6.5, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    second = {"seed": 5, "steps": 9, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     return {
         "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "SDXL/meadow.safetensors"}},
-        "10": {
-            "class_type": "LoraLoader",
-            "inputs": {"lora_name": "sub/cat.safetensors", "strength_model": 0.75, "strength_clip": 0.5, "model": ["4", 0], "clip": ["4", 1]},
+        "10": {"class_type": "LoraLoader", "inputs": {**lora, "model": ["4", 0], "clip": ["4", 1]}},
+        "11": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"lora_name": "gone.safetensors", "strength_model": 1.0, "model": ["10", 0]},
         },
-        "11": {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": "gone.safetensors", "strength_model": 1.0, "model": ["10", 0]}},
         "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a watermill at dusk", "clip": ["10", 1]}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["10", 1]}},
-        "12": {"class_type": "ControlNetApplyAdvanced", "inputs": {"strength": 1.0, "positive": ["6", 0], "negative": ["7", 0], "control_net": ["13", 0]}},
+        "12": {
+            "class_type": "ControlNetApplyAdvanced",
+            "inputs": {"strength": 1.0, "positive": ["6", 0], "negative": ["7", 0], "control_net": ["13", 0]},
+        },
         "13": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "canny.safetensors"}},
         "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
         "14": {"class_type": "PrimitiveInt", "inputs": {"value": 77}},
         "3": {
             "class_type": "KSampler",
-            "inputs": {
-                "seed": ["14", 0],
-                "steps": 22,
-                "cfg": 6.5,
-                "sampler_name": "dpmpp_2m",
-                "scheduler": "karras",
-                "denoise": 1.0,
-                "model": ["11", 0],
-                "positive": ["12", 0],
-                "negative": ["12", 1],
-                "latent_image": ["5", 0],
-            },
+            "inputs": {**first, "denoise": 1.0, "model": ["11", 0], **prompts, "latent_image": ["5", 0]},
         },
         "15": {"class_type": "LatentUpscale", "inputs": {"samples": ["3", 0], "width": 1024, "height": 1280}},
         "16": {
             "class_type": "KSampler",
-            "inputs": {
-                "seed": 5,
-                "steps": 9,
-                "cfg": 1.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
-                "denoise": 0.5,
-                "model": ["11", 0],
-                "positive": ["12", 0],
-                "negative": ["12", 1],
-                "latent_image": ["15", 0],
-            },
+            "inputs": {**second, "denoise": 0.5, "model": ["11", 0], **prompts, "latent_image": ["15", 0]},
         },
         "8": {"class_type": "VAEDecode", "inputs": {"samples": ["16", 0], "vae": ["4", 2]}},
         "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["8", 0]}},
@@ -248,7 +238,12 @@ def comfyui_workflow() -> dict[str, Any]:
             node(8, "KSamplerSelect", {}, ["euler"]),
             node(9, "BasicScheduler", {"model": 10}, ["simple", 22, 1.0]),
             node(10, "EmptySD3LatentImage", {}, [512, 640, 1]),
-            node(11, "SamplerCustomAdvanced", {"noise": 6, "guider": 7, "sampler": 8, "sigmas": 9, "latent_image": 11}, []),
+            node(
+                11,
+                "SamplerCustomAdvanced",
+                {"noise": 6, "guider": 7, "sampler": 8, "sigmas": 9, "latent_image": 11},
+                [],
+            ),
             node(12, "VAEDecode", {"samples": 12}, []),
             node(13, "SaveImage", {"images": 13}, ["x"]),
             node(14, "LoraLoaderModelOnly", {}, ["muted.safetensors", 1.0], mode=2),

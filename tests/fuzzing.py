@@ -1,4 +1,6 @@
-"""Damage for the fuzz run: texts, bytes and values from good examples, each drawn from one `random.Random` so that a number can be repeated alone."""
+"""Damage for the fuzz run: texts, bytes and values from good examples, each drawn from one `random.Random` so that a
+number can be repeated alone.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,47 @@ from collections.abc import Sequence
 from typing import Any
 
 SIGNS = [
-    "\0", "\ufeff", "\u202e", "\u2028", "\u200b", "\u0301", "\ud800", "\udfff", "\x1b[31m", "\r", "\n", "\r\n", "\t", "\\", '"', "'", ",", ";", ":", "=", "|",
+    "\0", "\ufeff", "\u202e", "\u2028", "\u200b", "\u0301", "\ud800", "\udfff", "\x1b[31m", "\r", "\n", "\r\n", "\t",
+    "\\", '"', "'", ",", ";", ":", "=", "|",
     "{", "}", "[", "]", "(", ")", "<", ">", "$", "%", "__", "..", "/", "-", "猫", "🦊", "مرحبا", "é", "＝",
 ]  # fmt: skip
 WORDS = [
-    "nan", "-inf", "1e999", "1e-999", "-0", "0x1F", "9" * 30, "9" * 5000, "1.7976931348623159e308", "null", "true", "None", "{a|b}", "{2$$a|b|c}", "${a=b}",
-    "${a}", "__style__", "__*__", "<lora:cat:0.5>", "<lora:cat:1e9>", "(a:1.3)", "[a:b:0.5]", "BREAK", " AND ", "../../etc/passwd", "/dev/zero", "C:\\x", "~",
-    "con", "mask data:AAAA", "box 0 0 1 1", "Steps: 2, ", "Negative prompt: ", "[" * 3000, "{" * 3000, "(" * 3000, "a" * 9000, "é" * 3000, '{"a":' * 2000,
+    "nan", "-inf", "1e999", "1e-999", "-0", "0x1F", "9" * 30, "9" * 5000, "1.7976931348623159e308", "null", "true",
+    "None", "{a|b}", "{2$$a|b|c}", "${a=b}",
+    "${a}", "__style__", "__*__", "<lora:cat:0.5>", "<lora:cat:1e9>", "(a:1.3)", "[a:b:0.5]", "BREAK", " AND ",
+    "../../etc/passwd", "/dev/zero", "C:\\x", "~",
+    "con", "mask data:AAAA", "box 0 0 1 1", "Steps: 2, ", "Negative prompt: ", "[" * 3000, "{" * 3000, "(" * 3000,
+    "a" * 9000, "é" * 3000, '{"a":' * 2000,
     '"""', "'''", "\\ud83d", "\\u0000", "&#0;", "<script>", "%s%n", "=cmd|x",
 ]  # fmt: skip
-NUMBERS = [0, -1, 1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**40, 10**400, 0.5, 1e308, -1e308, 5e-324, float("nan"), float("inf"), float("-inf")]
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**40,
+    10**400,
+    0.5,
+    1e308,
+    -1e308,
+    5e-324,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+]
 ENCODINGS = ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1", "cp1252", "shift_jis", "utf-7"]
-WHOLE = [b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x01\x00", b"\x80\x00\x00\x00", b"\x00\x00\x3f\xff"]
+WHOLE = [
+    b"\x00\x00\x00\x00",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\x00\x00\x01\x00",
+    b"\x80\x00\x00\x00",
+    b"\x00\x00\x3f\xff",
+]
 DEEP = "<deep>"  # in a value: becomes lists within lists once it is text, deeper than any value could be written
 
 
@@ -57,12 +88,20 @@ def _changed(made: str, seeds: Sequence[str], chance: random.Random) -> str:
     if kind == 6:
         other = chance.choice(seeds)
         return made[: at.start] + other[chance.randint(0, len(other)) :]
-    return made[: at.start] + chr(chance.choice([chance.randrange(128), chance.randrange(0x3000), chance.randrange(0x110000)])) + made[at.stop :]
+    return (
+        made[: at.start]
+        + chr(chance.choice([chance.randrange(128), chance.randrange(0x3000), chance.randrange(0x110000)]))
+        + made[at.stop :]
+    )
 
 
-def raw(said: str, chance: random.Random) -> bytes:
+def raw(text: str, chance: random.Random) -> bytes:
     """The text as a file: mostly UTF-8, else as another program writes it, and sometimes with its bytes damaged."""
-    made = said.encode(chance.choice(ENCODINGS), "replace") if chance.random() < 0.2 else said.encode("utf-8", "surrogatepass")
+    made = (
+        text.encode(chance.choice(ENCODINGS), "replace")
+        if chance.random() < 0.2
+        else text.encode("utf-8", "surrogatepass")
+    )
     return data([made], chance, 3) if chance.random() < 0.25 else made
 
 
@@ -143,27 +182,27 @@ def _put(place: Any, key: Any, chance: random.Random, known: list[str]) -> None:
 def as_json(values: Any, chance: random.Random) -> str:
     """The values as JSON, deep where they say so, and sometimes with its text damaged."""
     deep = "[" * 6000 + ("]" * 6000 if chance.random() < 0.5 else "")
-    said = json.dumps(values, ensure_ascii=chance.random() < 0.5).replace(f'"{DEEP}"', deep)
-    return text([said], chance, 3) if chance.random() < 0.25 else said
+    json_text = json.dumps(values, ensure_ascii=chance.random() < 0.5).replace(f'"{DEEP}"', deep)
+    return text([json_text], chance, 3) if chance.random() < 0.25 else json_text
 
 
 def as_toml(values: Any, chance: random.Random) -> str:
     """The values as TOML, where they can be, else a part of them; and sometimes with its text damaged."""
     import tomli_w
 
-    said = ""
-    for key, one in values.items() if isinstance(values, dict) else ():
+    toml_text = ""
+    for key, value in values.items() if isinstance(values, dict) else ():
         try:
-            said += tomli_w.dumps({key: one}) if not isinstance(one, dict) else ""
+            toml_text += tomli_w.dumps({key: value}) if not isinstance(value, dict) else ""
         except (TypeError, ValueError, AttributeError, OverflowError):
             continue
-    for key, one in values.items() if isinstance(values, dict) else ():
+    for key, value in values.items() if isinstance(values, dict) else ():
         try:
-            said += tomli_w.dumps({key: one}) if isinstance(one, dict) else ""
+            toml_text += tomli_w.dumps({key: value}) if isinstance(value, dict) else ""
         except (TypeError, ValueError, AttributeError, OverflowError):
             continue
-    said = said.replace(f'"{DEEP}"', "[" * 3000 + "]" * 3000)
-    return text([said], chance, 3) if chance.random() < 0.3 else said
+    toml_text = toml_text.replace(f'"{DEEP}"', "[" * 3000 + "]" * 3000)
+    return text([toml_text], chance, 3) if chance.random() < 0.3 else toml_text
 
 
 def as_rows(seeds: Sequence[Sequence[str]], chance: random.Random) -> str:
@@ -181,5 +220,7 @@ def as_rows(seeds: Sequence[Sequence[str]], chance: random.Random) -> str:
     import io
 
     file = io.StringIO()
-    csv.writer(file, quoting=chance.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), lineterminator=chance.choice(["\r\n", "\n"])).writerows(rows)
+    csv.writer(
+        file, quoting=chance.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), lineterminator=chance.choice(["\r\n", "\n"])
+    ).writerows(rows)
     return text([file.getvalue()], chance, 3) if chance.random() < 0.3 else file.getvalue()

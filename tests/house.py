@@ -11,14 +11,13 @@ import dataclasses
 import functools
 import itertools
 import re
-import subprocess
 import sys
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from parsed import ROOT, functions, name_of, sources, tree
 
 from trainer import families, methods, presets
 from trainer.config import StackConfig, parse
@@ -31,8 +30,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "diffusers", "transformers", "peft", "gradio", "accelerate", "numpy", "pandas", "PIL"}
 
 # Budgets, and who may exceed them and why.
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 8
@@ -45,180 +42,27 @@ MANY_PARAMETERS = {
     "trainer.render.batch_command.batch": "a command's parameters are its options",
     "trainer.lora_tools.command.extract": "a command's parameters are its options",
     "trainer.lora_tools.command.to_plain": "a command's parameters are its options",
+    "trainer.preset_command.export": "a command's parameters are its options",
+    "trainer.captioning_command.caption": "a command's parameters are its options",
+    "trainer.publish_command.publish": "a command's parameters are its options",
+    "trainer.retrain_command.retrain": "a command's parameters are its options",
 }
 
-# What a plug-in may see of us; config, loop and every other plug-in are closed to it.
-PLUGIN_SEES = {"trainer.schema", "trainer.errors", "trainer.objective", "trainer.deltas", "trainer.tiny_parts", "trainer.pipelines", "trainer.foreign_json"}
-# Lower layers by name, and all they may import of us. Others are held by having no cycles.
-LAYERS = {
-    "trainer.errors": set(),
-    "trainer.printing": set(),
-    "trainer.encodings": set(),
-    "trainer.foreign_json": set(),
-    "trainer.events": {"trainer.errors", "trainer.files"},
-    "trainer.deltas": set(),
-    "trainer.contracts": set(),
-    "trainer.tiny_parts": set(),
-    "trainer.pipelines": {"trainer.objective"},
-    "trainer.schema": {"trainer.errors"},
-    "trainer.objective": {"trainer.errors", "trainer.schema"},
-}
-CONFIG_SEES = {"trainer", "trainer.encodings", "trainer.families", "trainer.methods", "trainer.schema", "trainer.events", "trainer.errors", "trainer.printing"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
-    "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell", "os.popen": "is a shell",
-    "subprocess.getoutput": "is a shell", "subprocess.getstatusoutput": "is a shell", "gradio.mount_gradio_app": "drops gradio's checks",
-    "gr.mount_gradio_app": "drops gradio's checks", "sys.path.insert": "edits the path", "sys.path.append": "edits the path",
+    "eval": "runs text", "exec": "runs text", "torch.load": "unpickles", "os.system": "is a shell",
+    "os.popen": "is a shell",
+    "subprocess.getoutput": "is a shell", "subprocess.getstatusoutput": "is a shell",
+    "gradio.mount_gradio_app": "drops gradio's checks",
+    "gr.mount_gradio_app": "drops gradio's checks", "sys.path.insert": "edits the path",
+    "sys.path.append": "edits the path",
 }  # fmt: skip
 SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "manager", "managers", "common"}
 CONTRACTS = (Family, Method, Mode)
 
 
-# Reading the source.
-
-
-@functools.cache
-def sources(*roots: str) -> dict[str, Path]:
-    """`{"trainer.methods.lora": path}` of every module below these folders of the repository."""
-    found = {}
-    for path in sorted(path for root in roots for path in (ROOT / root).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-@functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def name_of(node: ast.AST) -> str:
-    """`torch.load` of the expression `torch.load`; nothing for other expressions."""
-    if isinstance(node, ast.Attribute):
-        return f"{name_of(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def imports(module: ast.AST, name: str, modules: set[str], is_package: bool = False) -> set[str]:
-    """Full names of the modules imported anywhere in this tree; `from trainer import schema` is `trainer.schema`."""
-    found: set[str] = set()
-    for node in ast.walk(module):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = name.split(".") if is_package else name.split(".")[:-1]
-            up = parents[: len(parents) - node.level + 1] if node.level else []
-            base = ".".join([*up, *([node.module] if node.module else [])])
-            members = {f"{base}.{alias.name}" for alias in node.names} & modules
-            found |= members if len(members) == len(node.names) else members | {base}
-    return found
-
-
-def running(module: ast.Module) -> ast.Module:
-    """The part of a module that ever runs: nothing under `if TYPE_CHECKING`."""
-
-    class Strip(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-            self.generic_visit(node)
-            return node.orelse if "TYPE_CHECKING" in name_of(node.test) else node
-
-    return Strip().visit(ast.parse(ast.unparse(module)))
-
-
-def ours(name: str) -> set[str]:
-    """What of the repository this module imports, anywhere in it."""
-    path, modules = sources("app", "trainer")[name], set(sources("app", "trainer"))
-    found = imports(tree(path), name, modules, path.name == "__init__.py")
-    return {one for one in found if one.split(".")[0] in ("app", "trainer")}
-
-
-# (a) Arrows go one way.
-
-
-def wrong_arrows(name: str, targets: set[str]) -> set[str]:
-    """Those of our modules that this one may not import."""
-    package, _, plugin = name.rpartition(".")
-    if package in ("trainer.methods", "trainer.families", "trainer.render.modes") and plugin:
-        return targets - PLUGIN_SEES
-    if name.startswith("trainer.config"):
-        return {one for one in targets if one not in CONFIG_SEES and not one.startswith("trainer.config.")}
-    if name in LAYERS:
-        return targets - LAYERS[name]
-    if name.startswith("trainer"):
-        return {one for one in targets if one.split(".")[0] == "app"}
-    if name.startswith("app.") and name not in ("app.ui", "app.__main__"):  # tabs see no other tab, and what they draw with sees no tab
-        return {one for one in targets if one.startswith(("app.tabs", "app.ui", "app.guard"))}
-    return set()
-
-
-@pytest.mark.parametrize("name", sources("app", "trainer"))
-def test_imports_go_one_way(name: str) -> None:
-    assert not (wrong := wrong_arrows(name, ours(name))), f"{name} may not import {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("name", sources("trainer"))
-def test_trainer_is_complete_without_gradio(name: str) -> None:
-    assert not [one for one in imports(tree(sources("trainer")[name]), name, set()) if one.split(".")[0] in ("gradio", "gradio_client")]
-
-
-def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """A cycle of this graph, or nothing."""
-    done: set[str] = set()
-
-    def walk(node: str, path: list[str]) -> list[str]:
-        if node in path:
-            return [*path[path.index(node) :], node]
-        if node in done:
-            return []
-        found = next(filter(None, (walk(after, [*path, node]) for after in sorted(graph.get(node, ())))), [])
-        done.add(node)
-        return found
-
-    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
-
-
-def rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same graph between rooms: `trainer.render.grid` is in the room `trainer.render`."""
-    found: dict[str, set[str]] = {}
-    for name, targets in graph.items():
-        room = ".".join(name.split(".")[:2])
-        found[room] = found.get(room, set()) | {".".join(target.split(".")[:2]) for target in targets} - {room, "trainer"}
-    return found
-
-
-def test_nothing_imports_itself_in_a_circle() -> None:
-    """Neither modules nor rooms; imports inside functions count, those for types alone don't."""
-    modules = sources("app", "trainer")
-    graph = {name: imports(running(tree(path)), name, set(modules), path.name == "__init__.py") & set(modules) - {name} for name, path in modules.items()}
-    assert not (found := cycle(graph)), " -> ".join(found)
-    assert not (found := cycle(rooms(graph))), " -> ".join(found)
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["render", "--help"], ["presets"]], ids=" ".join)
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        "import atexit, sys\n"
-        f"atexit.register(lambda: print('HEAVY', *sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\n"
-        f"sys.argv = ['velatura', *{arguments!r}]\n"
-        "from trainer.cli import main\n"
-        "main()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1].split() == ["HEAVY"], done.stderr
-
-
-# (b) Budgets.
-
-
-def functions(name: str, module: ast.AST) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function of a module, nested ones too, by dotted name."""
-    for node in ast.iter_child_nodes(module):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield f"{name}.{node.name}", node
-        below = f"{name}.{node.name}" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else name
-        yield from functions(below, node)
+# (a) Budgets.
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -227,20 +71,30 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return sum(one.arg not in ("self", "cls") for one in everything)
 
 
-def over_budget(modules: dict[str, ast.Module], lines: dict[str, int], exceptions: dict[str, dict[str, str]]) -> list[str]:
+def over_budget(
+    modules: dict[str, ast.Module], lines: dict[str, int], exceptions: dict[str, dict[str, str]]
+) -> list[str]:
     """What exceeds a budget without an exception, and every exception that nothing needs."""
     found: dict[str, dict[str, str]] = {"lines": {}, "function": {}, "parameters": {}}
     for name, module in modules.items():
         if lines[name] > FILE_LINES:
             found["lines"][name] = f"{name} has {lines[name]} lines; a file has {FILE_LINES} at most"
         for dotted, function in functions(name, module):
-            length, limit = (function.end_lineno or 0) - function.lineno + 1, LOOP_LINES if dotted == LOOP else FUNCTION_LINES
+            length, limit = (
+                (function.end_lineno or 0) - function.lineno + 1,
+                LOOP_LINES if dotted == LOOP else FUNCTION_LINES,
+            )
             if length > limit:
                 found["function"][dotted] = f"{dotted} has {length} lines; a function has {limit} at most"
             if (count := num_parameters(function)) > PARAMETERS and not name.startswith("tests"):
                 found["parameters"][dotted] = f"{dotted} has {count} parameters; a function has {PARAMETERS} at most"
     excess = [text for kind, ones in found.items() for name, text in ones.items() if name not in exceptions[kind]]
-    stale = [f"{name} is within the budget now; drop its exception ({kind})" for kind, ones in exceptions.items() for name in ones if name not in found[kind]]
+    stale = [
+        f"{name} is within the budget now; drop its exception ({kind})"
+        for kind, ones in exceptions.items()
+        for name in ones
+        if name not in found[kind]
+    ]
     return excess + stale
 
 
@@ -252,7 +106,7 @@ def test_budgets() -> None:
     assert not found, "\n".join(found)
 
 
-# (c) Plug-ins and presets keep their contracts.
+# (b) Plug-ins and presets keep their contracts.
 
 
 def asked(module: ast.Module) -> list[str]:
@@ -262,8 +116,15 @@ def asked(module: ast.Module) -> list[str]:
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and name_of(node.func) in ("getattr", "hasattr") and len(node.args) > 1:
             plugin, name = ast.unparse(node.args[0]), node.args[1]
-            if isinstance(name, ast.Constant) and name.value in names or plugin.split(".")[-1] in ("family", "method", "mode") or "registry()[" in plugin:
-                found.append(f"line {node.lineno}: {ast.unparse(node)}; read it by its name, which the contract declares")
+            if (
+                isinstance(name, ast.Constant)
+                and name.value in names
+                or plugin.split(".")[-1] in ("family", "method", "mode")
+                or "registry()[" in plugin
+            ):
+                found.append(
+                    f"line {node.lineno}: {ast.unparse(node)}; read it by its name, which the contract declares"
+                )
     return found
 
 
@@ -286,14 +147,18 @@ def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
     assert re.fullmatch(r"[a-z0-9.]+(-[a-z0-9.]+)+", path.stem), "<family>-<purpose>"
     if path.parent.name == "train":
         assert tomllib.loads(text)["title"]
-        assert all(word in head for word in ("memory", "made for", "run")), "the head says its memory, the dataset it was made for, and whether it was run"
+        assert all(word in head for word in ("memory", "made for", "run")), (
+            "the head says its memory, the dataset it was made for, and whether it was run"
+        )
         presets.load(path.stem, {})
     else:
-        assert all(word in head for word in ("slot", "drawn")), "the head says how its slots are filled, and whether it was drawn"
+        assert all(word in head for word in ("slot", "drawn")), (
+            "the head says how its slots are filled, and whether it was drawn"
+        )
         parse(StackConfig, tomllib.loads(text), path.stem)
 
 
-# (d) What is forbidden, and (e) what every module says.
+# (c) What is forbidden, and (d) what every module says.
 
 
 def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
@@ -340,7 +205,11 @@ def test_nothing_forbidden(name: str) -> None:
 @pytest.mark.parametrize("name", sources("app", "trainer", "tests"))
 def test_module_is_named_for_its_idea_and_says_what_it_is_for(name: str) -> None:
     assert not set(name.split(".")[-1].split("_")) & NO_NAMES
-    assert name.split(".")[-1].startswith("_") and not name.endswith("__") or ast.get_docstring(tree(sources("app", "trainer", "tests")[name]))
+    assert (
+        name.split(".")[-1].startswith("_")
+        and not name.endswith("__")
+        or ast.get_docstring(tree(sources("app", "trainer", "tests")[name]))
+    )
 
 
 # Packaging.
@@ -352,20 +221,32 @@ def pyproject() -> dict[str, typing.Any]:
 
 
 def test_every_package_is_listed() -> None:
-    there = {".".join(path.parent.relative_to(ROOT).parts) for root in ("app", "trainer") for path in (ROOT / root).rglob("__init__.py")}
+    there = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for root in ("app", "trainer")
+        for path in (ROOT / root).rglob("__init__.py")
+    }
     assert set(pyproject()["tool"]["setuptools"]["packages"]) == there | {"presets"}
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
 def test_every_requirement_is_pinned_once_within_its_range(python: str) -> None:
     environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
-    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     pins: dict[str, list[str]] = {}
     for pin in map(Requirement, lines):
         if pin.marker is None or pin.marker.evaluate(environment):
             pins.setdefault(pin.name, []).append(str(pin.specifier).removeprefix("=="))
     project = pyproject()["project"]
-    wanted = [Requirement(line) for line in project["dependencies"] + sum(project["optional-dependencies"].values(), [])]
+    wanted = [
+        Requirement(line) for line in project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    ]
     for one in wanted:
         if one.marker is None or one.marker.evaluate(environment):
-            assert len(pins.get(one.name, [])) == 1 and one.specifier.contains(pins[one.name][0]), f"{one} is pinned to {pins.get(one.name)}"
+            assert len(pins.get(one.name, [])) == 1 and one.specifier.contains(pins[one.name][0]), (
+                f"{one} is pinned to {pins.get(one.name)}"
+            )

@@ -3,9 +3,10 @@
     python -m tests.reference write before.json     # in the tree before the change
     python -m tests.reference compare before.json   # in the tree after it, on the same machine
 
-On Imprimatura and on the tiny model of every family it trains, draws and renders a batch, through the commands that users type. What is kept: the tensors of
-each LoRA, its header, the run's events, and of each picture its pixels and its text. Times, dates, versions and folders are left out. Byte equality is only
-asked of one machine: another processor sums in another order.
+On Imprimatura and on the tiny model of every family it trains, draws and renders a batch, through the commands that
+users type. What is kept: the tensors of each LoRA, its header, the run's events, and of each picture its pixels and its
+text. Times, dates, versions and folders are left out. Byte equality is only asked of one machine: another processor
+sums in another order.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ SIZE_PX = 64
 CHANGES_EACH_TIME = re.compile(r"(seconds|^time|date$|_at$|_s$|_ms$|peak|session_id|velatura.version)")
 METHODS = ("dora", "loha", "lokr", "oft")
 SETTINGS = (
-    "memory.quantise=int8", "memory.gradient_checkpointing=true", "memory.micro_batch=1", "optimizer.ema_decay=0.5", "captions.shuffle_tags=true",
-    "objective.weighting=min-snr", "objective.loss=huber", "objective.timesteps=logit-normal", "objective.timesteps=mode", "optimizer.name=prodigy",
-    "optimizer.name=adafactor", "optimizer.schedule=rex", "batch_size=1", "accumulation=2", "dtype=float16", "adapter.init=pissa", "data.crop=random",
+    "memory.quantise=int8", "memory.gradient_checkpointing=true", "memory.micro_batch=1", "optimizer.ema_decay=0.5",
+    "captions.shuffle_tags=true",
+    "objective.weighting=min-snr", "objective.loss=huber", "objective.timesteps=logit-normal",
+    "objective.timesteps=mode", "optimizer.name=prodigy",
+    "optimizer.name=adafactor", "optimizer.schedule=rex", "batch_size=1", "accumulation=2", "dtype=float16",
+    "adapter.init=pissa", "data.crop=random",
 )  # fmt: skip
 
 
@@ -88,7 +92,11 @@ def of_lora(path: Path, folder: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + bytes_of(tensor))
-    return {"tensors": digest.hexdigest()[:20], "names": sha(" ".join(tensors).encode()), "header": steady(header, folder)}
+    return {
+        "tensors": digest.hexdigest()[:20],
+        "names": sha(" ".join(tensors).encode()),
+        "header": steady(header, folder),
+    }
 
 
 def of_picture(path: Path, folder: Path) -> dict[str, Any]:
@@ -102,9 +110,9 @@ def of_picture(path: Path, folder: Path) -> dict[str, Any]:
 
 def of_run(run: Path, folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    found: dict[str, Any] = {"events": [steady(line, folder) for line in lines]}
-    found |= {path.name: of_lora(path, folder) for path in sorted(run.glob("*.safetensors"))}
-    return found | {path.name: of_picture(path, folder) for path in sorted((run / "samples").glob("*.png"))}
+    outcome: dict[str, Any] = {"events": [steady(line, folder) for line in lines]}
+    outcome |= {path.name: of_lora(path, folder) for path in sorted(run.glob("*.safetensors"))}
+    return outcome | {path.name: of_picture(path, folder) for path in sorted((run / "samples").glob("*.png"))}
 
 
 def draw_dots(folder: Path) -> Path:
@@ -122,61 +130,115 @@ def draw_dots(folder: Path) -> Path:
 
 def train(folder: Path, name: str, *settings: str) -> Path:
     """The LoRA of a run of three steps."""
-    given = ["max_steps=3", "batch_size=2", "learning_rate=0.02", "adapter.rank=3", "preview_every_steps=3", "preview.steps=2", *settings]
+    given = [
+        "max_steps=3",
+        "batch_size=2",
+        "learning_rate=0.02",
+        "adapter.rank=3",
+        "preview_every_steps=3",
+        "preview.steps=2",
+        *settings,
+    ]
     if "adapter.method=oft" in settings:
         given = [line for line in given if line != "adapter.rank=3"]
     given = list({line.partition("=")[0]: line for line in given}.values())
     sets = itertools.chain.from_iterable(("--set", line) for line in given)
-    command("train", PRESET, "--data", folder / "dots", "--heldout", folder / "dots", "--name", name, "--out", folder / "runs", *sets)
+    command(
+        "train",
+        PRESET,
+        "--data",
+        folder / "dots",
+        "--heldout",
+        folder / "dots",
+        "--name",
+        name,
+        "--out",
+        folder / "runs",
+        *sets,
+    )
     return folder / "runs" / name / f"{name}.safetensors"
 
 
 def imprimatura(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every method, mode, way of stacking and several settings of training and memory, on the base that ships."""
-    runs, out = folder / "runs", folder / "pictures"
+    yield from _trainings(folder)
+    yield from _drawings(folder)
+    yield "batch", lambda: _batch(folder)
 
+
+def _trainings(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     def trained(name: str, *settings: str) -> Any:
         train(folder, name, *settings)
-        return of_run(runs / name, folder)
+        return of_run(folder / "runs" / name, folder)
+
+    word = ("adapter.text_encoder=true", "inversion.token=blorb")
+    yield "lora", lambda: trained("lora", "adapter.targets=attention", "data.trigger=dot")
+    yield "all", lambda: trained("all", "adapter.targets=all", "seed=5", "data.trigger=small", *word)
+    for method in METHODS:
+        yield method, lambda method=method: trained(method, f"adapter.method={method}")
+    for number, setting in enumerate(SETTINGS):
+        yield f"set {setting}", lambda number=number, setting=setting: trained(f"set{number}", setting)
+
+
+REGIONS = """\
+prompt = "a cat and a dog"
+steps = 4
+[[adapters]]
+file = "{runs}/lora/lora.safetensors"
+region = "box 0 0 0.5 1"
+blocks = ["MID=0.5"]
+[[adapters]]
+file = "{runs}/all/all.safetensors"
+region = "box 0.5 0 1 1"
+text_weight = 0.3
+trigger = true
+"""
+
+
+def _drawings(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Pictures of the LoRAs that `_trainings` left in the folder."""
+    runs, out = folder / "runs", folder / "pictures"
 
     def drawn(name: str, *arguments: str, stack: Path | None = None) -> Any:
         given = ["--stack", stack] if stack else ["--prompt", "mokka, a cat", "--steps", "4"]
         command("render", *given, "--out", out / f"{name}.png", *arguments)
         return of_picture(out / f"{name}.png", folder)
 
-    def batch() -> Any:
-        (folder / "jobs.csv").write_text("prompt,seed\n<lora:lora:0.5> a cat,1\n<lora:all:0.7> a dog,2\na fox,3\n<lora:all:0.2> a fox,3\n", encoding="utf-8")
-        command("batch", folder / "jobs.csv", "--steps", "3", "--library", runs, "--out", folder / "batch", "--name", "{number}")
-        return {path.name: of_picture(path, folder) for path in sorted((folder / "batch").glob("*.png"))}
+    def drawn_by(method: str) -> Any:
+        return drawn(f"drawn-{method}", "--lora", f"{runs}/{method}/{method}.safetensors:0.7", *first)
 
-    yield "lora", lambda: trained("lora", "adapter.targets=attention", "data.trigger=dot")
-    yield "all", lambda: trained("all", "adapter.targets=all", "seed=5", "data.trigger=small", "adapter.text_encoder=true", "inversion.token=blorb")
-    for method in METHODS:
-        yield method, lambda method=method: trained(method, f"adapter.method={method}")
-    for number, setting in enumerate(SETTINGS):
-        yield f"set {setting}", lambda number=number, setting=setting: trained(f"set{number}", setting)
-    one, two = ("--lora", f"{runs}/lora/lora.safetensors:0.8"), ("--lora", f"{runs}/all/all.safetensors:0.6")
+    # Folded, live, and by each mode.
+    first, second = ("--lora", f"{runs}/lora/lora.safetensors:0.8"), ("--lora", f"{runs}/all/all.safetensors:0.6")
+    both = (*first, *second)
     yield "base", lambda: drawn("base")
-    yield "folded", lambda: drawn("folded", *one, *two)
+    yield "folded", lambda: drawn("folded", *both)
     for method in METHODS:
-        yield f"drawn {method}", lambda method=method: drawn(f"drawn-{method}", "--lora", f"{runs}/{method}/{method}.safetensors:0.7", *one)
+        yield f"drawn {method}", lambda method=method: drawn_by(method)
     for mode in ("switch", "composite", "k-lora", "loratorio"):
-        yield mode, lambda mode=mode: drawn(mode, *one, *two, "--set", f"mode={mode}")
+        yield mode, lambda mode=mode: drawn(mode, *both, "--set", f"mode={mode}")
+
+    # Regions.
     regions = folder / "regions.toml"
-    regions.write_text(
-        f'prompt = "a cat and a dog"\nsteps = 4\n[[adapters]]\nfile = "{runs}/lora/lora.safetensors"\nregion = "box 0 0 0.5 1"\nblocks = ["MID=0.5"]\n'
-        f'[[adapters]]\nfile = "{runs}/all/all.safetensors"\nregion = "box 0.5 0 1 1"\ntext_weight = 0.3\ntrigger = true\n',
-        encoding="utf-8",
-    )
+    regions.write_text(REGIONS.format(runs=runs), encoding="utf-8")
+    words = ("--set", "mode=regions", "--prompt", "a dot and a small cat")
     yield "regions", lambda: drawn("regions", stack=regions)
-    yield "automatic regions", lambda: drawn("automatic", *one, *two, "--set", "mode=regions", "--prompt", "a dot and a small cat")
-    yield "schedule", lambda: drawn("schedule", *one, *two, "--set", "adapters.0.schedule=steps 0:1 0.5:0")
-    yield "emphasis", lambda: drawn("emphasis", *one, "--prompt", "a (black:1.4) cat BREAK [small] hat")
-    yield "quantised", lambda: drawn("quantised", *one, "--quantise", "int8")
+    yield "automatic regions", lambda: drawn("automatic", *both, *words)
+
+    # Other settings of a picture, and sheets.
+    yield "schedule", lambda: drawn("schedule", *both, "--set", "adapters.0.schedule=steps 0:1 0.5:0")
+    yield "emphasis", lambda: drawn("emphasis", *first, "--prompt", "a (black:1.4) cat BREAK [small] hat")
+    yield "quantised", lambda: drawn("quantised", *first, "--quantise", "int8")
     yield "grid", lambda: drawn("grid", "--lora", f"{runs}/lora/lora.safetensors:0,0.5,1")
-    yield "strip", lambda: drawn("strip", *one, *two, "--strip")
-    yield "axes", lambda: drawn("axes", *one, "--axis", "seed=1,2", "--axis", "guidance_scale=1,4")
-    yield "batch", batch
+    yield "strip", lambda: drawn("strip", *both, "--strip")
+    yield "axes", lambda: drawn("axes", *first, "--axis", "seed=1,2", "--axis", "guidance_scale=1,4")
+
+
+def _batch(folder: Path) -> Any:
+    rows = "prompt,seed\n<lora:lora:0.5> a cat,1\n<lora:all:0.7> a dog,2\na fox,3\n<lora:all:0.2> a fox,3\n"
+    (folder / "jobs.csv").write_text(rows, encoding="utf-8")
+    out, options = folder / "batch", ("--steps", "3", "--library", folder / "runs", "--name", "{number}")
+    command("batch", folder / "jobs.csv", *options, "--out", out)
+    return {path.name: of_picture(path, folder) for path in sorted(out.glob("*.png"))}
 
 
 def of_family(name: str, folder: Path) -> Any:
@@ -186,7 +248,13 @@ def of_family(name: str, folder: Path) -> Any:
     family = families.registry()[name]
     base = family.tiny(folder / "base")
     text_encoder = "true" if len(family.components) > 1 else "false"
-    small = [f"family={name}", f"base={base}", f"resolution_px={SIZE_PX}", "dtype=float32", "preview.guidance_rescale=0"]
+    small = [
+        f"family={name}",
+        f"base={base}",
+        f"resolution_px={SIZE_PX}",
+        "dtype=float32",
+        "preview.guidance_rescale=0",
+    ]
     first = train(folder, "first", *small, "adapter.targets=all", f"adapter.text_encoder={text_encoder}")
     second = train(folder, "second", *small, "adapter.targets=attention", "seed=5")
     made = {"first": of_run(first.parent, folder), "second": of_run(second.parent, folder)}
@@ -250,8 +318,8 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
         for key in [*before, *(after.keys() - before.keys())]:
             yield from differences(before.get(key), after.get(key), f"{where} / {key}")
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        for number, (one, other) in enumerate(zip(before, after, strict=True)):
-            yield from differences(one, other, f"{where} / {number}")
+        for number, (first, other) in enumerate(zip(before, after, strict=True)):
+            yield from differences(first, other, f"{where} / {number}")
     elif before != after:
         yield f"{where}: {str(before)[:200]} -> {str(after)[:200]}"
 

@@ -29,7 +29,9 @@ def run(model: nn.Module) -> Tensor:
         return model(noised, torch.tensor([100, 900]), hidden).sample
 
 
-def lora(model: nn.Module, init: str = "default", saved: dict[str, Tensor] | None = None, seed: int = 3, **values) -> Attachment:
+def lora(
+    model: nn.Module, init: str = "default", saved: dict[str, Tensor] | None = None, seed: int = 3, **values
+) -> Attachment:
     config = LORA.Config(method="lora", init=init, **({"rank": 4, "alpha": 6.0} | values))
     return attach(model, LORA, config, SD.targets["attention-ff"], seed, saved, lambda: run(model))
 
@@ -49,22 +51,39 @@ def test_a_checkpoint_brings_back_the_very_model(name: str, dtype: torch.dtype, 
     config = method.Config(method=method.name, **({} if name in methods.registry() else {"init": name}))
     attachment = attach(first, method, config, SD.targets["attention"], 3, None, lambda: run(first))
     stir(attachment)
-    saved = load(save({key: tensor.detach().contiguous() for key, tensor in (attachment.parameters() | attachment.constants()).items()}))
+    saved = load(
+        save(
+            {
+                key: tensor.detach().contiguous()
+                for key, tensor in (attachment.parameters() | attachment.constants()).items()
+            }
+        )
+    )
     again = attach(second, method, config, SD.targets["attention"], 99, saved)
     assert torch.equal(run(second), run(first))
-    assert list(again.parameters()) == list(attachment.parameters()) and again.constants().keys() == attachment.constants().keys()
+    assert (
+        list(again.parameters()) == list(attachment.parameters())
+        and again.constants().keys() == attachment.constants().keys()
+    )
     assert all(torch.equal(tensor, saved[key]) for key, tensor in (again.parameters() | again.constants()).items())
     stir(again)
-    assert all(not torch.equal(tensor, saved[key]) for key, tensor in again.parameters().items()), "the checkpoint's own tensors stay as they were"
+    assert all(not torch.equal(tensor, saved[key]) for key, tensor in again.parameters().items()), (
+        "the checkpoint's own tensors stay as they were"
+    )
     again.detach()
     assert torch.equal(run(second), run(copy.deepcopy(base).to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_inside_the_base_gives_the_base_back_bit_for_bit(start: str, dtype: torch.dtype, base: nn.Module) -> None:
+def test_a_start_inside_the_base_gives_the_base_back_bit_for_bit(
+    start: str, dtype: torch.dtype, base: nn.Module
+) -> None:
     model = copy.deepcopy(base).to(dtype)
-    wanted, before = run(model), {key: (tensor.data_ptr(), tensor.clone()) for key, tensor in model.state_dict().items()}
+    wanted, before = (
+        run(model),
+        {key: (tensor.data_ptr(), tensor.clone()) for key, tensor in model.state_dict().items()},
+    )
     attachment = lora(model, start)
     assert float((run(model) - wanted).norm()) <= (1e-5 if dtype == torch.float32 else 2e-2) * float(wanted.norm())
     changed = {path: layer.base_layer.weight.clone() for path, layer in attachment.layers.items()}
@@ -77,7 +96,9 @@ def test_a_start_inside_the_base_gives_the_base_back_bit_for_bit(start: str, dty
     assert torch.equal(run(model), moved)
     attachment.detach()
     after = model.state_dict()
-    assert all(after[key].data_ptr() == place and torch.equal(after[key], tensor) for key, (place, tensor) in before.items())
+    assert all(
+        after[key].data_ptr() == place and torch.equal(after[key], tensor) for key, (place, tensor) in before.items()
+    )
     assert after.keys() == before.keys()
 
 
@@ -88,7 +109,9 @@ def test_a_small_change_from_inside_the_base_survives_a_small_file(dtype: torch.
     stir(attachment, 1e-3)
     config = LORA.Config(method="lora", init="pissa", rank=4, alpha=6.0)
     for path, parts in attachment.modules().items():
-        spelled = {key: tensor if key == "alpha" else tensor.to(dtype) for key, tensor in LORA.to_file(parts, config).items()}
+        spelled = {
+            key: tensor if key == "alpha" else tensor.to(dtype) for key, tensor in LORA.to_file(parts, config).items()
+        }
         alpha = float(spelled.pop("alpha"))
         update, change = LORA.from_file(spelled, alpha), attachment.change(path)
         assert update.rank == 8
@@ -107,10 +130,10 @@ def test_the_seed_decides_the_start_and_nobody_elses_numbers(base: nn.Module) ->
     torch.manual_seed(11)
     wanted = torch.rand(3)
     torch.manual_seed(11)
-    one, two, other = (lora(copy.deepcopy(base), seed=seed).parameters() for seed in (3, 3, 4))
+    first, second, other = (lora(copy.deepcopy(base), seed=seed).parameters() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(3), wanted)
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 def test_an_adapter_on_a_model_in_use_is_in_use_too(base: nn.Module) -> None:
@@ -136,7 +159,9 @@ def test_eva_starts_along_what_flows_in(base: nn.Module) -> None:
     model, seen = copy.deepcopy(base), {}
     attachment = lora(model, "eva")
     for path, layer in attachment.layers.items():
-        layer.register_forward_pre_hook(lambda module, inputs, path=path: seen.update({path: inputs[0].reshape(-1, inputs[0].shape[-1]).double()}))
+        layer.register_forward_pre_hook(
+            lambda module, inputs, path=path: seen.update({path: inputs[0].reshape(-1, inputs[0].shape[-1]).double()})
+        )
     run(model)
     for path, layer in attachment.layers.items():
         rows = seen[path] - seen[path].mean(0)
@@ -150,9 +175,9 @@ def test_eva_starts_along_what_flows_in(base: nn.Module) -> None:
 def test_eva_makes_do_with_fewer_rows_than_the_rank() -> None:
     torch.manual_seed(0)
     layers, rows = {"a": nn.Linear(16, 4), "b": nn.Linear(16, 4)}, torch.randn(3, 16)
-    found = eva_start.directions(layers, {"a": 8, "b": 8}, lambda: layers["a"](rows))
-    assert found["a"].shape == (3, 16) and len(found["b"]) == 0
-    torch.testing.assert_close(found["a"][:2] @ found["a"][:2].T, torch.eye(2))
+    directions = eva_start.directions(layers, {"a": 8, "b": 8}, lambda: layers["a"](rows))
+    assert directions["a"].shape == (3, 16) and len(directions["b"]) == 0
+    torch.testing.assert_close(directions["a"][:2] @ directions["a"][:2].T, torch.eye(2))
 
 
 def test_factors_are_the_parameters_and_tell_the_update(base: nn.Module) -> None:
@@ -161,9 +186,14 @@ def test_factors_are_the_parameters_and_tell_the_update(base: nn.Module) -> None
         stir(attachment)
         own = {id(parameter) for parameter in attachment.parameters().values()}
         for path, (down, up, scale) in attachment.factors().items():
-            assert (id(down) in own and id(up) in own) == (start == "default") and down.requires_grad and up.requires_grad
+            assert (
+                (id(down) in own and id(up) in own) == (start == "default") and down.requires_grad and up.requires_grad
+            )
             torch.testing.assert_close(
-                lora_file.Delta(down, up, scale).dense(attachment.base(path), torch.float64), attachment.change(path), rtol=1e-5, atol=1e-6
+                lora_file.Delta(down, up, scale).dense(attachment.base(path), torch.float64),
+                attachment.change(path),
+                rtol=1e-5,
+                atol=1e-6,
             )
     loha = methods.registry()["loha"]
     assert not attach(copy.deepcopy(base), loha, loha.Config(method="loha"), SD.targets["attention"], 0).factors()

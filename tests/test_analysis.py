@@ -1,25 +1,17 @@
-"""The conflict map against dense sums and overlaps known by construction; `velatura stack` as a person types it."""
+"""The conflict map against dense sums and overlaps known by construction."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from tests import plain
-from trainer import lora_file, validation
-from trainer.config import AdapterChoice, StackConfig
+from trainer.config import AdapterChoice
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError, UserError
-from trainer.render import analysis, heatmap, modes, overlap, stack_command
-from trainer.render.engine import Engine
+from trainer.render import analysis, heatmap, modes, overlap
 from trainer.render.modes.contract import all_act
 
 ONE, TWO = "unet.down_blocks.0.attentions.0.to_q", "unet.up_blocks.1.resnets.0.conv1"
@@ -44,31 +36,35 @@ def report(*adapters: overlap.Loaded) -> analysis.Analysis:
     return analysis.analyse(list(adapters), BASE)
 
 
-def flat(one: overlap.Loaded) -> torch.Tensor:
+def flat(loaded: overlap.Loaded) -> torch.Tensor:
     """The whole weighted update, dense, as one vector."""
-    return torch.cat([
-        (one.factors[path] * one.updates[path].dense(base.double(), torch.float64)).flatten() if path in one.updates else torch.zeros(base.numel()).double()
-        for path, base in BASE.items()
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            (loaded.factors[path] * loaded.updates[path].dense(base.double(), torch.float64)).flatten()
+            if path in loaded.updates
+            else torch.zeros(base.numel()).double()
+            for path, base in BASE.items()
+        ]
+    )
 
 
 def test_energies_cosines_and_sums_are_those_of_the_dense_updates() -> None:
-    one = adapter({ONE: low(1), TWO: low(2, TWO, 3), TEXT: low(3, TEXT)}, 0.7, text_weight=-0.4, blocks=("OUT=0.5",))
-    two = adapter({ONE: low(4, rank=4), TWO: low(5, TWO, 1)}, -1.3)
+    first = adapter({ONE: low(1), TWO: low(2, TWO, 3), TEXT: low(3, TEXT)}, 0.7, text_weight=-0.4, blocks=("OUT=0.5",))
+    second = adapter({ONE: low(4, rank=4), TWO: low(5, TWO, 1)}, -1.3)
     three = adapter({TEXT: low(6, TEXT, 8)}, 0.2)
-    found, vectors = report(one, two, three), [flat(each) for each in (one, two, three)]
-    assert one.factors == {ONE: 0.7, TWO: 0.35, TEXT: -0.4}
-    for read, vector in zip(found.adapters, vectors, strict=True):
+    result, vectors = report(first, second, three), [flat(each) for each in (first, second, three)]
+    assert first.factors == {ONE: 0.7, TWO: 0.35, TEXT: -0.4}
+    for read, vector in zip(result.adapters, vectors, strict=True):
         assert read.total.energy == pytest.approx(float(vector.square().sum()), rel=1e-5)
         assert math.fsum(place.energy for place in read.blocks.values()) == pytest.approx(read.total.energy)
-    for pair in found.pairs:
+    for pair in result.pairs:
         a, b = (vectors[number] for number in pair.numbers)
         assert pair.total.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-5, abs=1e-9)
-    assert found.total.energy == pytest.approx(float(sum(vectors).square().sum()), rel=1e-5)
+    assert result.total.energy == pytest.approx(float(sum(vectors).square().sum()), rel=1e-5)
     strongest = max(float(vector.norm()) for vector in vectors)
-    assert found.total.ratio == pytest.approx(float(sum(vectors).norm()) / strongest, rel=1e-5)
-    assert found.adapters[2].total.relative == pytest.approx(float(vectors[2].norm()) / 8, rel=1e-5)
-    assert list(found.blocks) == ["IN0", "OUT1", "text_encoder"] and not found.not_analysed
+    assert result.total.ratio == pytest.approx(float(sum(vectors).norm()) / strongest, rel=1e-5)
+    assert result.adapters[2].total.relative == pytest.approx(float(vectors[2].norm()) / 8, rel=1e-5)
+    assert list(result.blocks) == ["IN0", "OUT1", "text_encoder"] and not result.not_analysed
 
 
 def in_shared_plane(angle: float, turn: float, seed: int = 0) -> tuple[Delta, Delta]:
@@ -78,7 +74,9 @@ def in_shared_plane(angle: float, turn: float, seed: int = 0) -> tuple[Delta, De
     return Delta(into[:, :1].T, out[:, :1], 2.0), Delta(tilted[1][None], tilted[0][:, None], 0.5)
 
 
-@pytest.mark.parametrize(("angle", "turn"), [(0.0, 0.0), (0.3, 0.9), (math.pi / 3, 0.0), (math.pi / 2, 0.2), (2.5, 0.4)])
+@pytest.mark.parametrize(
+    ("angle", "turn"), [(0.0, 0.0), (0.3, 0.9), (math.pi / 3, 0.0), (math.pi / 2, 0.2), (2.5, 0.4)]
+)
 def test_rank_one_updates_at_known_angles_meet_as_much_as_the_angles_say(angle: float, turn: float) -> None:
     meeting = report(*(adapter({ONE: delta}) for delta in in_shared_plane(angle, turn))).pairs[0].total
     assert meeting.cosine == pytest.approx(math.cos(angle) * math.cos(turn), abs=1e-6)
@@ -89,11 +87,13 @@ def test_rank_one_updates_at_known_angles_meet_as_much_as_the_angles_say(angle: 
 
 def test_updates_in_the_same_spaces_overlap_wholly_whatever_they_do_there() -> None:
     out, into = (torch.linalg.qr(numbers(size, 4))[0] for size in (12, 9))
-    one = adapter({ONE: Delta(into[:, :2].T, out[:, :2], 1.0)})
+    first = adapter({ONE: Delta(into[:, :2].T, out[:, :2], 1.0)})
     turned = adapter({ONE: Delta(torch.tensor([[0.0, 3.0], [-3.0, 0.0]]) @ into[:, :2].T, out[:, :2], 1.0)})
-    half = adapter({ONE: Delta(torch.cat([into[:, :1], into[:, 2:3]], 1).T, torch.cat([out[:, :1], out[:, 2:3]], 1), 1.0)})
+    half = adapter(
+        {ONE: Delta(torch.cat([into[:, :1], into[:, 2:3]], 1).T, torch.cat([out[:, :1], out[:, 2:3]], 1), 1.0)}
+    )
     elsewhere = adapter({ONE: Delta(into[:, 2:].T, out[:, :2], 1.0)})
-    meetings = [report(one, other).pairs[0].total for other in (turned, half, elsewhere)]
+    meetings = [report(first, other).pairs[0].total for other in (turned, half, elsewhere)]
     assert [meeting.overlap for meeting in meetings] == pytest.approx([1.0, math.sqrt(0.5), 0.0], abs=1e-6)
     assert [meeting.cosine for meeting in meetings] == pytest.approx([0.0, 0.5, 0.0], abs=1e-6)
     assert (meetings[2].writes, meetings[2].reads) == pytest.approx((1.0, 0.0), abs=1e-6)
@@ -101,7 +101,10 @@ def test_updates_in_the_same_spaces_overlap_wholly_whatever_they_do_there() -> N
 
 def test_chance_is_what_random_spaces_give() -> None:
     shape = {ONE: torch.zeros(300, 200)}
-    many = [overlap.weigh(AdapterChoice(), {ONE: Delta(numbers(6, 200, seed=n), numbers(300, 6, seed=n + 50), 1.0)}, shape) for n in range(8)]
+    many = [
+        overlap.weigh(AdapterChoice(), {ONE: Delta(numbers(6, 200, seed=n), numbers(300, 6, seed=n + 50), 1.0)}, shape)
+        for n in range(8)
+    ]
     meetings = [pair.total for pair in analysis.analyse(many, shape).pairs]
     assert all(meeting.chance == pytest.approx(6 / math.sqrt(300 * 200)) for meeting in meetings)
     assert sum(meeting.overlap / meeting.chance for meeting in meetings) / len(meetings) == pytest.approx(1, rel=0.1)
@@ -111,11 +114,13 @@ def test_pairs_and_layers_are_ranked_by_what_they_can_change() -> None:
     near = [{ONE: delta, TWO: low(9 + seed, TWO)} for seed, delta in enumerate(in_shared_plane(0.1, 0.1))]
     far = {ONE: in_shared_plane(1.5, 1.5, seed=7)[1]}
     stack = [adapter(near[0], 0.1), adapter(far, 1.0), adapter(near[1], 4.0, enabled=True)]
-    found = report(*stack)
-    assert found.pairs[0].numbers == (0, 2) and list(found.layers) == sorted(found.layers, key=lambda path: -found.layers[path])
-    interferences = [pair.total.interference for pair in found.pairs]
+    result = report(*stack)
+    assert result.pairs[0].numbers == (0, 2) and list(result.layers) == sorted(
+        result.layers, key=lambda path: -result.layers[path]
+    )
+    interferences = [pair.total.interference for pair in result.pairs]
     assert interferences == sorted(interferences, reverse=True)
-    for pair in found.pairs:
+    for pair in result.pairs:
         assert pair.total.interference == pytest.approx(sum(meeting.interference for meeting in pair.layers.values()))
     # What is off or at weight 0 interferes with nothing.
     quiet = report(adapter(near[0], 0.1), adapter(near[1], 0.0), adapter(near[1], enabled=False))
@@ -124,34 +129,62 @@ def test_pairs_and_layers_are_ranked_by_what_they_can_change() -> None:
 
 def test_the_order_of_adapters_changes_only_the_order() -> None:
     several = [adapter({ONE: low(seed, rank=1 + seed), TWO: low(seed, TWO)}, 0.3 * seed - 1) for seed in range(4)]
-    one, other = report(*several), report(*several[::-1])
-    assert one.total.energy == pytest.approx(other.total.energy, rel=1e-12) and list(one.layers) == list(other.layers)
+    first, other = report(*several), report(*several[::-1])
+    assert first.total.energy == pytest.approx(other.total.energy, rel=1e-12) and list(first.layers) == list(
+        other.layers
+    )
     turned = {tuple(sorted(3 - number for number in pair.numbers)): pair for pair in other.pairs}
-    for pair in one.pairs:
-        assert dataclasses.astuple(pair.total) == pytest.approx(dataclasses.astuple(turned[pair.numbers].total), rel=1e-9)
+    for pair in first.pairs:
+        assert dataclasses.astuple(pair.total) == pytest.approx(
+            dataclasses.astuple(turned[pair.numbers].total), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("others", [False, True])
 def test_other_methods_are_made_dense_where_the_base_is_known_and_named_where_not(others: bool) -> None:
     from trainer.methods import dora, loha
 
-    parts = {"hada_w1_a": numbers(12, 2), "hada_w1_b": numbers(2, 9), "hada_w2_a": numbers(12, 2, seed=1), "hada_w2_b": numbers(2, 9, seed=1)}
-    odd = adapter({ONE: loha.from_file(parts, 2.0)} if others else {ONE: dora.Turned(low(5), BASE[ONE].norm(dim=1, keepdim=True) * 1.1)}, 0.5)
+    parts = {
+        "hada_w1_a": numbers(12, 2),
+        "hada_w1_b": numbers(2, 9),
+        "hada_w2_a": numbers(12, 2, seed=1),
+        "hada_w2_b": numbers(2, 9, seed=1),
+    }
+    odd = adapter(
+        {ONE: loha.from_file(parts, 2.0)}
+        if others
+        else {ONE: dora.Turned(low(5), BASE[ONE].norm(dim=1, keepdim=True) * 1.1)},
+        0.5,
+    )
     plain, third = adapter({ONE: low(1), TWO: low(2, TWO)}), adapter({ONE: low(3)})
-    found = report(odd, plain, third)
+    result = report(odd, plain, third)
     a, b = flat(odd), flat(plain)
-    assert next(pair for pair in found.pairs if pair.numbers == (0, 1)).total.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-4)
-    both = next(pair for pair in found.pairs if pair.numbers == (1, 2)).total
-    assert dataclasses.astuple(both)[:-1] == pytest.approx(dataclasses.astuple(report(plain, third).pairs[0].total)[:-1])
+    assert next(pair for pair in result.pairs if pair.numbers == (0, 1)).total.cosine == pytest.approx(
+        float(a @ b / a.norm() / b.norm()), rel=1e-4
+    )
+    both = next(pair for pair in result.pairs if pair.numbers == (1, 2)).total
+    assert dataclasses.astuple(both)[:-1] == pytest.approx(
+        dataclasses.astuple(report(plain, third).pairs[0].total)[:-1]
+    )
     without = analysis.analyse([odd, plain, third], {})
-    assert without.not_analysed == [f"{ONE} of x"] and without.adapters[0].total.energy == 0 and without.adapters[1].total.relative is None
+    assert (
+        without.not_analysed == [f"{ONE} of x"]
+        and without.adapters[0].total.energy == 0
+        and without.adapters[1].total.relative is None
+    )
 
 
 _HOSTILE = st.sampled_from([0.0, 1e-30, 1e-8, 1.0, -3.0, 1e8, 1e30])
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([ONE, TWO]), st.integers(1, 12), _HOSTILE, _HOSTILE, st.integers(0, 3), st.booleans()), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(
+            st.sampled_from([ONE, TWO]), st.integers(1, 12), _HOSTILE, _HOSTILE, st.integers(0, 3), st.booleans()
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     st.floats(-2, 2).map(lambda weight: round(weight, 3)),
 )
 @settings(max_examples=150, deadline=None)
@@ -163,16 +196,20 @@ def test_no_update_brings_the_report_down_and_its_numbers_keep_their_bounds(draw
         if flat_rank:  # every direction the same
             sides = [sides[0][:1].expand_as(sides[0]), sides[1][:, :1].expand_as(sides[1])]
         stack.append(adapter({path: Delta(sides[0].clone(), sides[1].clone(), 1.0)}, weight))
-    found = report(*stack)
-    for pair in found.pairs:
+    result = report(*stack)
+    for pair in result.pairs:
         for meeting in [pair.total, *pair.blocks.values(), *pair.layers.values()]:
             assert all(map(math.isfinite, dataclasses.astuple(meeting)))
-            assert -1 <= meeting.cosine <= 1 and 0 <= meeting.chance <= 1 and all(0 <= share <= 1 for share in (meeting.overlap, meeting.writes, meeting.reads))
+            assert (
+                -1 <= meeting.cosine <= 1
+                and 0 <= meeting.chance <= 1
+                and all(0 <= share <= 1 for share in (meeting.overlap, meeting.writes, meeting.reads))
+            )
             assert meeting.overlap >= abs(meeting.cosine) - 1e-4
-    assert all(place.energy >= 0 and math.isfinite(place.ratio) for place in [found.total, *found.blocks.values()])
-    proposed = analysis.balance(found)
+    assert all(place.energy >= 0 and math.isfinite(place.ratio) for place in [result.total, *result.blocks.values()])
+    proposed = analysis.balance(result)
     assert 0 < proposed.factor <= 1 and proposed.balanced <= proposed.strongest * (1 + 1e-9)
-    heatmap.draw(found)
+    heatmap.draw(result)
 
 
 def test_numbers_too_large_to_square_are_refused_by_name() -> None:
@@ -182,171 +219,40 @@ def test_numbers_too_large_to_square_are_refused_by_name() -> None:
 
 
 def test_balance_keeps_proportions_and_meets_the_strongest_exactly() -> None:
-    one, two = {ONE: low(1), TWO: low(2, TWO)}, {ONE: low(1, scale=0.3), TWO: low(5, TWO)}
-    found = report(adapter(one, 1.2), adapter(two, 0.9))
-    proposed = analysis.balance(found)
+    first, second = {ONE: low(1), TWO: low(2, TWO)}, {ONE: low(1, scale=0.3), TWO: low(5, TWO)}
+    result = report(adapter(first, 1.2), adapter(second, 0.9))
+    proposed = analysis.balance(result)
     assert proposed.factor < 1 and proposed.weights == pytest.approx([1.2 * proposed.factor, 0.9 * proposed.factor])
-    after = report(adapter(one, proposed.weights[0]), adapter(two, proposed.weights[1]))
-    assert after.total.energy == pytest.approx(found.total.strongest) == pytest.approx(proposed.balanced)
-    undoing = analysis.balance(report(adapter(one), adapter(one, -0.9)))
+    after = report(adapter(first, proposed.weights[0]), adapter(second, proposed.weights[1]))
+    assert after.total.energy == pytest.approx(result.total.strongest) == pytest.approx(proposed.balanced)
+    undoing = analysis.balance(report(adapter(first), adapter(first, -0.9)))
     assert undoing.factor == 1 and "stay" in undoing.reason
-    assert analysis.balance(report(adapter(one, 0.0))).weights == [0.0]
+    assert analysis.balance(report(adapter(first, 0.0))).weights == [0.0]
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
-    [((1.0,), "no burn"), ((1.0, 1.0), "likely to burn"), ((1.0, 0.3), "look at the pictures"), ((1.0, -0.9), "undo each other"), ((0.0,), "nothing acts")],
+    ("weights", "verdict"),
+    [
+        ((1.0,), "no burn"),
+        ((1.0, 1.0), "likely to burn"),
+        ((1.0, 0.3), "look at the pictures"),
+        ((1.0, -0.9), "undo each other"),
+        ((0.0,), "nothing acts"),
+    ],
 )
-def test_the_verdict_says_it_in_words(weights: tuple[float, ...], said: str) -> None:
-    assert said in report(*(adapter({ONE: low(1)}, weight) for weight in weights)).verdict
+def test_the_verdict_says_it_in_words(weights: tuple[float, ...], verdict: str) -> None:
+    assert verdict in report(*(adapter({ONE: low(1)}, weight) for weight in weights)).verdict
 
 
 def test_the_heatmap_is_legible_whatever_the_stack() -> None:
     alone = heatmap.draw(report(adapter({ONE: low(1)})))
     assert alone.width >= 640
-    many = [overlap.weigh(AdapterChoice(name="a\nname " * 30), {ONE: low(seed), TWO: low(seed, TWO)}, BASE) for seed in range(12)]
+    many = [
+        overlap.weigh(AdapterChoice(name="a\nname " * 30), {ONE: low(seed), TWO: low(seed, TWO)}, BASE)
+        for seed in range(12)
+    ]
     picture = heatmap.draw(analysis.analyse(many, BASE))
     assert picture.width < 3200 and picture.height < 1200 and len(picture.convert("P").getcolors(256)) > 20
-
-
-# The command.
-
-
-def test_analyze_reports_in_words_and_json_and_draws_the_map(run_velatura, trained: Path, trained_style: Path, tmp_path: Path) -> None:
-    made = run_velatura("stack", "analyze", f"{trained}:0.8", trained_style, "--json", "--heatmap", tmp_path / "maps" / "map.png")
-    assert made.returncode == 0, made.stderr
-    found = json.loads(made.stdout)
-    assert set(found) == {field.name for field in dataclasses.fields(analysis.Analysis)}
-    for read, path, weight in zip(found["adapters"], (trained, trained_style), (0.8, 1.0), strict=True):
-        info = lora_file.inspect(path)
-        assert set(read) == {field.name for field in dataclasses.fields(analysis.AdapterReport)}
-        assert (read["sha256"], read["method"], read["alpha"]) == (info.sha256, "lora", "in the file")
-        assert read["matched"] == read["modules"] == info.num_modules == len(read["layers"]) and read["ranks"] == [info.rank, info.rank]
-        assert read["total"]["energy"] == pytest.approx((info.norm * weight) ** 2, rel=1e-5) and 0 < read["total"]["relative"] < 1
-    assert list(found["blocks"])[0] == "IN0" and {"IN0", "MID", "OUT1"} <= set(found["blocks"])
-    assert set(found["pairs"][0]["layers"]) <= set(found["layers"]) and found["not_analysed"] == []
-    with Image.open(tmp_path / "maps" / "map.png") as opened:
-        assert opened.width >= 640 and opened.height > 400
-    said = run_velatura("stack", "analyze", trained).stdout
-    assert "no burn" in said and "56 of 56 modules matched" in said and trained.stem in said
-    alone = [
-        f'[[adapters]]\nfile = {json.dumps(str(path))}\nschedule = "{when}"\n' for path, when in ((trained, "steps 0:1 0.5:0"), (trained, "steps 0:0 0.5:1"))
-    ]
-    (tmp_path / "turns.toml").write_text("".join(alone))
-    turns = json.loads(run_velatura("stack", "analyze", "--stack", tmp_path / "turns.toml", "--json").stdout)
-    assert turns["pairs"][0]["total"]["interference"] == 0 and turns["total"]["ratio"] == pytest.approx((25 / 13) ** 0.5)
-    assert "one of the two" in run_velatura("stack", "analyze", trained, "--stack", "x.toml").stderr
-
-
-def test_balance_prints_what_render_takes(run_velatura, trained: Path) -> None:
-    said = run_velatura("stack", "balance", f"{trained}:1", f"{trained}:0.5").stdout.splitlines()
-    assert "1.50 times" in said[0] and said[1:] == [f"{trained}:0.667", f"{trained}:0.333"]
-    found = json.loads(run_velatura("stack", "balance", f"{trained}:1", f"{trained}:0.5", "--json").stdout)
-    assert found["factor"] == pytest.approx(2 / 3) and [one["proposed"] for one in found["adapters"]] == pytest.approx([2 / 3, 1 / 3])
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
-    """A folder of files that can't be used, named for what is wrong with them."""
-    folder, tensors = tmp_path_factory.mktemp("broken"), load_file(trained)
-    first = next(name for name in tensors if name.endswith("lora_up.weight"))
-    save_file(tensors | {first: torch.full_like(tensors[first], math.nan)}, folder / "nan.safetensors")
-    save_file({name.replace("mid_block", "middle_thing"): tensor for name, tensor in tensors.items()}, folder / "half.safetensors")
-    flux = {"transformer.single_transformer_blocks.0.attn.to_q": {"lora_A.weight": torch.ones(2, 3072), "lora_B.weight": torch.ones(3072, 2)}}
-    lora_file.save(folder / "flux.safetensors", flux, {}, torch.float32)
-    (folder / "header.safetensors").write_bytes((2 << 30).to_bytes(8, "little") + b"{}")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["flux.safetensors"], ["flux.safetensors", "0 of 1 modules matched", "single_transformer_blocks.0.attn.to_q"]),
-        (["half.safetensors:0.5"], ["half.safetensors", "48 of 56 modules matched", "middle_thing"]),
-        (["nan.safetensors"], ["nan.safetensors has NaN or infinity in 1 of 168 tensors", "lora_up.weight"]),
-        (["header.safetensors"], ["header.safetensors", "2147483648 bytes"]),
-        (["nowhere.safetensors:1"], ["nowhere.safetensors", "No such file"]),
-        (["half.safetensors:1,2"], ["several weights", "one each"]),
-        (["half.safetensors:3"], ["weight is 3", "-2 to 2"]),
-        (["half.safetensors", "--base", "nowhere"], ["nowhere", "not a folder here"]),
-    ],
-    ids=lambda value: " ".join(value[:1]),
-)
-def test_what_cannot_be_analysed_is_refused_with_names_and_numbers(broken: Path, arguments: list[str], said: list[str]) -> None:
-    found = CliRunner().invoke(stack_command.app, ["analyze", str(broken / arguments[0]), *arguments[1:]])
-    assert isinstance(found.exception, UserError), found.output
-    assert not [part for part in said if part not in str(found.exception)], found.exception
-
-
-def test_a_heatmap_that_is_no_png_is_refused_before_anything_is_read(run_velatura) -> None:
-    result = run_velatura("stack", "analyze", "nowhere.safetensors", "--heatmap", "map.jpg")
-    assert result.returncode == 2 and "--heatmap is 'map.jpg'" in result.stderr and "Traceback" not in result.stderr
-
-
-# Trained to conflict: the same pictures and trigger, in red ink and in blue.
-
-
-@pytest.fixture(scope="module")
-def inks(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> dict[str, Path]:
-    """LoRAs of the two contradictory styles, `red` and `blue`, one that has nothing to do with them, and folders of held-out pictures."""
-    from trainer import session
-
-    parent, found = tmp_path_factory.mktemp("inks"), {}
-    for part in ("train", "heldout"):
-        for colour in ("red", "blue"):
-            folder = found[f"{colour}-{part}"] = parent / f"{colour}-{part}"
-            folder.mkdir()
-            for path in sorted((examples / "outline-style" / part).glob("*.png")):
-                ImageOps.colorize(Image.open(path).convert("L"), colour, "white").save(folder / path.name)
-                (folder / f"{path.stem}.txt").write_text(path.with_suffix(".txt").read_text())
-    settings = ["max_steps=60", "preview_every_steps=0", "adapter.rank=8", "adapter.alpha=8"]
-    for seed, (name, folder) in enumerate({"red": found["red-train"], "blue": found["blue-train"], "cat": examples / "grey-cat" / "train"}.items()):
-        config = session.preset_config(plain.CHARACTER, str(folder), None, [*settings, f"seed={seed}"])
-        run, stream = session.start(config, parent, name, None)
-        assert list(stream)[-1].kind == "finished"
-        found[name] = run.lora_file
-    return found
-
-
-def heldout_losses(engine: Engine, stack: StackConfig, folders: list[Path]) -> torch.Tensor:
-    """Loss (N, 10) by picture and timestep with the stack on the base."""
-    family, pipe = engine.family, engine.pipe
-    paths = sorted(path for folder in folders for path in folder.glob("*.png"))
-    with torch.no_grad():
-        latents = [family.encode_image(pipe, pipe.image_processor.preprocess(Image.open(path)))[0] for path in paths]
-    frames = [torch.zeros(6, dtype=torch.long)] * len(paths)
-    questions = validation.Questions(latents, [path.with_suffix(".txt").read_text() for path in paths], frames)
-
-    def predict(noised: torch.Tensor, timesteps: torch.Tensor, captions: list[str], frames: torch.Tensor) -> torch.Tensor:
-        return family.denoise(pipe.unet, noised, timesteps, family.prepare_batch(family.encode_text(pipe, captions, 1)))
-
-    with engine.folded(stack):
-        return validation.losses(questions, family.schedule(pipe), predict, 16)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_loras_trained_to_conflict_rank_first_and_balanced_they_predict_better(inks: dict[str, Path]) -> None:
-    engine = Engine("imprimatura", device="cpu", dtype="float32")
-    chosen = {name: AdapterChoice(file=str(inks[name])) for name in ("cat", "red", "blue")}
-    loaded = {name: overlap.load(choice, engine.file_keys, engine.shapes) for name, choice in chosen.items()}
-    found = analysis.analyse(list(loaded.values()), engine.weights)
-    conflict, *unrelated = found.pairs
-    for each in found.pairs:
-        print(f"{' and '.join(each.names)}: overlap {each.total.overlap:.2f}, {each.total.chance:.2f} by chance")
-    assert conflict.names == ("red", "blue")
-    assert conflict.total.overlap > 1.5 * max(pair.total.overlap for pair in unrelated)
-
-    pair = analysis.analyse([loaded["red"], loaded["blue"]], engine.weights)
-    folders, proposed = [inks["red-heldout"], inks["blue-heldout"]], analysis.balance(pair).weights
-    stacks = [
-        StackConfig(adapters=tuple(chosen[name].model_copy(update={"weight": weight}) for name, weight in zip(("red", "blue"), weights, strict=True)))
-        for weights in ((1.0, 1.0), proposed)
-    ]
-    before, after = (heldout_losses(engine, stack, folders) for stack in stacks)
-    low, _ = validation.interval(before.mean(1), after.mean(1))
-    print(f"balance {proposed}: held-out loss {float(before.mean()):.4f} -> {float(after.mean()):.4f}, at least {low:.1%} lower (95 %)")
-    assert validation.gain(before, after) > 0.02 and low > 0
 
 
 def test_what_acts_apart_in_time_or_place_does_not_meet() -> None:
@@ -366,17 +272,24 @@ def test_what_acts_apart_in_time_or_place_does_not_meet() -> None:
 
 
 def test_the_map_asks_the_mode_itself_when_each_acts() -> None:
-    """Twelve steps in turns of five: the first acts in 0-4 and 10-11, the second in 5-9; what isn't there takes no turn."""
+    """Twelve steps in turns of five: the first acts in 0-4 and 10-11, the second in 5-9; what isn't there takes no
+    turn.
+    """
     cat, dog = (AdapterChoice(name=name, sha256=name[0] * 64) for name in ("aa", "bb"))
-    first, off = cat.model_copy(update={"schedule": "steps 0:1 0.4:0"}), cat.model_copy(update={"weight": 0.0, "sha256": "c" * 64})
+    first, off = (
+        cat.model_copy(update={"schedule": "steps 0:1 0.4:0"}),
+        cat.model_copy(update={"weight": 0.0, "sha256": "c" * 64}),
+    )
 
     def acting(*adapters: AdapterChoice, mode: str = "switch", num_steps: int = 12) -> list[float]:
-        found = overlap.acting(list(adapters), mode, num_steps, (8, 8))
-        assert not (found - found.diag().diag()).any() or mode == "regions"
-        return (found.diag() * num_steps).tolist()
+        meetings = overlap.acting(list(adapters), mode, num_steps, (8, 8))
+        assert not (meetings - meetings.diag().diag()).any() or mode == "regions"
+        return (meetings.diag() * num_steps).tolist()
 
     assert acting(cat, dog) == pytest.approx([7, 5]) and acting(first, dog) == pytest.approx([5, 5])
-    assert acting(cat, off, dog) == pytest.approx([7, 0, 5]) and acting(off, off.model_copy(update={"enabled": False})) == [0, 0]
+    assert acting(cat, off, dog) == pytest.approx([7, 0, 5]) and acting(
+        off, off.model_copy(update={"enabled": False})
+    ) == [0, 0]
     assert acting(cat, dog, num_steps=3) == pytest.approx([2, 1])
     assert acting(cat, dog, mode="regions", num_steps=10) == pytest.approx([8, 8])  # the first fifth runs without
     twice = overlap.acting([cat, cat], "switch", 12, (8, 8))
@@ -385,7 +298,9 @@ def test_the_map_asks_the_mode_itself_when_each_acts() -> None:
         overlap.acting([cat, dog], "both", 12, (8, 8))
 
 
-@pytest.mark.parametrize("name", [name for name, mode in modes.registry().items() if mode.only_acting or mode.acting is not all_act])
+@pytest.mark.parametrize(
+    "name", [name for name, mode in modes.registry().items() if mode.only_acting or mode.acting is not all_act]
+)
 @pytest.mark.parametrize(("num", "num_steps"), [(2, 25), (3, 25), (4, 11), (2, 1)])
 def test_a_mode_that_says_when_adapters_act_goes_by_it(name: str, num: int, num_steps: int) -> None:
     mode, seen = modes.registry()[name], []

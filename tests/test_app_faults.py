@@ -1,4 +1,6 @@
-"""What lies in a job's folder, or where the table of jobs should be, is nobody's downfall: the thread goes on and says what is wrong."""
+"""What lies in a job's folder, or where the table of jobs should be, is nobody's downfall: the thread goes on and says
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import psutil
@@ -20,7 +23,8 @@ from test_app_jobs import make as make  # a fixture
 
 from app import batches, job_table, ui
 from app.job_table import Job
-from app.jobs import REHEARSAL, TRAINING, ByKind, JobRunner, Training
+from app.job_work import REHEARSAL, TRAINING, ByKind, Training
+from app.jobs import JobRunner
 from app.tabs import train
 from trainer import runs
 from trainer.errors import ConfigError, DataError, RunError
@@ -38,19 +42,21 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("asked", ["saved_step", "finished", "command"])
-def test_a_job_that_cannot_be_looked_at_fails_alone_also_after_a_restart(make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: str) -> None:
+@pytest.mark.parametrize("method", ["saved_step", "finished", "command"])
+def test_a_job_that_cannot_be_looked_at_fails_alone_also_after_a_restart(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception, method: str
+) -> None:
     runner, work = make(jobs.ENDS)
     bad, good = runner.submit("bad", ""), runner.submit("good", "")
-    real = getattr(work, asked)
+    real = getattr(work, method)
 
     def look(job: Job) -> object:
         if job.id == bad.id:
             raise error
         return real(job)
 
-    monkeypatch.setattr(work, asked, look)
-    if asked == "finished":  # asked of a job whose server is gone
+    monkeypatch.setattr(work, method, look)
+    if method == "finished":  # asked of a job whose server is gone
         job_table.put(runner.database, bad, state="running", pid=2**22 + 5, pid_start=1.0)
     for server in (runner, JobRunner(runner.database.parent, work, runner.runs_folder)):
         jobs.until(server, bad, "failed")
@@ -76,7 +82,9 @@ def _manifest(out: Path, raw: bytes) -> Path:
     ],
     ids=["cp1252", "cp1252 not done", "nul", "no state", "huge cell", "nothing"],
 )
-def test_a_manifest_that_a_spreadsheet_saved_anew_is_read_or_taken_for_none(tmp_path: Path, rest: bytes, finished: bool) -> None:
+def test_a_manifest_that_a_spreadsheet_saved_anew_is_read_or_taken_for_none(
+    tmp_path: Path, rest: bytes, finished: bool
+) -> None:
     out = _manifest(tmp_path / "x", ",".join(COLUMNS).encode() + b"\r\n" + rest)
     job = Job(1, "batch-csv", "x", "", "running", None, None, 0, 0, 0.0, None, None, "")
     assert batches.Drawing(tmp_path, tmp_path, ()).finished(job) is finished
@@ -93,7 +101,8 @@ def test_a_manifest_that_is_a_pipe_or_a_folder_keeps_nobody_waiting(tmp_path: Pa
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\xff\xfe not text\n", b'{"event": "saved", "step": "x", "file": 1}\n', b'{"event": ["saved"]}\n', b"[" * 200_000 + b"\n", b"null\n",
+        b"\xff\xfe not text\n", b'{"event": "saved", "step": "x", "file": 1}\n', b'{"event": ["saved"]}\n',
+        b"[" * 200_000 + b"\n", b"null\n",
         b'{"event": "saved"}\n',
         b'{"event": "saved", "step": ' + b"9" * 5000 + b', "file": ""}\n',
     ],
@@ -114,9 +123,9 @@ def test_a_log_of_a_batch_that_says_anything_is_shown(tmp_path: Path) -> None:
     ]
     good = {"event": "rendered", "done": 1, "total": 2, "seconds": 1.0}
     (tmp_path / "log").write_text("\n".join([*lines, json.dumps(good)]))
-    assert batches.told(tmp_path / "log") == [good]
+    assert batches.last_events(tmp_path / "log") == [good]
     job = Job(1, "batch-csv", "x", "", "finished", None, None, 0, 0, 0.0, None, None, "")
-    assert "1 of 2" in batches.progress(job, batches.told(tmp_path / "log")).detail
+    assert "1 of 2" in batches.progress(job, batches.last_events(tmp_path / "log")).detail
 
 
 def test_a_job_of_a_kind_of_a_later_version_fails_in_words(tmp_path: Path) -> None:
@@ -147,14 +156,18 @@ GARBAGE: dict[str, Callable[[Path], object]] = {
     "cut short": lambda path: path.write_bytes(b"SQLite format 3\0" + b"\1" * 40),
     "foreign": lambda path: _foreign(path, "CREATE TABLE photos (id INTEGER)"),
     "another job table": lambda path: _foreign(path, "CREATE TABLE job (id INTEGER, salary REAL)"),
-    "a job table that wants more": lambda path: _foreign(path, job_table._SCHEMA.replace("error TEXT", "wage REAL NOT NULL, error TEXT")),
+    "a job table that wants more": lambda path: _foreign(
+        path, job_table._SCHEMA.replace("error TEXT", "wage REAL NOT NULL, error TEXT")
+    ),
     "damaged": _damaged,
     "a folder": lambda path: path.mkdir(),
 }
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-def test_a_table_that_is_not_ours_is_set_aside_whole_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_a_table_that_is_not_ours_is_set_aside_whole_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     path = tmp_path / "jobs.sqlite"
     GARBAGE[kind](path)
     before = path.read_bytes() if path.is_file() else None
@@ -163,8 +176,8 @@ def test_a_table_that_is_not_ours_is_set_aside_whole_and_said(tmp_path: Path, ca
             path.unlink()
             GARBAGE[kind](path)
         runner = JobRunner(tmp_path, jobs.Script(tmp_path, jobs.ENDS), tmp_path / "runs")
-        said = capsys.readouterr().err
-        assert f"kept as jobs-set-aside{number}.sqlite" in said and "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert f"kept as jobs-set-aside{number}.sqlite" in printed and "Traceback" not in printed
         assert runner.every() == []
     aside = tmp_path / "jobs-set-aside.sqlite"
     assert aside.is_dir() if before is None else aside.read_bytes() == before
@@ -173,7 +186,9 @@ def test_a_table_that_is_not_ours_is_set_aside_whole_and_said(tmp_path: Path, ca
     assert len(again.every()) == 1 and not capsys.readouterr().err
 
 
-def test_a_table_that_cannot_be_opened_now_is_left_alone_and_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_cannot_be_opened_now_is_left_alone_and_an_error_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     JobRunner(tmp_path, jobs.Script(tmp_path, jobs.ENDS), tmp_path / "runs")
 
     def connect(*_: object, **__: object) -> object:
@@ -186,7 +201,15 @@ def test_a_table_that_cannot_be_opened_now_is_left_alone_and_an_error_in_words(t
 
 
 @pytest.mark.parametrize(
-    "column, value", [("name", "../../etc"), ("name", b"\xff"), ("state", "dancing"), ("created", "once"), ("pid", "x"), ("attempt", b"x")]
+    "column, value",
+    [
+        ("name", "../../etc"),
+        ("name", b"\xff"),
+        ("state", "dancing"),
+        ("created", "once"),
+        ("pid", "x"),
+        ("attempt", b"x"),
+    ],
 )
 def test_a_row_that_nobody_of_us_wrote_is_passed_over(make: Make, column: str, value: object) -> None:
     runner, _ = make(jobs.ENDS)
@@ -202,8 +225,14 @@ def test_the_page_opens_on_a_garbage_table(tmp_path: Path) -> None:
     workspace.mkdir()
     (workspace / "jobs.sqlite").write_bytes(b"no table" * 999)
     code = f"from pathlib import Path; from app import ui; ui.build(Path({str(workspace)!r})); print('open')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "open" and "kept as jobs-set-aside.sqlite" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.stdout.strip() == "open"
+        and "kept as jobs-set-aside.sqlite" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr
 
 
 LOST: dict[str, Callable[[Path], object]] = GARBAGE | {
@@ -214,7 +243,9 @@ LOST: dict[str, Callable[[Path], object]] = GARBAGE | {
 
 
 @pytest.mark.parametrize("kind", LOST)
-def test_a_table_lost_while_the_server_runs_is_written_anew_and_no_job_is_lost(make: Make, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_a_table_lost_while_the_server_runs_is_written_anew_and_no_job_is_lost(
+    make: Make, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     runner, work = make(jobs.SLEEPS)
     first, second = runner.submit("first", "a = 1"), runner.submit("second", "b = 2")
     at_work = jobs.until(runner, first, "running")
@@ -224,7 +255,10 @@ def test_a_table_lost_while_the_server_runs_is_written_anew_and_no_job_is_lost(m
         with runner._lock, runner.table._lock:  # or the thread would be between the two
             runner.database.unlink()
             LOST[kind](runner.database)
-        assert [(job.name, job.state, job.config) for job in runner.every()] == [("second", "queued", "b = 2"), ("first", "running", "a = 1")]
+        assert [(job.name, job.state, job.config) for job in runner.every()] == [
+            ("second", "queued", "b = 2"),
+            ("first", "running", "a = 1"),
+        ]
         assert runner.get(first.id) == at_work and runner._is_alive(at_work)
         assert runner.submit("first", "").name == "first-2"
         runner.stop(first.id)
@@ -234,27 +268,40 @@ def test_a_table_lost_while_the_server_runs_is_written_anew_and_no_job_is_lost(m
             time.sleep(0.05)
     finally:
         runner.halt()
-    said = capsys.readouterr().err
-    assert said.count("jobs.sqlite") == 1 and "the 2 last read" in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert printed.count("jobs.sqlite") == 1 and "the 2 last read" in printed and "Traceback" not in printed
     assert list(runner.database.parent.glob("jobs-set-aside*")) or kind in LOST.keys() - GARBAGE.keys()
 
 
-def test_the_page_says_once_that_the_table_was_lost_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_says_once_that_the_table_was_lost_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     warned: list[str] = []
     monkeypatch.setattr(ui, "warn", warned.append)
     context = ui.open_workspace(tmp_path)
-    handlers = {one.name: one.fn for one in ui.compose(context).fns.values()}
+    page = ui.compose(context)
+    handlers = {function.name: function.fn for function in page.fns.values()}
+    (asked,) = [block.versions for block in page.blocks.values() if hasattr(block, "versions")]
+
+    def version() -> str:
+        return asked(None, SimpleNamespace(headers={}))["table"]
+
+    before = version()
     with gr.Blocks():
         tab = train._Tab(context)
     context.runner.submit("cat", "")
     context.runner.database.write_bytes(os.urandom(5000))
-    assert "cat" in str(tab.poll(None, {}))
-    seen = handlers["say_table"]("")
-    assert handlers["say_table"](seen) == seen and len(warned) == 1 and "kept as jobs-set-aside.sqlite" in warned[0]
+    assert "cat" in str(tab.view.poll(None, {}))
+    after = version()  # the page asks for the warning when the version is another
+    assert after != before and version() == after
+    handlers["warn_of_table"]()
+    assert len(warned) == 1 and "kept as jobs-set-aside.sqlite" in warned[0]
 
 
-def test_while_the_table_is_locked_the_page_shows_what_it_last_knew_and_nothing_is_started(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_table_is_locked_the_page_shows_what_it_last_knew_and_nothing_is_started(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner, work = make(jobs.ENDS)
     job = runner.submit("a", "")
 
@@ -297,7 +344,9 @@ def test_a_process_that_took_over_a_childs_number_is_sent_nothing(make: Make, la
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as stranger:
         try:
             began = psutil.Process(stranger.pid).create_time()
-            job_table.put(runner.database, job, state="running", pid=stranger.pid, pid_start=began + late_s, started=began)
+            job_table.put(
+                runner.database, job, state="running", pid=stranger.pid, pid_start=began + late_s, started=began
+            )
             runner.stop(job.id)
             time.sleep(0.3)
             assert stranger.poll() is None

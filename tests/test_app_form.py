@@ -8,7 +8,9 @@ import gradio as gr
 import pytest
 from pydantic import Discriminator, Field
 
-from app.form import Form, specs
+from app import form_words
+from app.form import Form
+from app.form_fields import specs
 from trainer import presets
 from trainer.config import AdapterChoice, StackConfig, TrainConfig, parse
 from trainer.errors import ConfigError
@@ -30,7 +32,9 @@ class Paint(Settings):
     ridges: int = setting(0, "Ridges", "In thick paint.", advanced=True, only_with={"paint.thick": (True,)})
     depth: float = setting(0.5, "Depth", "Of the ridges.", gt=0, advanced=True, only_with={"paint.ridges": SET})
     tools: tuple[str, ...] = setting((), "Tools", "One a line.", advanced=True)
-    grip: int = setting(1, "Grip", "Of the tools.", advanced=True, only_with={"paint.tools": SET, "shape.method": ("square",)})
+    grip: int = setting(
+        1, "Grip", "Of the tools.", advanced=True, only_with={"paint.tools": SET, "shape.method": ("square",)}
+    )
     hue: int = setting(0, "Hue", "In colour.", advanced=True, only_with={"mode": ("colour",)})
     odd: int = setting(0, "Odd", "Of a fact nobody knows.", advanced=True, only_with={"moon": ("full",)})
 
@@ -68,11 +72,11 @@ def test_preset_comes_back_from_the_form(name: str) -> None:
 @pytest.mark.parametrize("name", presets.names())
 def test_fill_shows_what_the_config_says(name: str) -> None:
     form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {})
-    found = drawn(form)
+    values = drawn(form)
     config = presets.load(name, {"adapter.rank": 5, "preview.prompts": ["one", "two"]})
     for component, update in form.fill(config).items():
-        found[component] = update.get("value", found[component])
-    assert parse(TrainConfig, form.values(found), "the form") == config
+        values[component] = update.get("value", values[component])
+    assert parse(TrainConfig, form.values(values), "the form") == config
 
 
 @pytest.mark.parametrize("model", [TrainConfig, StackConfig])
@@ -83,39 +87,47 @@ def test_every_setting_has_its_words_and_one_component(model: type[Settings]) ->
     assert set(form.components) == {spec.key for spec in specs(model)} - {"version", "adapters"}
     for key, component in form.components.items():
         info = form.specs[key].info
-        assert component.label == info.title and component.info in (info.description, *form.specs[key].kinds.values()), key  # type: ignore[attr-defined]
+        words = (info.description, *form.specs[key].kinds.values())
+        assert component.label == info.title and component.info in map(form_words.as_done_here, words), key  # type: ignore[attr-defined]
 
 
 def test_a_number_that_may_be_empty_comes_back_empty_or_as_it_was() -> None:
     form = Form(AdapterChoice, AdapterChoice(), frozenset(), {}, name="layer")
-    found = drawn(form)
+    values = drawn(form)
     box = form.components["text_weight"]
-    assert parse(AdapterChoice, form.values(found), "the form") == AdapterChoice()
-    assert parse(AdapterChoice, form.values(found | {box: " -0.5 "}), "the form").text_weight == -0.5
-    full = AdapterChoice(weight=0.5, text_weight=0.25, blocks=("IN=0", "OUT=1"), schedule="linear 1 0", region="box 0 0 1 1", trigger=True)
+    assert parse(AdapterChoice, form.values(values), "the form") == AdapterChoice()
+    assert parse(AdapterChoice, form.values(values | {box: " -0.5 "}), "the form").text_weight == -0.5
+    full = AdapterChoice(
+        weight=0.5,
+        text_weight=0.25,
+        blocks=("IN=0", "OUT=1"),
+        schedule="linear 1 0",
+        region="box 0 0 1 1",
+        trigger=True,
+    )
     shown = {component: update["value"] for component, update in form.fill(full).items()}
-    assert parse(AdapterChoice, form.values(found | shown), "the form") == full
+    assert parse(AdapterChoice, form.values(values | shown), "the form") == full
     with pytest.raises(ConfigError, match="text_weight is 'x'"):
-        parse(AdapterChoice, form.values(found | {box: "x"}), "the form")
+        parse(AdapterChoice, form.values(values | {box: "x"}), "the form")
 
 
 def test_empty_number_is_refused_by_name() -> None:
     form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {})
-    found = drawn(form)
-    found[form.components["max_steps"]] = None
+    values = drawn(form)
+    values[form.components["max_steps"]] = None
     with pytest.raises(Exception, match="max_steps"):
-        parse(TrainConfig, form.values(found), "the form")
+        parse(TrainConfig, form.values(values), "the form")
 
 
 def test_union_shows_and_sends_the_chosen_kind_only() -> None:
     form = shapes()
-    found = drawn(form)
+    values = drawn(form)
     assert {"name", "shape.method", "shape.round.radius", "shape.square.side"} < set(form.components)
-    assert form.values(found)["shape"] == {"method": "round", "radius": 4}
+    assert form.values(values)["shape"] == {"method": "round", "radius": 4}
     for component, update in form.fill(Shapes(shape=Square(method="square", side=7.5))).items():
-        found[component] = update.get("value", found.get(component))
+        values[component] = update.get("value", values.get(component))
         component.visible = update.get("visible", True)
-    assert form.values(found)["shape"] == {"method": "square", "side": 7.5}
+    assert form.values(values)["shape"] == {"method": "square", "side": 7.5}
     assert not form.components["shape.round.radius"].visible and form.components["shape.square.side"].visible
 
 
@@ -134,40 +146,62 @@ def test_union_shows_and_sends_the_chosen_kind_only() -> None:
 )
 def test_setting_is_read_where_its_condition_is_met(values: dict[str, Any], read: set[str]) -> None:
     form = shapes()
-    found = form.read({"name": "", "shape.method": "round"} | values)
-    assert {name for name in ("ridges", "depth", "grip", "hue") if found[f"paint.{name}"]} == read
-    assert found["paint.odd"] and found["paint.thick"]
+    state = form.read({"name": "", "shape.method": "round"} | values)
+    assert {name for name in ("ridges", "depth", "grip", "hue") if state[f"paint.{name}"]} == read
+    assert state["paint.odd"] and state["paint.thick"]
 
 
 def test_hidden_setting_is_not_sent_and_comes_back_as_it_was() -> None:
     form = shapes()
-    found = drawn(form)
-    found |= {form.components["paint.thick"]: True, form.components["paint.ridges"]: 3}
-    assert form.values(found)["paint"]["ridges"] == 3
-    found[form.components["paint.thick"]] = False
-    assert "ridges" not in form.values(found)["paint"] and parse(Shapes, form.values(found), "the form").paint == Paint()
-    found[form.components["paint.thick"]] = True
-    assert form.values(found)["paint"]["ridges"] == 3
+    values = drawn(form)
+    values |= {form.components["paint.thick"]: True, form.components["paint.ridges"]: 3}
+    assert form.values(values)["paint"]["ridges"] == 3
+    values[form.components["paint.thick"]] = False
+    assert (
+        "ridges" not in form.values(values)["paint"] and parse(Shapes, form.values(values), "the form").paint == Paint()
+    )
+    values[form.components["paint.thick"]] = True
+    assert form.values(values)["paint"]["ridges"] == 3
 
 
 def test_no_setting_of_the_form_is_refused_for_being_unread() -> None:
     """Whatever is chosen and hidden again: the form never sends what the config would call unread."""
-    form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {}, {"family": {"sd": {"prediction": ("epsilon", "v")}}})
-    found = drawn(form)
+    form = Form(
+        TrainConfig,
+        presets.load(presets.names()[0], {}),
+        frozenset(),
+        {},
+        {"family": {"sd": {"prediction": ("epsilon", "v")}}},
+    )
+    values = drawn(form)
     changes = {
-        "optimizer.name": "other", "optimizer.other": "Lion", "objective.loss": "huber", "objective.huber_delta": 0.7, "data.mask": "file",
-        "data.mask_folder": "/masks", "inversion.token": "x", "inversion.vectors": 3, "objective.timesteps": "mode", "objective.timesteps_mode_scale": 0.5,
+        "optimizer.name": "other", "optimizer.other": "Lion", "objective.loss": "huber", "objective.huber_delta": 0.7,
+        "data.mask": "file",
+        "data.mask_folder": "/masks", "inversion.token": "x", "inversion.vectors": 3, "objective.timesteps": "mode",
+        "objective.timesteps_mode_scale": 0.5,
     }  # fmt: skip
-    found |= {form.components[key]: value for key, value in changes.items()}
-    assert parse(TrainConfig, form.values(found), "the form").optimizer.other == "Lion"
+    values |= {form.components[key]: value for key, value in changes.items()}
+    assert parse(TrainConfig, form.values(values), "the form").optimizer.other == "Lion"
     start = presets.load(presets.names()[0], {})
-    back = {"optimizer.name": "adamw", "objective.loss": "l2", "data.mask": "off", "inversion.token": "", "objective.timesteps": "uniform"}
-    found |= {form.components[key]: value for key, value in back.items()}
-    assert parse(TrainConfig, form.values(found), "the form") == start
+    back = {
+        "optimizer.name": "adamw",
+        "objective.loss": "l2",
+        "data.mask": "off",
+        "inversion.token": "",
+        "objective.timesteps": "uniform",
+    }
+    values |= {form.components[key]: value for key, value in back.items()}
+    assert parse(TrainConfig, form.values(values), "the form") == start
 
 
 def test_every_condition_of_the_real_form_can_be_met_by_something_drawn() -> None:
-    form = Form(TrainConfig, presets.load(presets.names()[0], {}), frozenset(), {}, {"family": {"sd": {"prediction": ("epsilon",)}}})
+    form = Form(
+        TrainConfig,
+        presets.load(presets.names()[0], {}),
+        frozenset(),
+        {},
+        {"family": {"sd": {"prediction": ("epsilon",)}}},
+    )
     for spec in form.specs.values():
         assert not spec.conditions or form._controllers(spec), spec.key
 
@@ -187,8 +221,11 @@ def test_group_is_gone_while_nothing_in_it_is_read() -> None:
 
 def test_change_sets_what_is_named_and_shows_what_that_brings() -> None:
     form = shapes()
-    found = drawn(form)
-    updates = form.change(found, {"paint.thick": True, "paint.ridges": 2, "shape.radius": 9, "no.such": 1})
+    values = drawn(form)
+    updates = form.change(values, {"paint.thick": True, "paint.ridges": 2, "shape.radius": 9, "no.such": 1})
     assert updates[form.components["paint.ridges"]] == gr.update(value=2, visible=True)
-    assert updates[form.components["shape.round.radius"]]["value"] == 9 and "value" not in updates[form.components["shape.square.side"]]
+    assert (
+        updates[form.components["shape.round.radius"]]["value"] == 9
+        and "value" not in updates[form.components["shape.square.side"]]
+    )
     assert updates[form.components["paint.depth"]]["visible"] is True

@@ -16,15 +16,19 @@ from urllib.parse import urlsplit
 import pytest
 from test_browser import CHROMIUM, _free_port
 
-from app import guard
+from app import request_guard
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "a long enough one"
 ENVIRONMENT = {
-    "GRADIO_ALLOWED_PATHS": "/etc,/tmp", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "1", "GRADIO_ROOT_PATH": "/elsewhere", "GRADIO_SHARE": "True",
-    "GRADIO_ANALYTICS_ENABLED": "True", "GRADIO_MCP_SERVER": "True", "GRADIO_VIBE_MODE": "1", "GRADIO_WATCH_DIRS": "/tmp", "GRADIO_SSR_MODE": "True",
-    "GRADIO_RUN_HISTORY": "True", "GRADIO_LOCAL_DEV_MODE": "1", "GRADIO_DEBUG": "1", "GRADIO_PROFILING": "1", "SYSTEM": "spaces", "SPACE_ID": "a/b",
-    "FORWARDED_ALLOW_IPS": "*", "GRADIO_TEMP_DIR": "/etc", "GRADIO_HISTORY_BUCKET": "a/b", "GRADIO_BLOCKED_PATHS": "/", "GRADIO_EXAMPLES_CACHE": "/etc",
+    "GRADIO_ALLOWED_PATHS": "/etc,/tmp", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "1",
+    "GRADIO_ROOT_PATH": "/elsewhere", "GRADIO_SHARE": "True",
+    "GRADIO_ANALYTICS_ENABLED": "True", "GRADIO_MCP_SERVER": "True", "GRADIO_VIBE_MODE": "1",
+    "GRADIO_WATCH_DIRS": "/tmp", "GRADIO_SSR_MODE": "True",
+    "GRADIO_RUN_HISTORY": "True", "GRADIO_LOCAL_DEV_MODE": "1", "GRADIO_DEBUG": "1", "GRADIO_PROFILING": "1",
+    "SYSTEM": "spaces", "SPACE_ID": "a/b",
+    "FORWARDED_ALLOW_IPS": "*", "GRADIO_TEMP_DIR": "/etc", "GRADIO_HISTORY_BUCKET": "a/b", "GRADIO_BLOCKED_PATHS": "/",
+    "GRADIO_EXAMPLES_CACHE": "/etc",
 }  # fmt: skip
 
 
@@ -35,41 +39,57 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = _free_port()
     command = [sys.executable, "-m", "app", "--workspace", str(folder / "workspace"), "--port", str(port)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | ENVIRONMENT | {"VELATURA_AUTH": f"me:{PASSWORD}"})
-    found = f"http://127.0.0.1:{port}"
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env=os.environ | ENVIRONMENT | {"VELATURA_AUTH": f"me:{PASSWORD}"},
+        )
+    url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 90
     while True:
         try:
-            urllib.request.urlopen(f"{found}/", timeout=5).read()
+            urllib.request.urlopen(f"{url}/", timeout=5).read()
             break
         except urllib.error.HTTPError:
             break
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
             time.sleep(0.2)
-    yield found
+    yield url
     process.kill()
     process.wait(20)
-    said = (folder / "log").read_text()
-    assert "Traceback" not in said and "gradio.live" not in said, said[-3000:]
+    server_log = (folder / "log").read_text()
+    assert "Traceback" not in server_log and "gradio.live" not in server_log, server_log[-3000:]
 
 
-def ask(address: str, method: str, path: str, body: str = "", source: str = "127.0.0.1", **headers: str) -> tuple[int, dict[str, str], str]:
+def ask(
+    address: str, method: str, path: str, body: str = "", source: str = "127.0.0.1", **headers: str
+) -> tuple[int, dict[str, str], str]:
     """Status, headers and text of an answer, asked from one of this machine's own addresses."""
     where = urlsplit(address)
     connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=20, source_address=(source, 0))
     try:
-        connection.request(method, path, body.encode(), {name.replace("_", "-"): value for name, value in headers.items()})
+        connection.request(
+            method, path, body.encode(), {name.replace("_", "-"): value for name, value in headers.items()}
+        )
         answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read().decode("utf-8", "replace")
+        return (
+            answer.status,
+            {name.lower(): value for name, value in answer.getheaders()},
+            answer.read().decode("utf-8", "replace"),
+        )
     finally:
         connection.close()
 
 
 def login(address: str, password: str, source: str, **headers: str) -> tuple[int, str]:
     body = f"username=me&password={password.replace(' ', '+')}"
-    status, found, _ = ask(address, "POST", "/login", body, source, Content_Type="application/x-www-form-urlencoded", **headers)
-    return status, found.get("set-cookie", "").split(";")[0]
+    status, answer_headers, _ = ask(
+        address, "POST", "/login", body, source, Content_Type="application/x-www-form-urlencoded", **headers
+    )
+    return status, answer_headers.get("set-cookie", "").split(";")[0]
 
 
 def test_a_stranger_who_guesses_keeps_nobody_out_not_even_at_his_own_address(address: str) -> None:
@@ -81,7 +101,9 @@ def test_a_stranger_who_guesses_keeps_nobody_out_not_even_at_his_own_address(add
     began = time.monotonic()
     assert login(address, "wrong again", stranger)[0] == 429
     status, cookie = login(address, PASSWORD, stranger)
-    assert status == 200 and time.monotonic() - began >= guard._PAUSE_S, "the right one is let in, but not before its turn"
+    assert status == 200 and time.monotonic() - began >= request_guard._PAUSE_S, (
+        "the right one is let in, but not before its turn"
+    )
     assert ask(address, "GET", "/config", source=stranger, Cookie=cookie)[0] == 200
     assert login(address, "wrong", stranger)[0] == 400, "a right login begins the count anew"
 
@@ -92,9 +114,10 @@ def test_right_logins_are_not_counted(address: str) -> None:
 
 def test_an_address_that_is_claimed_does_not_count(address: str) -> None:
     """A header says another address each time; from this machine a proxy may say so, from elsewhere nobody."""
-    assert [guard.address_of({"client": (host, 1)}) for host in ("10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "2001:db8::2", "fe80::1%eth0", "x")] == [
-        "10.0.0.1", "10.0.0.1", "2001:db8::/64", "2001:db8::/64", "fe80::/64", "x",
-    ]  # fmt: skip
+    assert [
+        request_guard.address_of({"client": (host, 1)})
+        for host in ("10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "2001:db8::2", "fe80::1%eth0", "x")
+    ] == ["10.0.0.1", "10.0.0.1", "2001:db8::/64", "2001:db8::/64", "fe80::/64", "x"]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/hostname", "/tmp", "/elsewhere/config"])
@@ -107,8 +130,19 @@ def test_the_environment_widens_nothing_that_is_served(address: str, path: str) 
 def test_the_environment_opens_no_other_door(address: str) -> None:
     _, cookie = login(address, PASSWORD, "127.0.0.70")
     config = ask(address, "GET", "/config", source="127.0.0.70", Cookie=cookie)[2]
-    assert '"root":"/elsewhere' not in config and '"is_space":true' not in config and '"vibe_mode":true' not in config and '"dev_mode":true' not in config
-    for path in ("/gradio_api/mcp/sse", "/gradio_api/mcp/", "/gradio_api/vibe-code/", "/gradio_api/runs", "/monitoring"):
+    assert (
+        '"root":"/elsewhere' not in config
+        and '"is_space":true' not in config
+        and '"vibe_mode":true' not in config
+        and '"dev_mode":true' not in config
+    )
+    for path in (
+        "/gradio_api/mcp/sse",
+        "/gradio_api/mcp/",
+        "/gradio_api/vibe-code/",
+        "/gradio_api/runs",
+        "/monitoring",
+    ):
         assert ask(address, "GET", path, source="127.0.0.70", Cookie=cookie)[0] in (401, 403, 404, 405, 307), path
 
 
@@ -116,7 +150,13 @@ def test_the_page_says_what_it_may_load_on_every_answer(address: str) -> None:
     for path in ("/", "/nothing", "/login_check"):
         headers = ask(address, "GET", path)[1]
         policy = headers["content-security-policy"]
-        assert "frame-ancestors 'none'" in policy and "object-src 'none'" in policy and "http:" not in policy and "https:" not in policy and "*" not in policy
+        assert (
+            "frame-ancestors 'none'" in policy
+            and "object-src 'none'" in policy
+            and "http:" not in policy
+            and "https:" not in policy
+            and "*" not in policy
+        )
         assert headers["x-content-type-options"] == "nosniff"
     assert "content-security-policy" in ask(address, "POST", "/gradio_api/upload", Origin="http://evil.example")[1]
 
@@ -129,24 +169,47 @@ def test_the_policy_holds_in_a_real_browser_and_breaks_nothing_of_the_login(addr
         page = browser.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text and address in message.text else None)
+        page.on(
+            "console",
+            lambda message: (
+                problems.append(message.text)
+                if "Content Security Policy" in message.text and address in message.text
+                else None
+            ),
+        )
         page.goto(address)
         page.get_by_label("username").fill("me")
         page.get_by_label("password").fill(PASSWORD)
         page.get_by_role("button", name="Login").click()
         page.locator("#dataset").wait_for(timeout=60_000)
         assert not problems, problems
-        tried = """async url => { try { await fetch(url, {mode: 'no-cors'}); return 'sent' } catch (error) { return 'kept' } }"""
-        assert page.evaluate(tried, "http://localhost:9/x") == "kept"
-        blocked = page.evaluate(
-            """() => new Promise(done => { document.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
-            const image = new Image(); image.src = 'http://localhost:9/a.png'; setTimeout(() => done('loaded'), 5000) })"""
-        )
+        fetched = """async url => {
+            try { await fetch(url, {mode: 'no-cors'}); return 'sent' } catch (error) { return 'kept' }
+        }"""
+        assert page.evaluate(fetched, "http://localhost:9/x") == "kept"
+        blocked = page.evaluate("""() => new Promise(done => {
+            document.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
+            const image = new Image();
+            image.src = 'http://localhost:9/a.png';
+            setTimeout(() => done('loaded'), 5000);
+        })""")
         assert blocked == "img-src"
         browser.close()
 
 
 def test_importing_the_page_forgets_what_the_environment_says_to_gradio() -> None:
-    code = "import app.ui, os, gradio; print(sorted(name for name in os.environ if name.startswith('GRADIO_')), gradio.utils.get_space())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "['GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR'] None", done.stderr
+    code = (
+        "import app.ui, os, gradio; print(sorted(name for name in os.environ if name.startswith('GRADIO_')), "
+        "gradio.utils.get_space())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "['GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR'] None", (
+        done.stderr
+    )

@@ -13,11 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.jobs import MAX_ATTEMPTS, REHEARSAL, Job, JobRunner, Training
+from app.job_table import Job
+from app.job_work import REHEARSAL, Training
+from app.jobs import MAX_ATTEMPTS, JobRunner
 from trainer import runs
 from trainer.errors import RunError
 
-_PRELUDE = "import pathlib, signal, sys, time\nhere = pathlib.Path({folder!r}); starts = here / 'starts'\nstarts.open('a').write('x')\n"
+_PRELUDE = (
+    "import pathlib, signal, sys, time\nhere = pathlib.Path({folder!r}); starts = here / "
+    "'starts'\nstarts.open('a').write('x')\n"
+)
 SLEEPS = _PRELUDE + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n(here / 'up').touch()\ntime.sleep(60)\n"
 ENDS = _PRELUDE + "(here / 'done').touch()\n"
 REFUSES = _PRELUDE + "print('error: the rank is 0; allowed: 1 to 256.\\n  and more', file=sys.stderr)\nsys.exit(2)\n"
@@ -158,9 +163,9 @@ def test_crash_after_crash_fails_with_last_words(make: Make) -> None:
 
 
 def test_crashes_that_get_further_do_not_count(make: Make, tmp_path: Path) -> None:
-    source = (
-        _PRELUDE
-        + f"n = len(starts.read_text())\n(here / 'saved').write_text(str(n * 10))\nsys.exit(1) if n < {MAX_ATTEMPTS + 2} else (here / 'done').touch()\n"
+    source = _PRELUDE + (
+        f"n = len(starts.read_text())\n(here / 'saved').write_text(str(n * 10))\nsys.exit(1) if n < "
+        f"{MAX_ATTEMPTS + 2} else (here / 'done').touch()\n"
     )
     runner, work = make(source)
     until(runner, runner.submit("a", ""), "finished")
@@ -174,8 +179,8 @@ def test_new_server_finds_the_living_child(make: Make, tmp_path: Path) -> None:
     wait_for(tmp_path / "up")
     again, _ = make(SLEEPS)  # a server that knows nothing but the table
     again.tick()
-    found = again.get(job.id)
-    assert found.state == "running" and work.num_starts == 1
+    job_again = again.get(job.id)
+    assert job_again.state == "running" and work.num_starts == 1
     again.stop(job.id)
     until(again, job, "stopped")
 
@@ -191,8 +196,8 @@ def test_new_server_resumes_the_dead_child(make: Make, tmp_path: Path) -> None:
     again, _ = make(SLEEPS)
     again.tick()
     wait_for(tmp_path / "up")
-    found = again.get(job.id)
-    assert found.state == "running" and found.pid != job.pid and found.attempt == 2 and work.num_starts == 2
+    job_again = again.get(job.id)
+    assert job_again.state == "running" and job_again.pid != job.pid and job_again.attempt == 2 and work.num_starts == 2
 
 
 def test_child_that_finished_while_no_server_ran_is_finished(make: Make, tmp_path: Path) -> None:
@@ -212,7 +217,10 @@ def test_other_process_with_the_same_id_is_not_taken_for_the_child(make: Make) -
     runner, _ = make(ENDS)
     job = runner.submit("a", "")
     with runner._connect() as connection:
-        connection.execute("UPDATE job SET state = 'running', pid = ?, pid_start = ? WHERE id = ?", (os.getpid(), time.time() - 1e6, job.id))
+        connection.execute(
+            "UPDATE job SET state = 'running', pid = ?, pid_start = ? WHERE id = ?",
+            (os.getpid(), time.time() - 1e6, job.id),
+        )
     runner.tick()
     assert runner.get(job.id).state in ("interrupted", "running") and runner.get(job.id).pid != os.getpid()
     until(runner, job, "finished")
@@ -224,7 +232,8 @@ def test_child_outlives_its_server(tmp_path: Path) -> None:
 
     (tmp_path / "script.py").write_text(SLEEPS.replace("{folder!r}", repr(str(tmp_path))))
     server = (
-        "import sys, time; sys.path[:0] = ['.', 'tests']\nfrom pathlib import Path\nfrom test_app_jobs import Script, SLEEPS\nfrom app.jobs import JobRunner\n"
+        "import sys, time; sys.path[:0] = ['.', 'tests']\nfrom pathlib import Path\nfrom test_app_jobs import Script, "
+        "SLEEPS\nfrom app.jobs import JobRunner\n"
         f"folder = Path({str(tmp_path)!r})\nrunner = JobRunner(folder, Script(folder, SLEEPS), folder / 'runs')\n"
         "runner.submit('a', '')\nrunner.start()\ntime.sleep(60)\n"
     )
@@ -245,7 +254,9 @@ def test_child_outlives_its_server(tmp_path: Path) -> None:
 
 def _refuse_updates(runner: JobRunner) -> None:
     with runner._connect() as connection:
-        connection.execute("CREATE TRIGGER full BEFORE UPDATE ON job BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+        connection.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON job BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
 
 
 def test_watching_goes_on_after_an_error(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,8 +265,8 @@ def test_watching_goes_on_after_an_error(make: Make, capsys: pytest.CaptureFixtu
     _refuse_updates(runner)
     runner.start()
     try:
-        deadline, said = time.monotonic() + 20, ""
-        while "disk is full" not in (said := said + capsys.readouterr().err):
+        deadline, printed = time.monotonic() + 20, ""
+        while "disk is full" not in (printed := printed + capsys.readouterr().err):
             assert time.monotonic() < deadline
             time.sleep(0.03)
         with runner._connect() as connection:
@@ -267,7 +278,9 @@ def test_watching_goes_on_after_an_error(make: Make, capsys: pytest.CaptureFixtu
         runner.halt()
 
 
-def test_child_of_a_server_killed_before_it_wrote_it_down_is_found_and_no_second_one_started(make: Make, tmp_path: Path) -> None:
+def test_child_of_a_server_killed_before_it_wrote_it_down_is_found_and_no_second_one_started(
+    make: Make, tmp_path: Path
+) -> None:
     runner, work = make(SLEEPS)
     job = runner.submit("a", "")
     child = runner._popen(job)
@@ -275,8 +288,8 @@ def test_child_of_a_server_killed_before_it_wrote_it_down_is_found_and_no_second
         wait_for(tmp_path / "up")
         again, _ = make(SLEEPS)
         again.tick()
-        found = again.get(job.id)
-        assert found.state == "running" and found.pid == child.pid and work.num_starts == 1
+        job_again = again.get(job.id)
+        assert job_again.state == "running" and job_again.pid == child.pid and work.num_starts == 1
         again.stop(job.id)
         child.wait(10)
         until(again, job, "stopped")
@@ -321,11 +334,19 @@ def test_stop_of_a_child_that_just_ended(make: Make, monkeypatch: pytest.MonkeyP
 def test_number_of_a_long_name_is_not_cut_off(make: Make, name: str) -> None:
     runner, _ = make(ENDS)
     names = [runner.submit(name, "").name for _ in range(12)]
-    assert len({runs.slug(one) for one in names}) == 12 and [runs.slug(one) for one in names] == names
+    assert len({runs.slug(text) for text in names}) == 12 and [runs.slug(text) for text in names] == names
 
 
 def test_answer_is_the_last_object_that_is_no_event(make: Make) -> None:
-    lines = ['{"event": "step"}', '{"seconds_per_step": 1}', '{"seconds_per_step": 2}', '{"event": "warned"}', "[3]", "no json", "{"]
+    lines = [
+        '{"event": "step"}',
+        '{"seconds_per_step": 1}',
+        '{"seconds_per_step": 2}',
+        '{"event": "warned"}',
+        "[3]",
+        "no json",
+        "{",
+    ]
     runner, _ = make(_PRELUDE + "(here / 'done').touch()\n" + "".join(f"print({line!r})\n" for line in lines))
     job = runner.submit("rehearsal", "", REHEARSAL)
     assert runner.answer(job) == {}
@@ -335,12 +356,15 @@ def test_answer_is_the_last_object_that_is_no_event(make: Make) -> None:
 def test_rehearsal_that_finds_no_way_to_fit_is_an_answer_and_not_tried_again(make: Make) -> None:
     runner, work = make(_PRELUDE + "print('{\"fits\": false}')\nsys.exit(3)\n")
     job = runner.submit("rehearsal", "", REHEARSAL)
-    assert runner.answer(until(runner, job, "finished", "failed", "interrupted")) == {"fits": False} and work.num_starts == 1
+    assert (
+        runner.answer(until(runner, job, "finished", "failed", "interrupted")) == {"fits": False}
+        and work.num_starts == 1
+    )
 
 
 def test_rehearsal_runs_the_same_command_dry(tmp_path: Path) -> None:
     work = Training(tmp_path / "runs", tmp_path / "configs")
-    told = Job(7, REHEARSAL, "rehearsal", "max_steps = 1", "queued", None, None, 0, 0, 0.0, None, None, "")
-    command = work.command(told)
-    assert command[-2:] == ["--rehearse", "--json"] and "--resume" not in command and not work.finished(told)
+    job = Job(7, REHEARSAL, "rehearsal", "max_steps = 1", "queued", None, None, 0, 0, 0.0, None, None, "")
+    command = work.command(job)
+    assert command[-2:] == ["--rehearse", "--json"] and "--resume" not in command and not work.finished(job)
     assert Path(command[-5]).read_text() == "max_steps = 1"

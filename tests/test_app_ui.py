@@ -15,10 +15,22 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app import guard, recipes, ui
+from app import (
+    dataset_checks,
+    dataset_gallery,
+    library_items,
+    preset_choices,
+    recipes,
+    recognising,
+    request_guard,
+    train_settings,
+    ui,
+)
 from app.context import Context
-from app.tabs import dataset, library, registry, stack, train
-from trainer.data import captions
+from app.dataset_measures import Looks
+from app.endpoints import Endpoints
+from app.tabs import dataset, registry, stack, train
+from trainer.data import caption_files
 from trainer.errors import AdapterError, ConfigError, DataError, RunError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +46,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 def served(context: Context) -> Iterator[SimpleNamespace]:
     """The page through `launch`, as `serve` opens it, on a free port."""
     page = ui.compose(context)
-    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, app_kwargs={"middleware": list(guard.middleware("127.0.0.1"))})
+    address = ui.launch(
+        page, server_name="127.0.0.1", app_kwargs={"middleware": list(request_guard.middleware("127.0.0.1"))}
+    )
     yield SimpleNamespace(address=address, context=context)
     page.close()
 
@@ -50,7 +64,10 @@ def status(url: str, data: bytes | None = None, **headers: str) -> int:
 
 def test_importing_the_page_loads_no_torch() -> None:
     heavy = ("torch", "diffusers", "transformers", "peft")
-    code = f"import sys, app.ui; from app import tabs; tabs.registry(); print([name for name in {heavy} if name in sys.modules])"
+    code = (
+        f"import sys, app.ui; from app import tabs; tabs.registry(); print([name for name in {heavy} if name in "
+        f"sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -61,11 +78,12 @@ def test_every_tab_is_whole() -> None:
     assert len({module.ORDER for module in modules}) == len(modules)
 
 
-def test_page_builds_without_public_handlers(tmp_path: Path) -> None:
+def test_no_handler_of_the_page_is_public_beside_the_named_endpoints(tmp_path: Path) -> None:
     page = ui.build(tmp_path / "workspace")
-    assert isinstance(page, gr.Blocks)
     named = page.get_api_info().get("named_endpoints", {})
-    assert named == {}, f"callable by anyone: {list(named)}"
+    assert all(hasattr(Endpoints, name.removeprefix("/")) for name in named), f"callable by anyone: {list(named)}"
+    public = [event for event in page.fns.values() if event.api_visibility == "public"]
+    assert len(public) == len(named) and not any(event.targets for event in public)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
@@ -85,6 +103,16 @@ def test_cache_is_private(context: Context) -> None:
     assert (context.workspace / "cache").stat().st_mode & 0o077 == 0
 
 
+def test_a_page_slow_to_answer_is_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio asks for the page once and gives it three seconds."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with gr.Blocks() as page:
+        gr.Markdown("here")
+    address = ui.launch(page, server_name="127.0.0.1")
+    assert status(f"{address}config") == 200
+    page.close()
+
+
 def test_foreign_hosts_and_origins_are_refused(served: SimpleNamespace) -> None:
     config, upload = f"{served.address}config", f"{served.address}gradio_api/upload"
     own = served.address.rstrip("/")
@@ -100,7 +128,9 @@ def test_login_can_not_be_tried_without_end(served: SimpleNamespace) -> None:
     assert codes[-1] == 429 and codes[0] != 429
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "jobs.sqlite", "datasets/secret.txt", "../secret.txt", "runs/a/config.toml"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "jobs.sqlite", "datasets/secret.txt", "../secret.txt", "runs/a/config.toml"]
+)
 def test_files_of_the_workspace_are_not_served(served: SimpleNamespace, path: str) -> None:
     target = Path(path) if path.startswith("/") else served.context.workspace / path
     if not target.exists():
@@ -113,23 +143,33 @@ def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
     """A forged upload that names a file of the server must not reach a handler (it does under mount_gradio_app)."""
     with urllib.request.urlopen(f"{served.address}config", timeout=20) as answer:
         config = json.loads(answer.read())
-    uploads = [number for number, one in enumerate(config["dependencies"]) if any(target[1] == "upload" for target in one["targets"])]
+    uploads = [
+        number
+        for number, one in enumerate(config["dependencies"])
+        if any(target[1] == "upload" for target in one["targets"])
+    ]
     assert uploads
     forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     for number in uploads:
-        one = config["dependencies"][number]
-        data = [forged for _ in one["inputs"]]
-        body = json.dumps({"data": data, "fn_index": one["id"], "session_hash": "s"}).encode()
+        dependency = config["dependencies"][number]
+        data = [forged for _ in dependency["inputs"]]
+        body = json.dumps({"data": data, "fn_index": dependency["id"], "session_hash": "s"}).encode()
         assert status(f"{served.address}gradio_api/run/predict", body, Content_Type="application/json") >= 400
 
 
 def test_sample_set_is_copied_with_its_heldout_part(context: Context) -> None:
     assert dataset.copy_sample(context, "outline-style") == "outline-style"
     assert dataset.copy_sample(context, "outline-style") == "outline-style-2"
-    assert context.dataset_names() == ["outline-style", "outline-style-2", "outline-style-2-heldout", "outline-style-heldout"]
-    thumbnails, names, line = dataset.overview(context, "outline-style", 0)
-    assert len(thumbnails) == len(names) == 44 and line == "44 pictures, all with captions"
-    assert all(Path(path).is_relative_to(context.cache) and path.endswith(".webp") for path, _ in thumbnails)
+    assert context.dataset_names() == [
+        "outline-style",
+        "outline-style-2",
+        "outline-style-2-heldout",
+        "outline-style-heldout",
+    ]
+    data, line = seen(context, "outline-style")
+    assert len(data["items"]) == 44 and line == "44 of 44 pictures will train, all with captions."
+    cache = f"gradio_api/file={context.cache.as_posix()}/"
+    assert all(item["s"].startswith(cache) and item["s"].endswith(".webp") for item in data["items"])
 
 
 @pytest.mark.parametrize("name", ["../runs", "/etc", "..", "nobody", "", None])
@@ -148,21 +188,30 @@ def test_pictures_are_chosen_from_the_dataset(context: Context, chosen: str) -> 
 def test_bad_picture_is_named_and_does_not_hide_the_others(context: Context) -> None:
     name = dataset.copy_sample(context, "grey-cat")
     (context.datasets / name / "bad.png").write_bytes(b"no")
-    thumbnails, _, line = dataset.overview(context, name, 0)
-    assert len(thumbnails) == 9 and "bad.png is not a picture" in line
+    data, line = seen(context, name)
+    assert len([item for item in data["items"] if item["s"]]) == 9 and line.startswith("9 of 10 pictures will train")
+    assert "not a picture" in data["reasons"][-1]["text"] and data["reasons"][-1]["names"] == ["bad.png"]
 
 
 def test_form_values_become_a_config_with_whole_paths(context: Context) -> None:
     from trainer import presets
 
     name = dataset.copy_sample(context, "outline-style")
-    config = train.config_of(context, presets.values(train.first_preset()), name, f"{name}-heldout", " mokka ")
-    assert config.data.folder == str(context.datasets / name) and config.data.heldout.endswith("-heldout") and config.data.trigger == "mokka"
+    config = train_settings.config_of(
+        context, presets.values(preset_choices.first()), name, f"{name}-heldout", " mokka "
+    )
+    assert (
+        config.data.folder == str(context.datasets / name)
+        and config.data.heldout.endswith("-heldout")
+        and config.data.trigger == "mokka"
+    )
     with pytest.raises(ConfigError, match="adapter.rank"):
-        train.config_of(context, presets.values(train.first_preset()) | {"adapter": {"method": "lora", "rank": 0}}, name, "", "")
+        train_settings.config_of(
+            context, presets.values(preset_choices.first()) | {"adapter": {"method": "lora", "rank": 0}}, name, "", ""
+        )
     (context.datasets / "empty").mkdir()
     with pytest.raises(ConfigError, match="no pictures"):
-        train.config_of(context, presets.values(train.first_preset()), "empty", "", "")
+        train_settings.config_of(context, presets.values(preset_choices.first()), "empty", "", "")
 
 
 @pytest.mark.parametrize("text, weights", [("0, 0.5, 1", [0, 0.5, 1]), ("-1;1", [-1, 1]), (" 2 ", [2])])
@@ -188,21 +237,22 @@ def test_what_is_no_lora_is_not_taken_in(context: Context, tmp_path: Path) -> No
     fake = tmp_path / "evil.safetensors"
     fake.write_bytes(b"\x80\x04cos\nsystem\n" * 9)
     with pytest.raises(UserError):
-        library.add_lora(context, fake)
+        recognising.add_lora(context, fake)
     assert not list(context.loras.iterdir())
 
 
-def test_pages_hold_no_more_than_a_screenful(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "PAGE", 20)
-    name = dataset.copy_sample(context, "outline-style")
-    assert [len(dataset.overview(context, name, page)[0]) for page in range(4)] == [20, 20, 4, 0]
+def seen(context: Context, name: str) -> tuple[dict[str, Any], str]:
+    """What the Dataset tab sends of a set, once every picture was looked at, and its first line."""
+    looks = Looks(context)
+    scene = dataset_gallery.read(context, looks, name, 60)
+    return dataset_gallery.data(context, looks, name, scene, 128, ""), dataset_gallery.headline(scene)
 
 
 def test_caption_edit_is_seen(context: Context) -> None:
     name = dataset.copy_sample(context, "grey-cat")
-    first = dataset.overview(context, name, 0)[1][0]
-    captions.write_caption(dataset.picture(context, name, first), "mokka, a new word")
-    assert dataset.overview(context, name, 0)[0][0][1] == "mokka, a new word"
+    first = seen(context, name)[0]["items"][0]["n"]
+    caption_files.write_caption(dataset.picture(context, name, first), "mokka, a new word")
+    assert seen(context, name)[0]["items"][0]["c"] == "mokka, a new word"
 
 
 def test_single_ipv6_address_is_refused_in_words(tmp_path: Path) -> None:
@@ -212,18 +262,29 @@ def test_single_ipv6_address_is_refused_in_words(tmp_path: Path) -> None:
 
 def test_library_survives_fields_of_any_type() -> None:
     info: Any = SimpleNamespace(
-        name="a", method="lora", rank=4, alpha="x", num_modules=1, size_bytes=1, trigger=["a", 1], base={"b": 2}, sha256="0" * 64, path=Path("a")
+        name="a",
+        method="lora",
+        rank=4,
+        alpha="x",
+        num_modules=1,
+        size_bytes=1,
+        trigger=["a", 1],
+        base={"b": 2},
+        sha256="0" * 64,
+        path=Path("a"),
     )
-    (row,) = library.lora_rows({"0": info})
-    assert all(isinstance(cell, str) for cell in row)
+    info.metadata, info.recipe, info.family = {"ss_steps": "7"}, {"config": {"max_steps": []}}, "sdxl"
+    assert "7 steps" in library_items.lora_line(info)
 
 
 @pytest.mark.parametrize("error", [TypeError, KeyError, OSError])
-def test_recipe_that_does_not_read_is_a_toast(context: Context, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_recipe_that_does_not_read_is_a_toast(
+    context: Context, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     def load(*_: object) -> None:
         raise error("odd")
 
-    monkeypatch.setattr(train.presets, "load", load)
+    monkeypatch.setattr("trainer.presets.load", load)
     with pytest.raises(ConfigError, match="x.toml can't be read"):
         train.recipe_of(context, "/tmp/x.toml")
 
@@ -233,13 +294,13 @@ def test_base_is_chosen_from_what_the_server_offers(context: Context, tmp_path: 
     from trainer import presets
 
     name = dataset.copy_sample(context, "outline-style")
-    values = presets.values(train.first_preset()) | {"base": base}
+    values = presets.values(preset_choices.first()) | {"base": base}
     with pytest.raises(ConfigError, match="allowed: imprimatura"):
-        train.config_of(context, values, name, "", "")
+        train_settings.config_of(context, values, name, "", "")
     with pytest.raises(ConfigError, match="allowed: imprimatura"):
         stack.stack_of(context, {"base": base}, [])
     recipe = tmp_path / "config.toml"
-    presets.save(presets.load(train.first_preset(), {"base": base}), recipe)
+    presets.save(presets.load(preset_choices.first(), {"base": base}), recipe)
     with pytest.raises(ConfigError, match="allowed: imprimatura"):
         train.recipe_of(context, str(recipe))
 
@@ -249,20 +310,20 @@ def test_base_of_a_picture_is_found_by_its_folder_name(tmp_path: Path, monkeypat
     from PIL import Image, PngImagePlugin
 
     from trainer.config import StackConfig
-    from trainer.render.image import RECIPE_KEY
+    from trainer.render.picture_metadata import RECIPE_KEY
 
     (tmp_path / "mine").mkdir()
     offering = ui.open_workspace(tmp_path / "workspace", [str(tmp_path / "mine"), "owner/model"])
     assert [label for label, _ in offering.base_choices()] == ["imprimatura", "mine", "owner/model"]
-    for base, found in (("mine", str(tmp_path / "mine")), ("owner/model", "owner/model"), ("/etc", None)):
+    for base, base_found in (("mine", str(tmp_path / "mine")), ("owner/model", "owner/model"), ("/etc", None)):
         info = PngImagePlugin.PngInfo()
         info.add_text(RECIPE_KEY, StackConfig.model_validate({"base": base}).model_dump_json())
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-        if found is None:
+        if base_found is None:
             with pytest.raises(ConfigError, match="allowed: imprimatura, mine, owner/model"):
                 recipes.read_recipe(offering, tmp_path / "a.png")
         else:
-            assert recipes.read_recipe(offering, tmp_path / "a.png").base == found
+            assert recipes.read_recipe(offering, tmp_path / "a.png").base == base_found
     with pytest.raises(ConfigError, match="no folder"):
         ui.open_workspace(tmp_path / "workspace", ["/nowhere/model"])
 
@@ -270,12 +331,12 @@ def test_base_of_a_picture_is_found_by_its_folder_name(tmp_path: Path, monkeypat
 def test_check_says_what_to_mend_without_naming_the_server(context: Context) -> None:
     name = dataset.copy_sample(context, "grey-cat")
     (context.datasets / name / "bad.png").write_bytes(b"no")
-    said = dataset.check(context, name, 128, "mokka")
-    assert "bad.png" in said and "Buckets" in said and str(context.workspace) not in said
+    message = dataset_checks.as_html(dataset_checks.check(context, name, 128, "mokka"))
+    assert "bad.png" in message and str(context.workspace) not in message
     with pytest.raises(ConfigError, match="resolution is 100"):
-        dataset.check(context, name, 100, "")
+        dataset_checks.check(context, name, 100, "")
     with pytest.raises(DataError):
-        dataset.check(context, "../runs", 128, "")
+        dataset_checks.check(context, "../runs", 128, "")
 
 
 def test_masks_are_counted_and_laid_over_their_picture(context: Context) -> None:
@@ -284,10 +345,13 @@ def test_masks_are_counted_and_laid_over_their_picture(context: Context) -> None
     name = dataset.copy_sample(context, "grey-cat")
     first = context.pictures(context.datasets / name)[0]
     Image.new("L", (64, 64), 0).save(first.with_name(f"{first.stem}.mask.png"))
-    thumbnails, names, line = dataset.overview(context, name, 0)
-    assert line == "9 pictures, all with captions, 1 with a mask" and len(thumbnails) == len(names) == 9
+    data, line = seen(context, name)
+    assert line == "9 of 9 pictures will train, all with captions, 1 with a mask." and len(data["items"]) == 9
     assert context.mask(first) is not None and context.mask(context.pictures(context.datasets / name)[1]) is None
-    with Image.open(context.masked_thumbnail(first, first.with_name(f"{first.stem}.mask.png"))) as tinted, Image.open(context.thumbnail(first)) as plain:
+    with (
+        Image.open(context.masked_thumbnail(first, first.with_name(f"{first.stem}.mask.png"))) as tinted,
+        Image.open(context.thumbnail(first)) as plain,
+    ):
         assert tinted.size == plain.size and tinted.convert("RGB").tobytes() != plain.convert("RGB").tobytes()
 
 
@@ -296,10 +360,12 @@ def test_advanced_settings_are_grouped_and_none_is_lost() -> None:
     from trainer import presets
     from trainer.config import TrainConfig
 
-    form = Form(TrainConfig, presets.load(train.first_preset(), {}), frozenset({"version"}), {})
-    groups = train.grouped(form, form.left(advanced=True))
-    assert list(groups)[0] == "Captions" and list(groups)[-1] == "Run" and "validate_every_steps" in groups["Validation"]
-    assert sorted(key for keys in groups.values() for key in keys) == sorted(form.left(advanced=True))
+    form = Form(TrainConfig, presets.load(preset_choices.first(), {}), frozenset({"version"}), {})
+    groups = train.grouped(form, form.undrawn(advanced=True))
+    assert (
+        list(groups)[0] == "Captions" and list(groups)[-1] == "Run" and "validate_every_steps" in groups["Validation"]
+    )
+    assert sorted(key for keys in groups.values() for key in keys) == sorted(form.undrawn(advanced=True))
 
 
 def test_best_step_of_a_run_goes_by_the_name_of_its_run(context: Context, trained: Path, trained_style: Path) -> None:
@@ -309,8 +375,10 @@ def test_best_step_of_a_run_goes_by_the_name_of_its_run(context: Context, traine
         (context.runs / run).mkdir()
         shutil.copy(best, context.runs / run / "best.safetensors")
         shutil.copy(last, context.runs / run / f"{run}.safetensors")
-    assert sorted(info.name for info in context.find_loras().values()) == ["cat", "style"], "the same tensors are one LoRA, by the run's own name"
+    assert sorted(info.name for info in context.find_loras().values()) == ["cat", "style"], (
+        "the same tensors are one LoRA, by the run's own name"
+    )
     (context.runs / "cat" / "cat.safetensors").unlink()
-    found = {info.name for info in context.find_loras().values()}
-    assert "style" in found and found & {"cat-best", "style-best"}
+    names = {info.name for info in context.find_loras().values()}
+    assert "style" in names and names & {"cat-best", "style-best"}
     assert context.published(context.runs / "style" / "best.safetensors").name == "style-best.safetensors"

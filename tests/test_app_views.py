@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app import views
-from app.jobs import Job, State
+from app.job_table import Job, State
 from app.logs import EventLogs
 from trainer import events
 from trainer.events import (
@@ -28,6 +28,7 @@ from trainer.events import (
     Validated,
     Warned,
 )
+from trainer.phases import Phase
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 STARTED = Started("a", 100, 0, 44, 40, 1000, "cpu", "float32", "imprimatura")
@@ -48,7 +49,7 @@ def test_progress_tells_pace_and_time_left() -> None:
 
 
 def test_progress_before_the_first_event() -> None:
-    assert views.progress(job(), []).headline == "Loading the base model"
+    assert views.progress(job(), []).headline == "Starting"
     assert views.progress(job("queued"), []).headline == "Waiting its turn"
 
 
@@ -63,7 +64,11 @@ def test_names_are_escaped() -> None:
 
 
 def test_the_loss_is_drawn_with_its_mean_and_what_is_held_out_and_stays_small() -> None:
-    log = [STARTED, *(step(number, 1 / number) for number in range(1, 20_001)), Validated(20_000, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40)]
+    log = [
+        STARTED,
+        *(step(number, 1 / number) for number in range(1, 20_001)),
+        Validated(20_000, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40),
+    ]
     drawn = views.loss_html(log)
     assert all(f'polyline class="{style}"' in drawn for style in ("quiet", "own", "held")) and len(drawn) < 20_000
     assert "step 0: 0.5" in drawn and "step 20000: 0.4" in drawn
@@ -81,10 +86,16 @@ def test_samples_come_newest_first_and_never_from_outside(tmp_path: Path) -> Non
     (folder / "samples").mkdir(parents=True)
     for name in ("samples/1.png", "samples/2.png", "../outside.png"):
         (folder / name).write_bytes(b"x")
-    found = views.samples(
-        folder, [Sampled(0, "a", "samples/1.png"), Sampled(50, "b", "samples/2.png"), Sampled(60, "c", "../outside.png"), Sampled(70, "d", "gone.png")]
+    shown = views.samples(
+        folder,
+        [
+            Sampled(0, "a", "samples/1.png"),
+            Sampled(50, "b", "samples/2.png"),
+            Sampled(60, "c", "../outside.png"),
+            Sampled(70, "d", "gone.png"),
+        ],
     )
-    assert [caption for _, caption in found] == ["step 50 · b", "step 0 · a"]
+    assert [caption for _, caption in shown] == ["step 50 · b", "step 0 · a"]
 
 
 def test_gain_says_when_it_is_not_sure() -> None:
@@ -94,7 +105,9 @@ def test_gain_says_when_it_is_not_sure() -> None:
 
 
 def test_messages_name_errors_first() -> None:
-    text = views.messages(job("failed", error="the rank is 0"), [Warned("x.png is damaged"), Failed("ConfigError", "the rank is 0")])
+    text = views.messages(
+        job("failed", error="the rank is 0"), [Warned("x.png is damaged"), Failed("ConfigError", "the rank is 0")]
+    )
     assert text.splitlines() == ["the rank is 0", "look: x.png is damaged"]
 
 
@@ -137,14 +150,16 @@ def test_alarm_and_changes_for_memory_are_noticed() -> None:
     html = views.notices_html(log)
     assert "It over-trains from step 50 on" in html and "At step 3: gradient checkpointing is on." in html
     assert views.notices_html([STARTED]) == ""
-    said = views.messages(job(), log)
-    assert "over-training, seen at step 100" in said and "memory ran out at step 3" in said
+    text = views.messages(job(), log)
+    assert "over-training, seen at step 100" in text and "memory ran out at step 3" in text
 
 
 def test_recommendation_has_its_reason_and_advice_once_it_is_done() -> None:
     log: list[Event] = [STARTED, Overtrained(100, 50, "x"), Recommended(50, "best.safetensors", "step 50 is best.")]
-    assert "Use step 50: best.safetensors" in views.recommendation_html(log, None) and "Next time" not in views.recommendation_html(log, None)
-    assert "max_steps=50" in views.recommendation_html([*log, Finished(100, "a.safetensors", 1.0, 1.0)], None)
+    assert "Use step 50: best.safetensors" in views.recommendation_html(
+        log, None
+    ) and "Next time" not in views.recommendation_html(log, None)
+    assert "“Steps” at 50 is" in views.recommendation_html([*log, Finished(100, "a.safetensors", 1.0, 1.0)], None)
     assert views.recommendation_html([STARTED], None) == ""
 
 
@@ -154,10 +169,15 @@ def test_heldout_chart_appears_with_the_first_measurement() -> None:
 
 
 def test_what_the_log_says_is_never_markup() -> None:
-    log: list[Event] = [Overtrained(1, 1, HOSTILE), Adjusted(1, HOSTILE), Recommended(1, HOSTILE, HOSTILE), Finished(1, HOSTILE, 1.0, 1.0)]
+    log: list[Event] = [
+        Overtrained(1, 1, HOSTILE),
+        Adjusted(1, HOSTILE),
+        Recommended(1, HOSTILE, HOSTILE),
+        Finished(1, HOSTILE, 1.0, 1.0),
+    ]
     failed = views.rehearsal_html(job("failed", error=HOSTILE), {})
-    asked = views.rehearsal_html(job("finished"), {"settings": [f"{HOSTILE}={HOSTILE}"]})
-    assert "<img" not in views.notices_html(log) + views.recommendation_html(log, None) + failed + asked
+    rehearsal = views.rehearsal_html(job("finished"), {"settings": [f"{HOSTILE}={HOSTILE}"]})
+    assert "<img" not in views.notices_html(log) + views.recommendation_html(log, None) + failed + rehearsal
 
 
 def test_files_are_offered_only_from_the_run_and_once_they_are_there(tmp_path: Path) -> None:
@@ -170,34 +190,83 @@ def test_files_are_offered_only_from_the_run_and_once_they_are_there(tmp_path: P
 
 def test_likely_copy_is_named_under_its_preview(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"x")
-    (_, caption), (_, plain) = views.samples(tmp_path, [Sampled(50, "a cat", "1.png", 0.99, "x.png"), Sampled(10, "a cat", "1.png", 0.5, "x.png")])
+    (_, caption), (_, plain) = views.samples(
+        tmp_path, [Sampled(50, "a cat", "1.png", 0.99, "x.png"), Sampled(10, "a cat", "1.png", 0.5, "x.png")]
+    )
     assert caption == "step 50 · a cat · looks like a copy of x.png" and plain == "step 10 · a cat"
 
 
 def test_folds_are_told_before_the_run_begins() -> None:
-    assert views.progress(job(), [STARTED, Cached(1, 1, 1.0), step(5)], fold=2).headline == "Training fold 2 to find the best step"
+    assert (
+        views.progress(job(), [STARTED, Cached(1, 1, 1.0), step(5)], fold=2).headline
+        == "Training fold 2 to find the best step"
+    )
     assert "fold 1: trained without 4 pictures" in views.messages(job(), [Folded(1, 4, [50], [0.4], 0.5)])
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"step_s": 0.256, "eta_s": 600, "peak_bytes": 2 << 30, "disk_bytes": 5 << 20, "fits": True, "settings": []},
-         ["Rehearsed<", "0.26 s a step, about 10 min in all, at most 2.0 GiB of memory, 5 MiB on disk"]),
-        ({"fits": True, "budget_bytes": 3 << 30, "settings": ["memory.gradient_checkpointing=true", "memory.micro_batch=2"]},
-         ["it fits into 3.0 GiB", "With memory.gradient_checkpointing = on, memory.micro_batch = 2."]),
-        ({"fits": False, "settings": ["memory.offload=blocks"]}, ["it does not fit into memory", "Even with memory.offload = blocks."]),
+        (
+            {"step_s": 0.256, "eta_s": 600, "peak_bytes": 2 << 30, "disk_bytes": 5 << 20, "fits": True, "settings": []},
+            ["Tried: it goes through<", "0.26 s a step, about 10 min in all, at most 2.0 GiB of memory, 5 MiB on disk"],
+        ),
+        (
+            {
+                "fits": True,
+                "budget_bytes": 3 << 30,
+                "settings": ["memory.gradient_checkpointing=true", "memory.micro_batch=2"],
+            },
+            ["it fits into 3.0 GiB", "With “Checkpointing” on, “Micro-batch” 2."],
+        ),
+        (
+            {"fits": False, "settings": ["memory.offload=blocks"]},
+            ["it does not fit into memory", "Even with “Offload” blocks."],
+        ),
         ({"step_s": "fast", "eta_s": None, "settings": [1, "odd"], "peak_bytes": True}, ["It went through."]),
         ({}, ["It went through."]),
     ],
-)  # fmt: skip
+)
 def test_rehearsal_in_words_whatever_it_answers(answer: dict[str, Any], words: list[str]) -> None:
     html = views.rehearsal_html(job("finished"), answer)
     assert all(word in html for word in words)
-    assert "Rehearsing" in views.rehearsal_html(job("running"), {}) and "waits its turn" in views.rehearsal_html(job("queued"), {})
+    assert "Trying a few steps" in views.rehearsal_html(
+        job("running"), {}
+    ) and "waits its turn" in views.rehearsal_html(job("queued"), {})
 
 
 def test_implausible_lines_of_a_log_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event": "step", "step": "x", "loss": 1, "learning_rate": 1, "grad_norm": 1, "seconds": 1}\n' + events.to_line(STARTED))
+    path.write_text(
+        '{"event": "step", "step": "x", "loss": 1, "learning_rate": 1, "grad_norm": 1, "seconds": 1}\n'
+        + events.to_line(STARTED)
+    )
     assert EventLogs().read(path) == [STARTED]
+
+
+def test_phases_before_the_first_step_are_named() -> None:
+    """Harm 15: "Training, step 0" for tens of seconds while pictures were encoded."""
+    told = [
+        (None, [], "Starting"),
+        (Phase("loading"), [], "Loading the base"),
+        (Phase("encoding", 12, 44), [], "Encoding 12 of 44"),
+        (Phase("adapting"), [], "Putting the adapter on the base"),
+        (None, [STARTED], "Preparing pictures and captions"),
+        (None, [STARTED, Cached(1, 1, 1.0)], "Measuring and drawing before the first step"),
+        (None, [STARTED, Cached(1, 1, 1.0), Sampled(0, "a", "0.png")], "Taking the first step"),
+    ]
+    assert [views.progress(job(), events, 0, phase).headline for phase, events, _ in told] == [row[2] for row in told]
+    assert views.progress(job(), [], 0, Phase("encoding", 12, 44)).share == 12 / 44
+
+
+def test_nothing_on_the_page_speaks_as_the_command_does() -> None:
+    """Harm 14: advice said `validation.folds=3`, `--json` and `write basketball.txt`."""
+    ways = "(write basketball.txt, or set data.trigger to train it on the trigger alone)"
+    bare = f"basketball.png has no caption: left out {ways}."
+    log: list[Event] = [
+        Started("a", 100, 0, 9, 0, 1, "cpu", "float32", "b"), Warned(bare), Warned("and 9 more (--json lists all)"),
+        Finished(100, "a.safetensors", 1.0, 1.0),
+    ]  # fmt: skip
+    page = views.recommendation_html(log, None) + views.messages(job(), log)
+    assert "Set “Folds” at 3" in page and "write its caption in Dataset, or give a Trigger" in page
+    assert not re.search(r"[a-z]+\.[a-z_]+ ?=|--[a-z]|basketball\.txt|data\.trigger", page), page

@@ -31,7 +31,9 @@ def test_a_zip_is_read_as_its_folder_would_be(tmp_path: Path) -> None:
         (tmp_path / "plain" / name).write_bytes(raw)
     packed, plain = scan(make_zip(tmp_path / "set.zip", entries)), scan(tmp_path / "plain")
     assert packed.digest == plain.digest
-    assert [(item.captions, item.repeats) for item in packed.items] == [(item.captions, item.repeats) for item in plain.items]
+    assert [(item.captions, item.repeats) for item in packed.items] == [
+        (item.captions, item.repeats) for item in plain.items
+    ]
     assert archives.name_of(tmp_path / "set.zip") == "set"
 
 
@@ -56,15 +58,26 @@ def test_a_harmful_name_is_left_out_and_said(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "here"
     folder.mkdir(parents=True)
     path = make_zip(folder / "set.zip", {"good.png": png(), "good.txt": b"good", name: png("blue")})
-    found, lines = archives.opened(path)
-    assert [file.name for file in sorted(found.rglob("*")) if file.is_file()] == [".left-out", "good.png", "good.txt"]
+    unpacked, lines = archives.opened(path)
+    assert [file.name for file in sorted(unpacked.rglob("*")) if file.is_file()] == [
+        ".left-out",
+        "good.png",
+        "good.txt",
+    ]
     assert len(lines) == 1 and "name" in lines[0]
     assert lines[0] in scan(path).problems
     assert {file.name for file in tmp_path.rglob("*.png")} == {"good.png"}
 
 
 def test_what_is_no_picture_or_twice_is_left_out(tmp_path: Path) -> None:
-    entries = {"good.png": png(), "good.txt": b"good", "GOOD.png": png("blue"), "bad.png": b"no picture", "run.exe": b"MZ", "__MACOSX/good.png": b"litter"}
+    entries = {
+        "good.png": png(),
+        "good.txt": b"good",
+        "GOOD.png": png("blue"),
+        "bad.png": b"no picture",
+        "run.exe": b"MZ",
+        "__MACOSX/good.png": b"litter",
+    }
     lines = archives.opened(make_zip(tmp_path / "set.zip", entries))[1]
     assert [line.split()[0] for line in lines] == ["GOOD.png", "bad.png", "run.exe"]
 
@@ -85,26 +98,37 @@ def test_a_zip_without_a_picture_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8))
-def test_a_damaged_zip_is_read_or_refused_and_never_leads_out(cuts: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_zip_is_read_or_refused_and_never_leads_out(
+    cuts: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     place = tmp_path_factory.mktemp("damaged") / "in"
     place.mkdir()
-    raw = bytearray(make_zip(place / "set.zip", {"a.png": png(size=4), "a.txt": b"one"}, zipfile.ZIP_STORED).read_bytes())
+    raw = bytearray(
+        make_zip(place / "set.zip", {"a.png": png(size=4), "a.txt": b"one"}, zipfile.ZIP_STORED).read_bytes()
+    )
     for at, value in cuts:
         raw[at % len(raw)] = value
     (place / "set.zip").write_bytes(raw)
     try:
-        found = archives.opened(place / "set.zip")[0]
-        assert found.parent == place and {file.suffix for file in found.rglob("*") if file.is_file()} <= {".png", ".txt", ""}
+        folder = archives.opened(place / "set.zip")[0]
+        assert folder.parent == place and {file.suffix for file in folder.rglob("*") if file.is_file()} <= {
+            ".png",
+            ".txt",
+            "",
+        }
     except DataError:
         pass
     assert [entry.name for entry in place.parent.iterdir()] == ["in"]
 
 
-def test_a_run_trains_on_a_zip(tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path], run_velatura: Callable[..., object]) -> None:
+def test_a_run_trains_on_a_zip(
+    tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path], run_velatura: Callable[..., object]
+) -> None:
     pictures = draw_dots(tmp_path / "dots", "a {colour} dot")
     path = make_zip(tmp_path / "packed.zip", {file.name: file.read_bytes() for file in sorted(pictures.iterdir())})
     done = run_velatura(
-        "train", plain.STYLE, "--data", str(path), "--out", str(tmp_path / "runs"), "--set", f"base={tiny}", "--set", "max_steps=2",
+        "train", plain.STYLE, "--data", str(path), "--out", str(tmp_path / "runs"), "--set", f"base={tiny}", "--set",
+        "max_steps=2",
         "--set", "preview_every_steps=0", "--set", "resolution_px=32", "--set", "batch_size=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -112,7 +136,12 @@ def test_a_run_trains_on_a_zip(tmp_path: Path, tiny: Path, draw_dots: Callable[.
 
 
 def test_entries_that_cannot_lie_beside_each_other_cost_only_themselves(tmp_path: Path) -> None:
-    entries = {"a.png": png(), "a.png/b.png": png("blue"), "d/" * 15 + "x" * 190 + ".png": png("green"), "good.png": png()}
+    entries = {
+        "a.png": png(),
+        "a.png/b.png": png("blue"),
+        "d/" * 15 + "x" * 190 + ".png": png("green"),
+        "good.png": png(),
+    }
     deep = "/".join(["y" * 190] * 15)
     place = tmp_path
     for _ in range(7):

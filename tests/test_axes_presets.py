@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_batch import lora
+from tests.batches import lora
 from trainer.errors import ConfigError
-from trainer.render import command, image
+from trainer.render import command, picture_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,8 +21,10 @@ def test_a_preset_is_drawn_with_its_slots_filled_and_is_on_the_page(name: str, t
     with pytest.raises(ConfigError, match="adapters.0 has no file"):
         command.run(small, [], tmp_path / "x.png", download=False)
     filled = command.changed(small, [f"adapters.{number}.file={file}" for number in range(len(stack.adapters))])
-    recipe = image.read(command.run(filled, [], tmp_path / "x.png", download=False)).recipe
-    assert [(one["name"], one["schedule"], one["region"]) for one in recipe["adapters"]] == [("one", one.schedule, one.region) for one in stack.adapters]
+    recipe = picture_metadata.read(command.run(filled, [], tmp_path / "x.png", download=False)).recipe
+    assert [(adapter["name"], adapter["schedule"], adapter["region"]) for adapter in recipe["adapters"]] == [
+        ("one", adapter.schedule, adapter.region) for adapter in stack.adapters
+    ]
 
 
 def test_a_name_that_is_no_preset_says_which_there_are() -> None:

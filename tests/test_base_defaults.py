@@ -17,9 +17,9 @@ from single_files import add
 from trainer import base_defaults, bases, families
 from trainer.config import StackConfig
 from trainer.families.contract import Family
-from trainer.render import batch_plan, jobs_file
+from trainer.render import batch_ledger, jobs_file
 from trainer.render.engine import Engine
-from trainer.render.image import read
+from trainer.render.picture_metadata import read
 
 _HALVED = {"sd", "sdxl"}  # their pipelines' 50 steps are twice what is usual
 
@@ -31,9 +31,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory, imprimatura_folder: Path) -> 
 
 
 def recipe(path: Path) -> dict[str, object]:
-    found = read(path).recipe
-    assert found is not None
-    return {key: found[key] for key in ("width_px", "height_px", "steps", "guidance_scale", "guidance_rescale")}
+    recipe = read(path).recipe
+    assert recipe is not None
+    return {key: recipe[key] for key in ("width_px", "height_px", "steps", "guidance_scale", "guidance_rescale")}
 
 
 def test_a_copy_of_the_base_draws_what_the_base_draws(run_velatura: Callable, copy: Path, tmp_path: Path) -> None:
@@ -48,12 +48,34 @@ def test_a_copy_of_the_base_draws_what_the_base_draws(run_velatura: Callable, co
 
 
 def test_what_is_asked_for_is_not_the_bases_to_say(run_velatura: Callable, copy: Path, tmp_path: Path) -> None:
-    done = run_velatura("render", "--base", copy, "--steps", "2", "--size", "64x96", "--guidance", "1.5", "--set", "guidance_rescale=0", "--out", "x.png")
+    done = run_velatura(
+        "render",
+        "--base",
+        copy,
+        "--steps",
+        "2",
+        "--size",
+        "64x96",
+        "--guidance",
+        "1.5",
+        "--set",
+        "guidance_rescale=0",
+        "--out",
+        "x.png",
+    )
     assert done.returncode == 0 and "usually drawn" not in done.stderr
-    assert recipe(tmp_path / "x.png") == {"width_px": 64, "height_px": 96, "steps": 2, "guidance_scale": 1.5, "guidance_rescale": 0.0}
+    assert recipe(tmp_path / "x.png") == {
+        "width_px": 64,
+        "height_px": 96,
+        "steps": 2,
+        "guidance_scale": 1.5,
+        "guidance_rescale": 0.0,
+    }
 
 
-def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_not_say(run_velatura: Callable, copy: Path, tmp_path: Path) -> None:
+def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_not_say(
+    run_velatura: Callable, copy: Path, tmp_path: Path
+) -> None:
     (tmp_path / "stack.toml").write_text(f'base = "{copy}"\nsteps = 2\n')
     assert run_velatura("render", "--stack", "stack.toml", "--out", "a.png").returncode == 0
     (tmp_path / "preset.toml").write_text("steps = 2\n")
@@ -62,8 +84,16 @@ def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_
     assert recipe(tmp_path / "a.png") == recipe(tmp_path / "b.png") == wanted
     (tmp_path / "jobs.csv").write_text(f"prompt,base,size\na fox,{copy},\na fox,imprimatura,64x64\n")
     (tmp_path / "jobs.toml").write_text(f'prompts = ["a fox"]\nbase = "{copy}"\nheight_px = 64\n')
-    stacks = [work.stack for name in ("jobs.csv", "jobs.toml") for work in batch_plan.make(jobs_file.read(tmp_path / name, jobs_file.Defaults())).pictures()]
-    assert [(one.width_px, one.height_px, one.steps, one.guidance_scale) for one in stacks] == [(128, 128, 25, 3.0), (64, 64, 25, 3.0), (128, 64, 25, 3.0)]
+    stacks = [
+        work.stack
+        for name in ("jobs.csv", "jobs.toml")
+        for work in batch_ledger.make(jobs_file.read(tmp_path / name, jobs_file.Defaults())).pictures()
+    ]
+    assert [(stack.width_px, stack.height_px, stack.steps, stack.guidance_scale) for stack in stacks] == [
+        (128, 128, 25, 3.0),
+        (64, 64, 25, 3.0),
+        (128, 64, 25, 3.0),
+    ]
     engine = Engine(str(copy), device="cpu", dtype="float32")
     assert engine.resolve(StackConfig(base=str(copy))).width_px == 128
 
@@ -72,14 +102,18 @@ def test_a_stack_file_a_jobs_file_and_the_engine_leave_to_the_base_what_they_do_
 def test_every_family_draws_at_its_denoisers_size_with_its_pipelines_guidance(family: Family, tmp_path: Path) -> None:
     folder = family.tiny(tmp_path / "tiny")
     config = json.loads((folder / next(iter(family.components)) / "config.json").read_text())
-    multiple, found = bases.multiple_px(folder), base_defaults.of(str(folder), family)
+    multiple, defaults = bases.multiple_px(folder), base_defaults.of(str(folder), family)
     own = config.get("sample_size")
-    assert (found.width_px, found.height_px) == ((own * multiple // family.patch,) * 2 if own else (family.default_px,) * 2)
-    bases.check_pixels(folder, {"width_px": found.width_px, "height_px": found.height_px})
+    assert (defaults.width_px, defaults.height_px) == (
+        (own * multiple // family.patch,) * 2 if own else (family.default_px,) * 2
+    )
+    bases.check_pixels(folder, {"width_px": defaults.width_px, "height_px": defaults.height_px})
     call = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters
-    guidance = call["guidance_scale"].default if call["guidance_scale"].default is not None else call["true_cfg_scale"].default
+    guidance = (
+        call["guidance_scale"].default if call["guidance_scale"].default is not None else call["true_cfg_scale"].default
+    )
     steps = call["num_inference_steps"].default
-    assert found.guidance_scale == guidance and found.steps == (steps // 2 if family.name in _HALVED else steps)
+    assert defaults.guidance_scale == guidance and defaults.steps == (steps // 2 if family.name in _HALVED else steps)
 
 
 def test_a_base_that_is_not_square_a_larger_one_and_one_without_a_size(tiny: Path, tmp_path: Path) -> None:
@@ -87,7 +121,14 @@ def test_a_base_that_is_not_square_a_larger_one_and_one_without_a_size(tiny: Pat
     folder = Path(shutil.copytree(tiny, tmp_path / "base"))
     config = json.loads((folder / "unet" / "config.json").read_text())
     multiple = bases.multiple_px(folder)
-    cases = [([12, 20], (20 * multiple, 12 * multiple)), (96, (96 * multiple,) * 2), (None, (512, 512)), ("x", (512, 512)), (1, (512, 512)), (-8, (512, 512))]
+    cases = [
+        ([12, 20], (20 * multiple, 12 * multiple)),
+        (96, (96 * multiple,) * 2),
+        (None, (512, 512)),
+        ("x", (512, 512)),
+        (1, (512, 512)),
+        (-8, (512, 512)),
+    ]
     for sample_size, wanted in cases:
         (folder / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": sample_size}))
         assert base_defaults.size_px(folder, family) == wanted, sample_size
@@ -95,13 +136,16 @@ def test_a_base_that_is_not_square_a_larger_one_and_one_without_a_size(tiny: Pat
 
 
 def test_distilled_bases_say_that_few_steps_without_guidance_do(tmp_path: Path) -> None:
-    for name, file, change in (("flux", "transformer/config.json", {"guidance_embeds": False}), ("flux2", "model_index.json", {"is_distilled": True})):
+    for name, file, change in (
+        ("flux", "transformer/config.json", {"guidance_embeds": False}),
+        ("flux2", "model_index.json", {"is_distilled": True}),
+    ):
         family = families.registry()[name]
         folder = family.tiny(tmp_path / name)
         assert base_defaults.of(str(folder), family).steps == family.usual[0]
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-        found = base_defaults.of(str(folder), family)
-        assert (found.steps, found.guidance_scale) == (4, 1.0)
+        defaults = base_defaults.of(str(folder), family)
+        assert (defaults.steps, defaults.guidance_scale) == (4, 1.0)
 
 
 def test_a_file_that_is_not_laid_out_yet_says_its_size_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,5 +154,7 @@ def test_a_file_that_is_not_laid_out_yet_says_its_size_too(tmp_path: Path, monke
     folder = family.tiny(tmp_path / "tiny")
     file = single_files.sd_file(folder, tmp_path / "artist.safetensors")
     add(str(file), "--like", str(folder))
-    found = base_defaults.of("artist", family)
-    assert (found.width_px, found.height_px) == base_defaults.size_px(folder, family) and not list((tmp_path / "home").glob("models/*"))
+    defaults = base_defaults.of("artist", family)
+    assert (defaults.width_px, defaults.height_px) == base_defaults.size_px(folder, family) and not list(
+        (tmp_path / "home").glob("models/*")
+    )

@@ -1,11 +1,10 @@
-"""A batch draws every picture exactly once, however it is broken off, and refuses what can't be drawn before it draws anything."""
+"""A batch draws every picture exactly once, however it is broken off, and refuses what can't be drawn before it draws
+anything."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import csv
-import hashlib
 import itertools
 import json
 import os
@@ -14,84 +13,15 @@ import shutil
 import signal
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from PIL import Image
 
 from tests import warm
-from trainer import lora_file
-from trainer.config import StackConfig
-from trainer.errors import AdapterError, RunError
-from trainer.render import batch, batch_manifest, batch_plan, image, jobs_file
-
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-class Painter:
-    """An engine that draws its recipe's hash as one colour, and a batch's company as another: quick, and as exact as the real one."""
-
-    def __init__(self) -> None:
-        self.drawn: list[str] = []
-
-    def resolve(self, stack: StackConfig) -> StackConfig:
-        for one in stack.adapters:
-            if not Path(one.file).is_file():
-                raise AdapterError(f"LoRA file {one.file!r} can't be read.")
-        return stack
-
-    def render(self, stack: StackConfig) -> image.Picture:
-        return next(iter(self.render_all([stack])))
-
-    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]:
-        company = list(stacks)
-        said = [stack.model_dump_json() for stack in company]
-        for stack, own in zip(company, said, strict=True):
-            picture = Image.new("RGB", (8, 8), tuple(hashlib.sha256(own.encode()).digest()[:3]))
-            picture.putpixel((0, 0), tuple(hashlib.sha256("".join(said).encode()).digest()[:3]))
-            self.drawn.append(own)
-            yield image.Picture(picture, stack, "text")
-
-
-def lora(path: Path, value: float) -> Path:
-    parts = {"lora_down.weight": torch.full((1, 32), value), "lora_up.weight": torch.ones(32, 1)}
-    lora_file.save(path, {LAYER: parts}, {}, torch.float32)
-    return path
-
-
-def jobs(path: Path, rows: Iterable[Iterable[object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return path
-
-
-def defaults(tiny: Path, **said: object) -> jobs_file.Defaults:
-    return jobs_file.Defaults(**{"base": str(tiny), "size": "32x32", "steps": 2, **said})  # type: ignore[arg-type]
-
-
-def plan_of(path: Path, tiny: Path, **said: object) -> batch_plan.Plan:
-    return batch_plan.make(jobs_file.read(path, defaults(tiny, **said)))
-
-
-def draw(path: Path, tiny: Path, out: Path, painter: Painter | None = None, sheets: bool = False, **said: object) -> batch.Ended:
-    painter = painter or Painter()
-    last = list(batch.run(plan_of(path, tiny, **said), out, lambda base, family: painter, sheets=sheets))[-1]
-    assert isinstance(last, batch.Ended)
-    return last
-
-
-def files(out: Path) -> dict[str, bytes]:
-    found = [path for path in out.rglob("*.png") if not {batch_plan.HIDDEN, "contact-sheets"} & set(path.relative_to(out).parts)]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
-
-
-def manifest(out: Path) -> list[dict[str, str]]:
-    with (out / "manifest.csv").open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
-
+from tests.batches import Painter, draw, files, jobs, lora, manifest, plan_of
+from trainer.errors import RunError
+from trainer.render import batch, batch_ledger, batch_manifest
 
 # Exactly once.
 
@@ -123,12 +53,23 @@ class Death:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     """Three sizes of step, LoRAs, a row that stands twice, and names that meet."""
-    one, two = lora(tmp_path / "one.safetensors", 0.1), lora(tmp_path / "two.safetensors", -0.2)
-    rows = [("a fox", number, 2 + number % 3, "" if number % 2 else f"{one}:0.5;{two}:1", "{prompt}" if number < 3 else "") for number in range(1, 8)]
+    first, second = lora(tmp_path / "one.safetensors", 0.1), lora(tmp_path / "two.safetensors", -0.2)
+    rows = [
+        (
+            "a fox",
+            number,
+            2 + number % 3,
+            "" if number % 2 else f"{first}:0.5;{second}:1",
+            "{prompt}" if number < 3 else "",
+        )
+        for number in range(1, 8)
+    ]
     return jobs(tmp_path / "mixed.csv", [("prompt", "seed", "steps", "lora", "name"), *rows, rows[0]])
 
 
-def test_killed_before_any_file_operation_and_started_again_every_picture_is_there_once_and_the_same(tmp_path: Path, tiny: Path, mixed: Path) -> None:
+def test_killed_before_any_file_operation_and_started_again_every_picture_is_there_once_and_the_same(
+    tmp_path: Path, tiny: Path, mixed: Path
+) -> None:
     whole = tmp_path / "whole"
     draw(mixed, tiny, whole)
     assert len(files(whole)) == 7
@@ -168,7 +109,9 @@ def test_killed_many_times_it_still_is(tmp_path: Path, tiny: Path, mixed: Path) 
         assert files(out) == files(tmp_path / "whole")
 
 
-def test_a_manifest_says_that_all_is_done_only_when_all_is(tmp_path: Path, tiny: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_says_that_all_is_done_only_when_all_is(
+    tmp_path: Path, tiny: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job is taken for finished by its manifest, and a kill may come before the contact sheets."""
 
     def kill(*_: object) -> int:
@@ -191,24 +134,30 @@ def test_a_second_time_nothing_is_drawn_or_written(tmp_path: Path, tiny: Path, m
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")} == before
 
 
-def test_rows_that_want_the_same_are_one_picture_and_a_copy_of_a_lora_is_the_same_lora(tmp_path: Path, tiny: Path) -> None:
-    one = lora(tmp_path / "one.safetensors", 0.1)
-    (tmp_path / "copy.safetensors").write_bytes(one.read_bytes())
-    path = jobs(tmp_path / "x.csv", [("seed", "lora"), (1, f"{one}:1"), (1, tmp_path / "copy.safetensors"), (2, ""), (2, "")])
+def test_rows_that_want_the_same_are_one_picture_and_a_copy_of_a_lora_is_the_same_lora(
+    tmp_path: Path, tiny: Path
+) -> None:
+    first = lora(tmp_path / "one.safetensors", 0.1)
+    (tmp_path / "copy.safetensors").write_bytes(first.read_bytes())
+    path = jobs(
+        tmp_path / "x.csv", [("seed", "lora"), (1, f"{first}:1"), (1, tmp_path / "copy.safetensors"), (2, ""), (2, "")]
+    )
     draw(path, tiny, tmp_path / "out")
     assert len(files(tmp_path / "out")) == 2
-    assert [row["file"] for row in manifest(tmp_path / "out")] == [sorted(files(tmp_path / "out"))[place] for place in (0, 0, 1, 1)]
+    assert [row["file"] for row in manifest(tmp_path / "out")] == [
+        sorted(files(tmp_path / "out"))[place] for place in (0, 0, 1, 1)
+    ]
 
 
 def test_what_is_missing_or_spoilt_is_drawn_again_and_nothing_else(tmp_path: Path, tiny: Path, mixed: Path) -> None:
     out, painter = tmp_path / "out", Painter()
     draw(mixed, tiny, out)
-    one, two, three = sorted(files(out))[:3]
-    (out / one).unlink()
-    (out / two).write_bytes(b"something else")
+    first, second, three = sorted(files(out))[:3]
+    (out / first).unlink()
+    (out / second).write_bytes(b"something else")
     os.utime(out / three)
     assert draw(mixed, tiny, out, painter).made == len(painter.drawn) == 2
-    assert (out / two).read_bytes() == b"something else", "a file that isn't ours stays"
+    assert (out / second).read_bytes() == b"something else", "a file that isn't ours stays"
     assert draw(mixed, tiny, out).made == 0
 
 
@@ -220,7 +169,9 @@ def test_a_foreign_file_is_never_overwritten(tmp_path: Path, tiny: Path) -> None
     (out / "folder").write_bytes(b"mine too")
     path = jobs(tmp_path / "x.csv", [("seed", "name"), (1, "x"), (2, "x"), (3, "folder/x")])
     ended = draw(path, tiny, out)
-    assert (out / "x.png").read_bytes() == b"mine" and (out / "manifest.csv").read_text().startswith("prompt,seed\nmine")
+    assert (out / "x.png").read_bytes() == b"mine" and (out / "manifest.csv").read_text().startswith(
+        "prompt,seed\nmine"
+    )
     assert set(files(out)) == {"x.png", "x-2.png", "x-3.png"} and ended.failed == 1
     assert Path(ended.manifest).name == "manifest-2.csv"
     assert draw(path, tiny, out).made == 0 and len(files(out)) == 3
@@ -229,7 +180,9 @@ def test_a_foreign_file_is_never_overwritten(tmp_path: Path, tiny: Path) -> None
 def test_more_rows_later_draw_only_what_is_new_in_full_batches(tmp_path: Path, tiny: Path) -> None:
     painter = Painter()
     for last in (4, 9):
-        path = jobs(tmp_path / "x.csv", [("prompt", "seed"), *((prompt, seed) for prompt in ("a", "b") for seed in range(last))])
+        path = jobs(
+            tmp_path / "x.csv", [("prompt", "seed"), *((prompt, seed) for prompt in ("a", "b") for seed in range(last))]
+        )
         draw(path, tiny, tmp_path / "out", painter)
     assert len(painter.drawn) == len(set(painter.drawn)) == len(files(tmp_path / "out")) == 18
 
@@ -260,7 +213,7 @@ def test_two_batches_do_not_work_in_one_folder(tmp_path: Path, tiny: Path, mixed
 def test_bases_and_adapters_are_together_and_batches_are_full(tmp_path: Path, tiny: Path) -> None:
     loras = [f"{lora(tmp_path / f'{number}.safetensors', number)}:1" for number in range(1, 4)]
     chance = random.Random(1)
-    rows = [(seed, steps, one) for seed in range(50) for steps in (2, 3) for one in loras]
+    rows = [(seed, steps, lora_file) for seed in range(50) for steps in (2, 3) for lora_file in loras]
     chance.shuffle(rows)
     plan = plan_of(jobs(tmp_path / "x.csv", [("seed", "steps", "lora"), *rows]), tiny, size="128x128")
     chunks = list(plan.chunks([]))
@@ -302,10 +255,15 @@ def test_no_cell_of_the_manifest_is_a_formula(tmp_path: Path, tiny: Path, text: 
 
 
 def test_ten_thousand_rows_stream_and_memory_stays_flat(tmp_path: Path, tiny: Path) -> None:
-    """Reading, planning, drawing with the painter and writing the manifest: what Python allocates at most, by tracemalloc."""
+    """Reading, planning, drawing with the painter and writing the manifest: what Python allocates at most, by
+    tracemalloc.
+    """
 
     def peak(num: int) -> int:
-        path = jobs(tmp_path / f"{num}.csv", [("prompt", "seed"), *((f"a fox number {number}, standing in the snow", number) for number in range(num))])
+        path = jobs(
+            tmp_path / f"{num}.csv",
+            [("prompt", "seed"), *((f"a fox number {number}, standing in the snow", number) for number in range(num))],
+        )
         out = tmp_path / str(num)
         tracemalloc.start()
         try:
@@ -314,7 +272,7 @@ def test_ten_thousand_rows_stream_and_memory_stays_flat(tmp_path: Path, tiny: Pa
             for _ in plan.chunks([]):
                 pass
             out.mkdir()
-            (out / batch_plan.HIDDEN).mkdir()
+            (out / batch_ledger.HIDDEN).mkdir()
             batch_manifest.write_manifest(plan, out / "manifest.csv")
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -338,9 +296,15 @@ def until_drawn(process: warm.Command) -> None:
             return
 
 
-def test_killed_for_real_again_and_again_the_pictures_are_those_of_an_unbroken_batch(tmp_path: Path, tiny: Path) -> None:
-    one, two = lora(tmp_path / "one.safetensors", 0.3), lora(tmp_path / "two.safetensors", -0.4)
-    rows = [(prompt, seed, 4 + seed % 12, f"{one}:{seed / 50};{two}:1" if seed % 3 else "") for seed in range(48) for prompt in ("a fox", "an owl")]
+def test_killed_for_real_again_and_again_the_pictures_are_those_of_an_unbroken_batch(
+    tmp_path: Path, tiny: Path
+) -> None:
+    first, second = lora(tmp_path / "one.safetensors", 0.3), lora(tmp_path / "two.safetensors", -0.4)
+    rows = [
+        (prompt, seed, 4 + seed % 12, f"{first}:{seed / 50};{second}:1" if seed % 3 else "")
+        for seed in range(48)
+        for prompt in ("a fox", "an owl")
+    ]
     path = jobs(tmp_path / "x.csv", [("prompt", "seed", "steps", "lora"), *rows])
     whole = warm.run(command(path, tiny, tmp_path / "whole"), tmp_path, 200)
     assert whole.returncode == 0, whole.stderr
@@ -365,8 +329,10 @@ def test_ctrl_c_finishes_the_batch_at_hand_writes_the_manifest_and_exits_with_13
     with warm.Command(command(path, tiny, tmp_path / "out"), tmp_path) as process:
         until_drawn(process)
         process.send_signal(signal.SIGINT)
-        said, wrong = process.communicate(timeout=60)
-    last = json.loads(said.splitlines()[-1])
+        output, wrong = process.communicate(timeout=60)
+    last = json.loads(output.splitlines()[-1])
     assert process.returncode == 130 and last["stopped"] and not wrong.count("Traceback")
     states = collections.Counter(row["state"] for row in manifest(tmp_path / "out"))
-    assert states["done"] == len(files(tmp_path / "out")) == last["there"] < 60 and states["todo"] == 60 - states["done"]
+    assert (
+        states["done"] == len(files(tmp_path / "out")) == last["there"] < 60 and states["todo"] == 60 - states["done"]
+    )

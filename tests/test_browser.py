@@ -1,4 +1,6 @@
-"""The page in a real browser: from a sample set to a trained LoRA to a picture, across a reload, with nothing asked of the network."""
+"""The page in a real browser: from a sample set to a trained LoRA to a picture, across a reload, with nothing asked of
+the network.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
 HOSTILE = "<img src=x onerror=window.__owned=1>"
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+playwright_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
 playwright_api.expect.set_options(timeout=30_000)  # the suite's other files train beside this one, on two cores
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium"
+)
 
 
 @dataclass
@@ -49,13 +55,15 @@ class Server:
         log = (self.workspace.parent / "server.log").open("ab")
         command = [sys.executable, "-m", "app", "--workspace", str(self.workspace), "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # other files may train beside this one
         while True:
             try:
                 urllib.request.urlopen(f"{self.address}config", timeout=5).read()
                 return
             except OSError:
-                assert self.process.poll() is None and time.monotonic() < deadline, self.log()
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.kill()  # a fixture that never came to its yield doesn't
+                    raise AssertionError(self.log()) from None
                 time.sleep(0.2)
 
     def kill(self) -> None:
@@ -68,12 +76,12 @@ class Server:
 
     def trainers(self) -> list[psutil.Process]:
         """Living trainings of this workspace."""
-        found = []
+        processes = []
         for process in psutil.process_iter(["cmdline", "status"]):
             line = process.info["cmdline"] or []
             if str(self.workspace / "runs") in line and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
+                processes.append(process)
+        return processes
 
 
 def _free_port() -> int:
@@ -108,9 +116,18 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(30_000)
     opened.on("pageerror", lambda error: problems.append(f"error in the page: {error}"))
-    opened.on("request", lambda request: None if request.url.startswith((server.address, "data:", "blob:")) else problems.append(f"asked for {request.url}"))
+    opened.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((server.address, "data:", "blob:"))
+            else problems.append(f"asked for {request.url}")
+        ),
+    )
     opened.goto(server.address)
-    playwright_api.expect(opened.locator("#dataset-summary textarea, #dataset-summary input").first).not_to_have_value("")  # the page has asked what there is
+    playwright_api.expect(opened.locator("#dataset-summary textarea, #dataset-summary input").first).not_to_have_value(
+        ""
+    )  # the page has asked what there is
     yield opened
     assert opened.evaluate("window.__owned") is None
     assert not problems, problems
@@ -157,7 +174,9 @@ def try_conditions(page: Page) -> None:
 
 
 def see(page: Page, pattern: str, timeout_s: float = 120) -> None:
-    playwright_api.expect(page.locator("#progress .progress")).to_contain_text(re.compile(pattern), timeout=timeout_s * 1000)
+    playwright_api.expect(page.locator("#progress .progress")).to_contain_text(
+        re.compile(pattern), timeout=timeout_s * 1000
+    )
 
 
 def go_on_to_a_batch(page: Page, server: Server) -> None:
@@ -174,8 +193,10 @@ def go_on_to_a_batch(page: Page, server: Server) -> None:
     playwright_api.expect(page.locator("#batch-plan")).to_contain_text("2 pictures")
     page.reload()
     page.get_by_role("tab", name="Batch").click()
-    playwright_api.expect(page.locator("#batch-progress")).to_contain_text(re.compile("2 of 2 pictures"), timeout=90_000)
-    playwright_api.expect(page.locator("#batch-pictures img")).to_have_count(3)  # and their sheet
+    playwright_api.expect(page.locator("#batch-progress")).to_contain_text(
+        re.compile("2 of 2 pictures"), timeout=90_000
+    )
+    playwright_api.expect(page.locator("#batch-pictures .grid img")).to_have_count(3)  # and their sheet
     assert len(list((server.workspace / "batches" / "batch").glob("*.png"))) == 2
 
 
@@ -223,8 +244,12 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     picture = waiting.value.path()
     fill(page, "field-prompt", "something else")
     fill(page, "weight-1", "0.1")
-    page.locator("#recipe-png input[type=file]").set_input_files({"name": "mine.png", "mimeType": "image/png", "buffer": Path(picture).read_bytes()})
-    playwright_api.expect(page.locator("#field-prompt").locator("textarea, input").first).to_have_value("a red apple, outline style")
+    page.locator("#recipe-png input[type=file]").set_input_files(
+        {"name": "mine.png", "mimeType": "image/png", "buffer": Path(picture).read_bytes()}
+    )
+    playwright_api.expect(page.locator("#field-prompt").locator("textarea, input").first).to_have_value(
+        "a red apple, outline style"
+    )
     assert page.locator("#weight-1 input[type=number]").input_value() == "0.75"
 
     go_on_to_a_batch(page, server)
@@ -235,7 +260,9 @@ def test_training_outlives_the_server_and_can_be_stopped_after(page: Page, serve
     begin_training(page, steps=2000)
     see(page, r"step [1-9]\d* of 2000")
     (trainer,) = server.trainers()
-    page.goto("about:blank")  # a page left open reloads itself once the server is back, and would break off our own visit
+    page.goto(
+        "about:blank"
+    )  # a page left open reloads itself once the server is back, and would break off our own visit
     server.kill()
     assert trainer.is_running()
     server.start()
@@ -263,7 +290,9 @@ def test_hostile_captions_and_names_are_only_text(page: Page, server: Server) ->
             {"name": "bad.png", "mimeType": "image/png", "buffer": HOSTILE.encode()},
         ]
     )
-    playwright_api.expect(page.locator("#dataset-report textarea")).to_have_value(re.compile("bad.png is not a picture"))
+    playwright_api.expect(page.locator("#dataset-report textarea")).to_have_value(
+        re.compile("bad.png is not a picture")
+    )
     copies = [path for path in (server.workspace / "cache" / "gradio").rglob("*.png") if path.is_file()]
     assert not copies, "what was uploaded stays in no other place than its dataset"
     page.locator("#dataset-gallery .thumbnail-item").first.click()

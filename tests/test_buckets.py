@@ -12,9 +12,15 @@ from trainer.data import Item, buckets
 from trainer.errors import ConfigError
 
 SIDES = st.integers(16, 6000)
-RESOLUTIONS = st.sampled_from([(128, 16), (256, 8), (256, 16), (448, 8), (512, 8), (520, 8), (768, 16), (1024, 8), (1024, 32), (2048, 64)])
+RESOLUTIONS = st.sampled_from(
+    [(128, 16), (256, 8), (256, 16), (448, 8), (512, 8), (520, 8), (768, 16), (1024, 8), (1024, 32), (2048, 64)]
+)
 CONFIGS = st.builds(
-    DataConfig, buckets=st.booleans(), bucket_step_px=st.sampled_from([0, 0, 64, 128, 192]), max_aspect_ratio=st.floats(1, 8), max_upscale=st.floats(1, 4)
+    DataConfig,
+    buckets=st.booleans(),
+    bucket_step_px=st.sampled_from([0, 0, 64, 128, 192]),
+    max_aspect_ratio=st.floats(1, 8),
+    max_upscale=st.floats(1, 4),
 )
 
 
@@ -40,9 +46,16 @@ def test_a_bucket_keeps_every_bound(width: int, height: int, resolution: tuple[i
         assert bucket == (2 * multiple, 2 * multiple), "only the smallest may enlarge more"
 
 
-@given(st.integers(600, 6000), st.integers(600, 6000), st.sampled_from([(128, 16), (256, 16), (512, 8), (576, 16)]), st.floats(1, 3))
+@given(
+    st.integers(600, 6000),
+    st.integers(600, 6000),
+    st.sampled_from([(128, 16), (256, 16), (512, 8), (576, 16)]),
+    st.floats(1, 3),
+)
 @settings(max_examples=200, deadline=None)
-def test_a_large_picture_gets_the_nearest_shape_of_the_asked_pixels(width: int, height: int, resolution: tuple[int, int], ratio: float) -> None:
+def test_a_large_picture_gets_the_nearest_shape_of_the_asked_pixels(
+    width: int, height: int, resolution: tuple[int, int], ratio: float
+) -> None:
     size, multiple = resolution
     data = DataConfig(max_aspect_ratio=ratio)
     step = buckets.step_px(size, data, multiple)
@@ -59,22 +72,29 @@ def test_a_large_picture_gets_the_nearest_shape_of_the_asked_pixels(width: int, 
         return longer * shorter <= size**2 and longer / shorter <= ratio and (longer + step) * shorter > size**2
 
     sides = range(step, size * 3, step)
-    everything = [(wide, high) for wide in sides for high in sides if wide != high and whole(wide, high)] + [(size, size)]
+    everything = [(wide, high) for wide in sides for high in sides if wide != high and whole(wide, high)] + [
+        (size, size)
+    ]
     assert far(bucket) <= min(map(far, everything)) + 1e-6
 
 
-@given(st.lists(st.builds(item, SIDES, SIDES, st.integers(1, 5)), min_size=1, max_size=12), st.lists(st.sampled_from([256, 768]), max_size=2))
+@given(
+    st.lists(st.builds(item, SIDES, SIDES, st.integers(1, 5)), min_size=1, max_size=12),
+    st.lists(st.sampled_from([256, 768]), max_size=2),
+)
 @settings(max_examples=100, deadline=None)
 def test_every_picture_is_in_repeats_times_resolutions_entries(items: list[Item], more: list[int]) -> None:
     wanted = config(resolution_px=512, more_resolutions_px=tuple(more))
     plan = buckets.plan(items, wanted, 8)
-    for index, one in enumerate(items):
-        assert sum(entry.index == index for entry in plan) == one.repeats * (1 + len(more))
+    for index, item in enumerate(items):
+        assert sum(entry.index == index for entry in plan) == item.repeats * (1 + len(more))
     assert plan == buckets.plan(items, wanted, 8)
     assert [entry.index for entry in plan] == sorted(entry.index for entry in plan)
 
 
-@pytest.mark.parametrize("size, multiple", [(128, 16), (256, 8), (512, 8), (520, 8), (1000, 8), (1024, 64), (16, 16), (8, 8)])
+@pytest.mark.parametrize(
+    "size, multiple", [(128, 16), (256, 8), (512, 8), (520, 8), (1000, 8), (1024, 64), (16, 16), (8, 8)]
+)
 def test_a_square_picture_trains_at_exactly_the_resolution(size: int, multiple: int) -> None:
     assert buckets.assign(4 * size, 4 * size, size, DataConfig(), multiple) == (size, size)
 
@@ -90,7 +110,9 @@ def test_a_square_picture_trains_at_exactly_the_resolution(size: int, multiple: 
         (512, 8, 32, (1500, 1000), (608, 416)),
     ],
 )
-def test_buckets_of_usual_pictures(size: int, multiple: int, step: int, picture: tuple[int, int], bucket: tuple[int, int]) -> None:
+def test_buckets_of_usual_pictures(
+    size: int, multiple: int, step: int, picture: tuple[int, int], bucket: tuple[int, int]
+) -> None:
     assert buckets.assign(*picture, size, DataConfig(bucket_step_px=step), multiple) == bucket
 
 
@@ -103,7 +125,11 @@ def test_a_picture_smaller_than_the_smallest_bucket_is_in_the_plan_and_named() -
     wanted = config(resolution_px=128, max_upscale=1.5)
     plan = buckets.plan([item(16, 16), item(200, 200)], wanted, 16)
     assert [entry.bucket for entry in plan] == [(32, 32), (128, 128)]
-    assert len(notes := buckets.notes(plan, [item(16, 16), item(200, 200)], wanted.data)) == 1 and "2.0 times" in notes[0] and "16x16.png" in notes[0]
+    assert (
+        len(notes := buckets.notes(plan, [item(16, 16), item(200, 200)], wanted.data)) == 1
+        and "2.0 times" in notes[0]
+        and "16x16.png" in notes[0]
+    )
 
 
 def test_the_plan_is_told_as_a_table() -> None:

@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from trainer import cache, unique_names
 
-ENTRY = {"latents": torch.arange(48.0).reshape(3, 4, 4), "half": torch.ones(5, dtype=torch.bfloat16), "one": torch.tensor(2), "none": torch.zeros(0, 3)}
+ENTRY = {
+    "latents": torch.arange(48.0).reshape(3, 4, 4),
+    "half": torch.ones(5, dtype=torch.bfloat16),
+    "one": torch.tensor(2),
+    "none": torch.zeros(0, 3),
+}
 
 
 def file_of(store: cache.Store, name: str) -> Path:
@@ -29,8 +34,10 @@ def stored(folder: Path) -> tuple[Path, str]:
     return file_of(store, name), name
 
 
-def same(found: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == ENTRY.keys() and all(torch.equal(found[part], ENTRY[part]) and found[part].dtype == ENTRY[part].dtype for part in ENTRY)
+def same(entry: dict[str, torch.Tensor]) -> bool:
+    return entry.keys() == ENTRY.keys() and all(
+        torch.equal(entry[part], ENTRY[part]) and entry[part].dtype == ENTRY[part].dtype for part in ENTRY
+    )
 
 
 def refuse() -> dict[str, torch.Tensor]:
@@ -86,44 +93,54 @@ def test_an_entry_without_a_digest_is_made_anew(tmp_path: Path) -> None:
 
 def test_an_entry_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, name = stored(tmp_path)
-    store, asked = cache.Store(tmp_path, kept_bytes=0), []
+    store, digests = cache.Store(tmp_path, kept_bytes=0), []
     digest = cache._digest
-    monkeypatch.setattr(cache, "_digest", lambda entry: asked.append(1) or digest(entry))
+    monkeypatch.setattr(cache, "_digest", lambda entry: digests.append(1) or digest(entry))
     for _ in range(3):
         store.get(name, refuse)
         store.get(cache.key("other"), lambda: ENTRY)  # so that the first leaves memory
-    assert len(asked) == 2  # one of the entry, one of writing the other
+    assert len(digests) == 2  # one of the entry, one of writing the other
 
 
 def test_a_cache_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = cache.Store(tmp_path / "file")
-    assert same(store.get(cache.key("x"), lambda: ENTRY)) and "can't be written" in store.problem and store.num_damaged == 0
+    assert (
+        same(store.get(cache.key("x"), lambda: ENTRY))
+        and "can't be written" in store.problem
+        and store.num_damaged == 0
+    )
 
 
-def test_a_run_with_turned_bits_ends_as_one_without_and_says_how_many(tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path]) -> None:
+def test_a_run_with_turned_bits_ends_as_one_without_and_says_how_many(
+    tmp_path: Path, tiny: Path, draw_dots: Callable[..., Path]
+) -> None:
     from trainer import session
     from trainer.events import Warned
 
     sized = [f"base={tiny}", "max_steps=2", "preview_every_steps=0", "resolution_px=32", "batch_size=2"]
-    chosen = session.preset_config("imprimatura-style", str(draw_dots(tmp_path / "dots", "a {colour} dot")), None, sized)
+    chosen = session.preset_config(
+        "imprimatura-style", str(draw_dots(tmp_path / "dots", "a {colour} dot")), None, sized
+    )
 
     def trained(name: str) -> tuple[bytes, list[str]]:
         run, stream = session.start(chosen, tmp_path / "runs", name, None)
-        said = [event.message for event in stream if isinstance(event, Warned)]
-        return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(run.lora_file).items())), said
+        warnings = [event.message for event in stream if isinstance(event, Warned)]
+        return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(run.lora_file).items())), warnings
 
-    clean, said = trained("clean")
-    assert not any("damaged" in line for line in said)
+    clean, warnings = trained("clean")
+    assert not any("damaged" in line for line in warnings)
     files = sorted((tmp_path / "runs" / ".cache").rglob("*.safetensors"))
     assert len(files) >= 8
     for path in files[:6]:
         raw = bytearray(path.read_bytes())
         raw[-3] ^= 4
         path.write_bytes(raw)
-    again, said = trained("again")
+    again, warnings = trained("again")
     assert again == clean
-    assert [line.partition(";")[0] for line in said if "damaged" in line] == ["6 entries of the cache were damaged and were made anew"]
+    assert [line.partition(";")[0] for line in warnings if "damaged" in line] == [
+        "6 entries of the cache were damaged and were made anew"
+    ]
     assert os.path.isdir(tmp_path / "runs" / "clean")
 
 
@@ -135,7 +152,7 @@ def test_what_a_killed_process_left_half_written_goes_and_what_a_living_one_writ
     mine = unique_names.unfinished()
     left = path.parent / f"{mine.replace(str(os.getpid()), str(ended.pid))}abc"
     kept = [path.parent / name for name in (f"{mine}abc", ".new-elsewhere-1-abc", ".new-abc")]
-    for one in (left, *kept):
-        one.write_bytes(b"half")
+    for damaged in (left, *kept):
+        damaged.write_bytes(b"half")
     cache.Store(tmp_path)
     assert not left.exists() and all(one.exists() for one in (path, *kept))

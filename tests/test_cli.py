@@ -16,7 +16,7 @@ def cats(examples: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["--set", "adapter.rnak=8"], ["adapter.rnak", "8", "adapter.rank"]),
         (["--set", "max_steps=-1"], ["max_steps", "-1", "1"]),
@@ -30,17 +30,19 @@ def cats(examples: Path) -> Path:
         (["--set", "resolution_px=136"], ["resolution_px is 136", "multiple of 16"]),
     ],
 )
-def test_what_a_user_can_mend_exits_with_2_names_it_and_makes_nothing(run_velatura, tmp_path: Path, cats: Path, arguments: list[str], said: list[str]) -> None:
+def test_what_a_user_can_mend_exits_with_2_names_it_and_makes_nothing(
+    run_velatura, tmp_path: Path, cats: Path, arguments: list[str], words: list[str]
+) -> None:
     data = [] if "--data" in arguments else ["--data", str(cats)]
     result = run_velatura("train", "imprimatura-style", *data, *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    for part in said:
+    for part in words:
         assert part in result.stderr
     assert not list(tmp_path.rglob("config.toml"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "problem"),
     [
         (["train", "imprimatura-stile", "--data", "x"], "Did you mean imprimatura-style"),
         (["train", "--data", "x"], "no preset was named"),
@@ -64,10 +66,10 @@ def test_what_a_user_can_mend_exits_with_2_names_it_and_makes_nothing(run_velatu
         (["presets", "nothing"], "nothing"),
     ],
 )
-def test_other_mistakes_exit_with_2_and_are_named(run_velatura, arguments: list[str], said: str) -> None:
+def test_other_mistakes_exit_with_2_and_are_named(run_velatura, arguments: list[str], problem: str) -> None:
     result = run_velatura(*arguments, NO_COLOR="1", COLUMNS="200")
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert said in result.stderr
+    assert problem in result.stderr
 
 
 def test_help_loads_no_torch_and_names_every_command(run_velatura) -> None:
@@ -81,7 +83,9 @@ def test_presets_are_listed_and_shown(run_velatura) -> None:
     assert json.loads(run_velatura("presets", "imprimatura-style", "--json").stdout)["adapter"]["method"] == "lora"
 
 
-def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_again(run_velatura, tmp_path: Path, cats: Path) -> None:
+def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_again(
+    run_velatura, tmp_path: Path, cats: Path
+) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     for path in cats.glob("*"):
@@ -91,7 +95,10 @@ def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_aga
     small = [text for pair in ("max_steps=3", "batch_size=2", "preview_every_steps=0") for text in ("--set", pair)]
     trained = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", *small)
     assert trained.returncode == 0, trained.stderr
-    assert "empty.png is empty (0 bytes): left out" in trained.stdout and "alone.txt is a caption without a picture" in trained.stdout
+    assert (
+        "empty.png is empty (0 bytes): left out" in trained.stdout
+        and "alone.txt is a caption without a picture" in trained.stdout
+    )
     lora = tmp_path / "outputs" / "runs" / "My-cat" / "My-cat.safetensors"
     assert json.loads(run_velatura("inspect", lora, "--json").stdout)["num_modules"] == 56
 
@@ -99,16 +106,35 @@ def test_a_run_with_bad_files_says_so_and_what_comes_out_renders_and_renders_aga
     again = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", *small)
     assert "My-cat-2" in again.stdout
     assert "is finished" in run_velatura("train", "--resume", "--name", "My cat!").stdout
-    other = run_velatura("train", plain.CHARACTER, "--data", folder, "--name", "My cat!", "--resume", *small, "--set", "seed=4")
+    other = run_velatura(
+        "train", plain.CHARACTER, "--data", folder, "--name", "My cat!", "--resume", *small, "--set", "seed=4"
+    )
     assert other.returncode == 2 and "seed was 0, now 4" in other.stderr
 
     # Render, render from the picture, and a grid.
-    made = run_velatura("render", "--lora", f"{lora}:0.5", "--prompt", "mokka, a cat", "--steps", "2", "--seed", "3", "--size", "64x128", "--out", "a.png")
+    made = run_velatura(
+        "render",
+        "--lora",
+        f"{lora}:0.5",
+        "--prompt",
+        "mokka, a cat",
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+        "--size",
+        "64x128",
+        "--out",
+        "a.png",
+    )
     assert made.returncode == 0, made.stderr
     assert Image.open(tmp_path / "a.png").size == (64, 128)
     assert run_velatura("render", "--from", "a.png", "--out", "b.png").returncode == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert run_velatura("render", "--lora", f"{lora}:0,1", "--prompt", "x", "--steps", "1", "--out", "grid.png").returncode == 0
+    assert (
+        run_velatura("render", "--lora", f"{lora}:0,1", "--prompt", "x", "--steps", "1", "--out", "grid.png").returncode
+        == 0
+    )
     assert Image.open(tmp_path / "grid.png").width > 256
 
 

@@ -1,4 +1,6 @@
-"""Compiled blocks: the same training, one compilation a kind of block, taken back where they can't go with what else is asked."""
+"""Compiled blocks: the same training, one compilation a kind of block, taken back where they can't go with what else is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,20 @@ from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Step
 from trainer.memory import compiling, ladder
-from trainer.rehearsal import measuring
+from trainer.rehearsal import alternatives, measuring
 
-# What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes read from its source.
+# What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes
+# read from its source.
 BLOCKS = {
     "sd": {"BasicTransformerBlock"}, "sdxl": {"BasicTransformerBlock"}, "sd3": {"JointTransformerBlock"},
-    "flux": {"FluxTransformerBlock", "FluxSingleTransformerBlock"}, "flux2": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"},
-    "flux2dev": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"}, "qwen": {"QwenImageTransformerBlock"}, "zimage": {"ZImageTransformerBlock"},
-    "chroma": {"ChromaTransformerBlock", "ChromaSingleTransformerBlock"}, "lumina2": {"Lumina2TransformerBlock"}, "sana": {"SanaTransformerBlock"},
-    "pixart": {"BasicTransformerBlock"}, "auraflow": {"AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"}, "hidream": {"HiDreamBlock"},
+    "flux": {"FluxTransformerBlock", "FluxSingleTransformerBlock"},
+    "flux2": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"},
+    "flux2dev": {"Flux2TransformerBlock", "Flux2SingleTransformerBlock"}, "qwen": {"QwenImageTransformerBlock"},
+    "zimage": {"ZImageTransformerBlock"},
+    "chroma": {"ChromaTransformerBlock", "ChromaSingleTransformerBlock"}, "lumina2": {"Lumina2TransformerBlock"},
+    "sana": {"SanaTransformerBlock"},
+    "pixart": {"BasicTransformerBlock"},
+    "auraflow": {"AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"}, "hidream": {"HiDreamBlock"},
 }  # fmt: skip
 
 
@@ -34,8 +41,10 @@ def config(tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path]) -> Callab
 
     def make(**changes: object) -> TrainConfig:
         values = {
-            "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 4, "preview.steps": 1,
-            "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(folder), "adapter.rank": 4, "adapter.alpha": 4, "dtype": "float32",
+            "base": str(tiny), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2,
+            "preview_every_steps": 4, "preview.steps": 1,
+            "preview.prompts": ["a dot"], "learning_rate": 1e-2, "data.folder": str(folder), "adapter.rank": 4,
+            "adapter.alpha": 4, "dtype": "float32",
             "preview.guidance_rescale": 0.0,
         }  # fmt: skip
         return presets.load(plain.CHARACTER, values | {key.replace("__", "."): value for key, value in changes.items()})
@@ -47,14 +56,14 @@ def config(tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path]) -> Callab
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     """The graphs that are compiled from here on, forwards and not, by a compiler that only collects them."""
     torch.compiler.reset()
-    found: list[torch.fx.GraphModule] = []
+    graphs: list[torch.fx.GraphModule] = []
 
     def collect(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
-        found.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     monkeypatch.setattr(compiling, "BACKEND", collect)
-    return found
+    return graphs
 
 
 def train(config: TrainConfig, parent: Path) -> tuple[runs.Run, list[float]]:
@@ -66,8 +75,8 @@ def test_the_blocks_are_those_that_diffusers_repeats(tmp_path: Path) -> None:
     assert BLOCKS.keys() == families.registry().keys(), "a new family: say which blocks of it are compiled"
     for name, family in families.registry().items():
         pipe = bases.open_pipeline(family, family.tiny(tmp_path / name), "cpu", torch.float32)
-        found = compiling.repeated(getattr(pipe, next(iter(family.components))))
-        assert {type(block).__name__ for block in found} == BLOCKS[name]
+        blocks = compiling.repeated(getattr(pipe, next(iter(family.components))))
+        assert {type(block).__name__ for block in blocks} == BLOCKS[name]
 
 
 def test_a_kind_of_block_is_compiled_once_for_each_shape_and_trains_the_same(
@@ -83,19 +92,25 @@ def test_a_kind_of_block_is_compiled_once_for_each_shape_and_trains_the_same(
 
 
 @pytest.mark.parametrize("changes", [{"memory__quantise": "int8"}, {"memory__gradient_checkpointing": True}], ids=str)
-def test_blocks_compile_beside_other_settings(changes: dict, compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_blocks_compile_beside_other_settings(
+    changes: dict, compiled: list, config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
     _, wanted = train(config(memory__compile="off", **changes), tmp_path / "off")
     _, losses = train(config(memory__compile="blocks", **changes), tmp_path / "blocks")
     assert compiled and losses == pytest.approx(wanted, rel=1e-3)
 
 
-def test_in_bfloat16_too_a_kind_is_compiled_once_for_each_shape(compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_in_bfloat16_too_a_kind_is_compiled_once_for_each_shape(
+    compiled: list, config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
     """Attention by another way for few tokens, as `auto` takes it on CPUs, is a function of each layer's own."""
     train(config(memory__compile="blocks", dtype="bfloat16", device="cpu", preview_every_steps=0), tmp_path)
     assert len(compiled) == 4
 
 
-def test_auto_compiles_nothing_on_a_cpu_and_says_so_in_the_checkpoint(compiled: list, config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_auto_compiles_nothing_on_a_cpu_and_says_so_in_the_checkpoint(
+    compiled: list, config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
     run, _ = train(config(), tmp_path)
     assert not compiled and checkpoint.load_latest(run.checkpoints)[0].state["memory"]["compile"] == "off"
 
@@ -112,18 +127,22 @@ def test_auto_compiles_on_a_gpu_where_the_run_is_long_enough(tiny: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "reason"),
     [
         ({"compile": "graphs"}, "graphs"), ({"compile": "blocks", "attention": "plain"}, "memory.attention=plain"),
         ({"compile": "blocks", "shard": True}, "memory.shard"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compiled_is_refused_by_name(settings: dict, said: str, config: Callable[..., TrainConfig]) -> None:
+def test_what_cannot_be_compiled_is_refused_by_name(
+    settings: dict, reason: str, config: Callable[..., TrainConfig]
+) -> None:
     (problem,) = ladder.check(config(**{f"memory__{name}": value for name, value in settings.items()}))
-    assert said in problem and "memory.compile is" in problem
+    assert reason in problem and "memory.compile is" in problem
 
 
-def test_without_a_compiler_it_is_said_what_is_missing(config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_is_said_what_is_missing(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"memory\.compile is 'blocks', which needs a C\+\+ compiler"):
         session.start(config(memory__compile="blocks"), tmp_path, "x", None)
@@ -134,21 +153,34 @@ def test_the_rehearsal_weighs_compiling_against_the_run(
 ) -> None:
     """As on a GPU, where both ways are measured."""
     monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
-    monkeypatch.setattr(measuring, "_passes", lambda studio, way: {"off": (0.0, 0.5), "blocks": (30.0, 0.3)}[way])
-    (long,) = [line for line in measuring.measure(config(max_steps=1000, checkpoint_every_steps=1000), tmp_path).warnings if "compiled blocks" in line]
-    assert "0.300 s a batch instead of 0.500 s, after 30 s of compiling" in long and "auto chooses blocks, 2 min 50 s faster" in long
-    (short,) = [line for line in measuring.measure(config(max_steps=100), tmp_path).warnings if "compiled blocks" in line]
+    monkeypatch.setattr(alternatives, "_passes", lambda studio, way: {"off": (0.0, 0.5), "blocks": (30.0, 0.3)}[way])
+    (long,) = [
+        line
+        for line in measuring.measure(config(max_steps=1000, checkpoint_every_steps=1000), tmp_path).warnings
+        if "compiled blocks" in line
+    ]
+    assert (
+        "0.300 s a batch instead of 0.500 s, after 30 s of compiling" in long
+        and "auto chooses blocks, 2 min 50 s faster" in long
+    )
+    (short,) = [
+        line for line in measuring.measure(config(max_steps=100), tmp_path).warnings if "compiled blocks" in line
+    ]
     assert "auto chooses off, 10 s faster" in short
 
 
-def test_compiling_is_measured_in_the_rehearsal(config: Callable[..., TrainConfig], compiled: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_measured_in_the_rehearsal(
+    config: Callable[..., TrainConfig], compiled: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
-    (said,) = [line for line in measuring.measure(config(), tmp_path).warnings if "compiled blocks" in line]
-    assert compiled and "of compiling; for this run" in said
+    (warning,) = [line for line in measuring.measure(config(), tmp_path).warnings if "compiled blocks" in line]
+    assert compiled and "of compiling; for this run" in warning
 
 
 @pytest.mark.slow
-def test_a_compiled_run_that_is_broken_off_goes_on_to_the_same_bytes(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_a_compiled_run_that_is_broken_off_goes_on_to_the_same_bytes(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
     """With torch's own compiler."""
     settings = config(memory__compile="blocks", max_steps=6)
     unbroken, losses = train(settings, tmp_path / "unbroken")

@@ -34,20 +34,27 @@ def test_a_product_is_the_convolution(shape: tuple[int, int, int], bias: bool) -
     x = torch.randn(shape[0], CHANNELS, *shape[1:], generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     convolving.as_products(ours)
     assert "forward" in vars(ours)
-    for found, wanted in zip(through(ours, x), through(exact, x.float()), strict=True):
-        assert float((found - wanted).norm() / wanted.norm()) < 4e-3  # bfloat16 keeps 8 bits
+    for output, wanted in zip(through(ours, x), through(exact, x.float()), strict=True):
+        assert float((output - wanted).norm() / wanted.norm()) < 4e-3  # bfloat16 keeps 8 bits
 
 
 def test_over_many_places_it_stays_the_convolution() -> None:
     x = torch.randn(1, CHANNELS, 16, 17).to(torch.bfloat16)
     plain, ours = convolution(), convolution()
     convolving.as_products(ours)
-    assert all(torch.equal(found, wanted) for found, wanted in zip(through(ours, x), through(plain, x), strict=True))
+    assert all(torch.equal(output, wanted) for output, wanted in zip(through(ours, x), through(plain, x), strict=True))
 
 
 def test_what_is_trained_small_or_otherwise_made_is_left_alone() -> None:
     strided = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, stride=2).to(torch.bfloat16)
     small = nn.Conv2d(64, 64, 3, padding=1).to(torch.bfloat16)
-    model = nn.ModuleList([convolution().requires_grad_(True), convolution().float(), strided.requires_grad_(False), small.requires_grad_(False)])
+    model = nn.ModuleList(
+        [
+            convolution().requires_grad_(True),
+            convolution().float(),
+            strided.requires_grad_(False),
+            small.requires_grad_(False),
+        ]
+    )
     convolving.as_products(model)
     assert not any("forward" in vars(module) for module in model)

@@ -1,4 +1,6 @@
-"""`velatura demo` shows what it promises, and the README's pictures are made from it: `make screenshots` writes them anew."""
+"""`velatura demo` shows what it promises, and the README's pictures are made from it: `make screenshots` writes them
+anew.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_the_demo_takes_four_minutes_at_most_and_its_style_is_learned(shown: tup
 
 
 @pytest.mark.parametrize(("name", "prompts"), [("grey-cat", demo.POSES), ("red-fox", (demo.FOX,))])
-def test_a_character_is_like_its_pictures_and_the_base_is_not(shown: tuple[Path, float], name: str, prompts: tuple[str, ...]) -> None:
+def test_a_character_is_like_its_pictures_and_the_base_is_not(
+    shown: tuple[Path, float], name: str, prompts: tuple[str, ...]
+) -> None:
     from trainer import data
     from trainer.config import AdapterChoice, StackConfig
     from trainer.data.likeness import Album
@@ -67,8 +71,12 @@ def test_a_character_is_like_its_pictures_and_the_base_is_not(shown: tuple[Path,
     assert bound > base + LEAST_LIKER
 
 
-def test_the_pictures_of_the_readme(shown: tuple[Path, float], tmp_path: Path, copied_page: Callable[[Path], Page]) -> None:
-    """Every tab at two widths, light and dark, without an error; with VELATURA_SCREENSHOTS=1 the README's are written."""
+def test_the_pictures_of_the_readme(
+    shown: tuple[Path, float], tmp_path: Path, copied_page: Callable[[Path], Page]
+) -> None:
+    """Every tab at two widths, light and dark, without an error; with VELATURA_SCREENSHOTS=1 the README's are
+    written.
+    """
     page = copied_page(shown[0])
     taken = {}
     for width in WIDTHS_PX:
@@ -82,19 +90,27 @@ def test_the_pictures_of_the_readme(shown: tuple[Path, float], tmp_path: Path, c
                 page.screenshot(path=path, full_page=width < 1000)
                 taken[path.stem] = path
                 assert len(set(Image.open(path).convert("L").resize((64, 64)).tobytes())) > 8
-                assert page.evaluate("document.documentElement.scrollWidth") <= width + 1, f"{path.stem} scrolls sideways"
-    if not WRITES:
-        return
+                assert page.evaluate("document.documentElement.scrollWidth") <= width + 1, (
+                    f"{path.stem} scrolls sideways"
+                )
+    if WRITES:
+        _write_screenshots(shown[0], taken)
+
+
+def _write_screenshots(workspace: Path, taken: dict[str, Path]) -> None:
+    """The README's pictures, anew."""
     for tab in ("dataset", "train", "stack", "batch"):
         Image.open(taken[f"{tab}-1440-light"]).convert("RGB").save(SCREENSHOTS / f"{tab}.webp", quality=80, method=6)
     for name, sheet in (("demo.webp", "demo.png"), ("grid.webp", "demo-weights.png")):
-        Image.open(shown[0] / "renders" / sheet).convert("RGB").save(SCREENSHOTS / name, quality=82, method=6)
+        Image.open(workspace / "renders" / sheet).convert("RGB").save(SCREENSHOTS / name, quality=82, method=6)
     print(json.dumps({path.name: path.stat().st_size for path in SCREENSHOTS.iterdir()}))
 
 
 @pytest.fixture
 def copied_page(tmp_path: Path):
-    """`copied_page(workspace)`: the page on it, with a dataset, a training that is over, and a picture of three LoRAs."""
+    """`copied_page(workspace)`: the page on it, with a dataset, a training that is over, and a picture of
+    three LoRAs.
+    """
     browsing = pytest.importorskip("tests.test_browser")
     if not Path(browsing.CHROMIUM).exists():
         pytest.skip("no chromium")

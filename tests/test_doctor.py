@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, run
 from types import SimpleNamespace
 
 import pytest
 
-from trainer import doctor
+from trainer import doctor, matmuls
 
 
 @pytest.fixture(scope="module")
@@ -26,40 +26,42 @@ def test_diagnosis_is_json(diagnosis: doctor.Diagnosis) -> None:
 
 
 def test_float32_is_measured_right_on_every_device(diagnosis: doctor.Diagnosis) -> None:
-    measured = {one.device: one for one in diagnosis.matmuls if one.dtype == "float32"}
+    measured = {matmul.device: matmul for matmul in diagnosis.matmuls if matmul.dtype == "float32"}
     assert set(measured) == {device.device for device in diagnosis.devices}
-    assert all(one.right and one.seconds for one in measured.values())
+    assert all(matmul.right and matmul.seconds for matmul in measured.values())
 
 
 def test_every_dtype_is_measured_or_refused_with_a_reason(diagnosis: doctor.Diagnosis) -> None:
-    assert {one.dtype for one in diagnosis.matmuls} == set(doctor.TOLERANCES)
-    assert all(one.seconds is not None or one.note for one in diagnosis.matmuls)
+    assert {matmul.dtype for matmul in diagnosis.matmuls} == set(doctor.TOLERANCES)
+    assert all(matmul.seconds is not None or matmul.note for matmul in diagnosis.matmuls)
 
 
 def test_a_wrong_product_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_multiply", lambda left, right: left @ right * 1.01)
-    measured = doctor._matmul("cpu", "float32")
+    monkeypatch.setattr(matmuls, "_multiply", lambda left, right: left @ right * 1.01)
+    measured = matmuls.measure("cpu", "float32")
     assert not measured.right and measured.error == pytest.approx(0.01, rel=1e-3)
     torch = SimpleNamespace(__version__="2", backends=SimpleNamespace(cuda=SimpleNamespace(is_built=lambda: False)))
     assert "float32 products on cpu are off by 1e-02" in doctor._device_problems(torch, (), (measured,))[0].what
 
 
 def test_a_dtype_without_kernel_is_no_problem() -> None:
-    assert doctor._matmul("meta", "float8_e4m3fn").seconds is None
+    assert matmuls.measure("meta", "float8_e4m3fn").seconds is None
 
 
-def test_describe_names_every_library_extra_and_problem_and_ends_with_what_can_be_done(diagnosis: doctor.Diagnosis) -> None:
+def test_describe_names_every_library_extra_and_problem_and_ends_with_what_can_be_done(
+    diagnosis: doctor.Diagnosis,
+) -> None:
     ill = dataclasses.replace(diagnosis, problems=(doctor.Problem("The what.", "The why.", "The do."),))
     text = doctor.describe(ill)
-    assert all(one.name in text for one in diagnosis.libraries)
-    assert all(one.command in text for one in diagnosis.libraries if one.extra and one.version is None)
+    assert all(library.name in text for library in diagnosis.libraries)
+    assert all(library.command in text for library in diagnosis.libraries if library.extra and library.version is None)
     assert text.splitlines()[-2:] == ["Problem  The what. The why. The do.", diagnosis.summary]
 
 
 def test_libraries_and_extras_come_from_our_own_metadata(diagnosis: doctor.Diagnosis) -> None:
-    core = {one.name for one in diagnosis.libraries if one.extra is None}
+    core = {library.name for library in diagnosis.libraries if library.extra is None}
     assert {"torch", "diffusers", "transformers", "peft", "gradio"} <= core
-    assert {"xformers", "bitsandbytes"} <= {one.name for one in diagnosis.libraries if one.extra == "gpu"}
+    assert {"xformers", "bitsandbytes"} <= {library.name for library in diagnosis.libraries if library.extra == "gpu"}
 
 
 def test_a_library_outside_its_range_and_a_missing_one_are_problems_with_a_command() -> None:
@@ -82,7 +84,11 @@ def test_a_missing_part_and_a_cut_weight_of_imprimatura_are_named(imprimatura_fo
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (folder / "text_encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert set(doctor.imprimatura_missing(folder)) == {"tokenizer", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+    assert set(doctor.imprimatura_missing(folder)) == {
+        "tokenizer",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
     assert doctor.imprimatura_missing(tmp_path / "nowhere") == ("model_index.json",)
 
 
@@ -96,6 +102,12 @@ def test_a_torch_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.Monkey
     ill = doctor.diagnose()
     assert any(problem.what.startswith("torch can't be imported") for problem in ill.problems)
     assert "can't train" in doctor.describe(ill).splitlines()[-1]
+
+
+def test_a_torch_that_is_broken_from_the_start_is_a_finding_too() -> None:
+    code = "import sys; sys.modules['torch'] = None; from trainer import doctor; print(doctor.diagnose().problems)"
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "torch can't be imported" in done.stdout, done.stderr
 
 
 def test_a_torchvision_of_another_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

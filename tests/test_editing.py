@@ -1,4 +1,6 @@
-"""A1111's prompt editing, alternation and AND, and weights with a comma, are refused by name; brackets that only weigh stay."""
+"""A1111's prompt editing, alternation and AND, and weights with a comma, are refused by name; brackets that only weigh
+stay.
+"""
 
 import random
 import time
@@ -7,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.timing import since
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
-from trainer.render import editing, prompting
+from trainer.render import prompt_editing, prompting
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,10 @@ def test_what_is_not_done_here_is_refused_by_name(prompt: str, says: str) -> Non
 @pytest.mark.parametrize(
     "prompt",
     [
-        "a [fox]", "[[fox]], (cat)", "(fox:1.3) [cat:dog]", "[note: a fox]", r"\[a|b\]", r"\[a:b:0.5\]", "a | b", "a: 0.5", "a band AND_1 ANDES and", 
-        r"salt \AND pepper",         "(a:b)", "(a:1.1.1) b:2) (c:)", "16:9, 4:3", "(fox, cat)", "(fox:1.3, cat)", "a BREAK b", "[a", "a:0.5]", "(a|b)", "",
+        "a [fox]", "[[fox]], (cat)", "(fox:1.3) [cat:dog]", "[note: a fox]", r"\[a|b\]", r"\[a:b:0.5\]", "a | b",
+        "a: 0.5", "a band AND_1 ANDES and",
+        r"salt \AND pepper",         "(a:b)", "(a:1.1.1) b:2) (c:)", "16:9, 4:3", "(fox, cat)", "(fox:1.3, cat)",
+        "a BREAK b", "[a", "a:0.5]", "(a|b)", "",
     ],
 )  # fmt: skip
 def test_brackets_that_weigh_and_escapes_stay(prompt: str) -> None:
@@ -51,34 +56,42 @@ def test_brackets_that_weigh_and_escapes_stay(prompt: str) -> None:
 
 
 def test_where_weights_are_not_read_words_stay_words() -> None:
-    assert editing.problems("a sign that says SALT AND PEPPER, (9:1,5)", reads_weights=False) == []
-    assert len(editing.problems("[a|b] [c:d:0.5]", reads_weights=False)) == 2
-    assert prompting.without_tags(StackConfig(family="flux", prompt="SALT AND PEPPER"), None, dict).prompt == "SALT AND PEPPER"
+    assert prompt_editing.problems("a sign that says SALT AND PEPPER, (9:1,5)", reads_weights=False) == []
+    assert len(prompt_editing.problems("[a|b] [c:d:0.5]", reads_weights=False)) == 2
+    assert (
+        prompting.without_tags(StackConfig(family="flux", prompt="SALT AND PEPPER"), None, dict).prompt
+        == "SALT AND PEPPER"
+    )
 
 
 def test_many_are_named_a_few_at_a_time() -> None:
     with pytest.raises(ConfigError, match="and 35 more") as refused:
-        editing.check({"prompt": "[a|b] " * 40})
+        prompt_editing.check({"prompt": "[a|b] " * 40})
     assert str(refused.value).count("alternates") == 5
 
 
 def test_what_trigger_words_bring_is_never_refused_later() -> None:
     words = prompting.split_triggers("mokka, [a|b], x AND y, (cup:1, a [fox:0.5], salt")
-    said = prompting.with_triggers("a cat", words)
-    assert words == ["mokka", "(cup:1", "salt"] and prompting.without_tags(StackConfig(prompt=said), None, dict).prompt == said
+    prompt = prompting.with_triggers("a cat", words)
+    assert (
+        words == ["mokka", "(cup:1", "salt"]
+        and prompting.without_tags(StackConfig(prompt=prompt), None, dict).prompt == prompt
+    )
 
 
 @given(st.lists(st.sampled_from([*"()[]:|\\,.a1 ", "AND", "0.5", "1,3"]), max_size=200).map("".join))
 @settings(max_examples=300, deadline=None)
 def test_any_prompt_is_looked_through(prompt: str) -> None:
-    assert all("allowed: " in said for said in editing.problems(prompt))
+    assert all("allowed: " in problem for problem in prompt_editing.problems(prompt))
     if not any(sign in prompt for sign in "[(") and "AND" not in prompt:
-        assert editing.problems(prompt) == []
+        assert prompt_editing.problems(prompt) == []
 
 
-@pytest.mark.parametrize("piece", ["[", "(", "[a|", "[a:", "(]", "[)", "([", ":", "[a:0.5", "]", ")", "(((]]]", "AND ", "[a|b]"])
+@pytest.mark.parametrize(
+    "piece", ["[", "(", "[a|", "[a:", "(]", "[)", "([", ":", "[a:0.5", "]", ")", "(((]]]", "AND ", "[a|b]"]
+)
 def test_long_prompts_take_no_time(piece: str) -> None:
     start, rng = time.thread_time(), random.Random(0)
-    editing.problems((piece * 8000)[:8000])
-    editing.problems("".join(rng.choice("([])|:a1") for _ in range(8000)))
-    assert time.thread_time() - start < 1
+    prompt_editing.problems((piece * 8000)[:8000])
+    prompt_editing.problems("".join(rng.choice("([])|:a1") for _ in range(8000)))
+    assert since(start) < 1

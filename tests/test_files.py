@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-import house
+import parsed
 import pytest
 
 from trainer import files, unique_names
@@ -44,7 +44,9 @@ def test_a_body_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path,
 
 
 @pytest.mark.parametrize("fault", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, through: Path | None, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, through: Path | None, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -91,28 +93,40 @@ OWNERS = {
     "trainer.system": "asks the system to do it, for all",
     "trainer.checkpoint": "a folder of files",
     "trainer.data.archives": "a folder of files",
-    "trainer.data.captions": "its log is appended to",
+    "trainer.data.caption_files": "its log is appended to",
     "trainer.render.batch": "takes a name that is free, for a file that was synced when it was staged",
-    "trainer.render.batch_plan": "its journal is appended to, and a staged picture is synced there",
+    "trainer.render.batch_journal": "its journal is appended to, and a staged picture is synced there",
 }
 
 
 def placed(module: ast.Module) -> list[int]:
-    """Lines on which a file is renamed into place or synced. `x.replace(y)` with one argument is a path's; a text's has two."""
+    """Lines on which a file is renamed into place or synced. `x.replace(y)` with one argument is a path's; a text's has
+    two.
+    """
     lines = []
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             by_path = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
-            if by_path or house.name_of(node.func) in ("os.replace", "system.replace", "os.rename", "os.fsync", "shutil.move"):
+            if by_path or parsed.name_of(node.func) in (
+                "os.replace",
+                "system.replace",
+                "os.rename",
+                "os.fsync",
+                "shutil.move",
+            ):
                 lines.append(node.lineno)
     return lines
 
 
-@pytest.mark.parametrize(("source", "found"), [("os.replace(a, b)", [1]), ("a.replace(b)", [1]), ("os.fsync(1)", [1]), ("a.replace('x', 'y')", [])])
-def test_what_puts_a_file_in_place_is_seen(source: str, found: list[int]) -> None:
-    assert placed(ast.parse(source)) == found
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [("os.replace(a, b)", [1]), ("a.replace(b)", [1]), ("os.fsync(1)", [1]), ("a.replace('x', 'y')", [])],
+)
+def test_what_puts_a_file_in_place_is_seen(source: str, lines: list[int]) -> None:
+    assert placed(ast.parse(source)) == lines
 
 
 def test_nobody_else_puts_files_in_place() -> None:
-    doing = {name for name, path in house.sources("trainer", "app").items() if placed(house.tree(path))}
-    assert doing == {*OWNERS, "app.job_table"}  # which sets a damaged database aside
+    doing = {name for name, path in parsed.sources("trainer", "app").items() if placed(parsed.tree(path))}
+    # A damaged database is set aside; a stack's picture follows it to its new name.
+    assert doing == {*OWNERS, "app.job_table", "app.item_changes"}

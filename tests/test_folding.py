@@ -1,4 +1,6 @@
-"""Layers folded together, quantised bases, and what is kept between two stacks: exact, and the same whichever way a stack was come by."""
+"""Layers folded together, quantised bases, and what is kept between two stacks: exact, and the same whichever way a
+stack was come by.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,41 @@ from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
 from trainer.render import baking, batch_recipe
 from trainer.render import quantised as quantised_kinds
 from trainer.render.engine import Engine
+from trainer.render.fold_groups import Share
 from trainer.render.folding import Folding
-from trainer.render.layout import Share
 from trainer.render.packing import pack
 from trainer.render.resolving import Resolving
 
-KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantising.has_nf4(), reason="needs bitsandbytes"))]
+KINDS = [
+    "int8",
+    "fp8",
+    pytest.param("nf4", marks=pytest.mark.skipif(not quantising.has_nf4(), reason="needs bitsandbytes")),
+]
 
 
 def delta(rng: torch.Generator, rank: int, shape: tuple[int, ...]) -> Delta:
-    down, up = torch.randn(rank, *shape[1:], generator=rng), torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=rng)
+    down, up = (
+        torch.randn(rank, *shape[1:], generator=rng),
+        torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=rng),
+    )
     return Delta(down.half(), up.half(), 0.5)
 
 
-SHAPES = {f"unet.{number}": (24, 16) for number in range(5)} | {"unet.conv": (8, 4, 3, 3), "text_encoder.a": (24, 16), "text_encoder.b": (16, 16)}
+SHAPES = {f"unet.{number}": (24, 16) for number in range(5)} | {
+    "unet.conv": (8, 4, 3, 3),
+    "text_encoder.a": (24, 16),
+    "text_encoder.b": (16, 16),
+}
 
 
 def adapters() -> list[dict[str, Update]]:
     """Three: one on every layer, one on some of them with other ranks, one with an update of another kind."""
     rng = torch.Generator().manual_seed(0)
     every = {path: delta(rng, 2, shape) for path, shape in SHAPES.items()}
-    some = {path: delta(rng, rank, SHAPES[path]) for path, rank in (("unet.3", 7), ("unet.1", 5), ("unet.conv", 3), ("text_encoder.b", 1), ("unet.0", 1))}
+    some = {
+        path: delta(rng, rank, SHAPES[path])
+        for path, rank in (("unet.3", 7), ("unet.1", 5), ("unet.conv", 3), ("text_encoder.b", 1), ("unet.0", 1))
+    }
     whole = torch.randn(24, 16, generator=rng)
     return [every, some, {"unet.1": Whole(whole), "unet.2": delta(rng, 4, (24, 16))}]
 
@@ -62,12 +78,20 @@ def base(dtype: torch.dtype) -> dict[str, Tensor]:
 def test_packed_updates_are_what_they_were_and_share_the_packs_memory() -> None:
     for updates in adapters():
         seen, components = pack(updates)
-        packs = [one for packed in components.values() for one in packed.packs]
+        packs = [part for packed in components.values() for part in packed.packs]
         for path, update in updates.items():
             if isinstance(update, Delta):
-                assert torch.equal(seen[path].down, update.down) and torch.equal(seen[path].up, update.up) and seen[path].scale == update.scale
-                assert any(seen[path].up.untyped_storage().data_ptr() == one.up.untyped_storage().data_ptr() for one in packs)
-        assert sum(len(one.paths) for one in packs) + sum(len(packed.others) for packed in components.values()) == len(updates)
+                assert (
+                    torch.equal(seen[path].down, update.down)
+                    and torch.equal(seen[path].up, update.up)
+                    and seen[path].scale == update.scale
+                )
+                assert any(
+                    seen[path].up.untyped_storage().data_ptr() == part.up.untyped_storage().data_ptr() for part in packs
+                )
+        assert sum(len(part.paths) for part in packs) + sum(
+            len(packed.others) for packed in components.values()
+        ) == len(updates)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -79,7 +103,9 @@ def test_every_layer_is_the_base_plus_the_dense_sum(dtype: torch.dtype) -> None:
         wanted = weight.double()
         for factor, updates in zip((0.7, -1.3, 0.4), adapters(), strict=True):
             wanted = wanted + (factor * updates[path].dense(weight, torch.float64) if path in updates else 0)
-        torch.testing.assert_close(weights[path], wanted.to(dtype), rtol=1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps, atol=1e-5)
+        torch.testing.assert_close(
+            weights[path], wanted.to(dtype), rtol=1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps, atol=1e-5
+        )
     folding.hold([])
     assert all(torch.equal(weights[path], weight) for path, weight in before.items()) and not folding.originals
 
@@ -102,7 +128,10 @@ def test_layers_of_one_shape_are_one_product_and_what_stays_is_not_touched() -> 
     plan = folding._layout(shares(1.0))
     assert sorted(len(chunk.paths) for chunk in plan.chunks) == [1, 1, 1, 5]
     assert folding.hold(shares(1.0)) == 0
-    text, unet = (Share(one.key, one.component, weight, one.packed) for one, weight in zip(shares(1.0)[::-1], (0.5, 1.0), strict=True))
+    text, unet = (
+        Share(share.key, share.component, weight, share.packed)
+        for share, weight in zip(shares(1.0)[::-1], (0.5, 1.0), strict=True)
+    )
     assert folding.hold([unet, text]) == 2, "the text encoder's weight alone has changed"
 
 
@@ -111,7 +140,9 @@ def test_block_factors_count_and_zero_is_absent() -> None:
     folding, (packed, update) = Folding(weights), (pack(adapters()[0])[1]["unet"], adapters()[0]["unet.1"])
     folding.hold([Share("key", "unet", 2.0, packed, ("x",), {"unet.0": 0.0, "unet.1": 0.25})])
     assert torch.equal(weights["unet.0"], before["unet.0"]) and "unet.0" not in folding.originals
-    torch.testing.assert_close(weights["unet.1"] - before["unet.1"], 0.5 * update.dense(before["unet.1"], torch.float32), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        weights["unet.1"] - before["unet.1"], 0.5 * update.dense(before["unet.1"], torch.float32), rtol=1e-4, atol=1e-5
+    )
 
 
 # Files.
@@ -119,22 +150,32 @@ def test_block_factors_count_and_zero_is_absent() -> None:
 
 def test_tensors_at_odd_places_are_read(tmp_path: Path) -> None:
     """Types of several sizes, in an order in which the larger don't start at multiples of their size."""
-    parts = {"x.lora_down.weight": torch.randn(1, 3).half(), "x.lora_up.weight": torch.randn(3, 1), "x.alpha": torch.tensor(2.0).double()}
+    parts = {
+        "x.lora_down.weight": torch.randn(1, 3).half(),
+        "x.lora_up.weight": torch.randn(3, 1),
+        "x.alpha": torch.tensor(2.0).double(),
+    }
     raw, header, at = b"", {}, 0
     for name, tensor in parts.items():
         data = tensor.numpy().tobytes()
-        header[name] = {"dtype": {2: "F16", 4: "F32", 8: "F64"}[tensor.itemsize], "shape": list(tensor.shape), "data_offsets": [at, at + len(data)]}
+        header[name] = {
+            "dtype": {2: "F16", 4: "F32", 8: "F64"}[tensor.itemsize],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + len(data)],
+        }
         raw, at = raw + data, at + len(data)
     text = str(header).replace("'", '"').encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw)
-    found = lora_file.content(tmp_path / "x.safetensors").tensors
-    assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())
+    tensors = lora_file.content(tmp_path / "x.safetensors").tensors
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in parts.items())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_number_that_is_none_is_found_and_named(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {f"{name}.lora_up.weight": torch.randn(65, 7).to(dtype) for name in "abc"} | {"d.alpha": torch.tensor(1.0)}
+    tensors = {f"{name}.lora_up.weight": torch.randn(65, 7).to(dtype) for name in "abc"} | {
+        "d.alpha": torch.tensor(1.0)
+    }
     save_file(tensors, tmp_path / "good.safetensors")
     assert lora_file.content(tmp_path / "good.safetensors").tensors.keys() == tensors.keys()
     tensors["b.lora_up.weight"][63, 2] = value
@@ -161,19 +202,29 @@ def test_a_weight_that_moves_is_spelled_out_once_and_a_file_written_anew_again(
     file, real, calls = tmp_path / "x.safetensors", Resolving._spelled_out, list[StackConfig]()
     file.write_bytes(trained.read_bytes())
 
-    def spelled_out(self: Resolving, made: StackConfig) -> StackConfig:
+    def spelled_out(self: Resolving, made: StackConfig) -> Any:
         calls.append(made)
         return real(self, made)
 
     monkeypatch.setattr(Resolving, "_spelled_out", spelled_out)
     first = engine.resolve(stack(file, 0.3))
-    assert [engine.resolve(stack(file, weight)).adapters[0].weight for weight in (0.4, -1.0, 0.3)] == [0.4, -1.0, 0.3] and len(calls) == 1
-    assert engine.resolve(stack(file, 0.3)) == first == Resolving(engine).resolved(stack(file, 0.3))
+    assert [engine.resolve(stack(file, weight)).adapters[0].weight for weight in (0.4, -1.0, 0.3)] == [
+        0.4,
+        -1.0,
+        0.3,
+    ] and len(calls) == 1
+    assert (
+        engine.resolve(stack(file, 0.3))
+        == first
+        == Resolving(engine.opened, engine.shelf).resolved(stack(file, 0.3)).stack
+    )
     calls.clear()
     engine.resolve(stack(file, 0.0))
     assert len(calls) == 1, "a LoRA that is absent is another stack"
     layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    lora_file.save(file, {layer: {"lora_down.weight": torch.ones(1, 256), "lora_up.weight": torch.ones(256, 1)}}, {}, torch.float32)
+    lora_file.save(
+        file, {layer: {"lora_down.weight": torch.ones(1, 256), "lora_up.weight": torch.ones(256, 1)}}, {}, torch.float32
+    )
     assert engine.resolve(stack(file, 0.3)).adapters[0].sha256 != first.adapters[0].sha256
 
 
@@ -203,30 +254,39 @@ def narrow(quantised: dict[str, Engine], kind: str) -> Engine:
 
 def state(engine: Engine) -> dict[str, Tensor]:
     """All tensors of the denoiser, those of quantised layers included."""
-    found = {}
+    tensors = {}
     for path, module in engine.pipe.unet.named_modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            found[f"{path}.{name}"] = tensor.clone()
+            tensors[f"{path}.{name}"] = tensor.clone()
         if isinstance(module, NF4Linear):
-            found |= {f"{path}.state.{name}": part.clone() for name, part in vars(module.state).items() if isinstance(part, Tensor)}
-            found[f"{path}.full"] = full_weight(module).clone()
-    return found
+            tensors |= {
+                f"{path}.state.{name}": part.clone()
+                for name, part in vars(module.state).items()
+                if isinstance(part, Tensor)
+            }
+            tensors[f"{path}.full"] = full_weight(module).clone()
+    return tensors
 
 
-def is_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def is_same(left: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return left.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in left.items())
 
 
 @torch.no_grad()
 def prediction(engine: Engine) -> Tensor:
     rng, config = torch.Generator().manual_seed(0), engine.pipe.unet.config
-    latents, hidden = (torch.randn(shape, generator=rng) for shape in ((2, config.in_channels, 16, 16), (2, 8, config.cross_attention_dim)))
-    found: Tensor = engine.pipe.unet(latents, 500, hidden).sample
-    return found
+    latents, hidden = (
+        torch.randn(shape, generator=rng)
+        for shape in ((2, config.in_channels, 16, 16), (2, 8, config.cross_attention_dim))
+    )
+    sample: Tensor = engine.pipe.unet(latents, 500, hidden).sample
+    return sample
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_base_has_its_bytes_back_after_any_stack(kind: str, narrow: Engine, trained: Path, trained_style: Path) -> None:
+def test_a_quantised_base_has_its_bytes_back_after_any_stack(
+    kind: str, narrow: Engine, trained: Path, trained_style: Path
+) -> None:
     before = state(narrow)
     assert sum(isinstance(module, (NarrowLinear, NF4Linear)) for module in narrow.pipe.unet.modules()) > 50
     narrow.fold(narrow.resolve(stack(trained, 0.0)))
@@ -239,7 +299,9 @@ def test_a_quantised_base_has_its_bytes_back_after_any_stack(kind: str, narrow: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lora_on_a_quantised_base_is_the_whole_base_with_it_quantised(kind: str, narrow: Engine, engine: Engine, trained: Path) -> None:
+def test_a_lora_on_a_quantised_base_is_the_whole_base_with_it_quantised(
+    kind: str, narrow: Engine, engine: Engine, trained: Path
+) -> None:
     with engine.folded(stack(trained, 0.6)):
         wanted = copy.deepcopy(engine.pipe.unet)
     quantising.quantise(wanted, kind)
@@ -251,7 +313,9 @@ def test_a_lora_on_a_quantised_base_is_the_whole_base_with_it_quantised(kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lora_on_a_quantised_base_does_what_it_does_on_the_whole_one(kind: str, narrow: Engine, engine: Engine, trained: Path) -> None:
+def test_a_lora_on_a_quantised_base_does_what_it_does_on_the_whole_one(
+    kind: str, narrow: Engine, engine: Engine, trained: Path
+) -> None:
     engine.restore()
     whole, rounded = prediction(engine), prediction(narrow)
     with engine.folded(stack(trained)), narrow.folded(stack(trained)):
@@ -264,7 +328,10 @@ def test_a_lora_on_a_quantised_base_does_what_it_does_on_the_whole_one(kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lora_runs_live_beside_a_quantised_base(kind: str, narrow: Engine, trained: Path) -> None:
     before, steady = state(narrow), stack(trained, schedule="points 0:1 1:0.999999")
-    live, folded, bare = (torch.tensor(list(narrow.render(made).image.tobytes())).float() for made in (steady, stack(trained), stack(trained, 0.0)))
+    live, folded, bare = (
+        torch.tensor(list(narrow.render(made).image.tobytes())).float()
+        for made in (steady, stack(trained), stack(trained, 0.0))
+    )
     assert float((live - folded).abs().mean()) < 0.5 * float((bare - folded).abs().mean())
     narrow.restore()
     assert is_same(state(narrow), before)

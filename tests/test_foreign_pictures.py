@@ -1,4 +1,6 @@
-"""A picture of another tool becomes a stack, by `velatura render --from` and dropped on the page, with a sentence for all that could not be used."""
+"""A picture of another tool becomes a stack, by `velatura render --from` and dropped on the page, with a sentence for
+all that could not be used.
+"""
 
 import hashlib
 import json
@@ -16,12 +18,14 @@ from trainer import lora_file
 from trainer.config import StackConfig
 from trainer.errors import DataError
 from trainer.lora_file import LoraInfo
-from trainer.render import comfy, comfy_reading, infotext, opening
+from trainer.render import a1111_text, comfy, comfy_reading, opening
 
 A1111 = """a watermill at dusk <lora:cat:0.75>
 Negative prompt: blurry
-Steps: 22, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 77, Size: 512x640, Model hash: 0123456789, Model: meadow, Clip skip: 2, \
-Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: Latent, ControlNet 0: "Module: canny, Weight: 1", Lora hashes: "cat: {digest}", Version: v1.10.1"""
+Steps: 22, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 77, Size: 512x640, \
+Model hash: 0123456789, Model: meadow, Clip skip: 2, \
+Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: Latent, \
+ControlNet 0: "Module: canny, Weight: 1", Lora hashes: "cat: {digest}", Version: v1.10.1"""
 FORGE = A1111.replace("Version: v1.10.1", "Version: f2.0.1v1.10.1-previous-664-gd557aef9")
 
 
@@ -53,15 +57,31 @@ WRITERS: dict[str, tuple[Callable[[Path, LoraInfo], Path], tuple[str, ...], tupl
         (".png", ".jpg", ".webp"),
         ("hires fix", "ControlNet", "text encoder", "Denoising"),
     ),
-    "forge": (lambda path, info: made.a1111(path, FORGE.format(digest=info.sha256[:12])), (".png", ".jpg", ".webp"), ("hires fix", "ControlNet")),
+    "forge": (
+        lambda path, info: made.a1111(path, FORGE.format(digest=info.sha256[:12])),
+        (".png", ".jpg", ".webp"),
+        ("hires fix", "ControlNet"),
+    ),
     "fooocus json": (
         lambda path, info: made.fooocus(path, json.dumps(made.fooocus_values(of_file(info))), "fooocus"),
         (".png", ".jpg", ".webp"),
         ("styles", "sharpness 2.0"),
     ),
-    "fooocus text": (lambda path, info: made.fooocus(path, made.fooocus_text(of_file(info)), "a1111"), (".png", ".jpg", ".webp"), ("Sharpness",)),
-    "swarmui": (lambda path, info: made.swarmui(path, made.swarmui_values(info.sha256)), (".png", ".jpg", ".webp"), ("controlnetstrength", "refinermethod")),
-    "invokeai": (lambda path, info: made.invokeai(path, made.INVOKEAI), (".png",), ("ControlNet", "hires fix", "by its name alone")),
+    "fooocus text": (
+        lambda path, info: made.fooocus(path, made.fooocus_text(of_file(info)), "a1111"),
+        (".png", ".jpg", ".webp"),
+        ("Sharpness",),
+    ),
+    "swarmui": (
+        lambda path, info: made.swarmui(path, made.swarmui_values(info.sha256)),
+        (".png", ".jpg", ".webp"),
+        ("controlnetstrength", "refinermethod"),
+    ),
+    "invokeai": (
+        lambda path, info: made.invokeai(path, made.INVOKEAI),
+        (".png",),
+        ("ControlNet", "hires fix", "by its name alone"),
+    ),
     "comfyui": (
         lambda path, info: made.comfyui(path, made.comfyui_prompt()),
         (".png", ".webp"),
@@ -70,15 +90,21 @@ WRITERS: dict[str, tuple[Callable[[Path, LoraInfo], Path], tuple[str, ...], tupl
 }
 
 
-@pytest.mark.parametrize(("tool", "suffix"), [(tool, suffix) for tool, (_, suffixes, _) in WRITERS.items() for suffix in suffixes])
-def test_a_picture_of_each_tool_becomes_the_stack_it_was_made_from(tool: str, suffix: str, library: dict[str, LoraInfo], tmp_path: Path) -> None:
-    write, _, said = WRITERS[tool]
+@pytest.mark.parametrize(
+    ("tool", "suffix"), [(tool, suffix) for tool, (_, suffixes, _) in WRITERS.items() for suffix in suffixes]
+)
+def test_a_picture_of_each_tool_becomes_the_stack_it_was_made_from(
+    tool: str, suffix: str, library: dict[str, LoraInfo], tmp_path: Path
+) -> None:
+    write, _, words = WRITERS[tool]
     stack, notes = laid(write(tmp_path / f"x{suffix}", cat(library)), library)
     assert (stack.prompt.strip(), stack.negative_prompt) == ("a watermill at dusk", "blurry")
     assert (stack.steps, stack.guidance_scale, stack.seed, stack.width_px, stack.height_px) == (22, 6.5, 77, 512, 640)
-    assert stack.sampler == "dpm++_2m_karras" and [(one.sha256, one.weight) for one in stack.adapters] == [(cat(library).sha256, 0.75)]
+    assert stack.sampler == "dpm++_2m_karras" and [(adapter.sha256, adapter.weight) for adapter in stack.adapters] == [
+        (cat(library).sha256, 0.75)
+    ]
     assert "made on the base" in notes and "meadow" in notes and "drawn on imprimatura" in notes
-    for part in said:
+    for part in words:
         assert part in notes, notes
 
 
@@ -88,8 +114,17 @@ def test_a_workflow_alone_says_the_stack(library: dict[str, LoraInfo], tmp_path:
     for suffix in (".png", ".webp"):
         stack, notes = laid(made.comfyui(tmp_path / f"x{suffix}", workflow=made.comfyui_workflow()), library, base)
         assert (stack.prompt, stack.seed, stack.steps, stack.sampler) == ("a watermill at dusk", 77, 22, "flow_euler")
-        assert (stack.guidance_scale, stack.true_guidance_scale, stack.width_px, stack.height_px) == (3.5, 1.0, 512, 640)
-        assert [(one.name, one.weight) for one in stack.adapters] == [("cat", 0.75)] and "off" not in notes and "muted" not in notes
+        assert (stack.guidance_scale, stack.true_guidance_scale, stack.width_px, stack.height_px) == (
+            3.5,
+            1.0,
+            512,
+            640,
+        )
+        assert (
+            [(adapter.name, adapter.weight) for adapter in stack.adapters] == [("cat", 0.75)]
+            and "off" not in notes
+            and "muted" not in notes
+        )
     text_weight = laid(made.comfyui(tmp_path / "y.png", made.comfyui_prompt()), library)[0].adapters[0].text_weight
     assert text_weight == 0.5
 
@@ -107,19 +142,38 @@ def test_our_own_graph_is_read_back(form: int, library: dict[str, LoraInfo]) -> 
         adapters=({"name": "cat", "weight": 0.5, "text_weight": 0.25}, {"name": "dog", "weight": -1}),
     )
     graphs = comfy.graphs(first, "meadow", "ddim")
-    said = comfy_reading.graph(graphs[0] if form == 0 else None, graphs[1] if form == 1 else None)
-    back, _ = infotext.laid_on(StackConfig(), said, library)  # type: ignore[arg-type]
-    for key in ("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale", "guidance_rescale", "width_px", "height_px"):
+    reading = comfy_reading.graph(graphs[0] if form == 0 else None, graphs[1] if form == 1 else None)
+    back, _ = a1111_text.apply_infotext(StackConfig(), reading, library)  # type: ignore[arg-type]
+    for key in (
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "steps",
+        "sampler",
+        "guidance_scale",
+        "guidance_rescale",
+        "width_px",
+        "height_px",
+    ):
         assert getattr(back, key) == getattr(first, key), key
-    assert [(Path(one.file).stem, one.weight, one.text_weight) for one in back.adapters] == [("cat", 0.5, 0.25), ("dog", -1.0, None)]
+    assert [(Path(adapter.file).stem, adapter.weight, adapter.text_weight) for adapter in back.adapters] == [
+        ("cat", 0.5, 0.25),
+        ("dog", -1.0, None),
+    ]
 
 
 STACKERS = [
     (
         "Power Lora Loader (rgthree)",
-        {"lora_1": {"on": True, "lora": "cat.safetensors", "strength": 0.75}, "lora_2": {"on": False, "lora": "dog.safetensors", "strength": 1}},
+        {
+            "lora_1": {"on": True, "lora": "cat.safetensors", "strength": 0.75},
+            "lora_2": {"on": False, "lora": "dog.safetensors", "strength": 1},
+        },
     ),
-    ("Lora Loader Stack (rgthree)", {"lora_01": "cat.safetensors", "strength_01": 0.75, "lora_02": "None", "strength_02": 1}),
+    (
+        "Lora Loader Stack (rgthree)",
+        {"lora_01": "cat.safetensors", "strength_01": 0.75, "lora_02": "None", "strength_02": 1},
+    ),
     (
         "CR LoRA Stack",
         {
@@ -139,8 +193,10 @@ STACKERS = [
 def test_loras_of_stackers_are_read(kind: str, inputs: dict[str, Any], library: dict[str, LoraInfo]) -> None:
     prompt = made.comfyui_prompt()
     prompt["11"] = {"class_type": kind, "inputs": {**inputs, "model": ["4", 0]}}
-    stack, _ = infotext.laid_on(StackConfig(), comfy_reading.graph(prompt, None), library)  # type: ignore[arg-type]
-    assert [(Path(one.file).stem, one.weight, one.text_weight) for one in stack.adapters] == [("cat", 0.75, None)]
+    stack, _ = a1111_text.apply_infotext(StackConfig(), comfy_reading.graph(prompt, None), library)  # type: ignore[arg-type]
+    assert [(Path(adapter.file).stem, adapter.weight, adapter.text_weight) for adapter in stack.adapters] == [
+        ("cat", 0.75, None)
+    ]
 
 
 # Values that can't be used are said.
@@ -165,26 +221,42 @@ def test_a_seed_that_cannot_be_taken_is_said_and_stays(seed: str, library: dict[
 def test_the_hash_of_nothing_is_no_hash(library: dict[str, LoraInfo], tmp_path: Path) -> None:
     for digest in ("e3b0c44298fc", "e3b0c44298", "000000000000", "None", ""):
         stack, notes = laid(made.a1111(tmp_path / "a.png", A1111.format(digest=digest)), library)
-        assert [one.sha256 for one in stack.adapters] == [cat(library).sha256] and "LoRA cat was found by its name alone." in notes
+        assert [adapter.sha256 for adapter in stack.adapters] == [
+            cat(library).sha256
+        ] and "LoRA cat was found by its name alone." in notes
     other, notes = laid(made.a1111(tmp_path / "a.png", A1111.format(digest="abcdefabcdef")), library)
     assert not other.adapters and "LoRA cat (hash abcdefabcdef) is not here." in notes
 
 
 def test_tags_in_a_negative_prompt_are_left_out_and_said(library: dict[str, LoraInfo], tmp_path: Path) -> None:
-    text = A1111.replace("Negative prompt: blurry", "Negative prompt: blurry <lora:dog:1>, <hypernet:x:1>").format(digest="e3b0c44298fc")
+    text = A1111.replace("Negative prompt: blurry", "Negative prompt: blurry <lora:dog:1>, <hypernet:x:1>").format(
+        digest="e3b0c44298fc"
+    )
     stack, notes = laid(made.a1111(tmp_path / "a.png", text), library)
-    assert stack.negative_prompt == "blurry," and "<lora:dog:1>, <hypernet:x:1> in the negative prompt are left out" in notes and len(stack.adapters) == 1
+    assert (
+        stack.negative_prompt == "blurry,"
+        and "<lora:dog:1>, <hypernet:x:1> in the negative prompt are left out" in notes
+        and len(stack.adapters) == 1
+    )
 
 
 def test_what_a1111_edits_between_steps_is_said(library: dict[str, LoraInfo], tmp_path: Path) -> None:
-    _, notes = laid(made.a1111(tmp_path / "a.png", "a [fox:cat:0.5] AND a dog\nSteps: 3, Sampler: Restart, CFG scale: seven, Seed: 1, Size: 100x64"), library)
+    _, notes = laid(
+        made.a1111(
+            tmp_path / "a.png",
+            "a [fox:cat:0.5] AND a dog\nSteps: 3, Sampler: Restart, CFG scale: seven, Seed: 1, Size: 100x64",
+        ),
+        library,
+    )
     for part in ("[fox:cat:0.5]", "AND", "'Restart' is not known here", "CFG scale is 'seven'", "width_px is 100"):
         assert part in notes, notes
 
 
 def test_a_base_that_is_offered_is_taken_by_its_name(library: dict[str, LoraInfo], tmp_path: Path) -> None:
     path = made.invokeai(tmp_path / "i.png", made.INVOKEAI)
-    stack, notes = opening.stack_of(path, StackConfig(), library, {"Meadow.safetensors": "imprimatura", "other": "/nowhere"})
+    stack, notes = opening.stack_of(
+        path, StackConfig(), library, {"Meadow.safetensors": "imprimatura", "other": "/nowhere"}
+    )
     assert stack.base == "imprimatura" and stack.family == "sd" and notes
 
 
@@ -207,37 +279,43 @@ def test_a_picture_that_says_nothing_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["a1111", "comfyui"])
-def test_the_command_draws_it_and_says_what_is_missing(tool: str, run_velatura: Any, library: dict[str, LoraInfo], trained: Path, tmp_path: Path) -> None:
+def test_the_command_draws_it_and_says_what_is_missing(
+    tool: str, run_velatura: Any, library: dict[str, LoraInfo], trained: Path, tmp_path: Path
+) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "cat.safetensors").write_bytes(trained.read_bytes())
     info = lora_file.inspect(trained)
-    write, _, said = WRITERS[tool]
+    write, _, words = WRITERS[tool]
     picture = write(tmp_path / "theirs.png", info)
     small_ = ("--set", "steps=1", "--set", "width_px=64", "--set", "height_px=64")
     done = run_velatura("render", "--from", picture, *small_, "--out", tmp_path / "ours.png")
     assert done.returncode == 0, done.stderr
-    for part in ("note: ", "made on the base", *said[:2]):
+    for part in ("note: ", "made on the base", *words[:2]):
         assert part in done.stderr
-    recipe = infotext.parse_infotext(Image.open(tmp_path / "ours.png").info["parameters"])
+    recipe = a1111_text.parse_infotext(Image.open(tmp_path / "ours.png").info["parameters"])
     assert (recipe.prompt.strip(), recipe.seed, recipe.loras[0].sha256) == ("a watermill at dusk", 77, info.sha256[:12])
 
 
-def test_the_page_takes_it_with_what_the_server_offers(library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_takes_it_with_what_the_server_offers(
+    library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     context = ui.open_workspace(tmp_path / "workspace", [])
     context.loras.mkdir(parents=True, exist_ok=True)
     (context.loras / "cat.safetensors").write_bytes(cat(library).path.read_bytes())
-    for tool, (write, suffixes, said) in WRITERS.items():
+    for tool, (write, suffixes, words) in WRITERS.items():
         stack, notes = recipes.read_picture(context, write(tmp_path / f"x{suffixes[-1]}", cat(library)))
         assert (
             stack.prompt.strip() == "a watermill at dusk"
             and stack.base == "imprimatura"
-            and [Path(one.file).name for one in stack.adapters] == ["cat.safetensors"]
+            and [Path(adapter.file).name for adapter in stack.adapters] == ["cat.safetensors"]
         ), tool
-        assert all(part in "\n".join(notes) for part in said if "not here" not in part)
+        assert all(part in "\n".join(notes) for part in words if "not here" not in part)
 
 
-def test_the_tab_shows_the_stack_and_what_was_not_taken(library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tab_shows_the_stack_and_what_was_not_taken(
+    library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import gradio as gr
 
     from app.tabs import stack as stack_tab
@@ -248,22 +326,47 @@ def test_the_tab_shows_the_stack_and_what_was_not_taken(library: dict[str, LoraI
     (context.loras / "cat.safetensors").write_bytes(cat(library).path.read_bytes())
     with gr.Blocks():
         tab = stack_tab._Tab(context)
-    picture = made.a1111(tmp_path / "x.webp", A1111.replace("<lora:cat:0.75>", "<lora:cat:0.75> <lora:<b>x</b>:1>").format(digest="e3b0c44298fc"))
+    picture = made.a1111(
+        tmp_path / "x.webp",
+        A1111.replace("<lora:cat:0.75>", "<lora:cat:0.75> <lora:<b>x</b>:1>").format(digest="e3b0c44298fc"),
+    )
     changes = tab.take_png(str(picture))
-    value = lambda component: changes[component]["value"] if isinstance(changes[component], dict) else changes[component]  # noqa: E731
+
+    def value(component: object) -> object:
+        return changes[component]["value"] if isinstance(changes[component], dict) else changes[component]
+
     components = tab.form.components
-    shown = {key: value(components[key]) for key in ("prompt", "negative_prompt", "seed", "steps", "width_px", "height_px", "sampler")}
-    assert shown["negative_prompt"] == "blurry" and (shown["seed"], shown["steps"], shown["width_px"], shown["height_px"]) == (77, 22, 512, 640)
+    shown = {
+        key: value(components[key])
+        for key in ("prompt", "negative_prompt", "seed", "steps", "width_px", "height_px", "sampler")
+    }
+    assert shown["negative_prompt"] == "blurry" and (
+        shown["seed"],
+        shown["steps"],
+        shown["width_px"],
+        shown["height_px"],
+    ) == (77, 22, 512, 640)
     assert shown["sampler"] == "dpm++_2m_karras" and shown["prompt"].startswith("a watermill at dusk")
-    assert (value(tab.choices[0]), value(tab.weights[0]), value(tab.choices[1])) == (cat(library).sha256, 0.75, None)
-    notice = changes[tab.warned]
-    assert notice["visible"] and "hires fix" in notice["value"] and "made on the base meadow" in notice["value"] and "<b>" not in notice["value"]
+    assert (value(tab.rows.choices[0]), value(tab.rows.weights[0]), value(tab.rows.choices[1])) == (
+        cat(library).sha256,
+        0.75,
+        None,
+    )
+    notice = changes[tab.stage.warned]
+    assert (
+        notice["visible"]
+        and "hires fix" in notice["value"]
+        and "made on the base meadow" in notice["value"]
+        and "<b>" not in notice["value"]
+    )
     many = " ".join("<lora:cat:0.1>" for _ in range(9))
     full = tab.take_png(str(made.a1111(tmp_path / "y.png", A1111.replace("<lora:cat:0.75>", many).format(digest=""))))
-    assert "this page holds up to 6" in full[tab.warned]["value"]
+    assert "this page holds up to 6" in full[tab.stage.warned]["value"]
 
 
-def test_a_copied_file_hides_no_name_on_the_page(library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_file_hides_no_name_on_the_page(
+    library: dict[str, LoraInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     context = ui.open_workspace(tmp_path / "workspace", [])
     context.loras.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import copy
 import itertools
 from functools import partial
 
-import house
+import parsed
 import pytest
 import torch
 from torch import nn
@@ -49,7 +49,9 @@ def by_hand(module: nn.Module, x: torch.Tensor, names: list[str]) -> torch.Tenso
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(LAYERS)))
-def test_layers_are_taken_away_in_any_order_and_leave_no_trace(module: nn.Linear, x: torch.Tensor, order: tuple[str, ...]) -> None:
+def test_layers_are_taken_away_in_any_order_and_leave_no_trace(
+    module: nn.Linear, x: torch.Tensor, order: tuple[str, ...]
+) -> None:
     before = dict(vars(module))
     for name, layer in LAYERS.items():
         forwards.wrap(module, name, layer)
@@ -101,7 +103,9 @@ def test_what_a_library_put_there_before_comes_back_itself(module: nn.Linear, x:
 
 def test_what_a_library_puts_in_our_place_stays(module: nn.Linear, x: torch.Tensor) -> None:
     with forwards.wrapped(module, squared):
-        vars(module)["forward"] = theirs = tripled(partial(nn.Linear.forward, module))  # as accelerate's offloading does after a picture
+        vars(module)["forward"] = theirs = tripled(
+            partial(nn.Linear.forward, module)
+        )  # as accelerate's offloading does after a picture
     assert vars(module)["forward"] is theirs
     with forwards.wrapped(module, raised):
         assert torch.equal(module(x), by_hand(module, x, ["tripled", "raised"]))
@@ -121,7 +125,9 @@ def test_a_deep_copy_takes_layers_away_from_itself_alone(module: nn.Linear, x: t
     assert torch.equal(twin(x), module(x))
     nn.init.zeros_(twin.weight)
     forwards.unwrap(twin, "squared")
-    assert torch.equal(twin(x), by_hand(twin, x, ["tripled"])) and torch.equal(module(x), by_hand(module, x, ["tripled", "squared"]))
+    assert torch.equal(twin(x), by_hand(twin, x, ["tripled"])) and torch.equal(
+        module(x), by_hand(module, x, ["tripled", "squared"])
+    )
     forwards.unwrap(twin, "tripled")
     assert torch.equal(twin(x), nn.functional.linear(x, twin.weight, twin.bias)) and "forward" not in vars(twin)
 
@@ -148,11 +154,24 @@ def assigned(module: ast.Module) -> list[int]:
     """Lines on which a forward is put on an instance or taken from it, in any spelling."""
     lines = []
     for node in ast.walk(module):
-        targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
-        places = [one for target in targets for one in ast.walk(target)]
-        named = any(isinstance(one, ast.Attribute) and one.attr == "forward" for one in places)
-        keyed = any(isinstance(one, ast.Subscript) and isinstance(one.slice, ast.Constant) and one.slice.value == "forward" for one in places)
-        called = isinstance(node, ast.Call) and any(isinstance(one, ast.Constant) and one.value == "forward" for one in node.args)
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign | ast.Delete)
+            else [node.target]
+            if isinstance(node, ast.AugAssign | ast.AnnAssign)
+            else []
+        )
+        places = [part for target in targets for part in ast.walk(target)]
+        named = any(isinstance(place, ast.Attribute) and place.attr == "forward" for place in places)
+        keyed = any(
+            isinstance(place, ast.Subscript)
+            and isinstance(place.slice, ast.Constant)
+            and place.slice.value == "forward"
+            for place in places
+        )
+        called = isinstance(node, ast.Call) and any(
+            isinstance(argument, ast.Constant) and argument.value == "forward" for argument in node.args
+        )
         if named or keyed or called:
             lines.append(node.lineno)
     return lines
@@ -160,18 +179,32 @@ def assigned(module: ast.Module) -> list[int]:
 
 @pytest.mark.parametrize(
     "source",
-    ["x.forward = f", "x.y.forward: F = f", "vars(x)['forward'] = f", "a, x.forward = f", "del x.forward", "vars(x).pop('forward', None)",
-     "setattr(x, 'forward', f)", "x.__dict__['forward'] = f", "delattr(x, 'forward')"],
-)  # fmt: skip
+    [
+        "x.forward = f",
+        "x.y.forward: F = f",
+        "vars(x)['forward'] = f",
+        "a, x.forward = f",
+        "del x.forward",
+        "vars(x).pop('forward', None)",
+        "setattr(x, 'forward', f)",
+        "x.__dict__['forward'] = f",
+        "delattr(x, 'forward')",
+    ],
+)
 def test_an_assigned_forward_is_seen(source: str) -> None:
     assert assigned(ast.parse(source)) == [1]
 
 
-@pytest.mark.parametrize("source", ["class M:\n    def forward(self, x): return x", "y = x.forward(1)", "forward = x.forward", "z = {'forward': 1}"])
+@pytest.mark.parametrize(
+    "source",
+    ["class M:\n    def forward(self, x): return x", "y = x.forward(1)", "forward = x.forward", "z = {'forward': 1}"],
+)
 def test_a_forward_that_is_only_read_or_defined_is_let_through(source: str) -> None:
     assert assigned(ast.parse(source)) == []
 
 
-@pytest.mark.parametrize("name", sorted(set(house.sources("trainer")) - {"trainer.forwards"}))
+@pytest.mark.parametrize("name", sorted(set(parsed.sources("trainer")) - {"trainer.forwards"}))
 def test_nobody_else_replaces_a_forward(name: str) -> None:
-    assert not (lines := assigned(house.tree(house.sources("trainer")[name]))), f"{name}, lines {lines}: trainer/forwards.py replaces forwards"
+    assert not (lines := assigned(parsed.tree(parsed.sources("trainer")[name]))), (
+        f"{name}, lines {lines}: trainer/forwards.py replaces forwards"
+    )

@@ -1,4 +1,6 @@
-"""Frozen layers in another form: quantised, fetched from the CPU, and attention computed another way. What they compute stays what it was."""
+"""Frozen layers in another form: quantised, fetched from the CPU, and attention computed another way. What they compute
+stays what it was.
+"""
 
 import copy
 from pathlib import Path
@@ -13,7 +15,11 @@ from trainer.memory import quantising as quantise
 from trainer.memory.fetching import keep_on_cpu
 from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
 
-KINDS = ["int8", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes"))]
+KINDS = [
+    "int8",
+    "fp8",
+    pytest.param("nf4", marks=pytest.mark.skipif(not quantise.has_nf4(), reason="needs bitsandbytes")),
+]
 WORST = {"int8": 0.01, "fp8": 0.04, "nf4": 0.12}  # relative error of a product
 
 
@@ -50,7 +56,11 @@ def test_quantise_leaves_convolutions_and_embeddings(kind: str, tmp_path: Path) 
     assert all(module.weight.dtype == torch.float32 for module in unet.modules() if isinstance(module, nn.Conv2d))
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(6, 8), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(6, 8, 1, bias=False)], ids=["linear", "conv", "no bias"])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(6, 8), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(6, 8, 1, bias=False)],
+    ids=["linear", "conv", "no bias"],
+)
 def test_a_layer_whose_weight_waits_on_the_cpu_computes_the_same(layer: nn.Linear | nn.Conv2d) -> None:
     layer.requires_grad_(False)
     inputs = [torch.randn(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
@@ -68,7 +78,9 @@ def test_weights_of_a_ring_come_ahead_of_their_use_forward_and_backward(checkpoi
     """Four parts, three places for them; from the second step on nothing is waited for."""
     torch.manual_seed(0)
     convolved = nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 1, 3, padding=1), nn.Flatten()
-    blocks = [copy.deepcopy(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16), *convolved)) for _ in range(4)]
+    blocks = [
+        copy.deepcopy(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16), *convolved)) for _ in range(4)
+    ]
     model = nn.Sequential(*blocks).requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -79,7 +91,9 @@ def test_weights_of_a_ring_come_ahead_of_their_use_forward_and_backward(checkpoi
         inputs = given.clone().requires_grad_()
         hidden = inputs
         for block in blocks:
-            hidden = torch.utils.checkpoint.checkpoint(block, hidden, use_reentrant=False) if checkpointed else block(hidden)
+            hidden = (
+                torch.utils.checkpoint.checkpoint(block, hidden, use_reentrant=False) if checkpointed else block(hidden)
+            )
         hidden.square().sum().backward()
         return inputs.grad
 
@@ -102,7 +116,9 @@ def test_a_quantised_layer_compiles_whole_and_keeps_nothing_wide_for_backward(ki
     model(inputs).sum().backward()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     kept: list[int] = []
-    numbers = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.is_floating_point() * tensor.nbytes) or tensor, lambda tensor: tensor)
+    numbers = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.is_floating_point() * tensor.nbytes) or tensor, lambda tensor: tensor
+    )
     with numbers:
         compiled(again).sum().backward()
     torch.testing.assert_close(again.grad, inputs.grad)
@@ -112,7 +128,9 @@ def test_a_quantised_layer_compiles_whole_and_keeps_nothing_wide_for_backward(ki
 def test_fp8_multiplied_as_it_is_is_near_the_widened_product_and_its_gradient_is_exact() -> None:
     torch.manual_seed(0)
     layer = NarrowLinear(nn.Linear(128, 64).requires_grad_(False), "fp8")
-    inputs, again = (torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_() for _ in range(2))
+    inputs, again = (
+        torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_() for _ in range(2)
+    )
     wide = layer(inputs)
     layer.scales_inputs = True
     scaled = layer(again)
@@ -132,23 +150,26 @@ def test_plain_attention_is_the_fused_one(tokens: int, keys: int) -> None:
 
 
 def test_auto_is_plain_in_bfloat16_for_few_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    lengths: list[int] = []
     whole = attention.plain
-    monkeypatch.setattr(attention, "plain", lambda query, *rest: asked.append(query.shape[-2]) or whole(query, *rest))
+    monkeypatch.setattr(attention, "plain", lambda query, *rest: lengths.append(query.shape[-2]) or whole(query, *rest))
 
     class Layer(nn.Module):
         processor = set_processor = None
 
         def forward(self, tokens: int, dtype: torch.dtype, mask: torch.Tensor | None = None) -> torch.Tensor:
-            return nn.functional.scaled_dot_product_attention(*(torch.ones(1, 1, tokens, 8, dtype=dtype) for _ in range(3)), attn_mask=mask)
+            return nn.functional.scaled_dot_product_attention(
+                *(torch.ones(1, 1, tokens, 8, dtype=dtype) for _ in range(3)), attn_mask=mask
+            )
 
     layer = Layer()
     for way, dtype, wanted in [
-        ("auto", torch.float32, []), ("auto", torch.bfloat16, [64]), ("fused", torch.bfloat16, []), ("plain", torch.float32, [64, 400]),
+        ("auto", torch.float32, []), ("auto", torch.bfloat16, [64]), ("fused", torch.bfloat16, []),
+        ("plain", torch.float32, [64, 400]),
     ]:  # fmt: skip
-        asked.clear()
+        lengths.clear()
         attention.choose(layer, way, "cpu", dtype)
         layer(64, dtype)
         layer(400, dtype)
         layer(9, dtype, mask=torch.ones(9, 9, dtype=torch.bool))
-        assert asked == wanted
+        assert lengths == wanted

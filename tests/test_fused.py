@@ -42,13 +42,13 @@ def test_output_and_gradients_are_those_of_peft(bias: bool, dtype: torch.dtype, 
     theirs, ours = adapted(bias, dtype)
     assert fused_lora.fuse(ours.layers.values(), ADAPTER, dtype)
     x = torch.randn(3, 5, 24, dtype=dtype)
-    found = []
+    results = []
     for attachment in (theirs, ours):
         inputs = x.clone().requires_grad_()
         out = attachment.model(inputs)
         out.float().square().sum().backward()
-        found.append([out, inputs.grad, *(parameter.grad for parameter in attachment.parameters().values())])
-    for their, our in zip(*found, strict=True):
+        results.append([out, inputs.grad, *(parameter.grad for parameter in attachment.parameters().values())])
+    for their, our in zip(*results, strict=True):
         assert our.dtype == their.dtype and our.shape == their.shape
         assert float((our - their).float().norm() / their.float().norm()) < tolerance
 

@@ -1,7 +1,9 @@
-"""Every kind of file and text from outside, damaged 20,000 times: each is read or refused in words, within a second, in bounded memory.
+"""Every kind of file and text from outside, damaged 20,000 times: each is read or refused in words, within a second, in
+bounded memory.
 
-`python -m tests.test_fuzz --count 20000` runs every kind in a process of its own and prints a line of JSON for each; `--kind prompts --number 77` repeats
-one case. What number n of a kind is depends on nothing else, so that a number in a report is enough to find it again.
+`python -m tests.test_fuzz --count 20000` runs every kind in a process of its own and prints a line of JSON for each;
+`--kind prompts --number 77` repeats one case. What number n of a kind is depends on nothing else, so that a number in a
+report is enough to find it again.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from typing import Any
 
 import pytest
 
-from tests import doors
+from tests import doors_setup
+from tests.doors import KINDS
+from tests.doors_setup import Call, Case
 from trainer.errors import UserError
 
-KINDS = dict(doors.all_doors())
 LONGEST_S, MOST_MB, MOST_CHARS, QUICK = 1.0, 1024, 2000, 200
 _HANGS_S, _MOST_FAULTS = 30, 10
 
@@ -35,7 +38,7 @@ class Hangs(BaseException):
     """It took far longer than anything may."""
 
 
-def judged(calls: list[doors.Call]) -> bool:
+def judged(calls: list[Call]) -> bool:
     """Whether the first of them, a kind's own reader, read it; what any refuses is refused in words.
 
     Raises: AssertionError, and whatever a reader should not have.
@@ -43,19 +46,23 @@ def judged(calls: list[doors.Call]) -> bool:
     is_read = True
     for number, call in enumerate(calls):
         try:
-            said = call()
+            result = call()
         except UserError as error:
             is_read, text = is_read and number > 0, str(error)
             assert 0 < len(text) < MOST_CHARS, f"a message of {len(text)} characters: {text[:200]!r}"
-            assert all(line.isprintable() for line in text.split("\n")), f"a message that can't be printed: {text[:300]!r}"
+            assert all(line.isprintable() for line in text.split("\n")), (
+                f"a message that can't be printed: {text[:300]!r}"
+            )
         else:
-            if isinstance(said, str):
-                said.encode()
+            if isinstance(result, str):
+                result.encode()
     return is_read
 
 
-def taken(kind: str, case: doors.Case, number: int) -> tuple[bool, float]:
-    """Whether a case was read, and the processor's seconds it took; one that seems slow counts as fast as it is at the second try."""
+def taken(kind: str, case: Case, number: int) -> tuple[bool, float]:
+    """Whether a case was read, and the processor's seconds it took; one that seems slow counts as fast as it is at the
+    second try.
+    """
     seconds = []
     while not seconds or (seconds[-1] > LONGEST_S and len(seconds) < 2):
         calls = case(random.Random(f"{kind}-{number}"))
@@ -67,7 +74,15 @@ def taken(kind: str, case: doors.Case, number: int) -> tuple[bool, float]:
 
 def fuzzed(kind: str, room: Path, numbers: range) -> dict[str, Any]:
     """What came of these cases of a kind, the first faults among it."""
-    found: dict[str, Any] = {"kind": kind, "count": len(numbers), "read": 0, "refused": 0, "slowest_s": 0.0, "slowest": 0, "faults": []}
+    report: dict[str, Any] = {
+        "kind": kind,
+        "count": len(numbers),
+        "read": 0,
+        "refused": 0,
+        "slowest_s": 0.0,
+        "slowest": 0,
+        "faults": [],
+    }
     case, before = KINDS[kind](room), peak_mb()
     signal.signal(signal.SIGALRM, _hang)
     for number in numbers:
@@ -75,18 +90,18 @@ def fuzzed(kind: str, room: Path, numbers: range) -> dict[str, Any]:
         try:
             is_read, seconds = taken(kind, case, number)
         except (Exception, Hangs) as error:
-            found["faults"].append(f"{kind} {number}: {_brief(error)}")
-            if len(found["faults"]) >= _MOST_FAULTS:
+            report["faults"].append(f"{kind} {number}: {_brief(error)}")
+            if len(report["faults"]) >= _MOST_FAULTS:
                 break
             continue
         finally:
             signal.alarm(0)
-        found["read" if is_read else "refused"] += 1
-        if seconds > found["slowest_s"]:
-            found |= {"slowest_s": round(seconds, 3), "slowest": number}
+        report["read" if is_read else "refused"] += 1
+        if seconds > report["slowest_s"]:
+            report |= {"slowest_s": round(seconds, 3), "slowest": number}
         if seconds > LONGEST_S:
-            found["faults"].append(f"{kind} {number}: it took {seconds:.1f} s")
-    return found | {"start_mb": before, "peak_mb": peak_mb()}
+            report["faults"].append(f"{kind} {number}: it took {seconds:.1f} s")
+    return report | {"start_mb": before, "peak_mb": peak_mb()}
 
 
 def peak_mb() -> int:
@@ -99,39 +114,39 @@ def _hang(*_: object) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    places = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)][-4:]
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)][-4:]
     return f"{type(error).__name__}: {str(error)[:300]} ({' '.join(places)})"
 
 
 def in_a_process(kind: str, count: int) -> dict[str, Any]:
     """The same in a process of its own, whose memory is nobody else's."""
-    done = subprocess.run([sys.executable, "-m", "tests.test_fuzz", "--kind", kind, "--count", str(count), "--here"], cwd=doors.PRESETS.parent,
-                          capture_output=True, text=True)  # fmt: skip
+    command = [sys.executable, "-m", "tests.test_fuzz", "--kind", kind, "--count", str(count), "--here"]
+    done = subprocess.run(command, cwd=doors_setup.PRESETS.parent, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    return (
-        dict(json.loads(lines[-1]))
-        if lines and lines[-1].startswith("{")
-        else {"kind": kind, "faults": [f"{kind} ended with {done.returncode}: {done.stderr[-2000:]}"]}
-    )
+    if lines and lines[-1].startswith("{"):
+        return dict(json.loads(lines[-1]))
+    return {"kind": kind, "faults": [f"{kind} ended with {done.returncode}: {done.stderr[-2000:]}"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
-def test_two_hundred_damaged_ones_are_read_or_refused_in_words(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_hundred_damaged_ones_are_read_or_refused_in_words(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
-    found = fuzzed(kind, tmp_path, range(QUICK))
-    assert not found["faults"], "\n".join(found["faults"])
-    assert found["read"], f"some are good enough: {found}"
+    report = fuzzed(kind, tmp_path, range(QUICK))
+    assert not report["faults"], "\n".join(report["faults"])
+    assert report["read"], f"some are good enough: {report}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_damaged_ones_are_read_or_refused_in_words(kind: str) -> None:
-    found = in_a_process(kind, 20_000)
-    print(json.dumps(found))
-    assert not found["faults"], "\n".join(found["faults"])
-    assert found["peak_mb"] < MOST_MB
+    report = in_a_process(kind, 20_000)
+    print(json.dumps(report))
+    assert not report["faults"], "\n".join(report["faults"])
+    assert report["peak_mb"] < MOST_MB
 
 
 def main() -> int:
@@ -141,20 +156,20 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--number", type=int, help="one case alone, with its traceback")
     parser.add_argument("--here", action="store_true", help="in this process")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VELATURA_HOME"] = str(Path(folder) / "home")
-        if asked.number is not None:
-            print(taken(asked.kind, KINDS[asked.kind](Path(folder)), asked.number))
+        if options.number is not None:
+            print(taken(options.kind, KINDS[options.kind](Path(folder)), options.number))
             return 0
-        if asked.here:
-            print(json.dumps(found := fuzzed(asked.kind, Path(folder), range(asked.count))))
-            return bool(found["faults"])
+        if options.here:
+            print(json.dumps(report := fuzzed(options.kind, Path(folder), range(options.count))))
+            return bool(report["faults"])
     status = 0
-    for kind in [asked.kind] if asked.kind else KINDS:
-        print(json.dumps(found := in_a_process(kind, asked.count)), flush=True)
-        status |= bool(found["faults"])
+    for kind in [options.kind] if options.kind else KINDS:
+        print(json.dumps(report := in_a_process(kind, options.count)), flush=True)
+        status |= bool(report["faults"])
     return status
 
 

@@ -14,12 +14,13 @@ import pytest
 
 from app import batches, job_table
 from tests.test_naming import small
+from tests.timing import since
 from trainer import base_defaults, bases, families, foreign_json, lora_file, model_registry, single_file
 from trainer.config import AdapterChoice, DataConfig, StackConfig, parse
-from trainer.data import captions, sources
+from trainer.data import caption_files, sources
 from trainer.errors import AdapterError, ConfigError, DataError, ModelError, UserError
 from trainer.events import Planned
-from trainer.render import batch_manifest, batch_plan, command, regions
+from trainer.render import batch_ledger, batch_manifest, command, regions
 from trainer.render.axes import axis
 from trainer.report.plausible import is_plausible
 
@@ -35,16 +36,22 @@ def with_header(path: Path, fields: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("read, refusal", [(lora_file.inspect, AdapterError), (single_file.read_head, ModelError)])
-@pytest.mark.parametrize("sides", [[2**62] * 100_000, [2**62] * 65, [10**400], [2.5], ["4"], "4", 4, None, [True], [[2]], [float("inf")]])
-def test_a_tensor_of_sides_that_none_has_is_refused_at_once(read: Callable[[Path], Any], refusal: type[UserError], sides: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sides", [[2**62] * 100_000, [2**62] * 65, [10**400], [2.5], ["4"], "4", 4, None, [True], [[2]], [float("inf")]]
+)
+def test_a_tensor_of_sides_that_none_has_is_refused_at_once(
+    read: Callable[[Path], Any], refusal: type[UserError], sides: Any, tmp_path: Path
+) -> None:
     """The product of a hundred thousand sides took minutes."""
-    path = with_header(tmp_path / "x.safetensors", {"a.lora_down.weight": {"dtype": "F32", "shape": sides, "data_offsets": [0, 4]}})
+    path = with_header(
+        tmp_path / "x.safetensors", {"a.lora_down.weight": {"dtype": "F32", "shape": sides, "data_offsets": [0, 4]}}
+    )
     with pytest.raises(refusal):
         read(with_header(tmp_path / "first.safetensors", {"a": 7}))  # what is imported only now is not timed
     start = time.thread_time()
     with pytest.raises(refusal, match="is not a safetensors file") as refused:
         read(path)
-    assert time.thread_time() - start < 1 and len(str(refused.value)) < 500
+    assert since(start) < 1 and len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize("place", [[0], [], [0, 4, 8], "04", None, [0, float("inf")]])
@@ -63,7 +70,9 @@ def test_json_that_is_no_table_is_one_kind_of_error(text: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", NO_TABLES)
-def test_a_base_whose_configs_are_damaged_is_refused_in_words_or_drawn_as_its_family_is(text: str, tmp_path: Path) -> None:
+def test_a_base_whose_configs_are_damaged_is_refused_in_words_or_drawn_as_its_family_is(
+    text: str, tmp_path: Path
+) -> None:
     for name in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -87,13 +96,17 @@ def test_an_autoencoder_of_no_possible_size_is_refused(stages: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     "text",
     [
-        f"models = {DEEP}", 'models.a = "x"', "models = 7", '[models.a]\npath = "x"', '[models.a]\npath = 7\nfamily = "sd"',
+        f"models = {DEEP}", 'models.a = "x"', "models = 7", '[models.a]\npath = "x"',
+        '[models.a]\npath = 7\nfamily = "sd"',
         '[models.a]\npath = "x"\nfamily = "sd"\n"\\u202e" = 1', '[models.a]\npath = "a\\u0000b"\nfamily = "sd"',
         '[models.a]\npath = "x"\nfamily = "sd"\nparts = 7',
-        '[models.a]\npath = "x"\nfamily = "sd"\nsize_bytes = "7"', '[models.a]\npath = "x"\nfamily = "sd"\nparts = {vae = 7}',
+        '[models.a]\npath = "x"\nfamily = "sd"\nsize_bytes = "7"',
+        '[models.a]\npath = "x"\nfamily = "sd"\nparts = {vae = 7}',
     ],
 )  # fmt: skip
-def test_a_damaged_list_of_bases_is_refused_in_words(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_list_of_bases_is_refused_in_words(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VELATURA_HOME", str(tmp_path))
     (tmp_path / "models.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="can't be read") as refused:
@@ -110,9 +123,9 @@ def test_a_base_at_a_path_that_is_too_long_is_gone(tmp_path: Path, monkeypatch: 
 
 
 def test_a_message_can_be_printed_whatever_stands_in_it() -> None:
-    said = str(ConfigError("a \x1b[31m\u202e\ud83d\0 猫\n  b"))
-    assert said == "a \\x1b[31m\\u202e\\ud83d\\x00 猫\n  b"
-    assert all(line.isprintable() for line in said.split("\n")) and said.encode()
+    message = str(ConfigError("a \x1b[31m\u202e\ud83d\0 猫\n  b"))
+    assert message == "a \\x1b[31m\\u202e\\ud83d\\x00 猫\n  b"
+    assert all(line.isprintable() for line in message.split("\n")) and message.encode()
 
 
 def test_a_message_names_what_is_long_by_its_start() -> None:
@@ -145,13 +158,20 @@ DONE = {"done": "ab" * 32, "file": "1.png", "bytes": 7, "mtime_ns": 1, "sha256":
 
 @pytest.mark.parametrize(
     "record",
-    [{**DONE, "done": "\ud800"}, {**DONE, "file": "a\0b"}, {**DONE, "bytes": 10**40}, {"failed": "\udfff"}, {"begun": ["ab", "\ud800"]}, {"begun": [7]}],
+    [
+        {**DONE, "done": "\ud800"},
+        {**DONE, "file": "a\0b"},
+        {**DONE, "bytes": 10**40},
+        {"failed": "\udfff"},
+        {"begun": ["ab", "\ud800"]},
+        {"begun": [7]},
+    ],
 )
 def test_a_journal_with_what_no_table_holds_is_read_without_it(record: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / ".batch").mkdir()
     (tmp_path / ".batch" / "journal.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(DONE) + "\n")
-    assert list(batch_plan.read_journal(tmp_path)) == [DONE]
-    batch_plan.Plan().reconcile(tmp_path)
+    assert list(batch_ledger.read_journal(tmp_path)) == [DONE]
+    batch_ledger.Plan().reconcile(tmp_path)
 
 
 def test_a_table_of_jobs_whose_column_is_no_text_is_set_aside(tmp_path: Path) -> None:
@@ -184,7 +204,7 @@ def test_a_batch_removes_no_file_that_only_its_list_of_sheets_names(name: str, t
     (tmp_path / "kept.png").write_text("kept")
     (out / "kept.png").write_text("kept")
     (out / ".batch" / "sheets.json").write_text(json.dumps({name: "ab"}))
-    assert batch_manifest.write_sheets(batch_plan.Plan(), out) == 0
+    assert batch_manifest.write_sheets(batch_ledger.Plan(), out) == 0
     assert (tmp_path / "kept.png").exists() and (out / "kept.png").exists()
 
 
@@ -195,7 +215,7 @@ def test_a_path_that_no_file_can_have_is_refused_in_words(name: str, tmp_path: P
         lambda: regions.resolved(AdapterChoice(file="x", region=f"mask {name[:4000]}"), (16, 16)),
         lambda: lora_file.inspect(Path(name)),
         lambda: command.from_file(Path(name)),
-        lambda: command.again(Path(name), []),
+        lambda: command.from_picture(Path(name), []),
         lambda: command.stack("imprimatura", [name], {}, None),
     ):
         with pytest.raises(UserError):
@@ -214,18 +234,18 @@ def test_a_log_of_nothing_but_ends_of_lines_takes_no_time(tmp_path: Path) -> Non
     log = tmp_path / "job-1.log"
     log.write_bytes(b'{"event": "ended", "seconds": 1, "failed": 0}\n' + b"\r" * 65_000)
     start = time.thread_time()
-    assert [event["event"] for event in batches.told(log)] == ["ended"]
-    assert time.thread_time() - start < 0.1
+    assert [event["event"] for event in batches.last_events(log)] == ["ended"]
+    assert since(start) < 0.1
 
 
 @pytest.mark.parametrize("name", ["\ud800.txt", "a\0.txt", "../a.txt", "x" * 9000 + ".txt"])
 def test_a_history_that_names_what_no_file_is_called_undoes_what_stands_before_it(name: str, tmp_path: Path) -> None:
-    captions.write_caption(tmp_path / "a.png", "one")
+    caption_files.write_caption(tmp_path / "a.png", "one")
     edit = {"edit": 9, "picture": "a.png", "sidecar": name, "before": None, "after": "x"}
-    with (tmp_path / captions.HISTORY).open("a") as file:
+    with (tmp_path / caption_files.HISTORY).open("a") as file:
         file.write(json.dumps(edit) + "\n")
     if len(name) < 255:
-        assert captions.undo(tmp_path) == captions.Undone("a.png", None)
+        assert caption_files.undo(tmp_path) == caption_files.Undone("a.png", None)
     else:
         with pytest.raises(DataError):
-            captions.undo(tmp_path)
+            caption_files.undo(tmp_path)

@@ -1,7 +1,9 @@
-"""The real commands killed with SIGKILL again and again: what is there at the end is what an unbroken one leaves, each thing once.
+"""The real commands killed with SIGKILL again and again: what is there at the end is what an unbroken one leaves, each
+thing once.
 
-Half of a training's kills come while a checkpoint is written, which is seen from outside by its temporary folder. The plain suite has the
-small versions; `make test-all` kills a training a hundred times and a batch of 200 rows twenty times.
+Half of a training's kills come while a checkpoint is written, which is seen from outside by its temporary folder. The
+plain suite has the small versions; `make test-all` kills a training a hundred times and a batch of 200 rows twenty
+times.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ import torch
 from tests import plain, warm
 from trainer import lora_file, presets, runs, session
 from trainer.events import Event, Sampled, Step, Validated
-from trainer.render import batch_plan
+from trainer.render import batch_ledger
 
-# Waits until a process is to be killed, or has ended: given its id, whether it is alive, and the lines it has said so far.
+# Waits until a process is to be killed, or has ended: given its id, whether it is alive, and the lines it has said so
+# far.
 Moment = Callable[[int, Callable[[], bool], list[str]], None]
 TRAINING = {  # what goes from step to step, or draws; five pictures, of which one is left out
-    "resolution_px": 32, "batch_size": 2, "learning_rate": 1e-2, "optimizer.ema_decay": 0.9, "data.flip": True, "data.crop": "random",
-    "data.caption_dropout": 0.2, "captions.shuffle_tags": True, "validation.leave_out": 1, "checkpoint_every_steps": 2, "validate_every_steps": 10,
+    "resolution_px": 32, "batch_size": 2, "learning_rate": 1e-2, "optimizer.ema_decay": 0.9, "data.flip": True,
+    "data.crop": "random",
+    "data.caption_dropout": 0.2, "captions.shuffle_tags": True, "validation.leave_out": 1, "checkpoint_every_steps": 2,
+    "validate_every_steps": 10,
     "preview_every_steps": 20, "preview.steps": 1, "preview.prompts": ["a dot"], "keep_checkpoints": 2,
 }  # fmt: skip
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -104,32 +109,45 @@ def in_save(run: runs.Run, saves: int, seconds: float) -> Moment:
     return wait
 
 
-def told(run: runs.Run, *kinds: type[Event]) -> list[dict[str, object]]:
+def logged_events(run: runs.Run, *kinds: type[Event]) -> list[dict[str, object]]:
     """These events but for how long they took; every step once and in its place."""
     log = run.events()
     steps = [event.step for event in log if isinstance(event, Step)]
     assert steps == list(range(1, len(steps) + 1))
-    return [{key: value for key, value in vars(event).items() if key != "seconds"} for event in log if isinstance(event, kinds)]
+    return [
+        {key: value for key, value in vars(event).items() if key != "seconds"}
+        for event in log
+        if isinstance(event, kinds)
+    ]
 
 
 def files(run: runs.Run) -> dict[str, bytes]:
     """Everything in a run's folder, whatever its name; without the bytes of files that a clock is in."""
-    found = {path: path.read_bytes() if path.suffix in (".safetensors", ".png", ".toml") else b"" for path in run.folder.rglob("*") if path.is_file()}
-    return {"its LoRA" if path == run.lora_file else path.relative_to(run.folder).as_posix(): content for path, content in found.items()}
+    contents = {
+        path: path.read_bytes() if path.suffix in (".safetensors", ".png", ".toml") else b""
+        for path in run.folder.rglob("*")
+        if path.is_file()
+    }
+    return {
+        "its LoRA" if path == run.lora_file else path.relative_to(run.folder).as_posix(): content
+        for path, content in contents.items()
+    }
 
 
 def same_run(run: runs.Run, whole: runs.Run) -> None:
     """LoRA, best, checkpoints, previews and losses, and nothing else."""
-    found, wanted = files(run), files(whole)
-    assert sorted(found) == sorted(wanted)
-    assert not [name for name in wanted if found[name] != wanted[name]]
-    assert told(run, Step, Validated, Sampled) == told(whole, Step, Validated, Sampled)
+    contents, wanted = files(run), files(whole)
+    assert sorted(contents) == sorted(wanted)
+    assert not [name for name in wanted if contents[name] != wanted[name]]
+    assert logged_events(run, Step, Validated, Sampled) == logged_events(whole, Step, Validated, Sampled)
     assert run.state() == whole.state() == "finished"
 
 
 def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, kills: int, seed: int) -> None:
     path = tmp_path / "settings.toml"
-    config = presets.load(plain.CHARACTER, TRAINING | {"base": str(tiny), "data.folder": str(pictures), "max_steps": max_steps})
+    config = presets.load(
+        plain.CHARACTER, TRAINING | {"base": str(tiny), "data.folder": str(pictures), "max_steps": max_steps}
+    )
     presets.save(session.absolute(config), path)
 
     def command(parent: str) -> list[str]:
@@ -138,7 +156,7 @@ def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, 
     first_s = ends(command("whole"), tmp_path)
     whole, run, draw = runs.Run(tmp_path / "whole" / "x"), runs.Run(tmp_path / "killed" / "x"), random.Random(seed)
     counted: collections.Counter[str] = collections.Counter()
-    said = ""
+    log = ""
     for number in range(kills):
         if number % 2:
             moment = in_save(run, draw.choice([1, 1, 2]), draw.choice([0, draw.uniform(0, 0.02)]))
@@ -146,19 +164,24 @@ def kill_a_training(tmp_path: Path, tiny: Path, pictures: Path, max_steps: int, 
             moment = after(draw.uniform(0, 1.2 * first_s), "step", draw.randint(1, 4), draw.uniform(0, 0.05))
         was_killed, more = killed(command("killed"), tmp_path, moment)
         counted["killed"] += was_killed
-        counted["in a save"] += number % 2 and was_killed and any(run.checkpoints.glob(".new-*"))  # an earlier one's are gone by then
+        counted["in a save"] += (
+            number % 2 and was_killed and any(run.checkpoints.glob(".new-*"))
+        )  # an earlier one's are gone by then
         counted["before it had begun"] += not run.events_file.exists()
-        told(run, Step)
-        said += more
-    print(f"\n{dict(counted)}; to the first step {first_s:.1f} s; {len(told(run, Step))} steps before the last start")
+        logged_events(run, Step)
+        log += more
+    num_steps = len(logged_events(run, Step))
+    print(f"\n{dict(counted)}; to the first step {first_s:.1f} s; {num_steps} steps before the last start")
     ends(command("killed"), tmp_path)
     assert counted["killed"] == kills and counted["in a save"] >= kills // 4, counted
-    assert "Traceback" not in said and "damaged" not in said and "error: " not in said
+    assert "Traceback" not in log and "damaged" not in log and "error: " not in log
     same_run(run, whole)
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")  # the cache too
 
 
-def test_a_training_killed_at_random_and_while_it_saves_is_an_unbroken_one(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+def test_a_training_killed_at_random_and_while_it_saves_is_an_unbroken_one(
+    tmp_path: Path, tiny: Path, pictures: Path
+) -> None:
     kill_a_training(tmp_path, tiny, pictures, max_steps=40, kills=6, seed=0)
 
 
@@ -176,12 +199,19 @@ def rows_of(tmp_path: Path, num: int) -> Path:
     for name, value in (("one", 0.3), ("two", -0.4)):
         parts = {"lora_down.weight": torch.full((1, 32), value), "lora_up.weight": torch.ones(32, 1)}
         lora_file.save(tmp_path / f"{name}.safetensors", {LAYER: parts}, {}, torch.float32)
-    stacks = ["", f"{tmp_path / 'one.safetensors'}:0.5", f"{tmp_path / 'one.safetensors'}:1;{tmp_path / 'two.safetensors'}:0.7"]
+    stacks = [
+        "",
+        f"{tmp_path / 'one.safetensors'}:0.5",
+        f"{tmp_path / 'one.safetensors'}:1;{tmp_path / 'two.safetensors'}:0.7",
+    ]
     path = tmp_path / "jobs.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("prompt", "seed", "steps", "size", "lora"))
-        writer.writerows((f"fox {seed % 7}", seed, 1 + seed % 5, f"{32 + 8 * (seed % 4)}x32", stacks[seed % 3]) for seed in range(num))
+        writer.writerows(
+            (f"fox {seed % 7}", seed, 1 + seed % 5, f"{32 + 8 * (seed % 4)}x32", stacks[seed % 3])
+            for seed in range(num)
+        )
     return path
 
 
@@ -191,26 +221,32 @@ def same_batch(out: Path, whole: Path, num: int) -> None:
     for name in tree(whole):
         if name.endswith((".png", "manifest.csv")):
             assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    assert {path.name for path in (out / batch_plan.HIDDEN).iterdir()} == {"journal.jsonl", "lock", "sheets.json"}
+    assert {path.name for path in (out / batch_ledger.HIDDEN).iterdir()} == {"journal.jsonl", "lock", "sheets.json"}
     with (out / "manifest.csv").open(encoding="utf-8-sig", newline="") as file:
-        told = list(csv.DictReader(file))
-    assert [row["row"] for row in told] == [str(number) for number in range(1, num + 1)] and {row["state"] for row in told} == {"done"}
-    assert len({row["file"] for row in told}) == len(list(out.glob("*.png"))) == num
-    done = collections.Counter(record["done"] for record in batch_plan.read_journal(out) if "done" in record)
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == [str(number) for number in range(1, num + 1)] and {
+        row["state"] for row in rows
+    } == {"done"}
+    assert len({row["file"] for row in rows}) == len(list(out.glob("*.png"))) == num
+    done = collections.Counter(record["done"] for record in batch_ledger.read_journal(out) if "done" in record)
     assert len(done) == num and set(done.values()) == {1}
 
 
 def torn(out: Path) -> list[str]:
     """The digests of the batch at hand that are not done."""
-    records = [*batch_plan.read_journal(out)]
+    records = [*batch_ledger.read_journal(out)]
     begun = [record["begun"] for record in records if "begun" in record]
     done = {record.get("done") for record in records}
     return [digest for digest in (begun[-1] if begun else []) if digest not in done]
 
 
-def done(said: str) -> list[int]:
+def done(log: str) -> list[int]:
     """How many pictures there were each time that one more was."""
-    return [json.loads(line)["done"] for line in said.splitlines() if line.startswith('{"event": "rendered"') and line.endswith("}")]
+    return [
+        json.loads(line)["done"]
+        for line in log.splitlines()
+        if line.startswith('{"event": "rendered"') and line.endswith("}")
+    ]
 
 
 def kill_a_batch(tmp_path: Path, tiny: Path, num: int, kills: int, seed: int) -> None:
@@ -221,7 +257,7 @@ def kill_a_batch(tmp_path: Path, tiny: Path, num: int, kills: int, seed: int) ->
 
     first_s = ends(command("whole"), tmp_path)
     counted: collections.Counter[str] = collections.Counter()
-    said = ""
+    log = ""
     while counted["killed"] < kills:
         seconds = draw.uniform(0, 1.2 * first_s) if counted["killed"] % 2 else 100.0
         moment = after(seconds, "rendered", draw.randint(1, 12), draw.uniform(0, 0.1))
@@ -230,11 +266,11 @@ def kill_a_batch(tmp_path: Path, tiny: Path, num: int, kills: int, seed: int) ->
         counted["ended first"] += not was_killed
         counted["while drawing"] += was_killed and '"rendered"' in more
         counted["in a torn batch"] += was_killed and bool(torn(tmp_path / "killed"))
-        said += more
-    print(f"\n{dict(counted)}; to the first picture {first_s:.1f} s; {len(done(said))} pictures before the last start")
+        log += more
+    print(f"\n{dict(counted)}; to the first picture {first_s:.1f} s; {len(done(log))} pictures before the last start")
     ends(command("killed"), tmp_path)
-    assert counted["ended first"] <= 2 and done(said) == sorted(set(done(said)))  # none was drawn and kept twice
-    assert "Traceback" not in said and "error: " not in said
+    assert counted["ended first"] <= 2 and done(log) == sorted(set(done(log)))  # none was drawn and kept twice
+    assert "Traceback" not in log and "error: " not in log
     same_batch(tmp_path / "killed", tmp_path / "whole", num)
 
 

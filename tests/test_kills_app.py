@@ -1,4 +1,6 @@
-"""The real server and its children killed with SIGKILL, in several orders: every job ends finished, each once, and no two processes work at once."""
+"""The real server and its children killed with SIGKILL, in several orders: every job ends finished, each once, and no
+two processes work at once.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ import pytest
 import tomli_w
 
 from app import ui
-from app.jobs import Job
+from app.job_table import Job
 from tests import plain, warm
 from tests.test_kills import TRAINING, ends, same_run, tree
 from trainer import presets, runs, session
 
 ROOT = Path(__file__).parents[1]
 BATCH = {"prompts": ["a fox", "an owl"], "seeds": ["1-12"], "width_px": 32, "height_px": 32, "steps": 4}
-# What is killed and in which order, a child being the job's that is at work: "spawn" is the server as soon as the child is there,
-# before or after it has been written down.
+# What is killed and in which order, a child being the job's that is at work: "spawn" is the server as soon as the child
+# is there, before or after it has been written down.
 ORDERS = [
     ("child",),
     ("server",),
@@ -71,12 +73,14 @@ class House:
 
     def children(self) -> list[int]:
         """Living trainings and batches of this workspace."""
-        found, places = [], {str(self.workspace / "runs"), str(self.workspace / "batches")}
+        processes, places = [], {str(self.workspace / "runs"), str(self.workspace / "batches")}
         for process in psutil.process_iter(["cmdline", "status"]):
             line = process.info["cmdline"] or []
             if line[1:3] == ["-m", "trainer"] and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found += [process.pid] if any(part in places or str(Path(part).parent) in places for part in line) else []
-        return found
+                processes += (
+                    [process.pid] if any(part in places or str(Path(part).parent) in places for part in line) else []
+                )
+        return processes
 
     def kill_child(self) -> None:
         for pid in self.children():
@@ -151,13 +155,20 @@ def pictures_of(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in tree(out) if name.endswith(".png")}
 
 
-def kill_server_and_child(house: House, tmp_path: Path, tiny: Path, pictures: Path, kills: list[tuple[str, tuple[str, ...]]], seed: int) -> None:
+def kill_server_and_child(
+    house: House, tmp_path: Path, tiny: Path, pictures: Path, kills: list[tuple[str, tuple[str, ...]]], seed: int
+) -> None:
     draw, config = random.Random(seed), tmp_path / "settings.toml"
-    loaded = presets.load(plain.CHARACTER, TRAINING | {"base": str(tiny), "data.folder": str(pictures), "max_steps": 20})
+    loaded = presets.load(
+        plain.CHARACTER, TRAINING | {"base": str(tiny), "data.folder": str(pictures), "max_steps": 20}
+    )
     presets.save(session.absolute(loaded), config)
     (tmp_path / "batch.toml").write_text(tomli_w.dumps(BATCH | {"base": str(tiny)}))
     ends(["train", str(config), "--name", "whole", "--out", str(tmp_path / "whole"), "--json"], tmp_path)
-    assert warm.run(["batch", str(tmp_path / "batch.toml"), "--out", str(tmp_path / "drawn")], tmp_path, 280).returncode == 0
+    assert (
+        warm.run(["batch", str(tmp_path / "batch.toml"), "--out", str(tmp_path / "drawn")], tmp_path, 280).returncode
+        == 0
+    )
     jobs: list[Job] = []
     texts = {"train": config.read_text(), "batch-toml": (tmp_path / "batch.toml").read_text()}
     for kind, order in kills:
@@ -169,10 +180,15 @@ def kill_server_and_child(house: House, tmp_path: Path, tiny: Path, pictures: Pa
         jobs.append(job)
         kill(house, order, job, draw)
         until_finished(house, job)
-        print(f"\n{kind}, {order}: {len(house.pids)} children so far, at most {house.most} at once; {house.unwritten} not written down when the server died")
+        print(
+            f"\n{kind}, {order}: {len(house.pids)} children so far, at most {house.most} at once; {house.unwritten} "
+            f"not written down when the server died"
+        )
 
     assert house.most == 1
-    assert [(job.name, job.state) for job in reversed(house.context.runner.every())] == [(job.name, "finished") for job in jobs]
+    assert [(job.name, job.state) for job in reversed(house.context.runner.every())] == [
+        (job.name, "finished") for job in jobs
+    ]
     whole = runs.Run(tmp_path / "whole" / "whole")
     trained = [job.name for job in jobs if job.kind == "train"]
     assert sorted(path.name for path in (house.workspace / "runs").iterdir()) == [".cache", *sorted(trained)]
@@ -192,11 +208,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., 
 
 
 @pytest.mark.timeout(600)
-def test_server_and_child_killed_and_each_job_is_done_once(house: House, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+def test_server_and_child_killed_and_each_job_is_done_once(
+    house: House, tmp_path: Path, tiny: Path, pictures: Path
+) -> None:
     kill_server_and_child(house, tmp_path, tiny, pictures, [("train", ("spawn", "child"))], seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_server_and_child_killed_in_every_order_and_each_job_is_done_once(house: House, tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    kill_server_and_child(house, tmp_path, tiny, pictures, [(kind, order) for order in ORDERS for kind in ("train", "batch-toml")], seed=1)
+def test_server_and_child_killed_in_every_order_and_each_job_is_done_once(
+    house: House, tmp_path: Path, tiny: Path, pictures: Path
+) -> None:
+    kill_server_and_child(
+        house, tmp_path, tiny, pictures, [(kind, order) for order in ORDERS for kind in ("train", "batch-toml")], seed=1
+    )

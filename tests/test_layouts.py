@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.test_data import config, picture
+from tests.folders import config, picture
 from tests.test_uploads import make_zip, png
 from trainer import data
 from trainer.config import CaptionsConfig, DataConfig
-from trainer.data import archives, dataset_check, layouts, scanning, sources, uploads
+from trainer.data import archives, dataset_check, other_tools_files, scanning, sources, uploads
 from trainer.errors import DataError
 
 
@@ -29,13 +29,18 @@ def names(dataset: data.Dataset) -> list[str]:
 
 
 ASIDE = [
-    "@eaDir/a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/a.png", "Thumbs/a.png", "thumbnails/a.jpg", "$RECYCLE.BIN/S-1-5-21/a.png",
+    "@eaDir/a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/a.png", "Thumbs/a.png", "thumbnails/a.jpg",
+    "$RECYCLE.BIN/S-1-5-21/a.png",
     ".Trash-1000/files/a.png",
-    ".Trashes/a.png", "__MACOSX/a.png", "__macosx/._a.png", "lost+found/a.png", "#recycle/a.png", "#Recycle/a.png", ".AppleDouble/a.png", "._a.png",
+    ".Trashes/a.png", "__MACOSX/a.png", "__macosx/._a.png", "lost+found/a.png", "#recycle/a.png", "#Recycle/a.png",
+    ".AppleDouble/a.png", "._a.png",
     "RECYCLER/a.png",
-    "System Volume Information/a.png", "@Recycle/a.png", ".@__thumb/a.png", "@__thumb/a.png", "#snapshot/a.png", "found.000/a.png", "_controls/a.depth.jpg",
-    "_Controls/a.png", "reg/1_cat/b.png", "Reg/b.png", "regularization_images/b.png", "sample/x_000100.png", "samples/x.png", "model/sample/x.png",
-    "masks/a.png", "mask/a.png", "control/a.png", "conditioning_images/a.png", "SYNOPHOTO_THUMB_M.jpg", "a-masklabel.png", "a-MASKLABEL.png", "a-condlabel.png",
+    "System Volume Information/a.png", "@Recycle/a.png", ".@__thumb/a.png", "@__thumb/a.png", "#snapshot/a.png",
+    "found.000/a.png", "_controls/a.depth.jpg",
+    "_Controls/a.png", "reg/1_cat/b.png", "Reg/b.png", "regularization_images/b.png", "sample/x_000100.png",
+    "samples/x.png", "model/sample/x.png",
+    "masks/a.png", "mask/a.png", "control/a.png", "conditioning_images/a.png", "SYNOPHOTO_THUMB_M.jpg",
+    "a-masklabel.png", "a-MASKLABEL.png", "a-condlabel.png",
     "a-CondLabel.jpg", "a.mask.png", "a_mask.png", "deep/er/@eaDir/a.png",
 ]  # fmt: skip
 
@@ -51,10 +56,12 @@ def test_what_other_programs_keep_is_not_trained_on_though_there_is_a_trigger(na
     assert [path.name for path in sources.pictures_below(folder)] == ["a.png"]
     entries = {"a.png": png("red"), name: png("blue")}
     packed, _ = archives.opened(make_zip(tmp_path / "set.zip", entries))
-    assert [one.name for one in sources.survey(packed, DataConfig(), "data.folder").pictures] == ["a.png"]
+    assert [entry.name for entry in sources.survey(packed, DataConfig(), "data.folder").pictures] == ["a.png"]
 
 
-@pytest.mark.parametrize("name", [name for name in ASIDE if "/" in name and not name.startswith(("@eaDir/a.png/", "__macosx"))])
+@pytest.mark.parametrize(
+    "name", [name for name in ASIDE if "/" in name and not name.startswith(("@eaDir/a.png/", "__macosx"))]
+)
 def test_a_folder_that_is_not_looked_into_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True)
     picture(tmp_path / name, caption=None)
@@ -78,7 +85,15 @@ def test_a_folder_that_is_named_is_read_whatever_it_is_called(name: str, tmp_pat
 
 
 def test_names_that_only_sound_alike_are_pictures(tmp_path: Path) -> None:
-    own = ["cat_mask.png", "unmask.png", "the_sample.png", "regatta/a.png", "thumbsup/b.png", "condlabel.png", "mymasklabel.png"]
+    own = [
+        "cat_mask.png",
+        "unmask.png",
+        "the_sample.png",
+        "regatta/a.png",
+        "thumbsup/b.png",
+        "condlabel.png",
+        "mymasklabel.png",
+    ]
     for name in own:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture(tmp_path / name)
@@ -88,7 +103,10 @@ def test_names_that_only_sound_alike_are_pictures(tmp_path: Path) -> None:
     assert "fox_mask.png" in names(scan(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["cat-masklabel.png", "cat.mask.png", "cat_mask.png", "cat-mask.png", "cat-masklabel.jpg", "cat-MaskLabel.PNG"])
+@pytest.mark.parametrize(
+    "name",
+    ["cat-masklabel.png", "cat.mask.png", "cat_mask.png", "cat-mask.png", "cat-masklabel.jpg", "cat-MaskLabel.PNG"],
+)
 def test_a_mask_is_that_pictures_mask(name: str, tmp_path: Path) -> None:
     picture(tmp_path / "cat.jpg")
     mask = Image.new("L", (40, 30), 0)
@@ -107,7 +125,10 @@ def test_a_mask_folder_of_onetrainers_names_is_read(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     picture(tmp_path / "cat.jpg")
     Image.new("L", (40, 30), 255).save(tmp_path / "m" / "cat-masklabel.png")
-    assert scan(tmp_path, mask="file", mask_folder=str(tmp_path / "m")).items[0].mask == tmp_path / "m" / "cat-masklabel.png"
+    assert (
+        scan(tmp_path, mask="file", mask_folder=str(tmp_path / "m")).items[0].mask
+        == tmp_path / "m" / "cat-masklabel.png"
+    )
 
 
 def test_captions_of_ai_toolkit_are_read_from_json_and_its_trigger_is_put_in(tmp_path: Path) -> None:
@@ -117,18 +138,34 @@ def test_captions_of_ai_toolkit_are_read_from_json_and_its_trigger_is_put_in(tmp
     picture(tmp_path / "c.jpg", caption="a bridge")
     (tmp_path / "c.json").write_text('{"caption": "not this one"}')
     dataset = scan(tmp_path)
-    assert [item.caption for item in dataset.items] == ["mokka, a long caption of a mill", "mokka a mill", "mokka, a bridge"]
+    assert [item.caption for item in dataset.items] == [
+        "mokka, a long caption of a mill",
+        "mokka a mill",
+        "mokka, a bridge",
+    ]
     assert dataset.problems == ["a.jpg: the caption is read from the .json beside the picture."]
     without = data.scan(config(tmp_path))
     assert (
         without.items[1].caption == "[trigger] a mill"
         and "b.jpg: the caption says [trigger], and data.trigger is not set: read as it stands." in without.problems
     )
-    assert dataset_check.check(tmp_path, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8).without_trigger == ("a.jpg", "c.jpg")
+    assert dataset_check.check(tmp_path, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8).without_trigger == (
+        "a.jpg",
+        "c.jpg",
+    )
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"[1]", b'{"caption": 7}', b'{"caption": "\\ud83d"}', b"{" * 9000, b"\xff\xfe", b'{"caption": "' + b"x" * 300_000 + b'"}']
+    "raw",
+    [
+        b"",
+        b"[1]",
+        b'{"caption": 7}',
+        b'{"caption": "\\ud83d"}',
+        b"{" * 9000,
+        b"\xff\xfe",
+        b'{"caption": "' + b"x" * 300_000 + b'"}',
+    ],
 )
 def test_other_json_beside_a_picture_is_no_caption(raw: bytes, tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg", caption=None)
@@ -152,7 +189,9 @@ def test_side_folders_of_an_uploaded_zip_do_not_come_in_as_pictures(tmp_path: Pa
     entries = {name: png("blue") for name in ASIDE if "/" in name} | {"a.png": png("red"), "kept/b.png": png("green")}
     report = uploads.add_zip(tmp_path / "set", make_zip(tmp_path / "x.zip", entries))
     assert sorted(report.added) == ["a.png", "b.png"]
-    assert any("reg/1_cat/b.png" in line for line in report.left_out) and not any("@eaDir" in line or "__MACOSX" in line for line in report.left_out)
+    assert any("reg/1_cat/b.png" in line for line in report.left_out) and not any(
+        "@eaDir" in line or "__MACOSX" in line for line in report.left_out
+    )
 
 
 # How many of how many.
@@ -169,12 +208,19 @@ def uncaptioned(folder: Path) -> Path:
 def test_how_many_of_how_many_train_is_said_first(tmp_path: Path) -> None:
     folder = uncaptioned(tmp_path / "set")
     dataset = data.scan(config(folder))
-    assert dataset.num_left_out == 4 and dataset.message.startswith("2 of 6 pictures can be used. 4 things to know about ")
+    assert dataset.num_left_out == 4 and dataset.message.startswith(
+        "2 of 6 pictures can be used. 4 things to know about "
+    )
     assert scan(folder).message.startswith("5 of 6 pictures can be used. ")
     report = dataset_check.check(folder, DataConfig(), CaptionsConfig(), 32, 8)
     assert (report.num_trained, report.num_pictures, report.num_found) == (2, 5, 6)
-    assert "2 of 6 will train: the others are left out, or have no caption and there is no trigger." in dataset_check.describe(report)
-    assert "5 of 6 will train:" in dataset_check.describe(dataset_check.check(folder, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8))
+    assert (
+        "2 of 6 will train: the others are left out, or have no caption and there is no trigger."
+        in dataset_check.describe(report)
+    )
+    assert "5 of 6 will train:" in dataset_check.describe(
+        dataset_check.check(folder, DataConfig(trigger="mokka"), CaptionsConfig(), 32, 8)
+    )
 
 
 def test_a_run_says_how_many_train_before_its_first_step(tmp_path: Path, tiny: Path) -> None:
@@ -192,7 +238,10 @@ def test_a_run_says_how_many_train_before_its_first_step(tmp_path: Path, tiny: P
 
 def test_a_rehearsal_says_how_many_train(run_velatura: Callable[..., Any], tmp_path: Path, tiny: Path) -> None:
     uncaptioned(tmp_path / "set")
-    sized = [f"--set={one}" for one in (f"base={tiny}", "max_steps=1", "preview_every_steps=0", "resolution_px=32", "batch_size=1")]
+    sized = [
+        f"--set={setting}"
+        for setting in (f"base={tiny}", "max_steps=1", "preview_every_steps=0", "resolution_px=32", "batch_size=1")
+    ]
     done = run_velatura("train", "imprimatura-style", "--data", "set", "--rehearse", "--once", "--out", "runs", *sized)
     assert done.returncode == 0, done.stderr
     assert "2 of 6 pictures can be used. 4 things to know about" in done.stdout + done.stderr
@@ -200,7 +249,13 @@ def test_a_rehearsal_says_how_many_train(run_velatura: Callable[..., Any], tmp_p
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from([*ASIDE, "x/a.png", "b.png", "b.txt", "a.png", "a.txt", "b-masklabel.png", "metadata.jsonl", "b.json"]), max_size=8, unique=True)
+    st.lists(
+        st.sampled_from(
+            [*ASIDE, "x/a.png", "b.png", "b.txt", "a.png", "a.txt", "b-masklabel.png", "metadata.jsonl", "b.json"]
+        ),
+        max_size=8,
+        unique=True,
+    )
 )
 def test_any_mixture_of_layouts_is_sorted_out(tmp_path_factory: pytest.TempPathFactory, chosen: list[str]) -> None:
     folder = tmp_path_factory.mktemp("mixed")
@@ -208,10 +263,10 @@ def test_any_mixture_of_layouts_is_sorted_out(tmp_path_factory: pytest.TempPathF
         if not any(parent.is_file() for parent in (folder / name).parents) and not (folder / name).is_dir():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"x")
-    found = sources.survey(folder, DataConfig(), "data.folder")
-    assert all(not layouts.aside(part) for one in found.pictures for part in Path(one.name).parts)
-    assert {one.path for one in found.pictures} == set(sources.pictures_below(folder))
-    assert all(os.linesep not in line for line in found.problems)
+    dataset = sources.survey(folder, DataConfig(), "data.folder")
+    assert all(not other_tools_files.aside(part) for picture in dataset.pictures for part in Path(picture.name).parts)
+    assert {picture.path for picture in dataset.pictures} == set(sources.pictures_below(folder))
+    assert all(os.linesep not in line for line in dataset.problems)
 
 
 def test_a_walk_is_the_same_for_scan_and_check(tmp_path: Path, draw_dots: Callable[..., Path]) -> None:
@@ -242,4 +297,6 @@ def test_an_error_names_five_of_many_pictures(tmp_path: Path) -> None:
 
 def test_every_picture_of_a_dataset_is_opened_by_one_module() -> None:
     folder = Path(sources.__file__).parent
-    assert [path.name for path in sorted(folder.glob("*.py")) if "Image.open(" in path.read_text(encoding="utf-8")] == ["opening.py"]
+    assert [path.name for path in sorted(folder.glob("*.py")) if "Image.open(" in path.read_text(encoding="utf-8")] == [
+        "opening.py"
+    ]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainer import families, lora_file
@@ -33,9 +32,15 @@ def test_diffusers_loads_our_file_with_the_same_deltas_and_no_key_left_over(
 ) -> None:
     path = request.getfixturevalue(which)
     ours = lora_file.read(path, engine.file_keys, engine.shapes)
-    pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True
+    )
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-    theirs = {name: module.get_delta_weight(module.active_adapters[0]) for name, module in pipe.unet.named_modules() if isinstance(module, LoraLayer)}
+    theirs = {
+        name: module.get_delta_weight(module.active_adapters[0])
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, LoraLayer)
+    }
     assert {f"unet.{name}" for name in theirs} == set(ours)
     for name, delta in theirs.items():
         mine = ours[f"unet.{name}"].dense(engine.weights[f"unet.{name}"], torch.float32)
@@ -72,7 +77,13 @@ def test_a_lora_can_be_the_preset_of_the_next_training(trained: Path) -> None:
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    modules = {"lora_unet_x": {"lora_down.weight": torch.ones(2, 3), "lora_up.weight": torch.ones(4, 2), "alpha": torch.tensor(1.0)}}
+    modules = {
+        "lora_unet_x": {
+            "lora_down.weight": torch.ones(2, 3),
+            "lora_up.weight": torch.ones(4, 2),
+            "alpha": torch.tensor(1.0),
+        }
+    }
     metadata = {f"ss_{number}": "v" for number in range(20)}
     for name in "ab":
         lora_file.save(tmp_path / name, modules, metadata, torch.float32)
@@ -83,8 +94,12 @@ def test_the_names_are_those_of_sd_scripts_for_sd_1_5() -> None:
     """Against a table listed by running sd-scripts on SD 1.5."""
     table = json.loads((Path(__file__).parent / "key_tables" / "sd15_kohya.json").read_text())["modules"]
     with torch.device("meta"):
-        unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
     pipe = type("Pipe", (), {"unet": unet, "text_encoder": text})()
     ours = SD.file_keys(pipe)
     by_key = {key: path for path, key in ours.items()}
@@ -112,7 +127,9 @@ def test_a_file_is_read_in_every_spelling(spelling: str, trained: Path, engine: 
     assert set(read) == set(ours)
     for path, delta in read.items():
         base = engine.weights[path]
-        torch.testing.assert_close(delta.dense(base, torch.float32), ours[path].dense(base, torch.float32), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            delta.dense(base, torch.float32), ours[path].dense(base, torch.float32), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_a_file_that_half_matches_is_refused_with_the_names(trained: Path, engine: Engine, tmp_path: Path) -> None:
@@ -124,7 +141,10 @@ def test_a_file_that_half_matches_is_refused_with_the_names(trained: Path, engin
 
 
 def test_a_file_of_another_width_is_refused_with_both_shapes(trained: Path, engine: Engine, tmp_path: Path) -> None:
-    tensors = {name: torch.cat([tensor, tensor], 1) if name.endswith("lora_down.weight") else tensor for name, tensor in load_file(trained).items()}
+    tensors = {
+        name: torch.cat([tensor, tensor], 1) if name.endswith("lora_down.weight") else tensor
+        for name, tensor in load_file(trained).items()
+    }
     save_file(tensors, tmp_path / "wide.safetensors")
     with pytest.raises(AdapterError, match="another base"):
         lora_file.read(tmp_path / "wide.safetensors", engine.file_keys, engine.shapes)
@@ -140,129 +160,42 @@ def test_a_file_with_a_number_that_is_none_is_refused(poison: float, trained: Pa
 
 
 def test_a_method_we_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
-    save_file({"lora_unet_x.oft_blocks": torch.ones(2, 2, 2), "lora_unet_x.alpha": torch.ones(())}, tmp_path / "oft.safetensors")
+    save_file(
+        {"lora_unet_x.oft_blocks": torch.ones(2, 2, 2), "lora_unet_x.alpha": torch.ones(())},
+        tmp_path / "oft.safetensors",
+    )
     with pytest.raises(AdapterError, match="oft_blocks.*none of dora"):
         lora_file.inspect(tmp_path / "oft.safetensors")
-
-
-def written(parts: dict[str, torch.Tensor], folder: Path) -> lora_file.Update:
-    """What is read of one linear layer's parts; of an OFT, as we write it."""
-    said = {"ss_network_module": "peft.oft"} if any(suffix.startswith("oft_R") for suffix in parts) else None
-    save_file({f"unet.x.{suffix}": tensor for suffix, tensor in parts.items()}, folder / "x.safetensors", said)
-    shapes = {"unet.x": (6, 8, 3, 3) if any(tensor.ndim == 4 for tensor in parts.values()) else (6, 8)}
-    return lora_file.read(folder / "x.safetensors", {"unet.x": "lora_unet_x"}, shapes)["unet.x"]
 
 
 def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize("alpha", [None, 3.0])
-def test_a_loha_is_the_product_of_two_updates(alpha: float | None, tmp_path: Path) -> None:
-    parts = {"hada_w1_a": numbers(6, 2), "hada_w1_b": numbers(2, 8), "hada_w2_a": numbers(6, 2) + 1, "hada_w2_b": numbers(2, 8) - 1}
-    found = written(parts | ({} if alpha is None else {"alpha": torch.tensor(alpha)}), tmp_path)
-    wanted = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"]) * (1.0 if alpha is None else alpha / 2)
-    torch.testing.assert_close(found.dense(torch.zeros(6, 8), torch.float32), wanted)
-    assert found.rank == 2 and found.num_parameters == 56
-
-
-def test_a_loha_with_kernels_of_its_own_is_read_too(tmp_path: Path) -> None:
-    names = {"a": (2, 6), "b": (2, 8)}
-    parts = {f"hada_w{number}_{side}": numbers(*shape) + number for number in (1, 2) for side, shape in names.items()}
-    parts |= {f"hada_t{number}": numbers(2, 2, 3, 3) + number for number in (1, 2)}
-    found = written(parts | {"alpha": torch.tensor(1.0)}, tmp_path).dense(torch.zeros(6, 8, 3, 3), torch.float32)
-    one, two = (
-        sum(parts[f"hada_t{number}"][i, j] * parts[f"hada_w{number}_a"][i, 4] * parts[f"hada_w{number}_b"][j, 5] for i in range(2) for j in range(2))
-        for number in (1, 2)
-    )
-    torch.testing.assert_close(found[4, 5], 0.5 * one * two)
-
-
-@pytest.mark.parametrize(
-    ("parts", "kernel", "scale"),
-    [
-        ({"lokr_w1": (2, 4), "lokr_w2": (3, 2)}, (), 1.0),  # LyCORIS does not scale whole factors
-        ({"lokr_w1": (2, 4), "lokr_w2_a": (3, 1), "lokr_w2_b": (1, 2)}, (), 5.0),
-        ({"lokr_w1_a": (2, 2), "lokr_w1_b": (2, 4), "lokr_w2": (3, 2)}, (), 2.5),
-        ({"lokr_w1": (2, 4), "lokr_w2": (3, 2, 3, 3)}, (3, 3), 1.0),
-        ({"lokr_w1": (2, 4), "lokr_w2_a": (3, 1), "lokr_w2_b": (1, 18)}, (3, 3), 5.0),
-    ],
-)
-def test_a_lokr_is_a_kronecker_product_scaled_by_lycoris_rule(parts: dict[str, tuple[int, ...]], kernel: tuple[int, ...], scale: float, tmp_path: Path) -> None:
-    tensors, base = {suffix: numbers(*shape) for suffix, shape in parts.items()}, torch.zeros(6, 8, *kernel)
-    save_file({f"unet.x.{suffix}": tensor for suffix, tensor in (tensors | {"alpha": torch.tensor(5.0)}).items()}, tmp_path / "x.safetensors")
-    found = lora_file.read(tmp_path / "x.safetensors", {"unet.x": "lora_unet_x"}, {"unet.x": tuple(base.shape)})["unet.x"].dense(base, torch.float32)
-    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
-    second = tensors["lokr_w2"] if "lokr_w2" in tensors else tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
-    second = second.reshape(3, 2, *kernel)
-    for out in range(6):
-        for into in range(8):
-            torch.testing.assert_close(found[out, into], scale * first[out // 3, into // 2] * second[out % 3, into % 2])
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_dora_sets_the_length_of_each_row_or_column(axis: int, tmp_path: Path) -> None:
-    base, lengths = numbers(6, 8), numbers(6, 8).abs()[:, :1] if axis == 0 else numbers(6, 8).abs()[:1]
-    parts = {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(6, 2), "dora_scale": lengths, "alpha": torch.tensor(1.0)}
-    found = written({suffix: tensor.contiguous() for suffix, tensor in parts.items()}, tmp_path)
-    merged = base + found.dense(base, torch.float32)
-    torch.testing.assert_close(merged.norm(dim=1 - axis), lengths.flatten())
-    torch.testing.assert_close(nn.functional.normalize(merged, dim=1 - axis), nn.functional.normalize(base + 0.5 * numbers(6, 2) @ numbers(2, 8), dim=1 - axis))
-    info = lora_file.inspect(tmp_path / "x.safetensors")
-    assert info.method == "dora" and info.norm is None and info.rank == 2
-
-
-def test_an_oft_keeps_lengths_and_angles_between_what_it_turns(tmp_path: Path) -> None:
-    base, found = numbers(6, 8), written({"oft_R.default.weight": numbers(2, 6)}, tmp_path)
-    merged = base + found.dense(base, torch.float32)
-    for columns in (slice(0, 4), slice(4, 8)):
-        torch.testing.assert_close(merged[:, columns] @ merged[:, columns].T, base[:, columns] @ base[:, columns].T, rtol=1e-4, atol=1e-5)
-    assert float((merged - base).norm()) > 1
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"hada_w1_a": (6, 2), "hada_w1_b": (3, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)},
-        {"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (5, 2), "hada_w2_b": (2, 8)},
-        {"hada_w1_a": (6,), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)},
-        {"lokr_w1": (2,), "lokr_w2": (3, 2)},
-        {"lokr_w1": (2, 4), "lokr_w2": (3,)},
-        {"lokr_w1": (2, 4), "lokr_w2_a": (3, 2), "lokr_w2_b": (1, 2)},
-        {"lokr_w1": (2, 4), "lokr_w2_a": (1, 3), "lokr_w2_b": (1, 2), "lokr_t2": (2, 1, 3, 3)},
-        {"lora_down.weight": (2, 8), "lora_up.weight": (6, 2), "dora_scale": (5, 1)},
-        {"lora_down.weight": (2, 8), "lora_up.weight": (6, 2), "dora_scale": (6, 1, 1)},
-        {"oft_R.weight": (2, 5)},
-        {"oft_R.weight": (0, 6)},
-    ],
-)
-def test_factors_that_do_not_fit_each_other_are_refused_with_their_shapes(parts: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"unet.x has .*\(.*don't fit each other"):
-        written({suffix: torch.ones(shape) for suffix, shape in parts.items()}, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"hada_w1_a": (6, 2), "hada_w1_b": (2, 9), "hada_w2_a": (6, 2), "hada_w2_b": (2, 9)},
-        {"lokr_w1": (2, 4), "lokr_w2": (3, 3)},
-        {"lora_down.weight": (2, 9), "lora_up.weight": (6, 2), "dora_scale": (6, 1)},
-        {"oft_R.weight": (3, 6)},
-    ],
-)
-def test_an_update_of_another_width_is_refused(parts: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="another base"):
-        written({suffix: torch.ones(shape) for suffix, shape in parts.items()}, tmp_path)
-
-
 def test_new_words_travel_in_the_file_as_a1111_bundles_them(tmp_path: Path) -> None:
-    modules = {"lora_unet_x": {"lora_down.weight": torch.ones(2, 3), "lora_up.weight": torch.ones(4, 2), "alpha": torch.tensor(1.0)}}
-    words = {"mokka": {"string_to_param.*": numbers(2, 32)}, "v1.5-style": {"clip_l": numbers(1, 32), "clip_g": numbers(1, 48)}}
+    modules = {
+        "lora_unet_x": {
+            "lora_down.weight": torch.ones(2, 3),
+            "lora_up.weight": torch.ones(4, 2),
+            "alpha": torch.tensor(1.0),
+        }
+    }
+    words = {
+        "mokka": {"string_to_param.*": numbers(2, 32)},
+        "v1.5-style": {"clip_l": numbers(1, 32), "clip_g": numbers(1, 48)},
+    }
     lora_file.save(tmp_path / "x.safetensors", modules, {}, torch.float16, words)
     keys = {"bundle_emb.mokka.string_to_param.*", "bundle_emb.v1.5-style.clip_l", "bundle_emb.v1.5-style.clip_g"}
     assert keys == {name for name in load_file(tmp_path / "x.safetensors") if "bundle" in name}
-    found = lora_file.embeddings(tmp_path / "x.safetensors")
-    assert all(torch.equal(found[word][key], one.half()) for word, parts in words.items() for key, one in parts.items()) and len(found) == 2
+    embeddings = lora_file.embeddings(tmp_path / "x.safetensors")
+    assert (
+        all(
+            torch.equal(embeddings[word][key], tensor.half())
+            for word, parts in words.items()
+            for key, tensor in parts.items()
+        )
+        and len(embeddings) == 2
+    )
     info = lora_file.inspect(tmp_path / "x.safetensors")
     assert info.embeddings == {"mokka": 2, "v1.5-style": 1} and info.num_modules == 1
     assert set(lora_file.read(tmp_path / "x.safetensors", {"unet.x": "lora_unet_x"}, {"unet.x": (4, 3)})) == {"unet.x"}
@@ -275,16 +208,24 @@ def test_a_word_with_vectors_of_no_shape_is_refused(tmp_path: Path) -> None:
         lora_file.inspect(tmp_path / "x.safetensors")
     uneven = {"bundle_emb.mokka.clip_l": torch.ones(1, 5), "bundle_emb.mokka.clip_g": torch.ones(2, 6)}
     save_file(parts | uneven, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterError, match=r"'mokka' has a number of vectors for each text encoder \(.*\); allowed: one for all"):
+    with pytest.raises(
+        AdapterError, match=r"'mokka' has a number of vectors for each text encoder \(.*\); allowed: one for all"
+    ):
         lora_file.inspect(tmp_path / "x.safetensors")
 
 
-VALID = save({"lora_unet_x.lora_down.weight": torch.ones(2, 3), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}, {"ss_x": "y"})
+VALID = save(
+    {"lora_unet_x.lora_down.weight": torch.ones(2, 3), "lora_unet_x.lora_up.weight": torch.ones(4, 2)}, {"ss_x": "y"}
+)
 
 
 @given(
     st.binary(max_size=300)
-    | st.builds(lambda at, byte: VALID[:at] + bytes([byte]) + VALID[at + 1 :], st.integers(0, len(VALID) - 1), st.integers(0, 255))
+    | st.builds(
+        lambda at, byte: VALID[:at] + bytes([byte]) + VALID[at + 1 :],
+        st.integers(0, len(VALID) - 1),
+        st.integers(0, 255),
+    )
     | st.integers(0, len(VALID)).map(lambda cut: VALID[:cut])
 )
 @settings(max_examples=400)
@@ -311,7 +252,13 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("down", "up", "alpha"),
-    [((2, 3, 3, 3), (4, 2, 3, 3), (1,)), ((2, 3), (4, 2), (2,)), ((2, 3), (4, 5), (1,)), ((2, 3), (4, 2, 1, 1), (1,)), ((0, 3), (4, 0), (1,))],
+    [
+        ((2, 3, 3, 3), (4, 2, 3, 3), (1,)),
+        ((2, 3), (4, 2), (2,)),
+        ((2, 3), (4, 5), (1,)),
+        ((2, 3), (4, 2, 1, 1), (1,)),
+        ((0, 3), (4, 0), (1,)),
+    ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(down, up, alpha, tmp_path: Path) -> None:
     tensors = {"lora_down.weight": torch.ones(down), "lora_up.weight": torch.ones(up), "alpha": torch.ones(alpha)}
@@ -320,19 +267,29 @@ def test_parts_that_do_not_fit_each_other_are_refused(down, up, alpha, tmp_path:
         lora_file.inspect(tmp_path / "x.safetensors")
 
 
-def test_the_alpha_in_the_header_of_a_diffusers_file_counts(imprimatura_folder: Path, engine: Engine, tmp_path: Path) -> None:
+def test_the_alpha_in_the_header_of_a_diffusers_file_counts(
+    imprimatura_folder: Path, engine: Engine, tmp_path: Path
+) -> None:
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig, get_peft_model_state_dict
 
-    pipe = StableDiffusionPipeline.from_pretrained(str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(imprimatura_folder), torch_dtype=torch.float32, local_files_only=True
+    )
     pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"], init_lora_weights=False))
     layers, metadata = get_peft_model_state_dict(pipe.unet), _collate_lora_metadata({"unet": pipe.unet})
     pipe.save_lora_weights(str(tmp_path), unet_lora_layers=layers, weight_name="theirs.safetensors", **metadata)
     read = lora_file.read(tmp_path / "theirs.safetensors", engine.file_keys, engine.shapes)
-    theirs = {name: module.get_delta_weight("default").detach() for name, module in pipe.unet.named_modules() if isinstance(module, LoraLayer)}
+    theirs = {
+        name: module.get_delta_weight("default").detach()
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, LoraLayer)
+    }
     assert {path.removeprefix("unet.") for path in read} == set(theirs)
     for name, delta in theirs.items():
-        torch.testing.assert_close(read[f"unet.{name}"].dense(engine.weights[f"unet.{name}"], torch.float32), delta, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            read[f"unet.{name}"].dense(engine.weights[f"unet.{name}"], torch.float32), delta, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("recipe", ["{", "[]", '{"config": 3}', '{"config": {"base": 5, "family": []}}', "[" * 5000])

@@ -1,4 +1,6 @@
-"""Thousands of damaged LoRA files: each is read or refused in words, within a second and in bounded memory, whatever was changed."""
+"""Thousands of damaged LoRA files: each is read or refused in words, within a second and in bounded memory, whatever
+was changed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from safetensors.torch import save
 from tests import lora_tables
 from trainer import lora_file
 from trainer.errors import AdapterError
-from trainer.lora_file import renaming
+from trainer.lora_file import renaming, schemes
 from trainer.lora_tools.opening import open_file, updates
 
 LONGEST_S, MOST_BYTES = 1.0, 512 << 20
@@ -27,7 +29,11 @@ NAMES = [
     "a.b.1",
     "text_encoder.x",
 ]
-NAMES += ["diffusion_model.double_blocks.0.img_attn.qkv", "double_blocks.0.processor.qkv_lora1", "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1"]
+NAMES += [
+    "diffusion_model.double_blocks.0.img_attn.qkv",
+    "double_blocks.0.processor.qkv_lora1",
+    "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1",
+]
 SUFFIXES = [
     "alpha",
     "lora_down.weight",
@@ -42,7 +48,17 @@ SUFFIXES = [
     "scale",
 ]
 SUFFIXES += ["oft_R.scaled_oft", "on_input", "ia3_l", "\ud800"]
-SUFFIXES += ["hada_w1_a", "hada_t1", "lokr_w1", "lokr_w2_a", "lokr_t2", "oft_R.weight", "oft_blocks", "lora_magnitude_vector", "string_to_param.*"]
+SUFFIXES += [
+    "hada_w1_a",
+    "hada_t1",
+    "lokr_w1",
+    "lokr_w2_a",
+    "lokr_t2",
+    "oft_R.weight",
+    "oft_blocks",
+    "lora_magnitude_vector",
+    "string_to_param.*",
+]
 SHAPES: list[Any] = [
     [],
     [0],
@@ -62,8 +78,10 @@ SHAPES: list[Any] = [
     [1, 1, 1, 1, 1],
 ]
 CONFIG = json.dumps({
-    "peft_type": "LORA", "auto_mapping": None, "peft_version": "0.21.2", "r": 2, "lora_alpha": 4, "use_rslora": True, "use_dora": False,
-    "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {"x": 1, "attn.*to_q": 3}, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5,
+    "peft_type": "LORA", "auto_mapping": None, "peft_version": "0.21.2", "r": 2, "lora_alpha": 4, "use_rslora": True,
+    "use_dora": False,
+    "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {"x": 1, "attn.*to_q": 3},
+    "use_cayley_neumann": True, "num_cayley_neumann_terms": 5,
     "block_share": False, "coft": True, "eps": 0.1, "alpha": 3,
 })  # fmt: skip
 VALUES: list[Any] = [
@@ -85,7 +103,14 @@ VALUES: list[Any] = [
     CONFIG,
     "\ud800",
 ]
-KEYS = ["lora_adapter_metadata", "velatura.recipe", "ss_tag_frequency", "ss_base_model_version", "modelspec.architecture", "sshs_model_hash"]
+KEYS = [
+    "lora_adapter_metadata",
+    "velatura.recipe",
+    "ss_tag_frequency",
+    "ss_base_model_version",
+    "modelspec.architecture",
+    "sshs_model_hash",
+]
 KEYS += ["ss_network_args", "ss_network_module", "ot_config", "half \ud800"]
 
 
@@ -93,34 +118,67 @@ def seeds() -> list[bytes]:
     """A good file of each kind."""
     low = {"lora_down.weight": torch.ones(2, 6), "lora_up.weight": torch.ones(6, 2), "alpha": torch.tensor(1.0)}
     kinds: list[dict[str, torch.Tensor]] = [
-        low, {**low, "dora_scale": torch.ones(6, 1)}, {**low, "dora_scale": torch.ones(1, 6)}, {"diff": torch.ones(6, 6), "diff_b": torch.zeros(6)},
-        {"hada_w1_a": torch.ones(6, 2), "hada_w1_b": torch.ones(2, 6), "hada_w2_a": torch.ones(6, 2), "hada_w2_b": torch.ones(2, 6)},
-        {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(3, 1), "lokr_w2_b": torch.ones(1, 3), "dora_scale": torch.ones(6)},
-        {"lokr_w1_a": torch.ones(2, 1), "lokr_w1_b": torch.ones(1, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.tensor(2.0)},
-        {"oft_R.weight": torch.ones(3, 1)}, {"lora_A.weight": torch.ones(2, 6, 3, 3), "lora_B.weight": torch.ones(6, 2, 1, 1), "lora_B.bias": torch.ones(6)},
-    ]  # fmt: skip
+        low,
+        {**low, "dora_scale": torch.ones(6, 1)},
+        {**low, "dora_scale": torch.ones(1, 6)},
+        {"diff": torch.ones(6, 6), "diff_b": torch.zeros(6)},
+        {
+            "hada_w1_a": torch.ones(6, 2),
+            "hada_w1_b": torch.ones(2, 6),
+            "hada_w2_a": torch.ones(6, 2),
+            "hada_w2_b": torch.ones(2, 6),
+        },
+        {
+            "lokr_w1": torch.ones(2, 2),
+            "lokr_w2_a": torch.ones(3, 1),
+            "lokr_w2_b": torch.ones(1, 3),
+            "dora_scale": torch.ones(6),
+        },
+        {
+            "lokr_w1_a": torch.ones(2, 1),
+            "lokr_w1_b": torch.ones(1, 2),
+            "lokr_w2": torch.ones(3, 3),
+            "alpha": torch.tensor(2.0),
+        },
+        {"oft_R.weight": torch.ones(3, 1)},
+        {
+            "lora_A.weight": torch.ones(2, 6, 3, 3),
+            "lora_B.weight": torch.ones(6, 2, 1, 1),
+            "lora_B.bias": torch.ones(6),
+        },
+    ]
     metadata = {
         "lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"x": 1}}),
         "ss_tag_frequency": '{"1_a": {"b": 1}}',
     }
-    said = [metadata | ({"ss_network_module": "peft.oft"} if "oft_R.weight" in kind else {}) for kind in kinds]
+    metadatas = [metadata | ({"ss_network_module": "peft.oft"} if "oft_R.weight" in kind else {}) for kind in kinds]
     kinds += [
         {suffix: tensor.to(torch.float8_e4m3fn) if tensor.ndim else tensor.int() for suffix, tensor in low.items()},
-        {"lora_down.weight": torch.ones(2, 6, 1, 1), "lora_up.weight": torch.ones(6, 2, 1, 1), "alpha": torch.tensor(2)},
+        {
+            "lora_down.weight": torch.ones(2, 6, 1, 1),
+            "lora_up.weight": torch.ones(6, 2, 1, 1),
+            "alpha": torch.tensor(2),
+        },
         {"oft_R.weight": torch.ones(1, 3), "oft_R.scaled_oft": torch.tensor(True)},
         {"lora_A.weight": torch.ones(2, 6), "lora_B.weight": torch.ones(6, 2)},
         {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.tensor(8.0)},
     ]
-    said += [
-        metadata, metadata, {"ot_revision": "x", "ot_config": '{"oft_block_share": true}'}, {"lora_adapter_metadata": CONFIG},
+    metadatas += [
+        metadata, metadata, {"ot_revision": "x", "ot_config": '{"oft_block_share": true}'},
+        {"lora_adapter_metadata": CONFIG},
         {"ss_network_args": '{"rs_lora": "True"}', "ss_network_dim": "4", "ss_network_alpha": "2"},
     ]  # fmt: skip
-    found = [save({f"{NAMES[number % len(NAMES)]}.{suffix}": tensor for suffix, tensor in kind.items()}, said[number]) for number, kind in enumerate(kinds)]
-    return [*found, save(lora_tables.fill(dict(list(lora_tables.modules("anima_lora_peft").items())[:1]), rank=1))]
+    files = [
+        save({f"{NAMES[number % len(NAMES)]}.{suffix}": tensor for suffix, tensor in kind.items()}, metadatas[number])
+        for number, kind in enumerate(kinds)
+    ]
+    return [*files, save(lora_tables.fill(dict(list(lora_tables.modules("anima_lora_peft").items())[:1]), rank=1))]
 
 
 def mutated(seed: bytes, chance: random.Random) -> bytes:
-    """The file with one to four things changed: bytes anywhere, its length, or names, shapes, types, offsets and texts of its header."""
+    """The file with one to four things changed: bytes anywhere, its length, or names, shapes, types, offsets and texts
+    of its header.
+    """
     start = 8 + int.from_bytes(seed[:8], "little")
     if chance.random() < 0.3:
         raw = bytearray(seed)
@@ -140,17 +198,38 @@ def _change(header: dict[str, Any], body: bytearray, chance: random.Random) -> N
     if kind == "text":
         texts = header.get("__metadata__")
         if isinstance(texts, dict):
-            texts[chance.choice(KEYS)] = chance.choice([value for value in VALUES if isinstance(value, str) or chance.random() < 0.2])
+            texts[chance.choice(KEYS)] = chance.choice(
+                [value for value in VALUES if isinstance(value, str) or chance.random() < 0.2]
+            )
         return
     if not tensors:
         return
     name = chance.choice(tensors)
     if kind == "shape":
         shape = header[name].get("shape")
-        header[name]["shape"] = shape[::-1] if isinstance(shape, list) and chance.random() < 0.5 else chance.choice(SHAPES)
+        header[name]["shape"] = (
+            shape[::-1] if isinstance(shape, list) and chance.random() < 0.5 else chance.choice(SHAPES)
+        )
     elif kind == "dtype":
         header[name]["dtype"] = chance.choice(
-            ["F16", "BF16", "F64", "I64", "I32", "I8", "BOOL", "U8", "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "x", "\ud800", 3, None]
+            [
+                "F16",
+                "BF16",
+                "F64",
+                "I64",
+                "I32",
+                "I8",
+                "BOOL",
+                "U8",
+                "U64",
+                "F8_E4M3",
+                "F8_E5M2",
+                "F8_E8M0",
+                "x",
+                "\ud800",
+                3,
+                None,
+            ]
         )
     elif kind == "offsets":
         header[name]["data_offsets"] = chance.choice([[0, 0], [0, len(body)], [4, 2], [-1, 8], [0, 1 << 60], "x", [1]])
@@ -164,9 +243,9 @@ def _change(header: dict[str, Any], body: bytearray, chance: random.Random) -> N
         header[name] = chance.choice(VALUES)
     elif body:
         at = chance.randrange(len(body))
-        body[at : at + 4] = chance.choice([b"\x00\x00\x80\x7f", b"\x00\x00\xc0\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00", b"\x01\x00\x00\x80"])[
-            : len(body) - at
-        ]
+        body[at : at + 4] = chance.choice(
+            [b"\x00\x00\x80\x7f", b"\x00\x00\xc0\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00", b"\x01\x00\x00\x80"]
+        )[: len(body) - at]
 
 
 def survives(path: Path, chance: random.Random) -> bool:
@@ -179,8 +258,9 @@ def survives(path: Path, chance: random.Random) -> bool:
     shapes = {name: (2, 6) if "transformer" in name else (6, 6) for name in keys}
     readable = True
     for attempt in (
-        lambda: lora_file.describe(lora_file.inspect(path)).encode(), lambda: lora_file.read(path, keys, shapes), lambda: updates(open_file(path)),
-        lambda: _spelled(path, chance.choice(renaming.SCHEMES)),
+        lambda: lora_file.describe(lora_file.inspect(path)).encode(), lambda: lora_file.read(path, keys, shapes),
+        lambda: updates(open_file(path)),
+        lambda: _spelled(path, chance.choice(schemes.SCHEMES)),
     ):  # fmt: skip
         try:
             attempt()

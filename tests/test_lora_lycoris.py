@@ -1,4 +1,6 @@
-"""LyCORIS' `rs_lora`: the strength that was trained, for both ways that LyCORIS has written it, with the formulas of its source by hand."""
+"""LyCORIS' `rs_lora`: the strength that was trained, for both ways that LyCORIS has written it, with the formulas of
+its source by hand.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ KINDS: dict[str, tuple[dict[str, Tensor], Callable[[dict[str, Tensor]], Tensor]]
         lambda parts: parts["lora_up.weight"] @ parts["lora_down.weight"],
     ),
     "loha": (
-        {"hada_w1_a": numbers(SIZE, RANK), "hada_w1_b": numbers(RANK, SIZE), "hada_w2_a": numbers(SIZE, RANK), "hada_w2_b": numbers(RANK, SIZE)},
+        {
+            "hada_w1_a": numbers(SIZE, RANK),
+            "hada_w1_b": numbers(RANK, SIZE),
+            "hada_w2_a": numbers(SIZE, RANK),
+            "hada_w2_b": numbers(RANK, SIZE),
+        },
         lambda parts: (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"]),
     ),
     "lokr": (
@@ -42,19 +49,19 @@ KINDS: dict[str, tuple[dict[str, Tensor], Callable[[dict[str, Tensor]], Tensor]]
 }
 
 
-def written(folder: Path, parts: dict[str, Tensor], alpha: float, **said: Any) -> Path:
+def written(folder: Path, parts: dict[str, Tensor], alpha: float, **metadata: Any) -> Path:
     """A file as LyCORIS under sd-scripts writes it; an `args` of None leaves the setting out."""
-    args = said.pop("args", {"rs_lora": "True"})
+    args = metadata.pop("args", {"rs_lora": "True"})
     header = {"ss_network_module": "lycoris.kohya", "ss_network_dim": str(RANK), "ss_network_alpha": str(ALPHA)}
-    header |= {"ss_network_args": json.dumps({"algo": "locon", **args})} | said
+    header |= {"ss_network_args": json.dumps({"algo": "locon", **args})} | metadata
     tensors = {f"{MID}.{suffix}": tensor for suffix, tensor in ({**parts, "alpha": torch.tensor(alpha)}).items()}
     save_file(tensors, folder / "x.safetensors", {key: value for key, value in header.items() if value is not None})
     return folder / "x.safetensors"
 
 
 def dense(path: Path) -> Tensor:
-    (found,) = updates(open_file(path)).values()
-    return found.dense(torch.zeros(SIZE, SIZE), torch.float32)
+    (update,) = updates(open_file(path)).values()
+    return update.dense(torch.zeros(SIZE, SIZE), torch.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,17 +78,23 @@ def test_the_scale_is_alpha_by_the_root_of_the_rank(kind: str, is_folded: bool, 
 @pytest.mark.parametrize("args", [{}, {"rs_lora": "False"}, {"rs_lora": False}, {"rs_lora": "true", "algo": "dylora"}])
 def test_without_rs_lora_the_scale_is_alpha_by_the_rank(args: dict[str, Any], tmp_path: Path) -> None:
     parts, formula = KINDS["lora"]
-    torch.testing.assert_close(dense(written(tmp_path, parts, ALPHA, args=args)), ALPHA / RANK * formula(parts), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        dense(written(tmp_path, parts, ALPHA, args=args)), ALPHA / RANK * formula(parts), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("alpha", [8 * 8**0.5, 8.0], ids=["as since 3.0", "as before"])
 def test_a_lokr_of_whole_factors_is_scaled_by_the_root_of_the_rank(alpha: float, tmp_path: Path) -> None:
-    """LyCORIS takes the rank for its alpha then, so rank / sqrt(rank) is left; a file has no other trace of the rank."""
+    """LyCORIS takes the rank for its alpha then, so rank / sqrt(rank) is left; a file has no other trace of
+    the rank.
+    """
     parts = {"lokr_w1": numbers(4, 4), "lokr_w2": numbers(64, 64)}
     path = written(tmp_path, parts, alpha, ss_network_dim="8", args={"algo": "lokr", "rs_lora": "True"})
     wanted = math.sqrt(8) * torch.kron(parts["lokr_w1"], parts["lokr_w2"])
     torch.testing.assert_close(dense(path), wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(dense(convert(path, tmp_path / "y.safetensors", "kohya", "float32").path), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        dense(convert(path, tmp_path / "y.safetensors", "kohya", "float32").path), wanted, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_convolution_with_an_alpha_of_its_own_is_told_apart_too(tmp_path: Path) -> None:
@@ -93,10 +106,17 @@ def test_a_convolution_with_an_alpha_of_its_own_is_told_apart_too(tmp_path: Path
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    more = {"lora_down.weight": numbers(4, 256, 3, 3), "lora_up.weight": numbers(256, 4, 1, 1), "alpha": torch.tensor(12.0)}
+    more = {
+        "lora_down.weight": numbers(4, 256, 3, 3),
+        "lora_up.weight": numbers(256, 4, 1, 1),
+        "alpha": torch.tensor(12.0),
+    }
     save_file(load_file(path) | {f"{conv}.{suffix}": tensor for suffix, tensor in more.items()}, path, metadata)
-    found = {name: update.scale for name, update in ((name, one.update) for name, one in open_file(path).modules.items())}  # type: ignore[union-attr]
-    assert found == {MID: pytest.approx(4 / 3), conv: pytest.approx(6.0)}
+    scales = {
+        name: update.scale
+        for name, update in ((name, module.update) for name, module in open_file(path).modules.items())
+    }  # type: ignore[union-attr]
+    assert scales == {MID: pytest.approx(4 / 3), conv: pytest.approx(6.0)}
 
 
 def test_a_file_that_kohya_has_resized_is_read_by_its_own_alpha(tmp_path: Path) -> None:
@@ -105,9 +125,11 @@ def test_a_file_that_kohya_has_resized_is_read_by_its_own_alpha(tmp_path: Path) 
     torch.testing.assert_close(dense(path), ALPHA / RANK * formula(parts), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("said", [None, "Dynamic", "nan", "1e999", "7"])
-def test_a_file_that_does_not_tell_which_of_the_two_is_refused_by_the_command(said: str | None, tmp_path: Path, run_velatura: Callable[..., Any]) -> None:
-    written(tmp_path, KINDS["lora"][0], ALPHA, ss_network_alpha=said)
+@pytest.mark.parametrize("alpha", [None, "Dynamic", "nan", "1e999", "7"])
+def test_a_file_that_does_not_tell_which_of_the_two_is_refused_by_the_command(
+    alpha: str | None, tmp_path: Path, run_velatura: Callable[..., Any]
+) -> None:
+    written(tmp_path, KINDS["lora"][0], ALPHA, ss_network_alpha=alpha)
     done = run_velatura("inspect", "x.safetensors")
     assert done.returncode == 2 and "says rs_lora" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(AdapterError, match="ss_network_alpha"):

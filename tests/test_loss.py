@@ -39,12 +39,14 @@ def draw(schedule: Schedule, size: int = 4000, tokens: int = 1024, **values) -> 
 
 @SCHEDULES
 def test_default_draws_are_those_of_the_objective(schedule: Schedule) -> None:
-    one, other = rng(3), rng(3)
-    assert torch.equal(loss.draw_noise(settings(), LATENTS, one), objective.noise_like(LATENTS, other))
-    assert torch.equal(loss.draw_timesteps(settings(), schedule, 64, one, 1), objective.sample_timesteps(schedule, 64, other))
+    first, other = rng(3), rng(3)
+    assert torch.equal(loss.draw_noise(settings(), LATENTS, first), objective.noise_like(LATENTS, other))
+    assert torch.equal(
+        loss.draw_timesteps(settings(), schedule, 64, first, 1), objective.sample_timesteps(schedule, 64, other)
+    )
     noise = torch.randn(2, 2)
-    assert loss.perturb(settings(), noise, one) is noise
-    assert torch.equal(one.get_state(), other.get_state())
+    assert loss.perturb(settings(), noise, first) is noise
+    assert torch.equal(first.get_state(), other.get_state())
 
 
 def test_default_errors_are_squares_that_count_alike() -> None:
@@ -59,7 +61,10 @@ def test_default_errors_are_squares_that_count_alike() -> None:
 @pytest.mark.parametrize(
     ("values", "scheme"),
     [
-        ({"timesteps": "logit-normal", "timesteps_mean": -0.7, "timesteps_std": 1.3}, ("logit_normal", -0.7, 1.3, None)),
+        (
+            {"timesteps": "logit-normal", "timesteps_mean": -0.7, "timesteps_std": 1.3},
+            ("logit_normal", -0.7, 1.3, None),
+        ),
         ({"timesteps": "sigmoid"}, ("logit_normal", 0.0, 1.0, None)),
         ({"timesteps": "mode", "timesteps_mode_scale": 0.81}, ("mode", None, None, 0.81)),
         ({"timesteps": "uniform", "timesteps_high": 0.9999999}, ("none", None, None, None)),
@@ -82,7 +87,8 @@ def test_logit_normal_with_a_low_mean_trains_detail(schedule: Schedule) -> None:
 
 @hypothesis_settings(max_examples=60)
 @given(
-    st.sampled_from(["uniform", "logit-normal", "sigmoid", "mode"]), st.floats(0, 0.999), st.floats(0.001, 1), st.sampled_from([EPSILON, V, FLOW]),
+    st.sampled_from(["uniform", "logit-normal", "sigmoid", "mode"]), st.floats(0, 0.999), st.floats(0.001, 1),
+    st.sampled_from([EPSILON, V, FLOW]),
     st.sampled_from(["none", "fixed", "resolution"]),
 )  # fmt: skip
 def test_timesteps_stay_in_their_range(kind: str, low: float, width: float, schedule: Schedule, shift: str) -> None:
@@ -107,7 +113,9 @@ def test_fixed_shift_equals_the_flow_scheduler(factor: float) -> None:
     plain = draw(FLOW, timesteps="sigmoid")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     expected = scheduler._time_shift_exponential(math.log(factor), 1.0, plain / 1000) * 1000
-    torch.testing.assert_close(draw(FLOW, timesteps="sigmoid", shift="fixed", shift_factor=factor), expected.clamp(min=1), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        draw(FLOW, timesteps="sigmoid", shift="fixed", shift_factor=factor), expected.clamp(min=1), rtol=1e-4, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096, 8100])
@@ -117,7 +125,9 @@ def test_resolution_shift_equals_that_of_flux(tokens: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     plain = draw(FLOW, timesteps="sigmoid")
     expected = scheduler.time_shift(calculate_shift(tokens), 1.0, plain / 1000) * 1000
-    torch.testing.assert_close(draw(FLOW, tokens=tokens, timesteps="sigmoid", shift="resolution"), expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        draw(FLOW, tokens=tokens, timesteps="sigmoid", shift="resolution"), expected, rtol=1e-4, atol=1e-2
+    )
 
 
 def test_resolution_shift_takes_the_numbers_of_the_base() -> None:
@@ -140,7 +150,11 @@ def test_multires_noise_has_unit_deviation_in_every_picture(shape: tuple, levels
 
 def test_multires_noise_is_coarser_the_more_levels_it_has() -> None:
     def coarse(**values) -> float:
-        return float(torch.nn.functional.avg_pool2d(loss.draw_noise(settings(**values), torch.zeros(64, 4, 32, 32), rng()), 8).std())
+        return float(
+            torch.nn.functional.avg_pool2d(
+                loss.draw_noise(settings(**values), torch.zeros(64, 4, 32, 32), rng()), 8
+            ).std()
+        )
 
     assert coarse() < coarse(multires_noise=1) < coarse(multires_noise=3)
     assert coarse(multires_noise=6, multires_discount=0.1) < coarse(multires_noise=6, multires_discount=0.8)
@@ -152,15 +166,26 @@ def test_multires_noise_is_distributed_as_published() -> None:
         for i in range(iterations):
             r = float(torch.rand(())) * 2 + 2
             size = [max(1, int(side / r**i)) for side in noise.shape[-2:]]
-            noise = noise + torch.nn.functional.interpolate(torch.randn(*noise.shape[:2], *size), noise.shape[-2:], mode="bilinear") * discount**i
+            noise = (
+                noise
+                + torch.nn.functional.interpolate(
+                    torch.randn(*noise.shape[:2], *size), noise.shape[-2:], mode="bilinear"
+                )
+                * discount**i
+            )
         return noise / noise.std()
 
     torch.manual_seed(0)
     theirs = torch.cat([published(torch.randn(64, 4, 32, 32), 4, 0.5) for _ in range(16)])
-    ours = torch.cat([loss.draw_noise(settings(multires_noise=3, multires_discount=0.5), torch.zeros(64, 4, 32, 32), rng(seed)) for seed in range(16)])
+    ours = torch.cat(
+        [
+            loss.draw_noise(settings(multires_noise=3, multires_discount=0.5), torch.zeros(64, 4, 32, 32), rng(seed))
+            for seed in range(16)
+        ]
+    )
     for size in (2, 4, 8):
-        one, other = (torch.nn.functional.avg_pool2d(noise, size).std() for noise in (ours, theirs))
-        torch.testing.assert_close(one, other, rtol=0.03, atol=0)
+        ours_std, other = (torch.nn.functional.avg_pool2d(noise, size).std() for noise in (ours, theirs))
+        torch.testing.assert_close(ours_std, other, rtol=0.03, atol=0)
 
 
 def test_noise_offset_gives_each_picture_and_channel_a_mean() -> None:
@@ -179,7 +204,9 @@ def test_input_perturbation_adds_its_share_of_other_noise() -> None:
 
 def test_noise_has_the_dtype_of_the_latents_and_the_same_values_in_each() -> None:
     values = {"multires_noise": 3, "noise_offset": 0.1}
-    full, half = (loss.draw_noise(settings(**values), LATENTS.to(dtype), rng()) for dtype in (torch.float32, torch.bfloat16))
+    full, half = (
+        loss.draw_noise(settings(**values), LATENTS.to(dtype), rng()) for dtype in (torch.float32, torch.bfloat16)
+    )
     assert half.dtype == torch.bfloat16 and torch.equal(full.bfloat16(), half)
 
 
@@ -191,34 +218,48 @@ def test_huber_and_smooth_l1_are_the_standard_ones(delta: float) -> None:
     prediction, target = torch.randn(8, 4, 8, 8, dtype=torch.bfloat16), torch.randn(8, 4, 8, 8)
     error = (prediction.float() - target).abs()
     huber = torch.where(error <= delta, 0.5 * error**2, delta * (error - 0.5 * delta))
-    found = loss.elements(settings(loss="huber", huber_delta=delta), prediction, target)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, huber)
-    torch.testing.assert_close(loss.elements(settings(loss="smooth_l1", huber_delta=delta), prediction, target), huber / delta)
+    elements = loss.elements(settings(loss="huber", huber_delta=delta), prediction, target)
+    assert elements.dtype == torch.float32
+    torch.testing.assert_close(elements, huber)
+    torch.testing.assert_close(
+        loss.elements(settings(loss="smooth_l1", huber_delta=delta), prediction, target), huber / delta
+    )
 
 
-@pytest.mark.parametrize(("scheduler", "kind"), [(PLAIN, "epsilon"), (PLAIN, "v"), (ZERO_SNR, "v"), (ZERO_SNR, "epsilon")])
+@pytest.mark.parametrize(
+    ("scheduler", "kind"), [(PLAIN, "epsilon"), (PLAIN, "v"), (ZERO_SNR, "v"), (ZERO_SNR, "epsilon")]
+)
 def test_weights_equal_those_from_the_snr_of_diffusers(scheduler, kind) -> None:
     schedule, timesteps = Schedule(kind, scheduler.alphas_cumprod), torch.arange(0, 999)
     snr = compute_snr(scheduler, timesteps)
     capped = torch.minimum(snr, torch.tensor(5.0))
     expected = {
         "min-snr": capped / snr if kind == "epsilon" else capped / (snr + 1),
-        "debiased": (1 / snr.sqrt()).clamp(max=1 / math.sqrt(loss.MIN_SNR)) if kind == "epsilon" else 1 / (snr + 1).sqrt(),
+        "debiased": (1 / snr.sqrt()).clamp(max=1 / math.sqrt(loss.MIN_SNR))
+        if kind == "epsilon"
+        else 1 / (snr + 1).sqrt(),
         "snr": snr,
     }
     for name, weights in expected.items():
-        torch.testing.assert_close(loss.weights(settings(weighting=name), schedule, timesteps), weights, rtol=2e-3, atol=1e-7)
+        torch.testing.assert_close(
+            loss.weights(settings(weighting=name), schedule, timesteps), weights, rtol=2e-3, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize(
     ("kind", "weighting", "limit"),
-    [("epsilon", "min-snr", 1.0), ("v", "min-snr", 0.0), ("epsilon", "debiased", 1 / math.sqrt(loss.MIN_SNR)), ("v", "debiased", 1.0), ("v", "snr", 0.0)],
+    [
+        ("epsilon", "min-snr", 1.0),
+        ("v", "min-snr", 0.0),
+        ("epsilon", "debiased", 1 / math.sqrt(loss.MIN_SNR)),
+        ("v", "debiased", 1.0),
+        ("v", "snr", 0.0),
+    ],
 )
 def test_zero_terminal_snr_has_a_finite_weight(kind, weighting: str, limit: float) -> None:
     assert ZERO_SNR.alphas_cumprod[999] == 0
-    found = loss.weights(settings(weighting=weighting), Schedule(kind, ZERO_SNR.alphas_cumprod), torch.tensor([999]))
-    torch.testing.assert_close(found, torch.tensor([limit]))
+    weights = loss.weights(settings(weighting=weighting), Schedule(kind, ZERO_SNR.alphas_cumprod), torch.tensor([999]))
+    torch.testing.assert_close(weights, torch.tensor([limit]))
 
 
 def test_debiased_weights_are_as_much_as_an_error_grows_in_the_picture() -> None:
@@ -259,15 +300,19 @@ def test_a_mask_weighs_inside_against_outside() -> None:
 
 def test_an_empty_mask_is_no_nan() -> None:
     elements = torch.rand(1, 2, 3, 3, requires_grad=True)
-    found = loss.per_picture(elements, torch.zeros(1, 1, 3, 3), 0.0)
-    found.sum().backward()
-    assert found.item() == 0 and torch.isfinite(elements.grad).all()
+    total = loss.per_picture(elements, torch.zeros(1, 1, 3, 3), 0.0)
+    total.sum().backward()
+    assert total.item() == 0 and torch.isfinite(elements.grad).all()
 
 
-# What users of other trainers complain about (notes/trainers.md, section 2, #7): settings that are taken and do nothing.
+# What users of other trainers complain about (notes/trainers.md, section 2, #7): settings that are taken and do
+# nothing.
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_snr_gamma", 0), ("huber_delta", 0), ("timesteps_std", 0), ("shift_factor", 0), ("multires_discount", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_snr_gamma", 0), ("huber_delta", 0), ("timesteps_std", 0), ("shift_factor", 0), ("multires_discount", 0)],
+)
 def test_a_value_that_would_zero_the_loss_or_the_draw_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         settings(**{name: value})
@@ -275,7 +320,9 @@ def test_a_value_that_would_zero_the_loss_or_the_draw_is_refused(name: str, valu
 
 @pytest.mark.parametrize("values", [{"weighting": "min-snr"}, {"noise_offset": 0.05}, {"multires_noise": 6}], ids=str)
 def test_settings_without_effect_on_a_flow_base_are_refused_not_ignored(values: dict) -> None:
-    config = parse(TrainConfig, {"family": "sd", "base": "x", "adapter": {"method": "lora"}, "objective": values}, "a test")
+    config = parse(
+        TrainConfig, {"family": "sd", "base": "x", "adapter": {"method": "lora"}, "objective": values}, "a test"
+    )
     assert not schema.unread(config, {"prediction": ("epsilon",)})
     (problem,) = schema.unread(config, {"prediction": ("flow",)})
     assert f"objective.{next(iter(values))}" in problem and "nothing would read it" in problem
@@ -283,16 +330,24 @@ def test_settings_without_effect_on_a_flow_base_are_refused_not_ignored(values: 
 
 def test_a_shift_is_refused_for_a_base_that_is_not_flow() -> None:
     with pytest.raises(ConfigError, match="objective.shift is 'fixed', but nothing would read it"):
-        parse(TrainConfig, {"family": "sd", "base": "x", "adapter": {"method": "lora"}, "objective": {"shift": "fixed"}}, "a test")
+        parse(
+            TrainConfig,
+            {"family": "sd", "base": "x", "adapter": {"method": "lora"}, "objective": {"shift": "fixed"}},
+            "a test",
+        )
 
 
 SETTINGS = [
-    {"loss": "huber"}, {"loss": "smooth_l1"}, {"loss": "huber", "huber_delta": 1.0}, {"weighting": "min-snr"}, {"weighting": "min-snr", "min_snr_gamma": 1.0},
-    {"weighting": "debiased"}, {"weighting": "snr"}, {"noise_offset": 0.1}, {"multires_noise": 1}, {"multires_noise": 4},
-    {"multires_noise": 4, "multires_discount": 0.8}, {"input_perturbation": 0.1}, {"timesteps": "logit-normal"}, {"timesteps": "mode"},
+    {"loss": "huber"}, {"loss": "smooth_l1"}, {"loss": "huber", "huber_delta": 1.0}, {"weighting": "min-snr"},
+    {"weighting": "min-snr", "min_snr_gamma": 1.0},
+    {"weighting": "debiased"}, {"weighting": "snr"}, {"noise_offset": 0.1}, {"multires_noise": 1},
+    {"multires_noise": 4},
+    {"multires_noise": 4, "multires_discount": 0.8}, {"input_perturbation": 0.1}, {"timesteps": "logit-normal"},
+    {"timesteps": "mode"},
     {"timesteps": "logit-normal", "timesteps_mean": 1.0}, {"timesteps": "logit-normal", "timesteps_std": 2.0},
     {"timesteps": "mode", "timesteps_mode_scale": 0.5},
-    {"timesteps_low": 0.3}, {"timesteps_high": 0.7}, {"shift": "fixed"}, {"shift": "fixed", "shift_factor": 1.5}, {"shift": "resolution"},
+    {"timesteps_low": 0.3}, {"timesteps_high": 0.7}, {"shift": "fixed"}, {"shift": "fixed", "shift_factor": 1.5},
+    {"shift": "resolution"},
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Every memory setting is measured by its effect in a run that `session.start` makes: what is kept for backward, where weights lie and in how many
-bits, how many pictures come at once, which kernels compute. A field without a measured effect fails.
+"""Every memory setting is measured by its effect in a run that `session.start` makes: what is kept for backward, where
+weights lie and in how many bits, how many pictures come at once, which kernels compute. A field without a measured
+effect fails.
 """
 
 from __future__ import annotations
@@ -41,14 +42,20 @@ class Measured:
 
 
 @pytest.fixture
-def run(tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Measured]:
-    """`run(micro_batch=1)`: three steps of four pictures of 64 px with these memory settings, and what was seen of them."""
+def run(
+    tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Measured]:
+    """`run(micro_batch=1)`: three steps of four pictures of 64 px with these memory settings, and what was seen of
+    them.
+    """
     pictures = draw_dots(tmp_path / "dots", "a {colour} dot")
 
     def config(settings: dict[str, Any]) -> TrainConfig:
         values: dict[str, Any] = {
-            "base": str(tiny), "resolution_px": 64, "max_steps": 3, "batch_size": 4, "checkpoint_every_steps": 3, "preview_every_steps": 0, "dtype": "float32",
-            "data.folder": str(pictures), "data.max_upscale": 4.0, "adapter.rank": 4, "adapter.alpha": 4, "device": "cpu",
+            "base": str(tiny), "resolution_px": 64, "max_steps": 3, "batch_size": 4, "checkpoint_every_steps": 3,
+            "preview_every_steps": 0, "dtype": "float32",
+            "data.folder": str(pictures), "data.max_upscale": 4.0, "adapter.rank": 4, "adapter.alpha": 4,
+            "device": "cpu",
         }  # fmt: skip
         return presets.load(plain.CHARACTER, values | {f"memory.{name}": value for name, value in settings.items()})
 
@@ -70,7 +77,9 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(studio: TrainingModel, step: int) -> Any:
         denoiser, kept = studio.denoiser, [0]
-        handle = denoiser.register_forward_pre_hook(lambda module, args, kwargs: seen.rows.add(_rows(args, kwargs)), with_kwargs=True)
+        handle = denoiser.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.rows.add(_rows(args, kwargs)), with_kwargs=True
+        )
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             kept[0] += tensor.nbytes
@@ -80,7 +89,7 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
-            found = learn(studio, step)
+            result = learn(studio, step)
         handle.remove()
         names = [event.name for event in profile.events()]
         seen.kept_bytes = kept[0]
@@ -91,7 +100,7 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
                 kind = "4 bits" if isinstance(layer, frozen.NF4Linear) else str(layer.weight.dtype)
                 seen.kinds[kind] = seen.kinds.get(kind, 0) + 1
-        return found
+        return result
 
     def kept_on_cpu(*args: Any) -> fetching.Ring:
         seen.rings.append(keep(*args))
@@ -114,8 +123,10 @@ def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def budget(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [event.message for event in run(budget_gib=0.01).events if isinstance(event, Warned)]
-    assert any("memory.budget_gib" in line for line in said) and not [event for event in run(1).events if isinstance(event, Warned)]
+    warnings = [event.message for event in run(budget_gib=0.01).events if isinstance(event, Warned)]
+    assert any("memory.budget_gib" in line for line in warnings) and not [
+        event for event in run(1).events if isinstance(event, Warned)
+    ]
 
 
 def quantise(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,13 +151,18 @@ def attention(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def offload(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both memories are the CPU's here: what is sent where, and what is fetched, is seen from the calls; places on a GPU: tests/gpu."""
+    """Both memories are the CPU's here: what is sent where, and what is fetched, is seen from the calls; places on a
+    GPU: tests/gpu.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(ladder, "can_offload", lambda device: True)
         whole = run()
     monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     encoders = run(1, offload="encoders")
-    assert all(encoders.moved.count(f"{part} to cpu") > whole.moved.count(f"{part} to cpu") for part in ("CLIPTextModel", "AutoencoderKL"))
+    assert all(
+        encoders.moved.count(f"{part} to cpu") > whole.moved.count(f"{part} to cpu")
+        for part in ("CLIPTextModel", "AutoencoderKL")
+    )
     assert not whole.rings and not encoders.rings
     monkeypatch.setattr(ladder, "can_offload", lambda device: True)
     (ring,) = run(2, offload="blocks").rings
@@ -175,7 +191,8 @@ learn = loop.learn
 def looked(studio, step):
     frozen = [one for one in studio.denoiser.parameters() if not one.requires_grad]
     spread = [one for one in frozen if isinstance(one, DTensor)]
-    print("SPREAD", len(spread), len(frozen), sum(one.to_local().numel() for one in spread), sum(one.numel() for one in spread), flush=True)
+    here, whole = sum(one.to_local().numel() for one in spread), sum(one.numel() for one in spread)
+    print("SPREAD", len(spread), len(frozen), here, whole, flush=True)
     return learn(studio, step)
 loop.learn = looked
 config = presets.load(sys.argv[1], {})
@@ -184,28 +201,62 @@ list(stream)
 """
 
 
-def shard(run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path]) -> None:
-    values = {"base": str(tiny), "resolution_px": 32, "max_steps": 1, "batch_size": 2, "preview_every_steps": 0, "device": "cpu", "memory.shard": True}
-    presets.save(presets.load(plain.CHARACTER, values | {"data.folder": str(draw_dots(tmp_path / "few", "a {colour} dot"))}), tmp_path / "x.toml")
+def shard(
+    run: Callable[..., Measured],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Path,
+    tmp_path: Path,
+    draw_dots: Callable[..., Path],
+) -> None:
+    values = {
+        "base": str(tiny),
+        "resolution_px": 32,
+        "max_steps": 1,
+        "batch_size": 2,
+        "preview_every_steps": 0,
+        "device": "cpu",
+        "memory.shard": True,
+    }
+    presets.save(
+        presets.load(plain.CHARACTER, values | {"data.folder": str(draw_dots(tmp_path / "few", "a {colour} dot"))}),
+        tmp_path / "x.toml",
+    )
     (tmp_path / "look.py").write_text(_SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "look.py"), str(tmp_path / "x.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(tmp_path / "look.py"),
+        str(tmp_path / "x.toml"),
+    ]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(tmp_path)], env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    lines = [[int(one) for one in line.split()[1:]] for line in done.stdout.splitlines() if line.startswith("SPREAD")]
+    lines = [
+        [int(number) for number in line.split()[1:]] for line in done.stdout.splitlines() if line.startswith("SPREAD")
+    ]
     assert len(lines) == 2 and all(spread == frozen > 0 for spread, frozen, _, _ in lines)
     assert sum(local for _, _, local, _ in lines) == lines[0][3], "each process holds its own part"
 
 
 MEASURES: dict[str, Callable[..., None]] = {
-    "budget_gib": budget, "quantise": quantise, "gradient_checkpointing": checkpointing, "micro_batch": micro_batch, "offload": offload,
+    "budget_gib": budget, "quantise": quantise, "gradient_checkpointing": checkpointing, "micro_batch": micro_batch,
+    "offload": offload,
     "attention": attention, "compile": compiled, "offload_activations": activations, "shard": shard,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MemoryConfig.model_fields)
 def test_a_memory_setting_acts_in_a_run(
-    name: str, run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, draw_dots: Callable[..., Path]
+    name: str,
+    run: Callable[..., Measured],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Path,
+    tmp_path: Path,
+    draw_dots: Callable[..., Path],
 ) -> None:
     assert name in MEASURES, f"memory.{name} is a new setting: measure what it does in a run"
     more = {"tiny": tiny, "tmp_path": tmp_path, "draw_dots": draw_dots} if name == "shard" else {}

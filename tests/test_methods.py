@@ -1,4 +1,6 @@
-"""What every adapter method must show on the tiny model, on each kind of layer it offers, over a float32 and a bfloat16 base."""
+"""What every adapter method must show on the tiny model, on each kind of layer it offers, over a float32 and a bfloat16
+base.
+"""
 
 import copy
 import functools
@@ -70,7 +72,9 @@ def settings(name: str, **values):
 
 
 def put_on(model: nn.Module, config, saved: dict[str, Tensor] | None = None) -> Attachment:
-    return attach(model, methods.registry()[config.method], config, SD.targets[config.targets], 3, saved, lambda: run(model))
+    return attach(
+        model, methods.registry()[config.method], config, SD.targets[config.targets], 3, saved, lambda: run(model)
+    )
 
 
 def stir(attachment: Attachment, size: float = 0.05) -> None:
@@ -92,7 +96,10 @@ def written(attachment: Attachment, config, tiny: Path, folder: Path) -> Path:
 def read(path: Path, tiny: Path) -> dict[str, typing.Any]:
     pipe = opened(tiny)
     keys = SD.file_keys(pipe)
-    shapes = {module: tuple(getattr(pipe, module.partition(".")[0]).get_submodule(module.partition(".")[2]).weight.shape) for module in keys}
+    shapes = {
+        module: tuple(getattr(pipe, module.partition(".")[0]).get_submodule(module.partition(".")[2]).weight.shape)
+        for module in keys
+    }
     return {module.removeprefix("unet."): update for module, update in lora_file.read(path, keys, shapes).items()}
 
 
@@ -107,7 +114,9 @@ def fold(model: nn.Module, updates: dict[str, typing.Any]) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "targets"), LAYERS)
-def test_the_start_is_the_base_bit_for_bit_and_off_and_detach_give_it_back(name: str, targets: str, dtype: torch.dtype, tiny: Path) -> None:
+def test_the_start_is_the_base_bit_for_bit_and_off_and_detach_give_it_back(
+    name: str, targets: str, dtype: torch.dtype, tiny: Path
+) -> None:
     model = unet(tiny, dtype)
     wanted, before, names = run(model), copy.deepcopy(model.state_dict()), [path for path, _ in model.named_modules()]
     attachment = put_on(model, settings(name, targets=targets))
@@ -118,21 +127,31 @@ def test_the_start_is_the_base_bit_for_bit_and_off_and_detach_give_it_back(name:
     assert not torch.equal(moved, wanted)
     with attachment.off():
         assert torch.equal(run(model), wanted)
-    assert torch.equal(run(model), moved) and all(parameter.requires_grad for parameter in attachment.parameters().values())
+    assert torch.equal(run(model), moved) and all(
+        parameter.requires_grad for parameter in attachment.parameters().values()
+    )
     attachment.detach()
     assert [path for path, _ in model.named_modules()] == names and torch.equal(run(model), wanted)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()) and not hasattr(model, "peft_config")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()) and not hasattr(
+        model, "peft_config"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "targets"), LAYERS)
-def test_the_file_in_a_clean_base_is_the_live_adapter(name: str, targets: str, dtype: torch.dtype, tiny: Path, tmp_path: Path) -> None:
+def test_the_file_in_a_clean_base_is_the_live_adapter(
+    name: str, targets: str, dtype: torch.dtype, tiny: Path, tmp_path: Path
+) -> None:
     model, config = unet(tiny, dtype), settings(name, targets=targets)
     attachment = put_on(model, config)
     stir(attachment)
     updates = read(written(attachment, config, tiny, tmp_path), tiny)
     assert set(updates) == set(attachment.layers)
-    live, merged, base = run(copy.deepcopy(model).float()), run(fold(unet(tiny, dtype), updates)), run(unet(tiny, dtype).float())
+    live, merged, base = (
+        run(copy.deepcopy(model).float()),
+        run(fold(unet(tiny, dtype), updates)),
+        run(unet(tiny, dtype).float()),
+    )
     assert float((live - base).norm()) > 2e-3 * float(base.norm())
     torch.testing.assert_close(merged, live, rtol=1e-4, atol=1e-4)
     for path, update in updates.items():
@@ -143,7 +162,9 @@ def test_the_file_in_a_clean_base_is_the_live_adapter(name: str, targets: str, d
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_scale_and_start_of_lora_loads_elsewhere_with_the_same_deltas(variant: str, tiny: Path, tmp_path: Path) -> None:
+def test_every_scale_and_start_of_lora_loads_elsewhere_with_the_same_deltas(
+    variant: str, tiny: Path, tmp_path: Path
+) -> None:
     model, config = unet(tiny), settings("lora", targets="linear", **VARIANTS[variant])
     wanted = run(model)
     attachment = put_on(model, config)
@@ -155,14 +176,20 @@ def test_every_scale_and_start_of_lora_loads_elsewhere_with_the_same_deltas(vari
     torch.testing.assert_close(run(fold(unet(tiny), read(path, tiny))), run(model), rtol=1e-4, atol=1e-4)
     pipe = SD.load(tiny, "cpu", torch.float32)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name, use_safetensors=True)
-    theirs = {name: module.get_delta_weight("default_0") for name, module in pipe.unet.named_modules() if hasattr(module, "get_delta_weight")}
+    theirs = {
+        name: module.get_delta_weight("default_0")
+        for name, module in pipe.unet.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
     assert set(theirs) == set(attachment.layers)
     for layer, delta in theirs.items():
         change = attachment.change(layer)
         assert float((delta.detach() - change).norm()) <= 2e-6 * float(change.norm()), layer
     attachment.detach()
     before = unet(tiny).state_dict()
-    assert torch.equal(run(model), wanted) and all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(run(model), wanted) and all(
+        torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("name", methods.registry())
@@ -186,7 +213,9 @@ def test_settings_that_the_formula_knows_change_what_is_attached(name: str, tiny
             assert torch.equal(run(model), run(unet(tiny)))
 
 
-@pytest.mark.parametrize("name", [name for name, module in methods.registry().items() if "text_encoder" in module.Config.model_fields])
+@pytest.mark.parametrize(
+    "name", [name for name, module in methods.registry().items() if "text_encoder" in module.Config.model_fields]
+)
 def test_the_text_encoder_is_adapted_and_read_back(name: str, tiny: Path, tmp_path: Path) -> None:
     pipe, config = SD.load(tiny, "cpu", torch.float32), settings(name)
     before = copy.deepcopy(pipe.text_encoder.state_dict())
@@ -197,7 +226,10 @@ def test_the_text_encoder_is_adapted_and_read_back(name: str, tiny: Path, tmp_pa
     path = tmp_path / "x.safetensors"
     lora_file.save(
         path,
-        {keys[f"text_encoder.{layer}"]: methods.registry()[name].to_file(parts, config) for layer, parts in attachment.modules().items()},
+        {
+            keys[f"text_encoder.{layer}"]: methods.registry()[name].to_file(parts, config)
+            for layer, parts in attachment.modules().items()
+        },
         {},
         torch.float32,
     )
@@ -211,19 +243,30 @@ def test_the_text_encoder_is_adapted_and_read_back(name: str, tiny: Path, tmp_pa
     if name == "lora":
         pipe.load_lora_weights(str(tmp_path), weight_name=path.name, use_safetensors=True)
         theirs = {path for path, module in pipe.text_encoder.named_modules() if hasattr(module, "get_delta_weight")}
-        assert {f"text_encoder.{layer.replace('text_model.', '')}" for layer in theirs} == {layer.replace("text_model.", "") for layer in updates}
+        assert {f"text_encoder.{layer.replace('text_model.', '')}" for layer in theirs} == {
+            layer.replace("text_model.", "") for layer in updates
+        }
 
 
 @pytest.mark.parametrize("save_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", methods.registry())
-def test_the_export_proves_what_it_wrote(name: str, save_dtype: str, tiny: Path, tmp_path: Path, examples: Path) -> None:
+def test_the_export_proves_what_it_wrote(
+    name: str, save_dtype: str, tiny: Path, tmp_path: Path, examples: Path
+) -> None:
     from trainer import data
     from trainer.training_model import TrainingModel
 
     adapter = settings(name, targets="linear", text_encoder=True).model_dump()
     folder = examples / "grey-cat" / "train"
     config = TrainConfig.model_validate(
-        {"family": "sd", "base": str(tiny), "resolution_px": 32, "save_dtype": save_dtype, "adapter": adapter, "data": {"folder": str(folder)}}
+        {
+            "family": "sd",
+            "base": str(tiny),
+            "resolution_px": 32,
+            "save_dtype": save_dtype,
+            "adapter": adapter,
+            "data": {"folder": str(folder)},
+        }
     )
     studio, dataset = TrainingModel.open(config), data.scan(config)
     studio.attach(None)

@@ -1,4 +1,6 @@
-"""Every method learns: on two pictures the loss goes clearly down, at the noise and timesteps where it was measured before."""
+"""Every method learns: on two pictures the loss goes clearly down, at the noise and timesteps where it was measured
+before.
+"""
 
 import shutil
 from pathlib import Path
@@ -27,7 +29,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
 @pytest.mark.parametrize("name", methods.registry())
 def test_a_method_learns_two_pictures(name: str, two: Path, tmp_path: Path) -> None:
     values = {
-        "max_steps": 20, "batch_size": 4, "learning_rate": RATES.get(name, 5e-3), "preview_every_steps": 0, "checkpoint_every_steps": 20,
+        "max_steps": 20, "batch_size": 4, "learning_rate": RATES.get(name, 5e-3), "preview_every_steps": 0,
+        "checkpoint_every_steps": 20,
         "validate_every_steps": 20, "data.folder": str(two), "data.heldout": str(two), "optimizer.schedule": "constant",
     }  # fmt: skip
     shared = presets.load(plain.CHARACTER, values).model_dump(mode="json")

@@ -27,9 +27,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_models_are_listed_inspected_and_found_again(tmp_path: Path, imprimatura_folder: Path) -> None:
     tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
     file = single_files.sd_file(tiny, tmp_path / "artist.safetensors")
-    assert "predicts epsilon" in add(str(file), "--like", str(tiny)) and "sd" in add(str(imprimatura_folder), "--name", "own")
+    assert "predicts epsilon" in add(str(file), "--like", str(tiny)) and "sd" in add(
+        str(imprimatura_folder), "--name", "own"
+    )
     listed = json.loads(velatura("models", "list", "--json"))["models"]
-    assert [(one["name"], one["family"]) for one in listed] == [("artist", "sd"), ("own", "sd")]
+    assert [(model["name"], model["family"]) for model in listed] == [("artist", "sd"), ("own", "sd")]
     facts = json.loads(velatura("models", "inspect", "artist", "--json"))
     assert (facts["family"], facts["sha256"], facts["missing"]) == ("sd", single_file.sha256(file), {})
     unet = single_files.weights(tiny, "unet")
@@ -43,7 +45,9 @@ def test_models_are_listed_inspected_and_found_again(tmp_path: Path, imprimatura
     file.rename(tmp_path / "renamed.safetensors")
     assert bases.family_of("artist") == "sd" and model_registry.entries()["artist"].path.endswith("renamed.safetensors")
     (tmp_path / "renamed.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"base 'artist' was .*renamed.safetensors, which is gone; .*velatura models add"):
+    with pytest.raises(
+        ModelError, match=r"base 'artist' was .*renamed.safetensors, which is gone; .*velatura models add"
+    ):
         bases.resolve("artist", families.registry()["sd"])
     assert "gone" in velatura("models", "list")
 
@@ -56,7 +60,11 @@ def test_a_changed_file_is_laid_out_anew(tmp_path: Path) -> None:
     tensors = load_file(file)
     save_file(tensors | {BIAS: tensors[BIAS] + 1}, file)
     after = bases.resolve("artist", families.registry()["sd"])
-    changed = [name for name, tensor in single_files.weights(after, "unet").items() if not torch.equal(tensor, single_files.weights(before, "unet")[name])]
+    changed = [
+        name
+        for name, tensor in single_files.weights(after, "unet").items()
+        if not torch.equal(tensor, single_files.weights(before, "unet")[name])
+    ]
     assert after != before and changed == ["conv_out.bias"]
 
 
@@ -87,15 +95,29 @@ def test_a_checkpoint_of_today_is_told_from_one_that_took_its_place(tmp_path: Pa
         bases.resolve("artist", families.registry()["sd"])
 
 
-@pytest.mark.parametrize(("marker", "options", "wanted"), [({}, [], "v"), ({}, ["--prediction", "epsilon"], "epsilon"), ({"v_pred": 1}, [], "v")])
-def test_a_prediction_is_the_files_own_word_then_ours_then_that_of_its_like(marker: dict[str, int], options: list[str], wanted: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("marker", "options", "wanted"),
+    [({}, [], "v"), ({}, ["--prediction", "epsilon"], "epsilon"), ({"v_pred": 1}, [], "v")],
+)
+def test_a_prediction_is_the_files_own_word_then_ours_then_that_of_its_like(
+    marker: dict[str, int], options: list[str], wanted: str, tmp_path: Path
+) -> None:
     tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
     scheduler = tiny / "scheduler" / "scheduler_config.json"
-    said = json.loads(scheduler.read_text()) | {"prediction_type": "epsilon" if marker else "v_prediction"}
-    scheduler.write_text(json.dumps(said))
-    add(str(single_files.sd_file(tiny, tmp_path / "artist.safetensors", **{name: torch.ones(1) for name in marker})), "--like", str(tiny), *options)
+    settings = json.loads(scheduler.read_text()) | {"prediction_type": "epsilon" if marker else "v_prediction"}
+    scheduler.write_text(json.dumps(settings))
+    add(
+        str(single_files.sd_file(tiny, tmp_path / "artist.safetensors", **{name: torch.ones(1) for name in marker})),
+        "--like",
+        str(tiny),
+        *options,
+    )
     family = families.registry()["sd"]
-    assert family.prediction_of(bases.resolve("artist", family)) == wanted == velatura_facts("artist")["prediction"].split()[0]
+    assert (
+        family.prediction_of(bases.resolve("artist", family))
+        == wanted
+        == velatura_facts("artist")["prediction"].split()[0]
+    )
 
 
 def velatura_facts(name: str) -> dict[str, str]:

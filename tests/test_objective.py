@@ -12,20 +12,36 @@ from trainer.objective import Schedule
 torch.manual_seed(0)
 LATENTS, NOISE = torch.randn(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
 TIMESTEPS = torch.tensor([0, 1, 10, 250, 500, 750, 998, 999])
-ZERO_SNR = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True, prediction_type="v_prediction")
+ZERO_SNR = DDIMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    rescale_betas_zero_snr=True,
+    prediction_type="v_prediction",
+)
 PLAIN = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
 @pytest.mark.parametrize("scheduler", [ZERO_SNR, PLAIN], ids=["zero terminal SNR", "SD 1.5"])
 def test_noised_latents_equal_diffusers(scheduler) -> None:
     schedule = Schedule("v", scheduler.alphas_cumprod)
-    torch.testing.assert_close(objective.add_noise(schedule, LATENTS, NOISE, TIMESTEPS), scheduler.add_noise(LATENTS, NOISE, TIMESTEPS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        objective.add_noise(schedule, LATENTS, NOISE, TIMESTEPS),
+        scheduler.add_noise(LATENTS, NOISE, TIMESTEPS),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("scheduler", [ZERO_SNR, PLAIN], ids=["zero terminal SNR", "SD 1.5"])
 def test_v_target_equals_diffusers_velocity(scheduler) -> None:
     schedule = Schedule("v", scheduler.alphas_cumprod)
-    torch.testing.assert_close(objective.target(schedule, LATENTS, NOISE, TIMESTEPS), scheduler.get_velocity(LATENTS, NOISE, TIMESTEPS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        objective.target(schedule, LATENTS, NOISE, TIMESTEPS),
+        scheduler.get_velocity(LATENTS, NOISE, TIMESTEPS),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_epsilon_target_is_the_noise() -> None:

@@ -1,15 +1,18 @@
-"""The Stack tab beyond its picture: conflict map, balanced weights, every mode, grids over any settings, one LoRA of all."""
+"""The Stack tab beyond its picture: conflict map, balanced weights, every mode, grids over any settings, one LoRA of
+all.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
 from PIL import Image
 
-from app import grids, stack_analysis, ui
+from app import grids, masks, sheets, stack_analysis, ui
 from app.context import Context
 from app.tabs import stack
 from trainer import lora_file
@@ -47,11 +50,20 @@ def _shape(tiny: Path) -> tuple[int, int]:
 
 
 def made(context: Context, **changes: Any) -> StackConfig:
-    values = {"prompt": "a fox", "width_px": 32, "height_px": 32, "steps": 2, "guidance_scale": 3.0, "base": context.bases[1]} | changes
+    values = {
+        "prompt": "a fox",
+        "width_px": 32,
+        "height_px": 32,
+        "steps": 2,
+        "guidance_scale": 3.0,
+        "base": context.bases[1],
+    } | changes
     return stack.stack_of(context, values, [(sha256, 1.0, True, {}) for sha256 in context.known_loras()])
 
 
-def test_a_bake_never_writes_over_a_lora_that_took_its_name_meanwhile(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bake_never_writes_over_a_lora_that_took_its_name_meanwhile(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = baking.lora
 
     def slow(*args: Any) -> baking.Baked:
@@ -68,26 +80,34 @@ def test_a_bake_never_writes_over_a_lora_that_took_its_name_meanwhile(context: C
 def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(context: Context) -> None:
     from trainer.render import analysis
 
-    found = context.analyse(made(context))
-    assert found.pairs[0].total.cosine == pytest.approx(1, abs=1e-4)
-    proposed = analysis.balance(found)
+    result = context.analyse(made(context))
+    assert result.pairs[0].total.cosine == pytest.approx(1, abs=1e-4)
+    proposed = analysis.balance(result)
     assert proposed.weights == pytest.approx([0.6, 0.6], abs=1e-3)  # 0.3 alone is the strongest; 0.3 + 0.2 is 5/3 of it
-    html = stack_analysis.report_html(found, ["mode k-lora"])
+    html = stack_analysis.report_html(result, ["mode k-lora"])
     assert "push the same way" in html and "1 of 1" in html and "Left out of account: mode k-lora" in html
     assert HOSTILE not in html and "&lt;img" in html
 
 
 def test_what_the_map_leaves_out_is_named(context: Context) -> None:
     plain = made(context)
-    assert stack_analysis.unseen(plain) == [] and stack_analysis.unseen(plain.model_copy(update={"mode": "k-lora"})) == ["mode k-lora"]
+    assert stack_analysis.unseen(plain) == [] and stack_analysis.unseen(
+        plain.model_copy(update={"mode": "k-lora"})
+    ) == ["mode k-lora"]
 
 
 def test_two_that_take_turns_do_not_meet(context: Context) -> None:
     plain = made(context)
     first, second = plain.adapters
-    turns = first.model_copy(update={"schedule": "steps 0:1 0.5:0"}), second.model_copy(update={"schedule": "steps 0:0 0.5:1"})
-    found = context.analyse(plain.model_copy(update={"adapters": turns}))
-    assert found.pairs[0].total.interference == found.pairs[0].total.cosine == 0 and found.total.ratio < context.analyse(plain).total.ratio
+    turns = (
+        first.model_copy(update={"schedule": "steps 0:1 0.5:0"}),
+        second.model_copy(update={"schedule": "steps 0:0 0.5:1"}),
+    )
+    result = context.analyse(plain.model_copy(update={"adapters": turns}))
+    assert (
+        result.pairs[0].total.interference == result.pairs[0].total.cosine == 0
+        and result.total.ratio < context.analyse(plain).total.ratio
+    )
 
 
 def test_a_stack_without_a_lora_is_not_analysed(context: Context) -> None:
@@ -97,19 +117,19 @@ def test_a_stack_without_a_lora_is_not_analysed(context: Context) -> None:
 
 
 def test_the_map_is_of_the_base_also_after_a_picture(context: Context) -> None:
-    asked = made(context)
-    before = context.analyse(asked)
-    context.render(asked)
-    assert context.analyse(asked).total == before.total
+    stack = made(context)
+    before = context.analyse(stack)
+    context.render(stack)
+    assert context.analyse(stack).total == before.total
 
 
 def test_one_lora_of_all_is_in_the_library_and_draws_what_the_stack_draws(context: Context) -> None:
-    asked = made(context)
-    baked = context.bake(asked, "../../both of/them", 0)
+    request = made(context)
+    baked = context.bake(request, "../../both of/them", 0)
     assert baked.path.parent == context.loras and baked.path.stem == "them" and baked.residual < 1e-3
     (info,) = [info for info in context.known_loras().values() if info.path == baked.path]
-    alone = stack.stack_of(context, asked.model_dump(exclude={"adapters"}), [(info.sha256, 1.0, True, {})])
-    left, right = (context.render(one).image for one in (asked, alone))
+    alone = stack.stack_of(context, request.model_dump(exclude={"adapters"}), [(info.sha256, 1.0, True, {})])
+    left, right = (context.render(chosen).image for chosen in (request, alone))
     assert max(high for _, high in _difference(left, right).getextrema()) <= 2
 
 
@@ -126,21 +146,28 @@ def cells(sheet: Image.Image, size: tuple[int, int]) -> set[bytes]:
     pixels = numpy.asarray(sheet)
     paper = (pixels == pixels[0, 0]).all(-1)
     corners = ~paper[1:, 1:] & paper[:-1, 1:] & paper[1:, :-1]
-    found = (pixels[y + 1 : y + 1 + size[1], x + 1 : x + 1 + size[0]] for y, x in numpy.argwhere(corners))
-    return {one.tobytes() for one in found if one.shape[:2] == size[::-1]}
+    rectangles = (pixels[y + 1 : y + 1 + size[1], x + 1 : x + 1 + size[0]] for y, x in numpy.argwhere(corners))
+    return {rectangle.tobytes() for rectangle in rectangles if rectangle.shape[:2] == size[::-1]}
 
 
 def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictures(context: Context) -> None:
-    asked = made(context)
+    stack = made(context)
 
     def shown(**changes: Any) -> bytes:
-        picture = context.render(asked.model_copy(update=changes)).image
+        picture = context.render(stack.model_copy(update=changes)).image
         return picture.resize((64, 64), Image.Resampling.BICUBIC).tobytes()  # small pictures are shown twice as large
 
     drawn = [shown(mode=mode) for mode in ("sum", "switch", "composite", "loratorio", "k-lora")]
-    assert set(drawn) <= cells(context.render_modes(asked), (64, 64))
-    sheet = grids.render(context, asked, [("seed", "1, 2"), ("weight 2", "0, 1"), ("prompt", "a fox, red | an owl")], {1: 0, 2: 1})
-    first, second = asked.adapters
+    expected: list[int] = []
+    with context.engine(stack) as engine:
+        assert set(drawn) <= cells(sheets.of_modes(engine, stack, expected.append).image, (64, 64))
+    axes = [("seed", "1, 2"), ("weight 2", "0, 1"), ("prompt", "a fox, red | an owl")]
+    make = grids.grid_of(context, stack, axes, {1: 0, 2: 1})
+    with context.engine(stack) as engine:
+        made_sheet = make(engine, expected.append)
+    sheet = made_sheet.image
+    assert expected[-1] == len(made_sheet.pictures) == len(made_sheet.labels) == 8
+    first, second = stack.adapters
     drawn = [
         shown(seed=seed, prompt=prompt, adapters=(first, second.model_copy(update={"weight": weight})))
         for seed in (1, 2)
@@ -151,7 +178,7 @@ def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictur
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "said"),
+    ("key", "values", "problem"),
     [
         ("weight 3", "0, 1", "LoRA 3, which is not on"),
         ("seed", "1,, 2", "write some with commas"),
@@ -161,6 +188,83 @@ def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictur
         ("steps", ",".join(map(str, range(1, 500))), "up to 400"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_in_words(context: Context, key: str, values: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        grids.render(context, made(context), [(key, values)], {1: 0, 2: 1})
+def test_a_grid_that_cannot_be_is_refused_in_words(context: Context, key: str, values: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        request = made(context)
+        make = grids.grid_of(context, request, [(key, values)], {1: 0, 2: 1})
+        with context.engine(request) as engine:
+            make(engine, lambda _: None)
+
+
+def test_what_each_lora_does_is_a_sheet_whose_cells_are_whole_stacks(context: Context) -> None:
+    request = made(context)
+    expected: list[int] = []
+    with context.engine(request) as engine:
+        sheet = sheets.of_each(engine, request, expected.append)
+    assert expected == [4] and sheet.labels[0] == "base" and sheet.labels[-1] == "all"
+    assert [[adapter.enabled for adapter in picture.stack.adapters] for picture in sheet.pictures] == [
+        [False, False],
+        [True, False],
+        [False, True],
+        [True, True],
+    ]
+
+
+def test_a_mask_picture_that_was_brought_is_a_region_and_no_other_file_is(context: Context, tmp_path: Path) -> None:
+    """Harm 10: the help offered a mask, the page refused every file."""
+    picture = tmp_path / "..left half.png"
+    Image.new("RGBA", (2000, 40), (255, 255, 255, 255)).save(picture)
+    name = masks.add(context, picture)
+    assert masks.names(context) == [name] and "/" not in name
+    sha256 = next(iter(context.known_loras()))
+
+    def region(text: str) -> str:
+        chosen = stack.stack_of(context, {"base": context.bases[1]}, [(sha256, 1.0, True, {"region": text})])
+        return chosen.adapters[0].region
+
+    assert region(f"mask {name}") == region(region(f"mask {name}")) == f"mask {context.masks / name}"
+    request = made(context).model_copy(update={"adapters": ()})
+    chosen = stack.stack_of(
+        context, request.model_dump(exclude={"adapters"}), [(sha256, 1.0, True, {"region": f"mask {name}"})]
+    )
+    assert context.render(chosen).stack.adapters[0].region.startswith("mask data:")
+    (context.masks / ".hidden.png").write_bytes(b"x")
+    for other in ("mask ../jobs.sqlite", "mask .hidden.png", "mask *", f"mask {picture}", "mask", "nonsense"):
+        with pytest.raises(ConfigError, match="no file of the server's"):
+            region(other)
+
+
+def test_what_a_live_picture_was_drawn_from_is_not_drawn_again(context: Context) -> None:
+    """A slider that stops where it was asks for nothing."""
+    from app.stack_pictures import Stage
+
+    stage, desk = Stage(context), context.desks.of("a")
+    with gr.Blocks():
+        stage.draw()
+    request = made(context)
+    answers = list(stage.pictures(desk, request.model_copy(update={"steps": 9}), quick=True))
+    pictures = [answer[stage.picture]["value"] for answer in answers if stage.picture in answer]
+    assert isinstance(pictures[0], Image.Image), "the quick one, which is not kept"
+    assert len(pictures) == 2 and len(list(context.renders.glob("*.png"))) == 1
+    assert desk.stack == request.model_copy(update={"steps": 9}) and desk.rendering is None
+    assert answers[-1][stage.cancel]["value"] == "Cancel" and not answers[-1][stage.cancel]["interactive"]
+
+
+def test_a_stack_is_saved_under_a_name_and_loaded_again(context: Context) -> None:
+    """Of the issue: save as a preset beside one's own, share as one file."""
+    from types import SimpleNamespace
+
+    from app import saved_stacks
+    from app.stack_saving import Saving
+
+    request = made(context)
+    with gr.Blocks():
+        saving = Saving(context, lambda held: request)
+    asked: Any = SimpleNamespace(session_hash="a")
+    with pytest.raises(Exception, match="has no name"):
+        saving.put_by({saving.name: " "}, asked)
+    update = saving.put_by({saving.name: "../Two & two"}, asked)
+    (path,) = saved_stacks.every(context)
+    assert path.parent == context.stacks and update[saving.saved]["value"] == path.name
+    assert str(context.workspace) not in path.read_text()
+    assert saved_stacks.read(context, path).adapters == request.adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-import house
+import parsed
 import pytest
 
 OWNERS = {
@@ -15,17 +15,28 @@ OWNERS = {
     "lora_variant": "trainer.memory.fused_lora",
     "_foreach_copy_": "trainer.render.folding",
 }
-NOWHERE = ("_callback_tensor_inputs", "_foreach_mul_", "_old_forward", "_hf_hook", "_modules", "_parameters", "_buffers")
+NOWHERE = (
+    "_callback_tensor_inputs",
+    "_foreach_mul_",
+    "_old_forward",
+    "_hf_hook",
+    "_modules",
+    "_parameters",
+    "_buffers",
+)
 
 
 def users(name: str) -> set[str]:
     """The modules in whose code this name stands as an attribute or as a text."""
-    found = set()
-    for module, path in house.sources("trainer", "app").items():
-        nodes = ast.walk(house.tree(path))
-        if any(getattr(node, "attr", None) == name or (isinstance(node, ast.Constant) and node.value == name) for node in nodes):
-            found.add(module)
-    return found
+    modules = set()
+    for module, path in parsed.sources("trainer", "app").items():
+        nodes = ast.walk(parsed.tree(path))
+        if any(
+            getattr(node, "attr", None) == name or (isinstance(node, ast.Constant) and node.value == name)
+            for node in nodes
+        ):
+            modules.add(module)
+    return modules
 
 
 @pytest.mark.parametrize("name", OWNERS)

@@ -1,4 +1,6 @@
-"""The prompt language: A1111's own examples, the same words for a seed, and nothing hostile that grows, hangs or leaves its folder."""
+"""The prompt language: A1111's own examples, the same words for a seed, and nothing hostile that grows, hangs or leaves
+its folder.
+"""
 
 import time
 from contextlib import suppress
@@ -10,15 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.timing import since
 from trainer.errors import ConfigError, UserError
 from trainer.families import registry
 from trainer.families.contract import Family
 from trainer.render import prompting
 from trainer.render.prompting import LoraTag
 
-HOSTILE = st.lists(st.sampled_from([*"(){}[]|:<>_\\/.a b1-,\n", "lora", "BREAK", "__", "::", "1.3", "猫"]), max_size=200).map("".join)
+HOSTILE = st.lists(
+    st.sampled_from([*"(){}[]|:<>_\\/.a b1-,\n", "lora", "BREAK", "__", "::", "1.3", "猫"]), max_size=200
+).map("".join)
 WEIGHTS = st.integers(-2000, 2000).map(lambda number: number / 100)
-NAMES = st.text(st.characters(categories=("L", "N"), include_characters="_-. "), min_size=1, max_size=20).map(str.strip).filter(bool)
+NAMES = (
+    st.text(st.characters(categories=("L", "N"), include_characters="_-. "), min_size=1, max_size=20)
+    .map(str.strip)
+    .filter(bool)
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +38,12 @@ def family() -> Family:
 @pytest.fixture(scope="module", params=["tiny", "shifted", "imprimatura"])
 def pipe(request: pytest.FixtureRequest, family: Family, tiny: Path, imprimatura_folder: Path) -> Any:
     """`shifted` has outputs with a mean to restore, as OpenAI's CLIP has; the others' means are next to nothing."""
-    found = family.load(imprimatura_folder if request.param == "imprimatura" else tiny, "cpu", torch.float32)
+    pipe = family.load(imprimatura_folder if request.param == "imprimatura" else tiny, "cpu", torch.float32)
     if request.param == "shifted":
-        next(module for name, module in found.text_encoder.named_modules() if name.endswith("final_layer_norm")).bias.data.fill_(0.3)
-    return found
+        next(
+            module for name, module in pipe.text_encoder.named_modules() if name.endswith("final_layer_norm")
+        ).bias.data.fill_(0.3)
+    return pipe
 
 
 # Tags.
@@ -55,7 +66,18 @@ def test_tags_mean_what_they_mean_in_a1111(text: str, lora: LoraTag) -> None:
     assert prompting.take_tags(f"a fox {text}, red") == prompting.Tagged("a fox, red", (lora,), ())
 
 
-@pytest.mark.parametrize("text", ["<hypernet:x:1>", "<lora:cat:lbw=IN02>", "<lora:cat:1:2:3>", "<lora::1>", "<lora:cat:99>", "<lora:cat:nan>", "<lora:cat:x>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<hypernet:x:1>",
+        "<lora:cat:lbw=IN02>",
+        "<lora:cat:1:2:3>",
+        "<lora::1>",
+        "<lora:cat:99>",
+        "<lora:cat:nan>",
+        "<lora:cat:x>",
+    ],
+)
 def test_a_tag_that_means_nothing_here_is_named(text: str) -> None:
     assert prompting.take_tags(f"a {text} b") == prompting.Tagged("a b", (), (text,))
 
@@ -79,8 +101,8 @@ def test_a_tag_within_a_tag_leaves_no_tag_behind() -> None:
 @settings(max_examples=300, deadline=None)
 def test_what_is_spelled_out_stays_as_it_is(prompt: str, seed: int) -> None:
     with suppress(ConfigError):
-        said = prompting.spelled_out(prompt, seed).prompt
-        assert prompting.spelled_out(said, seed + 1) == prompting.Tagged(said, (), ())
+        expanded = prompting.spelled_out(prompt, seed).prompt
+        assert prompting.spelled_out(expanded, seed + 1) == prompting.Tagged(expanded, (), ())
 
 
 @given(st.lists(st.text(max_size=20), max_size=4).map(",".join) | HOSTILE, HOSTILE)
@@ -88,13 +110,16 @@ def test_what_is_spelled_out_stays_as_it_is(prompt: str, seed: int) -> None:
 def test_trigger_words_never_become_tags_or_wildcards(phrase: str, prompt: str) -> None:
     words = prompting.split_triggers(phrase)
     with suppress(ConfigError):
-        said = prompting.with_triggers(prompting.spelled_out(prompt, 1).prompt, words)
-        assert prompting.with_triggers(prompting.spelled_out(said, 2).prompt, words) == said
+        triggered = prompting.with_triggers(prompting.spelled_out(prompt, 1).prompt, words)
+        assert prompting.with_triggers(prompting.spelled_out(triggered, 2).prompt, words) == triggered
 
 
 def test_tags_may_come_from_wildcards() -> None:
     drawn = {prompting.spelled_out("a fox {<lora:cat:0.5>|} <lora:{x|y}:1>", seed) for seed in range(40)}
-    assert {tagged.prompt.strip() for tagged in drawn} == {"a fox"} and {len(tagged.loras) for tagged in drawn} == {1, 2}
+    assert {tagged.prompt.strip() for tagged in drawn} == {"a fox"} and {len(tagged.loras) for tagged in drawn} == {
+        1,
+        2,
+    }
     assert {tagged.loras[-1].name for tagged in drawn} == {"x", "y"}
 
 
@@ -116,8 +141,13 @@ def test_wildcards_are_drawn_from_braces_and_files_and_stay_for_a_seed(tmp_path:
     folder = wildcards(tmp_path / "wildcards")
     drawn = [prompting.expand("a __deep/fox_kind__, {day|night}", seed, folder) for seed in range(40)]
     assert drawn == [prompting.expand("a __deep/fox_kind__, {day|night}", seed, folder) for seed in range(40)]
-    assert set(drawn) == {f"a {colour} fox, {when}" for colour in ("red", "dark blue", "light blue") for when in ("day", "night")}
-    two = {stream: [prompting.expand("{a|b}", seed, stream=stream) for seed in range(20)] for stream in ("prompt", "negative")}
+    assert set(drawn) == {
+        f"a {colour} fox, {when}" for colour in ("red", "dark blue", "light blue") for when in ("day", "night")
+    }
+    two = {
+        stream: [prompting.expand("{a|b}", seed, stream=stream) for seed in range(20)]
+        for stream in ("prompt", "negative")
+    }
     assert two["prompt"] != two["negative"]
 
 
@@ -183,7 +213,8 @@ def test_a_headers_trigger_phrase_is_split_into_words() -> None:
         (
             "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
             [
-                ("a ", 1.0), ("house", 1.5730000000000004), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55), (", sun, ", 1.1),
+                ("a ", 1.0), ("house", 1.5730000000000004), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55),
+                (", sun, ", 1.1),
                 ("sky", 1.4641000000000006), (".", 1.1),
             ],
         ),
@@ -193,9 +224,9 @@ def test_a_headers_trigger_phrase_is_split_into_words() -> None:
     ],
 )  # fmt: skip
 def test_weights_are_read_as_a1111_reads_them(prompt: str, pieces: list[tuple[str, float]]) -> None:
-    found = prompting.parse_attention(prompt)
-    assert [text for text, _ in found] == [text for text, _ in pieces]
-    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces], rel=1e-12)
+    weighted = prompting.parse_attention(prompt)
+    assert [text for text, _ in weighted] == [text for text, _ in pieces]
+    assert [weight for _, weight in weighted] == pytest.approx([weight for _, weight in pieces], rel=1e-12)
 
 
 def test_weights_beyond_sense_are_refused() -> None:
@@ -215,7 +246,9 @@ def test_any_prompt_is_read_or_refused_in_words(prompt: str, seed: int) -> None:
             assert "prompt" in str(error) and "allowed" in str(error) or "no folder" in str(error)
 
 
-@pytest.mark.parametrize("piece", ["(", "(a", "[", "{", "{a|", "__", "__a_", "<a:", "<lora:a", "\\", ":1", "BREAK", " ", "{1::", "(a:"])
+@pytest.mark.parametrize(
+    "piece", ["(", "(a", "[", "{", "{a|", "__", "__a_", "<a:", "<lora:a", "\\", ":1", "BREAK", " ", "{1::", "(a:"]
+)
 def test_long_prompts_take_no_time(piece: str) -> None:
     prompting.expand("{a|b}", 1)
     prompt, start = (piece * 8000)[:8000], time.thread_time()
@@ -223,7 +256,7 @@ def test_long_prompts_take_no_time(piece: str) -> None:
     for call in (lambda: prompting.parse_attention(prompt), lambda: prompting.expand(prompt, 1)):
         with suppress(ConfigError):
             call()
-    assert time.thread_time() - start < 1
+    assert since(start) < 1
 
 
 # Embeddings.
@@ -233,7 +266,7 @@ def encoded(pipe: Any, prompt: str) -> torch.Tensor:
     return pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
 
 
-def said(pipe: Any, prompt: str) -> torch.Tensor:
+def weighted_rows(pipe: Any, prompt: str) -> torch.Tensor:
     return prompting.weighted_embeddings(pipe, prompt)["encoder_hidden_states"][None]
 
 
@@ -241,18 +274,20 @@ def said(pipe: Any, prompt: str) -> torch.Tensor:
 @pytest.mark.parametrize("prompt", ["", "a fox, night", "a (fox:1)", "grüße \\(x\\)"])
 def test_without_weights_the_pipelines_own_embeddings_come_back_bitwise(prompt: str, pipe: Any) -> None:
     plain = prompting.parse_attention(prompt)[0][0]
-    assert torch.equal(said(pipe, prompt), encoded(pipe, plain))
+    assert torch.equal(weighted_rows(pipe, prompt), encoded(pipe, plain))
 
 
 @torch.no_grad()
 def test_weights_multiply_each_tokens_output_and_keep_the_mean(pipe: Any) -> None:
     plain = encoded(pipe, "a red fox")
     num = [len(pipe.tokenizer(word, add_special_tokens=False).input_ids) for word in ("a", "red", "fox")]
-    factors = torch.tensor([1.0] + [1.0] * num[0] + [1.5] * num[1] + [0.5] * num[2] + [1.0] * (plain.shape[1] - 1 - sum(num)))
+    factors = torch.tensor(
+        [1.0] + [1.0] * num[0] + [1.5] * num[1] + [0.5] * num[2] + [1.0] * (plain.shape[1] - 1 - sum(num))
+    )
     wanted = plain * factors[None, :, None]
     if plain.mean().abs() > 0.1 * plain.std():
         wanted = wanted * (plain.mean() / wanted.mean())
-    torch.testing.assert_close(said(pipe, "a (red:1.5) (fox:0.5)"), wanted)
+    torch.testing.assert_close(weighted_rows(pipe, "a (red:1.5) (fox:0.5)"), wanted)
 
 
 @torch.no_grad()
@@ -261,12 +296,17 @@ def test_long_prompts_are_encoded_window_by_window_as_in_training(pipe: Any, fam
     chunks = family.num_chunks(pipe, prompt)
     assert chunks > 1 and prompting.num_windows(pipe, prompt) == chunks
     wanted = family.encode_text(pipe, [prompt], chunks)[0]["encoder_hidden_states"][None]
-    assert torch.equal(said(pipe, prompt), wanted)
+    assert torch.equal(weighted_rows(pipe, prompt), wanted)
 
 
 @torch.no_grad()
 def test_a_pair_has_as_many_windows_each_and_break_starts_one(pipe: Any) -> None:
-    both = [one["encoder_hidden_states"][None] for one in prompting.weighted_pair(pipe, "a fox BREAK a (cat:1.2)", "dark")]
+    both = [
+        row["encoder_hidden_states"][None] for row in prompting.weighted_pair(pipe, "a fox BREAK a (cat:1.2)", "dark")
+    ]
     assert both[0].shape == both[1].shape == (1, 2 * pipe.tokenizer.model_max_length, both[0].shape[2])
-    assert torch.equal(both[0][:, : pipe.tokenizer.model_max_length], said(pipe, "a fox BREAK b")[:, : pipe.tokenizer.model_max_length])
-    assert all(torch.isfinite(one).all() for one in both)
+    assert torch.equal(
+        both[0][:, : pipe.tokenizer.model_max_length],
+        weighted_rows(pipe, "a fox BREAK b")[:, : pipe.tokenizer.model_max_length],
+    )
+    assert all(torch.isfinite(embedding).all() for embedding in both)

@@ -1,4 +1,6 @@
-"""The report: one whole file, whatever the log holds; nothing from outside becomes markup; advice follows from what was measured."""
+"""The report: one whole file, whatever the log holds; nothing from outside becomes markup; advice follows from what was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -97,26 +99,52 @@ def whole(run: Run) -> str:
     return text
 
 
-def measured(step: int, gain: float, spread: float = 0.02, train_gain: float | None = None, drift: float | None = None) -> Validated:
+def measured(
+    step: int, gain: float, spread: float = 0.02, train_gain: float | None = None, drift: float | None = None
+) -> Validated:
     deciles = [0.9 - 0.08 * tenth for tenth in range(10)]
     return Validated(
-        step, 0.5 * (1 - gain), 0.5, gain, gain - spread, gain + spread, 0.8, 40, [one * (1 - gain) for one in deciles], deciles, train_gain, drift
+        step,
+        0.5 * (1 - gain),
+        0.5,
+        gain,
+        gain - spread,
+        gain + spread,
+        0.8,
+        40,
+        [decile * (1 - gain) for decile in deciles],
+        deciles,
+        train_gain,
+        drift,
     )
 
 
 def log_of(kind: str) -> list[Event]:
-    begun: list[Event] = [STARTED, Cached(8, 8, 1.0), *(Step(step, 1 / step, 1e-4, 0.5, 0.1) for step in range(1, 51)), measured(50, 0.1)]
+    begun: list[Event] = [
+        STARTED,
+        Cached(8, 8, 1.0),
+        *(Step(step, 1 / step, 1e-4, 0.5, 0.1) for step in range(1, 51)),
+        measured(50, 0.1),
+    ]
     ends: dict[str, list[Event]] = {
-        "empty": [], "unfinished": begun, "stopped": [*begun, Stopped(50)], "failed": [*begun, Failed("RuntimeError", "out of paint")],
-        "finished": [*begun, Recommended(50, "best.safetensors", "step 50 is best."), Finished(100, "a.safetensors", 60.0, 1.5, 1 << 31)],
-    }  # fmt: skip
+        "empty": [],
+        "unfinished": begun,
+        "stopped": [*begun, Stopped(50)],
+        "failed": [*begun, Failed("RuntimeError", "out of paint")],
+        "finished": [
+            *begun,
+            Recommended(50, "best.safetensors", "step 50 is best."),
+            Finished(100, "a.safetensors", 60.0, 1.5, 1 << 31),
+        ],
+    }
     return ends[kind]
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("empty", "Not finished: no step yet"), ("unfinished", "Not finished: 50 of 100 steps"), ("stopped", "Stopped on request after step 50"),
+        ("empty", "Not finished: no step yet"), ("unfinished", "Not finished: 50 of 100 steps"),
+        ("stopped", "Stopped on request after step 50"),
         ("failed", "out of paint"), ("finished", "Finished: 100 steps in 60 s"),
     ],
 )  # fmt: skip
@@ -125,7 +153,9 @@ def test_run_in_any_state_has_a_report(run: Run, kind: str, words: str) -> None:
 
 
 def test_recommendation_alarm_and_figures_are_shown(run: Run) -> None:
-    text = written(run, [*log_of("finished"), Overtrained(100, 50, "it learns by heart."), Folded(1, 4, [50], [0.4], 0.5)])
+    text = written(
+        run, [*log_of("finished"), Overtrained(100, 50, "it learns by heart."), Folded(1, 4, [50], [0.4], 0.5)]
+    )
     assert "Use step 50: <code>best.safetensors</code>" in text and "Step 50 is best." in text
     assert "It over-trains from step 50 on" in text and "Fold 1: trained without 4 pictures" in text
     assert text.count("<svg") == 5 and "at most 2.0 GiB" in text  # gain, loss, tenths, training loss, learning rate
@@ -135,8 +165,19 @@ def test_previews_are_rows_by_prompt_and_copies_are_named(run: Run) -> None:
     (run.folder / "samples").mkdir()
     for name in ("1.png", "2.png"):
         Image.new("RGB", (64, 64), "teal").save(run.folder / "samples" / name)
-    sampled: list[Event] = [Sampled(0, "a cat", "samples/1.png", 0.5, "x.png"), Sampled(50, "a cat", "samples/2.png", 0.98, f"{HOSTILE}.png")]
-    text = written(run, [*sampled, Sampled(50, "a dog", "samples/2.png"), Sampled(60, "a dog", "../../outside.png"), Sampled(70, "a dog", "gone\0.png")])
+    sampled: list[Event] = [
+        Sampled(0, "a cat", "samples/1.png", 0.5, "x.png"),
+        Sampled(50, "a cat", "samples/2.png", 0.98, f"{HOSTILE}.png"),
+    ]
+    text = written(
+        run,
+        [
+            *sampled,
+            Sampled(50, "a dog", "samples/2.png"),
+            Sampled(60, "a dog", "../../outside.png"),
+            Sampled(70, "a dog", "gone\0.png"),
+        ],
+    )
     assert text.count('class="strip"') == 2 and text.count("<figure>") == 3
     assert text.count('class="alarm"') == 1 and "(0.98)" in text and advice.COPY == likeness.COPY
 
@@ -145,7 +186,11 @@ def test_pictures_of_the_dataset_are_listed_with_their_bucket(run: Run, tmp_path
     paths = [tmp_path / f"{name}.png" for name in ("wide", HOSTILE.replace("/", ""), "gone")]
     Image.new("RGB", (256, 128), "navy").save(paths[0])
     Image.new("RGB", (128, 128), "teal").save(paths[1])
-    items = [Item(paths[0], ("a wide one",), "", 256, 128, repeats=3), Item(paths[1], (HOSTILE, "two"), "", 128, 128), Item(paths[2], ("x",), "", 128, 128)]
+    items = [
+        Item(paths[0], ("a wide one",), "", 256, 128, repeats=3),
+        Item(paths[1], (HOSTILE, "two"), "", 128, 128),
+        Item(paths[2], ("x",), "", 128, 128),
+    ]
     text = written(run, [Planned([[128, 128, 2]], 2, 1)], Dataset(tmp_path, items, []))
     assert "<td>128 x 128<td>2" in text and "repeats 3" in text and "1 of the pictures lose" in text
     assert text.count("data:image/jpeg") == 2 and "<br>two" in text
@@ -159,7 +204,8 @@ def test_long_lists_of_pictures_are_cut(run: Run, tmp_path: Path) -> None:
 
 def test_words_from_outside_stay_words(run: Run) -> None:
     log: list[Event] = [
-        Started(HOSTILE, 10, 0, 4, 0, 1, HOSTILE, HOSTILE, HOSTILE), Warned(HOSTILE), Recommended(1, HOSTILE, HOSTILE), Overtrained(1, 1, HOSTILE),
+        Started(HOSTILE, 10, 0, 4, 0, 1, HOSTILE, HOSTILE, HOSTILE), Warned(HOSTILE), Recommended(1, HOSTILE, HOSTILE),
+        Overtrained(1, 1, HOSTILE),
         Adjusted(1, HOSTILE), Failed(HOSTILE, HOSTILE),
     ]  # fmt: skip
     presets.save(config(**{"data.trigger": HOSTILE}), run.config_file)
@@ -187,7 +233,12 @@ def test_report_is_small_for_a_long_run(run: Run) -> None:
 # Odd logs.
 
 values = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers() | st.floats() | st.text(max_size=5), max_size=4)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.lists(st.integers() | st.floats() | st.text(max_size=5), max_size=4)
 )
 
 
@@ -198,7 +249,8 @@ def lines(draw: st.DrawFn) -> str:
     fields = {}
     for name, annotation in events.KINDS[kind].__annotations__.items():
         fitting = {
-            "int": st.integers(-(10**16), 10**16), "float": st.floats(), "str": st.text(st.characters(), max_size=30), "float | None": st.none() | st.floats(),
+            "int": st.integers(-(10**16), 10**16), "float": st.floats(), "str": st.text(st.characters(), max_size=30),
+            "float | None": st.none() | st.floats(),
             "list[float]": st.lists(st.floats(), max_size=12), "list[int]": st.lists(st.integers(), max_size=5),
             "list[list[int]]": st.lists(st.lists(st.integers(0, 9999), max_size=4), max_size=4),
         }.get(str(annotation))  # fmt: skip
@@ -224,27 +276,40 @@ def test_advice_is_pure_and_never_fails(log: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Step("1", 0.5, 1e-4, 0.1, 0.1), Step(1, float("nan"), 1e-4, 0.1, 0.1), Step(True, 0.5, 1e-4, 0.1, 0.1), Planned([[1, "x"]], 1, 0)]
+    "event",
+    [
+        Step("1", 0.5, 1e-4, 0.1, 0.1),
+        Step(1, float("nan"), 1e-4, 0.1, 0.1),
+        Step(True, 0.5, 1e-4, 0.1, 0.1),
+        Planned([[1, "x"]], 1, 0),
+    ],
 )  # type: ignore[arg-type, list-item]
 def test_implausible_events_are_passed_over(event: Event) -> None:
     assert plausible([event, STARTED]) == [STARTED]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1, 0.1), (0, 0), (-3e-7, 2e-7), (-1e30, 1e30), (1e30, 1e30), (0, 5e-324), (5.0, 5.0000000001)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (0.1, 0.1), (0, 0), (-3e-7, 2e-7), (-1e30, 1e30), (1e30, 1e30), (0, 5e-324), (5.0, 5.0000000001)],
+)
 def test_ticks_are_few_and_span_the_range(low: float, high: float) -> None:
-    found = report_charts.ticks(low, high)
-    assert 2 <= len(found) <= 12 and found[0] <= low + 1e-9 * abs(low) + 1e-19 and found[-1] >= high - 1e-9 * abs(high) - 1e-19
+    ticks = report_charts.ticks(low, high)
+    assert (
+        2 <= len(ticks) <= 12
+        and ticks[0] <= low + 1e-9 * abs(low) + 1e-19
+        and ticks[-1] >= high - 1e-9 * abs(high) - 1e-19
+    )
 
 
 # Advice.
 
 
-def said(log: list[Event], **changes: object) -> str:
+def advice_of(log: list[Event], **changes: object) -> str:
     return "\n".join(advise(log, config(**changes)))
 
 
 def test_nothing_is_advised_where_nothing_is_wrong() -> None:
-    assert said([STARTED, measured(50, 0.2), measured(100, 0.203)]) == ""
+    assert advice_of([STARTED, measured(50, 0.2), measured(100, 0.203)]) == ""
 
 
 @pytest.mark.parametrize(
@@ -257,21 +322,23 @@ def test_nothing_is_advised_where_nothing_is_wrong() -> None:
         ([STARTED, measured(50, -0.2), measured(100, -0.3)], "Learn more gently"),
         ([STARTED, measured(50, 0.2, drift=0.5)], "objective.preservation_weight=0.5"),
         ([STARTED, measured(50, 0.2), Sampled(50, "a", "a.png", 0.99, "x.png")], "copy of a training picture (x.png)"),
-        ([STARTED, Adjusted(5, "pictures at once: 2 instead of 4, at the same effective batch"), Adjusted(6, "gradient checkpointing is on")],
-         "memory.micro_batch=2, memory.gradient_checkpointing=true"),
+        ([STARTED, Adjusted(5, "x", ["memory.micro_batch=4"]), Adjusted(6, "x", ["memory.micro_batch=2"]),
+          Adjusted(7, "x", ["memory.offload=blocks"]), Adjusted(8, "x", ["memory.offload_activations=true"])],
+         "memory.micro_batch=2, memory.offload=blocks, memory.offload_activations=true"),
+        ([STARTED, Adjusted(6, "gradient checkpointing is on")], "gradient checkpointing is on"),
         ([UNMEASURED], "validation.leave_out=8"),
         ([Started("a", 100, 0, 9, 0, 1000, "cpu", "float32", "imprimatura")], "validation.folds=3"),
         ([STARTED, Failed("X", "y")], "resume it"),
     ],
 )  # fmt: skip
 def test_advice_names_the_setting(log: list[Event], words: str) -> None:
-    assert words in said(log, learning_rate=1e-3)
+    assert words in advice_of(log, learning_rate=1e-3)
 
 
 def test_copies_count_only_once_training_has_begun() -> None:
-    assert "copy" not in said([STARTED, measured(50, 0.2), Sampled(0, "a", "a.png", 0.99, "x.png")])
+    assert "copy" not in advice_of([STARTED, measured(50, 0.2), Sampled(0, "a", "a.png", 0.99, "x.png")])
 
 
 def test_one_length_is_advised_at_a_time() -> None:
     log: list[Event] = [STARTED, measured(50, 0.1), measured(100, 0.2), Overtrained(100, 50, "x")]
-    assert said(log).count("max_steps=") == 1
+    assert advice_of(log).count("max_steps=") == 1

@@ -1,4 +1,6 @@
-"""What a run is trusted for: the best checkpoint and its reason, the alarm, folds, drift, likeness, exact memory of what it saw."""
+"""What a run is trusted for: the best checkpoint and its reason, the alarm, folds, drift, likeness, exact memory of
+what it saw.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., 
 
 def config(tiny: Path, pictures: Path, **settings: object):
     values = {
-        "base": str(tiny), "resolution_px": 32, "max_steps": 8, "batch_size": 2, "checkpoint_every_steps": 4, "preview_every_steps": 0, "preview.steps": 2,
+        "base": str(tiny), "resolution_px": 32, "max_steps": 8, "batch_size": 2, "checkpoint_every_steps": 4,
+        "preview_every_steps": 0, "preview.steps": 2,
         "validate_every_steps": 2, "learning_rate": 1e-2, "data.folder": str(pictures),
     }  # fmt: skip
     return presets.load(plain.CHARACTER, values | settings)
@@ -39,11 +42,11 @@ def train(parent: Path, settings, name: str = "x") -> tuple[runs.Run, list[event
 
 def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tiny: Path, pictures: Path) -> None:
     settings = config(tiny, pictures, **{"validation.leave_out": 2})
-    run, said = train(tmp_path, settings)
-    started = said[0]
+    run, events = train(tmp_path, settings)
+    started = events[0]
     assert (started.num_pictures, started.num_heldout) == (4, 2)
-    assert [event.step for event in said if isinstance(event, Validated)] == [2, 4, 6, 8]
-    last = [event for event in said if isinstance(event, Validated)][-1]
+    assert [event.step for event in events if isinstance(event, Validated)] == [2, 4, 6, 8]
+    last = [event for event in events if isinstance(event, Validated)][-1]
     assert len(last.deciles) == len(last.base_deciles) == 10 and last.train_gain is not None
     assert last.loss == pytest.approx(sum(last.deciles) / 10)
     _, left = folds.leave_out(data.scan(settings), settings)
@@ -54,20 +57,24 @@ def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tin
 def hard(examples: Path, **settings: object):
     """Imprimatura, which knows a lot, trained far too fast: it soon forgets, so that an early step is best."""
     values = {
-        "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 12, "validate_every_steps": 2, "checkpoint_every_steps": 4,
+        "data.folder": str(examples / "grey-cat" / "train"), "batch_size": 2, "max_steps": 12,
+        "validate_every_steps": 2, "checkpoint_every_steps": 4,
         "preview_every_steps": 0, "learning_rate": 1.5e-2, "optimizer.schedule": "constant", "validation.leave_out": 2,
     }  # fmt: skip
     return presets.load(plain.CHARACTER, values | settings)
 
 
 def test_the_best_step_is_kept_and_says_why(tmp_path: Path, examples: Path) -> None:
-    run, said = train(tmp_path, hard(examples))
-    measured = [event for event in said if isinstance(event, Validated)]
+    run, events = train(tmp_path, hard(examples))
+    measured = [event for event in events if isinstance(event, Validated)]
     best = min(measured, key=lambda event: event.loss)
-    (recommended,) = [event for event in said if isinstance(event, Recommended)]
+    (recommended,) = [event for event in events if isinstance(event, Recommended)]
     assert recommended.step == best.step < 12 and recommended.file == "best.safetensors"
     with safe_open(run.folder / "best.safetensors", "pt") as file:
-        assert file.metadata()["velatura.step"] == str(best.step) and file.metadata()["velatura.reason"] == recommended.reason
+        assert (
+            file.metadata()["velatura.step"] == str(best.step)
+            and file.metadata()["velatura.reason"] == recommended.reason
+        )
     assert f"step {best.step} has the lowest held-out loss" in recommended.reason
     short, _ = train(tmp_path, hard(examples, max_steps=best.step), "short")
     early, kept = load_file(short.lora_file), load_file(run.folder / "best.safetensors")
@@ -95,7 +102,7 @@ def test_the_alarm_is_raised_once_when_the_loss_is_clearly_above_its_best_twice(
     judge, base = validation.Judge(), losses(1.0)
     raised = []
     for step, mean in enumerate((0.9, 0.8, 0.84, 0.88, 0.9, 0.95), start=1):
-        judge.hear(step, base, losses(mean))
+        judge.add(step, base, losses(mean))
         raised.append(judge.alarm(step))
     assert [bool(alarm) for alarm in raised] == [False, False, False, True, False, False]
     assert isinstance(raised[3], Overtrained) and raised[3].best_step == 2 and "by heart" in raised[3].message
@@ -106,27 +113,35 @@ def test_noise_raises_no_alarm() -> None:
     noise = torch.Generator().manual_seed(0)
     for step in range(1, 9):
         now = losses(0.8) + 0.2 * torch.randn(20, 1, generator=noise, dtype=torch.float64)
-        judge.hear(step, base, now)
+        judge.add(step, base, now)
         assert judge.alarm(step) is None
 
 
 def test_a_run_told_to_stop_early_does_and_is_finished(tmp_path: Path, examples: Path) -> None:
-    run, said = train(tmp_path, hard(examples, max_steps=60, **{"validation.stop_when_overtrained": True, "validation.leave_out": 5}))
-    assert isinstance(said[-1], Finished) and said[-1].step < 60 and run.state() == "finished"
-    assert any(isinstance(event, Overtrained) for event in said)
+    run, events = train(
+        tmp_path, hard(examples, max_steps=60, **{"validation.stop_when_overtrained": True, "validation.leave_out": 5})
+    )
+    assert isinstance(events[-1], Finished) and events[-1].step < 60 and run.state() == "finished"
+    assert any(isinstance(event, Overtrained) for event in events)
 
 
 def test_folds_measure_every_picture_once_and_choose_the_step(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    run, said = train(tmp_path, config(tiny, pictures, **{"validation.folds": 3}))
-    folded = [event for event in said if isinstance(event, Folded)]
-    assert [(one.fold, one.num_left_out, one.steps) for one in folded] == [(1, 2, [2, 4, 6, 8]), (2, 2, [2, 4, 6, 8]), (3, 2, [2, 4, 6, 8])]
-    means = [sum(one.losses[place] / one.base_loss for one in folded) for place in range(4)]
-    (recommended,) = [event for event in said if isinstance(event, Recommended)]
+    run, events = train(tmp_path, config(tiny, pictures, **{"validation.folds": 3}))
+    folded = [event for event in events if isinstance(event, Folded)]
+    assert [(fold.fold, fold.num_left_out, fold.steps) for fold in folded] == [
+        (1, 2, [2, 4, 6, 8]),
+        (2, 2, [2, 4, 6, 8]),
+        (3, 2, [2, 4, 6, 8]),
+    ]
+    means = [sum(fold.losses[place] / fold.base_loss for fold in folded) for place in range(4)]
+    (recommended,) = [event for event in events if isinstance(event, Recommended)]
     assert recommended.step == [2, 4, 6, 8][means.index(min(means))] and "3 folds" in recommended.reason
     assert (run.folder / "best.safetensors").is_file()
 
 
-def test_folds_that_were_stopped_go_on_where_they_were(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_that_were_stopped_go_on_where_they_were(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config(tiny, pictures, **{"validation.folds": 2})
     whole, _ = train(tmp_path, settings, "whole")
     second = tmp_path / "stopped" / "folds" / "2" / "events.jsonl"
@@ -136,8 +151,8 @@ def test_folds_that_were_stopped_go_on_where_they_were(tmp_path: Path, tiny: Pat
 
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopRequest, "__call__", stop)
-        run, said = train(tmp_path, settings, "stopped")
-    assert isinstance(said[-1], Stopped) and run.state() == "unfinished"
+        run, events = train(tmp_path, settings, "stopped")
+    assert isinstance(events[-1], Stopped) and run.state() == "unfinished"
     _, stream = session.start(settings, tmp_path, "stopped", run)
     assert isinstance(list(stream)[-1], Finished)
     assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
@@ -145,17 +160,28 @@ def test_folds_that_were_stopped_go_on_where_they_were(tmp_path: Path, tiny: Pat
 
 
 @pytest.mark.parametrize(("setting", "value"), [("leave_out", 6), ("folds", 7)])
-def test_leaving_out_more_than_there_is_is_refused(setting: str, value: int, tmp_path: Path, tiny: Path, pictures: Path) -> None:
+def test_leaving_out_more_than_there_is_is_refused(
+    setting: str, value: int, tmp_path: Path, tiny: Path, pictures: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"validation.{setting} is {value}; allowed for 6 pictures: less than 6"):
         train(tmp_path, config(tiny, pictures, **{f"validation.{setting}": value}))
 
 
 def test_drift_is_zero_for_the_base_and_grows_with_training(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    _, said = train(tmp_path, config(tiny, pictures, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree", "a house"]}))
-    drifts = [event.drift for event in said if isinstance(event, Validated)]
+    _, events = train(
+        tmp_path,
+        config(tiny, pictures, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree", "a house"]}),
+    )
+    drifts = [event.drift for event in events if isinstance(event, Validated)]
     assert all(drift is not None and drift > 0 for drift in drifts) and drifts[-1] > drifts[0]
-    _, said = train(tmp_path, config(tiny, pictures, learning_rate=1e-6, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree"]}), "still")
-    assert [event.drift for event in said if isinstance(event, Validated)][-1] < 1e-4
+    _, events = train(
+        tmp_path,
+        config(
+            tiny, pictures, learning_rate=1e-6, **{"validation.leave_out": 1, "validation.neutral_prompts": ["a tree"]}
+        ),
+        "still",
+    )
+    assert [event.drift for event in events if isinstance(event, Validated)][-1] < 1e-4
 
 
 def test_a_copy_of_a_training_picture_is_recognised_and_another_picture_is_not(examples: Path) -> None:
@@ -165,38 +191,58 @@ def test_a_copy_of_a_training_picture_is_recognised_and_another_picture_is_not(e
     copy = data.open_image(items[7].path).resize((200, 200))
     score, name = album.nearest(copy)
     assert name == items[7].path.name and score >= likeness.COPY
-    others = [album.nearest(data.open_image(path))[0] for path in sorted((examples / "grey-cat" / "train").glob("*.png"))]
+    others = [
+        album.nearest(data.open_image(path))[0] for path in sorted((examples / "grey-cat" / "train").glob("*.png"))
+    ]
     assert max(others) < likeness.COPY
 
 
 def test_previews_say_which_training_picture_they_are_most_like(tmp_path: Path, tiny: Path, pictures: Path) -> None:
-    _, said = train(tmp_path, config(tiny, pictures, max_steps=2, preview_every_steps=2, **{"preview.prompts": ["a dot"]}))
-    assert all(event.nearest is not None and event.nearest_picture.endswith(".png") for event in said if isinstance(event, Sampled))
+    _, events = train(
+        tmp_path, config(tiny, pictures, max_steps=2, preview_every_steps=2, **{"preview.prompts": ["a dot"]})
+    )
+    assert all(
+        event.nearest is not None and event.nearest_picture.endswith(".png")
+        for event in events
+        if isinstance(event, Sampled)
+    )
 
 
-def test_saw_gives_the_strings_and_pictures_of_a_step(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saw_gives_the_strings_and_pictures_of_a_step(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the run's own steps got, recorded as they went by, against what is reconstructed afterwards."""
     from trainer.training_model import TrainingModel
 
-    told: list[str] = []
+    captions: list[str] = []
     real = TrainingModel.predict_part
 
     def predict(self, part):
-        told.extend(part.captions)
+        captions.extend(part.captions)
         return real(self, part)
 
-    shuffled = {"captions.shuffle_tags": True, "captions.tag_dropout": 0.2, "data.caption_dropout": 0.2, "data.flip": True, "data.crop": "random"}
+    shuffled = {
+        "captions.shuffle_tags": True,
+        "captions.tag_dropout": 0.2,
+        "data.caption_dropout": 0.2,
+        "data.flip": True,
+        "data.crop": "random",
+    }
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModel, "predict_part", predict)
         run, _ = train(tmp_path, config(tiny, pictures, accumulation=2, **shuffled))
-    seen = [one for step in range(1, 9) for one in step_inputs.at(run, step)]
-    assert [one.caption for one in seen] == told
-    assert any(one.dropped for one in seen) and any(one.mirrored for one in seen) and len({one.caption for one in seen}) > 6
+    seen = [example for step in range(1, 9) for example in step_inputs.at(run, step)]
+    assert [example.caption for example in seen] == captions
+    assert (
+        any(example.dropped for example in seen)
+        and any(example.mirrored for example in seen)
+        and len({example.caption for example in seen}) > 6
+    )
     step_inputs.at(run, 3, tmp_path / "seen")
     files = sorted((tmp_path / "seen").glob("*.png"))
-    for path, one in zip(files, step_inputs.at(run, 3), strict=True):
+    for path, entry in zip(files, step_inputs.at(run, 3), strict=True):
         with Image.open(path) as opened:
-            assert opened.size == (one.width_px, one.height_px)
+            assert opened.size == (entry.width_px, entry.height_px)
 
 
 def test_saw_refuses_a_step_that_was_not_and_pictures_that_changed(tmp_path: Path, tiny: Path, pictures: Path) -> None:
@@ -216,7 +262,9 @@ def test_dataset_saw_prints_json(tmp_path: Path, tiny: Path, pictures: Path, run
     run, _ = train(tmp_path, config(tiny, pictures, max_steps=1))
     done = run_velatura("dataset", "saw", run.folder, "--step", "1", "--json")
     assert done.returncode == 0, done.stderr
-    assert [one["caption"] for one in json.loads(done.stdout)] == [one.caption for one in step_inputs.at(run, 1)]
+    assert [entry["caption"] for entry in json.loads(done.stdout)] == [
+        entry.caption for entry in step_inputs.at(run, 1)
+    ]
 
 
 @pytest.mark.slow
@@ -224,16 +272,23 @@ def test_dataset_saw_prints_json(tmp_path: Path, tiny: Path, pictures: Path, run
 def test_pushed_far_too_long_the_recommended_checkpoint_beats_the_last(tmp_path: Path, examples: Path) -> None:
     """The style preset as it ships, 1,500 steps instead of 100 on 44 pictures, measured on 40 it never saw."""
     style = examples / "outline-style"
-    settings = session.preset_config("imprimatura-style", str(style / "train"), str(style / "heldout"), ["max_steps=1500", "preview_every_steps=0"])
-    run, said = train(tmp_path, settings)
-    measured = {event.step: event for event in said if isinstance(event, Validated)}
-    recommended = next(event for event in said if isinstance(event, Recommended))
-    alarm = next(event for event in said if isinstance(event, Overtrained))
+    settings = session.preset_config(
+        "imprimatura-style", str(style / "train"), str(style / "heldout"), ["max_steps=1500", "preview_every_steps=0"]
+    )
+    run, events = train(tmp_path, settings)
+    measured = {event.step: event for event in events if isinstance(event, Validated)}
+    recommended = next(event for event in events if isinstance(event, Recommended))
+    alarm = next(event for event in events if isinstance(event, Overtrained))
     for event in measured.values():
-        print(f"step {event.step}: {event.gain:.1%} ({event.gain_low:.1%} to {event.gain_high:.1%}), on training pictures {event.train_gain:.1%}")
+        print(
+            f"step {event.step}: {event.gain:.1%} ({event.gain_low:.1%} to {event.gain_high:.1%}), on training "
+            f"pictures {event.train_gain:.1%}"
+        )
     print(f"recommended: step {recommended.step}; alarm: step {alarm.step}")
     best, last = measured[recommended.step], measured[1500]
     assert recommended.file == "best.safetensors" and (run.folder / "best.safetensors").is_file()
     assert best.step <= 300 and alarm.step <= 600
-    assert best.gain_low > 0 > last.gain_high  # the best helps on pictures it never saw, the last one harms: both clearly
+    assert (
+        best.gain_low > 0 > last.gain_high
+    )  # the best helps on pictures it never saw, the last one harms: both clearly
     assert load_file(run.folder / "best.safetensors").keys() == load_file(run.lora_file).keys()

@@ -1,8 +1,11 @@
-"""A run whose checkpoints, disk or base fail: the one before is used, what is left is said truly, and nothing empty stays behind."""
+"""A run whose checkpoints, disk or base fail: the one before is used, what is left is said truly, and nothing empty
+stays behind.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,17 +16,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import plain
 from trainer import checkpoint, events, lora_file, presets, runs, session, unique_names
 from trainer.errors import ModelError, RunError
 from trainer.events import Failed, Finished, Saved, Started, Step, Warned
 
-SHAPES = [b"[]", b"null", b"1", b'"x"', b"true", b"{}", b'{"schema": 2}', b'{"schema": [2]}', b'{"schema": 2, "step": "4", "sha256": {"state.json": "x"}}',
-          b'{"schema": 2, "step": 4, "sha256": []}', b'{"schema": 2, "step": 4, "sha256": null}', b'{"schema": 2, "step": 4, "sha256": {}}',
-          b'{"schema": 2, "step": true, "sha256": {"state.json": 1}}', b'{"schema": 2, "step": 4, "sha256": {"state.json": [1]}}', b"[" * 100_000,
-        b"\xff\xfe", b"",
-          b'{"schema": 2, "step": 4, "sha256": {"state.json": "x", "": "y", "a\\u0000b": "z"}}']  # fmt: skip
+SHAPES = [b"[]", b"null", b"1", b'"x"', b"true", b"[" * 100_000, b"\xff\xfe", b""]
+TABLES = [
+    b"{}",
+    b'{"schema": 2}',
+    b'{"schema": [2]}',
+    b'{"schema": 2, "step": "4", "sha256": {"state.json": "x"}}',
+    b'{"schema": 2, "step": 4, "sha256": []}',
+    b'{"schema": 2, "step": 4, "sha256": null}',
+    b'{"schema": 2, "step": 4, "sha256": {}}',
+    b'{"schema": 2, "step": true, "sha256": {"state.json": 1}}',
+    b'{"schema": 2, "step": 4, "sha256": {"state.json": [1]}}',
+    b'{"schema": 2, "step": 4, "sha256": {"state.json": "x", "": "y", "a\\u0000b": "z"}}',
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +45,43 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., 
 
 def config(base: Path, pictures: Path, **settings: object):  # type: ignore[no-untyped-def]
     values = {
-        "base": str(base), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "learning_rate": 1e-2,
+        "base": str(base), "resolution_px": 32, "max_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2,
+        "preview_every_steps": 0, "learning_rate": 1e-2,
         "data.folder": str(pictures), "preview.prompts": [],
     }  # fmt: skip
     return presets.load(plain.CHARACTER, values | settings)
 
 
-@pytest.mark.parametrize("raw", SHAPES, ids=[raw[:40].decode("latin-1") or "empty" for raw in SHAPES])
-@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
-def test_a_newest_checkpoint_of_any_shape_is_passed_over_for_the_one_before(tmp_path: Path, raw: bytes, file: str) -> None:
-    import hashlib
-
-    import torch
-
-    tensors = {"adapter": {"a": torch.ones(2)}}
+def two_checkpoints(folder: Path, file: str, raw: bytes) -> Path:
+    """A folder of checkpoints of steps 2 and 4, the newest with this file changed; what hashes can tell, they pass."""
     for step in (2, 4):
-        folder = checkpoint.save(tmp_path / "checkpoints", step, tensors, {"n": step}, keep=3)
-    (folder / file).write_bytes(raw)
-    if file == "state.json":  # what a hash can't tell
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        newest = checkpoint.save(folder, step, {"adapter": {"a": torch.ones(2)}}, {"n": step}, keep=3)
+    (newest / file).write_bytes(raw)
+    if file == "state.json":
+        manifest = json.loads((newest / "manifest.json").read_bytes())
         manifest["sha256"][file] = hashlib.sha256(raw).hexdigest()
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        if raw.startswith(b"{"):
-            assert checkpoint.load_latest(tmp_path / "checkpoints")[0] is not None
-            return
-    found, problems = checkpoint.load_latest(tmp_path / "checkpoints")
-    assert found is not None and found.step == 2
+        (newest / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+DAMAGED = [("manifest.json", raw) for raw in SHAPES + TABLES] + [("state.json", raw) for raw in SHAPES]
+
+
+@pytest.mark.parametrize(("file", "raw"), DAMAGED, ids=[f"{file}-{raw[:40]!r}" for file, raw in DAMAGED])
+def test_a_newest_checkpoint_of_any_shape_is_passed_over_for_the_one_before(
+    tmp_path: Path, file: str, raw: bytes
+) -> None:
+    folder = two_checkpoints(tmp_path / "checkpoints", file, raw)
+    latest, problems = checkpoint.load_latest(folder)
+    assert latest is not None and latest.step == 2
     assert len(problems) == 1 and problems[0].startswith("checkpoint step-000004 is damaged") and len(problems[0]) < 300
-    assert [one.step for one in checkpoint.every(tmp_path / "checkpoints")] == [2]
+    assert [saved.step for saved in checkpoint.every(folder)] == [2]
+
+
+@pytest.mark.parametrize("raw", TABLES, ids=repr)
+def test_a_state_is_any_table_that_its_hash_is_of(tmp_path: Path, raw: bytes) -> None:
+    latest, problems = checkpoint.load_latest(two_checkpoints(tmp_path / "checkpoints", "state.json", raw))
+    assert latest is not None and latest.step == 4 and latest.state == json.loads(raw) and not problems
 
 
 def test_an_error_names_at_most_five_of_many_damaged_checkpoints(tmp_path: Path) -> None:
@@ -91,9 +112,9 @@ def test_a_full_disk_at_the_last_save_says_what_there_is_and_how_to_go_on(
 ) -> None:
     _full_from(monkeypatch, first)
     run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
-    said = list(stream)
-    (warned,) = [event.message for event in said if isinstance(event, Warned) and "step 4" in event.message]
-    assert left in warned and "velatura train --resume --name mine" in warned and isinstance(said[-1], Finished)
+    events = list(stream)
+    (warned,) = [event.message for event in events if isinstance(event, Warned) and "step 4" in event.message]
+    assert left in warned and "velatura train --resume --name mine" in warned and isinstance(events[-1], Finished)
 
 
 def test_a_full_disk_when_stopping_or_exporting_is_an_error_in_words_that_names_the_way_back(
@@ -105,7 +126,9 @@ def test_a_full_disk_when_stopping_or_exporting_is_an_error_in_words_that_names_
     with monkeypatch.context() as patch:
         patch.setattr(lora_file, "save", full)
         run, stream = session.start(config(tiny, pictures), tmp_path, "mine", None)
-        with pytest.raises(RunError, match=r"No space left on device\); the checkpoint of step 4 stays.*--resume --name mine"):
+        with pytest.raises(
+            RunError, match=r"No space left on device\); the checkpoint of step 4 stays.*--resume --name mine"
+        ):
             list(stream)
     assert isinstance(run.events()[-1], Failed)
     again, stream = session.start(config(tiny, pictures), tmp_path, "mine", run)
@@ -178,12 +201,18 @@ def test_what_a_kill_left_beside_the_last_checkpoint_goes_when_the_run_goes_on(
         patch.setattr(checkpoint, "tidy", kill)
         list(stream)
     (run.checkpoints / ".new-step-000004-1").mkdir()
-    assert [path.name for path in sorted(run.checkpoints.iterdir())] == [".new-step-000004-1", "step-000002", "step-000004"]
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == [
+        ".new-step-000004-1",
+        "step-000002",
+        "step-000004",
+    ]
     assert isinstance(list(session.start(settings, tmp_path, "mine", run)[1])[-1], Finished)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000004"]
 
 
-def test_a_run_killed_before_its_report_is_written_is_not_finished(tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_its_report_is_written_is_not_finished(
+    tmp_path: Path, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kill(run: runs.Run, *_: object) -> None:
         assert not any(isinstance(event, Finished) for event in run.events())
         raise Killed
@@ -197,7 +226,9 @@ def test_a_run_killed_before_its_report_is_written_is_not_finished(tmp_path: Pat
     assert run.state() == "finished" and "Not finished" not in run.report_file.read_text()
 
 
-def test_a_run_folder_that_was_never_finished_goes_when_the_next_is_made(tmp_path: Path, tiny: Path, pictures: Path) -> None:
+def test_a_run_folder_that_was_never_finished_goes_when_the_next_is_made(
+    tmp_path: Path, tiny: Path, pictures: Path
+) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = tmp_path / f"{unique_names.unfinished().replace(str(os.getpid()), str(ended.pid))}x"

@@ -28,8 +28,10 @@ def with_gradient(value: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
 
 def settings_of(folder: Path, tiny: Path, draw_dots: Callable[..., Path]) -> TrainConfig:
     values = {
-        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2, "preview_every_steps": 0, "dtype": "float16",
-        "learning_rate": 1e-2, "data.folder": str(draw_dots(folder / "pictures", "a {colour} dot")), "preview.prompts": [], "keep_checkpoints": 9,
+        "base": str(tiny), "resolution_px": 32, "max_steps": 6, "batch_size": 2, "checkpoint_every_steps": 2,
+        "preview_every_steps": 0, "dtype": "float16",
+        "learning_rate": 1e-2, "data.folder": str(draw_dots(folder / "pictures", "a {colour} dot")),
+        "preview.prompts": [], "keep_checkpoints": 9,
     }  # fmt: skip
     return presets.load(plain.CHARACTER, values)
 
@@ -44,10 +46,21 @@ def test_the_scale_grows_back_and_a_resumed_run_grows_where_an_unbroken_one_does
     monkeypatch.setattr(scaling, "GROWS_AFTER_STEPS", 3)
     settings = settings_of(tmp_path, tiny, draw_dots)
     whole, stream = session.start(settings, tmp_path, "whole", None)
-    said = list(stream)
-    assert isinstance(said[-1], Finished) and [event.step for event in said if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
+    events = list(stream)
+    assert isinstance(events[-1], Finished) and [event.step for event in events if isinstance(event, Step)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     saved = [scale_at(whole, step) for step in (2, 4, 6)]
-    assert [(one["scale"] / scaling.INITIAL, one["_growth_tracker"]) for one in saved] == [(1, 2), (2, 1), (4, 0)]
+    assert [(scaler["scale"] / scaling.INITIAL, scaler["_growth_tracker"]) for scaler in saved] == [
+        (1, 2),
+        (2, 1),
+        (4, 0),
+    ]
     run, stream = session.start(settings, tmp_path, "broken", None)
     for event in stream:
         if isinstance(event, Step) and event.step == 5:
@@ -71,8 +84,10 @@ def test_memory_that_runs_out_between_dividing_and_stepping_leaves_the_scaler_fi
 
     monkeypatch.setattr(loop, "prepare", prepare)
     run, stream = session.start(settings_of(tmp_path, tiny, draw_dots), tmp_path, "short", None)
-    said = list(stream)
-    assert isinstance(said[-1], Finished) and any(isinstance(event, Adjusted) for event in said) and calls.count(2) > 1
+    events = list(stream)
+    assert (
+        isinstance(events[-1], Finished) and any(isinstance(event, Adjusted) for event in events) and calls.count(2) > 1
+    )
     assert scale_at(run, 6)["_growth_tracker"] == 6
 
 

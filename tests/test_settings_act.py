@@ -1,7 +1,8 @@
-"""No setting is dead: each one of a training, changed alone, changes the run (its tensors, order, files or events) or is refused by name.
+"""No setting is dead: each one of a training, changed alone, changes the run (its tensors, order, files or events) or
+is refused by name.
 
-Trained through `session.start` on tiny bases. What a memory setting changes is no number of the result: tests/test_memory_acts.py
-measures those.
+Trained through `session.start` on tiny bases. What a memory setting changes is no number of the result:
+tests/test_memory_acts.py measures those.
 """
 
 from __future__ import annotations
@@ -25,11 +26,19 @@ from trainer.schema import Settings
 _VOLATILE = {"seconds", "peak_memory_bytes", "name", "message", "num_computed"}
 _SET = {"data.heldout": "HELDOUT"}
 _FLOW: dict[str, Any] = {"family": "sd3", "base": "SD3"}
-_OVERTRAINED = {"adapter.targets": "all", "learning_rate": 0.3, "optimizer.schedule": "constant", "seed": 1, "max_steps": 5, "validate_every_steps": 1}
+_OVERTRAINED = {
+    "adapter.targets": "all",
+    "learning_rate": 0.3,
+    "optimizer.schedule": "constant",
+    "seed": 1,
+    "max_steps": 5,
+    "validate_every_steps": 1,
+}
 _MASKED, _TAGGED = {"data.mask": "file"}, {"captions.shuffle_tags": True}
 _WORD, _EPOCH = {"inversion.token": "mokka"}, {"max_steps": 5}  # an epoch: every picture is seen
 
-# What to change each setting to, and what else both runs need. HELDOUT and the like stand for folders that the test makes.
+# What to change each setting to, and what else both runs need. HELDOUT and the like stand for folders that the test
+# makes.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "family": ("sd3", {"base": "SD3"}),
     "base": ("OTHER", {}),
@@ -122,6 +131,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "inversion.vectors": (2, _WORD),
     "inversion.start_from": ("cat", _WORD),
     "inversion.learning_rate": (0.5, _WORD | _EPOCH),
+    "optimizer.extended": (["2=2"], {"max_steps": 3}),
+    "start.source": ("LORA", {}),
+    "start.optimizer": (True, {"start.source": "CHECKPOINT"}),
     "against.adapters": (["LORA:1"], {}),
     "against.overlap_penalty": (5.0, {"against.adapters": ["LORA:1"]}),
     "validation.leave_out": (1, {}),
@@ -140,17 +152,26 @@ EXEMPT = {"version": "has one value", "adapter.method": "is what the others are 
 
 def leaves(model: type[Settings], prefix: str = "") -> list[str]:
     """Every setting's dotted name but the adapter's, which differ by method."""
-    found: list[str] = []
+    keys: list[str] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
         if name == "adapter":
             continue
-        found += leaves(kind, f"{prefix}{name}.") if isinstance(kind, type) and issubclass(kind, Settings) else [f"{prefix}{name}"]
-    return found
+        keys += (
+            leaves(kind, f"{prefix}{name}.")
+            if isinstance(kind, type) and issubclass(kind, Settings)
+            else [f"{prefix}{name}"]
+        )
+    return keys
 
 
 CASES = [(name, "lora") for name in leaves(TrainConfig) if not name.startswith("memory.") and name not in EXEMPT]
-CASES += [(f"adapter.{name}", method) for method, module in methods.registry().items() for name in module.Config.model_fields if name != "method"]
+CASES += [
+    (f"adapter.{name}", method)
+    for method, module in methods.registry().items()
+    for name in module.Config.model_fields
+    if name != "method"
+]
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +188,21 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, st
             mask.paste(0, (0, 0, mask.width // 3, mask.height))
             mask.save(root / "masks" / path.name)
     sd = families.registry()["sd"]
-    found = {"PICTURES": str(root / "pictures"), "HELDOUT": str(root / "heldout"), "MASKS": str(root / "masks"), "TINY": str(tiny)}
-    found["SD3"] = str(families.registry()["sd3"].tiny(root / "sd3"))
-    found["OTHER"] = str(_other(sd.tiny(root / "other")))
-    found["ABSENT"] = next(name for name in ("cuda", "mps") if not _has(name))
-    config = _config(found, "lora", {"max_steps": 1})
+    bases = {
+        "PICTURES": str(root / "pictures"),
+        "HELDOUT": str(root / "heldout"),
+        "MASKS": str(root / "masks"),
+        "TINY": str(tiny),
+    }
+    bases["SD3"] = str(families.registry()["sd3"].tiny(root / "sd3"))
+    bases["OTHER"] = str(_other(sd.tiny(root / "other")))
+    bases["ABSENT"] = next(name for name in ("cuda", "mps") if not _has(name))
+    config = _config(bases, "lora", {"max_steps": 1})
     run, stream = session.start(config, root / "lora", "x", None)
     list(stream)
-    found["LORA"] = str(run.lora_file)
-    return found
+    bases["LORA"] = str(run.lora_file)
+    bases["CHECKPOINT"] = str(run.checkpoints / "step-000001")
+    return bases
 
 
 def _has(device: str) -> bool:
@@ -225,12 +252,16 @@ def _few(folder: Path) -> None:
 
 def _config(places: dict[str, str], method: str, changes: dict[str, Any]) -> TrainConfig:
     values: dict[str, Any] = {
-        "base": "TINY", "data.folder": "PICTURES", "resolution_px": 32, "max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "checkpoint_every_steps": 2,
-        "preview_every_steps": 0, "preview.prompts": [], "preview.steps": 2, "preview.guidance_rescale": 0.0, "validate_every_steps": 2,
+        "base": "TINY", "data.folder": "PICTURES", "resolution_px": 32, "max_steps": 2, "batch_size": 2,
+        "learning_rate": 1e-2, "checkpoint_every_steps": 2,
+        "preview_every_steps": 0, "preview.prompts": [], "preview.steps": 2, "preview.guidance_rescale": 0.0,
+        "validate_every_steps": 2,
         "adapter.method": method, "dtype": "float32", "device": "auto",
     }  # fmt: skip
     fields = methods.registry()[method].Config.model_fields
-    values |= {"adapter.rank": 4, "adapter.alpha": 4.0} if "rank" in fields else {"adapter.rank": None, "adapter.alpha": None}
+    values |= (
+        {"adapter.rank": 4, "adapter.alpha": 4.0} if "rank" in fields else {"adapter.rank": None, "adapter.alpha": None}
+    )
     values |= changes
     chosen = {key: _placed(value, places) for key, value in values.items() if value is not None}
     return presets.load(plain.CHARACTER, chosen) if "rank" in fields else _without_rank(chosen)
@@ -247,7 +278,7 @@ def _without_rank(chosen: dict[str, Any]) -> TrainConfig:
 
 def _placed(value: Any, places: dict[str, str]) -> Any:
     if isinstance(value, list):
-        return [_placed(one, places) for one in value]
+        return [_placed(part, places) for part in value]
     if isinstance(value, str) and value.partition(":")[0] in places:
         name, colon, rest = value.partition(":")
         return places[name] + colon + rest
@@ -256,7 +287,9 @@ def _placed(value: Any, places: dict[str, str]) -> Any:
 
 @pytest.fixture(scope="module")
 def outcome(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`outcome(method, changes)`: what a run with these settings is seen to do, or why it was refused; once for each."""
+    """`outcome(method, changes)`: what a run with these settings is seen to do, or why it was refused; once
+    for each.
+    """
     known: dict[str, Any] = {}
 
     def run(method: str, changes: dict[str, Any]) -> Any:
@@ -273,13 +306,24 @@ def outcome(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 def _seen(config: TrainConfig, parent: Path) -> dict[str, Any]:
     run, stream = session.start(config, parent, "x", None)
-    events = [{key: value for key, value in dataclasses.asdict(event).items() if key not in _VOLATILE} | {"kind": event.kind} for event in stream]
-    tensors = {name: (str(tensor.dtype), hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()) for name, tensor in load_file(run.lora_file).items()}
-    files = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file())
-    pictures = {path.name: hashlib.sha256(Image.open(path).tobytes()).hexdigest() for path in run.folder.rglob("samples/*.png")}
-    return {"events": events, "tensors": tensors, "files": [file for file in files if "tfevents" not in file], "pictures": pictures} | {
-        "tracked": any("tfevents" in file for file in files)
+    events = [
+        {key: value for key, value in dataclasses.asdict(event).items() if key not in _VOLATILE} | {"kind": event.kind}
+        for event in stream
+    ]
+    tensors = {
+        name: (str(tensor.dtype), hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest())
+        for name, tensor in load_file(run.lora_file).items()
     }
+    files = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file())
+    pictures = {
+        path.name: hashlib.sha256(Image.open(path).tobytes()).hexdigest() for path in run.folder.rglob("samples/*.png")
+    }
+    return {
+        "events": events,
+        "tensors": tensors,
+        "files": [file for file in files if "tfevents" not in file],
+        "pictures": pictures,
+    } | {"tracked": any("tfevents" in file for file in files)}
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
@@ -289,7 +333,9 @@ def test_a_setting_that_is_changed_changes_the_run(name: str, method: str, outco
     if name == "adapter.targets":
         value = "attention-ff"
     needed = {
-        key: one for key, one in needed.items() if not key.startswith("adapter.") or key.partition(".")[2] in methods.registry()[method].Config.model_fields
+        key: change
+        for key, change in needed.items()
+        if not key.startswith("adapter.") or key.partition(".")[2] in methods.registry()[method].Config.model_fields
     }
     before, after = outcome(method, needed), outcome(method, needed | {name: value})
     assert isinstance(before, dict) or name == "family", before

@@ -1,4 +1,6 @@
-"""The full-size check of single files: a checkpoint of Stable Diffusion 1.5's sizes, from the file to a picture with its LoRA."""
+"""The full-size check of single files: a checkpoint of Stable Diffusion 1.5's sizes, from the file to a picture with
+its LoRA.
+"""
 
 from __future__ import annotations
 
@@ -21,41 +23,57 @@ GIB = 2**30
 
 
 def full_size_file(file: Path) -> int:
-    """Random weights in SD 1.5's published sizes (its papers' and model card's), float16, LDM names; how many there are."""
+    """Random weights in SD 1.5's published sizes (its papers' and model card's), float16, LDM names; how many there
+    are.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(cross_attention_dim=768).half()  # diffusers' defaults are SD 1.x's, but for the width of the text
+    unet = UNet2DConditionModel(
+        cross_attention_dim=768
+    ).half()  # diffusers' defaults are SD 1.x's, but for the width of the text
     vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2
     ).half()  # fmt: skip
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)).half()
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    ).half()
     tensors = {
         **single_files.under("model.diffusion_model.", single_files.ldm_unet(unet.state_dict())),
         **single_files.under("first_stage_model.", single_files.ldm_vae(vae.state_dict())),
         **single_files.under("cond_stage_model.transformer.", single_files.hugging_face(text.state_dict())),
     }  # fmt: skip
     save_file(tensors, file)
-    return sum(one.numel() for part in (unet, vae, text) for one in part.parameters())
+    return sum(parameter.numel() for part in (unet, vae, text) for parameter in part.parameters())
 
 
 @pytest.mark.slow
-def test_a_full_size_file_trains_exports_and_renders(tmp_path: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_size_file_trains_exports_and_renders(
+    tmp_path: Path, draw_dots: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
     file = tmp_path / "sd15.safetensors"
     assert full_size_file(file) == 859_520_964 + 83_653_863 + 123_060_480  # as published, without the safety checker
     changes = {
-        "family": "sd", "base": str(file), "resolution_px": 128, "max_steps": 10, "batch_size": 1, "preview_every_steps": 0, "adapter.rank": 4,
-        "adapter.alpha": 4.0, "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot", num=2)), "dtype": "bfloat16", "learning_rate": 1e-3,
+        "family": "sd", "base": str(file), "resolution_px": 128, "max_steps": 10, "batch_size": 1,
+        "preview_every_steps": 0, "adapter.rank": 4,
+        "adapter.alpha": 4.0, "data.folder": str(draw_dots(tmp_path / "dots", "a {colour} dot", num=2)),
+        "dtype": "bfloat16", "learning_rate": 1e-3,
     }  # fmt: skip
     run, stream = session.start(presets.load(plain.STYLE, changes), tmp_path / "runs", "full", None)
     assert list(stream)[-1].kind == "finished"
     info = lora_file.inspect(run.lora_file)
-    assert (info.family, info.rank, info.num_modules) == ("sd", 4, 128)  # attention: 16 blocks of twice four projections
+    assert (info.family, info.rank, info.num_modules) == (
+        "sd",
+        4,
+        128,
+    )  # attention: 16 blocks of twice four projections
     stack = StackConfig(
-        base=str(file), family="sd", prompt="a red dot", steps=2, width_px=128, height_px=128, adapters=(AdapterChoice(file=str(run.lora_file), weight=1.0),)
+        base=str(file), family="sd", prompt="a red dot", steps=2, width_px=128, height_px=128,
+        adapters=(AdapterChoice(file=str(run.lora_file), weight=1.0),)
     )  # fmt: skip
     engine = Engine(str(file), "sd", dtype="bfloat16")
     with_it, without = engine.render(stack).image, engine.render(stack.model_copy(update={"adapters": ()})).image
@@ -68,7 +86,9 @@ def test_a_full_size_file_trains_exports_and_renders(tmp_path: Path, draw_dots: 
 
 
 @pytest.mark.slow
-def test_a_flux_transformer_of_full_width_arrives_with_parts_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flux_transformer_of_full_width_arrives_with_parts_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One block of each kind at FLUX.1 dev's width, since diffusers' reader of its files knows no other width."""
     from diffusers import FluxTransformer2DModel
     from safetensors.torch import save_file
@@ -88,8 +108,10 @@ def test_a_flux_transformer_of_full_width_arrives_with_parts_from_elsewhere(tmp_
         parts = {part: str(tiny / part) for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer_2")}
         model_registry.save(model_registry.new("dev", file, "flux", sha256=single_file.sha256(file), parts=parts))
         folder = bases.resolve("dev", families.registry()["flux"])
-        found = single_files.weights(folder, "transformer")
-        assert found.keys() == truth.keys() and all(torch.equal(found[name], truth[name]) for name in truth)
+        tensors = single_files.weights(folder, "transformer")
+        assert tensors.keys() == truth.keys() and all(torch.equal(tensors[name], truth[name]) for name in truth)
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         assert (config["num_layers"], config["num_single_layers"], config["guidance_embeds"]) == (1, 1, True)
-        assert (folder / "tokenizer" / "tokenizer.json").is_file() and (folder / "text_encoder_2" / "model.safetensors").is_file()
+        assert (folder / "tokenizer" / "tokenizer.json").is_file() and (
+            folder / "text_encoder_2" / "model.safetensors"
+        ).is_file()

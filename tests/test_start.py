@@ -1,4 +1,5 @@
-"""`start.sh` and `start.bat`: the environment made once as the Makefile makes it, then the page; refusals in plain words.
+"""`start.sh` and `start.bat`: the environment made once as the Makefile makes it, then the page; refusals in plain
+words.
 
 `start.sh` runs here with a Python that only writes down what it is asked. `start.bat` can't, so it is read.
 """
@@ -38,7 +39,9 @@ if [ "$1" = --version ]; then echo "Python 3.9.18"; else exit 1; fi
 
 
 class Checkout:
-    """A copy of the files that `start.sh` reads, in a folder with blanks, and a PATH of nothing but what is put there."""
+    """A copy of the files that `start.sh` reads, in a folder with blanks, and a PATH of nothing but what is
+    put there.
+    """
 
     def __init__(self, parent: Path) -> None:
         self.folder, self.path, self.asked = parent / "a folder's copy", parent / "bin", parent / "asked"
@@ -59,8 +62,8 @@ class Checkout:
         environment = {"PATH": str(self.path), "ASKED": str(self.asked), "REAL": sys.executable, **more}
         command = [str(self.folder / "start.sh"), *options]
         done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
-        asked = self.asked.read_text().splitlines() if self.asked.exists() else []
-        return done.returncode, done.stdout + done.stderr, [line for line in asked if not line.startswith("-c ")]
+        lines = self.asked.read_text().splitlines() if self.asked.exists() else []
+        return done.returncode, done.stdout + done.stderr, [line for line in lines if not line.startswith("-c ")]
 
 
 @pytest.fixture
@@ -92,19 +95,26 @@ def test_other_versions_are_installed_when_they_are_asked_for(checkout: Checkout
 @POSIX
 def test_an_install_that_was_cut_off_is_made_afresh(checkout: Checkout) -> None:
     checkout.python("python3")
-    code, said, asked = checkout.start(PIP_ENDS="1")
-    assert (code, asked) == (1, ["-m venv .venv", INSTALLS[0]]) and "The next start makes the environment afresh." in said
+    code, output, asked_pip = checkout.start(PIP_ENDS="1")
+    assert (code, asked_pip) == (
+        1,
+        ["-m venv .venv", INSTALLS[0]],
+    ) and "The next start makes the environment afresh." in output
     (checkout.folder / ".venv" / "half").touch()
-    code, said, asked = checkout.start()
-    assert (code, asked) == (0, ["-m venv .venv", *INSTALLS, OPENS]) and said.startswith("The last install was cut off; starting afresh.")
+    code, output, asked_pip = checkout.start()
+    assert (code, asked_pip) == (0, ["-m venv .venv", *INSTALLS, OPENS]) and output.startswith(
+        "The last install was cut off; starting afresh."
+    )
     assert not (checkout.folder / ".venv" / "half").exists()
 
 
 @POSIX
 def test_pip_is_given_what_is_asked_for(checkout: Checkout) -> None:
     checkout.python("python3")
-    asked = checkout.start(PIP_ARGS="--extra-index-url https://example.invalid/cpu")[2]
-    assert asked[1:3] == [line.replace(" -c ", " --extra-index-url https://example.invalid/cpu -c ", 1) for line in INSTALLS]
+    commands = checkout.start(PIP_ARGS="--extra-index-url https://example.invalid/cpu")[2]
+    assert commands[1:3] == [
+        line.replace(" -c ", " --extra-index-url https://example.invalid/cpu -c ", 1) for line in INSTALLS
+    ]
 
 
 @POSIX
@@ -119,8 +129,11 @@ def test_a_newer_python_is_found_beside_an_old_one(checkout: Checkout) -> None:
 def test_without_a_python_it_says_what_to_install(checkout: Checkout, names: list[str]) -> None:
     for name in names:
         checkout.python(name, _OLD)
-    code, said, asked = checkout.start()
-    assert (code, asked) == (1, []) and "Velatura needs Python 3.10 or newer, and there is none here. Install it from" in said
+    code, output, commands = checkout.start()
+    assert (code, commands) == (
+        1,
+        [],
+    ) and "Velatura needs Python 3.10 or newer, and there is none here. Install it from" in output
     assert not (checkout.folder / ".venv").exists()
 
 
@@ -138,8 +151,11 @@ def test_a_python_that_is_named_is_the_one(checkout: Checkout) -> None:
 @POSIX
 def test_a_python_without_venv_says_what_to_install(checkout: Checkout) -> None:
     checkout.python("python3", _PYTHON.replace("case", 'if [ "$2" = "import ensurepip, venv" ]; then exit 1; fi\ncase'))
-    code, said, asked = checkout.start()
-    assert (code, asked) == (1, []) and "python3 can't make virtual environments. Debian and Ubuntu: apt-get install python3-venv" in said
+    code, output, commands = checkout.start()
+    assert (code, commands) == (
+        1,
+        [],
+    ) and "python3 can't make virtual environments. Debian and Ubuntu: apt-get install python3-venv" in output
 
 
 @POSIX
@@ -166,7 +182,10 @@ def test_its_lines_end_as_cmd_needs_them(batch: str) -> None:
 def _pip(text: str) -> list[str]:
     """Each line that installs, without the names of variables and quotes."""
     lines = re.findall(r"-m pip install .*", text)
-    return [re.sub(r" \|\|.*| &&.*| \$\(PIP_ARGS\)| %PIP_ARGS%| \$\{PIP_ARGS:-\}|[\"']|\r", "", line).strip() for line in lines]
+    return [
+        re.sub(r" \|\|.*| &&.*| \$\(PIP_ARGS\)| %PIP_ARGS%| \$\{PIP_ARGS:-\}|[\"']|\r", "", line).strip()
+        for line in lines
+    ]
 
 
 def test_all_three_install_the_same(batch: str) -> None:
@@ -178,12 +197,23 @@ def test_all_three_install_the_same(batch: str) -> None:
 
 def test_its_labels_are_there_and_end(batch: str) -> None:
     labels = re.findall(r"^:(\w+)", batch, re.MULTILINE)
-    assert set(re.findall(r"(?:goto |call :)(\w+)", batch)) | {"make"} == set(labels) and len(labels) == len(set(labels))
-    assert batch.rstrip().endswith("exit /b 1") and not re.search(r"^[^\"]*\($", batch, re.MULTILINE)  # a block would be read before it is run
+    assert set(re.findall(r"(?:goto |call :)(\w+)", batch)) | {"make"} == set(labels) and len(labels) == len(
+        set(labels)
+    )
+    assert batch.rstrip().endswith("exit /b 1") and not re.search(
+        r"^[^\"]*\($", batch, re.MULTILINE
+    )  # a block would be read before it is run
 
 
 def test_its_steps_come_in_this_order(batch: str) -> None:
-    steps = [r'cd /d "%~dp0"', r'if not exist ".venv\.stamp" goto make', "py -%%v", r"%FOUND% -m venv", r'type nul > ".venv\.begun"', INSTALLS[0][:14]]
+    steps = [
+        r'cd /d "%~dp0"',
+        r'if not exist ".venv\.stamp" goto make',
+        "py -%%v",
+        r"%FOUND% -m venv",
+        r'type nul > ".venv\.begun"',
+        INSTALLS[0][:14],
+    ]
     steps += [r'del ".venv\.begun"', r'type nul > ".venv\.stamp"', f"{OPENS} %*"]
     places = [batch.index(step) for step in steps]
     assert places == sorted(places)

@@ -1,8 +1,7 @@
-"""What differs between systems: each branch by its inputs, on whichever system the tests run; and that no other module asks which one it is."""
+"""What differs between systems: each branch by its inputs, on whichever system the tests run."""
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import errno
 import os
@@ -14,7 +13,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import house
 import psutil
 import pytest
 
@@ -23,55 +21,6 @@ from trainer import system
 SYSTEMS = ["linux", "darwin", "win32"]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="asks POSIX itself")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux itself")
-
-# What only one system has: `signal`'s numbers, a lock's calls, the C library, limits; who asks for a system's name; calls and paths of one system.
-MODULES = {"resource", "fcntl", "ctypes", "signal", "msvcrt", "winreg", "grp", "pwd", "termios", "tty", "platform", "mmap"}
-NAMES = {
-    "sys.platform", "os.name", "os.kill", "os.killpg", "os.setsid", "os.getuid", "os.geteuid", "os.chmod", "os.umask", "os.link", "os.symlink", "os.open",
-    "os.uname", "os.statvfs", "os.sched_getaffinity", "os.fork", "os.nice", "os.mkfifo", "os.O_RDONLY", "subprocess.STARTUPINFO",
-}  # fmt: skip
-ARGUMENTS = {"start_new_session", "creationflags", "preexec_fn", "process_group", "startupinfo"}
-METHODS = {"chmod", "symlink_to", "hardlink_to", "send_signal"}
-PLACES = ("/proc/", "/sys/", "/dev/", "/etc/", "/tmp/")
-
-
-def asks_the_system(module: ast.Module) -> list[str]:
-    """What in a module works on some systems only, or asks which one it runs on, one line each."""
-    found = []
-    for node in ast.walk(module):
-        where = f"line {getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found += [f"{where}: imports {name}" for name in sorted(house.imported(node)) if name.split(".")[0] in MODULES or name in NAMES]
-        elif isinstance(node, ast.Attribute) and house.name_of(node) in NAMES:
-            found.append(f"{where}: {house.name_of(node)}")
-        elif isinstance(node, ast.Call):
-            found += [f"{where}: {one.arg}" for one in node.keywords if one.arg in ARGUMENTS]
-            if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
-                found.append(f"{where}: .{node.func.attr}")
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(PLACES):
-            found.append(f"{where}: {node.value[:40]}")
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(set(house.sources("app", "trainer")) - {"trainer.system"}))
-def test_no_other_module_asks_which_system_it_runs_on(name: str) -> None:
-    assert not (found := asks_the_system(house.tree(house.sources("app", "trainer")[name]))), f"{name}: {found}; give trainer/system.py a function for it"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import ctypes", "def f():\n    import resource", "from signal import SIGTERM", "import sys\nif sys.platform == 'win32': pass", "from os import name",
-        "from sys import platform", "import os\nos.link(a, b)", "subprocess.Popen([], start_new_session=True)", "subprocess.Popen([], creationflags=1)",
-        "folder.chmod(0o755)", "process.send_signal(9)", "Path('/proc/self/status')",
-    ],
-)  # fmt: skip
-def test_the_rule_catches(source: str) -> None:
-    assert asks_the_system(ast.parse(source))
-
-
-def test_the_rule_lets_pass_what_every_system_has() -> None:
-    assert not asks_the_system(ast.parse("import os, psutil\nos.replace(a, b)\nos.getpid()\nprocess.terminate()\nsubprocess.Popen([])\n'a /proc/ b'"))
 
 
 # Processes.
@@ -102,7 +51,10 @@ def test_a_child_gets_a_group_of_its_own() -> None:
 
 @POSIX
 def test_a_child_of_its_own_group_ends_when_it_is_asked() -> None:
-    code = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(60)"
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint('up', "
+        "flush=True)\ntime.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **system.own_group()) as child:
         assert child.stdout and child.stdout.readline() and os.getpgid(child.pid) == child.pid != os.getpgid(0)
         system.ask_to_end(psutil.Process(child.pid))
@@ -135,7 +87,9 @@ class _Windows:
     ],
     ids=["here", "another console", "old Python", "denied"],
 )
-def test_on_windows_a_process_is_asked_by_ctrl_break_and_ended_where_that_does_not_reach(fails: BaseException | None, done: list[object]) -> None:
+def test_on_windows_a_process_is_asked_by_ctrl_break_and_ended_where_that_does_not_reach(
+    fails: BaseException | None, done: list[object]
+) -> None:
     process = _Windows(fails)
     system.ask_to_end(process, "win32")  # type: ignore[arg-type]
     assert process.done == done
@@ -147,19 +101,28 @@ def test_a_process_that_is_gone_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "platform", "asked", "by_system"),
+    ("code", "platform", "is_asked", "by_system"),
     [
-        (-15, "linux", True, False), (-9, "linux", False, True), (137, "darwin", False, True), (0, "linux", False, False), (1, "linux", False, False),
-        (0xC000013A, "win32", True, False), (0xC000013A - 2**32, "win32", True, False), (0xC0000017, "win32", False, True), (1, "win32", False, False),
+        (-15, "linux", True, False), (-9, "linux", False, True), (137, "darwin", False, True),
+        (0, "linux", False, False), (1, "linux", False, False),
+        (0xC000013A, "win32", True, False), (0xC000013A - 2**32, "win32", True, False),
+        (0xC0000017, "win32", False, True), (1, "win32", False, False),
         (-15, "win32", False, False), (0xC000013A, "linux", False, False),
     ],
 )  # fmt: skip
-def test_how_a_process_ended_is_read_from_its_exit_code(code: int, platform: str, asked: bool, by_system: bool) -> None:
-    assert (system.was_asked_to_end(code, platform), system.was_ended_by_system(code, platform)) == (asked, by_system)
+def test_how_a_process_ended_is_read_from_its_exit_code(
+    code: int, platform: str, is_asked: bool, by_system: bool
+) -> None:
+    assert (system.was_asked_to_end(code, platform), system.was_ended_by_system(code, platform)) == (
+        is_asked,
+        by_system,
+    )
 
 
 def test_a_number_is_the_same_process_only_with_its_time_and_its_mark() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | {"MARK": "7"}) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | {"MARK": "7"}
+    ) as child:
         began = system.began_s(child.pid)
         deadline = time.monotonic() + 10
         while system.same_process(child.pid, began, ("MARK", "7")) is None and time.monotonic() < deadline:
@@ -180,7 +143,15 @@ def test_only_on_windows_a_child_must_be_told_to_write_utf8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "there"), [("con", "con_"), ("Aux", "Aux_"), ("nul.txt", "nul.txt_"), ("com1", "com1_"), ("com10", "com10"), ("cone", "cone")]
+    ("name", "there"),
+    [
+        ("con", "con_"),
+        ("Aux", "Aux_"),
+        ("nul.txt", "nul.txt_"),
+        ("com1", "com1_"),
+        ("com10", "com10"),
+        ("cone", "cone"),
+    ],
 )
 def test_windows_keeps_names_for_its_devices(name: str, there: str) -> None:
     assert [system.usable_name(name, platform) for platform in SYSTEMS] == [name, name, there]
@@ -193,7 +164,9 @@ def test_a_folder_is_synced_where_folders_can_be_opened(tmp_path: Path) -> None:
         system.sync_folder(tmp_path / "none", "linux")
 
 
-def test_on_windows_a_file_that_is_open_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_a_file_that_is_open_elsewhere_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tries: list[Path] = []
     real = os.replace
 
@@ -229,7 +202,9 @@ def test_a_second_name_is_given_once(tmp_path: Path) -> None:
     [(errno.EPERM, SYSTEMS), (errno.EXDEV, SYSTEMS), (errno.EINVAL, ["win32"]), (errno.EACCES, []), (errno.ENOSPC, [])],
     ids=["vfat on Linux", "another disk", "exFAT on Windows", "closed", "full"],
 )
-def test_a_file_system_without_links_is_known_by_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, lacks: list[str]) -> None:
+def test_a_file_system_without_links_is_known_by_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, lacks: list[str]
+) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -280,13 +255,15 @@ def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.M
 
 
 def test_freed_memory_is_kept_unless_addresses_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-    old = SimpleNamespace(mallopt=lambda name, value: bool(asked.append((name, value)) or value < 1 << 30))  # glibc before 2.35
+    calls: list[tuple[int, int]] = []
+    old = SimpleNamespace(
+        mallopt=lambda name, value: bool(calls.append((name, value)) or value < 1 << 30)
+    )  # glibc before 2.35
     monkeypatch.setattr(ctypes, "CDLL", lambda name: old)
     monkeypatch.setattr(system, "addresses_are_limited", lambda: False)
-    assert system.keep_freed("linux") and asked == [(-3, 1 << 30), (-3, 32 << 20), (-1, -1)]
+    assert system.keep_freed("linux") and calls == [(-3, 1 << 30), (-3, 32 << 20), (-1, -1)]
     monkeypatch.setattr(system, "addresses_are_limited", lambda: True)
-    assert not system.keep_freed("linux") and len(asked) == 3
+    assert not system.keep_freed("linux") and len(calls) == 3
 
 
 def test_addresses_are_limited_where_linux_promises_no_more_than_it_has(tmp_path: Path) -> None:
@@ -316,7 +293,9 @@ def test_the_peak_is_read_where_each_system_has_it(tmp_path: Path, monkeypatch: 
     none = tmp_path / "none"
     if os.name != "nt":  # kilobytes on Linux, bytes on a Mac
         assert system.peak_resident_bytes(none, "linux") == 1024 * system.peak_resident_bytes(none, "darwin") > 1 << 20
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=5, peak_wset=6)))
+    monkeypatch.setattr(
+        psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=5, peak_wset=6))
+    )
     assert system.peak_resident_bytes(none, "win32") == 6
     monkeypatch.setattr(system, "find_spec", lambda name: None)
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=5)))
@@ -345,7 +324,10 @@ def test_a_containers_memory_counts_before_the_machines(tmp_path: Path) -> None:
 def test_the_processor_is_named_as_the_system_can(tmp_path: Path) -> None:
     (tmp_path / "x86").write_text("processor\t: 0\nmodel name\t: A Chip @ 2 GHz\nflags\t\t: fpu avx2\n")
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd\n\nModel\t\t: A Board\n")
-    assert (system.cpu_name(tmp_path / "x86"), system.cpu_flags(tmp_path / "x86")) == ("A Chip @ 2 GHz", ["fpu", "avx2"])
+    assert (system.cpu_name(tmp_path / "x86"), system.cpu_flags(tmp_path / "x86")) == (
+        "A Chip @ 2 GHz",
+        ["fpu", "avx2"],
+    )
     assert (system.cpu_name(tmp_path / "arm"), system.cpu_flags(tmp_path / "arm")) == ("A Board", ["fp", "asimd"])
     assert system.cpu_name(tmp_path / "none") == system.processor() and system.cpu_flags(tmp_path / "none") == []
 
@@ -364,7 +346,3 @@ def test_what_a_person_copies_into_a_command_line_suits_it() -> None:
 def test_what_else_windows_does_otherwise() -> None:
     assert [system.gpu_spills(platform) for platform in SYSTEMS] == [False, False, True]
     assert [system.cpp_compilers(platform)[0] for platform in SYSTEMS] == ["g++", "g++", "cl"]
-
-
-def test_it_stands_below_everything_else() -> None:
-    assert not house.ours("trainer.system")

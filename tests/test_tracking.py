@@ -63,11 +63,20 @@ def test_tensorboard_has_every_figure_once_after_a_resume(run: Run) -> None:
 
     for from_step, last in ((0, 4), (2, 6)):  # killed after step 4, resumed from the checkpoint of step 2
         assert list(tracking.follow(settings("tensorboard"), run, iter(log(from_step, last)))) == log(from_step, last)
-    found = EventAccumulator(str(run.folder / "tensorboard"))
-    found.Reload()
-    assert [(one.step, round(one.value, 4)) for one in found.Scalars("loss")] == [(step, round(1 / step, 4)) for step in range(1, 7)]
-    assert {"learning rate", "gradient norm", "held-out loss", "held-out gain", "gain on training pictures", "drift"} < set(found.Tags()["scalars"])
-    assert found.Tags()["images"] == ["previews/1 a b <i>"]
+    scalars = EventAccumulator(str(run.folder / "tensorboard"))
+    scalars.Reload()
+    assert [(scalar.step, round(scalar.value, 4)) for scalar in scalars.Scalars("loss")] == [
+        (step, round(1 / step, 4)) for step in range(1, 7)
+    ]
+    assert {
+        "learning rate",
+        "gradient norm",
+        "held-out loss",
+        "held-out gain",
+        "gain on training pictures",
+        "drift",
+    } < set(scalars.Tags()["scalars"])
+    assert scalars.Tags()["images"] == ["previews/1 a b <i>"]
 
 
 def test_trackio_stays_in_the_run_and_asks_nothing_of_the_network(run: Run) -> None:
@@ -89,7 +98,13 @@ def test_trackio_stays_in_the_run_and_asks_nothing_of_the_network(run: Run) -> N
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     for from_step, last in ((0, 4), (2, 6)):
-        done = subprocess.run([sys.executable, "-c", code, str(run.folder), str(from_step), str(last)], cwd=ROOT, env=there, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(run.folder), str(from_step), str(last)],
+            cwd=ROOT,
+            env=there,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "2", "3", "4", "5", "6"], "and prints nothing of its own"
     assert list((run.folder / "trackio").glob("*.db"))
@@ -122,9 +137,9 @@ def test_failing_tracker_is_said_once_and_the_run_goes_on(at: str, run: Run, mon
     monkeypatch.setitem(tracking.TRACKERS, "tensorboard", lambda *_: Broken(at))
     whole = [*log(0, 4), Finished(4, "a.safetensors", 1.0, 1.0)]
     seen = list(tracking.follow(settings("tensorboard"), run, iter(whole)))
-    said = [event for event in seen if isinstance(event, Warned)]
-    assert len(said) == 1 and "No space left" in said[0].message and "switched off" in said[0].message
-    assert [event for event in seen if event not in said] == whole and seen[-1] == whole[-1]
+    warnings = [event for event in seen if isinstance(event, Warned)]
+    assert len(warnings) == 1 and "No space left" in warnings[0].message and "switched off" in warnings[0].message
+    assert [event for event in seen if event not in warnings] == whole and seen[-1] == whole[-1]
 
 
 def test_tracker_is_closed_when_the_run_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

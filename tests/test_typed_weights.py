@@ -15,8 +15,10 @@ from trainer.render import command, jobs_file
 @pytest.mark.parametrize(
     ("text", "file", "wanted"),
     [
-        ("f:0.8", "f", [0.8]), ("f:.8", "f", [0.8]), ("f:1", "f", [1.0]), ("f:-1.", "f", [-1.0]), ("f:1e-1", "f", [0.1]), ("f:0,0.5,1", "f", [0.0, 0.5, 1.0]),
-        ("f:0,1", "f", [0.0, 1.0]), ("C:\\f.safetensors:0.5", "C:\\f.safetensors", [0.5]), ("a:b:2", "a:b", [2.0]), ("f: 0.5 ", "f", [0.5]),
+        ("f:0.8", "f", [0.8]), ("f:.8", "f", [0.8]), ("f:1", "f", [1.0]), ("f:-1.", "f", [-1.0]),
+        ("f:1e-1", "f", [0.1]), ("f:0,0.5,1", "f", [0.0, 0.5, 1.0]),
+        ("f:0,1", "f", [0.0, 1.0]), ("C:\\f.safetensors:0.5", "C:\\f.safetensors", [0.5]), ("a:b:2", "a:b", [2.0]),
+        ("f: 0.5 ", "f", [0.5]),
     ],
 )  # fmt: skip
 def test_a_weight_behind_a_file_is_read(text: str, file: str, wanted: list[float]) -> None:
@@ -27,7 +29,8 @@ def test_a_weight_behind_a_file_is_read(text: str, file: str, wanted: list[float
 
 
 BAD = [
-    ("0,8", "0.8"), ("0,75", "0.75"), ("-0,5", "-0.5"), ("1,25", "1.25"), ("0,05", "0.05"), ("0,01", "0.01"), (",8", ""),
+    ("0,8", "0.8"), ("0,75", "0.75"), ("-0,5", "-0.5"), ("1,25", "1.25"), ("0,05", "0.05"), ("0,01", "0.01"),
+    (",8", ""),
     ("1e9", ""), ("nan", "a number such as 0.8"), ("inf", ""), ("-inf", ""), ("", "a number such as 0.8"), 
     ("1-2", "a number such as 0.8"), ("99", ""), ("--1", ""), ("1.2.3", ""),
 ]  # fmt: skip
@@ -42,7 +45,9 @@ def test_a_weight_that_is_none_is_refused_and_says_what_was_meant(text: str, mea
         stack_tab.weights_of(text)
     assert "weights are" in str(shown.value) and (meant in str(shown.value) or not text)
     row = next(iter(jobs_file._csv(written(text), jobs_file.Defaults())))
-    assert row.stack is None and "weight" in row.problem and (meant in row.problem or "allowed" in row.problem), row.problem
+    assert row.stack is None and "weight" in row.problem and (meant in row.problem or "allowed" in row.problem), (
+        row.problem
+    )
 
 
 def written(weight: str) -> Path:
@@ -57,7 +62,11 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_pages_batch_takes_weights_with_a_point() -> None:
-    assert batches._numbers("0.5, 1,") == [0.5, 1.0] and batches._numbers(" ") == [1.0] and stack_tab.weights_of("0; 0.5, 1") == [0.0, 0.5, 1.0]
+    assert (
+        batches._numbers("0.5, 1,") == [0.5, 1.0]
+        and batches._numbers(" ") == [1.0]
+        and stack_tab.weights_of("0; 0.5, 1") == [0.0, 0.5, 1.0]
+    )
     for text, meant in (("0,85", "0.85"), ("nan", "number"), ("9e9", "allowed")):
         with pytest.raises(ConfigError, match=meant):
             batches._numbers(text)
@@ -71,8 +80,8 @@ def test_a_bad_row_leaves_the_others() -> None:
 
 
 def test_the_command_says_it(run_velatura: Callable[..., object]) -> None:
-    said = run_velatura("render", "--lora", "fox.safetensors:0,8")
-    assert said.returncode == 2 and "write it with a point: 0.8" in said.stderr and "Traceback" not in said.stderr  # type: ignore[attr-defined]
+    result = run_velatura("render", "--lora", "fox.safetensors:0,8")
+    assert result.returncode == 2 and "write it with a point: 0.8" in result.stderr and "Traceback" not in result.stderr  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("text", ["9" * 9000, "," * 9000, "1," * 4000, " " * 9000, "e" * 9000, "-" * 9000, "f:" * 4000])

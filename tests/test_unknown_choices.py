@@ -1,4 +1,6 @@
-"""A value that a setting may have and the code has no branch for is refused by name, never read as the last of the others."""
+"""A value that a setting may have and the code has no branch for is refused by name, never read as the last of the
+others.
+"""
 
 import re
 from collections.abc import Iterator
@@ -36,16 +38,37 @@ def optimizer_with(**values: Any) -> OptimizerConfig:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: loss.weights(objective_with(weighting="p2"), EPSILON, torch.tensor([5])), "objective.weighting is 'p2'.*allowed: none, min-snr"),
-        (lambda: loss.elements(objective_with(loss="l1"), PAIR, PAIR), "objective.loss is 'l1'.*allowed: l2, huber, smooth_l1"),
-        (lambda: loss.draw_timesteps(objective_with(timesteps="beta"), EPSILON, 1, RNG, 4), "objective.timesteps is 'beta'.*allowed: uniform, logit-normal"),
-        (lambda: loss.draw_timesteps(objective_with(shift="flux"), EPSILON, 1, RNG, 4), "objective.shift is 'flux'.*allowed: none, fixed, resolution"),
-        (lambda: schedules.factor(optimizer_with(schedule="step"), 50, 100), "optimizer.schedule is 'step'.*allowed: constant, linear, cosine"),
+        (
+            lambda: loss.weights(objective_with(weighting="p2"), EPSILON, torch.tensor([5])),
+            ("objective.weighting is 'p2'.*allowed: none, min-snr"),
+        ),
+        (
+            lambda: loss.elements(objective_with(loss="l1"), PAIR, PAIR),
+            ("objective.loss is 'l1'.*allowed: l2, huber, smooth_l1"),
+        ),
+        (
+            lambda: loss.draw_timesteps(objective_with(timesteps="beta"), EPSILON, 1, RNG, 4),
+            ("objective.timesteps is 'beta'.*allowed: uniform, logit-normal"),
+        ),
+        (
+            lambda: loss.draw_timesteps(objective_with(shift="flux"), EPSILON, 1, RNG, 4),
+            ("objective.shift is 'flux'.*allowed: none, fixed, resolution"),
+        ),
+        (
+            lambda: schedules.factor(optimizer_with(schedule="step"), 50, 100),
+            ("optimizer.schedule is 'step'.*allowed: constant, linear, cosine"),
+        ),
         (lambda: optimizers._find(optimizer_with(name="sgd")), "optimizer.name is 'sgd'.*allowed: adamw, adamw8bit"),
-        (lambda: quantising.quantise(torch.nn.Linear(2, 2), "int4"), "memory.quantise is 'int4'.*allowed: none, int8, nf4, fp8"),
-        (lambda: objective.target(Schedule("x0", EPSILON.alphas_cumprod), PAIR, PAIR, torch.tensor([5])), "predicts 'x0'; allowed: epsilon, v, flow"),
+        (
+            lambda: quantising.quantise(torch.nn.Linear(2, 2), "int4"),
+            ("memory.quantise is 'int4'.*allowed: none, int8, nf4, fp8"),
+        ),
+        (
+            lambda: objective.target(Schedule("x0", EPSILON.alphas_cumprod), PAIR, PAIR, torch.tensor([5])),
+            "predicts 'x0'; allowed: epsilon, v, flow",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_choice_is_refused_by_name(call: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         call()
@@ -57,7 +80,9 @@ def test_every_known_weighting_still_weighs(weighting: str) -> None:
     config = objective_with(weighting=weighting)
     alpha = float(EPSILON.alphas_cumprod[100])
     snr = alpha / (1 - alpha)
-    wanted = {"none": 1.0, "min-snr": min(snr, config.min_snr_gamma) / snr, "debiased": snr**-0.5, "snr": snr}[weighting]
+    wanted = {"none": 1.0, "min-snr": min(snr, config.min_snr_gamma) / snr, "debiased": snr**-0.5, "snr": snr}[
+        weighting
+    ]
     assert float(loss.weights(config, EPSILON, torch.tensor([100]))) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -83,27 +108,57 @@ def words(model: type[Settings], section: str = "") -> Iterator[tuple[str, str]]
 def changed(config: TrainConfig, section: str, key: str) -> TrainConfig:
     """The same with a word that no code knows, as a version to come may have one."""
     group = section.removesuffix(".")
-    return config.model_copy(update={key: "woven"} if not group else {group: getattr(config, group).model_copy(update={key: "woven"})})
+    return config.model_copy(
+        update={key: "woven"} if not group else {group: getattr(config, group).model_copy(update={key: "woven"})}
+    )
 
 
-SETTINGS = sorted({*words(TrainConfig), *(("adapter.", key) for module in methods.registry().values() for _, key in words(module.Config))})
+SETTINGS = sorted(
+    {
+        *words(TrainConfig),
+        *(("adapter.", key) for module in methods.registry().values() for _, key in words(module.Config)),
+    }
+)
 
 
 @pytest.mark.parametrize("section, key", SETTINGS)
-def test_no_training_starts_and_no_base_is_opened_with_an_unknown_choice(section: str, key: str, tmp_path: Path) -> None:
-    method = next(name for name, module in methods.registry().items() if section != "adapter." or key in module.Config.model_fields)
-    config = parse(TrainConfig, {"family": "sd", "base": "imprimatura", "adapter": {"method": method}, "data": {"folder": str(tmp_path)}}, "x")
+def test_no_training_starts_and_no_base_is_opened_with_an_unknown_choice(
+    section: str, key: str, tmp_path: Path
+) -> None:
+    method = next(
+        name
+        for name, module in methods.registry().items()
+        if section != "adapter." or key in module.Config.model_fields
+    )
+    config = parse(
+        TrainConfig,
+        {"family": "sd", "base": "imprimatura", "adapter": {"method": method}, "data": {"folder": str(tmp_path)}},
+        "x",
+    )
     odd = changed(config, section, key)
     for door in (lambda: session.start(odd, tmp_path / "runs", "x", None), lambda: TrainingModel.open(odd)):
-        with pytest.raises(ConfigError, match=re.escape(f"{section}{key} is 'woven', which nothing here computes; allowed: ")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"{section}{key} is 'woven', which nothing here computes; allowed: ")
+        ):
             door()
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_words_are_found_in_every_section() -> None:
-    assert {"", "adapter.", "captions.", "data.", "memory.", "objective.", "optimizer."} <= {section for section, _ in SETTINGS}
-    wanted = {("memory.", "attention"), ("memory.", "compile"), ("memory.", "offload"), ("data.", "crop"), ("data.", "mask"), ("captions.", "lines")}
-    assert wanted | {("captions.", "long"), ("", "device"), ("adapter.", "targets"), ("adapter.", "init")} <= set(SETTINGS)
+    assert {"", "adapter.", "captions.", "data.", "memory.", "objective.", "optimizer."} <= {
+        section for section, _ in SETTINGS
+    }
+    wanted = {
+        ("memory.", "attention"),
+        ("memory.", "compile"),
+        ("memory.", "offload"),
+        ("data.", "crop"),
+        ("data.", "mask"),
+        ("captions.", "lines"),
+    }
+    assert wanted | {("captions.", "long"), ("", "device"), ("adapter.", "targets"), ("adapter.", "init")} <= set(
+        SETTINGS
+    )
 
 
 def test_a_stack_of_another_version_is_not_drawn_as_one_of_this() -> None:

@@ -49,7 +49,10 @@ def test_pictures_and_captions_come_in(tmp_path: Path) -> None:
 
 
 def test_nothing_is_replaced_and_captions_follow_their_picture(tmp_path: Path) -> None:
-    path = make_zip(tmp_path / "x.zip", {"one/a.png": png("red"), "one/a.txt": b"red", "two/a.jpg": png("blue"), "two/a.txt": b"blue"})
+    path = make_zip(
+        tmp_path / "x.zip",
+        {"one/a.png": png("red"), "one/a.txt": b"red", "two/a.jpg": png("blue"), "two/a.txt": b"blue"},
+    )
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "a.png").write_bytes(png("green"))
@@ -77,7 +80,12 @@ def test_caption_alone_goes_to_a_picture_that_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "raw, words",
-    [(b"", "empty|not a picture"), (b"<svg onload=alert(1)>", "not a picture"), (png()[:60], "damaged"), (png(size=4), "at least 16")],
+    [
+        (b"", "empty|not a picture"),
+        (b"<svg onload=alert(1)>", "not a picture"),
+        (png()[:60], "damaged"),
+        (png(size=4), "at least 16"),
+    ],
 )
 def test_what_is_no_picture_is_left_out_by_name(tmp_path: Path, raw: bytes, words: str) -> None:
     report = uploads.add_zip(tmp_path / "set", make_zip(tmp_path / "x.zip", {"bad.png": raw, "good.png": png()}))
@@ -89,7 +97,17 @@ def test_what_is_no_picture_is_left_out_by_name(tmp_path: Path, raw: bytes, word
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\..\\evil.png", "a/../../evil.png", "con.png", ".hidden.png", "\u202egnp.png"]
+    "name",
+    [
+        "../../evil.png",
+        "/etc/evil.png",
+        "C:\\evil.png",
+        "..\\..\\evil.png",
+        "a/../../evil.png",
+        "con.png",
+        ".hidden.png",
+        "\u202egnp.png",
+    ],
 )
 def test_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "a" / "set"
@@ -167,7 +185,9 @@ def test_what_is_no_zip_is_refused_in_words(tmp_path: Path, raw: bytes) -> None:
 def test_mutated_zips_never_leave_the_folder_nor_crash(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     root = tmp_path_factory.mktemp("fuzz")
     dice = random.Random(seed)
-    raw = bytearray(make_zip(root / "x.zip", {"a.png": png(), "d/b.txt": b"caption", "d/b.png": png("blue")}).read_bytes())
+    raw = bytearray(
+        make_zip(root / "x.zip", {"a.png": png(), "d/b.txt": b"caption", "d/b.png": png("blue")}).read_bytes()
+    )
     for _ in range(dice.randint(1, 12)):
         raw[dice.randrange(len(raw))] = dice.randrange(256)
     (root / "x.zip").write_bytes(raw[: dice.randint(1, len(raw))] if dice.random() < 0.2 else raw)
@@ -181,7 +201,14 @@ def test_mutated_zips_never_leave_the_folder_nor_crash(tmp_path_factory: pytest.
 @given(name=st.text(max_size=300))
 def test_any_name_becomes_a_safe_stem(name: str) -> None:
     stem = uploads.safe_stem(name)
-    assert stem and "/" not in stem and "\\" not in stem and not stem.startswith((".", "-")) and len(stem.encode()) <= 205 and stem.isprintable()
+    assert (
+        stem
+        and "/" not in stem
+        and "\\" not in stem
+        and not stem.startswith((".", "-"))
+        and len(stem.encode()) <= 205
+        and stem.isprintable()
+    )
 
 
 def _in_turn(folder: Path, source: Path) -> list[str]:
@@ -194,7 +221,9 @@ def _upload(folder: str, root: str, numbers: list[int]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("callers", [2, 12])
-@pytest.mark.parametrize(("kind", "links"), [("threads", True), ("threads", False), ("processes", True)])  # a patch reaches no other process
+@pytest.mark.parametrize(
+    ("kind", "links"), [("threads", True), ("threads", False), ("processes", True)]
+)  # a patch reaches no other process
 def test_twenty_pictures_of_one_name_from_many_callers_are_all_there_with_their_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callers: int, kind: str, links: bool
 ) -> None:
@@ -202,7 +231,9 @@ def test_twenty_pictures_of_one_name_from_many_callers_are_all_there_with_their_
     from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
     if not links:
-        monkeypatch.setattr(uploads.unique_names.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+        monkeypatch.setattr(
+            uploads.unique_names.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported"))
+        )
     colours = [(10 * number, 5, 200) for number in range(20)]
     for number, colour in enumerate(colours):
         source = tmp_path / "sources" / str(number)
@@ -211,20 +242,24 @@ def test_twenty_pictures_of_one_name_from_many_callers_are_all_there_with_their_
         (source / "IMG_0001.txt").write_text(f"colour {colour}")
     folder = tmp_path / "set"
     pool: Executor = (
-        ThreadPoolExecutor(callers) if kind == "threads" else ProcessPoolExecutor(min(callers, 3), multiprocessing.get_context("spawn"))
+        ThreadPoolExecutor(callers)
+        if kind == "threads"
+        else ProcessPoolExecutor(min(callers, 3), multiprocessing.get_context("spawn"))
     )  # as many as the machine bears
     with pool:
         shares = [list(range(20))[first::callers] for first in range(callers)]
         waiting = [pool.submit(_upload, str(folder), str(tmp_path / "sources"), share) for share in shares]
-        added = [name for one in waiting for names_ in one.result() for name in names_]
+        added = [name for upload in waiting for names_ in upload.result() for name in names_]
     assert len(set(added)) == 20 and sorted(added) == sorted(path.name for path in folder.glob("*.png"))
-    found = set()
+    pixels = set()
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             pixel = image.convert("RGB").getpixel((3, 3))
-        assert path.with_suffix(".txt").read_text().strip() == f"colour {pixel}", "each caption lies beside its own picture"
-        found.add(pixel)
-    assert found == set(colours) and not list(folder.glob(".*.upload"))
+        assert path.with_suffix(".txt").read_text().strip() == f"colour {pixel}", (
+            "each caption lies beside its own picture"
+        )
+        pixels.add(pixel)
+    assert pixels == set(colours) and not list(folder.glob(".*.upload"))
 
 
 def test_one_stem_is_one_pictures_whatever_its_ending_or_case(tmp_path: Path) -> None:
@@ -243,7 +278,11 @@ def test_two_captions_for_one_picture_are_not_both_taken(tmp_path: Path) -> None
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "a.txt").write_text(f"caption {number}")
     with ThreadPoolExecutor(8) as pool:
-        reports = list(pool.map(lambda number: uploads.add_pictures(tmp_path / "set", [tmp_path / str(number) / "a.txt"]), range(8)))
+        reports = list(
+            pool.map(
+                lambda number: uploads.add_pictures(tmp_path / "set", [tmp_path / str(number) / "a.txt"]), range(8)
+            )
+        )
     (taken,) = [number for number, report in enumerate(reports) if not report.left_out]
     assert (tmp_path / "set" / "a.txt").read_text().strip() == f"caption {taken}"
 
@@ -255,10 +294,18 @@ def zip_by_hand(entries: dict[bytes, bytes]) -> bytes:
         fields = struct.pack("<5H3I2H", 20, 0, 0, 0, 33, zlib.crc32(raw), len(raw), len(raw), len(name), 0)
         directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields + struct.pack("<3H2I", 0, 0, 0, 0, len(body)) + name
         body += b"PK\x03\x04" + fields + name + raw
-    return body + directory + b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, len(entries), len(entries), len(directory), len(body), 0)
+    return (
+        body
+        + directory
+        + b"PK\x05\x06"
+        + struct.pack("<4H2IH", 0, 0, len(entries), len(entries), len(directory), len(body), 0)
+    )
 
 
-@pytest.mark.parametrize("name", ["", "/", ".", "..", "//", "a/", "\\", ".png", "a/.png", " ", "./", "a//b.png", "...", "\n.png", "\ud83d.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", ".", "..", "//", "a/", "\\", ".png", "a/.png", " ", "./", "a//b.png", "...", "\n.png", "\ud83d.png"],
+)
 def test_an_entry_with_hardly_a_name_costs_nothing_else(name: str, tmp_path: Path) -> None:
     from trainer.data import archives
 

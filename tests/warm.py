@@ -1,8 +1,8 @@
 """The command in a process of its own that need not import torch and diffusers first: forked from one that has.
 
-An import takes five seconds of a core, and the tests start more than a hundred commands. What is forked is a process like any other: its own
-folder, streams, signals and status, killed and waited for as one. Commands whose start is what is tested, or that are told something by
-their environment, start cold (`subprocess`).
+An import takes five seconds of a core, and the tests start more than a hundred commands. What is forked is a process
+like any other: its own folder, streams, signals and status, killed and waited for as one. Commands whose start is what
+is tested, or that are told something by their environment, start cold (`subprocess`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 # What a training or a rendering imports; none of it computes, so that no thread is there to be lost by forking.
 _IMPORTED = [
     "diffusers", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers", "transformers.models.clip.modeling_clip",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers",
+    "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip", "peft", "safetensors.torch", "PIL.Image", "pytorch_optimizer",
 ]  # fmt: skip
 
@@ -74,26 +75,27 @@ class Command:
         watch.daemon = True
         watch.start()
         with self.stdout:
-            said = self.stdout.read()
+            output = self.stdout.read()
         self.wait()
         watch.cancel()
         wrong = self._said.read_text(encoding="utf-8")
         self._streams.cleanup()
-        return said, wrong
+        return output, wrong
 
 
 def run(arguments: list[str], folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
     """`velatura ARGUMENTS` to its end."""
     process = Command(arguments, folder)
-    said, wrong = process.communicate(timeout)
-    return subprocess.CompletedProcess(["velatura", *arguments], process.returncode, said, wrong)
+    output, wrong = process.communicate(timeout)
+    return subprocess.CompletedProcess(["velatura", *arguments], process.returncode, output, wrong)
 
 
 def _run(arguments: list[str], folder: str, out: str, err: str) -> None:
     """In the forked process."""
     for path, stream, kind in ((out, 1, os.O_WRONLY), (err, 2, os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(path, kind), stream)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(open(stream, "wb", closefd=False), encoding="utf-8", line_buffering=True) for stream in (1, 2))  # noqa: SIM115
+    streams = (open(stream, "wb", closefd=False) for stream in (1, 2))  # noqa: SIM115 - they stay open
+    sys.stdout, sys.stderr = (io.TextIOWrapper(stream, encoding="utf-8", line_buffering=True) for stream in streams)
     os.chdir(folder)
     sys.argv = ["velatura", *arguments]
     from trainer.cli import main

@@ -1,4 +1,4 @@
-"""An adapter on a model, through PEFT: put on, switched off for a look at the base, taken off again bit for bit.
+"""An adapter on a model, through PEFT: put on, switched off to compute the base, taken off again bit for bit.
 
 PEFT makes adapters in the base's dtype. Beside a small base, lengths (DoRA) or starting factors (PiSSA, OLoRA) rounded
 there would move the model before the first step; what it rounds is computed again here in float32.
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from trainer import eva_start, methods
@@ -34,37 +36,54 @@ class Attachment:
     model: nn.Module
     layers: dict[str, Any]  # PEFT's, by module path
     originals: dict[str, Tensor] = field(default_factory=dict)  # the weights that attaching changed, on the CPU
-    initial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # down and up as they were taken out of those
+    # Down and up as they were taken out of those weights.
+    initial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name, in a fixed order, float32."""
         return {f"{path}.{name}": parameter for path, layer in self.layers.items() for name, parameter in _own(layer)}
 
+    def own(self, path: str) -> dict[str, nn.Parameter]:
+        """A layer's parameters by PEFT's names without the adapter's."""
+        return {name.replace(f".{ADAPTER}", ""): parameter for name, parameter in _own(self.layers[path])}
+
+    def scales(self) -> dict[str, float]:
+        """What each layer's update is scaled by, 1 where the method has no scale."""
+        return {path: getattr(layer, "scaling", {}).get(ADAPTER, 1.0) for path, layer in self.layers.items()}
+
     def constants(self) -> dict[str, Tensor]:
-        """What else a checkpoint must keep for the adapter to go on exactly (initial factors of PiSSA and OLoRA); often empty."""
-        return {f"{path}.{name}": tensor for path, pair in self.initial.items() for name, tensor in zip(_initial_names(), pair, strict=True)}
+        """What else a checkpoint must keep for the adapter to go on exactly: initial factors of PiSSA and OLoRA."""
+        return {
+            f"{path}.{name}": tensor
+            for path, pair in self.initial.items()
+            for name, tensor in zip(_initial_names(), pair, strict=True)
+        }
 
     def dropouts(self) -> list[nn.Module]:
-        """The layers whose train mode switches adapter dropout on; nothing else in them heeds it."""
+        """The layers whose train mode switches adapter dropout on; it changes nothing else in them."""
         return list(self.layers.values())
 
     def modules(self) -> dict[str, dict[str, Tensor]]:
-        """The adapter's tensors by module path, `{path: {"lora_A.weight": ..., "lora_B.weight": ...}}`, as PEFT calls them.
+        """The adapter's tensors by module path and PEFT's name: `{path: {"lora_A.weight": ..., ...}}`.
 
         They hold for the base as it was before: what started inside the base has twice the rank here.
         """
         return {path: {name: tensor.detach() for name, tensor in self._parts(path).items()} for path in self.layers}
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor, float]]:
-        """Down, up and scale by module path of what is low-rank, with gradients: the parameters, unless it started inside the base."""
-        parts = {path: self._parts(path) for path in self.layers}
+        """Down, up and scale by module path of what is low-rank, with gradients.
+
+        They are the parameters, unless the adapter started inside the base: then they are made of them.
+        """
+        parts_by_path = {path: self._parts(path) for path in self.layers}
         return {
-            path: (found["lora_A.weight"], found["lora_B.weight"], self.layers[path].scaling[ADAPTER])
-            for path, found in parts.items()
-            if "lora_A.weight" in found
-        }  # fmt: skip
+            path: (parts["lora_A.weight"], parts["lora_B.weight"], self.layers[path].scaling[ADAPTER])
+            for path, parts in parts_by_path.items()
+            if "lora_A.weight" in parts
+        }
 
     def _parts(self, path: str) -> dict[str, Tensor]:
+        """A layer's tensors for the base as it was before."""
         own: dict[str, Tensor] = {name: parameter for name, parameter in _own(self.layers[path])}
         initial = dict(zip(_initial_names(), self.initial[path], strict=True)) if path in self.initial else {}
         return combined(own | initial)
@@ -78,14 +97,16 @@ class Attachment:
 
     @torch.no_grad()
     def change(self, path: str) -> Tensor:
-        """What the adapter does to a module's weight, float64 on the CPU: PEFT's own merge on a copy, minus the base's weight."""
+        """What the adapter adds to a module's weight, float64 on the CPU: PEFT's own merge minus the base's weight."""
         layer = self.layers[path]
         if not layer.get_base_layer().weight.is_floating_point():  # quantised, with plain LoRA on it
             delta: Tensor = layer.get_delta_weight(ADAPTER)
             return delta.cpu().double()
-        base, twin = self.base(path).double(), copy.deepcopy(layer).to("cpu", torch.float64)  # not every device has float64
+
+        # Merged on a copy of the layer, on the CPU: not every device has float64.
+        base, twin = self.base(path).double(), copy.deepcopy(layer).to("cpu", torch.float64)
         merged = base.clone()
-        if path in self.initial:
+        if path in self.initial:  # the layer's base is what was left when these were taken out
             down0, up0 = (factor.to("cpu", torch.float64) for factor in self.initial[path])
             merged -= layer.scaling[ADAPTER] * (up0 @ down0)
         twin.get_base_layer().weight.data = merged
@@ -113,20 +134,28 @@ class Attachment:
         for path, layer in self.layers.items():
             parent, _, name = path.rpartition(".")
             setattr(self.model.get_submodule(parent), name, layer.get_base_layer())
-        for left in ("peft_config", "_hf_peft_config_loaded"):
-            if left in vars(self.model):
-                delattr(self.model, left)
+        # What PEFT, and diffusers for it, note on the model.
+        for name in ("peft_config", "_hf_peft_config_loaded"):
+            if name in vars(self.model):
+                delattr(self.model, name)
         self.layers, self.originals, self.initial = {}, {}, {}
 
     def _put(self, weights: dict[str, Tensor]) -> None:
+        """Write these weights into the base's layers, in place."""
         for path, weight in weights.items():
             self.layers[path].get_base_layer().weight.data.copy_(weight)
 
 
-def combined(saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's parameters and constants, as a checkpoint has them, for the base as it was before; under PEFT's names without the adapter's.
+# Tensors by name.
 
-    up @ down - up0 @ down0 = [up, up - up0] @ [down - down0; down0], without the difference of two nearly equal products.
+
+def combined(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's parameters and constants, as a checkpoint has them, for the base as it was before.
+
+    The names are PEFT's without the adapter's.
+
+    up @ down - up0 @ down0 = [up, up - up0] @ [down - down0; down0], without the difference of two nearly equal
+    products.
     """
     parts = {name.replace(f".{ADAPTER}", ""): tensor for name, tensor in saved.items() if not name.endswith(INITIAL)}
     if initial := [saved[name] for name in _initial_names() if name in saved]:
@@ -137,22 +166,34 @@ def combined(saved: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """A layer's parameters that are the adapter's."""
     return [(name, parameter) for name, parameter in layer.named_parameters() if not name.startswith("base_layer.")]
 
 
 def _initial_names() -> tuple[str, str]:
+    """How a checkpoint names the initial down and up of a layer."""
     return f"lora_A.{ADAPTER}.weight{INITIAL}", f"lora_B.{ADAPTER}.weight{INITIAL}"
 
 
-def attach(
-    model: nn.Module, method: Method, config: Settings, targets: str, seed: int, saved: dict[str, Tensor] | None = None,
-    samples: Callable[[], None] | None = None,
-) -> Attachment:  # fmt: skip
-    """Put the method's adapter on every layer that `targets` (a regular expression over paths) matches, zero at the start or as `saved`.
+# Putting an adapter on.
 
-    `saved` holds what `parameters` and `constants` gave. `samples` runs a few batches through the model, for a start that
-    depends on what flows there. Raises: ConfigError if the method can't lie on these layers; the model is as it was then.
+
+def attach(
+    model: nn.Module,
+    method: Method,
+    config: Settings,
+    targets: str,
+    seed: int,
+    saved: dict[str, Tensor] | None = None,
+    samples: Callable[[], None] | None = None,
+) -> Attachment:
+    """Put the method's adapter on every layer whose path `targets`, a regular expression, matches.
+
+    It changes nothing at the start, or is as `saved`: what `parameters` and `constants` gave. `samples` runs a few
+    batches through the model, for a start that depends on what flows there. Raises: ConfigError if the method can't lie
+    on these layers; the model is as it was then.
     """
+    # PEFT's layers, and for some starts what they take out of the base.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")  # about a way to save that isn't ours
         settings = method.peft_config(config, targets)
@@ -162,6 +203,8 @@ def attach(
     attachment = _inject(model, settings, seed, start in method.starts_from_base, starts_fresh=saved is None)
     if start in method.starts_from_base:
         _take_out_of_base(attachment, start, saved)
+
+    # Their values: as the method starts, or as saved.
     if saved is None:
         for layer in attachment.layers.values():
             _measure_lengths(layer)
@@ -175,15 +218,16 @@ def attach(
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    """PEFT's layers in a model, by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_fresh: bool) -> Attachment:
-    """PEFT's layers in the model, float32, in the mode the model is in; weights that the start takes from are kept first."""
-    from peft import inject_adapter_in_model
+    """Put PEFT's layers into the model, float32, in the mode the model is in.
 
+    If the start takes its factors out of the base's weights, those are kept first.
+    """
+    # The weights that PEFT will change.
     before: dict[str, tuple[Tensor, Tensor]] = {}  # storage and copy
     if from_base:
         for path in _matching(model, settings.target_modules):
@@ -191,11 +235,16 @@ def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_
             before[path] = (weight, weight.cpu().clone())
         if not starts_fresh:
             settings.init_lora_weights = True  # the factors come from the checkpoint
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws from the global generator
+
+    # PEFT draws from the global generator, which is put back as it was.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # the setting's help says so
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, ADAPTER)
-    model._hf_peft_config_loaded = True  # type: ignore[assignment]  # else diffusers knows of none; PixArt's has no `add_adapter`
+    # What diffusers' own `add_adapter` sets, without which it knows of no adapter; PixArt's model has no such method.
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]
+
+    # The layers as training wants them.
     attachment = Attachment(model, _layers(model), {path: copied for path, (_, copied) in before.items()})
     for path, layer in attachment.layers.items():
         layer.train(model.training)
@@ -212,26 +261,41 @@ def _matching(model: nn.Module, targets: str) -> list[str]:
     return [path for path, module in model.named_modules() if re.fullmatch(targets, path) and hasattr(module, "weight")]
 
 
+# What can't be adapted.
+
+
 def refuse_ranks_of_nothing(config: Settings, targets: list[tuple[nn.Module, str]]) -> None:
-    """Raises: ConfigError for a rank of the method's settings that no layer of these models, among those that its pattern matches, would have."""
+    """Refuse ranks of single blocks that no adapted layer would have. Raises: ConfigError.
+
+    `targets` are models, each with the pattern over paths that its adapter is put on by.
+    """
     paths = [path for model, pattern in targets for path in _matching(model, pattern)]
     for line in getattr(config, "block_ranks", ()):
         text = line.partition("=")[0].strip()
         if not any(text in path for path in paths):
             raise ConfigError(
-                f"adapter.block_ranks has {line!r}, but no adapted layer has {text!r} in its path; one of them is {paths[0] if paths else 'none'}."
+                f"adapter.block_ranks has {line!r}, but no adapted layer has {text!r} in its path; one of them is "
+                f"{paths[0] if paths else 'none'}."
             )
 
 
 def _refuse_quantised(model: nn.Module, targets: str) -> None:
+    """Raises: ConfigError if a layer to be adapted is quantised."""
     if any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in _matching(model, targets)):
-        raise ConfigError(f"adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: {methods.on_quantised()}.")
+        raise ConfigError(
+            f"adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: "
+            f"{methods.on_quantised()}."
+        )
+
+
+# Starts.
 
 
 @torch.no_grad()
 def _take_out_of_base(attachment: Attachment, start: str, saved: dict[str, Tensor] | None) -> None:
     """Keep the factors as they start and leave in the base what they don't hold, both from float32."""
     for path, layer in attachment.layers.items():
+        # The factors: as PEFT has just made them, or as a checkpoint kept them.
         weight = layer.get_base_layer().weight
         if saved is None:
             pair = tuple(layer.get_parameter(f"lora_{letter}.{ADAPTER}.weight").detach().clone() for letter in "AB")
@@ -239,7 +303,12 @@ def _take_out_of_base(attachment: Attachment, start: str, saved: dict[str, Tenso
             pair = tuple(saved[f"{path}.{name}"].to(weight.device).float() for name in _initial_names())
         if pair[0].shape[0] != layer.r[ADAPTER]:
             attachment.detach()
-            raise ConfigError(f"adapter.rank is {layer.r[ADAPTER]}, but {path} is {pair[0].shape[0]} wide; {start} takes that at most.")
+            raise ConfigError(
+                f"adapter.rank is {layer.r[ADAPTER]}, but {path} is {pair[0].shape[0]} wide; {start} takes that at "
+                f"most."
+            )
+
+        # What they don't hold of the weight stays in the base.
         attachment.initial[path] = (pair[0], pair[1])
         weight.data.copy_(weight.float() - layer.scaling[ADAPTER] * (pair[1] @ pair[0]))
 
@@ -250,12 +319,14 @@ def _measure_lengths(layer: Any) -> None:
     lengths = getattr(layer, "lora_magnitude_vector", None)
     if lengths is not None and ADAPTER in lengths:
         weight = layer.get_base_layer().weight.float()
-        lengths[ADAPTER].weight.data = lengths[ADAPTER].get_weight_norm(weight, torch.zeros_like(weight), layer.scaling[ADAPTER])
+        lengths[ADAPTER].weight.data = lengths[ADAPTER].get_weight_norm(
+            weight, torch.zeros_like(weight), layer.scaling[ADAPTER]
+        )
 
 
 @torch.no_grad()
 def _start_from_activations(attachment: Attachment, samples: Callable[[], None]) -> None:
     """EVA: down is the main directions of a layer's inputs; rows beyond those it has stay random."""
     ranks = {path: layer.r[ADAPTER] for path, layer in attachment.layers.items()}
-    for path, found in eva_start.directions(attachment.layers, ranks, samples).items():
-        attachment.layers[path].lora_A[ADAPTER].weight[: len(found)] = found
+    for path, rows in eva_start.directions(attachment.layers, ranks, samples).items():
+        attachment.layers[path].lora_A[ADAPTER].weight[: len(rows)] = rows

@@ -1,7 +1,8 @@
-"""What a base draws with where nobody says: its own size, and the steps and guidance that it or its family is usually drawn with.
+"""What a base draws with where nobody says: its own size, and its usual steps and guidance, or its family's.
 
-A stack leaves out what it has no wish for, and `completed` puts that in; so a copy of Imprimatura in any folder draws 128 px, and an SD 2.1
-of 768 px draws those. How far guidance is rescaled is asked of the scheduler where it is used (`render.draw.rescale`).
+A stack leaves out what it doesn't care about, and `completed` puts that in; so a copy of Imprimatura in any folder
+draws 128 px, and an SD 2.1 of 768 px draws those. How far guidance is rescaled is asked of the scheduler where it is
+used (`render.draw.rescale`).
 """
 
 from __future__ import annotations
@@ -30,13 +31,19 @@ class Usual:
     guidance_scale: float
 
 
-def in_words(found: Usual) -> str:
+def in_words(usual: Usual) -> str:
     """`128 x 128 px, 25 steps, guidance 3`."""
-    return f"{found.width_px} x {found.height_px} px, {found.steps} steps, guidance {found.guidance_scale:g}"
+    return f"{usual.width_px} x {usual.height_px} px, {usual.steps} steps, guidance {usual.guidance_scale:g}"
+
+
+# What a base says.
 
 
 def of(base: str, family: Family) -> Usual:
-    """What a base that is here says of itself; else, and where it says nothing, what its family is usually drawn with. Nothing is laid out or fetched."""
+    """How a base is usually drawn: as it says itself if it is here, else as its family is.
+
+    Nothing is laid out or fetched.
+    """
     try:
         place, entry = bases.place(base)
         if place.is_file():
@@ -47,18 +54,20 @@ def of(base: str, family: Family) -> Usual:
         return Usual(family.default_px, family.default_px, *family.usual)
 
 
-def _from_plan(made: single_file.Plan, family: Family) -> Usual:
-    """Of a file that isn't laid out yet: from the configs that its folder will have."""
-    configs = {name: part.config for name, part in made.parts.items()}
+def _from_plan(plan: single_file.Plan, family: Family) -> Usual:
+    """How a file is drawn that isn't laid out yet: from the configs that its folder will have."""
+    configs = {name: part.config for name, part in plan.parts.items()}
     try:
-        sides = _sides(next(configs[part]["sample_size"] for part in _DENOISERS if part in configs), bases.vae_factor(configs["vae"]))
+        sample_size = next(configs[part]["sample_size"] for part in _DENOISERS if part in configs)
+        sides = _sides(sample_size, bases.vae_factor(configs["vae"]))
     except (KeyError, StopIteration, TypeError, ValueError):
         sides = None
     return Usual(*(sides or (family.default_px, family.default_px)), *family.usual)
 
 
 def size_px(folder: Path, family: Family) -> tuple[int, int]:
-    """Width and height that the base's denoiser was made for: its sample size times the autoencoder's factor; the family's own where its config has none."""
+    """Width and height that the base's denoiser was made for; the family's own where its config has none."""
+    # Its sample size, which is in latents, times the autoencoder's factor; a size that can't be drawn is none.
     for part in _DENOISERS:
         try:
             sample_size = foreign_json.table(folder / part / "config.json")["sample_size"]
@@ -73,6 +82,7 @@ def size_px(folder: Path, family: Family) -> tuple[int, int]:
 
 def _sides(sample_size: Any, factor: int) -> tuple[int, int] | None:
     """Width and height in pixels of a sample size, one number or height and width in latents."""
+    # One number for both, or height first, as diffusers writes it.
     sides = sample_size if isinstance(sample_size, list | tuple) else [sample_size, sample_size]
     if len(sides) != 2 or not all(type(side) is int and 0 < side * factor <= _MOST_PX for side in sides):
         return None
@@ -90,14 +100,18 @@ def _sampling(folder: Path, family: Family) -> tuple[int, float]:
 
 
 def _is_imprimatura(folder: Path) -> bool:
-    """True for Imprimatura wherever it lies, and with LoRAs baked into it: known by its autoencoder's weights, which nothing here changes."""
+    """True for Imprimatura wherever it lies, also with LoRAs baked into it: known by its autoencoder's config."""
     own, other = (place / "vae" / "config.json" for place in (bases.IMPRIMATURA, folder))
+    # Whatever else is baked into a copy, its autoencoder stays: nothing here trains one.
     try:
         keys = ("_class_name", "scaling_factor", "latent_channels", "decoder_block_out_channels")
         first, second = (foreign_json.table(path) for path in (own, other))
         return [first.get(key) for key in keys] == [second.get(key) for key in keys]
     except (OSError, ValueError, AttributeError):
         return False
+
+
+# What a stack leaves to it.
 
 
 def left_out(stack: StackConfig) -> frozenset[str]:
@@ -107,17 +121,18 @@ def left_out(stack: StackConfig) -> frozenset[str]:
 
 def describe(stack: StackConfig, missing: frozenset[str]) -> str:
     """What the base brought to a resolved stack, in words; empty if nothing that is seen."""
-    found = [f"{stack.width_px} x {stack.height_px} px"] if missing & {"width_px", "height_px"} else []
-    found += [f"{stack.steps} steps"] if "steps" in missing else []
+    facts = [f"{stack.width_px} x {stack.height_px} px"] if missing & {"width_px", "height_px"} else []
+    facts += [f"{stack.steps} steps"] if "steps" in missing else []
     if "guidance_scale" in missing:
-        found.append(f"guidance {stack.guidance_scale:g}" + (f" rescaled by {stack.guidance_rescale:g}" if stack.guidance_rescale else ""))
-    return f"as {Path(stack.base).name} is usually drawn: {', '.join(found)}" if found else ""
+        rescaled = f" rescaled by {stack.guidance_rescale:g}" if stack.guidance_rescale else ""
+        facts.append(f"guidance {stack.guidance_scale:g}{rescaled}")
+    return f"as {Path(stack.base).name} is usually drawn: {', '.join(facts)}" if facts else ""
 
 
 def completed(stack: StackConfig) -> StackConfig:
     """The stack with what was left out as its base is usually drawn; what was given stays as it is."""
     missing = left_out(stack)
-    if not missing:
+    if not missing:  # and the base, which may not even be here, is not looked at
         return stack
     family = bases.family_of(stack.base) if "family" in missing else stack.family
     values: dict[str, Any] = {"family": family} | vars(of(stack.base, families.registry()[family]))

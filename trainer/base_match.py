@@ -1,9 +1,10 @@
 """Which base a LoRA was trained on, as its header says, and whether that is the base it is used on.
 
-Ours write `velatura.base_sha256`, of the denoiser's config and weights, and for a base in one file what kohya's scripts write:
-`ss_new_sd_model_hash`, the sha256 of that file. Theirs also write `ss_sd_model_hash`, the first 8 digits of the sha256 of 64 KiB at 1 MiB into it
-(sd-scripts, `library/train_util.py`). Hashes of one kind are compared; where the two sides have none in common, names are, and it is said that they
-can't tell. A LoRA for another base is used all the same, since many do go together.
+Ours write `velatura.base_sha256`, of the denoiser's config and weights, and for a base in one file what kohya's scripts
+write: `ss_new_sd_model_hash`, the sha256 of that file. Theirs also write `ss_sd_model_hash`, the first 8 digits of the
+sha256 of 64 KiB at 1 MiB into it (sd-scripts, `library/train_util.py`). Hashes of one kind are compared; where the two
+sides have none in common, names are, and it is said that they can't tell. A LoRA for another base is used all the same,
+since many do go together.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from trainer.errors import UserError
 KEY = "velatura.base_sha256"
 FILE_KEY, _OLD_FILE_KEY = "ss_new_sd_model_hash", "ss_sd_model_hash"
 NAME_KEY = "ss_sd_model_name"
-_FIRST_EDITION = "a31c8f633f321e543c8a4ee307518e47818fd89880230b9bd758a4ab7ff69592"  # of Imprimatura; LoRAs for it carry no hash
-_EDITIONS = {_FIRST_EDITION: "imprimatura, first edition", "c57469be65476070838b328b4e0f981fe8fa3b17689b371c8f7b58b1ee6d3f8c": "imprimatura, second edition"}
+# Of Imprimatura; LoRAs for it carry no hash.
+_FIRST_EDITION = "a31c8f633f321e543c8a4ee307518e47818fd89880230b9bd758a4ab7ff69592"
+_EDITIONS = {
+    _FIRST_EDITION: "imprimatura, first edition",
+    "c57469be65476070838b328b4e0f981fe8fa3b17689b371c8f7b58b1ee6d3f8c": "imprimatura, second edition",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Origin:
         return f"{_EDITIONS.get(self.sha256, self.name)}{f' (hash {digest[:10]})' if digest else ''}"
 
 
+# What a base says of itself.
+
+
 def of_base(base: str, folder: Path, family: str) -> Origin:
     """A base at hand, by its setting, its diffusers folder and its family."""
     component = families.registry()[family].denoiser
@@ -50,6 +58,7 @@ def of_base(base: str, folder: Path, family: str) -> Origin:
 
 
 def _old_hash(path: Path) -> str:
+    """The short hash of a part of a file that A1111 and kohya's scripts used at first; all that older LoRAs carry."""
     with path.open("rb") as file:
         file.seek(1 << 20)
         return hashlib.sha256(file.read(1 << 16)).hexdigest()[:8]
@@ -57,8 +66,8 @@ def _old_hash(path: Path) -> str:
 
 def header(base: Origin) -> dict[str, str]:
     """What a LoRA trained on this base says of it, beside its name."""
-    found = {KEY: base.sha256, FILE_KEY: base.file_sha256, _OLD_FILE_KEY: base.old_hash}
-    return {key: value for key, value in found.items() if value}
+    hashes = {KEY: base.sha256, FILE_KEY: base.file_sha256, _OLD_FILE_KEY: base.old_hash}
+    return {key: value for key, value in hashes.items() if value}
 
 
 def header_of(base: str, family: str) -> dict[str, str]:
@@ -77,15 +86,23 @@ def shared(headers: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def differing(files: Iterable[Path]) -> str:
-    """A sentence that names the bases of LoRAs that are for different ones; empty where they are for one, or say nothing. Raises: AdapterError."""
-    named = {file.name: told(lora_file.read_header(file).metadata) for file in files}
-    if len({base for base in named.values() if base}) < 2:
+    """A sentence that names the bases of LoRAs that are for different ones; empty where there is one, or none is named.
+
+    Raises: AdapterError.
+    """
+    bases_by_file = {file.name: told(lora_file.read_header(file).metadata) for file in files}
+    if len({base for base in bases_by_file.values() if base}) < 2:
         return ""
-    return "the LoRAs were trained on different bases: " + ", ".join(f"{name} on {base}" for name, base in named.items() if base) + "."
+    named = ", ".join(f"{name} on {base}" for name, base in bases_by_file.items() if base)
+    return f"the LoRAs were trained on different bases: {named}."
+
+
+# What a LoRA says of it.
 
 
 def told(metadata: dict[str, str]) -> Origin | None:
     """The base that a LoRA's header names; None if it names none."""
+    # Our recipe's word counts before kohya's, whose name may be a file's of that day.
     recipe = lora_file.recipe_of(metadata)
     recipe_base = recipe["config"].get("base") if recipe else None
     name = recipe_base if isinstance(recipe_base, str) else metadata.get(NAME_KEY, "")
@@ -96,27 +113,37 @@ def told(metadata: dict[str, str]) -> Origin | None:
 
 
 def _hash(text: str, digits: int) -> str:
+    """The hash in a header's entry; empty for anything else that was written there."""
     text = text.strip().lower().removeprefix("0x")
     return text if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else ""
 
 
 def warning(file: Path, base: Origin) -> str:
-    """A sentence that names both bases if a LoRA's header names another than this one; empty if not. Raises: AdapterError."""
+    """A sentence that names both bases if a LoRA's header names another than this one; empty if not.
+
+    Raises: AdapterError.
+    """
     origin = told(lora_file.read_header(file).metadata)
     if origin is None:
         return ""
+
+    # By hashes of one kind that both sides have: one that is the same settles it.
     pairs = [(origin.sha256, base.sha256), (origin.file_sha256, base.file_sha256), (origin.old_hash, base.old_hash)]
-    known = [(theirs, here) for theirs, here in pairs if theirs and here]
-    if any(theirs == here for theirs, here in known):
+    comparable = [(theirs, here) for theirs, here in pairs if theirs and here]
+    if any(theirs == here for theirs, here in comparable):
         return ""
-    if known:
+    if comparable:
         return (
-            f"{file.name} was trained on {origin} and is used on {base}: another base, or the same one saved otherwise. "
-            "If pictures come out wrong, train it again on this one, or use its own."
+            f"{file.name} was trained on {origin} and is used on {base}: another base, or the same one saved "
+            f"otherwise. If pictures come out wrong, train it again on this one, or use its own."
         )
+
+    # By name, which proves nothing.
     if _plain(origin.name) == _plain(base.name):
         return ""
-    return f"{file.name} says that it was trained on {origin}; whether {base} is the same can't be told from their hashes."
+    return (
+        f"{file.name} says that it was trained on {origin}; whether {base} is the same can't be told from their hashes."
+    )
 
 
 def _plain(name: str) -> str:
@@ -126,7 +153,10 @@ def _plain(name: str) -> str:
 
 
 def at_home(file: Path, base: str = "") -> str:
-    """The same against `base`, or against the base of the name in the header if that is here. Raises: UserError if `base` isn't."""
+    """The same against `base`, or else against the base that the header names, if that is here.
+
+    Raises: UserError if `base` isn't here.
+    """
     origin = told(lora_file.read_header(file).metadata)
     if origin is None:
         return ""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import families, foreign_json, model_registry, single_file
 from trainer.errors import ConfigError, ModelError, UserError
 from trainer.families.contract import Family
+from trainer.lazy import diffusers, torch, transformers
 from trainer.printing import some
 
 if TYPE_CHECKING:
@@ -26,35 +27,56 @@ if TYPE_CHECKING:
 IMPRIMATURA = Path(__file__).parent / "imprimatura"
 _LARGE = 200_000_000  # parameters from which bfloat16 is faster on a CPU that has it
 _LARGEST_HEAD = 100_000_000  # bytes, as safetensors has it
-_STAGES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # of autoencoders: KL, deep compression, Wan and Qwen-Image
+# Where configs of autoencoders list their stages: KL, deep compression, Wan and Qwen-Image.
+_STAGES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
 _MOST_STAGES = 10
 _FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
+# Where a base is.
+
+
 def resolve(base: str, family: Family, download: bool = False) -> Path:
-    """The diffusers folder of a base; a single file is laid out as one first. Raises: ModelError if it isn't here or is another family's."""
+    """The diffusers folder of a base; a single file is laid out as one first.
+
+    Raises: ModelError if it isn't here or is another family's.
+    """
+    # Where it is: a file, a folder, or the hub's cache.
     folder, entry = place(base)
     if _is(folder, "is_file"):
         single_file.refuse_strangers(single_file.detect(single_file.read_head(folder)), base, family.name)
         return _laid_out(folder, entry)
     if not _is(folder, "is_dir"):
         folder = _from_hub(base, download)
+
+    # Is it a pipeline of this family?
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ModelError(f"base is {base[:400]!r}, a folder without model_index.json; it must be a diffusers pipeline folder.")
+        raise ModelError(
+            f"base is {base[:400]!r}, a folder without model_index.json; it must be a diffusers pipeline folder."
+        )
     try:
         parts = foreign_json.table(index)
     except (OSError, ValueError):
-        raise ModelError(f"base {base[:400]!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder.") from None
-    found = str(parts.get("_class_name"))[:80]
-    if found != family.pipeline:
-        known = [name for name, module in families.registry().items() if module.pipeline == found]
         raise ModelError(
-            f"base {base[:400]!r} is a {found}{f' (family {known[0]})' if known else ', which no family here knows'}; "
-            f"family {family.name} needs a {family.pipeline}."
+            f"base {base[:400]!r} has a model_index.json that can't be read; it must be a diffusers pipeline folder."
+        ) from None
+    pipeline = str(parts.get("_class_name"))[:80]
+    if pipeline != family.pipeline:
+        names = [name for name, other in families.registry().items() if other.pipeline == pipeline]
+        whose = f" (family {names[0]})" if names else ", which no family here knows"
+        raise ModelError(f"base {base[:400]!r} is a {pipeline}{whose}; family {family.name} needs a {family.pipeline}.")
+
+    # Is it whole? A part that is null in the index is one that the pipeline does without.
+    if missing := [
+        name
+        for name, kind in parts.items()
+        if isinstance(kind, list) and kind[:1] != [None] and not _is(folder / name, "is_dir")
+    ]:
+        raise ModelError(
+            f"base {base[:400]!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; "
+            f"copy the whole folder."
         )
-    if missing := [name for name, kind in parts.items() if isinstance(kind, list) and kind[:1] != [None] and not _is(folder / name, "is_dir")]:
-        raise ModelError(f"base {base[:400]!r} lacks {some([name[:80] for name in missing])}, which its model_index.json names; copy the whole folder.")
     return folder
 
 
@@ -66,7 +88,10 @@ def fetch(base: str) -> None:
 
 
 def family_of(base: str) -> str:
-    """The family of a base that is here, by its model_index.json; sd where it can't be known, whose refusal then says what is wrong."""
+    """The family of a base that is here, by its model_index.json.
+
+    It is sd where it can't be known: whoever then opens the base as sd is told what is wrong with it.
+    """
     try:
         folder, _ = place(base)
         if _is(folder, "is_file"):
@@ -74,14 +99,17 @@ def family_of(base: str) -> str:
             return detected if detected in families.registry() else "sd"
         if not _is(folder, "is_dir"):
             folder = _from_hub(base, False)
-        found = foreign_json.table(folder / "model_index.json").get("_class_name")
+        pipeline = foreign_json.table(folder / "model_index.json").get("_class_name")
     except (UserError, OSError, ValueError, AttributeError):
-        found = None
-    return next((name for name, module in families.registry().items() if module.pipeline == found), "sd")
+        pipeline = None
+    return next((name for name, family in families.registry().items() if family.pipeline == pipeline), "sd")
 
 
 def place(base: str) -> tuple[Path, model_registry.Entry | None]:
-    """Where a base is, before the hub is asked, and its entry in the registry: Imprimatura, a path, or a registered name, which a folder of that name beats."""
+    """Where a base is, before the hub is asked, and its entry in the registry if it has one.
+
+    It is Imprimatura, a path, or a registered name, which a folder of that name beats.
+    """
     if base == "imprimatura":
         return IMPRIMATURA, None
     path = Path(base)
@@ -93,9 +121,12 @@ def place(base: str) -> tuple[Path, model_registry.Entry | None]:
 
 
 def folder_of(base: str) -> Path:
-    """Where a base's files are, whatever its family: a single file is laid out, and what is neither a file nor a registered name is taken for a folder."""
-    found, _ = place(base)
-    return resolve(base, families.registry()[family_of(base)]) if _is(found, "is_file") else found
+    """Where a base's files are, whatever its family; a single file is laid out.
+
+    What is neither a file nor a registered name is taken for a folder.
+    """
+    path, _ = place(base)
+    return resolve(base, families.registry()[family_of(base)]) if _is(path, "is_file") else path
 
 
 def planned(file: Path, entry: model_registry.Entry | None) -> single_file.Plan:
@@ -103,13 +134,17 @@ def planned(file: Path, entry: model_registry.Entry | None) -> single_file.Plan:
     if entry is None:
         return single_file.plan(file, single_file.Wishes())
     named = {name: Path(path) for name, path in entry.parts.items()}
-    return single_file.plan(file, single_file.Wishes(Path(entry.like) if entry.like else None, named, entry.prediction or None))
+    return single_file.plan(
+        file, single_file.Wishes(Path(entry.like) if entry.like else None, named, entry.prediction or None)
+    )
 
 
 def _laid_out(file: Path, entry: model_registry.Entry | None) -> Path:
     """The diffusers folder of a single file, written on its first use."""
     quiet_libraries()
-    return single_file.convert(planned(file, entry), model_registry.shelf(), model_registry.digest(file, single_file.sha256))
+    return single_file.convert(
+        planned(file, entry), model_registry.shelf(), model_registry.digest(file, single_file.sha256)
+    )
 
 
 def parts(folder: Path, kind: str) -> list[str]:
@@ -118,28 +153,40 @@ def parts(folder: Path, kind: str) -> list[str]:
 
 
 def _is(path: Path, what: str) -> bool:
+    """What a path says of itself (is_file, is_dir, exists); False for a name that no file can have."""
     try:
         return bool(getattr(path, what)())
     except OSError:  # a name longer than any file's
         return False
 
 
+# What a base says of itself.
+
+
 def multiple_px(folder: Path) -> int:
-    """What sides of pictures are multiples of, for the base's autoencoder and what its denoiser takes as one token. Raises: ModelError."""
+    """What sides of pictures are multiples of: the autoencoder's factor times the latents in one token.
+
+    Raises: ModelError.
+    """
     try:
         config = foreign_json.table(folder / "vae" / "config.json")
         patch: int = families.registry()[family_of(str(folder))].patch
         return vae_factor(config) * patch
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        raise ModelError(f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder.") from None
+        raise ModelError(
+            f"base {str(folder)!r} has no readable vae/config.json; it must be a diffusers pipeline folder."
+        ) from None
 
 
 def vae_factor(config: dict[str, Any]) -> int:
-    """How many times smaller an autoencoder of this config makes pictures, a side. Raises: StopIteration if it doesn't say, ValueError for what can't be."""
+    """How many times smaller an autoencoder of this config makes pictures, a side.
+
+    Raises: StopIteration if it doesn't say, ValueError for what can't be.
+    """
     stages = next(config[name] for name in _STAGES if name in config)
     if not isinstance(stages, list) or not 1 <= len(stages) <= _MOST_STAGES:
         raise ValueError(f"{_MOST_STAGES} stages at most")
-    return int(2 ** (len(stages) - 1))
+    return int(2 ** (len(stages) - 1))  # every stage but the last halves the sides
 
 
 def prediction_of(folder: Path, family: Family) -> str:
@@ -147,25 +194,43 @@ def prediction_of(folder: Path, family: Family) -> str:
     try:
         return str(family.prediction_of(folder))
     except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"base {str(folder)!r} has no readable scheduler/scheduler_config.json; it must be a diffusers pipeline folder.") from None
+        raise ModelError(
+            f"base {str(folder)!r} has no readable scheduler/scheduler_config.json; it must be a diffusers pipeline "
+            f"folder."
+        ) from None
 
 
 def longest_px(folder: Path) -> int | None:
     """The longest side that the base's denoiser has positions for; None where there is no end. Raises: ModelError."""
     family = families.registry()[family_of(str(folder))]
-    if family.most_tokens is None:
+    if family.max_side_tokens is None:
         return None
     try:
-        return family.most_tokens(folder) * multiple_px(folder)
+        return family.max_side_tokens(folder) * multiple_px(folder)
     except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"base {str(folder)!r} has no readable transformer/config.json; it must be a diffusers pipeline folder.") from None
+        raise ModelError(
+            f"base {str(folder)!r} has no readable transformer/config.json; it must be a diffusers pipeline folder."
+        ) from None
 
 
 def check_pixels(folder: Path, sizes: dict[str, int]) -> None:
-    """Refuse sizes (setting -> pixels) that the base's autoencoder would round or its denoiser has no positions for. Raises: ModelError."""
+    """Refuse sizes (setting -> pixels) that the autoencoder would round or the denoiser has no positions for.
+
+    Raises: ModelError.
+    """
     multiple, longest = multiple_px(folder), longest_px(folder)
-    if wrong := [f"{name} is {size}" for name, size in sizes.items() if size % multiple or not 2 * multiple <= size <= (longest or size)]:
-        raise ModelError(f"{', '.join(wrong)}; allowed for this base: a multiple of {multiple} from {2 * multiple} {f'to {longest}' if longest else 'up'}.")
+    if problems := [
+        f"{name} is {size}"
+        for name, size in sizes.items()
+        if size % multiple or not 2 * multiple <= size <= (longest or size)
+    ]:
+        raise ModelError(
+            f"{', '.join(problems)}; allowed for this base: a multiple of {multiple} from {2 * multiple} "
+            f"{f'to {longest}' if longest else 'up'}."
+        )
+
+
+# Opening it.
 
 
 def open_pipeline(family: Family, folder: Path, device: str, dtype: torch.dtype) -> Any:
@@ -180,6 +245,7 @@ def open_pipeline(family: Family, folder: Path, device: str, dtype: torch.dtype)
 
 
 def _from_hub(base: str, download: bool) -> Path:
+    """The folder of a base in the hub's cache, fetched first if that was asked for. Raises: ModelError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -187,25 +253,29 @@ def _from_hub(base: str, download: bool) -> Path:
         return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=not download))
     except HFValidationError:
         raise ModelError(
-            f"base is {base[:400]!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, a .safetensors file, a name that "
-            "`velatura models list` shows, or a hub id such as owner/model."
+            f"base is {base[:400]!r}: no such folder, and not a hub id; allowed: imprimatura, a diffusers folder, a "
+            f".safetensors file, a name that `velatura models list` shows, or a hub id such as owner/model."
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         how = "the network or the hub could not be reached" if download else "add --download to fetch it"
-        raise ModelError(f"base {base[:400]!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded model; {how}.") from None
+        raise ModelError(
+            f"base {base[:400]!r} is not a folder here, nor a file, a name in `velatura models list`, or a downloaded "
+            f"model; {how}."
+        ) from None
 
 
 def quiet_libraries() -> None:
-    """Only errors from diffusers, transformers and bitsandbytes: their advice on torchvision, config keys and kernels is not for artists."""
+    """Let diffusers, transformers and bitsandbytes print errors only; what they advise is not for artists."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft where it is installed
-    import diffusers
-    import transformers
 
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)  # 0.41 knows no other name
+
+
+# Its digest.
 
 
 def digest(folder: Path, component: str) -> str:
@@ -216,6 +286,7 @@ def digest(folder: Path, component: str) -> str:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """sha256 over files; their sizes and times are arguments so that a changed one is read again."""
     state = hashlib.sha256()
     for path, _, _ in files:
         state.update(path.name.encode())
@@ -225,23 +296,28 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return state.hexdigest()
 
 
+# What it is to run on.
+
+
 def hardware(device: str, dtype: str, folder: Path | None = None) -> tuple[str, torch.dtype]:
     """The device and the frozen base's dtype. Raises: ConfigError if this machine has no such device.
 
-    auto: CUDA, then Apple's, then the CPU; bfloat16 on a GPU that has it, float16 on one that hasn't. On a CPU bfloat16 if
-    the processor has instructions for it and the denoiser in `folder` is large, else float32: a step of 860 million parameters takes
-    7.7 s instead of 16.7 s, one of Imprimatura's 19 million 0.129 s instead of 0.134 s. What the processor says it has is
-    asked and no stopwatch, so that a run has the same dtype whenever it is started.
+    auto: CUDA, then Apple's, then the CPU; bfloat16 on a GPU that has it, float16 on one that hasn't. On a CPU bfloat16
+    if the processor has instructions for it and the denoiser in `folder` is large, else float32: a step of 860 million
+    parameters takes 7.7 s instead of 16.7 s, one of Imprimatura's 19 million 0.129 s instead of 0.134 s. What the
+    processor says it has is asked and no stopwatch, so that a run has the same dtype whenever it is started.
     """
-    import torch
+    # The device: the first that is here, in this order.
+    is_here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [name for name, is_there in is_here.items() if is_there]
+    chosen = here[0] if device == "auto" else device
+    if not is_here[chosen]:
+        raise ConfigError(f"device is {device!r}, which this machine hasn't; allowed: auto, {', '.join(here)}.")
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    chosen = next(name for name, is_there in there.items() if is_there) if device == "auto" else device
-    if not there[chosen]:
-        raise ConfigError(f"device is {device!r}, which this machine hasn't; allowed: auto, {', '.join(name for name, is_there in there.items() if is_there)}.")
+    # The dtype that it computes fastest in.
     if dtype != "auto":
-        picked: torch.dtype = getattr(torch, dtype)
-        return chosen, picked
+        wanted: torch.dtype = getattr(torch, dtype)
+        return chosen, wanted
     if chosen == "cpu":
         gains = folder is not None and _computes_bf16() and num_parameters(folder) >= _LARGE
         return chosen, torch.bfloat16 if gains else torch.float32
@@ -249,17 +325,19 @@ def hardware(device: str, dtype: str, folder: Path | None = None) -> tuple[str, 
 
 
 def _computes_bf16() -> bool:
-    """True if this processor multiplies bfloat16 matrices itself: 5-9 times as fast as float32 with AMX, 2-3 times with AVX512-BF16."""
-    import torch
+    """True if this processor multiplies bfloat16 matrices itself.
 
+    It is then 5-9 times as fast as in float32 with AMX, 2-3 times with AVX512-BF16.
+    """
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
 def num_parameters(folder: Path) -> int:
-    """Parameters of the denoiser in a diffusers folder, read from the heads of its weight files; 0 if there are none to read."""
+    """Parameters of the denoiser in a diffusers folder, by the heads of its weight files; 0 if none can be read."""
     total = 0
     for file in (path for component in ("unet", "transformer") for path in (folder / component).glob("*.safetensors")):
+        # safetensors begins with the length of its JSON head in 8 bytes.
         with file.open("rb") as opened:
             size = min(int.from_bytes(opened.read(8), "little"), _LARGEST_HEAD)
             try:

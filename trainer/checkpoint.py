@@ -1,9 +1,10 @@
 """A run's saved state: written whole or not at all, verified when read, never pickled.
 
-`checkpoints/step-000123/` holds a safetensors file for each group of tensors (adapter, optimizer, mean, best), `state.json`
-and, written last, `manifest.json` with the sha256 of each. All is made in a temporary folder, synced, and put in place with one rename;
-a kill at any moment leaves the previous checkpoints as they were. Reading checks every hash and falls back.
-Data order, noise, timesteps and dropout are drawn from (seed, stream, index): there is no generator to save.
+`checkpoints/step-000123/` holds a safetensors file for each group of tensors (adapter, optimizer, mean, best),
+`state.json` and, written last, `manifest.json` with the sha256 of each. All is made in a temporary folder, synced, and
+put in place with one rename; a kill at any moment leaves the previous checkpoints as they were. Reading checks every
+hash and falls back. Data order, noise, timesteps and dropout are drawn from (seed, stream, index): there is no
+generator to save.
 """
 
 from __future__ import annotations
@@ -40,22 +41,39 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+# Writing.
+
+
 def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
-    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place. Empty groups are not written."""
+    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place.
+
+    Empty groups are not written. Raises: OSError, and nothing of the new one stays.
+    """
     from safetensors.torch import save as serialize
 
+    # Under a hidden name first.
     parent.mkdir(exist_ok=True)
     temporary = parent / f".new-step-{step:06d}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+
+    # The content of every file. Copies, since tensors that share memory can't be written.
     files = {
-        f"{group}.safetensors": serialize({key: tensor.detach().cpu().contiguous().clone() for key, tensor in parts.items()})
+        f"{group}.safetensors": serialize(
+            {key: tensor.detach().cpu().contiguous().clone() for key, tensor in parts.items()}
+        )
         for group, parts in tensors.items()
         if parts
     }
     files["state.json"] = json.dumps({"step": step, **state}, sort_keys=True).encode()
-    manifest = {"schema": SCHEMA, "step": step, "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}}
-    files["manifest.json"] = json.dumps(manifest, sort_keys=True, indent=1).encode()  # written last
+    manifest = {
+        "schema": SCHEMA,
+        "step": step,
+        "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+    }
+    files["manifest.json"] = json.dumps(manifest, sort_keys=True, indent=1).encode()
+
+    # To the disk, the manifest last; only then does it get its name.
     try:
         for file, content in files.items():
             write_synced(temporary / file, content)
@@ -68,18 +86,20 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         shutil.rmtree(final)
     system.replace(temporary, final)
     system.sync_folder(parent)
-    for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:  # passed over when this run was resumed
+
+    # Later ones were damaged and passed over when this run was resumed; older ones are not needed any more.
+    for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:
         shutil.rmtree(damaged)
     tidy(parent, step, keep)
     return final
 
 
 def tidy(parent: Path, step: int, keep: int) -> None:
-    """Remove what is older than the `keep` newest up to `step`, and what a process that was killed here left half written."""
+    """Remove what is older than the `keep` newest up to `step`, and what a killed process left half written."""
     for old in [folder for folder in _folders(parent) if _step(folder) <= step][:-keep]:
         shutil.rmtree(old)
-    for left in parent.glob(".new-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for unfinished in parent.glob(".new-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def name(step: int) -> str:
@@ -87,17 +107,26 @@ def name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+# Reading.
+
+
+# What to say of a run whose pictures, settings or base have changed; the keys are those of its identity.
 _CHANGED = {
     "config": "the settings in its config.toml are not those it was started with; start a new run with them.",
     "dataset": "the pictures or captions have changed since it was started; start a new run, or put them back.",
-    "heldout": "the held-out pictures or captions have changed since it was started; start a new run, or put them back.",
+    "heldout": (
+        "the held-out pictures or captions have changed since it was started; start a new run, or put them back."
+    ),
     "against": "a LoRA of against.adapters is another file than when it was started; start a new run, or put it back.",
     "base": "the base is another one than when it was started; start a new run, or put it back.",
 }
 
 
 def expect(saved: Checkpoint | None, identity: dict[str, Any], run_name: str) -> int:
-    """The step to go on from, 0 without a checkpoint. Raises: RunError if it was made from something else than `identity`."""
+    """The step to go on from, 0 without a checkpoint.
+
+    Raises: RunError if it was made from something else than `identity`.
+    """
     if saved is None:
         return 0
     if differing := [text for key, text in _CHANGED.items() if saved.state.get(key) != identity[key]]:
@@ -114,45 +143,55 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     folders = _folders(parent)
     for folder in reversed(folders):
         try:
-            return _load(folder), problems
+            return load(folder), problems
         except (OSError, ValueError) as error:
             problems.append(f"checkpoint {folder.name} is damaged ({error}); the one before it is used.")
     if folders:
         newest = [folder.name for folder in folders[-printing.MOST_NAMED :]]
         damaged = printing.some(newest + [folder.name for folder in folders[: -len(newest)]])
         raise RunError(
-            f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove the folder to start the run anew."
+            f"no checkpoint in {parent} can be used: {damaged} {'is' if len(folders) == 1 else 'are'} damaged. Remove "
+            f"the folder to start the run anew."
         )
     return None, problems
 
 
 def every(parent: Path) -> Iterator[Checkpoint]:
-    """The checkpoints that are there and verify, oldest first, one in memory at a time; damaged ones are passed over."""
+    """The checkpoints that verify, oldest first, one in memory at a time; damaged ones are passed over."""
     for folder in _folders(parent):
         try:
-            yield _load(folder)
+            yield load(folder)
         except (OSError, ValueError):
             continue
 
 
-def _load(folder: Path) -> Checkpoint:
-    """Raises: OSError or ValueError for one that isn't whole, or whose files hold what was never written."""
+def load(folder: Path) -> Checkpoint:
+    """One checkpoint. Raises: OSError or ValueError if it isn't whole, or its files hold what was never written."""
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load as read_tensors
 
+    # The manifest: of this version, and of this folder.
     manifest = _object((folder / "manifest.json").read_bytes(), "manifest.json")
     if manifest.get("schema") != SCHEMA:
         raise ValueError(f"schema {str(manifest.get('schema'))[:20]}, this version reads {SCHEMA}")
     hashes, step = manifest.get("sha256"), manifest.get("step")
     if not isinstance(hashes, dict) or "state.json" not in hashes or type(step) is not int or step != _step(folder):
         raise ValueError("manifest.json does not say which files and which step it is of")
+
+    # The files, each as it was written. Names with a folder in them are none of ours.
     content = {file: (folder / file).read_bytes() for file in hashes if file == Path(file).name}
     for file, data in content.items():
         if hashlib.sha256(data).hexdigest() != hashes[file]:
             raise ValueError(f"{file} is not what was written")
+
+    # What they hold.
     state = _object(content["state.json"], "state.json")
     try:
-        tensors = {file.removesuffix(".safetensors"): load(data) for file, data in content.items() if file.endswith(".safetensors")}
+        tensors = {
+            file.removesuffix(".safetensors"): read_tensors(data)
+            for file, data in content.items()
+            if file.endswith(".safetensors")
+        }
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     return Checkpoint(folder, step, tensors, state)
@@ -161,12 +200,15 @@ def _load(folder: Path) -> Checkpoint:
 def _object(raw: bytes, name: str) -> dict[str, Any]:
     """The JSON object in a file. Raises: ValueError for anything else."""
     try:
-        found = json.loads(raw)
+        value = json.loads(raw)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError(f"{name} holds no JSON object")
-    return found
+    return value
+
+
+# Folders.
 
 
 def standing(parent: Path) -> str:

@@ -1,4 +1,8 @@
-"""A setting that is one of a few words, where code branches on it: a word that no branch is for is refused, never taken for the last of the others."""
+"""A setting that is one of a few words, where code branches on it: a word without a branch is refused.
+
+It is never taken for the last of the others, as an `else` would. `check` refuses it before anything starts, `never`
+and `unknown` at the branches themselves: `never` after a `match`, which mypy then holds to be complete.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,27 @@ from trainer.schema import Settings
 
 
 def check(config: Settings, section: str = "") -> None:
-    """Raises: ConfigError for the first setting, in any section, whose value is none of its words. Parsing refuses such; a copy with changes doesn't."""
+    """Raises: ConfigError for the first setting, in any section, whose value is none of its words.
+
+    Parsing refuses such; a copy with changes doesn't.
+    """
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if isinstance(value, Settings):
             check(value, f"{section}{key}.")
-        elif get_origin(field.annotation) is Literal and value not in (words := get_args(field.annotation)):
-            raise ConfigError(f"{section}{key} is {value!r}, which nothing here computes; allowed: {', '.join(map(str, words))}.")
+        elif get_origin(field.annotation) is Literal and value not in get_args(field.annotation):
+            raise unknown(config, key, section)
+
+
+def unknown(config: Settings, key: str, section: str) -> ConfigError:
+    """The refusal of a setting's value that no branch is for; `section` ends with its dot: `optimizer.`."""
+    words = ", ".join(map(str, get_args(type(config).model_fields[key].annotation)))
+    return ConfigError(f"{section}{key} is {getattr(config, key)!r}, which nothing here computes; allowed: {words}.")
 
 
 def never(value: NoReturn) -> NoReturn:
-    """The last branch over a setting's words: mypy refuses it where a word has no branch, and this one refuses it at run time. Raises: ConfigError."""
+    """The last branch over a setting's words: mypy refuses the code where a word has no branch, this the run.
+
+    Raises: ConfigError.
+    """
     raise ConfigError(f"{value!r} is a choice that nothing here computes.")

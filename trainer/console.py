@@ -1,4 +1,4 @@
-"""A run's events on a terminal: a progress bar with loss and ETA, a line for each thing worth reading, or JSON lines."""
+"""A run's events on a terminal: a progress bar and a line for each thing worth reading, or JSON lines."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ from trainer.events import (
     Warned,
 )
 
+# Where lines would be too many or too long.
 _PLAIN_EVERY = 25  # steps, where there is no terminal to redraw
 _MOST_BUCKETS = 8  # named in a line
+
+
+# A whole run.
 
 
 def show_json(stream: Iterable[Event]) -> Event | None:
@@ -44,6 +48,7 @@ def show_json(stream: Iterable[Event]) -> Event | None:
 
 def show(stream: Iterable[Event], folder: Path) -> Event | None:
     """Print a run for people; the last event."""
+    # A bar, which lines scroll above; where there is no terminal, lines alone.
     console = Console(highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("training"),
@@ -54,30 +59,36 @@ def show(stream: Iterable[Event], folder: Path) -> Event | None:
         console=console,
         disable=not console.is_terminal,
     )
-    last, seconds, alarmed = None, [], False
+    last, seconds, is_alarmed = None, [], False
     with bar:
         task = bar.add_task("training", total=None, loss="-")
         for last in stream:
             if isinstance(last, Started):
                 bar.update(task, total=last.max_steps, completed=last.from_step)
+            # Steps move the bar, and are printed only where there is none.
             if isinstance(last, Step):
                 seconds.append(last.seconds)
                 bar.update(task, completed=last.step, loss=f"{last.loss:.4f}")
                 if console.is_terminal or last.step % _PLAIN_EVERY:
                     continue
             if isinstance(last, Overtrained):
-                if alarmed:  # once is enough
+                if is_alarmed:  # once is enough
                     continue
-                alarmed = True
-            text = line(last, folder, sum(seconds[-20:]) / max(1, len(seconds[-20:])))
+                is_alarmed = True
+            latest = seconds[-20:]
+            text = line(last, folder, sum(latest) / max(1, len(latest)))
             if text:
                 bar.console.print(text, markup=False)
     return last
 
 
+# One event in words.
+
+
 def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
     """One event in words, or nothing."""
     match event:
+        # The beginning.
         case Started():
             start = f"from step {event.from_step}" if event.from_step else f"{event.max_steps} steps"
             held = f", {event.num_heldout} held out" if event.num_heldout else ""
@@ -86,7 +97,10 @@ def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
         case Planned():
             return f"plan: {plan(event)}"
         case Cached():
-            return f"cached {event.num_entries} latents and captions, {event.num_computed} new, in {event.seconds:.1f} s"
+            return (
+                f"cached {event.num_entries} latents and captions, {event.num_computed} new, in {event.seconds:.1f} s"
+            )
+        # Training, and what was measured.
         case Step():
             return f"step {event.step}: loss {event.loss:.4f}, {step_s:.2f} s a step"
         case Validated():
@@ -101,14 +115,22 @@ def line(event: Event, folder: Path, step_s: float = 0.0) -> str:
             return f"use step {event.step}, {folder / event.file}: {event.reason}"
         case Warned():
             return f"note: {event.message}"
+        # The end.
         case Stopped():
-            return f"stopped after step {event.step}; saved. Go on with: velatura train --resume --name {folder.name} --out {folder.parent}"
+            return (
+                f"stopped after step {event.step}; saved. Go on with: velatura train --resume --name {folder.name} "
+                f"--out {folder.parent}"
+            )
         case Finished():
             peak = f", at most {memory(event.peak_memory_bytes)}" if event.peak_memory_bytes else ""
             checked = f"opened again and compared; norm {event.adapter_norm:.3f}"
-            return f"finished in {event.seconds:.0f} s{peak}: {folder / event.file} ({checked}), report {folder / 'report.html'}"
+            return (
+                f"finished in {event.seconds:.0f} s{peak}: {folder / event.file} ({checked}), report "
+                f"{folder / 'report.html'}"
+            )
         case Failed():
             return f"failed: {event.message}"
+        # So many that they would hide the others; they are in the run's folder.
         case Saved() | Sampled():
             return ""
     return ""
@@ -120,8 +142,13 @@ def plan(event: Planned) -> str:
     total = _many(sum(count for _, _, count in fullest), "picture")
     named = ", ".join(f"{width}x{height} {count}" for width, height, count in fullest[:_MOST_BUCKETS])
     more = f", and {len(fullest) - _MOST_BUCKETS} more sizes" if len(fullest) > _MOST_BUCKETS else ""
-    cropped = f"; {event.num_cropped} {'lose' if event.num_cropped > 1 else 'loses'} more than a tenth to the crop" if event.num_cropped else ""
-    return f"{total} in {_many(len(fullest), 'bucket')}, {_many(event.num_batches, 'batch', 'batches')} an epoch: {named}{more}{cropped}"
+    cropped = ""
+    if event.num_cropped:
+        cropped = f"; {event.num_cropped} {'lose' if event.num_cropped > 1 else 'loses'} more than a tenth to the crop"
+    return (
+        f"{total} in {_many(len(fullest), 'bucket')}, {_many(event.num_batches, 'batch', 'batches')} an epoch: "
+        f"{named}{more}{cropped}"
+    )
 
 
 def gain(event: Validated) -> str:
@@ -129,7 +156,10 @@ def gain(event: Validated) -> str:
     fell = "below" if event.gain >= 0 else "above"
     interval = f"95 % interval of the gain {event.gain_low * 100:.1f} to {event.gain_high * 100:.1f} %"
     better = f"better on {event.share_better * 100:.0f} % of {_many(event.num_pictures, 'picture')}"
-    return f"held-out loss {event.loss:.4f}, {abs(event.gain) * 100:.1f} % {fell} the base's {event.base_loss:.4f} ({interval}, {better})"
+    return (
+        f"held-out loss {event.loss:.4f}, {abs(event.gain) * 100:.1f} % {fell} the base's {event.base_loss:.4f} "
+        f"({interval}, {better})"
+    )
 
 
 def beside(event: Validated) -> str:
@@ -140,11 +170,14 @@ def beside(event: Validated) -> str:
 
 def fold(event: Folded) -> str:
     """Where a fold's loss on the pictures it left out was lowest."""
-    left = f"trained without {_many(event.num_left_out, 'picture')}"
+    trained = f"trained without {_many(event.num_left_out, 'picture')}"
+    # A fold that was stopped before its first measurement, or a log that was cut.
     if not event.losses or not event.steps or not event.base_loss:
-        return left
+        return trained
     loss, step = min(zip(event.losses, event.steps, strict=False))
-    return f"{left}, whose loss was lowest at step {step}, {(1 - loss / event.base_loss) * 100:.1f} % below the base's"
+    return (
+        f"{trained}, whose loss was lowest at step {step}, {(1 - loss / event.base_loss) * 100:.1f} % below the base's"
+    )
 
 
 def memory(num_bytes: int) -> str:
@@ -152,5 +185,14 @@ def memory(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
-def _many(count: int, one: str, several: str = "") -> str:
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _many(count: int, singular: str, plural: str = "") -> str:
+    """`1 batch`, `2 batches`."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

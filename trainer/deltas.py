@@ -1,14 +1,17 @@
 """What a method's update of one weight is, once it is read from a file: `base + weight * update.dense(base, dtype)`.
 
-Plain LoRA is low-rank (`Delta`) and stays that way for whoever works in rank space. Other methods have a formula of their
-own, which may need the base's weight; each lives in its method's file and keeps `Update`.
+Plain LoRA is low-rank (`Delta`) and stays that way for whoever works in rank space. Other methods have a formula of
+their own, which may need the base's weight; each lives in its method's file and keeps `Update`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.lazy import torch
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +37,32 @@ class Update(Protocol):
         """Whether it can be added to a weight of this shape."""
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
-        """What is added to `base` (the weight without any adapter), in its shape, on its device, computed in `dtype`."""
+        """What is added to `base`, the weight without any adapter, in its shape, on its device, computed in `dtype`."""
 
     def squared_norm(self) -> float | None:
         """Its squared Frobenius norm; None where that takes the base to know."""
 
 
-def is_weight_of(made: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """True if `made` is the shape, or the shape of a convolution with its kernel laid flat, or that of a linear layer as a convolution of 1 x 1."""
-    return made in (shape, (shape[0], math.prod(shape[1:]))) or (len(shape) == 2 and len(made) > 2 and made == (*shape, *[1] * (len(made) - 2)))
+# Shapes.
+
+
+def is_weight_of(own_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """True if an update of the shape `own_shape` belongs to a weight of this shape.
+
+    Besides the same shape, that is a convolution's with its kernel laid flat, and a linear layer's as a convolution of
+    1 x 1: tools write both.
+    """
+    return own_shape in (shape, (shape[0], math.prod(shape[1:]))) or (
+        len(shape) == 2 and len(own_shape) > 2 and own_shape == (*shape, *[1] * (len(own_shape) - 2))
+    )
 
 
 def paired(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Factors with as many sides each: a second one may lack its kernel of 1 x 1."""
     return (down, up[:, :, None, None]) if down.ndim == 4 and up.ndim == 2 else (down, up)
+
+
+# The kinds of update.
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,8 @@ class Delta:
 
     def __post_init__(self) -> None:
         down, up = tuple(self.down.shape), tuple(self.up.shape)
-        if len(down) not in (2, 4) or len(up) != len(down) or down[0] == 0 or up[1] != down[0] or any(side != 1 for side in up[2:]):
+        is_layer = len(down) in (2, 4) and len(up) == len(down)
+        if not is_layer or down[0] == 0 or up[1] != down[0] or any(side != 1 for side in up[2:]):
             raise ValueError(f"down {down} and up {up}")
 
     @property
@@ -135,7 +151,10 @@ class Whole:
 
 @dataclass(frozen=True)
 class Decomposed:
-    """Any update whose sum with the base gets given lengths: lengths * (base + inner) / ||base + inner|| - base (LyCORIS' `dora_wd`)."""
+    """Any update whose sum with the base is brought to given lengths (LyCORIS' `dora_wd`).
+
+    It adds lengths * (base + inner) / ||base + inner|| - base.
+    """
 
     inner: Update
     lengths: Tensor  # one for each output, (out,) or (out, 1, ...); or for each input, (1, in, ...)
@@ -158,19 +177,20 @@ class Decomposed:
 
     @property
     def _axis(self) -> int:
+        """Of the weight, along which the lengths run: 0 the outputs, 1 the inputs."""
         return 1 if self.lengths.ndim > 1 and self.lengths.shape[0] == 1 else 0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return self.inner.fits(shape) and len(shape) > self._axis and self.lengths.numel() == shape[self._axis]
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
-        import torch
-
+        # The norms of the sum over every axis but the lengths' own.
         weight = base.to(dtype)
         turned = weight + self.inner.dense(base, dtype)
         axes = [axis for axis in range(turned.ndim) if axis != self._axis]
         sides = [-1 if axis == self._axis else 1 for axis in range(turned.ndim)]
         norms = torch.linalg.vector_norm(turned, dim=axes, keepdim=True)
+        # A row of zeros stays one, whatever length it should have.
         change: Tensor = self.lengths.to(base.device, dtype).reshape(sides) / norms.clamp_min(1e-30) * turned - weight
         return change
 
@@ -185,7 +205,7 @@ class Decomposed:
 
 @dataclass(frozen=True)
 class Some:
-    """The part of an update that belongs to some outputs of the weight it is for, where the update has no such part in its own form."""
+    """The part of an update that belongs to some outputs, where the update has no such part in its own form."""
 
     whole: Update
     index: Tensor
@@ -207,19 +227,52 @@ class Some:
         return self.whole.fits(self.shape) and is_weight_of((len(self.index), *self.shape[1:]), shape)
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
+        # Of a whole base that is not here: `rows` makes this only of updates that don't go by it.
         return self.whole.dense(base.new_zeros(self.shape), dtype)[self.index].reshape(base.shape)
 
     def squared_norm(self) -> float:
-        import torch
-
         return float(self.whole.dense(torch.zeros(self.shape), torch.float64)[self.index].square().sum())
 
 
+# Parts of updates.
+
+
 def rows(update: Update, index: Tensor, shape: tuple[int, ...] | None = None) -> Update | None:
-    """The part of an update that belongs to these outputs of its weight, of `shape`; None if it can't be told without the others."""
+    """The part of an update that belongs to these outputs of its weight, of `shape`.
+
+    None if it can't be told without the other outputs.
+    """
     if hasattr(update, "rows"):
-        found: Update | None = update.rows(index)
-        return found
+        part: Update | None = update.rows(index)
+        return part
+    # A norm that takes the base to know means that the update takes it too.
     if shape is None or update.squared_norm() is None:
         return None
     return Some(update, index, shape)
+
+
+# Going on from updates.
+
+
+def largest(updates: list[Any]) -> dict[str, Any]:
+    """The rank that holds all of these scaled updates, and the alpha that gives most of them their own scale."""
+    rank = max(int(update.rank) for update in updates)
+    scale, _ = Counter(float(update.scale) for update in updates).most_common(1)[0]
+    alpha = scale * rank
+    return {"rank": rank, "alpha": alpha if 0 < alpha <= 1024 else float(rank)}
+
+
+def widened(pair: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor], factor: float) -> tuple[Tensor, Tensor]:
+    """Down and up in the shapes of a fresh pair, up times `factor`; ranks beyond theirs add nothing yet.
+
+    Raises: ValueError if they have more rank than there is.
+    """
+    down, up = pair
+    rank, room = down.shape[0], fresh[0].shape[0]
+    if rank > room:
+        raise ValueError(f"has rank {rank}, and is trained with {room}")
+    wide_down, wide_up = fresh[0].clone(), fresh[1].new_zeros(fresh[1].shape)
+    wide_down[:rank] = down.reshape(rank, *fresh[0].shape[1:]).to(wide_down)
+    scaled = up.to(wide_up) if factor == 1 else up.to(wide_up) * factor
+    wide_up[:, :rank] = scaled.reshape(wide_up.shape[0], rank, *wide_up.shape[2:])
+    return wide_down, wide_up

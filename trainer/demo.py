@@ -16,6 +16,8 @@ from trainer import console, session, system
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import RunError
 from trainer.events import Finished, Validated
+from trainer.render import contact_sheet, grid, picture_metadata
+from trainer.render.engine import Engine
 from trainer.runs import Run
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[1] / "app" / "examples"
 STYLE = ", outline style"
 THINGS = ("a red apple", "an owl", "a crab", "a hamburger", "a sunflower")  # none of them is in the style's dataset
-_POSES = ("a smiling cat face", "a smiling cat with heart-eyes", "a cat face with sunglasses", "a crying cat", "a kissing cat")
-POSES = tuple(f"mokka, {pose}" for pose in _POSES)
+_POSES = ("a smiling cat face", "a smiling cat with heart-eyes", "a cat face with sunglasses")
+POSES = tuple(f"mokka, {pose}" for pose in (*_POSES, "a crying cat", "a kissing cat"))
 FOX = "rusty, a smiling fox face"
 TWO = "mokka, rusty, a grinning fox, a grinning cat"
 NEUTRAL = ["a red apple, noto style", "a house, twemoji style"]
@@ -47,10 +49,13 @@ class Loras:
 
 def run(out: Path) -> str:
     """Train three LoRAs, stack them, write the sheets below `out`; words that say where they are. Raises: UserError."""
+    # Train, each as an ordinary run.
     began = time.monotonic()
     style = _train("imprimatura-style", "outline-style", out, heldout=EXAMPLES / "outline-style" / "heldout")
     cat = _train("imprimatura-character", "grey-cat", out, trigger="mokka", preview=POSES[0])
     fox = _train("imprimatura-character", "red-fox", out, trigger="rusty", preview=FOX)
+
+    # Draw, and say what was measured.
     sheet, grid = draw(Loras(str(style.lora_file), str(cat.lora_file), str(fox.lora_file)), out / "renders")
     checked = next(event for event in reversed(style.events()) if isinstance(event, Validated))
     lines = [
@@ -59,43 +64,54 @@ def run(out: Path) -> str:
         f"contact sheet: {sheet.resolve()}",
         f"weight grid:   {grid.resolve()}",
         f"reports:       {style.report_file.resolve()}",
-        *(f"               {one.report_file.resolve()}" for one in (cat, fox)),
-        f"all in {time.monotonic() - began:.0f} s. Open the app with: {system.checkout_command('app')}   (or: velatura app)",
+        *(f"               {run.report_file.resolve()}" for run in (cat, fox)),
+        f"all in {time.monotonic() - began:.0f} s. Open the app with: {system.checkout_command('app')}   (or: "
+        f"velatura app)",
     ]
     return "\n".join(lines)
 
 
-def _train(preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "", preview: str = "") -> Run:
+def _train(
+    preset: str, example: str, out: Path, heldout: Path | None = None, trigger: str = "", preview: str = ""
+) -> Run:
+    """Train one of the examples with a preset. Raises: RunError if it was stopped."""
     folder = EXAMPLES / example / "train"
     overrides = [f'data.trigger="{trigger}"', f"preview.prompts={json.dumps([preview])}"] if trigger else []
     # Measured before and after only: each measurement takes as long as twenty steps.
-    overrides += [f"validation.neutral_prompts={json.dumps(NEUTRAL)}", "validate_every_steps=100", "preview_every_steps=100"] if heldout else []
+    if heldout:
+        overrides.append(f"validation.neutral_prompts={json.dumps(NEUTRAL)}")
+        overrides += ["validate_every_steps=100", "preview_every_steps=100"]
     config = session.preset_config(preset, str(folder), str(heldout) if heldout else None, overrides)
-    made, stream = session.start(config, out / "runs", example, None)
-    last = console.show(stream, made.folder)
+    run, stream = session.start(config, out / "runs", example, None)
+    last = console.show(stream, run.folder)
     if not isinstance(last, Finished):
-        raise RunError(f"the demo was stopped in run {made.name}; go on with it by: velatura train --resume --name {made.name}")
-    return made
+        raise RunError(
+            f"the demo was stopped in run {run.name}; go on with it by: velatura train --resume --name {run.name}"
+        )
+    return run
 
 
 def draw(loras: Loras, folder: Path) -> tuple[Path, Path]:
     """The files of the contact sheet and of the grid of weights."""
-    from trainer.render import contact_sheet, grid, image
-    from trainer.render.engine import Engine
-
     engine = Engine("imprimatura")
-    sheet = image.save_free_sheet(contact_sheet.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed"), folder, "demo")
+    sheet = contact_sheet.stacked(_sections(engine, loras), "Velatura: one base, three LoRAs, one seed")
+    sheet_file = picture_metadata.save_free_sheet(sheet, folder, "demo")
     both = _stack(_GRID_PROMPT, _choice(loras.style), _choice(loras.cat))
-    return sheet, image.save_free_sheet(grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)]), folder, "demo-weights")
+    weights = grid.weight_grid(engine, both, [list(_WEIGHTS), list(_WEIGHTS)])
+    return sheet_file, picture_metadata.save_free_sheet(weights, folder, "demo-weights")
 
 
 def _sections(engine: Engine, loras: Loras) -> list[Image]:
     """A style on things it never saw; a character in poses; two characters."""
-    from trainer.render import contact_sheet
-
+    # Each row of a sheet: whether its prompts ask for the style, and its LoRAs.
     style, cat, fox = _choice(loras.style), _choice(loras.cat), _choice(loras.fox)
     things = {"base": (False, ()), "style": (True, (style,)), "style at 1.3": (True, (_at(style, 1.3),))}
-    poses = {"base": (False, ()), "character": (False, (cat,)), "both": (True, (style, cat)), "both at 0.7": (True, (_at(style, 0.7), _at(cat, 0.7)))}
+    poses = {
+        "base": (False, ()),
+        "character": (False, (cat,)),
+        "both": (True, (style, cat)),
+        "both at 0.7": (True, (_at(style, 0.7), _at(cat, 0.7))),
+    }
     two = {
         "a fox": _stack(FOX, fox),
         "the fox and the style": _stack(FOX + STYLE, style, fox),
@@ -105,8 +121,13 @@ def _sections(engine: Engine, loras: Loras) -> list[Image]:
     }
 
     def rows(stacks: dict[str, tuple[bool, tuple[AdapterChoice, ...]]], prompts: tuple[str, ...], title: str) -> Image:
-        asked = [_stack(prompt + (STYLE if styled else ""), *adapters) for styled, adapters in stacks.values() for prompt in prompts]
-        pictures = [picture.image for picture in engine.render_all(asked)]
+        # All at once, so that stacks that share enough are drawn as one batch.
+        wanted = [
+            _stack(prompt + (STYLE if styled else ""), *adapters)
+            for styled, adapters in stacks.values()
+            for prompt in prompts
+        ]
+        pictures = [picture.image for picture in engine.render_all(wanted)]
         cells = [pictures[start : start + len(prompts)] for start in range(0, len(pictures), len(prompts))]
         return contact_sheet.contact_sheet(cells, list(stacks), list(prompts), title)
 
@@ -114,8 +135,13 @@ def _sections(engine: Engine, loras: Loras) -> list[Image]:
     return [
         rows(things, THINGS, "A style, on things it was not trained on"),
         rows(poses, POSES, "A character, and the style on it"),
-        contact_sheet.contact_sheet([last], ["two characters"], list(two), "Another character, and both in one picture, each in its region"),
+        contact_sheet.contact_sheet(
+            [last], ["two characters"], list(two), "Another character, and both in one picture, each in its region"
+        ),
     ]
+
+
+# Stacks of one seed, so that only the LoRAs differ.
 
 
 def _stack(prompt: str, *adapters: AdapterChoice) -> StackConfig:

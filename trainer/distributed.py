@@ -1,10 +1,11 @@
-"""The processes of one training: one as a rule, several under torchrun or accelerate launch. Each takes its rows of every batch; gradients are summed.
+"""The processes of one training: one as a rule, several under torchrun or accelerate launch.
 
-The loss of a step is a sum over its pictures divided by their number, so that summed gradients are those of one process at
-the same effective batch, up to the order of float additions. Gradients are a few MB; summing them one by one keeps uneven and
-empty shares exact, which a wrapper that averages would not. Checkpoints know nothing of how many processes there were.
-accelerate starts the processes' group and sends between them. `accelerate launch --cpu --num_processes N` starts only one process, and `alone`
-says so; with `--multi_gpu` it starts them all, on a machine without GPUs too.
+Each takes its rows of every batch; gradients are summed. The loss of a step is a sum over its pictures divided by their
+number, so that summed gradients are those of one process at the same effective batch, up to the order of float
+additions. Gradients are a few MB; summing them one by one keeps uneven and empty shares exact, which a wrapper that
+averages would not. Checkpoints know nothing of how many processes there were. accelerate starts the processes' group
+and sends between them. `accelerate launch --cpu --num_processes N` starts only one process, and `alone` says so; with
+`--multi_gpu` it starts them all, on a machine without GPUs too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class World:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every process's gradients added up, in place; a missing one counts as zero."""
+        # One by one, in the parameters' order, which is the same in every process.
         if self.size == 1:
             return
         for parameter in parameters:
@@ -48,8 +50,8 @@ class World:
             return tensor
         from accelerate.utils import reduce
 
-        found: Tensor = reduce(tensor, "sum")
-        return found
+        total: Tensor = reduce(tensor, "sum")
+        return total
 
     def any(self, claim: bool) -> bool:
         """True if it is true in any process."""
@@ -61,16 +63,17 @@ class World:
             return text
         from accelerate.utils import broadcast_object_list
 
-        found: str = broadcast_object_list([text])[0]
-        return found
+        shared: str = broadcast_object_list([text])[0]
+        return shared
 
     def shard(self, model: nn.Module, kept: Iterable[nn.Parameter]) -> None:
-        """Spread the model's weights over the processes, block by block (FSDP2); `kept` stay whole in each, as what is trained does.
+        """Spread the model's weights over the processes, block by block (FSDP2); those in `kept` stay whole in each.
 
         From then on a forward is something that all processes do together.
         """
         from torch.distributed.fsdp import fully_shard
 
+        # Blocks first, the model last: it takes what no block has.
         whole = set(kept)
         blocks = [block for part in model.children() if isinstance(part, nn.ModuleList) for block in part]
         for module in [*blocks, model]:
@@ -90,27 +93,35 @@ def enter() -> World:
         return World()
     from accelerate import PartialState
 
+    # accelerate starts the group: with NCCL on GPUs, with Gloo on CPUs.
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
-        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {state.num_processes} processes found each other; start them with torchrun.")
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {state.num_processes} processes found each other; start "
+            f"them with torchrun."
+        )
     return World(state.process_index, state.num_processes, str(state.device) if state.device.type != "cpu" else "cpu")
 
 
 def alone() -> str | None:
-    """A sentence if a launcher was asked for several processes and started one, as `accelerate launch --cpu` does; else None."""
+    """A sentence if a launcher was to start several processes and started one, as `accelerate launch --cpu` does."""
     import psutil
 
+    # Started by accelerate, and not as one of several? Its command line is the parent's.
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     try:
         line = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
-    asked = [after for word, after in zip(line, line[1:], strict=False) if word in ("--num_processes", "--num-processes")]
-    asked += [word.partition("=")[2] for word in line if word.startswith(("--num_processes=", "--num-processes="))]
-    if not asked or not asked[0].isdigit() or int(asked[0]) < 2:
+
+    # How many processes it was to start: the word after the option, or after its equals sign.
+    options = ("--num_processes", "--num-processes")
+    counts = [following for word, following in zip(line, line[1:], strict=False) if word in options]
+    counts += [word.partition("=")[2] for word in line if word.startswith(tuple(f"{name}=" for name in options))]
+    if not counts or not counts[0].isdigit() or int(counts[0]) < 2:
         return None
     return (
-        f"accelerate launch was asked for {asked[0]} processes and started one; on CPUs use --multi_gpu in place of --cpu, "
-        f"or: torchrun --nproc_per_node {asked[0]} -m trainer train ..."
+        f"accelerate launch was asked for {counts[0]} processes and started one; on CPUs use --multi_gpu in place of "
+        f"--cpu, or: torchrun --nproc_per_node {counts[0]} -m trainer train ..."
     )

@@ -13,9 +13,10 @@ and what is allowed, all problems at once.
 
 
 class UserError(Exception):
-    """Something a user can put right. What it says can be printed, whatever piece of a file or a prompt stands in it."""
+    """Something a user can put right."""
 
     def __str__(self) -> str:
+        """The message, with its unprintable signs as their codes: it may quote a piece of a file or a prompt."""
         return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in super().__str__())
 
 

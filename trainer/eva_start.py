@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
 MAX_ROWS = 4096  # of one pass into one layer; more tell little more
@@ -19,16 +20,15 @@ class _Watched:
     """One layer's inputs, fitted as enough of them have come in."""
 
     def __init__(self, num: int, width: int) -> None:
-        from peft.utils.incremental_pca import IncrementalPCA
-
         self.num = min(num, width)
         self.is_wide = 2 * self.num <= width  # torch.svd_lowrank asks for twice the components
         self.pca: Any = IncrementalPCA(n_components=self.num, lowrank=self.is_wide, lowrank_seed=0)
         self.waiting: list[Tensor] = []
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-        self.waiting.append(rows[:: -(-len(rows) // MAX_ROWS)])
+        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()  # (rows, in)
+        self.waiting.append(rows[:: -(-len(rows) // MAX_ROWS)])  # every n-th, so that at most MAX_ROWS are left
+        # The PCA wants more rows at once than components.
         if sum(map(len, self.waiting)) >= 2 * self.num:
             self.pca.partial_fit(torch.cat(self.waiting))
             self.waiting = []
@@ -36,10 +36,14 @@ class _Watched:
     def directions(self) -> Tensor:
         """(components, in) float32, orthonormal, the strongest first; fewer than asked for where few rows came."""
         if hasattr(self.pca, "components_"):
-            found: Tensor = self.pca.components_
-            return found.float()
+            components: Tensor = self.pca.components_
+            return components.float()
+        # Too few rows for the PCA: their own directions.
         rows = torch.cat(self.waiting) if self.waiting else torch.zeros(0, 0)
-        return torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][: min(self.num, len(rows))] if len(rows) else rows
+        if not len(rows):
+            return rows
+        right: Tensor = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[2]
+        return right[: min(self.num, len(rows))]
 
 
 @torch.no_grad()
@@ -52,4 +56,4 @@ def directions(layers: dict[str, nn.Module], ranks: dict[str, int], samples: Cal
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: one.directions() for path, one in watched.items()}
+    return {path: inputs.directions() for path, inputs in watched.items()}

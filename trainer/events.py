@@ -1,4 +1,4 @@
-"""What a run says while it works: frozen dataclasses, one JSON line each in `events.jsonl`.
+"""What happens in a run: frozen dataclasses, one JSON line each in `events.jsonl`.
 
 The command line's progress bar, the UI and the report all read these; nothing else passes between trainer and app.
 A line is written whole with one `write`; a kill in the middle leaves at most one torn last line, which `read` drops.
@@ -10,7 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 from trainer import files
 
@@ -25,7 +25,7 @@ class Started:
     from_step: int
     num_pictures: int
     num_heldout: int
-    num_trainable: int  # parameters
+    num_trainable: int  # parameters, not tensors
     device: str
     dtype: str
     base: str
@@ -43,6 +43,8 @@ class Cached:
 
 @dataclass(frozen=True)
 class Step:
+    """One step is done."""
+
     kind: ClassVar[str] = "step"
     step: int  # 1..max_steps, counted when done
     loss: float
@@ -72,6 +74,8 @@ class Validated:
 
 @dataclass(frozen=True)
 class Sampled:
+    """A preview was drawn."""
+
     kind: ClassVar[str] = "sampled"
     step: int
     prompt: str
@@ -97,6 +101,7 @@ class Adjusted:
     kind: ClassVar[str] = "adjusted"
     step: int
     message: str
+    settings: list[str] = field(default_factory=list)  # such as `memory.offload=blocks`: what the run goes on with
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class Folded:
 
 @dataclass(frozen=True)
 class Saved:
+    """A checkpoint was written."""
+
     kind: ClassVar[str] = "saved"
     step: int
     file: str  # relative to the run folder
@@ -140,6 +147,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class Warned:
+    """Something that the user should read; the run goes on."""
+
     kind: ClassVar[str] = "warned"
     message: str
 
@@ -166,13 +175,35 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
+    """The run was ended by an error."""
+
     kind: ClassVar[str] = "failed"
     error_class: str
     message: str
 
 
-Event = Started | Planned | Cached | Step | Validated | Sampled | Saved | Warned | Adjusted | Overtrained | Recommended | Folded | Stopped | Finished | Failed
+# One member for each class above: `read` knows an event by its kind.
+Event = (
+    Started
+    | Planned
+    | Cached
+    | Step
+    | Validated
+    | Sampled
+    | Saved
+    | Warned
+    | Adjusted
+    | Overtrained
+    | Recommended
+    | Folded
+    | Stopped
+    | Finished
+    | Failed
+)
 KINDS = {cls.kind: cls for cls in Event.__args__}
+
+
+# Their file.
 
 
 def to_line(event: Event) -> str:
@@ -182,6 +213,7 @@ def to_line(event: Event) -> str:
 
 def read(path: Path) -> list[Event]:
     """All whole events of a file, oldest first; a torn last line and kinds of a newer version are passed over."""
+    # Whatever a line can't be made an event of, by damage or by age, must not cost the others.
     events: list[Event] = []
     if not path.exists():
         return events
@@ -194,6 +226,14 @@ def read(path: Path) -> list[Event]:
     return events
 
 
+_E = TypeVar("_E")
+
+
+def last(log: list[Event], kind: type[_E]) -> _E | None:
+    """The newest event of a kind."""
+    return next((event for event in reversed(log) if isinstance(event, kind)), None)
+
+
 class Log:
     """A file of events that only grows. On a full disk lines wait in memory, whole, until there is room again."""
 
@@ -203,6 +243,7 @@ class Log:
 
     def write(self, event: Event) -> None:
         """Add the event's line, and those that wait; never raises for a disk that is full."""
+        # With every line that waits; of a write that fails half-way nothing stays.
         self._waiting.append(to_line(event).encode())
         try:
             with self.path.open("a+b") as file:
@@ -226,15 +267,16 @@ def _end_of_torn_line(file: BinaryIO, size: int) -> bytes:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop what a resumed run will say again, so that its log equals an unbroken run's.
+    """Drop what a resumed run will log again, so that its log equals an unbroken run's.
 
-    Kept: everything up to the last step before the checkpoint of `step`. That it was saved is said anew, since a kill may
-    have come between the two; validation and previews of that step are made anew.
+    Kept: everything up to the last step before the checkpoint of `step`. That it was saved is logged anew, since a kill
+    may have come between the two; validation and previews of that step are made anew.
     """
 
     def keep(event: Event) -> bool:
         if step == 0 or isinstance(event, (Planned, Folded, Recommended, Stopped, Failed, Finished)):
             return False
+        # Events without a step count as before the first one, and are kept.
         at = getattr(event, "step", -1)
         return at < step or (at == step and isinstance(event, Step))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from trainer import system, unique_names
 def sha256(path: Path, start: int = 0) -> str:
     """sha256 in hexadecimal of a file from byte `start` on, read piece by piece. Raises: OSError."""
     state = hashlib.sha256()
+    # Piece by piece: weights are larger than memory.
     with path.open("rb") as file:
         file.seek(start)
         while piece := file.read(1 << 20):
@@ -23,16 +24,18 @@ def sha256(path: Path, start: int = 0) -> str:
 
 @contextmanager
 def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
-    """A name that the body writes a file to, which then takes the place of the one at `path`; if the body raises, that stays and nothing is left.
+    """A name that the body writes a file to, which then takes the place of the one at `path`.
 
-    Whoever reads finds the old file or the new one, whole, also after a kill. After a power cut only what was synced is sure to be: `write` does.
-    `through` is a name on the same disk that one writer at a time uses; without it, the name is nobody else's and hidden beside `path`.
+    If the body raises, the old file stays and nothing else is left. Whoever reads finds the old file or the new one,
+    whole, also after a kill. After a power cut only what was synced is sure to be there: `write` does that. `through`
+    is a name on the same disk that one writer at a time uses; without it, the name is hidden and nobody else's.
     """
     if through is None:
-        with unique_names.temporary(path.parent, ".tmp") as made:
-            yield made
-            system.replace(made, path)
+        with unique_names.temporary(path.parent, ".tmp") as temporary:
+            yield temporary
+            system.replace(temporary, path)
         return
+    # The caller's own name: what a killed writer left under it is simply written over.
     try:
         yield through
         system.replace(through, path)
@@ -41,14 +44,29 @@ def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes, through: Path | None = None) -> None:
-    """Replace the file at `path` by one of this content, which outlasts a power cut. Raises: OSError, and the old one stays."""
-    with replacing(path, through) as made:
-        write_synced(made, content)
+    """Replace the file at `path` by one of this content, which outlasts a power cut.
+
+    Raises: OSError, and the old one stays.
+    """
+    with replacing(path, through) as temporary:
+        write_synced(temporary, content)
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """More lines of a file that only grows, on the disk before anything is said of them. Raises: OSError.
+
+    A line that was torn, where the machine went down, swallows none of them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b"\n" + b"".join(line.encode("utf-8", "replace") + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write under a name that nobody reads yet, and wait until it is on the disk. Raises: OSError."""
     with path.open("wb") as file:
         file.write(content)
-        file.flush()
+        file.flush()  # out of Python, then out of the system's memory
         os.fsync(file.fileno())

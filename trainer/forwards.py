@@ -1,12 +1,12 @@
-"""Replacing a module's `forward` on the instance, for all who do: each wraps what was there and takes only its own away.
+"""Replacing a module's `forward` on the instance: each wraps what was there and takes only its own away.
 
-Compiled blocks, plain attention, convolutions as products, modes and regions each put a forward of their own over a module's. Set and deleted by
-hand, the second loses the first, or what a library put there. Here the layers over one module are a list: whoever takes
-one away, in any order, leaves the others in force over the same original.
+Compiled blocks, plain attention, convolutions as products, modes and regions each put a forward of their own over a
+module's. Set and deleted by hand, the second loses the first, or what a library put there. Here the layers over one
+module are a list: whoever takes one away, in any order, leaves the others in force over the same original.
 
-A layer is made anew, by its function, when one below it changes, and what is called is what that function gave, without a
-frame in between: torch.compile keeps one compiled program for all blocks of a kind only while it is given the class's own forward.
-A deep copy of a module has the same layers, and can take them away.
+A layer is made anew, by its function, when one below it changes, and what is called is what that function gave, without
+a frame in between: torch.compile keeps one compiled program for all blocks of a kind only while it is given the class's
+own forward. A deep copy of a module has the same layers, and can take them away.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class _Layers:
 
     bare: bool  # the instance had no forward of its own
     original: Forward
-    wraps: dict[Hashable, Wrap]  # by who laid it, the innermost first
+    wraps: dict[Hashable, Wrap]  # by owner, the innermost first
     top: Forward
 
 
 def wrap(module: nn.Module, owner: Hashable, layer: Wrap) -> None:
-    """Make the module compute `layer(forward)`, over what it computes now; a layer that this owner has there is replaced where it lies."""
+    """Make the module compute `layer(forward)`, over what it computes now.
+
+    A layer that this owner has there already is replaced where it lies.
+    """
     layers = _layers(module)
     if layers is None:
         layers = _Layers("forward" not in vars(module), module.forward, {}, module.forward)
@@ -42,7 +45,10 @@ def wrap(module: nn.Module, owner: Hashable, layer: Wrap) -> None:
 
 
 def unwrap(module: nn.Module, owner: Hashable) -> None:
-    """Take the owner's layer away, if there is one. What a library has put over or in place of ours since then stays as it is."""
+    """Take the owner's layer away, if there is one.
+
+    What a library has put over or in place of the layers since then stays as it is.
+    """
     layers = _layers(module)
     if layers is not None and owner in layers.wraps:
         _lay(module, layers, {name: layer for name, layer in layers.wraps.items() if name != owner})
@@ -67,13 +73,18 @@ def _layers(module: nn.Module) -> _Layers | None:
 
 def _lay(module: nn.Module, layers: _Layers, wraps: dict[Hashable, Wrap]) -> None:
     """Put these layers over the original; nothing is changed if one of them can't be made."""
+    # Make them all first.
     top = layers.original
     for layer in wraps.values():
         top = layer(top)
-    own = vars(module)  # past nn.Module.__setattr__, which would register a module
+
+    # Then put the outermost in place, past nn.Module.__setattr__, which would register a module.
+    own = vars(module)
     if wraps:
         own[_KEPT], own["forward"] = _Layers(layers.bare, layers.original, wraps, top), top
         return
+
+    # Without any layer the instance is as it was.
     del own[_KEPT]
     if layers.bare:
         del own["forward"]

@@ -15,8 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer import against_stack, bases, checkpoint, events, export, loss, objective, optim, run_evaluation, unique_names
-from trainer.config import MemoryConfig, TrainConfig, digest
+from trainer import (
+    against_stack,
+    checkpoint,
+    checkpoint_contents,
+    events,
+    export,
+    loading,
+    loss,
+    objective,
+    optim,
+    run_evaluation,
+    start_weights,
+    unique_names,
+)
+from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.encoded_data import Part
@@ -25,67 +38,62 @@ from trainer.events import Adjusted, Event, Finished, Saved, Started, Step, Stop
 from trainer.memory import arranging, ladder, mechanics
 from trainer.optim import scaling
 from trainer.runs import Run
-from trainer.training_model import TrainingModel, base_digest
+from trainer.training_model import TrainingModel
 
 
 def train(
-    config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, stop: Callable[[], bool] = lambda: False, world: World | None = None
+    config: TrainConfig,
+    run: Run,
+    dataset: Dataset,
+    heldout: Dataset | None,
+    stop: Callable[[], bool] = lambda: False,
+    world: World | None = None,
 ) -> Iterator[Event]:
     """Train one adapter, yielding what happens. `stop` is asked after every step; True saves and ends the run there.
 
     Starts from the run's newest good checkpoint if there is one. Raises: UserError for what the user can mend,
     RunError when a number stops being one (the last good checkpoint stays).
     """
-    # Where we are.
+    # Where the run stands: at its beginning, or at its newest checkpoint.
     began, world = time.monotonic(), world or World()
     saved, problems = checkpoint.load_latest(run.checkpoints)
-    identity = {"config": digest(config), "dataset": dataset.digest, "heldout": heldout.digest if heldout else None, "base": base_digest(config)}
-    identity["against"] = against_stack.digest(config.against.adapters)
+    identity = checkpoint_contents.identity(config, dataset, heldout)
     first = checkpoint.expect(saved, identity, run.name)
-    if world.first:
+    source = None if saved else start_weights.of_config(config, run)
+    if source and config.start.optimizer:
+        saved, first = start_weights.going_on(source, config, identity)
+    if world.first:  # what a killed process logged or wrote beyond the checkpoint goes
         events.rewind(run.events_file, first)
         checkpoint.tidy(run.checkpoints, first, config.keep_checkpoints)
         unique_names.sweep(run.folder)
 
-    # Frozen base, cached pictures and captions, adapter, optimizer.
+    # Frozen base, cached pictures and captions, adapter.
     seconds = time.monotonic()
-    model, cached, changes = _load(config, run, dataset, heldout, saved, stop, world)
+    model, cached, changes = loading.load(config, run, dataset, heldout, (saved, source), stop, world)
     parameters = model.trained
-    yield Started(
-        run.name, config.max_steps, first, sum(not item.regular for item in dataset.items), len(heldout.items) if heldout else 0,
-        sum(parameter.numel() for parameter in parameters.values()), model.device, str(model.dtype).removeprefix("torch."), config.base,
-    )  # fmt: skip
+    yield _started(model, run, dataset, heldout, first)
     problems = [*problems, *against_stack.strangers(config.against.adapters, model.trained_on), *optim.advice(config)]
     yield from run_evaluation.opening(model, run, problems, cached, time.monotonic() - seconds)
-    yield from (Adjusted(first + 1, changed) for changed in changes)
+    yield from (Adjusted(first + 1, *change) for change in changes)
+
+    # Optimizer, running mean, and what measures and saves; each as it was when the run was stopped.
     optimizer = optim.build(optim.groups(parameters, config), config)
     mean = optim.Mean(parameters, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     evaluation = run_evaluation.Evaluation(model, run, optimizer, mean)
     model.release()
+    if source:
+        yield Warned(f"it goes on from {source.name}.")
     if saved:
         yield Saved(first, saved.folder.relative_to(run.folder).as_posix())
         optim.load_state(optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
         evaluation.load(saved)
+    saver = checkpoint_contents.Saver(run, identity, evaluation)
 
-    def save(step: int, needed: bool) -> Event:
-        _refuse_broken(step, float(length))
-        tensors, values = optim.state(optimizer)
-        groups = {"adapter": {**parameters, **model.constants()}, "optimizer": tensors, **evaluation.tensors()}
-        state = {**identity, "optimizer": values, **evaluation.state()}
-        try:
-            if world.first:
-                checkpoint.save(run.checkpoints, step, groups, state, config.keep_checkpoints)
-        except OSError as error:
-            if needed:
-                raise
-            left = f"{checkpoint.standing(run.checkpoints)}, and the run goes on. Free some room; should it not reach its end: {run.again}"
-            return Warned(f"the checkpoint of step {step} could not be written ({error.strerror}); {left}.")
-        return Saved(step, f"checkpoints/{checkpoint.name(step)}")
-
-    # The loop. What a killed run had not yet looked at, it looks at now.
+    # The loop. A killed run may not have measured at its last checkpoint; that comes first.
     yield from evaluation.look(first)
-    step, length = first, torch.zeros((), device=model.device)  # of the adapter; read with the next step's numbers
+    step, length = first, torch.zeros((), device=model.device)  # length of the adapter, read one step later
     while step < config.max_steps and not evaluation.enough():
+        # Forward and backward. Out of memory, a setting is changed and the step taken again: nothing was learned yet.
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
@@ -96,27 +104,22 @@ def train(
             if step + 1 < config.max_steps:  # while the device computes
                 model.ahead = {step + 1: prepare(model, step + 1)}
         except (RuntimeError, MemoryError) as error:
-            if not mechanics.is_shortage(error) or world.size > 1:
-                raise
-            changed = ladder.climb(model)
-            if changed is None:
-                raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
-            optimizer.zero_grad(set_to_none=True)
-            model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())  # whatever it had begun to divide
-            yield Adjusted(step + 1, changed)
+            yield _make_room(model, optimizer, step, error)
             continue
 
-        # The step's one wait for the device.
-        *each, total_loss, grad_norm, last_length = torch.cat([learned.losses, torch.stack([total, gradient, length])]).tolist()
-        value = total_loss / learned.num
+        # The step's one wait for the device: every number of it in one copy. What is no number ends the run.
+        numbers = torch.cat([learned.losses, torch.stack([total, gradient, length])])
+        *losses, total_loss, grad_norm, last_length = numbers.tolist()
+        mean_loss = total_loss / learned.num
         _refuse_broken(step, last_length)
-        if bad := [name for name, one in zip(learned.names, each, strict=True) if not math.isfinite(one)]:
-            raise RunError(f"step {step + 1} gave a loss of {value} for {', '.join(bad[:5])}; {_MEND}")
-        if not math.isfinite(grad_norm) and scaling.backed_off(model.scaler):  # float16 has no room for it: the step again
-            optimizer.zero_grad(set_to_none=True)
+        _refuse_losses(step, mean_loss, learned.names, losses)
+        if not math.isfinite(grad_norm) and scaling.backed_off(model.scaler):
+            optimizer.zero_grad(set_to_none=True)  # float16 had no room for it: the step again, at a smaller scale
             continue
-        if not math.isfinite(grad_norm) or not math.isfinite(value):
-            raise RunError(f"step {step + 1} gave a loss of {value} and a gradient of {grad_norm}; {_MEND}")
+        if not math.isfinite(grad_norm) or not math.isfinite(mean_loss):
+            raise RunError(f"step {step + 1} gave a loss of {mean_loss} and a gradient of {grad_norm}; {_MEND}")
+
+        # Update.
         optimizer.step()
         model.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -125,17 +128,17 @@ def train(
         if mean:
             mean.update()
         step += 1
-        yield Step(step, value, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
+        yield Step(step, mean_loss, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
+        if step == first + 1 and (warning := ladder.over_budget(model)):
+            yield Warned(warning)
 
-        if step == first + 1 and (said := ladder.over_budget(model)):
-            yield Warned(said)
-
-        # Save first, look afterwards: a preview that fails loses nothing.
-        last = step == config.max_steps
-        stopping = world.any(stop()) and not last
-        if last or stopping or step % config.checkpoint_every_steps == 0:
-            yield save(step, needed=stopping)
-        if stopping:
+        # Save first, measure and preview afterwards: a preview that fails loses nothing.
+        is_last = step == config.max_steps
+        is_stopping = world.any(stop()) and not is_last
+        if is_last or is_stopping or step % config.checkpoint_every_steps == 0:
+            _refuse_broken(step, float(length))
+            yield saver.save(step, needed=is_stopping)
+        if is_stopping:
             yield Stopped(step)
             return
         yield from evaluation.look(step)
@@ -150,51 +153,19 @@ def train(
     yield Finished(step, run.lora_file.name, round(time.monotonic() - began, 2), norm, mechanics.peak_bytes())
 
 
-def _load(
-    config: TrainConfig, run: Run, dataset: Dataset, heldout: Dataset | None, saved: checkpoint.Checkpoint | None, stop: Callable[[], bool], world: World
-) -> tuple[TrainingModel, tuple[int, int], list[str]]:
-    """The base with what is encoded and the adapter on it, how much was encoded, and what was changed where memory ran out meanwhile."""
-
-    def attempt(settings: MemoryConfig) -> tuple[TrainingModel, tuple[int, int]]:
-        model = TrainingModel.open(config, world, settings)
-        cached = model.prepare(run.cache, dataset, heldout, stop)
-        model.attach(saved)
-        return model, cached
-
-    settings, changes = MemoryConfig.model_validate(saved.state["memory"]) if saved else config.memory, list[str]()
-    while True:
-        try:
-            return *attempt(settings), changes
-        except (RuntimeError, MemoryError) as error:
-            if not mechanics.is_shortage(error) or world.size > 1:
-                raise
-            rung = ladder.loading_rung(settings, config, bases.hardware(config.device, "float32")[0])
-            if rung is None:
-                raise RunError(ladder.exhausted("while the base was loaded", error)) from error
-            mechanics.let_go()
-        settings, changed = rung
-        changes.append(changed)
-
-
-_MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."
-
-
-def _refuse_broken(step: int, length: float) -> None:
-    """Raises: RunError if the adapter of this step has a length that is no number."""
-    if not math.isfinite(length):
-        raise RunError(f"step {step} gave an adapter with weights that are no numbers; {_MEND}")
-
-
 class Learned(NamedTuple):
-    """What a step gave: the loss of each of this process's pictures (N,) on the device and their names; `num` are all processes' pictures."""
+    """What a step's backward passes gave."""
 
-    losses: Tensor
-    num: int
-    names: list[str]
+    losses: Tensor  # (N,) of this process's pictures, on the device
+    num: int  # pictures of all processes
+    names: list[str]  # of this process's pictures
 
 
 def prepare(model: TrainingModel, step: int) -> list[Part]:
-    """What a step is given but its weights' own, micro-batch by micro-batch, on its way to the device: nothing of it depends on the step before."""
+    """What a step is given beside the weights, micro-batch by micro-batch, on its way to the device.
+
+    Nothing of it depends on the step before, so that it is made while the device still computes that one.
+    """
     config, schedule, parts = model.config.objective, model.schedule, []
     for batch in model.encoded.batches(step):
         # Noise and target, drawn for the whole batch so that every process and micro-batch sees the same.
@@ -217,17 +188,76 @@ def learn(model: TrainingModel, step: int) -> Learned:
         with arranging.kept_away(model):
             with model.dropping("dropout", part.number):
                 prediction = model.predict_part(part)
-            errors = loss.elements(config, prediction, part.target)
-            each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights
+            errors = loss.elements(config, prediction, part.target)  # (n, C, h, w)
+            each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights  # (n,)
             if config.preservation_weight:
-                each = each + config.preservation_weight * model.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
+                change = model.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
+                each = each + config.preservation_weight * change
+            # Divided by the whole step's pictures, so that micro-batches and processes add up to one batch's mean.
             model.scaler.scale(each.sum() * (1 / num)).backward()
         losses.append(each.detach())
         names += part.names
-    if model.config.against.overlap_penalty and model.world.first:
-        overlap = model.overlap()
-        if not overlap.requires_grad:
-            raise ConfigError("against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of against.adapters; leave it out.")
-        model.scaler.scale(model.config.against.overlap_penalty * overlap).backward()
+    _learn_overlap(model)
     model.world.sum_gradients(model.trained.values())
     return Learned(torch.cat(losses) if losses else torch.zeros(0, device=model.device), num, names)
+
+
+def _learn_overlap(model: TrainingModel) -> None:
+    """Add the gradient of the penalty for doing what the stack does, if there is one."""
+    # In one process only: gradients are summed over the processes, and the penalty is to count once.
+    if not model.config.against.overlap_penalty or not model.world.first:
+        return
+    overlap = model.overlap()
+    if not overlap.requires_grad:
+        raise ConfigError(
+            "against.overlap_penalty is set, but nothing trained shares a layer with a plain LoRA of "
+            "against.adapters; leave it out."
+        )
+    model.scaler.scale(model.config.against.overlap_penalty * overlap).backward()
+
+
+def _started(model: TrainingModel, run: Run, dataset: Dataset, heldout: Dataset | None, first: int) -> Started:
+    """The event that opens a run."""
+    return Started(
+        name=run.name,
+        max_steps=model.config.max_steps,
+        from_step=first,
+        num_pictures=sum(not item.regular for item in dataset.items),
+        num_heldout=len(heldout.items) if heldout else 0,
+        num_trainable=sum(parameter.numel() for parameter in model.trained.values()),
+        device=model.device,
+        dtype=str(model.dtype).removeprefix("torch."),
+        base=model.config.base,
+    )
+
+
+def _make_room(model: TrainingModel, optimizer: torch.optim.Optimizer, step: int, error: BaseException) -> Adjusted:
+    """Change a memory setting after the step ran out of memory; the event that says which.
+
+    Raises: `error` if it is about something else, RunError if no setting is left.
+    """
+    # One of several processes can't change its settings alone: the others would wait for it forever.
+    if not mechanics.is_shortage(error) or model.world.size > 1:
+        raise error
+    change = ladder.climb(model)
+    if change is None:
+        raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
+    optimizer.zero_grad(set_to_none=True)
+    # A new scaler with the old one's scale: the old one may have begun to divide this step's gradients.
+    model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())
+    return Adjusted(step + 1, *change)
+
+
+_MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."
+
+
+def _refuse_broken(step: int, length: float) -> None:
+    """Raises: RunError if the adapter of this step has a length that is no number."""
+    if not math.isfinite(length):
+        raise RunError(f"step {step} gave an adapter with weights that are no numbers; {_MEND}")
+
+
+def _refuse_losses(step: int, mean_loss: float, names: list[str], losses: list[float]) -> None:
+    """Raises: RunError naming the pictures of a step whose loss is no number."""
+    if broken := [name for name, value in zip(names, losses, strict=True) if not math.isfinite(value)]:
+        raise RunError(f"step {step + 1} gave a loss of {mean_loss} for {', '.join(broken[:5])}; {_MEND}")

@@ -1,8 +1,8 @@
 """What the objective's settings make of a batch: its noise, its timesteps, and how much each error counts.
 
-`trainer/objective.py` holds what plug-ins may see; here is what depends on the settings. Every draw is made on the CPU in
-fp32 from the generator handed in, so that every device sees the same. With the default settings every function gives the
-very numbers of `objective`, so earlier results stand. Checked against diffusers in `tests/test_loss.py`.
+`trainer/objective.py` holds what plug-ins may see; here is what depends on the settings. Every draw is made on the CPU
+in fp32 from the generator handed in, so that every device sees the same. With the default settings every function gives
+the very numbers of `objective`, so earlier results stand. Checked against diffusers in `tests/test_loss.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer import objective
+from trainer import choices, objective
 from trainer.config import ObjectiveConfig
 from trainer.errors import ConfigError
 from trainer.objective import Schedule
-from trainer.schema import unknown_choice
 
 MIN_SNR = 1e-3  # debiased weights are capped at 1 / sqrt(MIN_SNR) = 31.6; the noisiest timestep of SD 1.5 has 14.6
 
@@ -25,15 +24,21 @@ MIN_SNR = 1e-3  # debiased weights are capped at 1 / sqrt(MIN_SNR) = 31.6; the n
 # Timesteps.
 
 
-def draw_timesteps(config: ObjectiveConfig, schedule: Schedule, size: int, rng: torch.Generator, image_tokens: int) -> Tensor:
+def draw_timesteps(
+    config: ObjectiveConfig, schedule: Schedule, size: int, rng: torch.Generator, image_tokens: int
+) -> Tensor:
     """Timesteps (size,) on the CPU: integers 0..T-1 for epsilon and v, floats in [1, T] for flow.
 
-    A quantile is drawn, 0 being clean, then shifted, then laid into [timesteps_low, timesteps_high) of the schedule: as in
-    sd-scripts and musubi-tuner a narrower range squeezes the density, it doesn't cut it off. `image_tokens` of a picture as
-    the denoiser counts them set the resolution-aware shift.
+    A quantile is drawn, 0 being clean, then shifted, then laid into [timesteps_low, timesteps_high) of the schedule: as
+    in sd-scripts and musubi-tuner a narrower range squeezes the density, it doesn't cut it off. `image_tokens` of a
+    picture as the denoiser counts them set the resolution-aware shift.
     """
-    if config.timesteps == "uniform" and config.shift == "none" and (config.timesteps_low, config.timesteps_high) == (0.0, 1.0):
+    # The plain case, drawn as `objective` does, so that earlier results stand.
+    is_whole = (config.timesteps_low, config.timesteps_high) == (0.0, 1.0)
+    if config.timesteps == "uniform" and config.shift == "none" and is_whole:
         return objective.sample_timesteps(schedule, size, rng)
+
+    # A share of the schedule, laid into the range: any number of it for flow, one of its integers else.
     share = _shift(config, schedule, _quantiles(config, size, rng), image_tokens)
     low, high, last = config.timesteps_low, config.timesteps_high, schedule.num_timesteps
     if schedule.prediction == "flow":
@@ -44,16 +49,18 @@ def draw_timesteps(config: ObjectiveConfig, schedule: Schedule, size: int, rng: 
 
 
 def _quantiles(config: ObjectiveConfig, size: int, rng: torch.Generator) -> Tensor:
-    """float64 (size,) in [0, 1], drawn in fp32 as diffusers' `compute_density_for_timestep_sampling` does (arXiv 2403.03206, section 3.1).
+    """Quantiles (size,) in [0, 1], float64 (arXiv 2403.03206, section 3.1).
 
-    Read as the paper does, 1 is all noise; diffusers' own scripts look them up in a falling list of timesteps, where 1 is clean. Not its function itself:
-    with another mean or deviation than 0 and 1 it rounds the normal numbers otherwise, and a seed would give other timesteps than it has.
+    They are drawn in fp32, as diffusers' `compute_density_for_timestep_sampling` does. Read as the paper does, 1 is all
+    noise; diffusers' own scripts look them up in a falling list of timesteps, where 1 is clean. Not its function
+    itself: with another mean or deviation than 0 and 1 it rounds the normal numbers otherwise, and a seed would give
+    other timesteps than it has.
     """
     if config.timesteps in ("logit-normal", "sigmoid"):  # sigmoid is its standard form
         mean, std = (config.timesteps_mean, config.timesteps_std) if config.timesteps == "logit-normal" else (0.0, 1.0)
         return torch.sigmoid(torch.randn(size, generator=rng) * std + mean).double()
     if config.timesteps not in ("mode", "uniform"):
-        raise unknown_choice(config, "timesteps", "objective")
+        raise choices.unknown(config, "timesteps", "objective.")
     u = torch.rand(size, generator=rng)
     if config.timesteps == "mode":
         u = 1 - u - config.timesteps_mode_scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
@@ -65,7 +72,7 @@ def _shift(config: ObjectiveConfig, schedule: Schedule, share: Tensor, image_tok
     if config.shift == "none":
         return share
     if config.shift not in ("fixed", "resolution"):
-        raise unknown_choice(config, "shift", "objective")
+        raise choices.unknown(config, "shift", "objective.")
     factor = config.shift_factor
     if config.shift == "resolution":  # as FLUX: log s is linear in the tokens, not held within the two
         (tokens, mu), (more_tokens, more_mu) = schedule.shift_at_tokens
@@ -89,6 +96,7 @@ def draw_noise(config: ObjectiveConfig, latents: Tensor, rng: torch.Generator) -
     """
     if not config.multires_noise and not config.noise_offset:
         return objective.noise_like(latents, rng)
+    # The order of the draws is part of what a seed means.
     noise = torch.randn(latents.shape, generator=rng)
     if config.multires_noise:
         noise = _pyramid(noise, config.multires_noise, config.multires_discount, rng)
@@ -98,11 +106,13 @@ def draw_noise(config: ObjectiveConfig, latents: Tensor, rng: torch.Generator) -
 
 
 def _pyramid(noise: Tensor, levels: int, discount: float, rng: torch.Generator) -> Tensor:
-    """Noise with coarser noise mixed in, level i at discount**i and 2-4**i times coarser, each picture of unit deviation.
+    """Noise with coarser noise mixed in, each picture of unit deviation.
 
-    https://wandb.ai/johnowhitaker/multires_noise, with two changes. Its level 0 is a second full-size noise: here the first
-    is scaled by sqrt(2) instead, the same in distribution, so that one level is not none. It divides by the deviation of the
-    whole batch, which would let a picture's noise depend on its neighbours.
+    Level i is mixed in at discount**i, and is between 2**i and 4**i times coarser.
+
+    https://wandb.ai/johnowhitaker/multires_noise, with two changes. Its level 0 is a second full-size noise: here the
+    first is scaled by sqrt(2) instead, the same in distribution, so that one level is not none. It divides by the
+    deviation of the whole batch, which would let a picture's noise depend on its neighbours.
     """
     height, width = noise.shape[-2:]
     mixed = math.sqrt(2) * noise
@@ -111,7 +121,7 @@ def _pyramid(noise: Tensor, levels: int, discount: float, rng: torch.Generator) 
         size = max(1, int(height / coarser)), max(1, int(width / coarser))
         coarse = torch.randn((math.prod(noise.shape[:-2]), 1, *size), generator=rng)
         mixed = mixed + discount**level * F.interpolate(coarse, (height, width), mode="bilinear").reshape(noise.shape)
-        if 1 in size:
+        if 1 in size:  # nothing is coarser than one value a side
             break
     return mixed / mixed.flatten(1).std(1).reshape(-1, *(1,) * (noise.ndim - 1))
 
@@ -135,7 +145,7 @@ def elements(config: ObjectiveConfig, prediction: Tensor, target: Tensor) -> Ten
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=config.huber_delta)
     if config.loss == "l2":
         return (prediction - target).square()
-    raise unknown_choice(config, "loss", "objective")
+    raise choices.unknown(config, "loss", "objective.")
 
 
 def weights(config: ObjectiveConfig, schedule: Schedule, timesteps: Tensor) -> Tensor:
@@ -143,10 +153,11 @@ def weights(config: ObjectiveConfig, schedule: Schedule, timesteps: Tensor) -> T
 
     SNR = a / (1 - a). It is 0 at the last timestep of a base with zero terminal SNR; every weight is finite there:
 
-    min-snr   epsilon min(SNR, g) / SNR, which tends to 1; v min(SNR, g) / (SNR + 1), which tends to 0: the paper's weight of
-              the picture's own error, min(SNR, g), is 0 where nothing of the picture is left (arXiv 2303.09556).
-    debiased  How much an error of the prediction grows in the picture it implies (arXiv 2310.08442): epsilon 1 / sqrt(SNR),
-              held below 1 / sqrt(MIN_SNR); the same reasoning gives v 1 / sqrt(SNR + 1), at most 1.
+    min-snr   epsilon min(SNR, g) / SNR, which tends to 1; v min(SNR, g) / (SNR + 1), which tends to 0: the paper's
+              weight of the picture's own error, min(SNR, g), is 0 where nothing of the picture is left (arXiv
+              2303.09556).
+    debiased  How much an error of the prediction grows in the picture it implies (arXiv 2310.08442): epsilon
+              1 / sqrt(SNR), held below 1 / sqrt(MIN_SNR); the same reasoning gives v 1 / sqrt(SNR + 1), at most 1.
     snr       SNR, so 0 there.
 
     Raises: ConfigError for a flow base, which has no SNR schedule.
@@ -154,29 +165,34 @@ def weights(config: ObjectiveConfig, schedule: Schedule, timesteps: Tensor) -> T
     if config.weighting == "none":
         return torch.ones(len(timesteps), device=timesteps.device)
     if schedule.alphas_cumprod is None:
-        raise ConfigError(f"objective.weighting is {config.weighting!r}, but this base predicts flow; set none, or timesteps = logit-normal.")
+        raise ConfigError(
+            f"objective.weighting is {config.weighting!r}, but this base predicts flow; set none, or timesteps = "
+            f"logit-normal."
+        )
     alphas = schedule.alphas_cumprod.double()[timesteps.cpu()]
     snr, epsilon = alphas / (1 - alphas), schedule.prediction == "epsilon"
     if config.weighting == "min-snr":
         # gamma / SNR rather than min(SNR, gamma) / SNR: 5 / 0 is inf, and the minimum takes the 1.
-        found = (config.min_snr_gamma / snr).clamp(max=1) if epsilon else snr.clamp(max=config.min_snr_gamma) / (snr + 1)
+        by_snr = (
+            (config.min_snr_gamma / snr).clamp(max=1) if epsilon else snr.clamp(max=config.min_snr_gamma) / (snr + 1)
+        )
     elif config.weighting == "debiased":
-        found = snr.clamp(min=MIN_SNR).rsqrt() if epsilon else (snr + 1).rsqrt()
+        by_snr = snr.clamp(min=MIN_SNR).rsqrt() if epsilon else (snr + 1).rsqrt()
     elif config.weighting == "snr":
-        found = snr
+        by_snr = snr
     else:
-        raise unknown_choice(config, "weighting", "objective")
-    return found.float().to(timesteps.device)
+        raise choices.unknown(config, "weighting", "objective.")
+    return by_snr.float().to(timesteps.device)
 
 
 def per_picture(elements: Tensor, mask: Tensor | None, unmasked_weight: float) -> Tensor:
     """The mean error of each picture (B,) of elements (B, C, h, w).
 
-    With a mask (B, 1, h, w) in [0, 1], the mean weighted by mask + (1 - mask) unmasked_weight: divided by the weights' sum, so
-    that a small mask is not a small loss. A picture all of whose weights are 0 has loss 0.
+    With a mask (B, 1, h, w) in [0, 1], the mean weighted by mask + (1 - mask) unmasked_weight: divided by the weights'
+    sum, so that a small mask is not a small loss. A picture all of whose weights are 0 has loss 0.
     """
     if mask is None:
         return elements.flatten(1).mean(1)
-    share = (mask + (1 - mask) * unmasked_weight).to(elements.dtype).expand_as(elements).flatten(1)
+    share = (mask + (1 - mask) * unmasked_weight).to(elements.dtype).expand_as(elements).flatten(1)  # (B, C * h * w)
     total = share.sum(1)
     return (elements.flatten(1) * share).sum(1) / torch.where(total > 0, total, 1)

@@ -1,7 +1,8 @@
-"""Base models under names of one's own: `models.toml` in the user's data folder, and beside it the folders that single files were laid out as.
+"""Base models under names of one's own: `models.toml` in the user's data folder.
 
-The data folder is `VELATURA_HOME`, else `$XDG_DATA_HOME/velatura`, else `~/.local/share/velatura`: names hold wherever a command is started,
-unlike `outputs/`, which belongs to the folder one works in. A name stands for a path; the file's sha256 is kept with its size and time of
+Beside it lie the folders that single files were laid out as. The data folder is `VELATURA_HOME`, else
+`$XDG_DATA_HOME/velatura`, else `~/.local/share/velatura`: names hold wherever a command is started, unlike `outputs/`,
+which belongs to the folder one works in. A name stands for a path; the file's sha256 is kept with its size and time of
 change, so that it is read whole again only after it was changed.
 """
 
@@ -16,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from filelock import FileLock
 
 from trainer import files
@@ -45,15 +47,22 @@ class Entry:
     parts: dict[str, str] = field(default_factory=dict)
 
 
+# Where things lie.
+
+
 def home() -> Path:
     """The user's data folder."""
-    named = os.environ.get("VELATURA_HOME")
-    return Path(named) if named else Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "velatura"
+    if own := os.environ.get("VELATURA_HOME"):
+        return Path(own)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "velatura"
 
 
 def shelf() -> Path:
     """Where single files lie as folders."""
     return home() / "models"
+
+
+# The file of entries.
 
 
 def entries() -> dict[str, Entry]:
@@ -65,14 +74,17 @@ def entries() -> dict[str, Entry]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))["models"]
         return {name: _entry(name, table) for name, table in tables.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read: {str(error)[:200]}; mend it, or delete it and add the models again.") from None
+        raise ConfigError(
+            f"{path} can't be read: {str(error)[:200]}; mend it, or delete it and add the models again."
+        ) from None
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
     """The entry that a table holds. Raises: TypeError for what an entry hasn't, or has as another kind of value."""
     entry = Entry(name=name, **table)
-    texts = [getattr(entry, key) for key in ("path", "family", "sha256", "added", "like", "prediction")] + [*entry.parts.values()]
-    if not all(isinstance(one, str) and "\0" not in one for one in texts) or not type(entry.size_bytes) is type(entry.changed_ns) is int:
+    texts = [entry.path, entry.family, entry.sha256, entry.added, entry.like, entry.prediction, *entry.parts.values()]
+    are_texts = all(isinstance(text, str) and "\0" not in text for text in texts)
+    if not are_texts or not type(entry.size_bytes) is type(entry.changed_ns) is int:
         raise TypeError(f"{name} has a value of another kind than was written")
     return entry
 
@@ -80,17 +92,25 @@ def _entry(name: str, table: dict[str, Any]) -> Entry:
 def save(entry: Entry) -> None:
     """Put an entry in, in place of one of that name. Raises: ConfigError."""
     if not _NAME.fullmatch(entry.name) or entry.name == "imprimatura":
-        raise ConfigError(f"--name is {entry.name!r}; allowed: letters, digits, dots, dashes and underscores, 64 at most, and not imprimatura.")
+        raise ConfigError(
+            f"--name is {entry.name!r}; allowed: letters, digits, dots, dashes and underscores, 64 at most, and not "
+            f"imprimatura."
+        )
     home().mkdir(parents=True, exist_ok=True)
     with FileLock(str(home() / "models.toml.lock")):
         _write(entries() | {entry.name: entry})
 
 
-def _write(found: dict[str, Entry]) -> None:
-    import tomli_w
-
-    tables = {name: {key: value for key, value in vars(one).items() if key != "name" and value not in ("", 0, {})} for name, one in found.items()}
+def _write(models: dict[str, Entry]) -> None:
+    """Write all entries; what is empty is left out."""
+    tables = {
+        name: {key: value for key, value in vars(entry).items() if key != "name" and value not in ("", 0, {})}
+        for name, entry in models.items()
+    }
     files.write(home() / "models.toml", tomli_w.dumps({"models": tables}).encode())
+
+
+# Entries and files.
 
 
 def of_path(path: Path) -> Entry | None:
@@ -108,17 +128,20 @@ def digest(path: Path, sha256: Callable[[Path], str]) -> str:
 
 
 def there(entry: Entry, sha256: Callable[[Path], str]) -> Path:
-    """Where a registered base is; a file that was renamed within its folder is found by its size and hash. Raises: ModelError."""
+    """Where a registered base is. Raises: ModelError if it is gone."""
     path = Path(entry.path)
     if os.path.exists(path):  # pathlib's own raises for a name that is too long
         return path
+
+    # A file that was renamed within its folder is found by its size, and then by its hash, which takes a while.
     if entry.sha256 and os.path.isdir(path.parent):
         for other in sorted(path.parent.glob("*.safetensors")):
             if other.stat().st_size == entry.size_bytes and sha256(other) == entry.sha256:
                 save(Entry(**{**vars(entry), "path": str(other.resolve()), "changed_ns": other.stat().st_mtime_ns}))
                 return other
     raise ModelError(
-        f"base {entry.name[:80]!r} was {entry.path[:400]}, which is gone; say where it is now: velatura models add NEWPATH --name {entry.name[:80]}."
+        f"base {entry.name[:80]!r} was {entry.path[:400]}, which is gone; say where it is now: velatura models add "
+        f"NEWPATH --name {entry.name[:80]}."
     )
 
 
@@ -126,6 +149,11 @@ def new(name: str, path: Path, family: str, **more: Any) -> Entry:
     """An entry made now."""
     state, is_file = path.stat(), path.is_file()
     return Entry(
-        name, str(path.resolve()), family, added=datetime.now(timezone.utc).isoformat(timespec="seconds"), size_bytes=state.st_size if is_file else 0,
-        changed_ns=state.st_mtime_ns if is_file else 0, **more,
-    )  # fmt: skip
+        name,
+        str(path.resolve()),
+        family,
+        added=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        size_bytes=state.st_size if is_file else 0,
+        changed_ns=state.st_mtime_ns if is_file else 0,
+        **more,
+    )

@@ -1,7 +1,7 @@
 """What the denoiser is asked to predict, and from what: epsilon, v and flow, on tensors.
 
-`latents`, `noise` (B, C, h, w); `timesteps` (B,) integers 0..999 for epsilon and v, sigma = t / 1000 in (0, 1] for flow.
-Checked against diffusers' DDPM, DDIM and flow-match schedulers in `tests/test_objective.py`.
+`latents`, `noise` (B, C, h, w); `timesteps` (B,) integers 0..999 for epsilon and v, sigma = t / 1000 in (0, 1] for
+flow. Checked against diffusers' DDPM, DDIM and flow-match schedulers in `tests/test_objective.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 
+# What a base was trained with.
+
 
 @dataclass(frozen=True)
 class Schedule:
     """The noise a base was trained with; `alphas_cumprod` (T,) for epsilon and v, None for flow.
 
-    `shift_at_tokens`: the logarithm of a flow base's shift at two numbers of image tokens, linear between and beyond them;
-    by default those of FLUX, which are diffusers' own too.
+    `shift_at_tokens`: the logarithm of a flow base's shift at two numbers of image tokens, linear between and beyond
+    them; by default those of FLUX, which are diffusers' own too.
     """
 
     prediction: Literal["epsilon", "v", "flow"]
@@ -33,7 +35,8 @@ class Schedule:
 
 
 def flow_schedule(scheduler: Mapping[str, Any]) -> Schedule:
-    """Of a flow base, by the configuration of its `FlowMatchEulerDiscreteScheduler`: a shift that goes by the picture's size, or one for all sizes."""
+    """The schedule of a flow base, from the configuration of its `FlowMatchEulerDiscreteScheduler`."""
+    # A shift that goes by the picture's size, or one for all sizes: the same at both ends.
     if scheduler.get("use_dynamic_shifting"):
         few, many = int(scheduler.get("base_image_seq_len", 256)), int(scheduler.get("max_image_seq_len", 4096))
         ends = (few, float(scheduler.get("base_shift", 0.5))), (many, float(scheduler.get("max_shift", 1.15)))
@@ -45,15 +48,19 @@ def flow_schedule(scheduler: Mapping[str, Any]) -> Schedule:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How closely a picture follows its prompt: prediction + (scale - 1) * (prediction - the negative prompt's), so that 1 is off.
+    """How closely a picture follows its prompt; 1 is off.
 
-    `rescale` is how far the deviation of that is brought back to the prediction's (arXiv 2305.08891, section 3.4). A distilled base takes
-    `scale` as an input, and `true_scale` is that of guidance as above.
+    It is positive + (scale - 1) * (positive - negative), of the predictions for the positive and the negative prompt.
+    `rescale` is how far the deviation of that is brought back to the positive one's (arXiv 2305.08891, section 3.4). A
+    distilled base takes `scale` as an input, and `true_scale` is that of guidance as above.
     """
 
     scale: float
     rescale: float = 0.0
     true_scale: float = 1.0
+
+
+# Random draws.
 
 
 def generator(seed: int, stream: str, index: int) -> torch.Generator:
@@ -68,19 +75,29 @@ def noise_like(latents: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def sample_timesteps(schedule: Schedule, size: int, rng: torch.Generator) -> Tensor:
-    """Timesteps (size,), uniform over the schedule: integers 0..T-1, or 1..T for flow (sigma 0 has nothing to learn)."""
+    """Timesteps (size,), uniform over the schedule: integers 0..T-1, or 1..T for flow."""
+    # Flow at 0 is the picture itself, where there is nothing to learn.
     steps = torch.randint(0, schedule.num_timesteps, (size,), generator=rng)
     return steps + 1 if schedule.prediction == "flow" else steps
 
 
+# Noised latents and targets.
+
+
 def add_noise(schedule: Schedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The noised latents: sqrt(a) x + sqrt(1 - a) noise (DDPM, arXiv 2006.11239, eq. 4), or (1 - s) x + s noise (flow)."""
+    """The noised latents: sqrt(a) x + sqrt(1 - a) noise for epsilon and v, (1 - s) x + s noise for flow.
+
+    The first is DDPM's (arXiv 2006.11239, eq. 4).
+    """
     signal, spread = _levels(schedule, latents, timesteps)
     return signal * latents + spread * noise
 
 
 def target(schedule: Schedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser should say: the noise; v = sqrt(a) noise - sqrt(1 - a) x (arXiv 2202.00512); or noise - x (flow)."""
+    """What the denoiser should predict.
+
+    The noise for epsilon, sqrt(a) noise - sqrt(1 - a) x for v (arXiv 2202.00512), noise - x for flow.
+    """
     if schedule.prediction == "epsilon":
         return noise
     if schedule.prediction == "flow":
@@ -97,6 +114,7 @@ def _levels(schedule: Schedule, latents: Tensor, timesteps: Tensor) -> tuple[Ten
         sigma = (timesteps.float() / schedule.num_timesteps).to(latents.device, latents.dtype)
         signal, spread = 1 - sigma, sigma
     else:
+        # In float32, and only the roots are rounded: near either end 1 - a in bfloat16 would be wrong by percents.
         alphas = schedule.alphas_cumprod[timesteps.cpu()].to(latents.device)
         signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
     shape = (-1,) + (1,) * (latents.ndim - 1)

@@ -1,4 +1,4 @@
-"""What families do alike with a diffusers pipeline: opening it, latents of a KL autoencoder, tokens of 2 x 2 latents, names that are diffusers' own.
+"""What families do alike with a diffusers pipeline: opening it, latents, tokens of 2 x 2 latents, names of layers.
 
 A family that does otherwise says so in its own file and uses none of this.
 """
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.lazy import diffusers, torch
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -16,23 +18,33 @@ if TYPE_CHECKING:
     from trainer.objective import Guidance, Schedule
 
 
-def load(kind: str, folder: Path, device: str, dtype: torch.dtype, **parts: Any) -> Any:
-    """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs. `parts` take the place of the folder's."""
-    import diffusers
-    from torch import nn
+# Opening.
 
-    pipe = getattr(diffusers, kind).from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **parts).to(device)
+
+def load(kind: str, folder: Path, device: str, dtype: torch.dtype, **parts: Any) -> Any:
+    """The pipeline of a diffusers folder, frozen, in eval mode; `parts` take the place of the folder's.
+
+    Nothing is fetched and no remote code runs.
+    """
+    pipeline = getattr(diffusers, kind)
+    pipe = pipeline.from_pretrained(
+        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **parts
+    ).to(device)
     for part in pipe.components.values():
-        if isinstance(part, nn.Module):
+        if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Where a pipeline computes, also while its weights wait elsewhere: the public `pipe.device` is then where they wait."""
-    found: torch.device = pipe._execution_device
-    return found
+    """Where a pipeline computes, also while its weights wait elsewhere."""
+    # The public `pipe.device` is where the weights wait.
+    device: torch.device = pipe._execution_device
+    return device
+
+
+# What most families say of their bases.
 
 
 def predicts_flow(folder: Path) -> str:
@@ -52,6 +64,9 @@ def flow_schedule(pipe: Any) -> Schedule:
     return objective.flow_schedule(pipe.scheduler.config)
 
 
+# Latents and conditioning.
+
+
 def encode_image(pipe: Any, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
     latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
@@ -61,28 +76,48 @@ def encode_image(pipe: Any, images: Tensor) -> Tensor:
 
 def together(conditionings: list[dict[str, Tensor]], *keys: str) -> dict[str, Tensor]:
     """Dicts of one caption each as one of a batch."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in keys}
+    return {key: torch.stack([conditioning[key] for conditioning in conditionings]) for key in keys}
 
 
 def masked_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`; the mask is 0 where nothing is said."""
+    """`{encoder_hidden_states: (B, L, D), mask: (B, L)}`; the mask is 0 at padding."""
     return together(conditionings, "encoder_hidden_states", "mask")
 
 
-def masked_call(pipe: Any, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
-    """Arguments of the call of a pipeline that takes a mask with what is said."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_attention_mask": said["mask"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_attention_mask": unsaid["mask"]}
-    return found
+def masked_call(
+    pipe: Any, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
+    """Arguments of the call of a pipeline that takes a mask with the text's hidden states."""
+    return _text_call(positive, negative, guidance, "prompt_attention_mask", "mask")
+
+
+def pooled_call(positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+    """Arguments of the call of a pipeline that takes a pooled embedding with the text's hidden states."""
+    return _text_call(positive, negative, guidance, "pooled_prompt_embeds", "pooled")
+
+
+def _text_call(
+    positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance, argument: str, key: str
+) -> dict[str, Any]:
+    """Hidden states, and what goes with them by the name of its argument and its key in the conditioning."""
+    settings = {
+        "prompt_embeds": positive["encoder_hidden_states"],
+        argument: positive[key],
+        "guidance_scale": guidance.scale,
+    }
+    if negative:
+        settings |= {"negative_prompt_embeds": negative["encoder_hidden_states"], f"negative_{argument}": negative[key]}
+    return settings
+
+
+# Tokens of 2 x 2 latents.
 
 
 def tokens(latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) as tokens (B, h/2 * w/2, 4C) of 2 x 2."""
     count, channels, height, width = latents.shape
     split = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
+    # A token's channels first and its 2 x 2 latents last, as FLUX packs them.
     return split.permute(0, 2, 4, 1, 3, 5).reshape(count, height * width // 4, channels * 4)
 
 
@@ -93,31 +128,39 @@ def latents(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def places(like: Tensor, axes: int) -> Tensor:
-    """Row and column (h/2 * w/2, axes) of every token of 2 x 2 latents (B, C, h, w), in the second and third axis; 0 in the others."""
-    import torch
+    """Row and column of every token of 2 x 2 latents (B, C, h, w), (h/2 * w/2, axes).
 
+    They stand in the second and third axis; the others are 0.
+    """
     rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
-    found = torch.zeros(rows, columns, axes)
-    found[..., 1], found[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
-    return found.reshape(-1, axes).to(like.device, like.dtype)
+    positions = torch.zeros(rows, columns, axes)
+    positions[..., 1], positions[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+    return positions.reshape(-1, axes).to(like.device, like.dtype)
+
+
+# Names of layers.
 
 
 def own_names(pipe: Any, components: Iterable[str]) -> dict[str, str]:
-    """`component.module.path` of every linear layer and ungrouped convolution -> its name in a LoRA file, which is the same."""
-    from torch import nn
-
-    found = {}
+    """The name in a LoRA file of every linear layer and ungrouped convolution, by `component.module.path`: the same."""
+    names = {}
     for component in components:
         for path, module in part.named_modules() if (part := getattr(pipe, component)) is not None else ():
-            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-                found[f"{component}.{path}"] = f"{component}.{path}".replace(".base_layer", "")
-    return found
+            if isinstance(module, torch.nn.Linear) or (isinstance(module, torch.nn.Conv2d) and module.groups == 1):
+                # PEFT puts an adapted layer one deeper; files know nothing of that.
+                names[f"{component}.{path}"] = f"{component}.{path}".replace(".base_layer", "")
+    return names
 
 
 def padded(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What captions of their own lengths say, (L, D) each, as `{encoder_hidden_states: (B, longest, D), lengths: (B,)}`."""
-    import torch
+    """Conditioning of captions of their own lengths, (L, D) each, filled up with zeros to one length.
+
+    `{encoder_hidden_states: (B, longest, D), lengths: (B,)}`
+    """
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = [one["encoder_hidden_states"] for one in conditionings]
-    return {"encoder_hidden_states": pad_sequence(rows, batch_first=True), "lengths": torch.tensor([len(row) for row in rows], device=rows[0].device)}
+    rows = [conditioning["encoder_hidden_states"] for conditioning in conditionings]
+    return {
+        "encoder_hidden_states": pad_sequence(rows, batch_first=True),
+        "lengths": torch.tensor([len(row) for row in rows], device=rows[0].device),
+    }

@@ -64,13 +64,29 @@ class Run:
     @property
     def again(self) -> str:
         """The command that goes on with it."""
-        return f"velatura train --resume --name {self.name}" + ("" if self.folder.parent == DEFAULT else ", with the --out it was started with")
+        return f"velatura train --resume --name {self.name}" + (
+            "" if self.folder.parent == DEFAULT else ", with the --out it was started with"
+        )
 
     def config(self) -> TrainConfig:
         """The settings it was started with. Raises: RunError, ConfigError."""
         if not self.config_file.is_file():
             raise RunError(f"run {self.folder} has no config.toml; it can't be resumed.")
         return parse(TrainConfig, presets.read_toml(self.config_file), str(self.config_file))
+
+    def inside(self, file: str) -> Path | None:
+        """A file of the run that its log names, which may have been edited; None for anything else."""
+        try:
+            path = (self.folder / file).resolve()
+            return path if path.is_relative_to(self.folder.resolve()) and path.is_file() else None
+        except (OSError, ValueError):
+            return None
+
+    def best(self, log: list[events.Event]) -> tuple[Path, events.Recommended | None]:
+        """The LoRA file that the log recommends, and why; else the last one, which need not be there."""
+        recommended = events.last(log, events.Recommended)
+        path = self.inside(recommended.file) if recommended else None
+        return (path, recommended) if path else (self.lora_file, None)
 
     def events(self) -> list[events.Event]:
         return events.read(self.events_file)
@@ -80,6 +96,7 @@ class Run:
 
     def state(self) -> State:
         """running: a process holds it. finished: it says so and its file is there. unfinished: it can be resumed."""
+        # Whoever trains it holds the lock; a killed process has let it go.
         try:
             with self.lock().acquire(timeout=0):
                 log = self.events()
@@ -89,9 +106,14 @@ class Run:
             return "running"
 
 
+# Making a run.
+
+
 def slug(name: str) -> str:
     """A safe folder name: letters, digits, dot, dash, underscore; at most 80. Raises: RunError if nothing is left."""
-    cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80].encode()[:200].decode(errors="ignore").strip("-. ")
+    cleaned = re.sub(r"[^\w.-]+", "-", name, flags=re.UNICODE).strip("-. ")[:80]
+    # File systems count bytes: 255 a name, of which endings and numbers take some. A cut letter is dropped.
+    cleaned = cleaned.encode()[:200].decode(errors="ignore").strip("-. ")
     if not cleaned:
         raise RunError(f"name {name!r} has no letter or digit; allowed: letters, digits, '.', '-' and '_'.")
     return system.usable_name(cleaned)
@@ -102,19 +124,22 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
 
     Made under another name with its settings inside, then renamed: there is never a run without settings.
     """
+    # The folder, whole, under a hidden name.
     wanted = slug(name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         unique_names.sweep(parent)
-        made = Run(Path(tempfile.mkdtemp(prefix=unique_names.unfinished(), dir=parent)))
+        unnamed = Run(Path(tempfile.mkdtemp(prefix=unique_names.unfinished(), dir=parent)))
     except OSError as error:
         raise RunError(f"--out is {str(parent)!r}, where no run folder can be made: {error.strerror}.") from None
-    system.let_others_read(made.folder)
-    presets.save(config, made.config_file)
+    system.let_others_read(unnamed.folder)
+    presets.save(config, unnamed.config_file)
+
+    # Its name: the first that is free. To rename it onto a folder that has files is an error on every system.
     for number in range(1, 100_000):
         folder = parent / (wanted if number == 1 else f"{wanted}-{number}")
         try:
-            made.folder.rename(folder)
+            unnamed.folder.rename(folder)
             return Run(folder)
         except OSError:
             if not folder.exists():
@@ -124,6 +149,7 @@ def create(parent: Path, name: str, config: TrainConfig) -> Run:
 
 def discard(run: Run) -> None:
     """Remove the folder of a run in which nothing was begun and that no process holds; any other stays."""
+    # Anything that a user could miss, or that another process is at.
     begun = (
         run.state() == "running"
         or run.checkpoints.exists()
@@ -134,14 +160,26 @@ def discard(run: Run) -> None:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
+# Finding runs.
+
+
 def every(parent: Path) -> list[Run]:
     """The runs in a folder, newest first."""
-    found = []
+    times: dict[Path, float] = {}
     for path in parent.glob("[!.]*"):
         with suppress(OSError):  # taken away meanwhile, or another user's
             if (path / "config.toml").is_file():
-                found.append((path.stat().st_mtime, path))
-    return [Run(path) for _, path in sorted(found, key=lambda one: one[0], reverse=True)]
+                times[path] = path.stat().st_mtime
+    return [Run(path) for path in sorted(times, key=lambda path: times[path], reverse=True)]
+
+
+def named(name: str) -> Run:
+    """The run in a folder, or below outputs by its name. Raises: RunError, which names those there are."""
+    for folder in (Path(name), DEFAULT / name):
+        if (folder / "config.toml").is_file():
+            return Run(folder.resolve())
+    names = ", ".join(run.name for run in every(DEFAULT)[:20]) or "(none)"
+    raise RunError(f"there is no run {name[:200]!r}; allowed: a run's folder, or one of {names}.")
 
 
 def find_resumable(parent: Path, name: str | None) -> Run | None:

@@ -1,6 +1,7 @@
-"""The rows of a CSV file as spreadsheet programs write it: commas between the cells, or semicolons or tabs, by what the first line has most of.
+"""The rows of a CSV file as spreadsheet programs write it, with commas, semicolons or tabs between the cells.
 
-Excel writes semicolons where the comma is the decimal mark, and may begin with a line `sep=;`.
+The first line tells which: it has most of that. Excel writes semicolons where the comma is the decimal mark, and may
+begin with a line `sep=;`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,22 @@ _SEPARATORS = ",;\t"  # of as many of each, the earlier
 
 
 def reader(lines: Iterable[str], strict: bool) -> Reader:
-    """Python's own reader of the lines, with the separator that the first one tells; their numbers stay. Raises: csv.Error from the lines."""
-    left = iter(lines)
+    """Python's own reader of the lines, with the separator that the first one tells.
+
+    Raises: csv.Error from the lines.
+    """
+    # The first line that isn't empty.
+    later = iter(lines)
     early = []
-    for line in left:
+    for line in later:
         early.append(line)
         if line.strip():
             break
     first = early[-1] if early else ""
-    said = re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE)
-    if said:
+
+    # Excel's own line is no row. It becomes an empty one, so that the numbers of the others stay.
+    declared = re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE)
+    if declared:
         early[-1] = "\n"
-    return csv.reader(itertools.chain(early, left), delimiter=said[1] if said else max(_SEPARATORS, key=first.count), strict=strict)
+    separator = declared[1] if declared else max(_SEPARATORS, key=first.count)
+    return csv.reader(itertools.chain(early, later), delimiter=separator, strict=strict)

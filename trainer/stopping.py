@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to end: asked once, a run saves and ends after its step; asked twice, it ends at once."""
+"""Ctrl-C and SIGTERM as a wish to end: the first lets a run save after its step, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class StopRequest:
         self._restore = system.on_signals(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C: whoever presses it doesn't want to wait for the step.
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

@@ -1,8 +1,9 @@
-"""All that differs between operating systems, so that no other module asks which one it runs on (`tests/test_system.py` holds that).
+"""All that differs between operating systems; no other module asks which one it runs on (`tests/test_system.py`).
 
-Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an argument, `platform` as in
-`sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and processes `psutil`'s, which know the
-systems themselves; psutil is imported where it is needed, since every command starts through this file.
+Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an
+argument, `platform` as in `sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and
+processes `psutil`'s, which know the systems themselves; psutil is imported where it is needed, since every command
+starts through this file.
 """
 
 from __future__ import annotations
@@ -31,19 +32,27 @@ _PROC = Path("/proc")
 
 # Processes.
 
-ENDING = ("SIGTERM", "SIGBREAK")  # what a program is asked to end by; Windows can send only the second, which is Ctrl-Break
+# What a program is asked to end by; Windows can send only the second, which is Ctrl-Break.
+ENDING = ("SIGTERM", "SIGBREAK")
 STOPPING = ("SIGINT", *ENDING)  # and Ctrl-C
 _SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 _CTRL_BREAK, _NEW_GROUP = 1, 0x200  # CTRL_BREAK_EVENT and CREATE_NEW_PROCESS_GROUP, which Python names on Windows only
 _BY_CTRL_C, _NO_MEMORY, _NO_COMMIT = 0xC000013A, 0xC0000017, 0xC000012D  # of ntstatus.h
 
 
-def on_signals(handler: Callable[[int, FrameType | None], object], names: tuple[str, ...] = STOPPING) -> Callable[[], None]:
-    """Have those of these signals that the system knows call `handler`; what is given back lets them do again what they did.
+def on_signals(
+    handler: Callable[[int, FrameType | None], object], names: tuple[str, ...] = STOPPING
+) -> Callable[[], None]:
+    """Have these signals call `handler`, those that the system knows; what is given back undoes it.
 
     Raises: ValueError outside the main thread, which alone gets signals.
     """
-    before = {number: signal.signal(number, handler) for number in (getattr(signal, name, None) for name in names) if number is not None}
+    # SIGBREAK is known on Windows only.
+    before = {
+        number: signal.signal(number, handler)
+        for number in (getattr(signal, name, None) for name in names)
+        if number is not None
+    }
 
     def restore() -> None:
         for number, earlier in before.items():
@@ -53,20 +62,20 @@ def on_signals(handler: Callable[[int, FrameType | None], object], names: tuple[
 
 
 def own_group(platform: str = sys.platform) -> dict[str, Any]:
-    """What `subprocess.Popen` is given for a child that Ctrl-C in this terminal does not reach and that `ask_to_end` does."""
+    """Arguments of `subprocess.Popen` for a child that `ask_to_end` reaches and Ctrl-C in this terminal does not."""
     return {"creationflags": _NEW_GROUP} if platform == WINDOWS else {"start_new_session": True}
 
 
 def text_as_utf8(platform: str = sys.platform) -> dict[str, str]:
-    """What a child's environment needs to write its log in UTF-8, which on Windows it would write in the country's code page."""
+    """What a child's environment needs to write in UTF-8, where Windows' default is the country's code page."""
     return {"PYTHONUTF8": "1"} if platform == WINDOWS else {}
 
 
 def ask_to_end(process: psutil.Process, platform: str = sys.platform) -> None:
     """Ask a child of `own_group` to end by itself. Raises: psutil.NoSuchProcess.
 
-    Windows' Ctrl-Break reaches only who shares this console. A child of a server that has since been started in another window is ended at once: there is
-    no way to ask it, and it goes on from its last checkpoint.
+    Windows' Ctrl-Break reaches only processes of this console. If the server has been started again in another window,
+    there is no way to ask the child; it is ended at once and goes on from its last checkpoint.
     """
     import psutil
 
@@ -75,7 +84,7 @@ def ask_to_end(process: psutil.Process, platform: str = sys.platform) -> None:
         return
     try:
         process.send_signal(_CTRL_BREAK)
-    except (OSError, SystemError, psutil.AccessDenied):  # SystemError: Python before 3.13, where the console is another's
+    except (OSError, SystemError, psutil.AccessDenied):  # another console; SystemError: Python before 3.13
         process.terminate()
 
 
@@ -97,25 +106,33 @@ def began_s(pid: int) -> float:
 
 
 def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Process | None:
-    """The live process with this number if it is still the one that began then with this name and value in its environment.
+    """The live process with this number if it is still the one that began then; None if not.
 
-    A number alone is given to another process once it is free; number and time can both come again after the clock was set.
+    A number is given to another process once it is free, and number and time can both come again after the clock was
+    set. `mark` is a name and value in its environment, which settles it.
     """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - began) < _SAME_START_S
-        return process if same and process.status() != psutil.STATUS_ZOMBIE and process.environ().get(mark[0]) == mark[1] else None
+        began_then = abs(process.create_time() - began) < _SAME_START_S
+        # A zombie has ended, and waits only for its parent to look.
+        if not began_then or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process if process.environ().get(mark[0]) == mark[1] else None
     except (psutil.Error, OSError, ValueError, OverflowError):  # gone, another user's, or a number that no process has
         return None
 
 
 # Files.
 
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}  # by Windows, in either case
+# By Windows for its devices, in either case.
+_PORTS = [f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)]
+RESERVED = {"con", "prn", "aux", "nul", *_PORTS}
 _PATIENCE_S = 2.0  # for whoever reads a file that is to be replaced
-_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95)}
+# What the system answers where a disk has no hard links, or not between these two places.
+_NOT_SUPPORTED = (getattr(errno, "ENOTSUP", 95), getattr(errno, "EOPNOTSUPP", 95))
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EXDEV, *_NOT_SUPPORTED}
 
 
 def usable_name(name: str, platform: str = sys.platform) -> str:
@@ -127,18 +144,20 @@ def sync_folder(folder: Path, platform: str = sys.platform) -> None:
     """Have the names in a folder outlast a power cut. Windows can't open folders; its renames are journalled."""
     if platform == WINDOWS:
         return
-    opened = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def replace(source: Path, target: Path, platform: str = sys.platform) -> None:
     """Give a file or folder the name of another, which it replaces. Raises: OSError.
 
-    Windows refuses that while any program has the other open, be it the page or a scanner for viruses; most have done within a moment.
+    Windows refuses that while any program has the other open, be it the page or a scanner for viruses; most have done
+    within a moment.
     """
+    # Asked again for a while, on Windows alone.
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -151,20 +170,24 @@ def replace(source: Path, target: Path, platform: str = sys.platform) -> None:
 
 
 def link(source: Path, target: Path, platform: str = sys.platform) -> bool:
-    """Give a file a second name; False where there are no hard links. Raises: FileExistsError if the name is taken, OSError."""
+    """Give a file a second name; False where there are no hard links.
+
+    Raises: FileExistsError if the name is taken, OSError.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno in _NO_LINKS or (platform == WINDOWS and error.errno == errno.EINVAL):  # which Python makes of what Windows says on exFAT
+        # EINVAL is what Python makes of Windows' answer on exFAT.
+        if error.errno in _NO_LINKS or (platform == WINDOWS and error.errno == errno.EINVAL):
             return False
         raise
     return True
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file that is never written into, or a copy of it where there are no hard links. Raises: OSError."""
+    """Give a file that is never written into a second name, or copy it where there are no links. Raises: OSError."""
     try:
         os.link(source, target)
     except OSError:
@@ -172,13 +195,19 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def let_others_read(folder: Path, platform: str = sys.platform) -> None:
-    """A folder that was made for its owner alone may be looked into by others. Windows' rights are no modes, and come from the folder above."""
+    """Let others look into a folder that was made for its owner alone.
+
+    Windows' rights are no modes, and come from the folder above.
+    """
     if platform != WINDOWS:
         folder.chmod(0o755)
 
 
 def let_owner_alone_read(folder: Path, platform: str = sys.platform) -> None:
-    """A folder for this user alone. On Windows it stays as the folder above has it, which in a user's own folders is the same. Raises: OSError."""
+    """Let nobody else look into a folder. Raises: OSError.
+
+    On Windows it stays as the folder above has it, which in a user's own folders is the same.
+    """
     if platform != WINDOWS:
         folder.chmod(0o700)
 
@@ -199,29 +228,33 @@ def _glibc(name: str, platform: str) -> Any:
 
 
 def keep_freed(platform: str = sys.platform) -> bool:
-    """Have glibc keep freed memory for the next step instead of mapping every activation anew; True if it does. Others do so anyway.
+    """Have glibc keep freed memory for the next step; True if it does. Other C libraries do so anyway.
 
-    That is a fifth of a large base's step. It is a choice of the whole process, so `session.start` makes it, where the process is there for the run.
-    `give_back_freed` still gives pages back, but not addresses: where those are limited, nothing is kept, or a step too large once would leave no
-    room for a smaller one.
+    To map every activation anew takes a fifth of a large base's step. It is a choice of the whole process, so a run
+    makes it where the process is there for the run alone. `give_back_freed` still gives pages back, but not addresses:
+    where those are limited, nothing is kept, or a step too large once would leave no room for a smaller one.
     """
     mallopt = _glibc("mallopt", platform)
     if mallopt is None or addresses_are_limited():
         return False
     if not mallopt(_MMAP_THRESHOLD, 1 << 30):
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most before glibc 2.35
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes before 2.35
     mallopt(_TRIM_THRESHOLD, -1)
     return True
 
 
 def give_back_freed(platform: str = sys.platform) -> None:
-    """Hand freed memory back to the system, which glibc keeps for itself: a quarter of a GiB after quantising 222 million parameters."""
+    """Hand freed memory that glibc keeps back to the system: 0.25 GiB after quantising 222 million parameters."""
     if trim := _glibc("malloc_trim", platform):
         trim(0)
 
 
 def drop_pages(address: int, size_bytes: int, platform: str = sys.platform) -> None:
-    """Take the whole pages in this range out of memory; what stood there is lost, or read anew if it is a file's. Nothing but on Linux."""
+    """Take the whole pages in this range out of memory, on Linux only.
+
+    What stood there is lost, or read anew if it is a file's.
+    """
+    # Only pages that lie wholly within: up to the next page's beginning, and whole pages from there.
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (address + size_bytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if size > 0 and (madvise := _glibc("madvise", platform)):
@@ -234,11 +267,13 @@ def addresses_are_limited(promised: Path = _PROC / "sys/vm/overcommit_memory") -
         return False
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or (promised.exists() and promised.read_text().strip() == "2")
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or (
+        promised.exists() and promised.read_text().strip() == "2"
+    )
 
 
 def peak_resident_bytes(status: Path = _PROC / "self/status", platform: str = sys.platform) -> int:
-    """The most memory this process has held since the last `reset_peak`, where the system can measure anew; else ever."""
+    """The most memory this process has held since `reset_peak`, where the system can measure anew; else ever."""
     if status.exists():  # getrusage counts what the parent held before this program was started
         return int(status.read_text().partition("VmHWM:")[2].split(None, 1)[0]) * 1024
     import psutil
@@ -248,12 +283,13 @@ def peak_resident_bytes(status: Path = _PROC / "self/status", platform: str = sy
 
 
 def _peak_by_getrusage(platform: str) -> int:
+    """The most memory held ever, as Unix says it; 0 where there is no getrusage."""
     if find_spec("resource") is None:
         return 0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if platform == MAC else peak * 1024)
+    return int(peak if platform == MAC else peak * 1024)  # macOS counts bytes, Linux KiB
 
 
 def reset_peak(clear: Path = _PROC / "self/clear_refs") -> None:
@@ -269,6 +305,7 @@ def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """`(total, free)`, of the container where one sets a limit: its kernel kills at that, not at the host's."""
     import psutil
 
+    # The machine's; then the container's limit, if cgroup 2 has one.
     host = psutil.virtual_memory()
     try:
         total = int((group / "memory.max").read_text())  # "max" where there is no limit
@@ -279,11 +316,14 @@ def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 
 
 def gpu_spills(platform: str = sys.platform) -> bool:
-    """True where the GPU's driver moves memory to the CPU's without a word once the GPU's is full, as Windows' does, instead of refusing."""
+    """True where the driver moves memory to the CPU's once the GPU's is full, instead of refusing, as Windows' does."""
     return platform == WINDOWS
 
 
 # The machine.
+
+
+# Asked here alone, so that a test can pretend another machine.
 
 
 def host() -> str:
@@ -317,7 +357,9 @@ def _cpuinfo(path: Path, *keys: str) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in keys), "")
+    return next(
+        (value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in keys), ""
+    )
 
 
 def quoted(text: str, platform: str = sys.platform) -> str:
@@ -326,7 +368,7 @@ def quoted(text: str, platform: str = sys.platform) -> str:
 
 
 def checkout_command(target: str, platform: str = sys.platform) -> str:
-    """What makes the environment of a checkout, and opens its page: the Makefile's target, or the one script of Windows."""
+    """The command for a checkout's environment or page: the Makefile's target, or Windows' one script."""
     return "start.bat" if platform == WINDOWS else f"make {target}"
 
 

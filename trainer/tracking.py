@@ -1,7 +1,7 @@
 """A run's events in TensorBoard or trackio as well, in the run's own folder; nothing of it leaves this machine.
 
-A tracker is a guest: what goes wrong in it is said once, it is switched off, and the run goes on. A resumed run repeats
-the steps after its checkpoint; they have the same values, so that each tracker keeps one of the two.
+A tracker that fails is named once and switched off, and the run goes on. A resumed run repeats the steps after its
+checkpoint; they have the same values, so that each tracker keeps one of the two.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy
+
+from trainer import data
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, UserError
 from trainer.events import Event, Failed, Finished, Sampled, Started, Step, Stopped, Validated, Warned
 from trainer.runs import Run
 
 _MODULES = {"tensorboard": ("tensorboard",), "trackio": ("trackio",)}
-# Would make trackio send what it logs elsewhere.
-_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL", "TRACKIO_WRITE_TOKEN")
+# Variables that would make trackio send what it logs elsewhere.
+_PLACES = ("SPACE_ID", "SERVER_URL", "DATASET_ID", "BUCKET_ID", "WEBHOOK_URL", "WRITE_TOKEN")
+_ELSEWHERE = tuple(f"TRACKIO_{place}" for place in _PLACES)
 _PREVIEW_CHARS = 60  # of a prompt, in a picture's name
 
 
@@ -40,6 +44,9 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+# The trackers.
+
+
 class TensorBoard:
     """Event files in `<run>/tensorboard`; those of steps after `from_step` that an earlier process wrote are hidden."""
 
@@ -54,10 +61,6 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        import numpy
-
-        from trainer import data
-
         self.writer.add_image(name, numpy.asarray(data.open_image(path)), step, dataformats="HWC")
 
     def close(self) -> None:
@@ -72,6 +75,7 @@ class Trackio:
     """
 
     def __init__(self, run: Run, from_step: int) -> None:
+        # Nothing leaves this machine; set before trackio is imported, which reads these once.
         folder = (run.folder / "trackio").resolve()
         for name in _ELSEWHERE:
             os.environ.pop(name, None)
@@ -79,17 +83,22 @@ class Trackio:
         with contextlib.redirect_stdout(io.StringIO()):
             self.trackio = importlib.import_module("trackio")
             if Path(self.trackio.TRACKIO_DIR) != folder:
-                raise TrackerError(f"trackio already writes to {self.trackio.TRACKIO_DIR}; it can track one run a process.")
-            self.run = self.trackio.init(run.name, name=run.name, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+                raise TrackerError(
+                    f"trackio already writes to {self.trackio.TRACKIO_DIR}; it can track one run a process."
+                )
+            self.run = self.trackio.init(
+                run.name, name=run.name, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False
+            )
+            # What an earlier process has logged is not logged again.
             storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
-            self.known = (storage.get_max_step_for_run(run.name, run.name) or 0) if from_step else 0
+            self.last_step = (storage.get_max_step_for_run(run.name, run.name) or 0) if from_step else 0
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        if step > self.known:
+        if step > self.last_step:
             self.run.log(values, step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        if step > self.known or step == 0 == self.known:
+        if step > self.last_step or step == 0 == self.last_step:
             self.run.log({name: self.trackio.Image(str(path))}, step=step)
 
     def close(self) -> None:
@@ -100,33 +109,44 @@ class Trackio:
 TRACKERS: dict[str, Callable[[Run, int], Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio}
 
 
+# Following a run.
+
+
 def check(config: TrainConfig) -> None:
     """Raises: ConfigError if the tracker that is wanted is not installed."""
-    missing = [name for name in _MODULES.get(config.track, ()) if name not in sys.modules and importlib.util.find_spec(name) is None]
+    # Looked for without importing it: a tracker takes seconds to load, and only a run needs it.
+    missing = [
+        name
+        for name in _MODULES.get(config.track, ())
+        if name not in sys.modules and importlib.util.find_spec(name) is None
+    ]
     if missing:
-        raise ConfigError(f"track is {config.track}, but the package {missing[0]} is not installed; install it with: pip install 'velatura[track]'.")
+        raise ConfigError(
+            f"track is {config.track}, but the package {missing[0]} is not installed; install it with: pip install "
+            f"'velatura[track]'."
+        )
 
 
 def follow(config: TrainConfig, run: Run, stream: Iterator[Event]) -> Iterator[Event]:
-    """The same events, each tracked as it passes, with one Warned more if the tracker fails; it is closed whatever happens."""
+    """The same events, each tracked as it passes, with one Warned more if the tracker fails."""
     if config.track == "none":
         yield from stream
         return
-    guest = _Guest(config.track, run)
+    tracking = _Tracking(config.track, run)
     try:
         for event in stream:
-            guest.hear(event)
+            tracking.track(event)
             if isinstance(event, Finished | Stopped | Failed):
-                guest.leave()
-            if guest.complaint:  # before the event, so that the last one stays the last
-                yield Warned(guest.complaint)
-                guest.complaint = ""
+                tracking.close()
+            if tracking.complaint:  # before the event, so that the last one stays the last
+                yield Warned(tracking.complaint)
+                tracking.complaint = ""
             yield event
     finally:
-        guest.leave()
+        tracking.close()
 
 
-class _Guest:
+class _Tracking:
     """The tracker of a run from its start to its end or first failure."""
 
     def __init__(self, kind: str, run: Run) -> None:
@@ -135,43 +155,52 @@ class _Guest:
         self.complaint = ""
         self.names: dict[str, str] = {}  # of pictures, by prompt
 
-    def hear(self, event: Event) -> None:
+    def track(self, event: Event) -> None:
         """Track an event; a failure becomes the complaint and the end of tracking."""
         try:
             with _as_tracker_error():
                 if isinstance(event, Started):
                     self.tracker = TRACKERS[self.kind](self.run, event.from_step)
                 elif self.tracker is not None:
-                    self._track(self.tracker, event)
+                    self._send(self.tracker, event)
         except TrackerError as error:
-            self._dismiss(error)
+            self._switch_off(error)
 
-    def leave(self) -> None:
-        """Close the tracker."""
+    def close(self) -> None:
+        """Close the tracker, if it is open."""
         try:
             with _as_tracker_error():
                 if self.tracker is not None:
                     self.tracker.close()
         except TrackerError as error:
-            self._dismiss(error)
+            self._switch_off(error)
         self.tracker = None
 
-    def _dismiss(self, error: TrackerError) -> None:
+    def _switch_off(self, error: TrackerError) -> None:
+        """Track no more, and keep why; said once, with the next event."""
         self.tracker = None
         self.complaint = f"{self.kind} failed and is switched off; the run goes on without it: {error}"
 
-    def _track(self, tracker: Tracker, event: Event) -> None:
+    def _send(self, tracker: Tracker, event: Event) -> None:
+        """What of an event is a figure or a picture."""
         match event:
             case Step():
-                tracker.scalars(event.step, {"loss": event.loss, "learning rate": event.learning_rate, "gradient norm": event.grad_norm})
+                figures = {"loss": event.loss, "learning rate": event.learning_rate, "gradient norm": event.grad_norm}
+                tracker.scalars(event.step, figures)
             case Validated():
-                found = {"held-out loss": event.loss, "held-out gain": event.gain, "gain on training pictures": event.train_gain, "drift": event.drift}
-                tracker.scalars(event.step, {name: value for name, value in found.items() if value is not None})
+                measured = {
+                    "held-out loss": event.loss,
+                    "held-out gain": event.gain,
+                    "gain on training pictures": event.train_gain,
+                    "drift": event.drift,
+                }
+                tracker.scalars(event.step, {name: value for name, value in measured.items() if value is not None})
             case Sampled():
                 tracker.picture(event.step, self._name(event.prompt), self.run.folder / event.file)
 
     def _name(self, prompt: str) -> str:
         """A name for a prompt's pictures, another for each prompt."""
+        # Trackers take a slash for a group; a number keeps prompts apart that begin alike.
         short = prompt[:_PREVIEW_CHARS].replace("/", " ")
         return self.names.setdefault(prompt, f"previews/{len(self.names) + 1} {short}".strip())
 
@@ -179,6 +208,7 @@ class _Guest:
 @contextlib.contextmanager
 def _as_tracker_error() -> Iterator[None]:
     """Whatever a tracker raises in the body, as a TrackerError."""
+    # Any error: nobody knows what another project's code raises, and none of it is to end a run.
     try:
         yield
     except TrackerError:

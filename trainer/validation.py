@@ -1,4 +1,4 @@
-"""How much better the adapter predicts pictures it never saw, at fixed (picture, noise, timestep), and which step is best.
+"""How much better the adapter predicts pictures it never saw, and which step is best.
 
 Ten timesteps at the middles of the tenths of the schedule, one fixed noise for each (picture, timestep): base and
 adapter are asked exactly the same questions, so that the difference is training and nothing else (the idea is
@@ -38,38 +38,49 @@ class Questions:
 Predict = Callable[[Tensor, Tensor, list[str], Tensor], Tensor]
 
 
+# Measuring.
+
+
 @torch.no_grad()
 def losses(questions: Questions, schedule: Schedule, predict: Predict, batch_size: int) -> Tensor:
     """Mean squared error (N, 10) by picture and timestep, in float64.
 
     `predict(noised (B, C, h, w), timesteps (B,), captions, frames (B, 6))` answers a batch, of pictures of one shape.
     """
+    # Every picture at every timestep, those of one shape beside each other; the sort is stable.
     middles = (torch.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS * schedule.num_timesteps
-    asked = [(picture, decile) for picture in range(len(questions.latents)) for decile in range(NUM_TIMESTEPS)]
-    asked.sort(key=lambda one: tuple(questions.latents[one[0]].shape))  # stable: pictures stay in order within a shape
+    pairs = [(picture, decile) for picture in range(len(questions.latents)) for decile in range(NUM_TIMESTEPS)]
+    pairs.sort(key=lambda pair: tuple(questions.latents[pair[0]].shape))
+
     errors = torch.zeros(len(questions.latents), NUM_TIMESTEPS, dtype=torch.float64)
     start = 0
-    while start < len(asked):
-        shape = questions.latents[asked[start][0]].shape
-        batch = [one for one in asked[start : start + batch_size] if questions.latents[one[0]].shape == shape]
+    while start < len(pairs):
+        # A batch of one shape. Each pair's noise is its own, whatever it shares a batch with.
+        shape = questions.latents[pairs[start][0]].shape
+        batch = [pair for pair in pairs[start : start + batch_size] if questions.latents[pair[0]].shape == shape]
         start += len(batch)
-        latents = torch.stack([questions.latents[picture] for picture, _ in batch])
-        noise = torch.stack(
-            [
-                objective.noise_like(questions.latents[picture], objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + decile))
-                for picture, decile in batch
-            ]
-        )
-        timesteps = middles[[decile for _, decile in batch]].long()
+        latents = torch.stack([questions.latents[picture] for picture, _ in batch])  # (B, C, h, w)
+        noise = torch.stack([_noise(questions.latents[picture], picture, decile) for picture, decile in batch])
+        timesteps = middles[[decile for _, decile in batch]].long()  # (B,)
+
+        # Predict, compare.
         noised = objective.add_noise(schedule, latents, noise, timesteps)
-        wanted = objective.target(schedule, latents, noise, timesteps)
-        prediction = predict(
-            noised, timesteps, [questions.captions[picture] for picture, _ in batch], torch.stack([questions.frames[picture] for picture, _ in batch])
-        )
-        squared = (prediction.float().cpu() - wanted).square().flatten(1).mean(1).double()
+        target = objective.target(schedule, latents, noise, timesteps)
+        captions = [questions.captions[picture] for picture, _ in batch]
+        frames = torch.stack([questions.frames[picture] for picture, _ in batch])  # (B, 6)
+        prediction = predict(noised, timesteps, captions, frames)
+        squared = (prediction.float().cpu() - target).square().flatten(1).mean(1).double()  # (B,)
         for (picture, decile), error in zip(batch, squared, strict=True):
             errors[picture, decile] = error
     return errors
+
+
+def _noise(latents: Tensor, picture: int, decile: int) -> Tensor:
+    """The one noise of a picture's latents (C, h, w) at a timestep, in every measurement of every run."""
+    return objective.noise_like(latents, objective.generator(_SEED, "heldout", picture * NUM_TIMESTEPS + decile))
+
+
+# Comparing.
 
 
 def compare(step: int, base: Tensor, now: Tensor, train_gain: float | None, drift: float | None) -> Validated:
@@ -77,10 +88,19 @@ def compare(step: int, base: Tensor, now: Tensor, train_gain: float | None, drif
     before, after = base.mean(1), now.mean(1)
     low, high = interval(before, after)
     return Validated(
-        step=step, loss=float(after.mean()), base_loss=float(before.mean()), gain=gain(base, now), gain_low=low, gain_high=high,
-        share_better=float((after < before).double().mean()), num_pictures=len(base), deciles=now.mean(0).tolist(),
-        base_deciles=base.mean(0).tolist(), train_gain=train_gain, drift=drift,
-    )  # fmt: skip
+        step=step,
+        loss=float(after.mean()),
+        base_loss=float(before.mean()),
+        gain=gain(base, now),
+        gain_low=low,
+        gain_high=high,
+        share_better=float((after < before).double().mean()),
+        num_pictures=len(base),
+        deciles=now.mean(0).tolist(),
+        base_deciles=base.mean(0).tolist(),
+        train_gain=train_gain,
+        drift=drift,
+    )
 
 
 def gain(base: Tensor, now: Tensor) -> float:
@@ -90,10 +110,14 @@ def gain(base: Tensor, now: Tensor) -> float:
 
 def interval(before: Tensor, after: Tensor) -> tuple[float, float]:
     """95 % bootstrap interval of the gain over pictures, from losses (N,)."""
+    # Base and adapter are drawn together: what counts is how much each picture gained.
     draws = torch.randint(0, len(before), (_DRAWS, len(before)), generator=objective.generator(_SEED, "bootstrap", 0))
     gains = 1 - after[draws].mean(1) / before[draws].mean(1)
     low, high = torch.quantile(gains, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+# Judging.
 
 
 @dataclass
@@ -107,11 +131,18 @@ class Judge:
     num_measured: int = 0
 
     def state(self) -> dict[str, Any]:
-        return {"best_step": self.best_step, "best": self.best, "best_gain": self.best_gain, "num_worse": self.num_worse, "num_measured": self.num_measured}
+        """What it is made from again."""
+        return {
+            "best_step": self.best_step,
+            "best": self.best,
+            "best_gain": self.best_gain,
+            "num_worse": self.num_worse,
+            "num_measured": self.num_measured,
+        }
 
-    def hear(self, step: int, base: Tensor, now: Tensor) -> bool:
+    def add(self, step: int, base: Tensor, now: Tensor) -> bool:
         """Take in a measurement (N, 10); True if it is the best so far."""
-        losses_now = now.mean(1)
+        losses_now = now.mean(1)  # (N,): each picture counts once
         self.num_measured += 1
         if not self.best or float(losses_now.mean()) < sum(self.best) / len(self.best):
             self.best_step, self.best, self.best_gain, self.num_worse = step, losses_now.tolist(), gain(base, now), 0
@@ -129,17 +160,33 @@ class Judge:
         if self.num_worse != PATIENCE:
             return None
         return Overtrained(
-            step, self.best_step,
-            f"the held-out loss was lowest at step {self.best_step} and has been clearly above it for {PATIENCE} measurements: it learns the training "
-            f"pictures by heart. best.safetensors will be step {self.best_step}; more pictures, a lower rank or learning rate would help.",
-        )  # fmt: skip
+            step,
+            self.best_step,
+            f"the held-out loss was lowest at step {self.best_step} and has been clearly above it for {PATIENCE} "
+            f"measurements: it learns the training pictures by heart. best.safetensors will be step {self.best_step}; "
+            f"more pictures, a lower rank or learning rate would help.",
+        )
 
     def reason(self, last: Validated, now: Tensor) -> str:
         """Why the best step is recommended, held against the last one (N, 10)."""
-        said = f"step {self.best_step} has the lowest held-out loss of {self.num_measured} measurements, {self.best_gain * 100:.1f} % below the base's"
-        heart = f" The gain on training pictures was {last.train_gain * 100:.1f} % by then." if last.train_gain is not None else ""
+        best = (
+            f"step {self.best_step} has the lowest held-out loss of {self.num_measured} measurements, "
+            f"{self.best_gain * 100:.1f} % below the base's"
+        )
         if self.best_step == last.step:
-            return f"{said}; it is the last step, so a longer run may still gain."
+            return f"{best}; it is the last step, so a longer run may still gain."
+
+        # Against the last step: clearly worse if the whole interval lies above zero.
         low, high = self._rise(now.mean(1))
-        judged = "clearly worse: it had begun to learn the pictures by heart." if low > 0 else "no clear difference: the earlier one moves the base less."
-        return f"{said}. At the last step, {last.step}, the loss was {low * 100:.1f} to {high * 100:.1f} % above that (95 % interval), {judged}{heart}"
+        verdict = (
+            "clearly worse: it had begun to learn the pictures by heart."
+            if low > 0
+            else "no clear difference: the earlier one moves the base less."
+        )
+        by_heart = ""
+        if last.train_gain is not None:
+            by_heart = f" The gain on training pictures was {last.train_gain * 100:.1f} % by then."
+        return (
+            f"{best}. At the last step, {last.step}, the loss was {low * 100:.1f} to {high * 100:.1f} % above that "
+            f"(95 % interval), {verdict}{by_heart}"
+        )

@@ -1,325 +1,400 @@
-"""Dataset: pictures in, captions beside them, every edit undoable."""
+"""Dataset: pictures in, captions beside them, saved as they are typed, every edit undoable."""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import leftovers
-from app.context import EXAMPLES, Context, Refresh
+from app import dataset_checks, dataset_edits, dataset_gallery, leftovers
+from app.context import Context, Refresh
+from app.dataset_edits import OPERATIONS
+from app.dataset_gallery import Scene, picture
+from app.dataset_measures import Looks
+from app.dataset_parts import NOTHING_OPENED, Parts, edits_html, said
+from app.dataset_sets import add, copy_sample, make, packed, sample_sets
 from app.notices import mended, tell, warn
-from trainer import families, presets, unique_names
-from trainer.config import CaptionsConfig, DataConfig
-from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, captions, uploads
+from trainer.data import caption_files
 from trainer.errors import ConfigError, DataError
 from trainer.printing import plain
-from trainer.runs import slug
+
+__all__ = ["ORDER", "TITLE", "add", "build", "copy_sample", "make", "picture", "sample_sets"]
 
 TITLE = "Dataset"
 ORDER = 10
-PAGE = 200
-_CAPTION_CHARS = 60
-_FIRST_SAMPLE = "outline-style"  # it has a held-out part
+_LOOK_S = 1.0  # of looking at pictures, between two updates of the page
+_SELECTS = "(...all) => { all[all.length - 1] = window.velaturaDataset.targets(); return all; }"
+_DOWNLOADS = """() => setTimeout(() => {
+  const link = document.querySelector('#dataset-zip');
+  (link.matches('a, button') ? link : link.querySelector('a, button')).click();
+}, 200)"""
 
 
-def sample_sets() -> list[str]:
-    """Names of the sample sets that ship."""
-    return sorted(path.parent.name for path in EXAMPLES.glob("*/train"))
-
-
-def make(context: Context, name: str) -> str:
-    """A new empty dataset's name. Raises: DataError if it is taken, RunError for a name without letters."""
-    wanted = slug(name or "")
-    try:
-        (context.datasets / wanted).mkdir(parents=True)
-    except FileExistsError:
-        raise DataError(f"dataset {wanted!r} exists already; choose another name.") from None
-    return wanted
-
-
-def copy_sample(context: Context, sample: str) -> str:
-    """Copy a sample set, and its held-out part as `<name>-heldout`; its name, `-2` if it is there already."""
-    if sample not in sample_sets():
-        raise DataError(f"sample set {sample!r} is unknown; allowed: {', '.join(sample_sets())}.")
-    context.datasets.mkdir(parents=True, exist_ok=True)
-    for path in unique_names.numbered(context.datasets, sample, ""):
-        twin = path.with_name(f"{path.name}-heldout")
-        if twin.exists():
-            continue
-        try:
-            path.mkdir()  # whoever makes it has the name
-        except FileExistsError:
-            continue
-        break
-    for part, target in (("heldout", twin), ("train", path)):
-        if (EXAMPLES / sample / part).is_dir():
-            shutil.copytree(EXAMPLES / sample / part, target, dirs_exist_ok=target == path)
-    return path.name
-
-
-def add(context: Context, name: str | None, files: list[str]) -> uploads.Report:
-    """Add uploaded pictures, captions and zips to a dataset."""
-    folder = context.dataset(name)
-    paths = [Path(file) for file in files]
-    report = uploads.add_pictures(folder, [path for path in paths if path.suffix.lower() != ".zip"])
-    for path in paths:
-        if path.suffix.lower() == ".zip":
-            found = uploads.add_zip(folder, path)
-            report.added += found.added
-            report.left_out += found.left_out
-    return report
-
-
-def overview(context: Context, name: str | None, page: int) -> tuple[list[tuple[str, str]], list[str], str]:
-    """Thumbnails with short captions of one page, the pictures' names, and a line on the whole set."""
-    if not name:
-        return [], [], "Make a dataset, or copy a sample set to try things out."
-    folder = context.dataset(name)
-    pictures = context.pictures(folder)
-    shown, names, problems = [], [], []
-    without = masked = 0
-    for number, path in enumerate(pictures):
-        masked += context.mask(path) is not None
-        try:
-            caption = captions.read_caption(path)
-        except DataError as error:
-            caption = ""
-            problems.append(plain(f"{path.name} {error}"))
-        without += not caption
-        if not page * PAGE <= number < (page + 1) * PAGE:
-            continue
-        try:
-            thumbnail = context.thumbnail(path)
-        except DataError as error:
-            problems.append(plain(f"{path.name} {error}"))
-            continue
-        shown.append((str(thumbnail), _short(caption)))
-        names.append(path.relative_to(folder).as_posix())
-    line = f"{len(pictures)} picture{'' if len(pictures) == 1 else 's'}" + (
-        f", {without} without caption" if without else ", all with captions" if pictures else ": drop some above"
-    )
-    line += f", {masked} with {'a mask' if masked == 1 else 'masks'}" if masked else ""
-    return shown, names, "\n".join([line, *problems[:20]])
-
-
-def check(context: Context, name: str | None, resolution_px: int | None, trigger: str) -> str:
-    """What is wrong with a dataset, in words. Raises: DataError, ConfigError."""
-    from trainer.data import dataset_check
-
-    folder = context.dataset(name)
-    family = families.registry()[presets.load(presets.names()[0], {}).family]
-    multiple = family.multiple_px
-    if resolution_px is None or not 2 * multiple <= resolution_px <= 4096 or resolution_px % multiple:
-        raise ConfigError(f"resolution is {resolution_px}; allowed: a multiple of {multiple} from {2 * multiple} to 4096.")
-    settings = DataConfig(folder=str(folder), trigger=trigger.strip())
-    found = dataset_check.check(folder, settings, CaptionsConfig(), int(resolution_px), multiple)
-    return plain(dataset_check.describe(dataclasses.replace(found, folder=str(name))), 100_000)
-
-
-def _short(caption: str) -> str:
-    text = plain(" ".join(caption.split()), 1000) or "no caption yet"
-    return text if len(text) <= _CAPTION_CHARS else text[: _CAPTION_CHARS - 1] + "…"
-
-
-def picture(context: Context, name: str | None, chosen: str) -> Path:
-    """The chosen picture of a dataset. Raises: DataError if it is not there."""
-    folder = context.dataset(name)
-    for path in context.pictures(folder):
-        if path.relative_to(folder).as_posix() == chosen:
-            return path
-    raise DataError("that picture is not here any more; reload the page.")
-
-
-class _Tab:
+class _Tab(Parts):
     """The tab's components and what happens when they are used."""
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        self.names, self.chosen, self.page = gr.State([]), gr.State(""), gr.State(0)
-        with gr.Row(equal_height=False, elem_classes="halves"):
-            with gr.Column(scale=2, min_width=300):
-                self._draw_sources()
-            with gr.Column(scale=5, min_width=320):
-                self._draw_pictures()
-        self.view = [self.gallery, self.names, self.summary, self.page, self.pager, self.place]
-        self.editor = [self.chosen, self.caption, self.large]
-        self._connect()
+        super().__init__(context)
+        self.looks, self._counter = Looks(context), itertools.count(1)
+        self._connect_sets()
+        self._connect_captions()
 
-    def _draw_sources(self) -> None:
-        accepted = [*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".zip"]
-        there = self.context.dataset_choices()
-        self.dataset = gr.Dropdown(there, label="Dataset", info="What the other tabs train on.", interactive=True, elem_id="dataset")
-        self.files = gr.File(file_count="multiple", file_types=accepted, label="Drop pictures, captions or a zip", height=150, elem_id="dataset-files")
-        self.report = gr.Textbox(label="What happened", lines=2, max_lines=10, interactive=False, visible=False, elem_id="dataset-report")
-        with gr.Row():
-            self.new_name = gr.Textbox(label="New dataset", placeholder="name, such as my-cat", max_length=80, scale=3, min_width=150, elem_id="new-dataset")
-            self.create = gr.Button("Create", scale=1, min_width=90, elem_id="create-dataset", elem_classes="beside")
-        with gr.Row():
-            samples = sample_sets()
-            self.sample = gr.Dropdown(
-                samples,
-                value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None,
-                label="Sample set",
-                scale=3,
-                min_width=150,
-                interactive=True,
-                elem_id="sample-set",
-            )
-            self.copy = gr.Button("Copy", scale=1, min_width=90, elem_id="copy-sample", elem_classes="beside")
-
-    def _draw_pictures(self) -> None:
-        self.summary = gr.Textbox(show_label=False, container=False, lines=1, max_lines=8, interactive=False, elem_id="dataset-summary", elem_classes="quiet")
-        self.gallery = gr.Gallery(
-            label="Pictures",
-            columns=6,
-            height=430,
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            fit_columns=False,
-            elem_id="dataset-gallery",
-        )
-        with gr.Row(visible=False) as self.pager:
-            self.back = gr.Button("Back", min_width=80)
-            self.place = gr.Textbox(show_label=False, container=False, interactive=False)
-            self.forward = gr.Button("Next", min_width=80)
-        with gr.Row(equal_height=False):
-            self.large = gr.Image(
-                label="Picture", height=190, interactive=False, visible=False, type="filepath", format="webp", min_width=160, scale=1, buttons=[]
-            )
-            with gr.Column(scale=3, min_width=240):
-                hint = "Click a picture above to write its caption."
-                self.caption = gr.Textbox(label="Caption", info=hint, lines=3, max_lines=8, interactive=False, elem_id="caption")
-                with gr.Row():
-                    self.save = gr.Button("Save", variant="primary", elem_id="save-caption", min_width=90)
-                    self.undo = gr.Button("Undo last edit", elem_id="undo-caption", min_width=90)
-
-        with gr.Accordion("Check before training", open=False, elem_id="check"):
-            with gr.Row():
-                start = presets.load(presets.names()[0], {})
-                self.resolution = gr.Number(start.resolution_px, label="Resolution", precision=0, step=8, min_width=110, elem_id="check-resolution")
-                self.trigger = gr.Textbox(label="Trigger", placeholder="none", max_length=80, min_width=110, elem_id="check-trigger")
-                self.check = gr.Button("Check", min_width=90, elem_id="check-dataset", elem_classes="beside")
-            self.findings = gr.Textbox(show_label=False, lines=8, max_lines=24, interactive=False, visible=False, elem_id="findings", elem_classes="mono")
-
-    def _connect(self) -> None:
+    def _connect_sets(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
-        made = [self.dataset, self.new_name, *self.view, *self.editor]
-        self.dataset.input(self.choose, self.dataset, [*self.view, *self.editor, self.report], **still)
-        self.create.click(self.create_one, self.new_name, made, **private)
-        self.new_name.submit(self.create_one, self.new_name, made, **private)
-        self.copy.click(self.copy_one, self.sample, [self.dataset, *self.view, *self.editor], **private)
-        self.files.upload(self.add_files, [self.dataset, self.files], [self.files, self.report, *self.view], **private)
-        self.gallery.select(self.pick, [self.dataset, self.names], self.editor, **still)
-        self.save.click(self.save_one, [self.dataset, self.chosen, self.caption, self.page], self.view, **still)
-        self.caption.submit(self.save_one, [self.dataset, self.chosen, self.caption, self.page], self.view, **still)
-        self.check.click(self.check_one, [self.dataset, self.resolution, self.trigger], self.findings, **private)
-        self.undo.click(self.undo_one, [self.dataset, self.chosen, self.page], [*self.view, self.caption], **still)
-        self.back.click(self.turn_back, [self.dataset, self.page], [*self.view, *self.editor], **private)
-        self.forward.click(self.turn_on, [self.dataset, self.page], [*self.view, *self.editor], **private)
+        opened = [self.dataset, *self.view, *self.editor]
+        created = [self.new_name, *opened]
+        self.dataset.input(
+            self.choose, [*self.scene, *self.typing],
+            [*self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
+            **still,
+        )  # fmt: skip
+        self.create.click(self.create_one, [self.new_name, *self.scene, *self.typing], created, **private)
+        self.new_name.submit(self.create_one, [self.new_name, *self.scene, *self.typing], created, **private)
+        self.copy.click(self.copy_one, [self.sample, *self.scene, *self.typing], opened, **private)
+        self.files.upload(
+            self.add_files,
+            [self.dataset, self.files, self.resolution, self.trigger],
+            [self.files, self.report, *self.view],
+            **private,
+        )
+        self.export.click(self.export_one, self.dataset, self.download, **private).success(
+            None, js=_DOWNLOADS, **private
+        )
+        found = [self.cards, self.buckets]
+        self.check.click(self.check_one, [*self.scene, *self.typing], [*found, *self.view], **private)
+        gr.on([self.trigger.blur, self.resolution.blur], self.look_on, self.scene, self.view, **still)
+        self.looking.tick(self.look_on, self.scene, self.view, concurrency_limit=1, **still)
 
-    def _shown(self, name: str | None, page: int) -> dict[Any, Any]:
-        thumbnails, found, line = overview(self.context, name, page)
-        num_pages = self._num_pages(name)
-        return {
-            self.gallery: gr.update(value=thumbnails, selected_index=None), self.names: found, self.summary: line, self.page: page,
-            self.pager: gr.update(visible=num_pages > 1), self.place: f"page {page + 1} of {num_pages}",
+    def _connect_captions(self) -> None:
+        # One after the other, in the order they were asked for, and none is lost while another is on its way.
+        still: dict[str, Any] = {
+            "api_visibility": "private", "show_progress": "hidden", "concurrency_id": "dataset-edits",
+            "concurrency_limit": 1, "trigger_mode": "multiple",
         }  # fmt: skip
+        shown, both = [*self.scene, *self.typing], [*self.view, *self.editor]
+        self.gallery.pick(self.pick, self.typing, self.editor, **still)
+        self.gallery.typed(self.keep_typed, self.scene, [self.said], **still)
+        self.gallery.left(self.leave, self.scene, [*self.view, self.said], **still)
+        self.gallery.look(self.look_again, shown, both, **still)
+        self.gallery.act(self.act, shown, both, **(still | {"show_progress": "minimal"}))
+        self.history.take(self.take_back, shown, both, **still)
+        self.save.click(self.save_one, shown, both, **still)
+        self.undo.click(self.undo_one, shown, both, **still)
+        self.delete.click(self.delete_one, shown, both, **still)
+        boxes = [self.operation, self.first, self.second]
+        self.operation.change(self.describe, self.operation, [self.first, self.second], **still)
+        self.apply.click(
+            self.edit_many, [*shown, *boxes, self.targets], both, js=_SELECTS,
+            **(still | {"show_progress": "minimal"}),
+        )  # fmt: skip
 
-    def _num_pages(self, name: str | None) -> int:
-        return max(1, -(-len(self.context.pictures(self.context.dataset(name))) // PAGE)) if name else 1
+    # Updates.
 
-    def _nothing_chosen(self) -> dict[Any, Any]:
-        return {self.chosen: "", self.caption: gr.update(value="", interactive=False, label="Caption"), self.large: gr.update(value=None, visible=False)}
+    def _shown(self, name: str | None, resolution_px: float | None, trigger: str, budget_s: float = 0.4) -> Any:
+        """A dataset as it is now."""
+        return self._shown_of(self._read(name, budget_s), name, resolution_px, trigger)
 
-    def _opened(self, name: str) -> dict[Any, Any]:
-        return {self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), **self._shown(name, 0), **self._nothing_chosen()}
+    def _read(self, name: str | None, budget_s: float = 0.4) -> Scene | None:
+        return dataset_gallery.read(self.context, self.looks, name, budget_s) if name else None
 
-    @mended
-    def open_tab(self, name: str | None, page: int) -> dict[Any, Any]:
-        there = self.context.dataset_names()
-        if name not in there:
-            name, page = next((one for one in there if not one.endswith("-heldout")), None), 0
-        return {self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), **self._shown(name, min(page, self._num_pages(name) - 1))}
+    def _shown_of(
+        self, scene: Scene | None, name: str | None, resolution_px: float | None, trigger: str
+    ) -> dict[Any, Any]:
+        if scene is None or not name:
+            words = "Make a dataset, or copy a sample set to try things out."
+            return {
+                self.gallery: dataset_gallery.empty(), self.summary: words, self.history: edits_html([]),
+                self.looking: gr.update(active=False),
+            }  # fmt: skip
+        trigger = (trigger or "").strip()
+        data = dataset_gallery.data(self.context, self.looks, name, scene, int(resolution_px or 0), trigger)
+        return {
+            self.gallery: data,
+            self.summary: dataset_gallery.headline(scene),
+            self.history: edits_html(dataset_gallery.history(scene)),
+            self.looking: gr.update(active=data["pending"] > 0),
+        }
 
-    @mended
-    def choose(self, name: str | None) -> dict[Any, Any]:
-        return self._shown(name, 0) | self._nothing_chosen() | {self.report: gr.update(visible=False)}
+    def _nothing_opened(self) -> dict[Any, Any]:
+        return {
+            self.opened: NOTHING_OPENED,
+            self.caption: gr.update(value="", interactive=False, label="Caption"),
+            self.large: gr.update(value=None, visible=False),
+            self.said: said(""),
+        }
 
-    @mended
-    def create_one(self, name: str) -> dict[Any, Any]:
-        with captions.writable("the dataset"):
-            return {self.new_name: "", **self._opened(make(self.context, name))}
-
-    @mended
-    def copy_one(self, sample: str) -> dict[Any, Any]:
-        with captions.writable("the copy"):
-            made = copy_sample(self.context, sample)
-        tell(f"Copied as {made}.")
-        return self._opened(made)
-
-    @mended
-    def add_files(self, name: str | None, given: list[str] | None) -> dict[Any, Any]:
+    def _opened(self, scene: Scene, name: str, chosen: str) -> dict[Any, Any]:
+        """A picture, large, and its caption to edit; no picture where it is gone."""
+        path = scene.pictures.get(chosen)
+        if path is None:
+            return self._nothing_opened()
+        text, label = self._text(scene, chosen), "Picture"
         try:
-            found = add(self.context, name, given or [])
+            mask = scene.masks.get(chosen)
+            large = self.context.masked_thumbnail(path, mask) if mask else dataset_gallery.preview(self.context, path)
+            label = "Picture; the tinted part counts less" if mask else label
+            shown = gr.update(value=str(large), visible=True, label=label)
+        except DataError as error:
+            shown = gr.update(value=None, visible=True, label=plain(f"Picture {error}", 120))
+        return {
+            self.opened: {"dataset": name, "name": chosen, "shown": text, "seen": _seen(scene, chosen)},
+            self.caption: gr.update(value=text, interactive=True, label=f"Caption of {plain(path.name, 120)}"),
+            self.large: shown,
+            self.said: said("", next(self._counter)),
+        }
+
+    @staticmethod
+    def _text(scene: Scene, chosen: str) -> str:
+        return dataset_edits.repaired(scene, chosen) if chosen in scene.refusals else scene.captions[chosen]
+
+    def _again(self, scene: Scene | None, name: str | None, opened: Any, text: str) -> dict[Any, Any]:
+        """The picture and its caption as the files now are, if they are others."""
+        chosen = opened.get("name", "") if isinstance(opened, dict) else ""
+        if not chosen or scene is None or opened.get("dataset") != name:
+            return {}
+        same = chosen in scene.pictures and self._text(scene, chosen) == (text or "").strip()
+        if same and opened.get("seen") == _seen(scene, chosen):
+            return {}
+        return self._opened(scene, str(name), chosen)
+
+    def _created(self, name: str, resolution_px: float | None, trigger: str) -> dict[Any, Any]:
+        """A new dataset, chosen."""
+        return {
+            self.dataset: gr.update(choices=self.context.dataset_choices(), value=name),
+            **self._shown(name, resolution_px, trigger),
+            **self._nothing_opened(),
+        }
+
+    # Datasets.
+
+    @mended
+    def open_tab(
+        self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str, *told: Any
+    ) -> Any:
+        names = self.context.dataset_names()
+        if name not in names:
+            name = next((other for other in names if not other.endswith("-heldout")), None)
+        dataset_edits.keep(self.context, opened, text or "")
+        scene = self._read(name)
+        return {
+            self.dataset: gr.update(choices=self.context.dataset_choices(), value=name),
+            **self._shown_of(scene, name, resolution_px, trigger),
+            **self._again(scene, name, opened, text),
+            **self.captions.opened(name, *told),
+        }
+
+    @mended
+    def choose(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        dataset_edits.keep(self.context, opened, text or "")
+        hidden = gr.update(visible=False)
+        return (
+            self._shown(name, resolution_px, trigger)
+            | self._nothing_opened()
+            | {self.report: hidden, self.cards: hidden, self.buckets: hidden}
+            | {self.captions.progress: self.captions.progress_of(name)}
+        )
+
+    @mended
+    def create_one(
+        self, new: str, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str
+    ) -> dict[Any, Any]:
+        dataset_edits.keep(self.context, opened, text or "")
+        with caption_files.writable("the dataset"):
+            return {self.new_name: "", **self._created(make(self.context, new), resolution_px, trigger)}
+
+    @mended
+    def copy_one(
+        self, sample: str, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str
+    ) -> dict[Any, Any]:
+        dataset_edits.keep(self.context, opened, text or "")
+        with caption_files.writable("the copy"):
+            copied = copy_sample(self.context, sample)
+        tell(f"Copied as {copied}.")
+        return self._created(copied, resolution_px, trigger)
+
+    @mended
+    def add_files(
+        self, name: str | None, given: list[str] | None, resolution_px: float | None = None, trigger: str = ""
+    ) -> dict[Any, Any]:
+        try:
+            report = add(self.context, name, list(map(Path, given or [])))
         finally:
             leftovers.taken(self.context, given or [])
-        if found.left_out:
-            warn(found.message)
-        return {self.files: None, self.report: gr.update(value=found.message, visible=True), **self._shown(name, 0)}
+        if report.left_out:
+            warn(report.message)
+        happened = gr.update(value=report.message, visible=True)
+        return {self.files: None, self.report: happened, **self._shown(name, resolution_px, trigger)}
 
     @mended
-    def pick(self, name: str | None, found: list[str], event: gr.SelectData) -> Any:
-        index = event.index if isinstance(event.index, int) else -1
-        if not 0 <= index < len(found):
-            return gr.skip()
-        path = picture(self.context, name, found[index])
-        caption = gr.update(value=captions.read_caption(path), interactive=True, label=f"Caption of {plain(path.name, 120)}")
-        mask = self.context.mask(path)
-        thumbnail = self.context.masked_thumbnail(path, mask) if mask else self.context.thumbnail(path)
-        large = gr.update(value=str(thumbnail), visible=True, label="Picture; the tinted part counts less" if mask else "Picture")
-        return {self.chosen: found[index], self.caption: caption, self.large: large}
+    def export_one(self, name: str | None) -> str:
+        with caption_files.writable("the zip"):
+            return str(packed(self.context, name))
 
     @mended
-    def check_one(self, name: str | None, resolution_px: int | None, trigger: str) -> dict[Any, Any]:
-        return {self.findings: gr.update(value=check(self.context, name, resolution_px, trigger or ""), visible=True)}
+    def check_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        dataset_edits.keep(self.context, opened, text or "")
+        size = int(resolution_px) if resolution_px is not None else None
+        found = dataset_checks.check(self.context, name, size, trigger or "")
+        return {
+            self.cards: gr.update(value=dataset_checks.as_html(found), visible=True),
+            self.buckets: gr.update(value=plain(found.bucket_table, 20_000), visible=True),
+            **self._shown(name, resolution_px, trigger),
+        }
 
     @mended
-    def save_one(self, name: str | None, which: str, text: str, page: int) -> dict[Any, Any]:
-        if not which:
+    def look_on(self, name: str | None, resolution_px: float | None, trigger: str) -> Any:
+        """Some more pictures looked at."""
+        return self._shown(name, resolution_px, trigger, _LOOK_S)
+
+    # Captions and pictures.
+
+    @mended
+    def pick(self, opened: Any, text: str, event: gr.EventData) -> Any:
+        """The chosen picture opened, and what was typed for the one before saved."""
+        name, chosen = _said(event, "dataset"), _said(event, "name")
+        dataset_edits.keep(self.context, opened, text or "")
+        picture(self.context, name, chosen)
+        return self._opened(dataset_gallery.read(self.context, self.looks, name, 0), name, chosen)
+
+    @mended
+    def keep_typed(self, name: str | None, resolution_px: float | None, trigger: str, event: gr.EventData) -> Any:
+        """What is being typed, saved."""
+        self._keep_event(event)
+        return {self.said: said("Saved", next(self._counter))}
+
+    @mended
+    def leave(self, name: str | None, resolution_px: float | None, trigger: str, event: gr.EventData) -> Any:
+        """What was typed, saved, and shown everywhere."""
+        self._keep_event(event)
+        return self._shown(name, resolution_px, trigger, 0) | {self.said: said("Saved", next(self._counter))}
+
+    def _keep_event(self, event: gr.EventData) -> None:
+        parts = {key: _said(event, key) for key in ("dataset", "name")}
+        dataset_edits.keep(self.context, parts | {"shown": ""}, _said(event, "text"), _said(event, "visit"), typed=True)
+
+    @mended
+    def look_again(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        """The set as it now is on the disk."""
+        return self.after("", name, resolution_px, trigger, opened, text)
+
+    @mended
+    def save_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        if not isinstance(opened, dict) or not opened.get("name"):
             raise DataError("no picture is chosen; click one first.")
-        captions.write_caption(picture(self.context, name, which), text)
-        tell("Caption saved.")
-        return self._shown(name, page)
+        dataset_edits.keep(self.context, opened, text or "")
+        return self.after("", name, resolution_px, trigger, opened, text) | {
+            self.opened: opened | {"shown": (text or "").strip()},
+            self.said: said("Saved", next(self._counter)),
+        }
 
     @mended
-    def undo_one(self, name: str | None, which: str, page: int) -> dict[Any, Any]:
-        folder = picture(self.context, name, which).parent if which else self.context.dataset(name)
-        done = captions.undo(folder)
-        if done is None:
-            raise DataError("there is no edit left to undo in this dataset.")
-        tell(f"The caption of {done.picture} is as it was before.")
-        update = self._shown(name, page)
-        if which and Path(which).name == done.picture:
-            update[self.caption] = gr.update(value=done.restored or "")
-        return update
+    def undo_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        return self._taken_back(None, name, resolution_px, trigger, opened, text)
 
     @mended
-    def turn_back(self, name: str | None, page: int) -> dict[Any, Any]:
-        return self._shown(name, max(page - 1, 0)) | self._nothing_chosen()
+    def take_back(
+        self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str, event: gr.EventData
+    ) -> Any:
+        number = getattr(event, "number", None)
+        if type(number) is not int:
+            return gr.skip()
+        return self._taken_back(number, name, resolution_px, trigger, opened, text)
+
+    def _taken_back(self, number: int | None, *shown: Any) -> dict[Any, Any]:
+        name, _, _, opened, text = shown
+        dataset_edits.keep(self.context, opened, text or "")
+        chosen = opened.get("name", "") if isinstance(opened, dict) and opened.get("dataset") == name else ""
+        return self.after(dataset_edits.undo(self.context, name, chosen, number), *shown)
 
     @mended
-    def turn_on(self, name: str | None, page: int) -> dict[Any, Any]:
-        return self._shown(name, min(page + 1, self._num_pages(name) - 1)) | self._nothing_chosen()
+    def delete_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
+        dataset_edits.keep(self.context, opened, text or "")
+        scene = self._scene(name)
+        names = [opened["name"]] if isinstance(opened, dict) and isinstance(opened.get("name"), str) else []
+        order = [other for other in scene.pictures if other not in names]
+        after = next((other for other in order if names and other > names[0]), order[-1] if order else "")
+        done = dataset_edits.discard(scene, names)
+        return self.after(done, name, resolution_px, trigger, opened, text) | self._next(name, after)
+
+    @mended
+    def act(
+        self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str, event: gr.EventData
+    ) -> Any:
+        """A button of the gallery, or of a card of the check, on some pictures."""
+        names = _names(getattr(event, "names", None))
+        dataset_edits.keep(self.context, opened, text or "")
+        scene, update = self._scene(name), {}
+        match act := _said(event, "act"):
+            case "delete":
+                done = dataset_edits.discard(scene, names)
+                update = self._next(name, _said(event, "next")) if _said(event, "next") else {}
+            case "restore":
+                done = dataset_edits.restore(scene, names)
+            case "trigger":
+                done = dataset_edits.with_trigger(scene, names, trigger or "")
+            case "utf8":
+                done = dataset_edits.repair(scene, names)
+            case _:
+                raise ConfigError(f"{act[:40]!r} is nothing that can be done here; reload the page.")
+        return self.after(done, name, resolution_px, trigger, opened, text) | update
+
+    @mended
+    def edit_many(
+        self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str, *boxes: Any
+    ) -> Any:
+        operation, first, second, names = boxes
+        dataset_edits.keep(self.context, opened, text or "")
+        done = dataset_edits.bulk(
+            self._scene(name), _names(names), operation or "", (first or "", second or ""), trigger or ""
+        )
+        return self.after(done, name, resolution_px, trigger, opened, text)
+
+    @mended
+    def describe(self, operation: str) -> Any:
+        """The boxes that an edit has."""
+        wanted = OPERATIONS.get(operation)
+        labels = (wanted.first, wanted.second) if wanted else ("", "")
+        return [gr.update(visible=bool(label), label=label or "Words") for label in labels]
+
+    def _scene(self, name: str | None) -> Scene:
+        self.context.dataset(name)
+        return dataset_gallery.read(self.context, self.looks, str(name), 0)
+
+    def after(self, done: str, *shown: Any) -> dict[Any, Any]:
+        """The set and the caption's box after an edit, which is told of."""
+        name, resolution_px, trigger, opened, text = shown
+        if done:
+            tell(done)
+        scene = self._read(name)
+        return self._shown_of(scene, name, resolution_px, trigger) | self._again(scene, name, opened, text)
+
+    def _next(self, name: str | None, chosen: str) -> dict[Any, Any]:
+        return self._opened(self._scene(name), str(name), chosen)
+
+
+def _said(event: gr.EventData, key: str) -> str:
+    """A text that the browser sent with an event."""
+    value = getattr(event, key, "")
+    return value if isinstance(value, str) else ""
+
+
+def _seen(scene: Scene, chosen: str) -> str:
+    """By which a picture or mask is known to be another."""
+    files = [path for path in (scene.pictures[chosen], scene.masks.get(chosen)) if path and path.is_file()]
+    return " ".join(f"{path.name}-{path.stat().st_mtime_ns}" for path in files)
+
+
+def _names(value: object) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
-    return Refresh(tab.open_tab, [tab.dataset, tab.page], [tab.dataset, *tab.view])
+    look = tab.captions.connect(partial(tab.after, ""), tab.scene, tab.typing, [*tab.view, *tab.editor])
+    shown = [tab.dataset, *tab.view, *tab.editor, *tab.captions.opening]
+    return Refresh(tab.open_tab, [*tab.scene, *tab.typing, *tab.captions.told], shown, look=look)

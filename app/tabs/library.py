@@ -1,146 +1,385 @@
-"""Library: the LoRAs and runs that are here, and what the LoRAs' headers say."""
+"""Library: what is here as cards with pictures, in plain words, to be named, noted, rated, thrown away and opened."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
-from app import leftovers, views
+from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, shared_cards
 from app.context import Context, Refresh
+from app.dropped_settings import Arrival
+from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
+from app.library_items import KINDS, Item, Shelf, wanted
 from app.notices import mended, tell
-from trainer import base_match, runs, unique_names
-from trainer.data.uploads import safe_stem
-from trainer.errors import AdapterError
-from trainer.events import Finished, Step, Validated
+from app.preset_panel import PresetPanel, browser_of
+from app.views import notice_html
+from trainer.errors import DataError
 from trainer.printing import plain
-
-if TYPE_CHECKING:
-    from trainer.lora_file import LoraInfo
 
 TITLE = "Library"
 ORDER = 50
-_LORA_HEADS = ["name", "method", "rank", "alpha", "modules", "size", "trigger", "base", "hash"]
-_DEEPEST = 32
-_RUN_HEADS = ["run", "state", "steps", "held-out gain", "adapter norm"]
+TRASH = "trash"
+PAGE = 48  # cards that are shown at first, and more each time
+_MOST_ARRIVALS = 20
+# One after the other, or an older list could come after a newer one.
+_IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
+_STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
+# What `Open` opens, by kind, and what its button says.
+_OPENS = {
+    "loras": ("lora", "Use in Stack"), "runs": ("run", "Open in Train"), "pictures": ("picture", "Open in Stack"),
+    "stacks": ("stack", "Open in Stack"), "datasets": ("dataset", "Open in Dataset"),
+    "presets": ("preset", "Train like this"),
+}  # fmt: skip
+_SOURCES = ("loras", "runs")  # kinds that a training can go on from
+_WHERE = {
+    "lora": "Use in Stack", "stack": "Open in Stack", "picture": "Open in Stack", "config": "Open in Train",
+    "jobs": "Open in Batch", "dataset": "Open in Dataset", "run": "Open in Train",
+    "preset": "Train like this", "card-stack": "Render like this",
+}  # fmt: skip
+_NOTHING = '<div class="cards-empty">Choose a card to see what it is.</div>'
+_RATINGS = [("none", 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]
 
 
-def lora_rows(found: dict[str, LoraInfo]) -> list[list[str]]:
-    """The table of LoRAs, newest first; all text, since headers may hold anything."""
-    return [
-        [
-            plain(info.name, 120), plain(info.method, 60), str(info.rank), f"{info.alpha:g}" if isinstance(info.alpha, (int, float)) else "",
-            str(info.num_modules),
-            f"{info.size_bytes / 2**20:.1f} MiB", _short(info.trigger), _short(info.base), info.sha256[:12],
-        ]
-        for info in list(found.values())[::-1]
-    ]  # fmt: skip
+class _Tab:
+    """The tab's components and what happens when they are used."""
 
+    def __init__(self, context: Context) -> None:
+        self.context, self.shelf, self.presets = context, Shelf(context), PresetPanel(context)
+        # What is chosen stands in boxes of the page, so that a note and the thing it is of are always sent together.
+        self.key = gr.Textbox("", visible=False, elem_classes="unkept", elem_id="library-key")
+        self.seen = gr.Textbox("", visible=False, elem_classes="unkept")
+        self.opened = gr.Textbox("", visible=False, elem_classes="unkept")
+        self.arrived = gr.Textbox("", visible=False, elem_classes="unkept")
+        self.source = gr.Textbox("", visible=False, elem_classes="unkept")
+        self.num, self.condemned = gr.State(PAGE), gr.State([])
+        with gr.Row(equal_height=False, elem_classes="halves"):
+            with gr.Column(scale=5, min_width=320):
+                self._draw_drop()
+                self._draw_cards()
+            with gr.Column(scale=3, min_width=300, elem_id="library-panel"):
+                self._draw_panel()
+        self.list = [self.cards, self.more, self.empty_row, self.sure_row, self.condemned]
+        self.view = [
+            self.key, self.seen, self.opened, self.panel, self.acts, self.rating, self.note, self.name, self.open,
+            self.onward, self.source,
+            self.download, self.throw, self.restore, self.raw, self.file, self.name_row, *self.presets.outputs(),
+        ]  # fmt: skip
+        self._connect()
 
-def _short(said: object) -> str:
-    """What a header says, as one cell; a header of another tool may hold anything."""
-    return "" if said is None else plain(said, 60)
+    # Drawing.
 
+    def _draw_drop(self) -> None:
+        self.drop = gr.File(
+            file_count="multiple", height=120, elem_id="library-drop",
+            label="Drop anything: a LoRA, a card, pictures, settings, a jobs file, a zip",
+        )  # fmt: skip
+        with gr.Row(visible=False, elem_id="library-arrival") as self.arrival_row:
+            self.arrivals = gr.HTML()
+            self.go = gr.Button("Open", scale=0, min_width=150, elem_id="open-arrival")
 
-def run_rows(context: Context) -> list[list[str]]:
-    """The table of runs, newest first; a job's state is its row's, any other run's is read from its folder."""
-    states: dict[str, str] = {job.name: job.state for job in context.runner.every()}
-    rows = []
-    for run in runs.every(context.runs):
-        events = context.logs.read(run.events_file)
-        step, measured, done = views.last(events, Step), views.last(events, Validated), views.last(events, Finished)
-        try:
-            state = states.get(run.name) or run.state()
-        except OSError:  # a folder that nothing can be written into, or what is none
-            state = "unreadable"
-        rows.append(
-            [plain(run.name), state, str(step.step if step else 0), f"{measured.gain:.1%}" if measured else "", f"{done.adapter_norm:.2f}" if done else ""]
+    def _draw_cards(self) -> None:
+        choices = [(label, kind) for kind, label in KINDS.items()] + [("Trash", TRASH)]
+        self.kind = gr.Radio(
+            choices, value="loras", label="Kind", show_label=False, container=False, elem_id="library-kind",
+            elem_classes="tabs-like",
+        )  # fmt: skip
+        with gr.Row():
+            self.search = gr.Textbox(
+                "", label="Search", placeholder="name, trigger, prompt, note", max_length=200, min_width=150, scale=4,
+                elem_id="library-search",
+            )  # fmt: skip
+            self.least = gr.Dropdown(
+                [("any", 0), *[(f"{'★' * stars} or more", stars) for stars in range(1, MOST_RATING + 1)]], value=0,
+                label="Rating", min_width=120, scale=1, interactive=True, elem_id="library-least",
+            )  # fmt: skip
+        self.cards = gr.HTML(js_on_load=cards.JS_ON_LOAD, elem_id="library-cards")
+        self.more = gr.Button("Show more", visible=False, elem_id="library-more")
+        with gr.Row(visible=False) as self.empty_row:
+            self.empty = gr.Button("Empty trash", size="sm", scale=0, min_width=150, elem_id="empty-trash")
+        with gr.Row(visible=False) as self.sure_row:
+            self.sure = gr.Button("Delete for good", variant="stop", size="sm", elem_id="empty-trash-sure")
+            self.keep = gr.Button("Keep", size="sm", elem_id="empty-trash-keep")
+
+    def _draw_panel(self) -> None:
+        self.panel = gr.HTML(_NOTHING, elem_id="library-details")
+        with gr.Column(visible=False) as self.acts:
+            with gr.Row():
+                self.open = gr.Button("Open", variant="primary", min_width=130, elem_id="library-open")
+                self.onward = gr.Button("Go on from it", min_width=110, elem_id="library-onward")
+            self.presets.draw()
+            self.rating = gr.Radio(_RATINGS, value=0, label="Rating", elem_id="library-rating", elem_classes="stars")
+            self.note = gr.Textbox(
+                "", label="Note", placeholder="What you want to remember", lines=2, max_lines=8,
+                max_length=LONGEST_NOTE, elem_id="library-note",
+            )  # fmt: skip
+            with gr.Row() as self.name_row:
+                self.name = gr.Textbox(
+                    "", label="Name", max_length=LONGEST_TITLE, scale=3, min_width=150, elem_id="library-name"
+                )
+                self.rename = gr.Button(
+                    "Rename", scale=1, min_width=90, elem_id="library-rename", elem_classes="beside"
+                )
+            with gr.Row():
+                self.download = gr.DownloadButton("Download", min_width=110, elem_id="library-download")
+                self.throw = gr.Button("Move to trash", min_width=110, elem_id="library-throw")
+            with gr.Accordion("What its file says", open=False, visible=False) as self.raw:
+                self.file = gr.JSON(show_label=False, elem_id="library-raw", max_height=480)
+        self.restore = gr.Button("Put back", variant="primary", visible=False, elem_id="library-restore")
+
+    def _connect(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private", **_IN_TURN}
+        listed = [self.kind, self.search, self.least, self.num, self.key]
+        whole = [*self.list, *self.view]
+        self.kind.input(self.choose_kind, listed[:3], [*whole, self.num], **_STILL)
+        # A text box sends `input` for keys that write a letter alone, not for a paste or a deletion (Gradio 6.31).
+        gr.on(
+            [self.search.change, self.least.input], self.find, listed, self.list, trigger_mode="always_last", **_STILL
         )
-    return rows
+        self.more.click(self.show_more, listed, [*self.list, self.num], **_STILL)
+
+        # One thing.
+        self.cards.select(
+            self.pick, [self.kind, self.key, self.note, self.seen], self.view, trigger_mode="multiple", **_STILL,
+        )  # fmt: skip
+        self.note.change(self.write, [self.key, self.note, self.seen], self.seen, trigger_mode="always_last", **_STILL)
+        self.note.blur(self.find, listed, self.list, **_STILL)
+        self.rating.input(self.rate, [*listed, self.rating], self.list, **_STILL)
+        self.rename.click(self.rename_one, [*listed, self.name], whole, **private)
+        self.name.submit(self.rename_one, [*listed, self.name], whole, **private)
+        self.presets.connect(self.key, _STILL)
+        self.presets.keep.click(self.keep_preset, listed, whole, **private)
+        self.throw.click(self.throw_one, listed, whole, **private)
+        self.restore.click(self.restore_one, listed, [*whole, self.kind], **private)
+
+        # The trash, and what is dropped.
+        self.empty.click(self.condemn, None, [*self.list, self.sure], **_STILL)
+        self.keep.click(self.find, listed, self.list, **_STILL)
+        self.sure.click(self.delete, [self.condemned, *listed], whole, **private)
+        arrival = [self.drop, self.arrival_row, self.arrivals, self.go, self.arrived]
+        self.drop.upload(
+            self.take, [self.drop, *listed], [*arrival, *whole, self.kind, self.num], api_visibility="private"
+        )
+
+    # Cards.
+
+    def _list(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
+        """The cards of a kind that fit the search; `key` is the chosen thing's, after its kind."""
+        key = key.partition(" ")[2]
+        none = {self.empty_row: gr.update(visible=False), self.sure_row: gr.update(visible=False), self.condemned: []}
+        if kind == TRASH:
+            entries = self.shelf.trash.entries()
+            days = [time.strftime("%d %B, %H:%M", time.localtime(entry.when)).lstrip("0") for entry in entries]
+            shown = cards.trash_html(entries, days, key) if entries else cards.empty_html(kind, False)
+            update = {self.cards: shown, self.more: gr.update(visible=False)}
+            return none | update | {self.empty_row: gr.update(visible=bool(entries))}
+        items = wanted(self.shelf.every(kind), search or "", least or 0)
+        is_searched = bool((search or "").strip() or least)
+        shown = cards.html(self.context, items[:num], key) if items else cards.empty_html(kind, is_searched)
+        return none | {self.cards: shown, self.more: gr.update(visible=len(items) > num)}
+
+    def _nothing(self) -> dict[Any, Any]:
+        """The panel with nothing chosen."""
+        return {
+            self.key: "", self.seen: "", self.opened: "", self.panel: _NOTHING, self.note: "", self.name: "",
+            self.acts: gr.update(visible=False), self.restore: gr.update(visible=False),
+        } | self.presets.none()  # fmt: skip
+
+    @mended
+    def open_tab(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
+        return self._list(kind, search, least, num, key)
+
+    find = open_tab
+
+    @mended
+    def choose_kind(self, kind: str, search: str, least: int) -> dict[Any, Any]:
+        return self._list(kind, search, least, PAGE, "") | self._nothing() | {self.num: PAGE}
+
+    @mended
+    def show_more(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
+        return self._list(kind, search, least, num + PAGE, key) | {self.num: num + PAGE}
+
+    # One thing.
+
+    @mended
+    def pick(
+        self, kind: str, before: str, note: str, seen: str, event: gr.EventData, request: gr.Request
+    ) -> dict[Any, Any]:
+        """The chosen thing; the note of the one before is written first, as its last letters may still be on their
+        way.
+        """
+        if note != seen:
+            self.write(before, note, seen)
+        return self._panel(kind, str(getattr(event, "key", ""))[:400], browser_of(request))
+
+    def _panel(self, kind: str, key: str, browser: str = "") -> dict[Any, Any]:
+        """Everything about one thing. Raises: DataError if it isn't here."""
+        if kind == TRASH:
+            entry = self.shelf.trash.entry(key)
+            html = notice_html("plain", entry.name, ["It lies in the trash. Put it back, and it is as it was."])
+            return self._nothing() | {
+                self.key: f"{kind} {key}",
+                self.panel: html,
+                self.restore: gr.update(visible=True),
+            }
+        item = self.shelf.item(kind, key)
+        details = item_details.of(self.shelf, item)
+        what, label = _OPENS[kind]
+        is_preset = kind == "presets"
+        if is_preset and (card := shared_cards.of_key(key).card):
+            what = shared_cards.target(card)
+            label = _WHERE[what]
+        shown = card_view.html(self.context, item) if is_preset else cards.panel_html(self.context, item, details)
+        return {
+            self.key: f"{kind} {item.key}",
+            self.seen: item.note.text,
+            self.note: item.note.text,
+            self.rating: item.note.rating,
+            self.name: item.name,
+            self.opened: f"{what} {item.key}",
+            self.panel: shown,
+            self.acts: gr.update(visible=True),
+            self.restore: gr.update(visible=False),
+            self.open: gr.update(value=label),
+            self.onward: gr.update(visible=kind in _SOURCES),
+            self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
+            self.name_row: gr.update(visible=not is_preset),
+            self.throw: gr.update(value="Move to trash", interactive=True, visible=not is_preset),
+            self.raw: gr.update(visible=details.raw is not None),
+            self.file: details.raw,
+            self.download: self._download(item),
+        } | self.presets.updates(item, browser)
+
+    def _download(self, item: Item) -> Any:
+        """The thing's own file, for kinds that are one file."""
+        if item.kind not in ("loras", "pictures", "stacks"):
+            return gr.update(visible=False)
+        public = self.context.published_of(item.paths[:1])
+        return gr.update(value=public[0][1], visible=True) if public else gr.update(visible=False)
+
+    @mended
+    def write(self, chosen: str, note: str, seen: str) -> str:
+        """The note as this page knows it, stored after each letter."""
+        item = self._item(chosen) if note != seen else None
+        if item is None:
+            return seen
+        item_notes.change(self.shelf.notes, item.kind, item.key, note, seen)
+        return note
+
+    def _item(self, chosen: str) -> Item | None:
+        """The chosen thing; None where none is. Raises: DataError if it isn't here any more."""
+        kind, _, key = chosen.partition(" ")
+        return self.shelf.item(kind, key) if kind in KINDS and key else None
+
+    def _chosen(self, chosen: str) -> Item:
+        """The chosen thing. Raises: DataError."""
+        item = self._item(chosen)
+        if item is None:
+            raise DataError("nothing is chosen; click a card first.")
+        return item
+
+    @mended
+    def rate(self, kind: str, search: str, least: int, num: int, key: str, rating: int) -> dict[Any, Any]:
+        item = self._chosen(key)
+        item_notes.change(self.shelf.notes, item.kind, item.key, rating=rating or 0)
+        return self._list(kind, search, least, num, key)
+
+    @mended
+    def rename_one(self, kind: str, search: str, least: int, num: int, key: str, name: str) -> dict[Any, Any]:
+        item = self._chosen(key)
+        new_key = item_changes.rename(self.shelf, item, name or "")
+        return self._list(kind, search, least, num, f"{item.kind} {new_key}") | self._panel(item.kind, new_key)
+
+    @mended
+    def keep_preset(self, kind: str, search: str, least: int, num: int, key: str, request: gr.Request) -> Any:
+        """The card as a preset, which is then shown in its place."""
+        name = shared_cards.keep_preset(self._chosen(key).key)
+        tell(f"It is kept as the preset {name}; Train offers it.")
+        panel = self._panel("presets", f"{shared_cards.PRESET}{name}", browser_of(request))
+        return self._list(kind, search, least, num, panel[self.key]) | panel
+
+    @mended
+    def throw_one(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
+        item = self._chosen(key)
+        item_changes.throw(self.shelf, item)
+        tell(f"{item.name} is in the trash, under Trash.")
+        return self._list(kind, search, least, num, "") | self._nothing()
+
+    @mended
+    def restore_one(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
+        """The thing back in its place, and shown there."""
+        kind, key = item_changes.restore(self.shelf, key.partition(" ")[2])
+        return self._list(kind, "", 0, PAGE, f"{kind} {key}") | self._panel(kind, key) | {self.kind: kind}
+
+    # The trash.
+
+    @mended
+    def condemn(self) -> dict[Any, Any]:
+        """Asked once more before anything is deleted; what is thrown away meanwhile is not meant."""
+        entries = self.shelf.trash.entries()
+        num = len(entries)
+        label = f"Delete {num} thing{'' if num == 1 else 's'} for good"
+        return {
+            self.condemned: [entry.id for entry in entries],
+            self.sure: gr.update(value=label),
+            self.sure_row: gr.update(visible=True),
+            self.empty_row: gr.update(visible=False),
+        }
+
+    @mended
+    def delete(self, entry_ids: list[str], *listed: Any) -> dict[Any, Any]:
+        num = self.shelf.trash.empty(entry_ids or [])
+        tell(f"{num} deleted for good.")
+        return self._list(*listed) | self._nothing()
+
+    # What is dropped.
+
+    @mended
+    def take(
+        self, given: list[str] | None, kind: str, search: str, least: int, num: int, key: str, request: gr.Request
+    ) -> Any:
+        """What each dropped file is and where it went; the shelf then shows the first of them."""
+        if not given:
+            return gr.skip()
+        try:
+            arrivals = recognising.take(self.context, [Path(file) for file in given])
+        finally:
+            leftovers.taken(self.context, given)
+        opens = next((arrival.opens for arrival in arrivals if arrival.opens), None)
+        update: dict[Any, Any] = {
+            self.drop: None,
+            self.arrival_row: gr.update(visible=True),
+            self.arrivals: arrivals_html(arrivals),
+            self.go: gr.update(visible=opens is not None, value=_WHERE[opens[0]] if opens else ""),
+            self.arrived: " ".join(opens) if opens else "",
+        }
+        if shelf := next((arrival.shelf for arrival in arrivals if arrival.shelf), None):
+            kind, key = shelf
+            panel = self._panel(kind, key, browser_of(request)) | {self.kind: kind, self.num: PAGE}
+            return update | self._list(kind, "", 0, PAGE, f"{kind} {key}") | panel
+        return update | self._list(kind, search, least, num, key)
 
 
-def add_lora(context: Context, source: Path) -> LoraInfo:
-    """Copy an uploaded LoRA into the workspace once it has been read whole. Raises: AdapterError."""
-    from trainer import lora_file
-
-    info = lora_file.inspect(source)
-    if info.sha256 in context.find_loras():
-        raise AdapterError(f"{source.name} is here already, as {context.lora(info.sha256).name}.")
-    unique_names.copied(source, unique_names.numbered(context.loras, safe_stem(source.name), ".safetensors"), context.loras)
-    return next(one for one in context.find_loras().values() if one.sha256 == info.sha256)
-
-
-def details(info: LoraInfo) -> dict[str, Any]:
-    """What a LoRA says of itself, for the JSON view."""
-    said: dict[str, Any] = {
-        "name": info.name, "file": info.path.name, "sha256": info.sha256, "family": info.family, "base": info.base, "trigger": info.trigger,
-        "title": info.title, "method": info.method, "rank": info.rank, "alpha": info.alpha, "modules": info.num_modules,
-        "norm": info.norm if info.norm is None else round(info.norm, 4),
-        "parameters": info.num_parameters, "recipe": info.recipe, "metadata": info.metadata,
-    } | ({"warning": warned} if (warned := base_match.at_home(info.path)) else {})  # fmt: skip
-    return dict(_shown(said))
-
-
-def _shown(value: Any, depth: int = 0) -> Any:
-    """The same with every text as it may be shown, and no deeper than anybody reads: a header holds anything."""
-    if depth > _DEEPEST:
-        return "…"
-    if isinstance(value, dict):
-        return {plain(key): _shown(one, depth + 1) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(one, depth + 1) for one in value]
-    return plain(value, 100_000) if isinstance(value, str) else value
+def arrivals_html(arrivals: list[Arrival]) -> str:
+    """A box for each dropped file: what it is and where it went."""
+    boxes = [
+        notice_html(
+            "good" if arrival.is_taken else "bad",
+            plain(arrival.file, 120) or "Not taken",
+            [line for line in (arrival.what, arrival.where) if line],
+        )
+        for arrival in arrivals[:_MOST_ARRIVALS]
+    ]
+    if len(arrivals) > _MOST_ARRIVALS:
+        boxes.append(notice_html("plain", f"and {len(arrivals) - _MOST_ARRIVALS} more", []))
+    return f'<div class="arrivals" role="status">{"".join(boxes)}</div>'
 
 
 def build(context: Context) -> Refresh:
     """Draw the tab."""
-    with gr.Row(equal_height=False, elem_classes="halves"):
-        with gr.Column(scale=5, min_width=320):
-            loras = gr.Dataframe(
-                headers=_LORA_HEADS,
-                datatype="str",
-                type="array",
-                interactive=False,
-                label="LoRAs: click one to see what is in it",
-                max_height=320,
-                elem_id="loras",
-                buttons=[],
-                show_search="none",
-                column_widths=[160, 70, 60, 60, 80, 90, 110, 130, 130],
-            )
-            upload = gr.File(file_types=[".safetensors"], label="Drop a LoRA (.safetensors) to add it", height=150, elem_id="lora-file")
-            table = gr.Dataframe(headers=_RUN_HEADS, datatype="str", type="array", interactive=False, label="Runs", max_height=320, elem_id="runs", buttons=[])
-        with gr.Column(scale=3, min_width=300):
-            download = gr.DownloadButton("Download", interactive=False, elem_id="download-lora")
-            metadata = gr.JSON(label="What the file says", elem_id="lora-details", max_height=640)
-
-    @mended
-    def open_tab() -> dict[Any, Any]:
-        return {loras: lora_rows(context.find_loras()), table: run_rows(context)}
-
-    @mended
-    def pick(event: gr.SelectData) -> Any:
-        digest = str((event.row_value or [""])[-1])
-        info = next((one for sha256, one in context.known_loras().items() if digest and sha256.startswith(digest)), None)
-        if info is None:
-            return gr.skip()
-        return {
-            metadata: details(info),
-            download: gr.update(value=str(context.published(info.path)), label=f"Download {plain(info.path.name, 120)}", interactive=True),
-        }
-
-    @mended
-    def add(file: str | None) -> Any:
-        if not file:
-            return gr.skip()
-        try:
-            info = add_lora(context, Path(file))
-        finally:
-            leftovers.taken(context, [file])
-        tell(f"{info.name} is in the library.")
-        return {upload: None, loras: lora_rows(context.find_loras()), metadata: details(info)}
-
-    loras.select(pick, None, [metadata, download], api_visibility="private", show_progress="hidden")
-    upload.upload(add, upload, [upload, loras, metadata], api_visibility="private")
-    return Refresh(open_tab, [], [loras, table], on_load=False)
+    tab = _Tab(context)
+    listed = [tab.kind, tab.search, tab.least, tab.num, tab.key]
+    opens = [(tab.open, tab.opened), (tab.go, tab.arrived), (tab.onward, tab.source)]
+    return Refresh(tab.open_tab, listed, tab.list, on_load=False, opens=opens)

@@ -3,81 +3,81 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import gate, leftovers
-from app.context import Context, Refresh
+from app import leftovers, path_gate, sheets, views
+from app.context import OWN_BASE, Context, Refresh
 from app.form import Form
-from app.grids import GRID, Grids
-from app.grids import render as render_grid
+from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
 from app.recipes import read_picture, read_recipe, recent
-from app.stack_analysis import MODES, Insight
+from app.render_requests import Desk, mended_turns
+from app.stack_analysis import MODES, AnalysisSection
+from app.stack_order import RowOrder
+from app.stack_panel import ActPanel
+from app.stack_pictures import Make, Stage
+from app.stack_rows import ROWS, LoraRows, RowValue
+from app.stack_saving import Saving
+from app.stack_shelf import LoraShelf
 from trainer import base_defaults, bases, families
-from trainer.config import AdapterChoice, StackConfig, parse
+from trainer.config import StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import AdapterError, ConfigError
-from trainer.printing import escape, plain
 from trainer.render import modes, samplers
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
 
 TITLE = "Stack"
 ORDER = 30
-ROWS = 6
-_SHOWN_AT_START = 2
 _MAX_SEED = 2**32
 _MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
-_STRIP = "strip-"
+_MOST_WEIGHTS = 12
+_STRIP = "strip-"  # how the names of its sheets begin
 _SHEETS = (GRID, _STRIP, MODES)
-_IN_ROW = frozenset({"file", "name", "sha256", "weight", "enabled"})  # of an adapter: what its row itself says
-_NO_RECIPE = "A sheet of pictures carries no recipe; set the weights you like and render."
 
 
 def weights_of(text: str) -> list[float]:
     """The weights of a grid's axis. Raises: ConfigError."""
     if len(text) > _LONGEST_WEIGHTS:
         raise ConfigError(f"weights have {len(text):,} characters; allowed: up to {_LONGEST_WEIGHTS}.")
+    parts = [part for part in text.replace(";", ",").split(",") if part.strip()]
+    allowed = f"allowed: 1 to {_MOST_WEIGHTS} numbers from -2 to 2"
     try:
-        found = typed.numbers(",".join(part for part in text.replace(";", ",").split(",") if part.strip()), USUAL_WEIGHT)
+        weights = typed.numbers(",".join(parts), USUAL_WEIGHT)
     except ValueError as error:
-        raise ConfigError(f"weights are {text[:80]!r}; allowed: 1 to 12 numbers from -2 to 2, such as 0, 0.5, 1: {error}") from None
-    if len(found) > 12:
-        raise ConfigError(f"weights are {text[:80]!r}; allowed: 1 to 12 numbers from -2 to 2.")
-    return found
+        raise ConfigError(f"weights are {text[:80]!r}; {allowed}, such as 0, 0.5, 1: {error}") from None
+    if len(weights) > _MOST_WEIGHTS:
+        raise ConfigError(f"weights are {text[:80]!r}; {allowed}.")
+    return weights
 
 
-def stack_of(context: Context, form_values: dict[str, Any], rows: list[tuple[str | None, float, bool, dict[str, Any]]]) -> StackConfig:
-    """The stack of the form; rows are (hash, weight, on, its other settings). Raises: ConfigError, AdapterError."""
+def stack_of(context: Context, form_values: dict[str, Any], rows: list[RowValue]) -> StackConfig:
+    """The stack of the form and its rows. Raises: ConfigError, AdapterError."""
     chosen = [(sha256, weight, more) for sha256, weight, on, more in rows if sha256 and on]
     if len({sha256 for sha256, _, _ in chosen}) < len(chosen):
         raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
-    adapters = []
-    for sha256, weight, more in chosen:
-        adapters.append({**more, "sha256": sha256, "weight": round(weight, 4)})
-    return gate.checked(context, parse(StackConfig, {**form_values, "adapters": adapters}, "the form"))
+    adapters = [{**more, "sha256": sha256, "weight": round(weight, 4)} for sha256, weight, more in chosen]
+    return path_gate.checked(context, parse(StackConfig, {**form_values, "adapters": adapters}, "the form"))
 
 
-def lora_choices(context: Context) -> list[tuple[str, str]]:
-    """LoRAs to choose from, newest first, as (label, hash)."""
-    found = list(context.known_loras().values())[::-1]
-    names = [info.name for info in found]
-    return [(plain(info.name) if names.count(info.name) == 1 else f"{plain(info.name)} ({info.sha256[:8]})", info.sha256) for info in found]
-
-
-def weight_sheet(context: Context, stack: StackConfig, weights: list[float]) -> Any:
+def weight_sheet(stack: StackConfig, weights: list[float]) -> Make:
     """A sheet of the stack's first one or two LoRAs at every weight. Raises: ConfigError."""
     if not stack.adapters:
         raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
-    return context.render_grid(stack, [weights] * min(2, len(stack.adapters)))
+    axes = [weights] * min(2, len(stack.adapters))
+    return lambda engine, expect: sheets.over_weights(engine, stack, axes, expect)
 
 
 def text_of(path: Path) -> str:
     """The A1111 text of one of our pictures."""
-    from trainer.render.image import read
+    from trainer.render.picture_metadata import read
 
     return read(path).infotext
 
@@ -87,43 +87,34 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        all_families = families.registry()
         choices: dict[str, list[Any]] = {
-            "family": [(module.title, name) for name, module in families.registry().items()], "base": context.base_choices(),
-            "mode": [(mode.title, name) for name, mode in modes.registry().items()], "sampler": [("the base's own", ""), *samplers.SAMPLERS],
-        }  # fmt: skip
-        facts = {"family": {name: {"prediction": one.prediction, "guidance": (one.guidance,)} for name, one in families.registry().items()}}
-        self.form = Form(StackConfig, StackConfig.model_validate({}), frozenset({"version", "adapters"}), choices, facts)
-        self.num_shown, self.files = gr.State(_SHOWN_AT_START), gr.State([])
-        self.groups: list[gr.Column] = []
-        self.ons: list[gr.Checkbox] = []
-        self.choices: list[gr.Dropdown] = []
-        self.weights: list[gr.Slider] = []
-        self.more_of: list[Form] = []
-        with gr.Row(equal_height=False, elem_classes="halves"):
+            "family": [(family.title, name) for name, family in all_families.items()],
+            "base": context.base_choices(),
+            "mode": [(f"{mode.title}: {mode.says}", name) for name, mode in modes.registry().items()],
+            "sampler": [("the base's own", ""), *samplers.SAMPLERS],
+        }
+        offers = {
+            name: {"prediction": family.prediction, "guidance": (family.guidance,)}
+            for name, family in all_families.items()
+        }
+        skip = frozenset({"version", "adapters"})
+        self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers})
+        self.rows, self.stage = LoraRows(context), Stage(context)
+        self.order = RowOrder(self.rows)
+        self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
+        with gr.Row(equal_height=False, elem_classes="halves desk"):
             with gr.Column(scale=5, min_width=320):
-                self.form.draw("prompt", "negative_prompt")
-                self._draw_layers()
+                with gr.Row(elem_classes="prompts"):  # side by side, so that the rows stay on screen with the picture
+                    self.form.draw("prompt", "negative_prompt")
+                self.shelf.draw()
+                self.rows.draw()
+                self.order.draw()
+                self.panel.draw()
                 self._draw_settings()
-            with gr.Column(scale=4, min_width=320):
-                self._draw_result()
+            with gr.Column(scale=4, min_width=320, elem_classes="stage"):
+                self.stage.draw()
         self._connect()
-
-    def _draw_layers(self) -> None:
-        """A fixed pool of rows, shown as needed: rows made on the fly (`gr.render`) lose what was typed."""
-        for number in range(1, ROWS + 1):
-            with gr.Column(visible=number <= _SHOWN_AT_START, elem_classes="layer-all", elem_id=f"layer-{number}") as group:
-                with gr.Row(elem_classes="layer"):
-                    self.ons.append(gr.Checkbox(True, label="On", min_width=60, scale=0, container=False, elem_id=f"on-{number}"))
-                    self.choices.append(gr.Dropdown([], value=None, label=f"LoRA {number}", min_width=150, scale=3, interactive=True, elem_id=f"lora-{number}"))
-                    self.weights.append(
-                        gr.Slider(-2, 2, value=1.0, step=0.05, label="Weight", min_width=150, scale=4, interactive=True, elem_id=f"weight-{number}")
-                    )
-                with gr.Accordion("Where and when it acts", open=False, elem_classes="fields", elem_id=f"more-{number}"):
-                    more = Form(AdapterChoice, AdapterChoice(), _IN_ROW, {}, name=f"layer-{number}")
-                    more.draw_rest(advanced=False)
-                    self.more_of.append(more)
-            self.groups.append(group)
-        self.more = gr.Button("Add a LoRA", size="sm", elem_id="add-row")
 
     def _draw_settings(self) -> None:
         with gr.Row():
@@ -136,182 +127,194 @@ class _Tab:
         with gr.Accordion("Base model", open=False):
             self.form.draw_rest(advanced=False)
             self.form.draw_rest(advanced=True)
-        self.render = gr.Button("Render", variant="primary", size="lg", elem_id="render")
         with gr.Row():
-            hint = "For the first two LoRAs that are on."
-            self.axis = gr.Textbox("0, 0.5, 1", label="Weights of a grid", info=hint, min_width=150, scale=3, elem_id="grid-weights")
-            self.grid = gr.Button("Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside")
+            self.axis = gr.Textbox(
+                "0, 0.5, 1", label="Weights of a grid", info="For the first two LoRAs that are on.", min_width=150,
+                scale=3, elem_id="grid-weights",
+            )  # fmt: skip
+            self.grid = gr.Button(
+                "Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside"
+            )
         self.strip = gr.Button("Show what each LoRA does", size="sm", elem_id="render-strip")
         self.grids = Grids(self.context, ROWS)
-        self.insight = Insight(self.context, self._stack)
-
-    def _draw_result(self) -> None:
-        self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
-        self.picture = gr.Image(
-            label="Picture", type="filepath", format="png", interactive=False, height=420, buttons=["fullscreen"], elem_id="picture", elem_classes="canvas"
-        )
-        self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
-        self.infotext = gr.Textbox(label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext")
-        self.dropped = gr.File(
-            file_types=[".png", ".webp", ".jpg", ".jpeg"],
-            label="Drop a picture made here or in another tool to get its stack",
-            height=150,
-            elem_id="recipe-png",
-        )
-        self.gallery = gr.Gallery(
-            label="Recent: click one to get its stack back",
-            columns=6,
-            height=220,
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            fit_columns=False,
-            elem_id="recent",
-        )
+        self.analysis = AnalysisSection(self.context, self._stack)
+        self.saving = Saving(self.context, self._stack)
 
     def _connect(self) -> None:
         self.form.connect()
-        private: dict[str, Any] = {"api_visibility": "private"}
-        still: dict[str, Any] = private | {"show_progress": "hidden"}
-        lane: dict[str, Any] = private | {"concurrency_id": "render", "concurrency_limit": 1, "show_progress_on": self.picture}
-        rows = [*self.choices, *self.weights, *self.ons, *(part for more in self.more_of for part in more.parts())]
-        inputs = {*self.form.components.values(), *rows, self.axis}
-        shown = [self.picture, self.download, self.infotext, self.gallery, self.files, self.warned]
-        base = self.form.components["base"]
-        base.input(self.take_base, {*self.form.components.values()}, self.form.parts(), **still)
-        restored = [*self.form.components.values(), *rows, *self.groups, self.num_shown]
-        self.render.click(self.draw, inputs, shown, **lane)
+        self.rows.connect()
+        self.stage.connect()
+        stage, private = self.stage, {"api_visibility": "private"}
+        still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # The next request ends the one before, so it must not wait for it.
+        lane: dict[str, Any] = still | {
+            "concurrency_id": "pictures", "concurrency_limit": 16, "trigger_mode": "multiple",
+        }  # fmt: skip
+        fields = self.form.components
+        inputs = {*fields.values(), *self.rows.inputs(), self.axis}
+        shown = stage.outputs()
+        restored = [*fields.values(), *self.rows.outputs()]
+
+        # Pictures and sheets.
+        stage.render.click(self.draw, inputs, shown, **lane)
+        gr.on(self.rows.changes(), self.draw_live, {*inputs, stage.live}, shown, **lane)
+        self.panel.html.used(self.draw_live, {*inputs, stage.live}, shown, **lane)
+        put = self.shelf.connect(fields["base"], fields["family"])
+        for event in (*self.rows.removed, put, self.order.connect()):
+            event.then(self.draw_live, {*inputs, stage.live}, shown, **lane)
         self.grid.click(self.draw_grid, inputs, shown, **lane)
         self.strip.click(self.draw_strip, inputs, shown, **lane)
         self.grids.connect(inputs, self.draw_axes, shown, lane)
-        self.insight.connect(inputs, list(zip(self.choices, self.ons, self.weights, strict=True)), self._show_sheet, shown)
-        self.dropped.upload(self.take_png, self.dropped, [*restored, self.dropped, self.warned], **private)
-        self.gallery.select(self.take_recent, self.files, [*restored, self.picture, self.download, self.infotext], **still)
-        self.more.click(self.add_row, self.num_shown, [self.num_shown, *self.groups], **still)
-        self.dice.click(self.new_seed, None, self.form.components["seed"], **still)
+        self.analysis.connect(inputs, self.rows, self.draw_modes, shown, lane)
 
-    def _stack(self, found: dict[Any, Any]) -> StackConfig:
-        rows = zip(self.choices, self.weights, self.ons, self.more_of, strict=True)
-        chosen = [(found[choice], found[weight] or 0.0, found[on], more.values(found)) for choice, weight, on, more in rows]
-        return stack_of(self.context, self.form.values(found), chosen)
+        # What fills the form.
+        fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
+        stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
+        stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
+        stage.cells.select(self.take_cell, None, restored, **still)
+        self.saving.connect(inputs, lambda stack: self._restore(self._fitting(stack)), restored)
+        self.dice.click(self.new_seed, None, fields["seed"], **still)
 
-    def _show(self, path: Path, text: str) -> dict[Any, Any]:
-        public = str(self.context.published(path))
-        return {self.picture: public, self.download: gr.update(value=public, interactive=True), self.infotext: text}
+    def _stack(self, held: dict[Any, Any]) -> StackConfig:
+        """The stack that the page holds. Raises: ConfigError, AdapterError."""
+        return stack_of(self.context, self.form.values(held), self.rows.values(held))
 
-    def _show_recent(self) -> dict[Any, Any]:
-        found = self.context.thumbnails(recent(self.context))
-        return {
-            self.gallery: gr.update(value=[str(thumbnail) for _, thumbnail in found], selected_index=None),
-            self.files: [path.name for path, _ in found],
-        }
+    def _desk(self, request: gr.Request) -> Desk:
+        return self.context.desks.of(request.session_hash)
+
+    # Pictures and sheets.
+
+    @mended_turns
+    def draw(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        yield from self.stage.pictures(self._desk(request), self._stack(held), quick=False)
+
+    @mended_turns
+    def draw_live(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """A quick picture and then the whole one, if that is wanted and would be another."""
+        if not held[self.stage.live] or not any(held[choice] for choice in self.rows.choices):
+            return
+        stack, desk = self._stack(held), self._desk(request)
+        if stack != desk.stack:
+            yield from self.stage.pictures(desk, stack, quick=True)
+
+    @mended_turns
+    def draw_grid(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        stack = self._stack(held)
+        make = weight_sheet(stack, weights_of(held[self.axis] or ""))
+        yield from self.stage.sheet(self._desk(request), stack, make, f"{GRID}{stack.seed}")
+
+    def draw_axes(
+        self, held: dict[Any, Any], axes: list[tuple[str, str]], request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
+        stack = self._stack(held)
+        make = grid_of(self.context, stack, axes, self.rows.places(held))
+        yield from self.stage.sheet(self._desk(request), stack, make, f"{GRID}{stack.seed}")
+
+    @mended_turns
+    def draw_strip(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        stack = self._stack(held)
+
+        def make(engine: Engine, expect: sheets.Expect) -> sheets.Sheet:
+            return sheets.of_each(engine, stack, expect)
+
+        yield from self.stage.sheet(self._desk(request), stack, make, f"{_STRIP}{stack.seed}")
+
+    @mended_turns
+    def draw_modes(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        stack = self._stack(held)
+
+        def make(engine: Engine, expect: sheets.Expect) -> sheets.Sheet:
+            return sheets.of_modes(engine, stack, expect)
+
+        yield from self.stage.sheet(self._desk(request), stack, make, f"{MODES}{stack.seed}")
+
+    # What fills the form.
 
     @mended
-    def draw(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        from trainer.render.image import save
-
-        made = self.context.render(self._stack(found))
-        return self._show(save(made, self.context.renders), made.infotext) | self._show_recent() | self._warn(made.stack)
-
-    def _warn(self, stack: StackConfig) -> dict[Any, Any]:
-        """What the stack's LoRAs say of being for another base, in a box that stays until the next picture."""
-        lines = "".join(f"<p>{escape(said)}</p>" for said in self.context.warnings(stack))
-        return {self.warned: gr.update(value=f'<div class="notice plain"><h3>Made for another base</h3>{lines}</div>', visible=bool(lines))}
-
-    @mended
-    def take_base(self, found: dict[Any, Any]) -> dict[Any, Any]:
+    def take_base(self, held: dict[Any, Any]) -> dict[Any, Any]:
         """The chosen base's family, size, steps and guidance, for all to see."""
-        base = self.context.base(found[self.form.components["base"]])
+        base = self.context.base(held[self.form.components["base"]])
         family = bases.family_of(base)
-        return self.form.change(found, {"family": family} | vars(base_defaults.of(base, families.registry()[family])))
-
-    def _show_sheet(self, sheet: Any, name: str, stack: StackConfig) -> dict[Any, Any]:
-        from trainer.render.image import save_free_sheet
-
-        return self._show(save_free_sheet(sheet, self.context.renders, name), _NO_RECIPE) | self._show_recent() | self._warn(stack)
-
-    @mended
-    def draw_grid(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        stack = self._stack(found)
-        return self._show_sheet(weight_sheet(self.context, stack, weights_of(found[self.axis] or "")), f"{GRID}{stack.seed}", stack)
-
-    def draw_axes(self, found: dict[Any, Any], asked: list[tuple[str, str]]) -> dict[Any, Any]:
-        stack = self._stack(found)
-        on = [row for row in range(ROWS) if found[self.choices[row]] and found[self.ons[row]]]
-        sheet = render_grid(self.context, stack, asked, {row + 1: place for place, row in enumerate(on)})
-        return self._show_sheet(sheet, f"{GRID}{stack.seed}", stack)
-
-    @mended
-    def draw_strip(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        stack = self._stack(found)
-        return self._show_sheet(self.context.render_strip(stack), f"{_STRIP}{stack.seed}", stack)
-
-    def _recipe(self, path: Path) -> StackConfig:
-        return self._fitting(read_recipe(self.context, path))
+        defaults = vars(base_defaults.of(base, families.registry()[family]))
+        # Live pictures of a large base would take long.
+        return self.form.change(held, {"family": family} | defaults) | {self.stage.live: base == OWN_BASE}
 
     def _fitting(self, stack: StackConfig) -> StackConfig:
+        """The same stack. Raises: AdapterError if the page has too few rows for it."""
         if len(stack.adapters) > ROWS:
             raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
         return stack
 
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
-        update: dict[Any, Any] = self.form.fill(stack)
-        there, num = lora_choices(self.context), max(len(stack.adapters), _SHOWN_AT_START)
-        for number in range(ROWS):
-            adapter = stack.adapters[number] if number < len(stack.adapters) else None
-            update |= {
-                self.groups[number]: gr.update(visible=number < num),
-                self.choices[number]: gr.update(choices=there, value=adapter.sha256 if adapter else None),
-                self.weights[number]: adapter.weight if adapter else 1.0,
-                self.ons[number]: adapter is None or adapter.enabled,
-                **self.more_of[number].fill(adapter or AdapterChoice()),
-            }
+        update = self.form.fill(stack) | self.rows.fill(stack.adapters)
         tell("The form now has the picture's stack.")
-        return update | {self.num_shown: num}
+        return update
 
     @mended
     def take_png(self, file: str | None) -> Any:
-        """The form with the stack of a dropped picture, ours or another tool's; what of it could not be used stays on the page in words."""
+        """The form with the stack of a dropped picture, ours or another tool's.
+
+        What of it could not be used stays on the page in words.
+        """
         if not file:
             return gr.skip()
         try:
             stack, notes = read_picture(self.context, Path(file))
         finally:
             leftovers.taken(self.context, [file])
-        if notes and len(stack.adapters) > ROWS:  # another tool's; our own is whole or not taken
-            notes.append(f"it names {len(stack.adapters)} LoRAs; this page holds up to {ROWS}, and the first of them are taken.")
+
+        # Another tool's stack may be cut to the rows there are; our own is taken whole or not at all.
+        if notes and len(stack.adapters) > ROWS:
+            notes.append(
+                f"it names {len(stack.adapters)} LoRAs; this page holds up to {ROWS}, and the first of them are taken."
+            )
             stack = stack.model_copy(update={"adapters": stack.adapters[:ROWS]})
-        lines = "".join(f"<p>{escape(said)}</p>" for said in notes[:_MOST_NOTES])
-        lines += f"<p>and {len(notes) - _MOST_NOTES} more.</p>" if len(notes) > _MOST_NOTES else ""
-        shown = gr.update(value=f'<div class="notice plain"><h3>Not taken from the picture</h3>{lines}</div>', visible=bool(notes))
-        return self._restore(self._fitting(stack)) | {self.dropped: None, self.warned: shown}
+
+        lines = notes[:_MOST_NOTES]
+        if len(notes) > _MOST_NOTES:
+            lines.append(f"and {len(notes) - _MOST_NOTES} more.")
+        html = views.notice_html("plain", "Not taken from the picture", lines)
+        shown = gr.update(value=html, visible=bool(notes))
+        return self._restore(self._fitting(stack)) | {self.stage.dropped: None, self.stage.warned: shown}
 
     @mended
-    def take_recent(self, names: list[str], event: gr.SelectData) -> Any:
+    def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:
         index = event.index if isinstance(event.index, int) else -1
-        path = next((one for one in recent(self.context) if 0 <= index < len(names) and one.name == names[index]), None)
+        wanted = names[index] if 0 <= index < len(names) else None
+        path = next((path for path in recent(self.context) if path.name == wanted), None)
         if path is None:
             return gr.skip()
+        desk = self._desk(request)
         if path.name.startswith(_SHEETS):
-            return self._show(path, _NO_RECIPE)
-        return self._restore(self._recipe(path)) | self._show(path, text_of(path))
+            return self.stage.show_sheet(desk, path)
+        stack = self._fitting(read_recipe(self.context, path))
+        return self._restore(stack) | self.stage.show(desk, path, text_of(path))
 
-    def add_row(self, num: int) -> list[Any]:
-        num = min(num + 1, ROWS)
-        return [num, *[gr.update(visible=number < num) for number in range(ROWS)]]
+    @mended
+    def take_cell(self, request: gr.Request, event: gr.SelectData) -> Any:
+        """The form with the stack that a cell of the sheet was made from."""
+        cells, index = self._desk(request).cells, event.index if isinstance(event.index, int) else -1
+        if not 0 <= index < len(cells):
+            return gr.skip()
+        return self._restore(path_gate.checked(self.context, self._fitting(cells[index])))
 
     def new_seed(self) -> int:
         return secrets.randbelow(_MAX_SEED)
 
     @mended
-    def open_tab(self) -> dict[Any, Any]:
+    def open_tab(self, base: str, family: str, *held: Any) -> dict[Any, Any]:
+        """What there is to choose from now, and every row that holds something."""
         self.context.find_loras()
-        there = lora_choices(self.context)
-        return {**{choice: gr.update(choices=there) for choice in self.choices}, **self._show_recent()}
+        update = {self.shelf.cards: self.shelf.value(base, family)}
+        update |= {**self.rows.offer_loras(), **self.rows.reveal(*held), **self.saving.offer()}
+        return update | self.stage.show_recent()
 
 
 def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
-    return Refresh(tab.open_tab, [], [*tab.choices, tab.gallery, tab.files], on_load=False)
+    rows, stage = tab.rows, tab.stage
+    kept = [rows.num_shown, *rows.choices]
+    held = [tab.form.components["base"], tab.form.components["family"], *kept]
+    outputs = [*kept, *rows.groups, tab.shelf.cards, tab.saving.saved, stage.gallery, stage.files]
+    return Refresh(tab.open_tab, held, outputs, on_load=False, forms=[tab.form, *rows.more_of])

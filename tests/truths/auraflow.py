@@ -18,4 +18,8 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "max_sequence_length": TOKENS}
+    return {
+        "negative_prompt": stack.negative_prompt,
+        "guidance_scale": stack.guidance_scale,
+        "max_sequence_length": TOKENS,
+    }

@@ -24,11 +24,12 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     hidden, text_ids = pipe.encode_prompt(caption, **ASKED)
     patches = pipe._patchify_latents(noised)
     ids = pipe._prepare_latent_ids(patches)
-    said = pipe.transformer(
-        hidden_states=pipe._pack_latents(patches), timestep=timestep / 1000, guidance=None, encoder_hidden_states=hidden, txt_ids=text_ids, img_ids=ids,
+    prediction = pipe.transformer(
+        hidden_states=pipe._pack_latents(patches), timestep=timestep / 1000, guidance=None,
+        encoder_hidden_states=hidden, txt_ids=text_ids, img_ids=ids,
         return_dict=False,
     )[0]  # fmt: skip
-    return pipe._unpatchify_latents(pipe._unpack_latents_with_ids(said, ids))
+    return pipe._unpatchify_latents(pipe._unpack_latents_with_ids(prediction, ids))
 
 
 def shifted(pipe: Any, shares: Tensor, tokens: int) -> Tensor:
@@ -40,5 +41,5 @@ def shifted(pipe: Any, shares: Tensor, tokens: int) -> Tensor:
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
     """The pipeline takes no negative prompt but what one says."""
-    unsaid, _ = pipe.encode_prompt(stack.negative_prompt, **ASKED)
-    return ASKED | {"guidance_scale": stack.guidance_scale, "negative_prompt_embeds": unsaid}
+    negative, _ = pipe.encode_prompt(stack.negative_prompt, **ASKED)
+    return ASKED | {"guidance_scale": stack.guidance_scale, "negative_prompt_embeds": negative}

@@ -14,10 +14,11 @@ PIPELINE = "Lumina2Pipeline"
 def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tuple[int, ...]) -> Tensor:
     """As train_dreambooth_lora_lumina2.py, whose target is latents minus noise: the same, pointing the other way."""
     hidden, mask, _, _ = pipe.encode_prompt([caption], do_classifier_free_guidance=False)
-    said = pipe.transformer(
-        hidden_states=noised, encoder_hidden_states=hidden, encoder_attention_mask=mask, timestep=(1000 - timestep) / 1000, return_dict=False
+    prediction = pipe.transformer(
+        hidden_states=noised, encoder_hidden_states=hidden, encoder_attention_mask=mask,
+        timestep=(1000 - timestep) / 1000, return_dict=False
     )[0]  # fmt: skip
-    return -said
+    return -prediction
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:

@@ -14,7 +14,10 @@ PIPELINE = "QwenImagePipeline"
 
 def latents(pipe: Any, image: Tensor) -> Tensor:
     """As train_dreambooth_lora_qwen_image.py, without its frame."""
-    mean, deviation = (torch.tensor(one).view(1, pipe.vae.config.z_dim, 1, 1, 1) for one in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+    mean, deviation = (
+        torch.tensor(values).view(1, pipe.vae.config.z_dim, 1, 1, 1)
+        for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
     return ((pipe.vae.encode(image[None].unsqueeze(2)).latent_dist.mode() - mean) * (1 / deviation)).squeeze(2)
 
 
@@ -22,11 +25,14 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     """As train_dreambooth_lora_qwen_image.py."""
     hidden, mask = pipe.encode_prompt(caption)
     height, width = noised.shape[2:]
-    said = pipe.transformer(
-        hidden_states=pipe._pack_latents(noised, *noised.shape), encoder_hidden_states=hidden, encoder_hidden_states_mask=mask, timestep=timestep / 1000,
+    prediction = pipe.transformer(
+        hidden_states=pipe._pack_latents(noised, *noised.shape), encoder_hidden_states=hidden,
+        encoder_hidden_states_mask=mask, timestep=timestep / 1000,
         img_shapes=[[(1, height // 2, width // 2)]], return_dict=False,
     )[0]  # fmt: skip
-    return pipe._unpack_latents(said, height * pipe.vae_scale_factor, width * pipe.vae_scale_factor, pipe.vae_scale_factor).squeeze(2)
+    return pipe._unpack_latents(
+        prediction, height * pipe.vae_scale_factor, width * pipe.vae_scale_factor, pipe.vae_scale_factor
+    ).squeeze(2)
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:

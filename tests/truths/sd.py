@@ -17,4 +17,8 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:
-    return {"negative_prompt": stack.negative_prompt, "guidance_scale": stack.guidance_scale, "guidance_rescale": stack.guidance_rescale or 0.0}
+    return {
+        "negative_prompt": stack.negative_prompt,
+        "guidance_scale": stack.guidance_scale,
+        "guidance_rescale": stack.guidance_rescale or 0.0,
+    }

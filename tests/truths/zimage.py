@@ -16,8 +16,8 @@ def predict(pipe: Any, noised: Tensor, timestep: Tensor, caption: str, size: tup
     """As train_dreambooth_lora_z_image.py, which turns the prediction round."""
     prompt_embeds, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False)
     pictures = list(noised.unsqueeze(2).unbind(dim=0))
-    said = pipe.transformer(pictures, (1000 - timestep) / 1000, prompt_embeds, return_dict=False)[0]
-    return -torch.stack(said, dim=0).squeeze(2)
+    prediction = pipe.transformer(pictures, (1000 - timestep) / 1000, prompt_embeds, return_dict=False)[0]
+    return -torch.stack(prediction, dim=0).squeeze(2)
 
 
 def call(pipe: Any, stack: StackConfig) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""`velatura bench gpu`: our training step against a plain diffusers + PEFT loop, on random bases of full size, in one run.
+"""`velatura bench gpu`: our training step against a plain diffusers + PEFT loop, on random bases of full size, in one
+run.
 
-Every row is a process of its own (`gpu_loops` says what it does), so that nothing one loop compiled, cached or broke touches the next; one that fails
-is a row with its error. All train rank 16 on attention at the same size and batch, on the device's own dtype. The operations of a
-step are counted once, in the plain loop, and are every loop's: what a loop computes twice (checkpointing) is no use of the card.
+Every row is a process of its own (`gpu_loops` says what it does), so that nothing one loop compiled, cached or broke
+touches the next; one that fails is a row with its error. All train rank 16 on attention at the same size and batch, on
+the device's own dtype. The operations of a step are counted once, in the plain loop, and are every loop's: what a loop
+computes twice (checkpointing) is no use of the card.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trainer import bases
 from trainer.bench import full_size
 from trainer.bench.gpu_loops import LOOPS, Job, Measured, config
 from trainer.errors import ConfigError
@@ -65,11 +68,11 @@ class Bench:
 
     def __init__(self, size_px: int, depth: int | None, steps: int | None) -> None:
         """Raises: ConfigError for what this device can't hold."""
-        from trainer import bases
-
         on_cpu = bases.hardware("auto", "auto")[0] == "cpu"
         if on_cpu and depth is None:
-            raise ConfigError("there is no GPU here, and whole models are for one; on a CPU add --depth 1 --size-px 128.")
+            raise ConfigError(
+                "there is no GPU here, and whole models are for one; on a CPU add --depth 1 --size-px 128."
+            )
         if size_px % MULTIPLE_PX:
             raise ConfigError(f"--size-px is {size_px}; allowed: multiples of {MULTIPLE_PX}.")
         self.size_px, self.depth = size_px, depth
@@ -79,44 +82,68 @@ class Bench:
         self._flop: dict[str, float] = {}  # of one picture's step, by model
 
     def run(self, models: list[str], batches: list[int], loops: list[str], options: list[str]) -> Iterator[Row]:
-        """The table, row by row. Each of `options` is KEY=VALUE, or several of them, and a row of ours with those. Raises: ConfigError."""
-        kinds = [(loop, ()) for loop in LOOPS if loop in loops] + [("ours", tuple(shlex.split(option))) for option in options]
+        """The table, row by row. Each of `options` is KEY=VALUE, or several of them, and a row of ours with those.
+        Raises: ConfigError.
+        """
+        kinds = [(loop, ()) for loop in LOOPS if loop in loops] + [
+            ("ours", tuple(shlex.split(option))) for option in options
+        ]
         with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
             jobs = [
-                Job(model, loop, changed, batch, self.warm, self.steps, self.size_px, self.depth, str(Path(scratch) / model))
-                for model in models for batch in batches for loop, changed in kinds
-            ]  # fmt: skip
+                self.job(model, loop, changes, batch, Path(scratch))
+                for model in models
+                for batch in batches
+                for loop, changes in kinds
+            ]
             for job in jobs:
-                if job.loop == "ours":
-                    config(job)  # refuses settings that there aren't, before a process is started
-            for job in jobs:
-                yield self._row(job)
+                yield self.row(job, _child(job))
 
-    def _row(self, job: Job) -> Row:
+    def job(self, model: str, loop: str, changes: tuple[str, ...], batch: int, scratch: Path) -> Job:
+        """What a process is to measure; models share nothing but the scratch folder. Raises: ConfigError for settings
+        that there aren't.
+        """
+        job = Job(model, loop, changes, batch, self.warm, self.steps, self.size_px, self.depth, str(scratch / model))
+        if loop == "ours":
+            config(job)  # refuses before a process is started
+        return job
+
+    def row(self, job: Job, measured: Measured | str) -> Row:
+        """The row of what a job's process measured, or of its error."""
         name = " ".join([job.loop, *job.options])
-        found = _child(job)
-        if isinstance(found, str):
-            return Row(job.model, job.batch, name, error=found)
-        self.device = found.device
-        if found.flop:
-            self._flop[job.model] = found.flop / job.batch
+        if isinstance(measured, str):
+            return Row(job.model, job.batch, name, error=measured)
+        self.device = measured.device
+        if measured.flop:
+            self._flop[job.model] = measured.flop / job.batch
         flop = self._flop.get(job.model)
-        share = flop * job.batch / found.seconds / found.peak_flop_per_s if flop else None
-        reserved = found.reserved_bytes / 2**30 if found.reserved_bytes else None
+        share = flop * job.batch / measured.seconds / measured.peak_flop_per_s if flop else None
         return Row(
-            job.model, job.batch, name, found.seconds, found.peak_bytes / 2**30, reserved, found.base_s, found.first_step_s, share, tuple(found.step_s),
-            tuple(found.notes),
-        )  # fmt: skip
+            job.model,
+            job.batch,
+            name,
+            s_per_step=measured.seconds,
+            peak_gib=measured.peak_bytes / 2**30,
+            reserved_gib=measured.reserved_bytes / 2**30 if measured.reserved_bytes else None,
+            base_s=measured.base_s,
+            first_step_s=measured.first_step_s,
+            share_of_peak=share,
+            step_s=tuple(measured.step_s),
+            notes=tuple(measured.notes),
+        )
 
     def table(self, rows: list[Row]) -> Table:
         return Table(self.device, self.size_px, self.depth, tuple(rows))
 
 
+def command(job: Job) -> tuple[str, ...]:
+    """What starts a job's process."""
+    return (sys.executable, "-m", "trainer", "bench", "one-gpu", job.written())
+
+
 def _child(job: Job) -> Measured | str:
     """What a process of its own measures, or what it died of."""
-    command = [sys.executable, "-m", "trainer", "bench", "one-gpu", job.written()]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+        done = subprocess.run(command(job), capture_output=True, text=True, timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
         return f"took more than {_PATIENCE_S} s"
     if done.returncode:
@@ -124,20 +151,24 @@ def _child(job: Job) -> Measured | str:
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def cause(said: str) -> str:
+def cause(output: str) -> str:
     """What an error's output names last, with what stands below it, on one line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     start = max((number for number, line in enumerate(lines) if _ERROR.match(line)), default=-1)
     return " ".join(lines[start:])[:_LONGEST] if lines else "ended without a word"
 
 
 def describe(table: Table) -> str:
     """The table in Markdown."""
-    about = ", ".join([*table.device.values()][1:3] + [f"{name} {table.device[name]}" for name in ("torch", "diffusers", "peft") if name in table.device])
+    about = ", ".join(
+        [*table.device.values()][1:3]
+        + [f"{name} {table.device[name]}" for name in ("torch", "diffusers", "peft") if name in table.device]
+    )
     lines = [
         f"{about}; {table.size_px} px, {f'{table.depth} of each kind of block' if table.depth else 'whole models'}",
         "",
-        "| base, batch | loop | s/step | peak GiB (reserved) | base made, s | first step, s | of the peak of products |",
+        "| base, batch | loop | s/step | peak GiB (reserved) | base made, s | first step, s | of the peak of products "
+        "|",
         "|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(line, table.rows)])
@@ -151,7 +182,10 @@ def line(row: Row) -> str:
     reserved = f" ({row.reserved_gib:.1f})" if row.reserved_gib else ""
     share = f"{row.share_of_peak * 100:.0f} %" if row.share_of_peak is not None else ""
     notes = f" ({'; '.join(row.notes)})" if row.notes else ""
-    return f"{head}| {row.s_per_step:.3f}{notes} | {row.peak_gib:.1f}{reserved} | {row.base_s:.1f} | {row.first_step_s:.1f} | {share} |"
+    return (
+        f"{head}| {row.s_per_step:.3f}{notes} | {row.peak_gib:.1f}{reserved} | {row.base_s:.1f} | "
+        f"{row.first_step_s:.1f} | {share} |"
+    )
 
 
 def to_json(table: Table) -> str:

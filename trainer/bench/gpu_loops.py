@@ -1,8 +1,9 @@
 """One loop of `velatura bench gpu`, measured in this process, on a random base of full size (see `full_size`).
 
-"ours" is a run as `session.start` makes it, from pictures on disk to steps; only how the base is opened is replaced. "plain" is what diffusers'
-example scripts for LoRA do with their best flags: a base in bf16, the adapter in float32 on the same layers, autocast, fused AdamW, latents
-and embeddings on the device beforehand. "plain-compiled" is that with the denoiser's repeated blocks compiled, as diffusers' documentation shows.
+"ours" is a run as `session.start` makes it, from pictures on disk to steps; only how the base is opened is replaced.
+"plain" is what diffusers' example scripts for LoRA do with their best flags: a base in bf16, the adapter in float32 on
+the same layers, autocast, fused AdamW, latents and embeddings on the device beforehand. "plain-compiled" is that with
+the denoiser's repeated blocks compiled, as diffusers' documentation shows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import bench, system
-from trainer.bench import full_size
+import diffusers
+import peft
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import cast_training_params
+from filelock import FileLock
+from peft import LoraConfig
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer import bases, families, session, system
+from trainer.bench import full_size, profile, training
+from trainer.events import Adjusted, Step
+from trainer.memory import attention_probe, mechanics
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +42,11 @@ if TYPE_CHECKING:
 
 LOOPS = ("plain", "plain-compiled", "ours")
 RANK = 16
-_CAPTION = "number {}: a red dot on a white page, seen from above, with a thin black line around it and a soft grey shadow on its left"  # 120 bytes
+# 120 bytes
+_CAPTION = (
+    "number {}: a red dot on a white page, seen from above, with a thin black line around it and a soft grey "
+    "shadow on its left"
+)
 _SIDE = {"cuda": 8192}  # of the products by which the device's peak is measured; elsewhere smaller
 
 
@@ -83,28 +101,29 @@ class Measured:
 
 
 def config(job: Job) -> TrainConfig:
-    """Our settings for a job: rank 16 on attention, no previews, and so many steps that `memory.compile=auto` compiles. Raises: ConfigError."""
-    from trainer import session
-
+    """Our settings for a job: rank 16 on attention, no previews, and so many steps that `memory.compile=auto` compiles.
+    Raises: ConfigError.
+    """
     family = full_size.FAMILIES[job.model]
     overrides = [
-        f"family={family}", f"base={job.base}", f"resolution_px={job.size_px}", f"batch_size={job.batch}", "max_steps=100000", f"adapter.rank={RANK}",
-        f"adapter.alpha={RANK}", "learning_rate=1e-4", "preview_every_steps=0", "checkpoint_every_steps=100000", "data.caption_dropout=0", *job.options,
+        f"family={family}", f"base={job.base}", f"resolution_px={job.size_px}", f"batch_size={job.batch}",
+        "max_steps=100000", f"adapter.rank={RANK}",
+        f"adapter.alpha={RANK}", "learning_rate=1e-4", "preview_every_steps=0", "checkpoint_every_steps=100000",
+        "data.caption_dropout=0", *job.options,
     ]  # fmt: skip
-    return session.preset_config(bench.PLAIN, str(job.pictures), None, overrides)
+    return session.preset_config(training.PLAIN, str(job.pictures), None, overrides)
 
 
-def measure(job: Job) -> Measured:
-    """Measure a job in this process, which is there for nothing else: how bases are opened is replaced in it."""
-    import diffusers
-    import torch
+def measure(job: Job, gate: Callable[[], None]) -> Measured:
+    """What a job takes, measured in this process, which is there for nothing else: how bases are opened is replaced.
 
-    from trainer import bases, families
-    from trainer.bench import profile
-    from trainer.memory import mechanics
-
+    `gate` is called before the device is touched and again before the measured steps (see `side_by_side`).
+    """
+    # Imports are not the base's time.
+    getattr(diffusers, families.registry()[full_size.FAMILIES[job.model]].pipeline)
+    gate()
     device, dtype = bases.hardware("auto", "auto")
-    about, _ = _device(device, dtype), getattr(diffusers, families.registry()[full_size.FAMILIES[job.model]].pipeline)  # imports are not the base's time
+    about = _device(device, dtype)
     rate = profile.peak_rate(dtype, device, _SIDE.get(device, 1024))
     if device == "cuda":
         torch.cuda.empty_cache()  # of the products, which would count as reserved
@@ -116,33 +135,49 @@ def measure(job: Job) -> Measured:
     def opened(family: Family, folder: Path, device: str, dtype: torch.dtype) -> Any:
         began = time.perf_counter()
         pipe = full_size.open_pipeline(family, folder, device, dtype)
-        bench.synchronize()
+        training.synchronize()
         stood[:] = [began, time.perf_counter()]
         return pipe
 
     bases.open_pipeline = opened
+    _probe_in_turn(Path(job.scratch).parent / "attention.lock")
     step = _ours(job, notes) if job.loop == "ours" else _plain(job, device, dtype)
     seconds = []
     for number in range(job.warm + job.steps):
         if number == job.warm:
+            gate()
             mechanics.reset_peak()
         began = time.perf_counter()
         step()
-        bench.synchronize()
+        training.synchronize()
         seconds.append(time.perf_counter() - began)
         if not number:
             first = time.perf_counter() - stood[1]
     on_gpu = device == "cuda"
-    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (mechanics.peak_bytes(), 0)
+    peak, reserved = (
+        (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (mechanics.peak_bytes(), 0)
+    )
     flop = _count(step, device) if job.loop == "plain" else 0
     return Measured(seconds[job.warm :], peak, reserved, stood[1] - stood[0], first, flop, rate, about, notes)
 
 
-def _count(step: Callable[[], None], device: str) -> int:
-    """Floating-point operations of one more step: products, convolutions and attention. Attention's own kernel for CPUs has no count, plain products have."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+def _probe_in_turn(lock: Path) -> None:
+    """Let one process at a time try kernels of attention: what they take decides which one a run uses."""
+    verdict = attention_probe.verdict
 
+    def locked(
+        shapes: list[attention_probe.Shape], candidates: list[str], known: Path, device: str
+    ) -> attention_probe.Verdict:
+        with FileLock(str(lock)):
+            return verdict(shapes, candidates, known, device)
+
+    attention_probe.verdict = locked
+
+
+def _count(step: Callable[[], None], device: str) -> int:
+    """Floating-point operations of one more step: products, convolutions and attention. Attention's own kernel for CPUs
+    has no count, plain products have.
+    """
     kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
     with kernel, FlopCounterMode(display=False) as counter:
         step()
@@ -150,10 +185,6 @@ def _count(step: Callable[[], None], device: str) -> int:
 
 
 def _device(device: str, dtype: torch.dtype) -> dict[str, str]:
-    import diffusers
-    import peft
-    import torch
-
     name = torch.cuda.get_device_name() if device == "cuda" else system.processor()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__}
     return {"device": device, "name": name, "dtype": str(dtype).removeprefix("torch."), **versions}
@@ -164,10 +195,7 @@ def _device(device: str, dtype: torch.dtype) -> dict[str, str]:
 
 def _ours(job: Job, notes: list[str]) -> Callable[[], None]:
     """Takes a step of a run; the first call starts it. What the run had to change for lack of memory is noted."""
-    from trainer import session
-    from trainer.events import Adjusted, Step
-
-    bench.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
+    training.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
     _, stream = session.start(config(job), Path(job.scratch) / "runs", None, None)
 
     def step() -> None:
@@ -185,21 +213,18 @@ def _ours(job: Job, notes: list[str]) -> Callable[[], None]:
 
 def _plain(job: Job, device: str, dtype: torch.dtype) -> Callable[[], None]:
     """Takes a step of the plain loop on a base with its adapter."""
-    import torch
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
-
-    from trainer import bases, families
 
     family = families.registry()[full_size.FAMILIES[job.model]]
     pipe = bases.open_pipeline(family, job.base, device, dtype)
     if job.model == "flux":
-        # torch 2.11 on Hopper takes cuDNN's attention, whose backward of FLUX.1's shapes (24 heads of 128, 4,608 tokens, bf16) is an illegal
-        # memory access (measured on an H100). Flash attention works.
+        # torch 2.11 on Hopper takes cuDNN's attention, whose backward of FLUX.1's shapes (24 heads of 128, 4,608
+        # tokens, bf16) is an illegal memory access (measured on an H100). Flash attention works.
         torch.backends.cuda.enable_cudnn_sdp(False)
     denoiser = getattr(pipe, full_size.component(job.model))
     latents, conditionings = _cached(job, pipe, family)
-    denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=family.targets["attention"]))
+    denoiser.add_adapter(
+        LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=family.targets["attention"])
+    )
     cast_training_params(denoiser, dtype=torch.float32)
     denoiser.train()
     if job.loop == "plain-compiled":
@@ -225,8 +250,6 @@ def _plain(job: Job, device: str, dtype: torch.dtype) -> Callable[[], None]:
 
 def _cached(job: Job, pipe: Any, family: Family) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Latents (B, C, h, w) of noise and the same captions as ours are told, on the device; the encoders are let go."""
-    import torch
-
     size = [job.size_px, job.size_px]
     with torch.no_grad():
         images = torch.rand(job.batch, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -240,9 +263,6 @@ def _cached(job: Job, pipe: Any, family: Family) -> tuple[Tensor, list[dict[str,
 
 def _epsilon(pipe: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Noised latents, timesteps and target of a model that predicts noise."""
-    import torch
-    from diffusers import DDPMScheduler
-
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
 
     def noised(latents: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,8 +274,6 @@ def _epsilon(pipe: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tens
 
 def _flow(latents: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Noised latents, timesteps and target of a model that predicts flow; times are logit-normal."""
-    import torch
-
     sigmas = torch.randn(len(latents), device=latents.device).sigmoid()
     wide = sigmas.view(-1, 1, 1, 1).to(latents.dtype)
     return (1 - wide) * latents + wide * noise, sigmas * 1000, noise - latents
@@ -263,8 +281,6 @@ def _flow(latents: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _compile(denoiser: nn.Module) -> None:
     """Compile the repeated blocks, or all in lists of blocks where diffusers names none (0.42: SD3)."""
-    from torch import nn
-
     try:
         denoiser.compile_repeated_blocks()  # type: ignore[operator]
     except ValueError:

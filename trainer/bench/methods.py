@@ -1,7 +1,8 @@
 """`velatura bench methods`: what each adapter method learns of the sample style in the same number of steps.
 
-On Imprimatura, trained on `outline-style/train` and measured on `outline-style/heldout`: the held-out gain at the last step
-and at the best measured one. Learning rates differ because methods do; they are first guesses that nobody has tuned.
+On Imprimatura, trained on `outline-style/train` and measured on `outline-style/heldout`: the held-out gain at the last
+step and at the best measured one. Learning rates differ because methods do; they are first guesses that nobody has
+tuned.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.bench import PLAIN
+from trainer import session
+from trainer.bench.training import PLAIN
 from trainer.events import Finished, Started, Step, Validated
 
 EXAMPLES = Path(__file__).parents[2] / "app" / "examples" / "outline-style"
@@ -55,8 +57,6 @@ def run(names: list[str], steps: int) -> Iterator[Learned]:
 
 
 def _learn(name: str, steps: int, scratch: Path) -> Learned:
-    from trainer import session
-
     overrides = [
         f"max_steps={steps}",
         f"validate_every_steps={max(1, steps // 6)}",
@@ -72,13 +72,21 @@ def _learn(name: str, steps: int, scratch: Path) -> Learned:
     seconds = sorted(event.seconds for event in said if isinstance(event, Step))
     last, best = measured[-1], max(measured, key=lambda event: event.gain)
     trainable = next(event.num_trainable for event in said if isinstance(event, Started))
-    return Learned(name, trainable, seconds[len(seconds) // 2], last.gain, last.gain_low, last.gain_high, best.gain, best.step)
+    return Learned(
+        name, trainable, seconds[len(seconds) // 2], last.gain, last.gain_low, last.gain_high, best.gain, best.step
+    )
 
 
 def describe(rows: list[Learned]) -> str:
     """The table, in Markdown."""
-    lines = ["| method | parameters | s/step | held-out gain at the last step (95 %) | best | at step |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | parameters | s/step | held-out gain at the last step (95 %) | best | at step |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         interval = f"{row.gain * 100:.1f} % ({row.gain_low * 100:.1f} to {row.gain_high * 100:.1f})"
-        lines.append(f"| {row.name} | {row.num_trainable:,} | {row.seconds_per_step:.2f} | {interval} | {row.best_gain * 100:.1f} % | {row.best_step} |")
+        lines.append(
+            f"| {row.name} | {row.num_trainable:,} | {row.seconds_per_step:.2f} | {interval} | "
+            f"{row.best_gain * 100:.1f} % | {row.best_step} |"
+        )
     return "\n".join(lines)

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import bench
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer import data, loop
+from trainer.bench import training
+from trainer.training_model import TrainingModel
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +40,10 @@ class Profile:
 
 def run(model: str, rows: int) -> Profile:
     """Profile the third step of ours on a model."""
-    from torch.profiler import ProfilerActivity, profile
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from trainer import data, loop
-    from trainer.training_model import TrainingModel
 
     with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
-        base = bench.prepare(model, Path(scratch))
-        config = bench.config(model, base, Path(scratch) / f"pictures-{model}", 1, [])
+        base = training.prepare(model, Path(scratch))
+        config = training.config(model, base, Path(scratch) / f"pictures-{model}", 1, [])
         studio = TrainingModel.open(config)
         studio.prepare(Path(scratch) / "cache", data.scan(config), None)
         studio.attach(None)
@@ -58,13 +59,13 @@ def run(model: str, rows: int) -> Profile:
     events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)[:rows]
     operations = [(event.key, event.self_cpu_time_total / 1e6, event.count) for event in events]
     kind = str(studio.dtype).removeprefix("torch.")
-    return Profile(model, kind, seconds, float(counter.get_total_flops()), peak_rate(studio.dtype, studio.device), operations)
+    return Profile(
+        model, kind, seconds, float(counter.get_total_flops()), peak_rate(studio.dtype, studio.device), operations
+    )
 
 
 def peak_rate(dtype: torch.dtype, device: str, side: int = _SIDE) -> float:
     """Floating-point operations a second of the best of ten large products."""
-    import torch
-
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
@@ -78,9 +79,14 @@ def describe(found: Profile) -> str:
     """The profile in Markdown."""
     rate = found.step_flop / found.step_s
     head = (
-        f"{found.model}, {found.dtype}: {found.step_s:.2f} s a step, {found.step_flop / 1e12:.3f} TFLOP, {rate / 1e9:.0f} GFLOP/s: "
-        f"{rate / found.peak_flop_per_s * 100:.0f} % of the {found.peak_flop_per_s / 1e9:.0f} GFLOP/s that a {_SIDE} x {_SIDE} product reaches here"
+        f"{found.model}, {found.dtype}: {found.step_s:.2f} s a step, {found.step_flop / 1e12:.3f} TFLOP, "
+        f"{rate / 1e9:.0f} GFLOP/s: "
+        f"{rate / found.peak_flop_per_s * 100:.0f} % of the {found.peak_flop_per_s / 1e9:.0f} GFLOP/s that a {_SIDE} "
+        f"x {_SIDE} product reaches here"
     )
     total = sum(seconds for _, seconds, _ in found.operations)
-    lines = [f"| {name} | {seconds * 1000:.0f} | {seconds / total * 100:.0f} % | {calls} |" for name, seconds, calls in found.operations]
+    lines = [
+        f"| {name} | {seconds * 1000:.0f} | {seconds / total * 100:.0f} % | {calls} |"
+        for name, seconds, calls in found.operations
+    ]
     return "\n".join([head, "", "| operation | ms of its own | share of these | calls |", "|---|---|---|---|", *lines])

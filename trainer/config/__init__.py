@@ -12,10 +12,12 @@ from trainer.config.learning import AgainstConfig, InversionConfig, ObjectiveCon
 from trainer.config.parsing import digest, parse, recipe
 from trainer.config.running import MemoryConfig, PreviewConfig, ValidationConfig
 from trainer.config.stack import AdapterChoice, StackConfig
+from trainer.config.starting import StartConfig
 from trainer.config.train import TrainConfig
 from trainer.schema import Settings
 
 __all__ = [
-    "AdapterChoice", "AgainstConfig", "BatchConfig", "CaptionsConfig", "DataConfig", "InversionConfig", "MemoryConfig", "ObjectiveConfig", "OptimizerConfig",
-    "PreviewConfig", "Settings", "StackConfig", "TrainConfig", "ValidationConfig", "digest", "parse", "recipe",
+    "AdapterChoice", "AgainstConfig", "BatchConfig", "CaptionsConfig", "DataConfig", "InversionConfig", "MemoryConfig",
+    "ObjectiveConfig", "OptimizerConfig", "PreviewConfig", "Settings", "StackConfig", "StartConfig", "TrainConfig",
+    "ValidationConfig", "digest", "parse", "recipe",
 ]  # fmt: skip

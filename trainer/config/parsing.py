@@ -24,7 +24,9 @@ else:  # the same parser, by its name on 3.10
 
 AnyConfig = TypeVar("AnyConfig", bound=Settings)
 MAX_DEPTH = 24  # tables within tables
-_SAID_CHARS = 200
+_REASON_CHARS = 200
+# Settings that came later: they count where they are set, so that a run of an earlier version can go on.
+_LATER = (("start", "source"), ("start", "optimizer"), ("optimizer", "extended"))
 
 
 def parse(model: type[AnyConfig], values: Any, where: str) -> AnyConfig:
@@ -40,20 +42,26 @@ def parse(model: type[AnyConfig], values: Any, where: str) -> AnyConfig:
 
 def _refuse_keys(values: Any, where: str) -> None:
     """Raises: ConfigError for a key that is no text, and for tables that lie too deep."""
-    left = [(values, 0)]
-    while left:
-        here, depth = left.pop()
+    # Not by recursion: values from outside may be nested deeper than Python can follow.
+    open_tables = [(values, 0)]
+    while open_tables:
+        here, depth = open_tables.pop()
         if depth > MAX_DEPTH:
             raise ConfigError(f"{where} has tables within tables, more than {MAX_DEPTH} deep; no setting lies there.")
         for key in here if isinstance(here, dict) else ():
             if not isinstance(key, str) or any("\ud800" <= letter <= "\udfff" for letter in key):
-                raise ConfigError(f"{where} has a setting called {shown(key)}, which is no text; allowed: the name of a setting.")
-        inside = here.values() if isinstance(here, dict) else here
-        left += [(one, depth + 1) for one in inside if isinstance(one, dict | list | tuple)]
+                raise ConfigError(
+                    f"{where} has a setting called {shown(key)}, which is no text; allowed: the name of a setting."
+                )
+        values_inside = here.values() if isinstance(here, dict) else here
+        open_tables += [(value, depth + 1) for value in values_inside if isinstance(value, dict | list | tuple)]
 
 
 def text_of(raw: bytes, where: str) -> str:
-    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one. Raises: ConfigError."""
+    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one.
+
+    Raises: ConfigError.
+    """
     try:
         return encodings.text(raw)
     except ValueError as error:
@@ -64,10 +72,10 @@ def from_toml(raw: bytes | str, where: str) -> dict[str, Any]:
     """The values of a TOML file. Raises: ConfigError saying where it is none."""
     text = text_of(raw, where) if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
     try:
-        found: dict[str, Any] = tomllib.loads(text)
-        return found
+        values: dict[str, Any] = tomllib.loads(text)
+        return values
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, and a number of too many digits
-        raise ConfigError(f"{where} is not TOML: {_said(error)}") from None
+        raise ConfigError(f"{where} is not TOML: {_reason(error)}") from None
 
 
 def from_json(raw: bytes | str, where: str) -> Any:
@@ -76,27 +84,44 @@ def from_json(raw: bytes | str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {_said(error)}") from None
+        raise ConfigError(f"{where} is not JSON: {_reason(error)}") from None
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
-    return printable(str(error)[:_SAID_CHARS])
+    return printable(str(error)[:_REASON_CHARS])
 
 
 def digest(config: Settings) -> str:
     """sha256 of the settings as canonical JSON: equal settings, equal digest."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    values = config.model_dump(mode="json")
+    for section, key in _LATER:
+        group = values.get(section)
+        if isinstance(group, dict) and not group.get(key):
+            group.pop(key, None)
+            if not group:
+                del values[section]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
-    """The settings as they travel in a file: folders by their last name only, since paths are nobody else's business."""
+    """The settings as they travel in a file: folders by their last name only, as paths are nobody else's business."""
     values = config.model_dump(mode="json")
     for key in ("folder", "heldout", "regularisation", "mask_folder"):
         values["data"][key] = Path(values["data"][key]).name
     values["against"]["adapters"] = [Path(line).name for line in values["against"]["adapters"]]
+    values["start"]["source"] = short_name(config.start.source)
     if values["base"] not in ("", "imprimatura") and Path(values["base"]).is_dir():
         values["base"] = Path(values["base"]).name
     return values
+
+
+def short_name(source: str) -> str:
+    """What a run went on from without its place: a LoRA file's name, or RUN/step-000050 of a checkpoint."""
+    path = Path(source)
+    if not source or path.suffix == ".safetensors":
+        return path.name
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return f"{run.name}/{path.name}" if path.name.startswith("step-") else path.name

@@ -1,4 +1,4 @@
-"""Weights as people type them behind a file, `fox.safetensors:0.8`: what is meant as a number and isn't one is refused in words."""
+"""Weights as people type them behind a file, `fox.safetensors:0.8`; what looks like a number and isn't is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DECIMAL = re.compile(r"[+-]?\d{0,2},(\d{1,6})")
 
 
 def split(text: str) -> tuple[str, str | None]:
-    """A file and the text of its weight; None where nothing behind a colon looks like one, as in `C:\\fox.safetensors`."""
+    """A file and the text of its weight; None where nothing behind a colon looks like one: `C:\\fox.safetensors`."""
     file, colon, weight = text.strip().rpartition(":")
     return (file, weight.strip()) if colon and file and _LOOKS.fullmatch(weight) else (text.strip(), None)
 
@@ -30,13 +30,13 @@ def numbers(text: str, widest: float) -> list[float]:
     `0,8` and `0,05` are no two weights: 8 is none, and nobody writes 5 as 05. `0,1` is two.
     """
     match = _DECIMAL.fullmatch(text.strip())
-    meant = f"; if {text.strip()} is one number, write it with a point: {_with_point(text)}" if match else ""
+    hint = f"; if {text.strip()} is one number, write it with a point: {_with_point(text)}" if match else ""
     if match and len(match[1]) > 1 and match[1][0] == "0":
-        raise ValueError(f"weight is {match[1]!r} behind a comma{meant}.")
-    found = [number(part) for part in text.split(",")]
-    if bad := [one for one in found if not -widest <= one <= widest]:
-        raise ValueError(f"weight is {bad[0]:g}; allowed: -{widest:g} to {widest:g}{meant}.")
-    return found
+        raise ValueError(f"weight is {match[1]!r} behind a comma{hint}.")
+    values = [number(part) for part in text.split(",")]
+    if bad := [value for value in values if not -widest <= value <= widest]:
+        raise ValueError(f"weight is {bad[0]:g}; allowed: -{widest:g} to {widest:g}{hint}.")
+    return values
 
 
 def _with_point(text: str) -> str:

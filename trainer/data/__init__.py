@@ -17,6 +17,6 @@ from trainer.data.scanning import (
 )
 
 __all__ = [
-    "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "frame", "has_trigger", "load_mask", "load_pixels", "open_image", "scan", "scan_heldout",
-    "trigger_spans", "without_trigger",
+    "CAPTION_SUFFIXES", "IMAGE_SUFFIXES", "Dataset", "Item", "frame", "has_trigger", "load_mask", "load_pixels",
+    "open_image", "scan", "scan_heldout", "trigger_spans", "without_trigger",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """A zip named as a dataset -> the folder beside it that it is unpacked into, once.
 
-The folder is named after the zip and its content, `mokka.zip` -> `mokka-3fa9c1d2e0b4`, appears whole or not at all and is never
-replaced. The zip is as hostile as an upload (`uploads`), but keeps its folders, which say repeats and classes: only pictures,
-captions and an imagefolder's metadata are taken, under their own names where every part of the path is harmless on every system.
+The folder is named after the zip and its content, `mokka.zip` -> `mokka-3fa9c1d2e0b4`, appears whole or not at all and
+is never replaced. The zip is as hostile as an upload (`uploads`), but keeps its folders, which say repeats and classes:
+only pictures, captions and an imagefolder's metadata are taken, under their own names where every part of the path is
+harmless on every system.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from trainer import files, system
+from trainer.data import uploads
 from trainer.errors import DataError
 
 _LEFT_OUT = ".left-out"  # a line for each entry that was not taken
@@ -22,6 +24,7 @@ _MAX_PART_BYTES, _MAX_DEPTH = 200, 16
 
 
 def is_archive(path: Path) -> bool:
+    """Whether a dataset's path names a zip."""
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
@@ -41,28 +44,32 @@ def opened(path: Path) -> tuple[Path, list[str]]:
         folder = path.with_name(f"{path.stem}-{files.sha256(path)[:12]}")
         if not folder.is_dir():
             _unpack(path, folder)
-        return folder, (folder / _LEFT_OUT).read_text(encoding="utf-8").splitlines() if (folder / _LEFT_OUT).is_file() else []
+        left_out = folder / _LEFT_OUT
+        return folder, left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
     except OSError as error:
-        raise DataError(f"{path} can't be unpacked beside itself ({error.strerror}); unpack it where there is room and name the folder.") from None
+        raise DataError(
+            f"{path} can't be unpacked beside itself ({error.strerror}); unpack it where there is room and name the "
+            f"folder."
+        ) from None
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    from trainer.data import uploads  # every command reads this room, and few ever unpack
-
+    # Beside the target, so that putting it in its place is one rename.
     with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=path.parent) as scratch:
-        made = Path(scratch) / "whole"
-        made.mkdir()
-        report = uploads.unpack_zip(made, path, _place)
+        unpacked = Path(scratch) / "whole"
+        unpacked.mkdir()
+        report = uploads.unpack_zip(unpacked, path, _place)
         if not report.added:
             raise DataError(f"{path} holds no picture that can be used: {report.message}")
         if report.left_out:
-            (made / _LEFT_OUT).write_text("\n".join(line.replace("\n", " ") for line in report.left_out), encoding="utf-8")
+            lines = "\n".join(line.replace("\n", " ") for line in report.left_out)
+            (unpacked / _LEFT_OUT).write_text(lines, encoding="utf-8")
         try:
-            os.replace(made, folder)
+            os.replace(unpacked, folder)
         except OSError:  # another process was faster; its folder has the same content
             if not folder.is_dir():
                 raise
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def _place(name: str) -> Path | None:
@@ -72,7 +79,14 @@ def _place(name: str) -> Path | None:
     if not parts or path.is_absolute() or len(parts) > _MAX_DEPTH:
         return None
     for part in parts:
+        # Windows takes `con.png` for a device too: what stands before the first dot counts.
         stem = part.partition(".")[0].lower()
-        if part == ".." or part.startswith(".") or _HARMFUL.search(part) or stem in system.RESERVED or len(part.encode("utf-8", "replace")) > _MAX_PART_BYTES:
+        if (
+            part == ".."
+            or part.startswith(".")
+            or _HARMFUL.search(part)
+            or stem in system.RESERVED
+            or len(part.encode("utf-8", "replace")) > _MAX_PART_BYTES
+        ):
             return None
     return Path(*parts)

@@ -1,9 +1,9 @@
 """Which shape each picture trains in: pictures of one shape make a batch, so wide and tall ones need no square crop.
 
-A bucket has about as many pixels as the square of the resolution and never more, so that each costs what the square does
-(the idea is NovelAI's, https://blog.novelai.net/novelai-improvements-on-stable-diffusion-e10d38db82ac). A picture goes to
-the bucket nearest to its own shape in log aspect ratio, the one that cuts off least. None is enlarged beyond a factor: a
-small one goes to a smaller bucket of the same kind instead, and every picture is in the plan.
+A bucket has about as many pixels as the square of the resolution and never more, so that each costs what the square
+does (the idea is NovelAI's, https://blog.novelai.net/novelai-improvements-on-stable-diffusion-e10d38db82ac). A picture
+goes to the bucket nearest to its own shape in log aspect ratio, the one that cuts off least. None is enlarged beyond a
+factor: a small one goes to a smaller bucket of the same kind instead, and every picture is in the plan.
 """
 
 from __future__ import annotations
@@ -55,35 +55,50 @@ def plan_at(items: list[Item], resolutions_px: tuple[int, ...], data: DataConfig
     num = len(resolutions_px) * sum(item.repeats for item in items)
     if num > MAX_ENTRIES:
         raise ConfigError(
-            f"data.repeats and data.more_resolutions_px make {num} pictures an epoch of {len(items)}; allowed: up to {MAX_ENTRIES}. Use fewer repeats; "
-            "max_steps says how long is trained."
+            f"data.repeats and data.more_resolutions_px make {num} pictures an epoch of {len(items)}; allowed: up to "
+            f"{MAX_ENTRIES}. Use fewer repeats; max_steps says how long is trained."
         )
-    return [
-        entry
-        for index, item in enumerate(items)
-        for resolution_px in resolutions_px
-        for entry in [Entry(index, assign(item.width_px, item.height_px, resolution_px, data, multiple_px))] * item.repeats
-    ]
+    entries: list[Entry] = []
+    for index, item in enumerate(items):
+        for resolution_px in resolutions_px:
+            bucket = assign(item.width_px, item.height_px, resolution_px, data, multiple_px)
+            entries += [Entry(index, bucket)] * item.repeats
+    return entries
 
 
 def assign(width_px: int, height_px: int, resolution_px: int, config: DataConfig, multiple_px: int) -> Bucket:
     """The bucket of a picture: of the largest resolution up to `resolution_px` that enlarges it no more than allowed.
 
-    Where even two multiples squared enlarge it more (`notes` says so), that smallest square is its bucket. `resolution_px`
-    is a multiple of `multiple_px`.
+    Where even two multiples squared enlarge it more (`notes` says so), that smallest square is its bucket.
+    `resolution_px` is a multiple of `multiple_px`.
     """
     ladder = _ladder(resolution_px, step_px(resolution_px, config, multiple_px), multiple_px)
     for size_px in ladder:
-        step = step_px(size_px, config, multiple_px)
-        wide = _wide_buckets(size_px, step, max(step, 2 * multiple_px), config.max_aspect_ratio) if config.buckets else ((size_px, size_px),)
-        bucket = _nearest(wide, width_px, height_px)
+        bucket = _nearest(_wide(size_px, config, multiple_px), width_px, height_px)
         if upscale(width_px, height_px, bucket) <= config.max_upscale:
             return bucket
     return (ladder[-1], ladder[-1])
 
 
+def shapes(resolution_px: int, config: DataConfig, multiple_px: int) -> list[Bucket]:
+    """Every bucket of a resolution, from the widest to the tallest."""
+    wide = _wide(resolution_px, config, multiple_px)
+    return sorted({*wide, *((height, width) for width, height in wide)}, key=lambda size: size[1] / size[0])
+
+
+def _wide(resolution_px: int, config: DataConfig, multiple_px: int) -> tuple[Bucket, ...]:
+    """The square alone, or with the buckets wider than high."""
+    if not config.buckets:
+        return ((resolution_px, resolution_px),)
+    step = step_px(resolution_px, config, multiple_px)
+    return _wide_buckets(resolution_px, step, max(step, 2 * multiple_px), config.max_aspect_ratio)
+
+
 def step_px(resolution_px: int, config: DataConfig, multiple_px: int) -> int:
-    """What sides of buckets are multiples of: at least 64 px, an eighth of resolutions below 512, or what the settings say."""
+    """What sides of buckets are multiples of: the setting, or 64 px, or an eighth of resolutions below 512.
+
+    It is always a multiple of `multiple_px`, which the family asks for.
+    """
     if config.bucket_step_px:
         return math.lcm(config.bucket_step_px, multiple_px)
     if resolution_px < _FROM_PX:
@@ -103,18 +118,21 @@ def _ladder(resolution_px: int, step: int, multiple_px: int) -> tuple[int, ...]:
 @lru_cache(maxsize=4096)
 def _wide_buckets(resolution_px: int, step: int, lowest_px: int, max_aspect_ratio: float) -> tuple[Bucket, ...]:
     """The square and the buckets wider than high, of at most as many pixels; for tall pictures they are turned."""
-    found = [(resolution_px, resolution_px)]
+    buckets = [(resolution_px, resolution_px)]
     for height in range(resolution_px // step * step, lowest_px - 1, -step):
         width = resolution_px**2 // height // step * step
         if height < width <= height * max_aspect_ratio:
-            found.append((width, height))
-    return tuple(found)
+            buckets.append((width, height))
+    return tuple(buckets)
 
 
 def _nearest(wide: tuple[Bucket, ...], width_px: int, height_px: int) -> Bucket:
     """The bucket nearest in log aspect ratio; the larger of two equally near ones."""
+    # Rounded, so that two ratios that are equal but for float error are a tie, which the larger one wins.
     wanted = math.log(max(width_px, height_px) / min(width_px, height_px))
-    width, height = min(wide, key=lambda bucket: (round(abs(math.log(bucket[0] / bucket[1]) - wanted), 9), -bucket[0] * bucket[1]))
+    width, height = min(
+        wide, key=lambda bucket: (round(abs(math.log(bucket[0] / bucket[1]) - wanted), 9), -bucket[0] * bucket[1])
+    )
     return (width, height) if width_px >= height_px else (height, width)
 
 
@@ -142,26 +160,33 @@ def notes(entries: list[Entry], items: list[Item], config: DataConfig) -> list[s
         factor = upscale(item.width_px, item.height_px, entry.bucket)
         if factor > config.max_upscale:
             lines.append(
-                f"{item.name} is {item.width_px} x {item.height_px} px and is enlarged {factor:.1f} times to the smallest bucket, "
-                f"{_named(entry.bucket)}; data.max_upscale is {config.max_upscale:g}."
+                f"{item.name} is {item.width_px} x {item.height_px} px and is enlarged {factor:.1f} times to the "
+                f"smallest bucket, {_named(entry.bucket)}; data.max_upscale is {config.max_upscale:g}."
             )
     return lines
 
 
 def describe(entries: list[Entry], items: list[Item]) -> str:
     """The plan as a table: each bucket, its pictures, how often an epoch shows them, and how much is cut off."""
+    # A row for each bucket, the largest first.
     lines = [f"{'bucket':<13}{'pictures':>9}{'an epoch':>10}   cut off"]
     for bucket in sorted({entry.bucket for entry in entries}, key=lambda size: (-size[0] * size[1], size)):
         inside = [entry for entry in entries if entry.bucket == bucket]
         cuts = [_cut(entry, items) for entry in inside]
         low, high = f"{min(cuts):.0%}", f"{max(cuts):.0%}"
-        lines.append(f"{_named(bucket):<13}{len({entry.index for entry in inside}):>9}{len(inside):>10}   {low if low == high else f'{low} to {high}'}")
-    cropped = num_cropped(entries, items)
-    shown = len({entry.index for entry in entries})
-    lines.append(
-        f"{shown} picture{'' if shown == 1 else 's'}, shown {len(entries)} times an epoch; "
-        + (f"{cropped} of them lose{'s' if cropped == 1 else ''} more than {CROPPED:.0%} of the area." if cropped else f"none loses more than {CROPPED:.0%}.")
-    )
+        lines.append(
+            f"{_named(bucket):<13}{len({entry.index for entry in inside}):>9}{len(inside):>10}   "
+            f"{low if low == high else f'{low} to {high}'}"
+        )
+
+    # The sum below them.
+    num_cut = num_cropped(entries, items)
+    num_shown = len({entry.index for entry in entries})
+    loss = f"none loses more than {CROPPED:.0%}."
+    if num_cut:
+        loss = f"{num_cut} of them lose{'s' if num_cut == 1 else ''} more than {CROPPED:.0%} of the area."
+    plural = "" if num_shown == 1 else "s"
+    lines.append(f"{num_shown} picture{plural}, shown {len(entries)} times an epoch; {loss}")
     return "\n".join(lines)
 
 
@@ -172,3 +197,16 @@ def _cut(entry: Entry, items: list[Item]) -> float:
 
 def _named(bucket: Bucket) -> str:
     return f"{bucket[0]} x {bucket[1]}"
+
+
+def refuse_longer(items: list[Item], config: TrainConfig, multiple: int, longest_px: int) -> None:
+    """Refuse pictures whose buckets are longer than a base has positions for: a table in some transformers.
+
+    Raises: ConfigError, which names the first.
+    """
+    for entry in plan(items, config, multiple):
+        if max(entry.bucket) > longest_px:
+            raise ConfigError(
+                f"{items[entry.index].name} would be trained at {entry.bucket[0]}x{entry.bucket[1]} px, but this base "
+                f"has positions for {longest_px} px a side; lower resolution_px or data.max_aspect_ratio."
+            )

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from trainer.lazy import Image, numpy
+
 if TYPE_CHECKING:
     from PIL import Image, ImageCms
 
@@ -37,7 +39,8 @@ _PRIMARIES = {
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _VIDEO_CURVE = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
 _CURVES: dict[int, tuple[float, ...]] = {
-    1: _VIDEO_CURVE, 4: (2.2,), 5: (2.8,), 6: _VIDEO_CURVE, 7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0912), 8: (1.0,), 11: _VIDEO_CURVE,
+    1: _VIDEO_CURVE, 4: (2.2,), 5: (2.8,), 6: _VIDEO_CURVE, 7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0912),
+    8: (1.0,), 11: _VIDEO_CURVE,
     13: _SRGB_CURVE, 14: _VIDEO_CURVE, 15: _VIDEO_CURVE, 17: (2.6,),
 }  # fmt: skip
 _HDR = {16: "PQ", 18: "HLG"}
@@ -50,33 +53,39 @@ def space_of(image: Image.Image, head: dict[str, bytes]) -> tuple[bytes | None, 
 
     `head` has what Pillow leaves out: the chunks of a PNG, the `nclx` of an AVIF.
     """
+    # In the order in which a PNG's chunks override each other.
     info, is_png = image.info, image.format == "PNG"
     if cicp := head.get("cICP"):
         return _of_code_points(cicp, "cICP")
     if "iCCP" in head if is_png else "icc_profile" in info:
         profile = info.get("icc_profile")
-        return (profile, "") if isinstance(profile, bytes) and 0 < len(profile) <= _MAX_PROFILE_BYTES else (None, _BROKEN)
+        if isinstance(profile, bytes) and 0 < len(profile) <= _MAX_PROFILE_BYTES:
+            return profile, ""
+        return None, _BROKEN
     if nclx := head.get("nclx"):
         return _of_code_points(nclx, "nclx")
     if "sRGB" not in head and ("gAMA" in head or "cHRM" in head):
         return _of_gamma(head.get("gAMA"), head.get("cHRM"))
-    return (profile_of(_ADOBE), "") if image.format in ("JPEG", "MPO") and _is_adobe(image) else (None, "")
+    if image.format in ("JPEG", "MPO") and _is_adobe(image):
+        return profile_of(_ADOBE), ""
+    return None, ""
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     """The picture as RGB or RGBA in sRGB, and what is wrong with the profile: the picture is then as it was."""
-    from PIL import Image
-
     grey = image.mode in ("1", "L", "LA")
-    found = _transform(profile, "CMYK" if image.mode == "CMYK" else "grey" if grey else "RGB")
-    if found is None or isinstance(found, str):
-        return image, found or ""
-    clear = image.has_transparency_data
-    if found.input_mode == "CMYK":
-        return found.apply(image), ""
-    whole = image.convert("RGBA" if clear else "RGB") if found.input_mode == "RGB" else image.convert("LA" if clear else "L")
-    plain = found.apply(whole.convert(found.input_mode))
-    return Image.merge("RGBA", (*plain.split(), whole.getchannel("A"))) if clear else plain, ""
+    transform = _transform(profile, "CMYK" if image.mode == "CMYK" else "grey" if grey else "RGB")
+    if transform is None or isinstance(transform, str):
+        return image, transform or ""
+    has_alpha = image.has_transparency_data
+    if transform.input_mode == "CMYK":
+        return transform.apply(image), ""
+
+    # littlecms sees the colours only; the opacity is put back afterwards.
+    opaque_mode = "RGB" if transform.input_mode == "RGB" else "L"
+    whole = image.convert(f"{opaque_mode}A" if has_alpha else opaque_mode)
+    rgb = transform.apply(whole.convert(transform.input_mode))
+    return Image.merge("RGBA", (*rgb.split(), whole.getchannel("A"))) if has_alpha else rgb, ""
 
 
 @lru_cache(maxsize=32)
@@ -90,8 +99,10 @@ def _transform(profile: bytes, kind: str) -> ImageCms.ImageCmsTransform | str | 
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space, "")
         if not mode or mode not in {"RGB": ("RGB",), "grey": ("RGB", "L"), "CMYK": ("CMYK",)}[kind]:
             return f"a colour profile for {space or 'nothing'} pictures, which it is not: {AS_THEY_ARE}"
-        made = ImageCms.ImageCmsTransform(opened, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB")
-        return None if _changes_nothing(made) else made
+        transform = ImageCms.ImageCmsTransform(
+            opened, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB"
+        )
+        return None if _changes_nothing(transform) else transform
     except (OSError, ValueError, TypeError, RuntimeError, SyntaxError, ImageCms.PyCMSError):
         return _BROKEN
 
@@ -106,7 +117,8 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
         probe = Image.frombytes("L", (16, 16), bytes(range(256)))
     else:
         levels = range(0, 256, 17)
-        probe = Image.frombytes("RGB", (64, 64), bytes(level for red in levels for green in levels for blue in levels for level in (red, green, blue)))
+        colours = bytes(level for red in levels for green in levels for blue in levels for level in (red, green, blue))
+        probe = Image.frombytes("RGB", (64, 64), colours)
     moved = ImageChops.difference(transform.apply(probe), probe.convert("RGB")).getextrema()
     return all(band[1] <= _SAME for band in moved)  # type: ignore[index]
 
@@ -115,28 +127,41 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 def _of_code_points(raw: bytes, kind: str) -> tuple[bytes | None, str]:
-    """Of H.273's code points: primaries, transfer, matrix, full range; a byte each in `cICP`, two for the first three in `nclx`."""
+    """The profile that H.273's code points mean, and what of them can't be followed: as `space_of`.
+
+    They are primaries, transfer, matrix, full range: a byte each in `cICP`, two for the first three in `nclx`.
+    """
     try:
         primaries, transfer, matrix, is_full = struct.unpack(">4B" if kind == "cICP" else ">3HB", raw)
     except struct.error:
         return None, _BROKEN
-    if kind == "nclx":  # the decoder has done the matrix and the range; and encoders say 1 or 6 of pictures whose curve is sRGB's
-        matrix, is_full, transfer = 0, 1, 13 if transfer in (1, 6, 14, 15) else transfer
-        if _UNSPECIFIED in (primaries, transfer):
-            primaries, transfer = (1 if primaries == _UNSPECIFIED else primaries), (13 if transfer == _UNSPECIFIED else transfer)
+    if kind == "nclx":
+        # The decoder has done the matrix and the range; and encoders say 1 or 6 of pictures whose curve is sRGB's.
+        matrix, is_full = 0, 1
+        primaries = 1 if primaries == _UNSPECIFIED else primaries
+        transfer = 13 if transfer in (1, 6, 14, 15, _UNSPECIFIED) else transfer
+
+    # What no profile made here can say.
     if transfer in _HDR:
-        return None, f"colours for a display of high range ({_HDR[transfer]}), which can't be brought down to sRGB here: {AS_THEY_ARE}"
+        kind_of_hdr = f"colours for a display of high range ({_HDR[transfer]})"
+        return None, f"{kind_of_hdr}, which can't be brought down to sRGB here: {AS_THEY_ARE}"
     if matrix or not is_full or primaries not in _PRIMARIES or transfer not in _CURVES:
-        return None, f"colours by the code points {primaries}, {transfer}, {matrix}, {int(bool(is_full))}, which can't be followed here: {AS_THEY_ARE}"
+        points = f"{primaries}, {transfer}, {matrix}, {int(bool(is_full))}"
+        return None, f"colours by the code points {points}, which can't be followed here: {AS_THEY_ARE}"
     if (primaries, transfer) == (1, 13):
         return None, ""
     return profile_of((_PRIMARIES[primaries], _CURVES[transfer])), ""
 
 
 def _of_gamma(gamma: bytes | None, chromaticity: bytes | None) -> tuple[bytes | None, str]:
-    """Of a PNG's gAMA and cHRM. The gamma of 1/2.2 with sRGB's primaries is how sRGB is told to old readers, and means it."""
+    """The profile that a PNG's gAMA and cHRM mean, and what of them can't be followed: as `space_of`.
+
+    A gamma of 1/2.2 with sRGB's primaries is how writers tell old readers of sRGB, and is taken for sRGB.
+    """
     try:
-        primaries = _SRGB_PRIMARIES if chromaticity is None else tuple(part / 100_000 for part in struct.unpack(">8I", chromaticity))
+        primaries: tuple[float, ...] = _SRGB_PRIMARIES
+        if chromaticity is not None:
+            primaries = tuple(part / 100_000 for part in struct.unpack(">8I", chromaticity))
         power = 0.0 if gamma is None else 100_000 / struct.unpack(">I", gamma)[0]
         if gamma is not None and not 0.1 <= power <= 10:
             raise ValueError("no gamma of a picture")
@@ -159,16 +184,27 @@ def _is_adobe(image: Image.Image) -> bool:
 
 @lru_cache(maxsize=64)
 def profile_of(space: Space) -> bytes:
-    """An ICC profile (version 4, matrix and curves) of these primaries and this curve. Raises: ValueError if they are no colours."""
+    """An ICC profile (version 4, matrix and curves) of these primaries and this curve.
+
+    Raises: ValueError if they are no colours.
+    """
+    # XYZ of white and of full red, green and blue.
     (white_x, white_y, *corners), curve = space
     if white_y <= 0 or min(corners[1::2]) <= 0:
         raise ValueError("a chromaticity has no height")
     white = [white_x / white_y, 1.0, (1 - white_x - white_y) / white_y]
-    rows = _adapted(white, _solved([[x / y, 1.0, (1 - x - y) / y] for x, y in zip(corners[::2], corners[1::2], strict=True)], white))
+    primaries = [[x / y, 1.0, (1 - x - y) / y] for x, y in zip(corners[::2], corners[1::2], strict=True)]
+    rows = _adapted(white, _solved(primaries, white))
+
+    # The values of the tags, in fixed point of 16 bits behind the point.
     fixed = [[round(65536 * value) for value in row] for row in [[0.9642, 1.0, 0.8249], *rows]]
     values = [struct.pack(">4sI3i", b"XYZ ", 0, *row) for row in fixed]
-    shape = struct.pack(f">4sIHH{len(curve)}i", b"para", 0, 3 if len(curve) > 1 else 0, 0, *(round(65536 * value) for value in curve))
-    start = 128 + 4 + 12 * 7
+    shape = struct.pack(
+        f">4sIHH{len(curve)}i", b"para", 0, 3 if len(curve) > 1 else 0, 0, *(round(65536 * value) for value in curve)
+    )
+
+    # The table of tags, and behind it the values; the three curves are one.
+    start = 128 + 4 + 12 * 7  # header, number of tags, their entries
     tags, body = [], b""
     for name, value in zip((b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ"), values, strict=True):
         tags.append((name, start + len(body), len(value)))
@@ -176,14 +212,15 @@ def profile_of(space: Space) -> bytes:
     tags += [(name, start + len(body), len(shape)) for name in (b"rTRC", b"gTRC", b"bTRC")]
     table = struct.pack(">I", len(tags)) + b"".join(struct.pack(">4sII", *tag) for tag in tags)
     whole = table + body + shape
-    header = struct.pack(">I4sI4s4s4s12s4s28s3i", 128 + len(whole), b"", 0x04300000, b"mntr", b"RGB ", b"XYZ ", b"", b"acsp", b"", 63190, 65536, 54061)
+
+    # Size, version 4.3, a display's profile from RGB to XYZ, the signature, and D50 as every profile names it.
+    kinds = (b"mntr", b"RGB ", b"XYZ ", b"", b"acsp", b"")
+    header = struct.pack(">I4sI4s4s4s12s4s28s3i", 128 + len(whole), b"", 0x04300000, *kinds, 63190, 65536, 54061)
     return header.ljust(128, b"\0") + whole
 
 
 def _solved(corners: Sequence[Sequence[float]], white: Sequence[float]) -> list[list[float]]:
     """XYZ of full red, green and blue, whose sum is white. Raises: ValueError if they lie on a line."""
-    import numpy
-
     columns = numpy.array(corners).T
     if abs(float(numpy.linalg.det(columns))) < 1e-6:
         raise ValueError("the primaries lie on a line")
@@ -192,8 +229,6 @@ def _solved(corners: Sequence[Sequence[float]], white: Sequence[float]) -> list[
 
 def _adapted(white: Sequence[float], rows: list[list[float]]) -> list[list[float]]:
     """The same under the profiles' white D50, by Bradford's matrix."""
-    import numpy
-
     cone = numpy.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     scale = cone @ numpy.array([0.9642, 1.0, 0.8249]) / (cone @ numpy.array(white))
     return [list(row) for row in (numpy.array(rows) @ (numpy.linalg.inv(cone) @ numpy.diag(scale) @ cone).T).tolist()]

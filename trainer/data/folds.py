@@ -1,4 +1,4 @@
-"""Sets too small to spare a picture: train without each part in turn, see when its loss is lowest, then train on everything.
+"""Sets too small to spare a picture: train without each part in turn, then on everything, for as long as was best.
 
 Each fold is a run of its own in `folds/<number>/` of the run's folder, resumed like any other. The step recommended for
 the run on all pictures is the one where the folds' losses, each relative to its base's, are lowest on average.
@@ -21,8 +21,9 @@ from trainer.runs import Run
 def split(dataset: Dataset, left_out: list[int]) -> tuple[Dataset, Dataset]:
     """The dataset without these items, and they alone. Regularisation pictures are never left out."""
     chosen = set(left_out)
-    rest = [item for index, item in enumerate(dataset.items) if index not in chosen]
-    return replace(dataset, items=rest), replace(dataset, items=[dataset.items[index] for index in left_out], problems=[])
+    kept = [item for index, item in enumerate(dataset.items) if index not in chosen]
+    held_out = [dataset.items[index] for index in left_out]
+    return replace(dataset, items=kept), replace(dataset, items=held_out, problems=[])
 
 
 def shuffled(dataset: Dataset, seed: int) -> list[int]:
@@ -38,7 +39,10 @@ def in_both(dataset: Dataset, heldout: Dataset | None) -> str | None:
     twice = [item.name for item in (heldout.items if heldout else []) if item.sha256 in own]
     if not twice:
         return None
-    return f"{len(twice)} pictures are both trained on and measured with, such as {twice[0]}: the held-out loss will say too much good of the adapter."
+    return (
+        f"{len(twice)} pictures are both trained on and measured with, such as {twice[0]}: the held-out loss will "
+        f"say too much good of the adapter."
+    )
 
 
 def leave_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
@@ -53,25 +57,27 @@ def leave_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset |
 
 def results(run: Run) -> list[Folded]:
     """What the finished folds measured."""
-    found = []
+    folded = []
     for folder in sorted((run.folder / "folds").glob("[0-9]*"), key=lambda path: int(path.name)):
         measured = [event for event in Run(folder).events() if isinstance(event, Validated)]
         if measured:
             steps, losses = [event.step for event in measured], [event.loss for event in measured]
-            found.append(Folded(int(folder.name), measured[0].num_pictures, steps, losses, measured[0].base_loss))
-    return found
+            folded.append(Folded(int(folder.name), measured[0].num_pictures, steps, losses, measured[0].base_loss))
+    return folded
 
 
-def verdict(found: list[Folded]) -> tuple[int, str] | None:
+def verdict(folded: list[Folded]) -> tuple[int, str] | None:
     """The recommended step and why, in words; None without folds."""
-    if not found:
+    if not folded:
         return None
-    steps = found[0].steps
-    means = [sum(fold.losses[place] / fold.base_loss for fold in found) / len(found) for place in range(len(steps))]
+    steps = folded[0].steps
+    means = [sum(fold.losses[place] / fold.base_loss for fold in folded) / len(folded) for place in range(len(steps))]
     best = min(range(len(steps)), key=means.__getitem__)
-    pictures = sum(fold.num_left_out for fold in found)
-    later = f", and {(means[-1] / means[best] - 1) * 100:.1f} % higher at step {steps[-1]}" if best != len(steps) - 1 else ""
+    pictures = sum(fold.num_left_out for fold in folded)
+    later_loss = ""
+    if best != len(steps) - 1:
+        later_loss = f", and {(means[-1] / means[best] - 1) * 100:.1f} % higher at step {steps[-1]}"
     return steps[best], (
-        f"over {len(found)} folds, which measured all {pictures} pictures, each while it was left out, the loss was lowest at step {steps[best]}: "
-        f"{(1 - means[best]) * 100:.1f} % below the base's{later}."
+        f"over {len(folded)} folds, which measured all {pictures} pictures, each while it was left out, the loss was "
+        f"lowest at step {steps[best]}: {(1 - means[best]) * 100:.1f} % below the base's{later_loss}."
     )

@@ -1,8 +1,8 @@
-"""Rows of an imagefolder's `metadata.jsonl` or `metadata.csv` -> captions by picture, and a line for each row that is none.
+"""Rows of an imagefolder's `metadata.jsonl` or `metadata.csv` -> captions by picture, and a line for each bad row.
 
 The layout is the one of Hugging Face's `datasets`: `file_name`, beside the pictures or above them, and the caption in
-`text` (`caption` and `prompt` are read too). A row may come from anywhere: it only ever names one of the files that were
-found in the folder, so that no row leads out of it.
+`text` (`caption` and `prompt` are read too). A row may come from anywhere: it only ever names one of the files that
+were found in the folder, so that no row leads out of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer import encodings, spreadsheet
-from trainer.data.captions import MAX_CAPTION_BYTES
+from trainer.data.caption_files import MAX_CAPTION_BYTES
 from trainer.printing import printable
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -28,7 +28,7 @@ Row = tuple[int, dict[str, Any] | str]  # line number, and the row or what is wr
 
 
 def read(path: Path, files: set[Path]) -> tuple[dict[Path, str], list[str]]:
-    """Captions of those `files` that the rows of `path` name, and what is wrong with other rows (the first 20 of them)."""
+    """Captions of those `files` that the rows of `path` name, and what is wrong with the first 20 other rows."""
     captions: dict[Path, str] = {}
     problems: list[str] = []
     try:
@@ -41,7 +41,9 @@ def read(path: Path, files: set[Path]) -> tuple[dict[Path, str], list[str]]:
     except OSError as error:
         problems.append(f"{path.name} can't be read ({error.strerror}): its captions are missing.")
     except UnicodeDecodeError as error:
-        problems.append(f"{path.name} is damaged {error.encoding.upper()} (byte {error.start}): its captions are missing.")
+        problems.append(
+            f"{path.name} is damaged {error.encoding.upper()} (byte {error.start}): its captions are missing."
+        )
     if len(problems) > _SHOWN_ROWS:
         problems[_SHOWN_ROWS:] = [f"{path.name} has {len(problems) - _SHOWN_ROWS} more rows like these: not used."]
     return captions, problems
@@ -61,15 +63,18 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _utf8(path: Path) -> IO[bytes]:
-    """The file's bytes, made UTF-8 where a BOM says that they are UTF-16 or UTF-32. Raises: OSError, UnicodeDecodeError."""
+    """The file's bytes, made UTF-8 where a BOM says that they are UTF-16 or UTF-32.
+
+    Raises: OSError, UnicodeDecodeError.
+    """
     file = path.open("rb")
     head = file.read(4)
-    kind = encodings.of(head)
+    encoding = encodings.of(head)
     file.seek(0)
-    if kind == "utf-8-sig":
+    if encoding == "utf-8-sig":
         return file
     with file:
-        return io.BytesIO(file.read(MAX_FILE_BYTES).decode(kind).encode())
+        return io.BytesIO(file.read(MAX_FILE_BYTES).decode(encoding).encode())
 
 
 def _skip_line(file: IO[bytes], raw: bytes) -> None:
@@ -104,6 +109,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 if "file_name" not in header:
                     yield 1, f"has no column file_name (found: {_shown(', '.join(header))})"
                     return
+            # How `surrogateescape` marks bytes that are not UTF-8: a bad row costs itself, not the file.
             elif any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
                 yield reader.line_num, "is not UTF-8"
             elif cells:
@@ -111,7 +117,8 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _take(row: dict[str, Any], parent: Path, files: set[Path], captions: dict[Path, str]) -> str | None:
-    """Keep the caption of a row, or say what is wrong with it."""
+    """Keep the caption of a row in `captions`, or return what is wrong with it."""
+    # The picture it names.
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip():
         return f"has file_name {_shown(repr(name))}; allowed: the name of a picture"
@@ -123,11 +130,13 @@ def _take(row: dict[str, Any], parent: Path, files: set[Path], captions: dict[Pa
         return f"names {_shown(name)}, which is no picture here"
     if picture in captions:
         return f"names {_shown(name)} a second time"
+
+    # Its caption.
     column = next((column for column in COLUMNS if row.get(column) not in (None, "")), None)
     if column is None:
         return f"has no caption for {_shown(name)} in any of {', '.join(COLUMNS)}"
     text = row[column]
-    if isinstance(text, list) and all(isinstance(one, str) for one in text):
+    if isinstance(text, list) and all(isinstance(line, str) for line in text):
         text = "\n".join(text)
     if not isinstance(text, str):
         return f"has a caption for {_shown(name)} that is no text ({_shown(repr(text))})"

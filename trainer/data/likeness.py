@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.data import scanning as data
@@ -30,17 +30,15 @@ class Album:
 
     def nearest(self, picture: Any) -> tuple[float, str]:
         """Likeness to the picture it is most like, mirrored or not, and that one's name."""
-        square = data_of(picture)
-        both = torch.stack([_unit(square), _unit(square.flip(1))])
-        scores = (self.thumbnails @ both.T).max(1).values
+        thumbnail = data_of(picture)
+        both = torch.stack([_unit(thumbnail), _unit(thumbnail.flip(1))])
+        scores = (self.thumbnails @ both.T).max(1).values  # (N, 256) @ (256, 2) -> (N,)
         best = int(scores.argmax())
         return round(float(scores[best]), 4), self.names[best]
 
 
 def data_of(picture: Image.Image) -> Tensor:
     """The picture as a grey thumbnail (16, 16) in [-1, 1]."""
-    from PIL import ImageOps
-
     small = ImageOps.fit(picture.convert("RGB"), (_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
     raw = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
     grey: Tensor = raw.reshape(_SIDE_PX, _SIDE_PX, 3).float().mean(2) / 127.5 - 1

@@ -1,7 +1,8 @@
-"""A picture file -> its pixels, decoded whole, turned as its EXIF says, in sRGB: the one way a picture of a dataset is opened.
+"""A picture file -> its pixels, decoded whole, turned as its EXIF says, in sRGB: the one way to open a picture.
 
-Every file is hostile: a few formats only, at most 64 megapixels. Training, the dataset's check, likeness and thumbnails ask
-here, so that all of them see the same colours. A mask's numbers are amounts, not colours: it is opened without its profile.
+Every file is hostile: a few formats only, at most 64 megapixels. Training, the dataset's check, likeness and thumbnails
+ask here, so that all of them see the same colours. A mask's numbers are amounts, not colours: it is opened without its
+profile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 from trainer.data import colour
 from trainer.data.formats import FORMATS
 from trainer.errors import DataError
+from trainer.lazy import Image, ImageOps, numpy
 
 if TYPE_CHECKING:
     import numpy
@@ -31,7 +33,10 @@ _OUTSIDE = "#000000"  # of a mask
 ONE_FRAME = "more than one frame: only the first is used"
 Source: TypeAlias = "Path | str | IO[bytes]"
 # What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError, RuntimeError)
+_DAMAGED = (
+    OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError,
+    RuntimeError,
+)  # fmt: skip
 _CHUNKS = (b"IHDR", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"tRNS")
 _MAX_CHUNKS = 4096  # of a PNG before its pixels
 _MAX_PROFILE_TEXT_BYTES = 16 << 20  # a profile in a PNG may be larger than the 1 MiB that Pillow allows
@@ -43,43 +48,52 @@ def open_image(source: Source, background: str = WHITE) -> Image.Image:
 
 
 def open_whole(source: Source) -> tuple[Image.Image, tuple[str, ...]]:
-    """The picture in sRGB with its transparency, in the mode of its file or as RGB or RGBA; and what it has that is not used.
+    """The picture in sRGB with its transparency, and what it has that is not used.
 
-    Raises: DataError saying what is wrong.
+    Its mode is that of the file, or RGB or RGBA. Raises: DataError saying what is wrong.
     """
     with _in_words(source):
         image, head = _decoded(source)
-        profile, told = colour.space_of(image, head)
-        frames = getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "WEBP", "AVIF", "HEIF")
-        plain = _turned(_plain(image, head, source))
+        profile, colour_note = colour.space_of(image, head)
+        has_more_frames = getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "WEBP", "AVIF", "HEIF")
+        plain = turned(_plain(image, head, source))
         if profile:
-            plain, told = colour.to_srgb(plain, profile)
+            plain, colour_note = colour.to_srgb(plain, profile)
         if plain.mode == "P":
             flat(plain, WHITE)  # a damaged palette shows only here
-        return plain, tuple(filter(None, (told, ONE_FRAME if frames else "")))
+        return plain, tuple(filter(None, (colour_note, ONE_FRAME if has_more_frames else "")))
+
+
+def as_stored(source: Source) -> tuple[Image.Image, dict[str, bytes]]:
+    """The picture as its file holds it, in its own mode and colours and not turned, and what Pillow leaves out of its
+    head. Raises: DataError saying what is wrong.
+    """
+    with _in_words(source):
+        return _decoded(source)
 
 
 def open_mask(source: Source) -> Image.Image:
-    """A mask file as 8-bit grey, transparency as black, which is outside; its numbers as they are, whatever colours a profile calls them.
+    """A mask file as 8-bit grey, transparency as black, which is outside.
+
+    Its numbers are taken as they are, whatever colours a profile calls them. Raises: DataError saying what is wrong.
+    """
+    with _in_words(source):
+        image, head = _decoded(source)
+        return flat(turned(_plain(image, head, source)), _OUTSIDE).convert("L")
+
+
+def opacity(source: Source) -> Image.Image:
+    """How opaque the picture is, 8-bit grey; 255 all over without transparency.
 
     Raises: DataError saying what is wrong.
     """
     with _in_words(source):
         image, head = _decoded(source)
-        return flat(_turned(_plain(image, head, source)), _OUTSIDE).convert("L")
-
-
-def opacity(source: Source) -> Image.Image:
-    """How opaque the picture is, 8-bit grey; 255 all over without transparency. Raises: DataError saying what is wrong."""
-    with _in_words(source):
-        image, head = _decoded(source)
-        return _turned(_plain(image, head, source)).convert("RGBA").getchannel("A")
+        return turned(_plain(image, head, source)).convert("RGBA").getchannel("A")
 
 
 def flat(image: Image.Image, background: str) -> Image.Image:
     """The picture as RGB, transparency laid on `background`."""
-    from PIL import Image
-
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -88,11 +102,11 @@ def flat(image: Image.Image, background: str) -> Image.Image:
 
 def _decoded(source: Source) -> tuple[Image.Image, dict[str, bytes]]:
     """The picture as Pillow decodes it, and of its head what Pillow leaves out."""
-    from PIL import Image
-
     image = Image.open(source, formats=_formats())
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels")
+        raise DataError(
+            f"has {image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS // 1_000_000} megapixels"
+        )
     if min(image.size) < MIN_SIDE_PX:
         raise DataError(f"is {image.width} x {image.height} pixels; allowed: at least {MIN_SIDE_PX} on each side")
     image.load()
@@ -103,7 +117,7 @@ def _decoded(source: Source) -> tuple[Image.Image, dict[str, bytes]]:
 
 
 def _plain(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.Image:
-    """The picture in 8 bits, a colour that is to be transparent as a channel of its own; what the file says beside is kept."""
+    """The picture in 8 bits, a colour that stands for none as a channel of opacity; its other metadata is kept."""
     alpha = _keyed(image, head, source)
     plain = _eight_bit(image)
     if alpha is not None:
@@ -116,11 +130,12 @@ def _plain(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
 
 
 def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.Image | None:
-    """The opacity (8-bit grey) where one colour of a PNG stands for none (tRNS), compared at the file's own depth; else None."""
+    """The opacity (8-bit grey) of a PNG in which one colour stands for none (tRNS); None for any other picture.
+
+    Pixels are compared at the file's own depth: after rounding to 8 bits, other colours would be transparent too.
+    """
     if "tRNS" not in head or image.mode not in ("1", "L", "I;16", "RGB"):
         return None
-    import numpy
-    from PIL import Image
 
     depth = head["IHDR"][8]
     key = [int.from_bytes(head["tRNS"][at : at + 2], "big") for at in range(0, 6 if image.mode == "RGB" else 2, 2)]
@@ -140,11 +155,9 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
 
 def _low_bytes(source: Source) -> NDArray[numpy.uint16]:
     """The lower bytes of a PNG of 16 bits a channel, (H, W, 3): Pillow keeps the upper ones alone."""
-    import numpy
-    from PIL import Image
-
     again = Image.open(source, formats=("PNG",))
-    again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]  # read the wrong way round
+    # Read the wrong way round, so that Pillow takes the lower byte for the upper one.
+    again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]
     return numpy.asarray(again).astype(numpy.uint16)
 
 
@@ -152,16 +165,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """A 16-bit grey picture as 8-bit; Pillow's own conversion cuts all above 255 to white."""
     if not image.mode.startswith("I"):
         return image.copy()
-    import numpy
-    from PIL import Image
 
     return Image.fromarray((numpy.asarray(image).clip(0, 65535) >> 8).astype(numpy.uint8))
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
     """The picture as its EXIF says; damaged EXIF says nothing."""
-    from PIL import ImageOps
-
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:
@@ -173,19 +182,23 @@ def _turned(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _raw(source: Source) -> Iterator[IO[bytes]]:
+    """The file from its beginning; one that was given open is left where it was."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as file:
             yield file
     else:
-        at = source.tell()
+        position = source.tell()
         source.seek(0)
         yield source
-        source.seek(at)
+        source.seek(position)
 
 
 def _png_head(file: IO[bytes]) -> dict[str, bytes]:
-    """What a PNG that has been opened says of its pixels. Pillow keeps it among the file's texts, one of which may be called `gamma`."""
-    found: dict[str, bytes] = {}
+    """The chunks before a PNG's pixels that say how to read them, by name.
+
+    Pillow mixes them with the file's texts, one of which may be called `gamma`.
+    """
+    chunks: dict[str, bytes] = {}
     file.seek(8)
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
@@ -193,32 +206,33 @@ def _png_head(file: IO[bytes]) -> dict[str, bytes]:
         if len(head) < 8 or name in (b"IDAT", b"IEND"):
             break
         if name in _CHUNKS and length <= 768:
-            found.setdefault(name.decode(), file.read(length))
+            chunks.setdefault(name.decode(), file.read(length))
             length = 0
         elif name == b"iCCP":
-            found["iCCP"] = b""
+            chunks["iCCP"] = b""
         file.seek(length + 4, os.SEEK_CUR)
-    return found
+    return chunks
 
 
 def _nclx(file: IO[bytes]) -> dict[str, bytes]:
-    """The colours of an AVIF or HEIC by code points: the first `colr` box of kind `nclx` among the properties of its pictures."""
+    """The colours of an AVIF or HEIC by code points: the first `colr` box of kind `nclx` among its properties."""
+    # The boxes to go into, from the outermost; `start` is where the present box begins, `end` where its parent ends.
     inside: tuple[bytes, ...] = (b"meta", b"iprp", b"ipco", b"colr")
     end = file.seek(0, os.SEEK_END)
-    at = file.seek(0)
+    start = file.seek(0)
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or size < 8 or at + size > end:
+        if len(head) < 8 or size < 8 or start + size > end:
             break
         if name == inside[0] and name == b"colr":
             if (raw := file.read(min(size - 8, 11)))[:4] == b"nclx":
                 return {"nclx": raw[4:]}
         elif name == inside[0]:
-            inside, end = inside[1:], at + size
-            at = file.seek(at + (12 if name == b"meta" else 8))  # meta has a version first
+            inside, end = inside[1:], start + size
+            start = file.seek(start + (12 if name == b"meta" else 8))  # meta has a version first
             continue
-        at = file.seek(at + size)
+        start = file.seek(start + size)
     return {}
 
 
@@ -228,8 +242,6 @@ def _nclx(file: IO[bytes]) -> dict[str, bytes]:
 @contextmanager
 def _in_words(source: Source) -> Iterator[None]:
     """Damage as a DataError."""
-    from PIL import Image
-
     try:
         yield
     except DataError:
@@ -240,7 +252,10 @@ def _in_words(source: Source) -> Iterator[None]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats Pillow may open. It is told once not to warn of what is checked here, since filters are not safe in threads."""
+    """The formats that Pillow may open.
+
+    Pillow is told here, once, not to warn of what this module checks itself: warning filters are not safe in threads.
+    """
     from PIL import Image, PngImagePlugin
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -256,6 +271,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _reason(source: Source, error: BaseException) -> str:
+    """What is wrong with a picture that Pillow could not open, as the end of a sentence."""
     if isinstance(source, (str, Path)):
         if not os.access(source, os.R_OK):
             return "can't be read: permission denied" if os.path.lexists(source) else "is not there any more"

@@ -1,9 +1,9 @@
 """Which pictures each step sees, in which wording, cut and mirroring: a pure function of seed and step.
 
-Every entry (a picture in a bucket) is seen once an epoch; a batch has one bucket. A bucket's pictures are dealt out as evenly
-as batches allow, so that no step learns from one left-over picture. Regularisation pictures are shown as often as the
-others, taking turns where they are more. Nothing here depends on what was drawn before: resuming, `dataset saw` and
-several processes all ask the same function.
+Every entry (a picture in a bucket) is seen once an epoch; a batch has one bucket. A bucket's pictures are dealt out as
+evenly as batches allow, so that no step learns from one left-over picture. Regularisation pictures are shown as often
+as the others, taking turns where they are more. Nothing here depends on what was drawn before: resuming, `dataset saw`
+and several processes all ask the same function.
 """
 
 from __future__ import annotations
@@ -36,13 +36,25 @@ class Order:
 
     def __init__(self, config: TrainConfig, entries: list[Entry], items: list[Item], num_wordings: list[int]) -> None:
         self.config, self.entries, self.num_wordings = config, entries, num_wordings
+        # The entries of each bucket, own and regularisation pictures apart.
         buckets = sorted({entry.bucket for entry in entries})
         regular = {index for index, entry in enumerate(entries) if items[entry.index].regular}
-        self._own = {bucket: [index for index, entry in enumerate(entries) if entry.bucket == bucket and index not in regular] for bucket in buckets}
-        self._regular = {bucket: [index for index in sorted(regular) if entries[index].bucket == bucket] for bucket in buckets}
+        self._own = {
+            bucket: [index for index, entry in enumerate(entries) if entry.bucket == bucket and index not in regular]
+            for bucket in buckets
+        }
+        self._regular = {
+            bucket: [index for index in sorted(regular) if entries[index].bucket == bucket] for bucket in buckets
+        }
+
+        # How many regularisation pictures each bucket shows an epoch: as many, in all, as there are others.
         share = (len(entries) - len(regular)) / max(1, len(regular))
-        self._turns = {bucket: max(1, round(len(found) * share)) if found else 0 for bucket, found in self._regular.items()}
-        self.num_batches = sum(-(-(len(self._own[bucket]) + self._turns[bucket]) // config.batch_size) for bucket in buckets)
+        self._turns = {
+            bucket: max(1, round(len(indexes) * share)) if indexes else 0 for bucket, indexes in self._regular.items()
+        }
+        self.num_batches = sum(
+            -(-(len(self._own[bucket]) + self._turns[bucket]) // config.batch_size) for bucket in buckets
+        )
         self._epoch = lru_cache(maxsize=4)(self._deal)
 
     def step(self, step: int) -> list[tuple[int, list[Sample]]]:
@@ -73,9 +85,11 @@ class Order:
         rng = objective.generator(self.config.seed, "order", epoch)
         batches: list[list[int]] = []
         for bucket, own in self._own.items():
-            found, turns = self._regular[bucket], self._turns[bucket]
-            pool = own + [found[(epoch * turns + turn) % len(found)] for turn in range(turns)]
+            regular, turns = self._regular[bucket], self._turns[bucket]
+            # Where there are more regularisation pictures than turns, each epoch goes on where the last one ended.
+            pool = own + [regular[(epoch * turns + turn) % len(regular)] for turn in range(turns)]
             shuffled = [pool[place] for place in torch.randperm(len(pool), generator=rng).tolist()]
+            # Batches as even as can be: no left-over picture makes a batch of its own.
             count = -(-len(pool) // self.config.batch_size)
             edges = [len(pool) * part // count for part in range(count + 1)]
             batches += [shuffled[start:end] for start, end in zip(edges, edges[1:], strict=False)]

@@ -1,8 +1,8 @@
 """A folder of pictures and captions -> what can be trained on, and one message that names every file that can't.
 
-Every file is decoded whole here, before any model is loaded. What is wrong with one file never stops the others; what was
-done about it is said. Where the pictures are and what the folder says about them is `trainer.data.sources`; how a picture
-is opened, `trainer.data.opening`.
+Every file is decoded whole here, before any model is loaded. What is wrong with one file never stops the others; what
+was done about it is said. Where the pictures are and what the folder says about them is `trainer.data.sources`; how a
+picture is opened, `trainer.data.opening`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Literal
 from trainer import choices, files
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import caption_variants, opening, sources
+from trainer.data import caption_variants, opening, sources, swaps
 from trainer.data.formats import CAPTION_SUFFIXES as CAPTION_SUFFIXES
 from trainer.data.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.opening import open_image as open_image
-from trainer.data.sources import Found
+from trainer.data.picture_file import PictureFile, first_names
 from trainer.errors import DataError
+from trainer.lazy import Image, ImageOps, numpy, torch
 from trainer.printing import listed, printable
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-# Where each cut lies along the side that is too long, 0 to 1: the centre, and four that together show all of the picture.
+# Where each cut lies along the side that is too long, 0 to 1: the centre, and four that together show all of it.
 _PLACES = (0.5, 0.0, 1 / 3, 2 / 3, 1.0)
 PLACEHOLDER = "[trigger]"  # in captions written for ai-toolkit
 
@@ -40,7 +41,8 @@ class Item:
     """One picture that opens, and what it is trained with."""
 
     path: Path
-    captions: tuple[str, ...]  # finished but for what `trainer.data.caption_variants` draws; several only with captions.lines = choose
+    # Finished but for what `trainer.data.caption_variants` draws; several only with captions.lines = choose.
+    captions: tuple[str, ...]
     sha256: str  # of the picture file
     width_px: int  # turned as its EXIF says
     height_px: int
@@ -63,7 +65,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder holds: usable items sorted by name, and a line for each file that was left out or read in a special way."""
+    """What a folder holds: usable items sorted by name.
+
+    `problems` has a line for each file that was left out or read in a special way.
+    """
 
     folder: Path
     items: list[Item]
@@ -75,15 +80,25 @@ class Dataset:
         """sha256 over all that training sees: names, pictures, captions, masks, repeats and weights."""
         state = hashlib.sha256()
         for item in self.items:
-            parts = (item.path.name, item.sha256, len(item.captions), *item.captions, item.repeats, item.weight, item.mask_sha256, item.regular)
+            parts = (
+                item.path.name,
+                item.sha256,
+                len(item.captions),
+                *item.captions,
+                item.repeats,
+                item.weight,
+                item.mask_sha256,
+                item.regular,
+            )
             state.update("\0".join(map(str, parts)).encode("utf-8", "surrogateescape") + b"\n")
         return state.hexdigest()
 
     @property
     def message(self) -> str:
         """How many pictures will train where some will not, and all problems, as one message."""
-        share = f"{len(self.items)} of {len(self.items) + self.num_left_out} pictures can be used. " if self.num_left_out else ""
-        head = f"{share}{len(self.problems)} thing{'' if len(self.problems) == 1 else 's'} to know about {self.folder}:"
+        num_used, num_problems = len(self.items), len(self.problems)
+        share = f"{num_used} of {num_used + self.num_left_out} pictures can be used. " if self.num_left_out else ""
+        head = f"{share}{num_problems} thing{'' if num_problems == 1 else 's'} to know about {self.folder}:"
         return "\n".join([head, *(f"  {line}" for line in self.problems)])
 
 
@@ -98,14 +113,18 @@ def scan(config: TrainConfig) -> Dataset:
     data = config.data
     if not data.folder:
         raise DataError("data.folder is not set; name a folder of pictures with --data DIR.")
-    own = scan_folder(Path(data.folder), "data.folder", data, config.captions, data.trigger)
+    training = scan_folder(Path(data.folder), "data.folder", data, config.captions, data.trigger)
     if not data.regularisation:
-        return own
+        return training
     plain = data.model_copy(update={"trigger": "", "repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
-    others = scan_folder(Path(data.regularisation), "data.regularisation", plain, config.captions, data.class_caption)
-    regular = [replace(item, regular=True, weight=data.regularisation_weight) for item in others.items]
-    problems = own.problems + [f"data.regularisation: {line}" for line in others.problems]
-    return Dataset(own.folder, own.items + regular, problems, own.num_left_out + others.num_left_out)
+    regularisation = scan_folder(
+        Path(data.regularisation), "data.regularisation", plain, config.captions, data.class_caption
+    )
+    regular = [replace(item, regular=True, weight=data.regularisation_weight) for item in regularisation.items]
+    problems = training.problems + [f"data.regularisation: {line}" for line in regularisation.problems]
+    return Dataset(
+        training.folder, training.items + regular, problems, training.num_left_out + regularisation.num_left_out
+    )
 
 
 def scan_heldout(config: TrainConfig) -> Dataset | None:
@@ -114,55 +133,76 @@ def scan_heldout(config: TrainConfig) -> Dataset | None:
     if not data.heldout:
         return None
     plain = data.model_copy(update={"repeats": (), "weights": (), "mask": "off", "mask_folder": ""})
-    found = scan_folder(Path(data.heldout), "data.heldout", plain, config.captions, data.trigger)
-    items = [replace(item, repeats=1, captions=(caption_variants.settled(item.captions, config.captions, config.seed),)) for item in found.items]
-    problems = list(found.problems)
-    if data.folder and Path(data.folder).resolve() == found.folder.resolve():
-        problems.append("data.heldout is the training folder itself: what is measured on it says nothing about new pictures.")
-    return Dataset(found.folder, items, problems, found.num_left_out)
+    dataset = scan_folder(Path(data.heldout), "data.heldout", plain, config.captions, data.trigger)
+    items = [
+        replace(item, repeats=1, captions=(caption_variants.settled(item.captions, config.captions, config.seed),))
+        for item in dataset.items
+    ]
+    problems = list(dataset.problems)
+    if data.folder and Path(data.folder).resolve() == dataset.folder.resolve():
+        problems.append(
+            "data.heldout is the training folder itself: what is measured on it says nothing about new pictures."
+        )
+    return Dataset(dataset.folder, items, problems, dataset.num_left_out)
 
 
 def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsConfig, fallback: str) -> Dataset:
     """Every picture below `folder`, decoded once, with its captions; `fallback` is the caption of those without.
 
-    Raises: DataError if the folder is missing or nothing in it can be used, ConfigError for rules of repeats and weights.
+    Raises: DataError if the folder is missing or nothing in it can be used, ConfigError for rules of repeats and
+    weights.
     """
+    swaps.settle(folder)  # or a picture might be trained with the mask of what it was
     survey = sources.survey(folder, data, field)
-    problems: list[str] = []
-    items: list[Item] = []
-    maskless = []
     own_mask = _is_own_mask(data.mask)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(pool.map(lambda found: _look(found, own_mask), survey.pictures))
-    for found, look in zip(survey.pictures, looks, strict=True):
-        refusal = look if isinstance(look, str) else found.refusal
-        if refusal or isinstance(look, str):
-            problems.append(f"{found.name} {refusal}: left out.")
+        opened = list(pool.map(lambda picture: _open(picture, own_mask), survey.pictures))
+
+    # An item for each picture that opens and has a caption.
+    problems: list[str] = []
+    items: list[Item] = []
+    maskless: list[str] = []
+    for picture, image in zip(survey.pictures, opened, strict=True):
+        refusal = image if isinstance(image, str) else picture.refusal
+        if refusal or isinstance(image, str):
+            problems.append(f"{picture.name} {refusal}: left out.")
             continue
-        text = found.text or _fallback(found, fallback, field, problems)
+        text = picture.text or _fallback(picture, fallback, field, problems)
         if not text:
             continue
-        if look.empty_mask:
-            problems.append(f"{found.name} has a mask that is black all over: nothing of it counts in full.")
-        maskless += [] if look.mask else [found.name]
-        items.append(_item(found, look, _captions(text, data.trigger, captions)))
+        if image.empty_mask:
+            problems.append(f"{picture.name} has a mask that is black all over: nothing of it counts in full.")
+        maskless += [] if image.mask else [picture.name]
+        items.append(_item(picture, image, _captions(text, data.trigger, captions)))
+
+    # What to know of several pictures at once.
     if data.mask != "off" and maskless and items:
-        problems.append(f"{len(maskless)} of {len(items)} pictures have no mask ({', '.join(maskless[:3])}{', ...' if maskless[3:] else ''}): trained whole.")
-    noted = {found.name: look.notes for found, look in zip(survey.pictures, looks, strict=True) if isinstance(look, _Look)}
-    open_places = [found.name for found in survey.pictures if PLACEHOLDER in found.text and not data.trigger]
-    if open_places:
-        problems.append(f"{sources.some(open_places)}: the caption says {PLACEHOLDER}, and data.trigger is not set: read as it stands.")
-    lines = [printable(line) for line in problems + noted_lines(noted)]
-    dataset = Dataset(folder, items, lines + survey.problems, len(survey.pictures) + survey.num_foreign - len(items))
+        names = f"{', '.join(maskless[:3])}{', ...' if maskless[3:] else ''}"
+        problems.append(f"{len(maskless)} of {len(items)} pictures have no mask ({names}): trained whole.")
+    notes = {
+        picture.name: image.notes
+        for picture, image in zip(survey.pictures, opened, strict=True)
+        if isinstance(image, _Opened)
+    }
+    unfilled = [picture.name for picture in survey.pictures if PLACEHOLDER in picture.text and not data.trigger]
+    if unfilled:
+        problems.append(
+            f"{first_names(unfilled)}: the caption says {PLACEHOLDER}, and data.trigger is not set: read as it stands."
+        )
+    lines = [printable(line) for line in problems + noted_lines(notes)]
+    num_left_out = len(survey.pictures) + survey.num_foreign - len(items)
+    dataset = Dataset(folder, items, lines + survey.problems, num_left_out)
     if not items:
-        reason = f"\n{listed(dataset.problems, '  ')}" if dataset.problems else f"it has no {', '.join(IMAGE_SUFFIXES)} files."
+        reason = f"it has no {', '.join(IMAGE_SUFFIXES)} files."
+        if dataset.problems:
+            reason = f"\n{listed(dataset.problems, '  ')}"
         raise DataError(f"{field} is {str(folder)!r}, where nothing can be used: {reason}")
     return dataset
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What a picture is when it is opened."""
+class _Opened:
+    """What training needs to know of a picture, and only opening it tells."""
 
     notes: tuple[str, ...]
     size: tuple[int, int]
@@ -172,26 +212,30 @@ class _Look:
     empty_mask: bool
 
 
-def _look(found: Found, alpha: bool) -> _Look | str:
+def _open(picture: PictureFile, own_mask: bool) -> _Opened | str:
     """The opened picture and its mask, or what is wrong with one of them."""
+    # The picture, decoded whole.
     try:
-        image, notes = opening.open_whole(found.path)
-        size, digest = image.size, files.sha256(found.path)
-        path = (found.path if image.has_transparency_data else None) if alpha else found.mask
+        image, notes = opening.open_whole(picture.path)
+        size, digest = image.size, files.sha256(picture.path)
+        path = (picture.path if image.has_transparency_data else None) if own_mask else picture.mask
     except DataError as error:
         return str(error)
     except OSError as error:
         return f"can't be read ({error.strerror})"
     if path is None:
-        return _Look(notes, size, digest, None, "", False)
+        return _Opened(notes, size, digest, None, "", False)
+
+    # Its mask.
     try:
-        mask = _open_mask(path, found.path)
+        mask = _open_mask(path, picture.path)
         if mask.size != size:
             return (
                 f"is {size[0]} x {size[1]} pixels, but its mask {path.name} is {mask.width} x {mask.height}; "
                 "make them alike, or remove the mask to train the whole picture"
             )
-        return _Look(notes, size, digest, path, digest if path == found.path else files.sha256(path), mask.getextrema()[1] == 0)
+        mask_digest = digest if path == picture.path else files.sha256(path)
+        return _Opened(notes, size, digest, path, mask_digest, mask.getextrema()[1] == 0)
     except DataError as error:
         return f"has a mask {path.name} that {error}"
 
@@ -202,7 +246,7 @@ def noted_lines(notes: dict[str, tuple[str, ...]]) -> list[str]:
     for name, lines in notes.items():
         for line in lines:
             having.setdefault(line, []).append(name)
-    return [f"{sources.some(names)} {'has' if len(names) == 1 else 'have'} {line}." for line, names in having.items()]
+    return [f"{first_names(names)} {'has' if len(names) == 1 else 'have'} {line}." for line, names in having.items()]
 
 
 def _is_own_mask(mask: Literal["off", "file", "alpha"]) -> bool:
@@ -216,19 +260,23 @@ def _is_own_mask(mask: Literal["off", "file", "alpha"]) -> bool:
             choices.never(mask)
 
 
-def _fallback(found: Found, fallback: str, field: str, problems: list[str]) -> str:
+def _fallback(picture: PictureFile, fallback: str, field: str, problems: list[str]) -> str:
     """The caption of a picture without one; "" if there is none for it either, which leaves it out."""
+    is_regular = field == "data.regularisation"
     if fallback:
-        said = f"the trigger {fallback!r} alone" if field != "data.regularisation" else f"the class {fallback!r}"
-        problems.append(f"{found.name} has no caption: trained with {said}.")
+        caption = f"the class {fallback!r}" if is_regular else f"the trigger {fallback!r} alone"
+        problems.append(f"{picture.name} has no caption: trained with {caption}.")
     else:
-        how = "set data.trigger to train it on the trigger alone" if field != "data.regularisation" else "name its folder like 1_cat"
-        problems.append(f"{found.name} has no caption: left out (write {found.path.stem}.txt, or {how}).")
+        way_out = "name its folder like 1_cat" if is_regular else "set data.trigger to train it on the trigger alone"
+        problems.append(f"{picture.name} has no caption: left out (write {picture.path.stem}.txt, or {way_out}).")
     return fallback
 
 
 def _captions(text: str, trigger: str, captions: CaptionsConfig) -> tuple[str, ...]:
-    """The text, or its lines without blank and double ones; with prefix, suffix, and the trigger in front where it is lacking."""
+    """The text, or each of its lines: with prefix, suffix, and the trigger in front where it is lacking.
+
+    Blank and double lines are dropped.
+    """
     text = with_trigger(text, trigger)
     match captions.lines:
         case "join":
@@ -241,8 +289,9 @@ def _captions(text: str, trigger: str, captions: CaptionsConfig) -> tuple[str, .
 
 
 def _finished(text: str, trigger: str, captions: CaptionsConfig) -> str:
+    """The caption with prefix and suffix, and the trigger in front where it is lacking."""
     text = f"{captions.prefix} {text}" if captions.prefix else text
-    if captions.suffix:
+    if captions.suffix:  # punctuation needs no blank before it
         text = f"{text}{captions.suffix}" if captions.suffix[0] in " ,.;:!?" else f"{text} {captions.suffix}"
     return f"{trigger}, {text}" if trigger and not has_trigger(text, trigger) else text
 
@@ -253,7 +302,7 @@ def with_trigger(text: str, trigger: str) -> str:
 
 
 def has_trigger(text: str, trigger: str) -> bool:
-    """Whether the trigger stands in the text as a word of its own, in capitals or not: `art` does not stand in `party`."""
+    """Whether the trigger stands in the text as a word of its own, in capitals or not: not `art` in `party`."""
     return _as_word(trigger).search(text) is not None
 
 
@@ -268,37 +317,42 @@ def without_trigger(text: str, trigger: str, word: str) -> str:
 
 
 def _as_word(trigger: str) -> re.Pattern[str]:
+    # Not \b: a trigger may begin or end with a sign, at which \b would ask for a letter beside it.
     before, after = (r"(?<!\w)" if trigger[0].isalnum() else ""), (r"(?!\w)" if trigger[-1].isalnum() else "")
     return re.compile(f"{before}{re.escape(trigger)}{after}", re.IGNORECASE)
 
 
-def _item(found: Found, look: _Look, captions: tuple[str, ...]) -> Item:
-    width, height = look.size
-    return Item(found.path, captions, look.sha256, width, height, found.repeats, found.weight, look.mask, look.mask_sha256)
+def _item(picture: PictureFile, image: _Opened, captions: tuple[str, ...]) -> Item:
+    return Item(
+        picture.path,
+        captions,
+        image.sha256,
+        *image.size,
+        picture.repeats,
+        picture.weight,
+        image.mask,
+        image.mask_sha256,
+    )
 
 
 # Pixels as they are trained on.
 
 
 def load_pixels(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool, background: str) -> Tensor:
-    """The picture (3, h, w) in [-1, 1], scaled to cover the bucket (width, height) and cut to it: 0 at the centre, 1..4 elsewhere."""
-    import numpy
-    import torch
-    from PIL import Image
+    """The picture (3, h, w) in [-1, 1], scaled to cover the bucket (width, height) and cut to it.
 
+    Cut 0 is at the centre, 1 to 4 are elsewhere.
+    """
     framed = _framed(open_image(item.path, background), bucket, cut, mirrored, Image.Resampling.LANCZOS)
-    return torch.from_numpy(numpy.array(framed)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(numpy.array(framed)).permute(2, 0, 1).float() / 127.5 - 1  # (h, w, 3) -> (3, h, w)
 
 
 def load_mask(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> Tensor:
     """The picture's mask (1, h, w) in [0, 1], framed as its pixels are; ones if it has none."""
-    import numpy
-    import torch
-    from PIL import Image
-
     if item.mask is None:
         return torch.ones(1, bucket[1], bucket[0])
-    framed = _framed(_open_mask(item.mask, item.path), bucket, cut, mirrored, Image.Resampling.BILINEAR)  # Lanczos would ring at a mask's edges
+    mask = _open_mask(item.mask, item.path)
+    framed = _framed(mask, bucket, cut, mirrored, Image.Resampling.BILINEAR)  # Lanczos would ring at a mask's edges
     return torch.from_numpy(numpy.array(framed))[None].float() / 255
 
 
@@ -308,15 +362,18 @@ def _open_mask(path: Path, picture: Path) -> Image.Image:
 
 
 def frame(item: Item, bucket: tuple[int, int], cut: int, mirrored: bool) -> tuple[int, ...]:
-    """Height and width of the picture as it is, top and left of the cut once it is scaled to cover the bucket, height and width of the cut."""
+    """Height and width of the picture, top and left of the cut in the scaled picture, height and width of the cut.
+
+    The picture is scaled to cover the bucket. SDXL is conditioned on these numbers.
+    """
     scale = max(bucket[0] / item.width_px, bucket[1] / item.height_px)
     top = round((item.height_px * scale - bucket[1]) * _PLACES[cut])
     left = round((item.width_px * scale - bucket[0]) * (1 - _PLACES[cut] if mirrored else _PLACES[cut]))
     return item.height_px, item.width_px, top, left, bucket[1], bucket[0]
 
 
-def _framed(image: Image.Image, bucket: tuple[int, int], cut: int, mirrored: bool, filter: Image.Resampling) -> Image.Image:
-    from PIL import ImageOps
-
+def _framed(
+    image: Image.Image, bucket: tuple[int, int], cut: int, mirrored: bool, filter: Image.Resampling
+) -> Image.Image:
     framed = ImageOps.fit(image, bucket, filter, centering=(_PLACES[cut], _PLACES[cut]))
     return ImageOps.mirror(framed) if mirrored else framed

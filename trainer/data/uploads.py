@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 
 from trainer import files, system, unique_names
-from trainer.data import captions, imagefolder, layouts
+from trainer.data import caption_files, imagefolder, other_tools_files
 from trainer.data.formats import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from trainer.data.opening import open_image
 from trainer.errors import DataError
@@ -33,6 +33,8 @@ MAX_ENTRIES = 5_000
 MAX_FILE_BYTES = 50 << 20
 MAX_TOTAL_BYTES = 2 << 30
 MAX_RATIO = 100
+# What is wrong with a path itself, and not with the disk.
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
 _RATIO_FROM_BYTES = 1 << 20  # below it, plain text packs as well as a bomb does
 
 
@@ -63,7 +65,8 @@ class _Source:
     @property
     def key(self) -> str:
         """What a picture and its caption share: the path without suffix."""
-        return str(PurePosixPath(self.name.replace("\\", "/")).with_suffix("")) if PurePosixPath(self.name.replace("\\", "/")).name else self.name
+        path = PurePosixPath(self.name.replace("\\", "/"))
+        return str(path.with_suffix("")) if path.name else self.name
 
     @property
     def suffix(self) -> str:
@@ -72,6 +75,7 @@ class _Source:
 
 def safe_stem(name: str) -> str:
     """A file stem of letters, digits, dot, dash and underscore, at most 80, whatever path or trick `name` holds."""
+    # NFC: macOS writes accents apart from their letters, and would make another name of the same.
     last = re.split(r"[\\/]", unicodedata.normalize("NFC", name))[-1]
     stem = re.sub(r"[^\w.-]+", "-", os.path.splitext(last)[0]).strip("-. ")[:80].strip("-. ")
     while len(stem.encode()) > 200:  # a file name holds 255 bytes
@@ -105,12 +109,17 @@ def _capped(raw: bytes) -> bytes:
 
 
 def add_zip(folder: Path, zip_path: Path) -> Report:
-    """Copy the pictures and captions of a zip into `folder`. Raises: DataError if the zip as a whole can't be trusted."""
+    """Copy the pictures and captions of a zip into `folder`.
+
+    Raises: DataError if the zip as a whole can't be trusted.
+    """
     report = Report()
     with _entries(zip_path, report) as sources:
         captioned = {source.key for source in sources if source.suffix in CAPTION_SUFFIXES}
         aside = {source: reason for source in sources if (reason := _aside(source.name, source.key in captioned))}
-        report.left_out += [f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in IMAGE_SUFFIXES]
+        report.left_out += [
+            f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in IMAGE_SUFFIXES
+        ]
         return _add(folder, [source for source in sources if source not in aside], report)
 
 
@@ -122,12 +131,15 @@ def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]
             where = place(source.name)
             is_picture = source.suffix in IMAGE_SUFFIXES
             try:
+                # What is refused by its name.
                 if where is None:
                     raise DataError("has a name that can't be a file's everywhere")
                 if str(where).lower() in taken:
                     raise DataError("is there twice, or differs from another only in case")
                 if not is_picture and source.suffix not in CAPTION_SUFFIXES and where.name not in imagefolder.NAMES:
                     raise DataError("is no picture, caption or metadata")
+
+                # What is refused by its content; sizes are counted here, since headers lie.
                 raw = source.read()
                 total += len(raw)
                 if total > MAX_TOTAL_BYTES:
@@ -149,14 +161,17 @@ def _put(path: Path, raw: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL):
+        if error.errno not in _PATH_ERRORS:
             raise
         raise DataError(f"has a path that can't be written here ({error.strerror})") from None
 
 
 @contextmanager
 def _entries(zip_path: Path, report: Report) -> Iterator[list[_Source]]:
-    """The files of a zip that may be read; the others are said in the report. Raises: DataError, also from reading in the body."""
+    """The files of a zip that may be read; the others are named in the report.
+
+    Raises: DataError, also from reading in the body.
+    """
     try:
         if zip_path.stat().st_size > MAX_TOTAL_BYTES:
             raise DataError(f"{zip_path.name} is larger than {MAX_TOTAL_BYTES >> 30} GiB.")
@@ -172,18 +187,22 @@ def _entries(zip_path: Path, report: Report) -> Iterator[list[_Source]]:
                     continue
                 sources.append(_Source(entry.filename, _entry_reader(archive, entry)))
             yield sources
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise DataError(f"{zip_path.name} is not a zip that can be read: {str(error)[:120]}") from None
 
 
 def _check_whole(name: str, entries: list[zipfile.ZipInfo], directory_start: int) -> None:
+    """Raises: DataError for too many entries, or for some that overlap, as bombs do that unpack one part many times."""
     if len(entries) > MAX_ENTRIES:
         raise DataError(f"{name} has {len(entries)} entries; allowed: up to {MAX_ENTRIES}.")
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < end:
-            raise DataError(f"{name} has entries that overlap ({_shown(entry.filename)}); such a zip is made to do harm and is refused.")
-        end = entry.header_offset + 30 + entry.compress_size
+            raise DataError(
+                f"{name} has entries that overlap ({_shown(entry.filename)}); such a zip is made to do harm and is "
+                f"refused."
+            )
+        end = entry.header_offset + 30 + entry.compress_size  # a local header has 30 bytes at least
     if end > directory_start:
         raise DataError(f"{name} has entries that overlap its directory; such a zip is made to do harm and is refused.")
 
@@ -191,20 +210,23 @@ def _check_whole(name: str, entries: list[zipfile.ZipInfo], directory_start: int
 def _is_litter(name: str) -> bool:
     """What systems put into every zip: no word need be lost about it."""
     *folders, last = re.split(r"[\\/]", name)
-    return layouts.is_litter(last) or any(layouts.is_waste(folder) for folder in folders)
+    return other_tools_files.is_litter(last) or any(other_tools_files.is_waste(folder) for folder in folders)
 
 
 def _aside(name: str, captioned: bool) -> str:
-    """Why an entry is no picture of the set though it is one, by the folder it lies in, as the end of a sentence; "" if it is of the set."""
+    """Why a picture is not of the set, by the folder it lies in, as the end of a sentence; "" if it is of the set."""
     folders = re.split(r"[\\/]", name)[:-1]
-    return next((f"lies in {folder}, which {reason}" for folder in folders if (reason := _reason(folder, captioned))), "")
+    return next(
+        (f"lies in {folder}, which {reason}" for folder in folders if (reason := _reason(folder, captioned))), ""
+    )
 
 
 def _reason(folder: str, captioned: bool) -> str:
-    return layouts.aside(folder) or ("" if captioned else layouts.aside_without_captions(folder))
+    return other_tools_files.aside(folder) or ("" if captioned else other_tools_files.aside_without_captions(folder))
 
 
 def _refusal(entry: zipfile.ZipInfo) -> str | None:
+    """Why an entry is not even read, by its header; None if it may be."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "is a link or a device, not a file"
@@ -224,7 +246,7 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[
         try:
             with archive.open(entry) as file:
                 return _capped(file.read(MAX_FILE_BYTES + 1))
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, ValueError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, ValueError, EOFError) as error:
             raise DataError(f"is damaged in the zip ({str(error)[:80]})") from None
 
     return read
@@ -236,28 +258,37 @@ def _shown(name: str) -> str:
 
 
 def _add(folder: Path, sources: list[_Source], report: Report) -> Report:
-    """Pictures first, then captions beside the picture they came with, under its new stem. Raises: DataError if there is no writing."""
+    """Write the files into the folder; what came in and what did not.
+
+    Raises: DataError if nothing can be written there.
+    """
     try:
         return _written(folder, sources, report)
     except Timeout:
         raise DataError(f"{folder.name} is being filled by others; try again in a minute. {report.message}") from None
     except OSError as error:
-        raise DataError(f"{folder.name} can't take these files ({error.strerror or error}); {captions.mend(error)} {report.message}") from None
+        raise DataError(
+            f"{folder.name} can't take these files ({error.strerror or error}); {caption_files.mend(error)} "
+            f"{report.message}"
+        ) from None
 
 
 def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
+    """The report, with pictures first, then captions beside the picture they came with, under its new stem."""
     folder.mkdir(parents=True, exist_ok=True)
-    stems: dict[str, str] = {}
-    left, total = list(sources), 0
-    left.sort(key=lambda source: (source.suffix in CAPTION_SUFFIXES, source.suffix == ".caption"))
-    for number, source in enumerate(left):
+    stems: dict[str, str] = {}  # by the key of a picture, the stem it was written under
+    total = 0
+    ordered = sorted(sources, key=lambda source: (source.suffix in CAPTION_SUFFIXES, source.suffix == ".caption"))
+    for number, source in enumerate(ordered):
         problem = None
         try:
+            # What is neither picture nor caption is not even read.
             raw = source.read() if source.suffix in (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES) else b""
             total += len(raw)
             if total > MAX_TOTAL_BYTES:
                 report.left_out.append(
-                    f"{_shown(source.name)} and the {len(left) - number - 1} after it: together they are larger than {MAX_TOTAL_BYTES >> 30} GiB."
+                    f"{_shown(source.name)} and the {len(ordered) - number - 1} after it: together they are larger "
+                    f"than {MAX_TOTAL_BYTES >> 30} GiB."
                 )
                 break
             if source.suffix in CAPTION_SUFFIXES:
@@ -266,7 +297,9 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
                 stems.setdefault(source.key, name := _add_picture(folder, source, raw))
                 report.added.append(name + source.suffix)
             else:
-                problem = f"is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a caption ({', '.join(CAPTION_SUFFIXES)})"
+                problem = (
+                    f"is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a caption ({', '.join(CAPTION_SUFFIXES)})"
+                )
         except DataError as error:
             problem = str(error)
         if problem:
@@ -275,24 +308,27 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
 
 
 def _claiming(folder: Path) -> FileLock:
-    """Held while a name is looked for and taken: two pictures of one stem, `a.png` and `a.jpg`, would share a caption, which no link can tell."""
+    """A lock to hold while a name is looked for and taken.
+
+    A name that is free can be claimed without a lock, but not a stem: `a.png` and `a.jpg` would share one caption.
+    """
     return FileLock(str(folder / ".uploads.lock"), timeout=60)
 
 
 def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
     """The stem it was written under; one that no other picture or caption of the folder has."""
     open_image(io.BytesIO(raw)).close()
-    with unique_names.temporary(folder) as made:
-        files.write_synced(made, raw)
+    with unique_names.temporary(folder) as temporary:
+        files.write_synced(temporary, raw)
         with _claiming(folder):
             taken = {os.path.splitext(name)[0].lower() for name in os.listdir(folder) if not name.startswith(".")}
             names = unique_names.numbered(folder, safe_stem(source.name), source.suffix)
-            return unique_names.put(made, (path for path in names if path.stem.lower() not in taken)).stem
+            return unique_names.put(temporary, (path for path in names if path.stem.lower() not in taken)).stem
 
 
 def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str]) -> str | None:
     """Write the caption beside its picture; what is wrong with it otherwise. Raises: DataError."""
-    text = captions.decode(raw, "file")
+    text = caption_files.decode(raw, "file")
     stem = stems.get(source.key)
     if stem is None:
         stem = safe_stem(source.name)
@@ -301,5 +337,5 @@ def _add_caption(folder: Path, source: _Source, raw: bytes, stems: dict[str, str
     with _claiming(folder):
         if any((folder / f"{stem}{suffix}").exists() for suffix in CAPTION_SUFFIXES):
             return f"would replace the caption of {stem}; edit it there instead"
-        captions.write_caption(folder / f"{stem}.png", text)
+        caption_files.write_caption(folder / f"{stem}.png", text)
     return None

@@ -1,4 +1,5 @@
-"""Model families, one a file: the module's name is the family's, its names are the facts and functions of `contract.Family`.
+"""Model families, one a file: the module's name is the family's, its names are the facts and functions of
+`contract.Family`.
 
 `prediction` is a tuple because one architecture comes with several (SD 2.x is v, SD 1.x epsilon): the scheduler's
 config of the base at hand decides. A family sees `schema` and torch, never the loop, the config or another family.

@@ -1,4 +1,7 @@
-"""AuraFlow: joint blocks of text and image, then single ones, told by a T5 trained on the Pile; predicts flow. The text encoder is never adapted."""
+"""AuraFlow: a transformer of joint, then single blocks that predicts flow; a T5 trained on the Pile encodes captions.
+
+The text encoder is never adapted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import foreign_json, pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +36,15 @@ base_version = "auraflow"
 _BLOCKS = r"(joint|single)_transformer_blocks\.\d+"
 _ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _FEED_FORWARD = r"ff(_context)?\.(linear_[12]|out_projection)"
-_TOLD = r"norm1(_context)?\.linear"
+_MODULATION = r"norm1(_context)?\.linear"
+_LINEAR = rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_MODULATION})"
+_EMBEDDERS = r"pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]"
+_OUTPUT = r"norm_out\.linear|proj_out"
 targets = {
     "attention": rf"{_BLOCKS}\.{_ATTENTION}",
     "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
-    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
-    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|pos_embed\.proj|context_embedder|time_step_proj\.linear_[12]|norm_out\.linear|proj_out",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_EMBEDDERS}|{_OUTPUT}",
 }
 text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
 placeless_layers = r"\.context_embedder|_context\."
@@ -55,8 +62,11 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> AuraFlowPipeline:
     return pipelines.load(pipeline, folder, device, dtype)
 
 
-def most_tokens(folder: Path) -> int:
-    """Of a picture's side: those of the square of positions whose middle it is given. Beyond it diffusers takes wrong ones without a word."""
+def max_side_tokens(folder: Path) -> int:
+    """How many tokens a picture's side may have: the side of the square of position embeddings.
+
+    A picture gets the middle of that square. Beyond it diffusers silently takes wrong positions.
+    """
     config = foreign_json.table(folder / "transformer" / "config.json")
     return isqrt(int(config["pos_embed_max_size"]))
 
@@ -76,14 +86,20 @@ def count_tokens(pipe: AuraFlowPipeline, caption: str) -> int:
 
 
 def encode_text(pipe: AuraFlowPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, zeros where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, None, False, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe))
-    return [{"encoder_hidden_states": row, "mask": heeded[: len(row)]} for row, heeded in zip(hidden, mask, strict=True)]
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, both 0 at padding; long captions are cut off."""
+    hidden, mask, _, _ = pipe.encode_prompt(
+        captions, None, False, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe)
+    )
+    return [
+        {"encoder_hidden_states": row, "mask": row_mask[: len(row)]} for row, row_mask in zip(hidden, mask, strict=True)
+    ]
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
-    prediction: Tensor = denoiser(noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps / 1000).sample
+    prediction: Tensor = denoiser(
+        noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps / 1000
+    ).sample
     return prediction
 
 
@@ -94,18 +110,22 @@ def file_keys(pipe: AuraFlowPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.t5(32, "UMT5", 32)
-        transformer = AuraFlowTransformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=16, num_attention_heads=4,
-            caption_projection_dim=64, joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
+        transformer = diffusers.AuraFlowTransformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+            attention_head_dim=16, num_attention_heads=4, caption_projection_dim=64,
+            joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
         )  # fmt: skip
-        pipe = AuraFlowPipeline(tokenizer, encoder, tiny_parts.autoencoder(4, 0.13025, 0.0), transformer, FlowMatchEulerDiscreteScheduler(shift=1.73))
+        pipe = diffusers.AuraFlowPipeline(
+            tokenizer,
+            encoder,
+            tiny_parts.autoencoder(4, 0.13025, 0.0),
+            transformer,
+            diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -1,9 +1,11 @@
-"""Chroma: FLUX.1's blocks without its modulation layers, whose values a small network makes; T5 alone reads the caption, and guidance is a second pass.
+"""Chroma: FLUX.1's blocks without its modulation layers, whose values a small network makes; T5 alone reads the
+caption, and guidance is a second pass.
 
-Padding of a caption is masked but for its first token, in the blocks too, as Chroma was trained. Two faults of diffusers 0.42 are made good here. Its
-pipeline makes a float mask of ones and zeros, which attention adds to its scores, so that padding is heeded all the same
-(https://github.com/huggingface/diffusers/issues/12116): ours is a bool one, in training and in drawing. And its single blocks lose the mask under
-gradient checkpointing. T5 is never adapted.
+Padding of a caption is masked but for its first token, in the blocks too, as Chroma was trained. Two faults of
+diffusers 0.42 are corrected here. Its pipeline makes a float mask of ones and zeros, which attention adds to its
+scores, so that padding is attended to all the same (https://github.com/huggingface/diffusers/issues/12116): ours is
+boolean, in training and in drawing. And its single blocks lose the mask under gradient checkpointing. T5 is never
+adapted.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ title = "Chroma"
 pipeline = "ChromaPipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
-halves = "said, unsaid"
+guidance_layout = "separate calls"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 caption_tokens = 511
 comfyui_graph = False
@@ -42,12 +45,12 @@ base_version = "chroma"
 _BLOCKS = r"(single_)?transformer_blocks\.\d+"
 _ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out"
-_GUIDE = r"distilled_guidance_layer\.(in_proj|out_proj|layers\.\d+\.linear_[12])"
+_GUIDANCE = r"distilled_guidance_layer\.(in_proj|out_proj|layers\.\d+\.linear_[12])"
 targets = {
     "attention": rf"{_BLOCKS}\.{_ATTENTION}",
     "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
     "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder",
-    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDE}",
+    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|x_embedder|context_embedder|{_GUIDANCE}",
 }
 text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
 placeless_layers = r"\.(context_embedder|distilled_guidance_layer)|_context\."
@@ -80,37 +83,47 @@ def count_tokens(pipe: ChromaPipeline, caption: str) -> int:
 
 
 def encode_text(pipe: ChromaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask False where nothing is to be heeded; long ones are cut off."""
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption; long ones are cut off.
+
+    The mask is boolean, False at tokens that are not attended to.
+    """
     hidden, _, mask, _, _, _ = pipe.encode_prompt(
         captions, device=pipelines.device_of(pipe), do_classifier_free_guidance=False, max_sequence_length=_tokens(pipe)
     )
-    return [{"encoder_hidden_states": row, "mask": heeded.bool()} for row, heeded in zip(hidden, mask, strict=True)]
+    return [{"encoder_hidden_states": row, "mask": row_mask.bool()} for row, row_mask in zip(hidden, mask, strict=True)]
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
-    import torch
-
-    tokens, said, mask = pipelines.tokens(noised), conditioning["encoder_hidden_states"], conditioning["mask"]
-    heeded = torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1)
-    with _masked_twice(denoiser, heeded):
+    tokens, text, mask = pipelines.tokens(noised), conditioning["encoder_hidden_states"], conditioning["mask"]
+    joined_mask = torch.cat([mask, mask.new_ones(len(tokens), tokens.shape[1])], 1)  # (B, L + h/2 * w/2)
+    with _mask_in_checkpoints(denoiser, joined_mask):
         prediction: Tensor = denoiser(
-            hidden_states=tokens, timestep=timesteps / 1000, encoder_hidden_states=said, img_ids=pipelines.places(noised, 3),
-            txt_ids=torch.zeros(said.shape[1], 3, device=noised.device, dtype=noised.dtype), attention_mask=heeded,
-        ).sample  # fmt: skip
+            hidden_states=tokens,
+            timestep=timesteps / 1000,
+            encoder_hidden_states=text,
+            img_ids=pipelines.places(noised, 3),
+            txt_ids=torch.zeros(text.shape[1], 3, device=noised.device, dtype=noised.dtype),
+            attention_mask=joined_mask,
+        ).sample
     return pipelines.latents(prediction, noised)
 
 
 @contextmanager
-def _masked_twice(denoiser: nn.Module, heeded: Tensor) -> Iterator[None]:
-    """Single blocks computed under gradient checkpointing get the mask too, for the body; each call keeps its own for backward."""
+def _mask_in_checkpoints(denoiser: nn.Module, mask: Tensor) -> Iterator[None]:
+    """For the body, single blocks under gradient checkpointing get the mask too.
+
+    Each call keeps its own mask for backward.
+    """
     if not getattr(denoiser, "gradient_checkpointing", False):
         yield
         return
-    checkpointed: Any = denoiser._gradient_checkpointing_func  # diffusers lets it be set by a public name, and read and put back by none
+    # diffusers has a public name to set this function, but none to read it and put it back.
+    checkpointed: Any = denoiser._gradient_checkpointing_func
 
     def call(block: nn.Module, *inputs: Any) -> Any:
-        return checkpointed(block, *inputs, *((heeded,) if len(inputs) == 3 else ()))  # joint blocks have it already
+        # Joint blocks are already given the mask as their fourth input; single blocks have three.
+        return checkpointed(block, *inputs, *((mask,) if len(inputs) == 3 else ()))
 
     denoiser._gradient_checkpointing_func = call  # type: ignore[assignment]
     try:
@@ -126,19 +139,21 @@ def file_keys(pipe: ChromaPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.t5(32, tokens=32)
-        transformer = ChromaTransformer2DModel(
-            patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
-            axes_dims_rope=(4, 4, 8), approximator_hidden_dim=64, approximator_layers=1, approximator_num_channels=64,
+        transformer = diffusers.ChromaTransformer2DModel(
+            patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+            num_attention_heads=4, joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
+            approximator_hidden_dim=64, approximator_layers=1, approximator_num_channels=64,
         )  # fmt: skip
-        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15)
-        pipe = ChromaPipeline(scheduler, tiny_parts.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15
+        )
+        pipe = diffusers.ChromaPipeline(
+            scheduler, tiny_parts.autoencoder(4, 0.3611, 0.1159), encoder, tokenizer, transformer
+        )
     pipe.save_pretrained(str(folder))
     return folder

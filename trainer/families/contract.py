@@ -1,4 +1,7 @@
-"""What a family says of itself: every fact and function, and what each means. A family sees `schema` and torch, never the loop, the config or another."""
+"""What a family's file says: every fact and function that it may have, and what each means.
+
+A family sees `schema` and torch, never the loop, the config or another family.
+"""
 
 from __future__ import annotations
 
@@ -14,94 +17,157 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from trainer.objective import Guidance, Schedule
-else:  # the fields' kinds are read without torch
+else:  # start-up reads these types without loading torch
     Generator = Tensor = dtype = Module = Guidance = Schedule = Any
 
-_SOME = Field(min_length=1)
+_SOME = Field(min_length=1)  # not empty
 Text = Annotated[str, _SOME]
 Conditioning = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """One architecture of models. A field with a default may be left out of the family's file; `pipe` is always the family's diffusers pipeline."""
+    """One architecture of models; a field with a default may be left out of the family's file.
+
+    In the functions, `pipe` is the family's diffusers pipeline, `folder` a model in diffusers' layout, and a
+    conditioning what the text encoders make of captions: tensors by name, without a batch axis for one caption, with
+    one for a batch.
+    """
 
     # What it is.
-    name: Text  # the tag in `family`, the file's own name
-    title: Text  # for people
-    pipeline: Text  # name of the diffusers pipeline class
-    prediction: Annotated[tuple[Literal["epsilon", "v", "flow"], ...], _SOME]  # what its models may predict: one architecture comes with several
-    default_px: int  # of a picture's side
-    multiple_px: int  # of which a picture's sides are multiples
-    patch: int  # latents that the denoiser takes as one token, a side
-    usual: tuple[int, float]  # sampling steps and guidance scale that pictures are drawn with where nobody says
-    usual_of: Callable[[Path], tuple[int, float]] | None = None  # the same of the model in this folder, where its config tells a distilled one
-    most_tokens: Callable[[Path], int] | None = None  # how many tokens a picture's side may have, where there are positions for so many
+
+    # The value of the setting `family`, which is the file's own name.
+    name: Text
+    # What people read.
+    title: Text
+    # The name of the diffusers pipeline class.
+    pipeline: Text
+    # What its models may predict; one architecture comes with several kinds.
+    prediction: Annotated[tuple[Literal["epsilon", "v", "flow"], ...], _SOME]
+    # The side of a picture that the models are made for.
+    default_px: int
+    # Both sides of a picture are multiples of this.
+    multiple_px: int
+    # A token of the denoiser is this many latents wide and high; 1 where latents are tokens or there are none.
+    patch: int
+    # (sampling steps, guidance scale) of pictures for which neither is set.
+    usual: tuple[int, float]
+    # folder -> the same for one model, where its config tells a distilled one.
+    usual_of: Callable[[Path], tuple[int, float]] | None = None
+    # folder -> how many tokens a picture's side may have; None where positions have no end.
+    max_side_tokens: Callable[[Path], int] | None = None
 
     # Its layers.
-    components: Annotated[Mapping[str, str], _SOME]  # attribute of the pipeline -> prefix in a LoRA file: the denoiser, then text encoders that can be adapted
-    targets: Annotated[Mapping[str, str], _SOME]  # setting of `adapter.targets` -> regular expression over the denoiser's module paths
-    text_targets: str = ""  # regular expression over a text encoder's module paths, for `adapter.text_encoder`; empty where none is adapted
-    convolved: tuple[str, ...] = ()  # settings of targets other than "all" that take in convolutions, which some methods can't
+
+    # Attribute of the pipeline -> prefix in a LoRA file: the denoiser first, then the text encoders that can be
+    # adapted.
+    components: Annotated[Mapping[str, str], _SOME]
+    # Value of `adapter.targets` -> regular expression that matches the whole of a module's path in the denoiser.
+    targets: Annotated[Mapping[str, str], _SOME]
+    # The same over a text encoder's paths, for `adapter.text_encoder`; empty where no text encoder is adapted.
+    text_targets: str = ""
+    # Values of `adapter.targets`, besides "all", that include convolutions; some methods can't adapt those.
+    convolution_targets: tuple[str, ...] = ()
 
     # Its LoRA files.
-    file_names: Literal["kohya", "peft"]  # whose names a LoRA file's tensors have; "peft" are diffusers' own (see `export`)
-    architecture: Text  # `modelspec.architecture`
-    base_version: Text  # `ss_base_model_version`
-    words: Mapping[str, str]  # attribute of a text encoder -> key of a new word's vectors in a LoRA file; empty: new words are refused
-    is_v2: Callable[[Any], bool]  # `ss_v2`
-    file_keys: Callable[[Any], dict[str, str]]  # pipe -> {module path: key prefix in a LoRA file, spelled as `file_names` says}
-    # (pipe, adapted modules) -> scheme and size by which plain LoRAs of these are written instead of "peft", empty where they aren't.
+
+    # Whose names the tensors have: kohya's, or "peft", which are diffusers' own (see `export`).
+    file_names: Literal["kohya", "peft"]
+    # The header's `modelspec.architecture`.
+    architecture: Text
+    # The header's `ss_base_model_version`.
+    base_version: Text
+    # Attribute of a text encoder -> key of a new word's vectors in the file; empty where new words are refused.
+    words: Mapping[str, str]
+    # pipe -> the header's `ss_v2`.
+    is_v2: Callable[[Any], bool]
+    # pipe -> {component.module.path: the module's name in the file}, spelled as `file_names` says.
+    file_keys: Callable[[Any], dict[str, str]]
+    # (pipe, adapted modules) -> (scheme, published size) that plain LoRAs are written in instead of "peft"; both are
+    # empty where "peft" stays.
     named_as: Callable[[Any, set[str]], tuple[str, str]] | None = None
 
     # Opening it.
-    load: Callable[[Path, str, dtype], Any]  # (folder, device, dtype) -> the diffusers pipeline, frozen, in eval mode
-    prediction_of: Callable[[Path], str]  # which of `prediction` the model in this folder makes; its scheduler's config decides
-    tiny: Callable[[Path], Path]  # a small random model of the same architecture, built offline in this folder
+
+    # (folder, device, dtype) -> the pipeline, frozen and in eval mode.
+    load: Callable[[Path, str, dtype], Any]
+    # folder -> which of `prediction` this model makes; its scheduler's config decides.
+    prediction_of: Callable[[Path], str]
+    # folder -> the same folder, with a small random model of this architecture in it, built without network.
+    tiny: Callable[[Path], Path]
 
     # Text.
-    encode_text: Callable[[Any, list[str], int], list[Conditioning]]  # (pipe, captions, chunks) -> one a caption, over that many windows
-    encode_negative: Callable[[Any, list[str]], list[Conditioning]] | None = None  # the same of negative prompts, where they are read otherwise
-    window: Callable[[Any], int]  # how many tokens a caption may have
-    count_tokens: Callable[[Any, str], int]  # and how many it has
-    caption_tokens: int | None = None  # how many it may have where no model is at hand, if the tokenizers' own limit is another
-    # Where prompts can be cut into windows of a text encoder and their words weighted, both of: how many windows a caption fills, and what each
-    # text encoder says to windows of token ids, [(k, L, D), ...], and what else conditions.
+
+    # (pipe, captions, chunks) -> a conditioning a caption, each over that many windows of the text encoder.
+    encode_text: Callable[[Any, list[str], int], list[Conditioning]]
+    # (pipe, negative prompts) -> a conditioning a prompt, where they are encoded otherwise than captions.
+    encode_negative: Callable[[Any, list[str]], list[Conditioning]] | None = None
+    # pipe -> how many tokens of a caption are read in one window.
+    window: Callable[[Any], int]
+    # (pipe, caption) -> how many tokens it has.
+    count_tokens: Callable[[Any, str], int]
+    # How many tokens a caption may have where no model is at hand, if the tokenizers' own limit is another.
+    caption_tokens: int | None = None
+    # (pipe, caption) -> how many windows it fills. A family has this and `encode_windows`, or neither: with both, long
+    # prompts are cut into windows and their words can be weighted.
     num_chunks: Callable[[Any, str], int] | None = None
+    # (pipe, k windows of token ids) -> the hidden states (k, L, D) of each text encoder, and what else conditions.
     encode_windows: Callable[[Any, list[list[int]]], tuple[list[Tensor], Conditioning]] | None = None
 
     # A training step.
-    encode_image: Callable[[Any, Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> latents
-    # Conditionings of one caption each -> one of a batch. Each has its picture's `frame` too, (6,) int64, in pixels: height and width of the picture
-    # as it was, top and left of the cut in the picture as it was scaled, height and width of the cut. Integers stay integers on their way to `denoise`.
+
+    # (pipe, images (B, 3, H, W) in [-1, 1]) -> latents (B, C, h, w), normalised as the denoiser takes them.
+    encode_image: Callable[[Any, Tensor], Tensor]
+    # Conditionings of B captions -> the conditioning of a batch, (B, ...) each. Every one has its picture's `frame`
+    # too, (6,) int64 in pixels: height and width of the picture as it was, top and left of the crop in the scaled
+    # picture, height and width of the crop. Integers stay integers on their way to `denoise`.
     prepare_batch: Callable[[list[Conditioning]], Conditioning]
-    denoise: Callable[[Module, Tensor, Tensor, Conditioning], Tensor]  # (denoiser, noised, timesteps, conditioning) -> the model's prediction
-    schedule: Callable[[Any], Schedule]  # the training noise
+    # (denoiser, noised (B, C, h, w), timesteps (B,), conditioning of the batch) -> the prediction (B, C, h, w).
+    denoise: Callable[[Module, Tensor, Tensor, Conditioning], Tensor]
+    # pipe -> the noise schedule to train with.
+    schedule: Callable[[Any], Schedule]
 
     # A picture.
-    # "distilled" where the guidance scale is an input of the model and a negative prompt takes a second pass.
-    guidance: Literal["classifier-free", "distilled"]
-    call_settings: Callable[[Any, Conditioning, Conditioning | None, Guidance], dict[str, Any]]  # (pipe, prompts, negative ones, guidance)
-    # (pipe, width_px, height_px, generators): tells the pipeline, before its call, what that has no argument for.
-    ready: Callable[[Any, int, int, list[Generator]], None] | None = None
-    negates: bool = True  # False where the pipeline takes no negative prompt; one is refused by name then
-    rescales: bool = True  # False where the pipeline knows no rescaled guidance, though noise is predicted
-    unfit_samplers: tuple[str, ...] = ()  # names in `render.samplers` that draw with what is predicted, but not with this pipeline
-    comfyui_graph: bool = True  # False where our graph would be wrong: parts in several files, or a prompt read after others
-    # Which rows of a call of the denoiser are without the prompt; "said, unsaid" where the two are two calls.
-    halves: Literal["unsaid first", "said first", "said, unsaid"] = "unsaid first"
 
-    # Where regions act: regular expressions searched for in the denoiser's module paths, empty where it has no such layers. They have no defaults: a layer
-    # that is forgotten misses its region in silence.
-    text_layers: str  # whose outputs are of the text where image and text meet: keys and values of cross-attention, the text's half of joint attention
-    placeless_layers: str  # whose tokens are the text's alone, or no place's: there may be as many of them as a picture of some size has
-    joined_layers: str  # whose tokens are text and image together
-    image_first: bool = False  # in those
-    # What `regions` reads: whole paths of cross-attention, of the first expression that some match; empty where that was not measured.
+    # "distilled" where the guidance scale is an input of the model, and a negative prompt takes a second pass.
+    guidance: Literal["classifier-free", "distilled"]
+    # (pipe, positive, negative or None, guidance) -> arguments of the pipeline's call; conditionings are those of a
+    # batch.
+    call_settings: Callable[[Any, Conditioning, Conditioning | None, Guidance], dict[str, Any]]
+    # (pipe, width_px, height_px, generators): sets on the pipeline, before its call, what the call has no argument for.
+    prepare_call: Callable[[Any, int, int, list[Generator]], None] | None = None
+    # False where the pipeline takes no negative prompt; one is then refused by name.
+    negates: bool = True
+    # False where the pipeline can't rescale guidance, though the model predicts noise.
+    rescales: bool = True
+    # Names in `render.samplers` that suit the prediction, but not this pipeline.
+    unfit_samplers: tuple[str, ...] = ()
+    # False where our ComfyUI graph would be wrong: parts in several files, or a prompt that is read after another text.
+    comfyui_graph: bool = True
+    # Where the negative prompt stands when guidance takes two predictions: in the first or the second half of one batch
+    # of 2B, or in a call of its own, which is the second.
+    guidance_layout: Literal["negative first", "positive first", "separate calls"] = "negative first"
+
+    # Where regions act: regular expressions that are searched for in the denoiser's module paths, empty where it has no
+    # such layers. The first three have no default: a layer that is forgotten would silently ignore its region.
+
+    # Layers whose outputs belong to the text where image and text meet: keys and values of cross-attention, the text's
+    # side of joint attention.
+    text_layers: str
+    # Layers whose tokens have no place in the picture, as those of the text alone; by chance there may be as many of
+    # them as a picture has.
+    placeless_layers: str
+    # Layers whose tokens are those of text and image, joined.
+    joined_layers: str
+    # True where the image's tokens come first in the joined ones.
+    image_first: bool = False
+    # Whole paths of cross-attention whose maps `regions` reads: of the first expression that any layer matches. Empty
+    # where no maps were measured.
     cross_attention: tuple[str, ...] = ()
-    # Why pictures of several prompts can't be one batch: "text" where the joined tokens are of as many as each prompt has, so that a region would miss
-    # its place, "rows" where not even weights by picture are told apart.
-    ragged: Literal["", "text", "rows"] = ""
+    # Why pictures can't share a batch: "prompt lengths" where joined tokens are as many as each prompt has, so that a
+    # region would miss its place; "weights" where layers mix a batch's pictures, so that all must have the same
+    # weights.
+    batch_limit: Literal["", "prompt lengths", "weights"] = ""
 
     @property
     def denoiser(self) -> str:

@@ -1,8 +1,9 @@
-"""FLUX.2 dev: klein's transformer, larger and distilled, told by three depths of Mistral 3; predicts flow.
+"""FLUX.2 dev: klein's transformer, larger and distilled, conditioned on three layers of Mistral 3.
 
-How closely it follows a prompt is one of its inputs, and it takes no negative prompt; it is trained at 1 there, as FLUX.1 is. A caption is read after the
-instruction that the pipeline puts before prompts. What reads the text is published as part of a processor that also reads pictures and needs
-torchvision: its tokenizer alone is loaded, which is all that text takes. Mistral is never adapted. Layers are called as klein's, and so are files.
+How closely it follows a prompt is one of its inputs, and it takes no negative prompt; it is trained at 1 there, as
+FLUX.1 is. A caption is read after the instruction that the pipeline puts before prompts. What reads the text is
+published as part of a processor that also reads pictures and needs torchvision: its tokenizer alone is loaded, which is
+all that text takes. Mistral is never adapted. Layers are called as klein's, and so are files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch, transformers
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +43,15 @@ _TOKENS, _STEPS, _TRAINED_GUIDANCE = 512, 50, 1.0
 _BLOCKS, _SINGLE = r"transformer_blocks\.\d+", r"single_transformer_blocks\.\d+"
 _ATTENTION = rf"{_BLOCKS}\.attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)|{_SINGLE}\.attn\.(to_qkv_mlp_proj|to_out)"
 _FEED_FORWARD = rf"{_BLOCKS}\.ff(_context)?\.linear_(in|out)"
-_TOLD = r"(double_stream_modulation_(img|txt)|single_stream_modulation)\.linear"
+_MODULATION = r"(double_stream_modulation_(img|txt)|single_stream_modulation)\.linear"
+_LINEAR = rf"{_ATTENTION}|{_FEED_FORWARD}|{_MODULATION}"
+_EMBEDDERS = r"x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]"
+_OUTPUT = r"norm_out\.linear|proj_out"
 targets = {
     "attention": _ATTENTION,  # in the single blocks attention and feed-forward are one layer
     "attention-ff": rf"{_ATTENTION}|{_FEED_FORWARD}",
-    "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
-    "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_EMBEDDERS}|{_OUTPUT}",
 }
 text_targets = ""
 text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
@@ -56,10 +61,10 @@ joined_layers = r"\.single_transformer_blocks\."
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> Flux2Pipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode, with a tokenizer instead of a processor."""
-    from transformers import AutoTokenizer
-
     pipe = pipelines.load(pipeline, folder, device, dtype, tokenizer=None)
-    pipe.register_modules(tokenizer=AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True))
+    pipe.register_modules(
+        tokenizer=transformers.AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    )
     return pipe
 
 
@@ -73,7 +78,10 @@ def _tokens(pipe: Flux2Pipeline) -> int:
 
 
 def _depths(pipe: Flux2Pipeline) -> tuple[int, ...]:
-    """The text encoder's layers that are listened to: a quarter, half and three quarters of the way, which in real ones are the pipeline's own 10, 20, 30."""
+    """The text encoder's layers whose output is used: a quarter, half and three quarters of the way.
+
+    In the published models these are the pipeline's own 10, 20, 30; the tiny model has fewer layers.
+    """
     count = int(pipe.text_encoder.config.text_config.num_hidden_layers)
     return tuple(count * quarter // 4 for quarter in (1, 2, 3))
 
@@ -82,7 +90,9 @@ def window(pipe: Flux2Pipeline) -> int:
     """How many tokens of a caption are read: what the chat's marks and the instruction leave."""
     from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
-    (chat,) = pipe.tokenizer.apply_chat_template(format_input([""], pipe.system_message), tokenize=False, add_generation_prompt=False)
+    (chat,) = pipe.tokenizer.apply_chat_template(
+        format_input([""], pipe.system_message), tokenize=False, add_generation_prompt=False
+    )
     return _tokens(pipe) - count_tokens(pipe, chat)
 
 
@@ -93,12 +103,17 @@ def count_tokens(pipe: Flux2Pipeline, caption: str) -> int:
 
 def encode_text(pipe: Flux2Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (L, D)}` a caption; long ones are cut off."""
-    hidden, _ = pipe.encode_prompt(captions, pipelines.device_of(pipe), max_sequence_length=_tokens(pipe), text_encoder_out_layers=_depths(pipe))
+    hidden, _ = pipe.encode_prompt(
+        captions, pipelines.device_of(pipe), max_sequence_length=_tokens(pipe), text_encoder_out_layers=_depths(pipe)
+    )
     return [{"encoder_hidden_states": row} for row in hidden]
 
 
 def encode_image(pipe: Flux2Pipeline, images: Tensor) -> Tensor:
-    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1]; each of the 4C values of 2 x 2 is of zero mean and unit deviation."""
+    """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1].
+
+    Each of the 4C values of a 2 x 2 patch has zero mean and unit deviation.
+    """
     latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
     norm = pipe.vae.bn
     deviation = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
@@ -112,16 +127,19 @@ def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
-    import torch
-
-    said = conditioning["encoder_hidden_states"]
+    text = conditioning["encoder_hidden_states"]
     scale = torch.full((len(noised),), _TRAINED_GUIDANCE, device=noised.device)
-    words = torch.zeros(said.shape[1], 4, device=noised.device)
-    words[:, 3] = torch.arange(said.shape[1])
+    # Four axes of positions: tokens of the image use the second and third, those of the text the fourth.
+    text_ids = torch.zeros(text.shape[1], 4, device=noised.device)  # (L, 4)
+    text_ids[:, 3] = torch.arange(text.shape[1])
     prediction: Tensor = denoiser(
-        hidden_states=pipelines.tokens(noised), timestep=timesteps / 1000, guidance=scale, encoder_hidden_states=said,
-        txt_ids=words.expand(len(noised), -1, -1), img_ids=pipelines.places(noised, 4).expand(len(noised), -1, -1),
-    ).sample  # fmt: skip
+        hidden_states=pipelines.tokens(noised),
+        timestep=timesteps / 1000,
+        guidance=scale,
+        encoder_hidden_states=text,
+        txt_ids=text_ids.expand(len(noised), -1, -1),
+        img_ids=pipelines.places(noised, 4).expand(len(noised), -1, -1),
+    ).sample
     return pipelines.latents(prediction, noised)
 
 
@@ -131,13 +149,16 @@ def schedule(pipe: Flux2Pipeline) -> Schedule:
 
     from trainer.objective import Schedule
 
+    # The shift grows linearly with the number of tokens, so that two points give the whole line.
     few, many = ((tokens, float(compute_empirical_mu(tokens, _STEPS))) for tokens in (256, 4096))
     return Schedule("flow", None, int(pipe.scheduler.config.num_train_timesteps), (few, many))
 
 
-def call_settings(pipe: Flux2Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: Flux2Pipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    return {"prompt_embeds": said["encoder_hidden_states"], "guidance_scale": guidance.scale}
+    return {"prompt_embeds": positive["encoder_hidden_states"], "guidance_scale": guidance.scale}
 
 
 def is_v2(pipe: Flux2Pipeline) -> bool:
@@ -152,24 +173,28 @@ def file_keys(pipe: Flux2Pipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 2 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Pipeline, Flux2Transformer2DModel
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.mistral(96)
-        transformer = Flux2Transformer2DModel(
-            patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=4,
-            joint_attention_dim=3 * encoder.config.text_config.hidden_size, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=True,
+        transformer = diffusers.Flux2Transformer2DModel(
+            patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
+            num_attention_heads=4, joint_attention_dim=3 * encoder.config.text_config.hidden_size,
+            timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=True,
         )  # fmt: skip
-        vae = AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 16), layers_per_block=1,
-            latent_channels=4, norm_num_groups=4, sample_size=64,
+        vae = diffusers.AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
         )  # fmt: skip
         vae.bn.running_mean.normal_(std=0.2)
         vae.bn.running_var.uniform_(0.5, 1.5)
-        pipe = Flux2Pipeline(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0), vae, encoder, tokenizer, transformer)
+        pipe = diffusers.Flux2Pipeline(
+            diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+            vae,
+            encoder,
+            tokenizer,
+            transformer,
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -1,7 +1,8 @@
-"""Lumina-Image 2.0, and what is made from it (Neta, NetaYume): one stack of blocks over text and image, told by Gemma 2; predicts flow.
+"""Lumina-Image 2.0 and what is made from it (Neta, NetaYume): a transformer that predicts flow, conditioned on Gemma 2.
 
-A caption is read after the pipeline's system prompt, a negative prompt alone. The denoiser's time runs from noise to picture and its prediction
-points there, the other way round than ours. Gemma is never adapted.
+One stack of blocks works on text and image. A caption is read after the pipeline's system prompt, a negative prompt
+alone. The denoiser's time runs from noise to picture and its prediction points there, the other way round than ours.
+Gemma is never adapted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,8 @@ title = "Lumina-Image 2.0"
 pipeline = "Lumina2Pipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
-halves = "said, unsaid"
-ragged = "text"
+guidance_layout = "separate calls"
+batch_limit = "prompt lengths"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
@@ -40,13 +42,15 @@ _PROMPT_BEGINS = " <Prompt Start> "
 _BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
 _ATTENTION = r"attn\.to_(q|k|v|out\.0)"
 _FEED_FORWARD = r"feed_forward\.linear_[123]"
-_TOLD = r"(layers|noise_refiner)\.\d+\.norm1\.linear"
+_MODULATION = r"(layers|noise_refiner)\.\d+\.norm1\.linear"
+_LINEAR = rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_MODULATION}"
+_EMBEDDERS = r"x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])"
+_OUTPUT = r"norm_out\.linear_[12]"
 targets = {
     "attention": rf"{_BLOCKS}\.{_ATTENTION}",
     "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
-    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}",
-    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})|{_TOLD}|x_embedder|time_caption_embed\.(caption_embedder\.1|timestep_embedder\.linear_[12])|"
-    r"norm_out\.linear_[12]",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_EMBEDDERS}|{_OUTPUT}",
 }
 text_layers = ""
 placeless_layers = r"\.(context_refiner|time_caption_embed)"
@@ -80,22 +84,28 @@ def count_tokens(pipe: Lumina2Pipeline, caption: str) -> int:
 
 
 def encode_text(pipe: Lumina2Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS)
-    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 at padding; long ones are cut off."""
+    hidden, mask, _, _ = pipe.encode_prompt(
+        captions, False, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS
+    )
+    return [{"encoder_hidden_states": row, "mask": row_mask} for row, row_mask in zip(hidden, mask, strict=True)]
 
 
 def encode_negative(pipe: Lumina2Pipeline, prompts: list[str]) -> list[dict[str, Tensor]]:
     """Negative prompts, without the system prompt."""
-    _, _, hidden, mask = pipe.encode_prompt([""] * len(prompts), True, prompts, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS)
-    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+    _, _, hidden, mask = pipe.encode_prompt(
+        [""] * len(prompts), True, prompts, device=pipelines.device_of(pipe), max_sequence_length=_TOKENS
+    )
+    return [{"encoder_hidden_states": row, "mask": row_mask} for row, row_mask in zip(hidden, mask, strict=True)]
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
-    said = conditioning["encoder_hidden_states"]
-    towards: Tensor = denoiser(noised, timestep=1 - timesteps / 1000, encoder_hidden_states=said, encoder_attention_mask=conditioning["mask"]).sample
-    return -towards
+    text = conditioning["encoder_hidden_states"]
+    velocity: Tensor = denoiser(
+        noised, timestep=1 - timesteps / 1000, encoder_hidden_states=text, encoder_attention_mask=conditioning["mask"]
+    ).sample
+    return -velocity  # it points from noise to latents
 
 
 def file_keys(pipe: Lumina2Pipeline) -> dict[str, str]:
@@ -105,19 +115,19 @@ def file_keys(pipe: Lumina2Pipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.gemma(_TOKENS)
-        transformer = Lumina2Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, hidden_size=64, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2,
-            multiple_of=16, norm_eps=1e-5, axes_dim_rope=(8, 4, 4), axes_lens=(300, 128, 128), cap_feat_dim=encoder.config.hidden_size,
+        transformer = diffusers.Lumina2Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, hidden_size=64, num_layers=2,
+            num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2, multiple_of=16, norm_eps=1e-5,
+            axes_dim_rope=(8, 4, 4), axes_lens=(300, 128, 128), cap_feat_dim=encoder.config.hidden_size,
         )  # fmt: skip
         vae = tiny_parts.autoencoder(4, 0.3611, 0.1159, 4)
-        pipe = Lumina2Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=6.0), vae, encoder, tokenizer)
+        pipe = diffusers.Lumina2Pipeline(
+            transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), vae, encoder, tokenizer
+        )
     pipe.save_pretrained(str(folder))
     return folder

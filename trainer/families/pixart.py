@@ -1,6 +1,7 @@
-"""PixArt-Sigma: a transformer over latents with cross-attention to T5; predicts noise, and a variance that nothing here uses. T5 is never adapted.
+"""PixArt-Sigma: a transformer with cross-attention to T5 that predicts noise, and a variance that nothing here uses.
 
-Diffusers has no loader for its LoRAs: files are in the names that PEFT's own loader takes once `transformer.` is off, and ComfyUI as they are.
+T5 is never adapted. Diffusers has no loader for its LoRAs: files are in the names that PEFT's own loader takes once
+`transformer.` is off, and ComfyUI as they are.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +39,15 @@ base_version = "pixart"
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)"
 _FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
-_TOLD = r"adaln_single\.linear|caption_projection\.linear_[12]"
+_MODULATION = r"adaln_single\.linear"
+_CAPTION = r"caption_projection\.linear_[12]"
+_LINEAR = rf"{_ATTENTION}|{_FEED_FORWARD}|{_MODULATION}|{_CAPTION}"
+_OUTSIDE_BLOCKS = r"pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]"
 targets = {
     "attention": _ATTENTION,
     "attention-ff": rf"{_ATTENTION}|{_FEED_FORWARD}",
-    "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
-    "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|pos_embed\.proj|proj_out|adaln_single\.emb\.timestep_embedder\.linear_[12]",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_OUTSIDE_BLOCKS}",
 }
 text_layers = r"\.attn2\.to_[kv]$"
 placeless_layers = r"\.caption_projection"
@@ -77,17 +82,25 @@ def count_tokens(pipe: PixArtSigmaPipeline, caption: str) -> int:
 
 
 def encode_text(pipe: PixArtSigmaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, in small letters, the mask 0 where nothing is said; long ones are cut off."""
-    hidden, mask, _, _ = pipe.encode_prompt(captions, False, device=pipelines.device_of(pipe), clean_caption=False, max_sequence_length=_tokens(pipe))
-    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 at padding; long ones are cut off.
+
+    The pipeline makes captions lower case first, as the model was trained.
+    """
+    hidden, mask, _, _ = pipe.encode_prompt(
+        captions, False, device=pipelines.device_of(pipe), clean_caption=False, max_sequence_length=_tokens(pipe)
+    )
+    return [{"encoder_hidden_states": row, "mask": row_mask} for row, row_mask in zip(hidden, mask, strict=True)]
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w) for noised latents at integer timesteps (B,), without the variance."""
     prediction: Tensor = denoiser(
-        noised, encoder_hidden_states=conditioning["encoder_hidden_states"], encoder_attention_mask=conditioning["mask"], timestep=timesteps,
+        noised,
+        encoder_hidden_states=conditioning["encoder_hidden_states"],
+        encoder_attention_mask=conditioning["mask"],
+        timestep=timesteps,
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-    ).sample  # fmt: skip
+    ).sample  # (B, 2C, h, w)
     return prediction[:, : noised.shape[1]]
 
 
@@ -98,9 +111,14 @@ def schedule(pipe: PixArtSigmaPipeline) -> Schedule:
     return Schedule(prediction="epsilon", alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
 
 
-def call_settings(pipe: PixArtSigmaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: PixArtSigmaPipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    return pipelines.masked_call(pipe, said, unsaid, guidance) | {"negative_prompt": None, "use_resolution_binning": False}
+    return pipelines.masked_call(pipe, positive, negative, guidance) | {
+        "negative_prompt": None,
+        "use_resolution_binning": False,
+    }
 
 
 def file_keys(pipe: PixArtSigmaPipeline) -> dict[str, str]:
@@ -110,20 +128,22 @@ def file_keys(pipe: PixArtSigmaPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.t5(32, tokens=32)
-        transformer = PixArtTransformer2DModel(
-            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=16, num_attention_heads=4, caption_channels=32, in_channels=4, out_channels=8,
-            cross_attention_dim=64, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6, use_additional_conditions=False,
+        transformer = diffusers.PixArtTransformer2DModel(
+            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=16, num_attention_heads=4,
+            caption_channels=32, in_channels=4, out_channels=8, cross_attention_dim=64, norm_type="ada_norm_single",
+            norm_elementwise_affine=False, norm_eps=1e-6, use_additional_conditions=False,
         )  # fmt: skip
-        pipe = PixArtSigmaPipeline(
-            tokenizer, encoder, tiny_parts.autoencoder(4, 0.13025, 0.0), transformer, DPMSolverMultistepScheduler(beta_schedule="linear")
+        pipe = diffusers.PixArtSigmaPipeline(
+            tokenizer,
+            encoder,
+            tiny_parts.autoencoder(4, 0.13025, 0.0),
+            transformer,
+            diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
         )
     pipe.save_pretrained(str(folder))
     return folder

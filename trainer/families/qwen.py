@@ -1,6 +1,7 @@
-"""Qwen-Image: a multimodal transformer told by Qwen 2.5-VL; predicts flow. Guidance is a second pass, and its length is brought back to the prediction's.
+"""Qwen-Image: a multimodal transformer that predicts flow, conditioned on Qwen 2.5-VL.
 
-Latents are those of a video autoencoder, one frame of them. Captions have their own lengths. Qwen is never adapted.
+Guidance is a second pass, and the guided prediction is scaled back to the norm of the positive one. Latents are those
+of a video autoencoder, one frame of them. Captions have their own lengths. Qwen is never adapted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ title = "Qwen-Image"
 pipeline = "QwenImagePipeline"
 prediction = ("flow",)
 guidance = "classifier-free"
-halves = "said, unsaid"
+guidance_layout = "separate calls"
 unfit_samplers = ("flow_heun",)  # the pipeline gives the scheduler its sigmas, which that one doesn't take
 comfyui_graph = False
 default_px = 1024
@@ -35,16 +37,19 @@ words: dict[str, str] = {}
 architecture = "qwen-image/lora"
 base_version = "qwen_image"
 
-_TOKENS = 512  # that the pipeline keeps of what the text encoder says
+_TOKENS = 512  # of the text encoder's output, as many as the pipeline keeps
 _BLOCKS = r"transformer_blocks\.\d+"
 _ATTENTION = r"attn\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _FEED_FORWARD = r"(img|txt)_mlp\.net\.(0\.proj|2)"
-_TOLD = r"(img|txt)_mod\.1"
+_MODULATION = r"(img|txt)_mod\.1"
+_LINEAR = rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_MODULATION})"
+_EMBEDDERS = r"img_in|txt_in|time_text_embed\.timestep_embedder\.linear_[12]"
+_OUTPUT = r"norm_out\.linear|proj_out"
 targets = {
     "attention": rf"{_BLOCKS}\.{_ATTENTION}",
     "attention-ff": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD})",
-    "linear": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})",
-    "all": rf"{_BLOCKS}\.({_ATTENTION}|{_FEED_FORWARD}|{_TOLD})|img_in|txt_in|time_text_embed\.timestep_embedder\.linear_[12]|norm_out\.linear|proj_out",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_EMBEDDERS}|{_OUTPUT}",
 }
 text_layers = r"\.attn\.(add_[kqv]_proj|to_add_out)$"
 placeless_layers = r"\.txt_(in|mlp|mod|norm)"
@@ -61,8 +66,9 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> QwenImagePipeline:
 
 
 def window(pipe: QwenImagePipeline) -> int:
-    """How many tokens of a caption are kept: what is left of the pipeline's template leaves."""
-    return _TOKENS - (count_tokens(pipe, pipe.prompt_template_encode.format("")) - int(pipe.prompt_template_encode_start_idx))
+    """How many tokens of a caption are kept: the limit less the end of the pipeline's template."""
+    template = count_tokens(pipe, pipe.prompt_template_encode.format(""))
+    return _TOKENS - (template - int(pipe.prompt_template_encode_start_idx))
 
 
 def count_tokens(pipe: QwenImagePipeline, caption: str) -> int:
@@ -79,37 +85,49 @@ def encode_text(pipe: QwenImagePipeline, captions: list[str], chunks: int) -> li
 
 def encode_image(pipe: QwenImagePipeline, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], each channel of zero mean and unit deviation."""
-    import torch
-
-    latents: Tensor = pipe.vae.encode(images[:, :, None].to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()[:, :, 0]
-    mean, deviation = (torch.tensor(getattr(pipe.vae.config, f"latents_{key}")).to(latents).view(1, -1, 1, 1) for key in ("mean", "std"))
+    frames = images[:, :, None].to(pipe.vae.device, pipe.vae.dtype)  # (B, 3, 1, H, W)
+    latents: Tensor = pipe.vae.encode(frames).latent_dist.mode()[:, :, 0]
+    mean, deviation = (
+        torch.tensor(getattr(pipe.vae.config, f"latents_{key}")).to(latents).view(1, -1, 1, 1)
+        for key in ("mean", "std")
+    )
     return (latents - mean) / deviation
 
 
 def _mask(conditioning: dict[str, Tensor]) -> Tensor | None:
-    """(B, L), 1 where something is said; None, as the pipeline has it, where all of it says something."""
-    import torch
-
-    said, lengths = conditioning["encoder_hidden_states"], conditioning["lengths"]
-    mask = (torch.arange(said.shape[1], device=said.device)[None] < lengths[:, None]).long()
+    """(B, L), 1 at tokens of the caption, 0 at padding; None, as the pipeline has it, where there is no padding."""
+    text, lengths = conditioning["encoder_hidden_states"], conditioning["lengths"]
+    mask = (torch.arange(text.shape[1], device=text.device)[None] < lengths[:, None]).long()
     return None if bool(mask.all()) else mask
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     prediction: Tensor = denoiser(
-        hidden_states=pipelines.tokens(noised), timestep=timesteps / 1000, encoder_hidden_states=conditioning["encoder_hidden_states"],
-        encoder_hidden_states_mask=_mask(conditioning), img_shapes=[[(1, noised.shape[2] // 2, noised.shape[3] // 2)]] * len(noised),
-    ).sample  # fmt: skip
+        hidden_states=pipelines.tokens(noised),
+        timestep=timesteps / 1000,
+        encoder_hidden_states=conditioning["encoder_hidden_states"],
+        encoder_hidden_states_mask=_mask(conditioning),
+        img_shapes=[[(1, noised.shape[2] // 2, noised.shape[3] // 2)]] * len(noised),
+    ).sample
     return pipelines.latents(prediction, noised)
 
 
-def call_settings(pipe: QwenImagePipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: QwenImagePipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "prompt_embeds_mask": _mask(said), "true_cfg_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_prompt_embeds_mask": _mask(unsaid)}
-    return found
+    settings = {
+        "prompt_embeds": positive["encoder_hidden_states"],
+        "prompt_embeds_mask": _mask(positive),
+        "true_cfg_scale": guidance.scale,
+    }
+    if negative:
+        settings |= {
+            "negative_prompt_embeds": negative["encoder_hidden_states"],
+            "negative_prompt_embeds_mask": _mask(negative),
+        }
+    return settings
 
 
 def file_keys(pipe: QwenImagePipeline) -> dict[str, str]:
@@ -119,25 +137,23 @@ def file_keys(pipe: QwenImagePipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 2 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.qwen_vl()
-        transformer = QwenImageTransformer2DModel(
-            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=32,
-            axes_dims_rope=(8, 4, 4),
+        transformer = diffusers.QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=4, joint_attention_dim=32, axes_dims_rope=(8, 4, 4),
         )  # fmt: skip
-        vae = AutoencoderKLQwenImage(
-            base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True], latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[0.8, 1.1, 0.9, 1.0],
+        vae = diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.8, 1.1, 0.9, 1.0],
         )  # fmt: skip
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02, time_shift_type="exponential"
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9,
+            max_image_seq_len=8192, shift_terminal=0.02, time_shift_type="exponential",
         )  # fmt: skip
-        pipe = QwenImagePipeline(scheduler, vae, encoder, tokenizer, transformer)
+        pipe = diffusers.QwenImagePipeline(scheduler, vae, encoder, tokenizer, transformer)
     pipe.save_pretrained(str(folder))
     return folder

@@ -1,7 +1,8 @@
-"""Sana: linear attention over latents that are 32 times smaller than the picture, told by Gemma 2 what a caption says; predicts flow.
+"""Sana: a transformer with linear attention that predicts flow, conditioned on Gemma 2.
 
-A caption is read after the instruction that the pipeline puts before prompts, a negative prompt is read alone, both as the pipeline does it. Gemma is
-never adapted: no tool reads a LoRA of it. Real bases come with a multistep solver for flow, whose `flow_shift` is that of the training too.
+Its latents are 32 times smaller than the picture. A caption is read after the instruction that the pipeline puts before
+prompts, a negative prompt is read alone, both as the pipeline does it. Gemma is never adapted: no tool reads a LoRA of
+it. Real bases come with a multistep solver for flow, whose `flow_shift` is that of the training too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +40,17 @@ base_version = "sana"
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)"
 _FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.conv_(inverted|point)"
-_TOLD = r"caption_projection\.linear_[12]|time_embed\.linear"
+_CAPTION = r"caption_projection\.linear_[12]"
+_MODULATION = r"time_embed\.linear"
+_LINEAR = rf"{_ATTENTION}|{_FEED_FORWARD}|{_CAPTION}|{_MODULATION}"
+_OUTSIDE_BLOCKS = r"patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]"
 targets = {
     "attention": _ATTENTION,
     "attention-ff": rf"{_ATTENTION}|{_FEED_FORWARD}",
-    "linear": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}",
-    "all": rf"{_ATTENTION}|{_FEED_FORWARD}|{_TOLD}|patch_embed\.proj|proj_out|time_embed\.emb\.timestep_embedder\.linear_[12]",
+    "linear": _LINEAR,
+    "all": rf"{_LINEAR}|{_OUTSIDE_BLOCKS}",
 }
-convolved = ("attention-ff", "linear")
+convolution_targets = ("attention-ff", "linear")
 text_layers = r"\.attn2\.to_[kv]$"
 placeless_layers = r"\.caption_(norm|projection)"
 joined_layers = ""
@@ -74,8 +79,10 @@ def count_tokens(pipe: SanaPipeline, caption: str) -> int:
 
 
 def encode_text(pipe: SanaPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 where nothing is said; long ones are cut off."""
-    return _encoded(pipe, captions, inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default)
+    """One `{encoder_hidden_states: (L, D), mask: (L,)}` a caption, the mask 0 at padding; long ones are cut off."""
+    # The instruction is written nowhere but as the default of an argument of the pipeline's call.
+    instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+    return _encoded(pipe, captions, instruction)
 
 
 def encode_negative(pipe: SanaPipeline, prompts: list[str]) -> list[dict[str, Tensor]]:
@@ -85,9 +92,13 @@ def encode_negative(pipe: SanaPipeline, prompts: list[str]) -> list[dict[str, Te
 
 def _encoded(pipe: SanaPipeline, texts: list[str], instruction: list[str] | None) -> list[dict[str, Tensor]]:
     hidden, mask, _, _ = pipe.encode_prompt(
-        texts, False, device=pipelines.device_of(pipe), max_sequence_length=_tokens(pipe), complex_human_instruction=instruction
-    )  # fmt: skip
-    return [{"encoder_hidden_states": row, "mask": heeded} for row, heeded in zip(hidden, mask, strict=True)]
+        texts,
+        False,
+        device=pipelines.device_of(pipe),
+        max_sequence_length=_tokens(pipe),
+        complex_human_instruction=instruction,
+    )
+    return [{"encoder_hidden_states": row, "mask": row_mask} for row, row_mask in zip(hidden, mask, strict=True)]
 
 
 def encode_image(pipe: SanaPipeline, images: Tensor) -> Tensor:
@@ -100,9 +111,11 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     config: Any = denoiser.config
     prediction: Tensor = denoiser(
-        noised, encoder_hidden_states=conditioning["encoder_hidden_states"], timestep=timesteps * config.timestep_scale,
+        noised,
+        encoder_hidden_states=conditioning["encoder_hidden_states"],
+        timestep=timesteps * config.timestep_scale,
         encoder_attention_mask=conditioning["mask"],
-    ).sample  # fmt: skip
+    ).sample
     return prediction
 
 
@@ -114,31 +127,38 @@ def schedule(pipe: SanaPipeline) -> Schedule:
     return objective.flow_schedule({"shift": config.get("flow_shift", 1.0)} | config)
 
 
-def call_settings(pipe: SanaPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: SanaPipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    return pipelines.masked_call(pipe, said, unsaid, guidance) | {"negative_prompt": None, "use_resolution_binning": False}
+    return pipelines.masked_call(pipe, positive, negative, guidance) | {
+        "negative_prompt": None,
+        "use_resolution_binning": False,
+    }
 
 
 def file_keys(pipe: SanaPipeline) -> dict[str, str]:
-    """`component.module.path` of every linear layer and whole convolution -> its name in a LoRA file, which is the same."""
+    """`component.module.path` of every linear layer and ungrouped convolution -> its name in a LoRA file, the same."""
     return pipelines.own_names(pipe, components)
 
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    import torch
-    from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
-
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.gemma(32)
-        transformer = SanaTransformer2DModel(
-            patch_size=1, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=4, attention_head_dim=16, num_cross_attention_heads=4,
-            cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=encoder.config.hidden_size, sample_size=16,
+        transformer = diffusers.SanaTransformer2DModel(
+            patch_size=1, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=4,
+            attention_head_dim=16, num_cross_attention_heads=4, cross_attention_head_dim=16,
+            cross_attention_dim=64, caption_channels=encoder.config.hidden_size, sample_size=16,
         )  # fmt: skip
-        scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-        pipe = SanaPipeline(tokenizer, encoder, tiny_parts.deep_autoencoder(8, 0.41407), transformer, scheduler)
+        scheduler = diffusers.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        )
+        pipe = diffusers.SanaPipeline(
+            tokenizer, encoder, tiny_parts.deep_autoencoder(8, 0.41407), transformer, scheduler
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer import foreign_json, pipelines
+from trainer.lazy import diffusers, torch, transformers
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +37,13 @@ base_version = "sd_v1"
 
 _KINDS: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
 _ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"ff\.net\.(0\.proj|2)"
+_CONVOLUTIONS = r"proj_in|proj_out|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv"
 targets = {
     "attention": rf".*\.{_ATTENTION}",
-    "attention-ff": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2))",
-    "linear": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj)",
-    "all": rf".*\.({_ATTENTION}|ff\.net\.(0\.proj|2)|time_emb_proj|proj_in|proj_out|conv[12]|conv_shortcut|[du][a-z]+samplers\.0\.conv)",
+    "attention-ff": rf".*\.({_ATTENTION}|{_FEED_FORWARD})",
+    "linear": rf".*\.({_ATTENTION}|{_FEED_FORWARD}|time_emb_proj)",
+    "all": rf".*\.({_ATTENTION}|{_FEED_FORWARD}|time_emb_proj|{_CONVOLUTIONS})",
 }
 text_targets = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 text_layers = r"\.attn2\.to_[kv]$"
@@ -49,12 +52,15 @@ joined_layers = ""
 cross_attention = (r"up_blocks\.(.*\.)?attn2", r"(down_blocks|mid_block)\.(.*\.)?attn2")  # the decoder's, else all
 
 
-def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+def load(folder: Path, device: str, dtype: torch.dtype) -> diffusers.StableDiffusionPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(folder),
+        torch_dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
     ).to(device)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
@@ -93,19 +99,17 @@ def encode_text(pipe: StableDiffusionPipeline, captions: list[str], chunks: int)
         hidden, _ = pipe.encode_prompt(captions, pipelines.device_of(pipe), 1, do_classifier_free_guidance=False)
         return [{"encoder_hidden_states": row} for row in hidden]
     tokenizer, size = pipe.tokenizer, window(pipe)
-    rows = []
+    rows: list[dict[str, Tensor]] = []
     for caption in captions:
         ids = tokenizer(pipe.maybe_convert_prompt(caption, tokenizer), add_special_tokens=False).input_ids
         parts = [ids[start * size : (start + 1) * size] for start in range(chunks)]
-        hidden, _ = encode_windows(pipe, parts)
-        rows.append({"encoder_hidden_states": hidden[0].flatten(0, 1)})
+        hidden, _ = encode_windows(pipe, parts)  # one of (chunks, L, D)
+        rows.append({"encoder_hidden_states": hidden[0].flatten(0, 1)})  # (chunks * L, D)
     return rows
 
 
 def encode_windows(pipe: StableDiffusionPipeline, windows: list[list[int]]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the text encoder says to windows of token ids without marks: one tensor (k, L, D), and nothing else."""
-    import torch
-
+    """The text encoder's hidden states of k windows of token ids without marks: one tensor (k, L, D); nothing else."""
     tokenizer, size = pipe.tokenizer, window(pipe)
     first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     marked = [[first, *part, last, *[pad] * (size - len(part))] for part in windows]
@@ -122,9 +126,7 @@ def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
 
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """`{encoder_hidden_states: (B, L, D)}`."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in conditionings[0]}
+    return pipelines.together(conditionings, *conditionings[0])
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -137,14 +139,19 @@ def schedule(pipe: StableDiffusionPipeline) -> Schedule:
     """The training noise of this base: its scheduler's own alphas and prediction type."""
     from trainer.objective import Schedule
 
-    return Schedule(prediction=_KINDS[pipe.scheduler.config.prediction_type], alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+    return Schedule(
+        prediction=_KINDS[pipe.scheduler.config.prediction_type],
+        alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu(),
+    )
 
 
-def call_settings(pipe: StableDiffusionPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: StableDiffusionPipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     return {
-        "prompt_embeds": said["encoder_hidden_states"],
-        "negative_prompt_embeds": unsaid["encoder_hidden_states"] if unsaid else None,
+        "prompt_embeds": positive["encoder_hidden_states"],
+        "negative_prompt_embeds": negative["encoder_hidden_states"] if negative else None,
         "guidance_scale": guidance.scale,
         "guidance_rescale": guidance.rescale if guidance.scale > 1 else 0.0,
     }
@@ -157,12 +164,10 @@ def is_v2(pipe: StableDiffusionPipeline) -> bool:
 
 def file_keys(pipe: StableDiffusionPipeline) -> dict[str, str]:
     """`component.module.path` of every linear and convolution -> its kohya key, as sd-scripts spells it."""
-    from torch import nn
-
     keys = {}
     for component, prefix in components.items():
         for path, module in getattr(pipe, component).named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
                 spelled = path.replace(".base_layer", "")
                 if component == "text_encoder" and not spelled.startswith("text_model."):
                     spelled = f"text_model.{spelled}"
@@ -172,30 +177,39 @@ def file_keys(pipe: StableDiffusionPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 0.4 MB model of this architecture (KL autoencoder, epsilon), saved in `folder`; needs no network."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
-
-    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=32,
-            attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
+            block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=32,
+            attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
-        vae = AutoencoderKL(
+        vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 16),
             norm_num_groups=4,
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
             latent_channels=4,
         )
-        text = CLIPTextConfig(
+        text = transformers.CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        pipe = StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+        scheduler = diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
+        pipe = diffusers.StableDiffusionPipeline(
+            vae, transformers.CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -1,7 +1,8 @@
-"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts flow, with two CLIP text encoders and a T5 one, which may be left out.
+"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts flow, with two CLIP text encoders and a T5 one.
 
-The T5 encoder is never adapted: no tool reads a LoRA of it for this family. LoRA files keep diffusers' names, since diffusers has no reader of
-kohya's for it, and ComfyUI reads both; updates are written at scale 1, which ComfyUI takes for granted there.
+T5 may be left out. The T5 encoder is never adapted: no tool reads a LoRA of it for this family. LoRA files keep
+diffusers' names, since diffusers has no reader of kohya's for it, and ComfyUI reads both; updates are written at scale
+1, which ComfyUI takes for granted there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import foreign_json, pipelines
+from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ architecture = "stable-diffusion-3/lora"
 base_version = "sd3"
 
 caption_tokens = 255
-_T5_TOKENS = caption_tokens + 1  # of a prompt, as the pipeline has it unless it is told otherwise
+_T5_TOKENS = caption_tokens + 1  # of a prompt, as the pipeline has it by default
 _ATTENTION = r"attn2?\.(to_(q|k|v|out\.0|add_out)|add_[qkv]_proj)"
 _LINEAR = rf"{_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear"
 targets = {
@@ -60,8 +62,8 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusion3Pipel
     return pipelines.load(pipeline, folder, device, dtype, **absent)
 
 
-def most_tokens(folder: Path) -> int:
-    """Of a picture's side: those of the square of positions whose middle it is given."""
+def max_side_tokens(folder: Path) -> int:
+    """How many tokens a picture's side may have: the side of the square of positions, whose middle it is given."""
     return int(foreign_json.table(folder / "transformer" / "config.json")["pos_embed_max_size"])
 
 
@@ -77,10 +79,18 @@ def count_tokens(pipe: StableDiffusion3Pipeline, caption: str) -> int:
 
 
 def encode_text(pipe: StableDiffusion3Pipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
-    """One `{encoder_hidden_states: (L + 256, D), pooled: (P,)}` a caption: CLIP's window, which cuts long ones off, then T5's."""
+    """One `{encoder_hidden_states: (L + 256, D), pooled: (P,)}` a caption: CLIP's window, then T5's.
+
+    CLIP cuts long captions off at its window.
+    """
     hidden, _, pooled, _ = pipe.encode_prompt(
-        captions, None, None, device=pipelines.device_of(pipe), do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS
-    )  # fmt: skip
+        captions,
+        None,
+        None,
+        device=pipelines.device_of(pipe),
+        do_classifier_free_guidance=False,
+        max_sequence_length=_T5_TOKENS,
+    )
     return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
 
 
@@ -92,17 +102,19 @@ def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w), noise minus latents, for noised latents at timesteps (B,) from 1 to 1000."""
     prediction: Tensor = denoiser(
-        hidden_states=noised, timestep=timesteps, encoder_hidden_states=conditioning["encoder_hidden_states"], pooled_projections=conditioning["pooled"]
-    ).sample  # fmt: skip
+        hidden_states=noised,
+        timestep=timesteps,
+        encoder_hidden_states=conditioning["encoder_hidden_states"],
+        pooled_projections=conditioning["pooled"],
+    ).sample
     return prediction
 
 
-def call_settings(pipe: StableDiffusion3Pipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: StableDiffusion3Pipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    found = {"prompt_embeds": said["encoder_hidden_states"], "pooled_prompt_embeds": said["pooled"], "guidance_scale": guidance.scale}
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
-    return found
+    return pipelines.pooled_call(positive, negative, guidance)
 
 
 def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
@@ -111,20 +123,24 @@ def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
 
 
 def tiny(folder: Path) -> Path:
-    """A random 1 MB model of this architecture (3.5's norms and dual attention), saved in `folder`; needs no network."""
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-
+    """A random 1 MB model of this architecture (3.5's norms and dual attention), saved in `folder`, without network."""
     from trainer import tiny_parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer = SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, caption_projection_dim=64,
-            joint_attention_dim=64, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32, qk_norm="rms_norm", dual_attention_layers=(0,),
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=4, caption_projection_dim=64, joint_attention_dim=64, pooled_projection_dim=64,
+            out_channels=4, pos_embed_max_size=32, qk_norm="rms_norm", dual_attention_layers=(0,),
         )  # fmt: skip
-        first, second, third = tiny_parts.clip("CLIPTextModelWithProjection"), tiny_parts.clip("CLIPTextModelWithProjection"), tiny_parts.t5(64)
+        first, second, third = (
+            tiny_parts.clip("CLIPTextModelWithProjection"),
+            tiny_parts.clip("CLIPTextModelWithProjection"),
+            tiny_parts.t5(64),
+        )
         vae = tiny_parts.autoencoder(4, 1.5305, 0.0609)
-        pipe = StableDiffusion3Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *first, *second, *third)
+        pipe = diffusers.StableDiffusion3Pipeline(
+            transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *first, *second, *third
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -1,12 +1,14 @@
 """Stable Diffusion XL and what was made of it (Pony, Illustrious, NoobAI): a UNet with two CLIP text encoders.
 
-The denoiser is told both encoders' last hidden states but one, laid side by side, what the second one says of the caption as a whole, and
-six sizes: of the picture as it was, of where it was cut, and of the cut (arXiv 2307.01952, section 2.2). An empty negative prompt is encoded
-like any other, as ComfyUI does; A1111 and a diffusers pipeline that is given none put zeros there. NoobAI's v bases are
-SDXL whose scheduler's config says `v_prediction` and `rescale_betas_zero_snr`.
+The denoiser is conditioned on both encoders' last hidden states but one, side by side, on the second one's pooled
+output, and on six sizes: those of the picture as it was, of where it was cut, and of the cut (arXiv 2307.01952,
+section 2.2). An empty negative prompt is encoded like any other, as ComfyUI does; A1111 and a diffusers pipeline that
+is given none put zeros there. NoobAI's v bases are SDXL whose scheduler's config says `v_prediction` and
+`rescale_betas_zero_snr`.
 
-LoRA files name the UNet's layers as its first code base did (SGM: `input_blocks_4_1_...`), which is what every tool reads; text encoders
-keep Hugging Face's names, with the `text_model.` that transformers >= 5.6 dropped from the first one's paths.
+LoRA files name the UNet's layers as its first code base did (SGM: `input_blocks_4_1_...`), which is what every tool
+reads; text encoders keep Hugging Face's names, with the `text_model.` that transformers >= 5.6 dropped from the first
+one's paths.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer import foreign_json, pipelines
+from trainer.lazy import diffusers, torch, transformers
 
 if TYPE_CHECKING:
     import torch
@@ -55,19 +58,23 @@ joined_layers = ""
 cross_attention = (r"up_blocks\.(.*\.)?attn2", r"(down_blocks|mid_block)\.(.*\.)?attn2")  # the decoder's, else all
 # What SGM calls the layers outside the blocks, and those within a residual block.
 _OUTSIDE = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
-_RESIDUAL = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+_RESIDUAL = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 
 
-def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def load(folder: Path, device: str, dtype: torch.dtype) -> diffusers.StableDiffusionXLPipeline:
     """The pipeline of a diffusers folder, frozen, in eval mode; nothing is fetched and no remote code runs."""
-    from diffusers import StableDiffusionXLPipeline
-
-    pipe = StableDiffusionXLPipeline.from_pretrained(
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
         str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
-    ).to(device)  # fmt: skip
+    ).to(device)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()
     _mark_end(pipe)
@@ -78,8 +85,8 @@ def load(folder: Path, device: str, dtype: torch.dtype) -> StableDiffusionXLPipe
 def _mark_end(pipe: StableDiffusionXLPipeline) -> None:
     """Have captions read as a whole at the token that ends them.
 
-    Older configs call that token 2 (https://github.com/huggingface/transformers/pull/24773), and transformers then reads at the largest id:
-    the same token, until a new word's is larger.
+    Older configs call that token 2 (https://github.com/huggingface/transformers/pull/24773), and transformers then
+    reads at the largest id: the same token, until a new word's is larger.
     """
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         for module in encoder.modules():
@@ -111,33 +118,35 @@ def num_chunks(pipe: StableDiffusionXLPipeline, caption: str) -> int:
 def encode_text(pipe: StableDiffusionXLPipeline, captions: list[str], chunks: int) -> list[dict[str, Tensor]]:
     """One `{encoder_hidden_states: (chunks * L, D), pooled: (P,)}` a caption; L is the encoders' window with its marks.
 
-    One chunk is encoded by the pipeline itself. More are encoded window by window and laid end to end, and `pooled` is the first one's, as
-    A1111 and sd-scripts do; what is beyond the last is cut off.
+    One chunk is encoded by the pipeline itself. More are encoded window by window and laid end to end, and `pooled` is
+    the first one's, as A1111 and sd-scripts do; what is beyond the last is cut off.
     """
-    import torch
-
     if chunks == 1:
-        hidden, _, pooled, _ = pipe.encode_prompt(captions, device=pipelines.device_of(pipe), num_images_per_prompt=1, do_classifier_free_guidance=False)
+        hidden, _, pooled, _ = pipe.encode_prompt(
+            captions, device=pipelines.device_of(pipe), num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         return [{"encoder_hidden_states": row, "pooled": whole} for row, whole in zip(hidden, pooled, strict=True)]
     size, rows = window(pipe), []
     for caption in captions:
         ids = pipe.tokenizer(pipe.maybe_convert_prompt(caption, pipe.tokenizer), add_special_tokens=False).input_ids
         windows, whole = encode_windows(pipe, [ids[start * size : (start + 1) * size] for start in range(chunks)])
-        rows.append({"encoder_hidden_states": torch.cat(windows, -1).flatten(0, 1), **whole})
+        hidden_states = torch.cat(windows, -1).flatten(0, 1)  # (chunks, L, D1 + D2) -> (chunks * L, D1 + D2)
+        rows.append({"encoder_hidden_states": hidden_states, **whole})
     return rows
 
 
 def encode_windows(pipe: StableDiffusionXLPipeline, windows: list[list[int]]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What both text encoders say to windows of token ids without marks, (k, L, D) each, and `pooled` (P,) of the first window."""
-    import torch
+    """Both text encoders' hidden states of k windows of token ids without marks, (k, L, D) each, and `pooled` (P,).
 
+    `pooled` is that of the first window.
+    """
     hidden, size = [], window(pipe)
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         marked = [[first, *part, last, *[pad] * (size - len(part))] for part in windows]
-        said = encoder(torch.tensor(marked, device=pipelines.device_of(pipe)), output_hidden_states=True)
-        hidden.append(said.hidden_states[-2])
-    return hidden, {"pooled": said.text_embeds[0]}
+        output = encoder(torch.tensor(marked, device=pipelines.device_of(pipe)), output_hidden_states=True)
+        hidden.append(output.hidden_states[-2])
+    return hidden, {"pooled": output.text_embeds[0]}  # of the second encoder, which alone projects
 
 
 def encode_image(pipe: StableDiffusionXLPipeline, images: Tensor) -> Tensor:
@@ -145,35 +154,34 @@ def encode_image(pipe: StableDiffusionXLPipeline, images: Tensor) -> Tensor:
 
     The first release's autoencoder overflows in float16, as its config says; it is then computed in float32.
     """
-    import torch
-
-    vae, kind = pipe.vae, pipe.vae.dtype
-    overflows = kind == torch.float16 and getattr(vae.config, "force_upcast", False)
+    vae, dtype = pipe.vae, pipe.vae.dtype
+    overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if overflows:
         vae.to(torch.float32)
     encoded = vae.encode(images.to(vae.device, vae.dtype))
     if overflows:
-        vae.to(kind)
+        vae.to(dtype)
     latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     scale: float = vae.config.scaling_factor
+    # Some bases normalise every channel as well.
     mean, deviation = (getattr(vae.config, f"latents_{key}", None) for key in ("mean", "std"))
     if mean is not None and deviation is not None:
-        shift, spread = (torch.tensor(one).to(latents).view(1, -1, 1, 1) for one in (mean, deviation))
-        latents = (latents - shift) / spread
-    return (latents * scale).to(kind)
+        mean, deviation = (torch.tensor(values).to(latents).view(1, -1, 1, 1) for values in (mean, deviation))
+        latents = (latents - mean) / deviation
+    return (latents * scale).to(dtype)
 
 
 def prepare_batch(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """`{encoder_hidden_states: (B, L, D), pooled: (B, P), frame: (B, 6)}`."""
-    import torch
-
-    return {key: torch.stack([one[key] for one in conditionings]) for key in conditionings[0]}
+    return pipelines.together(conditionings, *conditionings[0])
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
     """The prediction (B, C, h, w) for noised latents at integer timesteps (B,)."""
-    told = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["frame"]}
-    prediction: Tensor = denoiser(noised, timesteps, conditioning["encoder_hidden_states"], added_cond_kwargs=told).sample
+    added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["frame"]}
+    prediction: Tensor = denoiser(
+        noised, timesteps, conditioning["encoder_hidden_states"], added_cond_kwargs=added
+    ).sample
     return prediction
 
 
@@ -181,20 +189,28 @@ def schedule(pipe: StableDiffusionXLPipeline) -> Schedule:
     """The training noise of this base: its scheduler's own alphas and prediction type."""
     from trainer.objective import Schedule
 
-    return Schedule(prediction=_KINDS[pipe.scheduler.config.prediction_type], alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu())
+    return Schedule(
+        prediction=_KINDS[pipe.scheduler.config.prediction_type],
+        alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu(),
+    )
 
 
-def call_settings(pipe: StableDiffusionXLPipeline, said: dict[str, Tensor], unsaid: dict[str, Tensor] | None, guidance: Guidance) -> dict[str, Any]:
+def call_settings(
+    pipe: StableDiffusionXLPipeline, positive: dict[str, Tensor], negative: dict[str, Tensor] | None, guidance: Guidance
+) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    found = {
-        "prompt_embeds": said["encoder_hidden_states"],
-        "pooled_prompt_embeds": said["pooled"],
+    settings = {
+        "prompt_embeds": positive["encoder_hidden_states"],
+        "pooled_prompt_embeds": positive["pooled"],
         "guidance_scale": guidance.scale,
         "guidance_rescale": guidance.rescale if guidance.scale > 1 else 0.0,
     }
-    if unsaid:
-        found |= {"negative_prompt_embeds": unsaid["encoder_hidden_states"], "negative_pooled_prompt_embeds": unsaid["pooled"]}
-    return found
+    if negative:
+        settings |= {
+            "negative_prompt_embeds": negative["encoder_hidden_states"],
+            "negative_pooled_prompt_embeds": negative["pooled"],
+        }
+    return settings
 
 
 def is_v2(pipe: StableDiffusionXLPipeline) -> bool:
@@ -204,12 +220,10 @@ def is_v2(pipe: StableDiffusionXLPipeline) -> bool:
 
 def file_keys(pipe: StableDiffusionXLPipeline) -> dict[str, str]:
     """`component.module.path` of every linear and convolution -> its kohya key, as sd-scripts spells it."""
-    from torch import nn
-
     keys = {}
     for component, prefix in components.items():
         for path, module in getattr(pipe, component).named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
                 spelled = path.replace(".base_layer", "")
                 if component == "unet":
                     spelled = _sgm(spelled, pipe.unet.config)
@@ -220,17 +234,22 @@ def file_keys(pipe: StableDiffusionXLPipeline) -> dict[str, str]:
 
 
 def _sgm(path: str, config: Any) -> str:
-    """A layer of the UNet in SGM's spelling, where a block of diffusers is several: one a residual block, one a change of size."""
+    """A layer of the UNet in SGM's spelling.
+
+    A block of diffusers is several of SGM's: one for each residual block, one for a change of size.
+    """
     if path in _OUTSIDE:
         return _OUTSIDE[path]
-    match = re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", path)
+    match = re.fullmatch(
+        r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", path
+    )
     if match is None:
         raise ValueError(f"{path} is no layer of an SDXL UNet.")
     side, block, kind, number, inner = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     inner = _RESIDUAL.get(inner, inner)
     if side == "mid":
         return f"middle_block.{2 * number if kind == 'resnets' else 2 * number + 1}.{inner}"
-    size = config.layers_per_block + 1  # of a block of diffusers, in SGM's
+    size = config.layers_per_block + 1  # how many of SGM's blocks are one of diffusers'
     if side == "down":
         if kind == "downsamplers":
             return f"input_blocks.{(block + 1) * size}.0.op"
@@ -242,31 +261,38 @@ def _sgm(path: str, config: Any) -> str:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture (KL autoencoder, epsilon), saved in `folder`; needs no network."""
-    import torch
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    tokenizer = AutoTokenizer.from_pretrained(str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        str(Path(__file__).parents[1] / "imprimatura" / "tokenizer"), local_files_only=True
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32, 32), norm_num_groups=8,
-            cross_attention_dim=64, attention_head_dim=(2, 4, 4), use_linear_projection=True, transformer_layers_per_block=(1, 1, 2),
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32, 32),
+            norm_num_groups=8, cross_attention_dim=64, attention_head_dim=(2, 4, 4), use_linear_projection=True,
+            transformer_layers_per_block=(1, 1, 2),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time",
+            addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
         )  # fmt: skip
-        vae = AutoencoderKL(
-            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4, scaling_factor=0.13025, force_upcast=True,
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.13025, force_upcast=True,
         )  # fmt: skip
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=32,
-            max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+        text = transformers.CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            projection_dim=32, max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
-        encoders = CLIPTextModel(text), CLIPTextModelWithProjection(text)
-        pipe = StableDiffusionXLPipeline(vae, *encoders, tokenizer, tokenizer, unet, scheduler, add_watermarker=False)
+        scheduler = diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        )
+        encoders = transformers.CLIPTextModel(text), transformers.CLIPTextModelWithProjection(text)
+        pipe = diffusers.StableDiffusionXLPipeline(
+            vae, *encoders, tokenizer, tokenizer, unet, scheduler, add_watermarker=False
+        )
     pipe.save_pretrained(str(folder))
     return folder

@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer import methods
 from trainer.errors import AdapterError
-from trainer.lora_file import foreign
+from trainer.lora_file import not_safetensors
 from trainer.lora_file.locating import CONFIG_KEY, config_beside, located
 
 RECIPE_KEY = "velatura.recipe"
@@ -21,11 +23,13 @@ MAX_SIDES = 64  # of a tensor, as torch has it
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1}
 WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}  # alphas, mostly
 DTYPES = FLOATS | WHOLE
-_SUFFIX = re.compile(r"^(?P<module>.+?)\.(?P<suffix>(lora_|lora\.|hada_|lokr_|oft_|dora_scale|diff(?!usion)|alpha|w_norm|b_norm|set_weight).*)$", re.DOTALL)
-_OLD = re.compile(r"^(?P<module>.+)_lora\.(?P<suffix>(down|up)\.weight)$")  # diffusers before 2024: `attn1.processor.to_q_lora.down.weight`
+_SHARED_SUFFIXES = ("diff(?!usion)", "alpha", "w_norm", "b_norm", "set_weight")  # of no method alone, as patterns
+# diffusers before 2024: `attn1.processor.to_q_lora.down.weight`.
+_OLD = re.compile(r"^(?P<module>.+)_lora\.(?P<suffix>(down|up)\.weight)$")
 _XLABS = re.compile(r"^(?P<module>.+\.processor\.(qkv|proj)_lora\d?)\.(?P<suffix>(down|up)\.weight)$")
 _NORM = re.compile(r"^(?P<module>.+_norm)\.(?P<suffix>scale)$")  # BFL's control files
 EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|clip_[lg])$")
+# Suffixes of other spellings -> the common ones.
 _PLAIN = {
     "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
     "down.weight": "lora_down.weight", "up.weight": "lora_up.weight",
@@ -39,7 +43,8 @@ class Header:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     data_start: int  # byte offset of the tensors
-    places: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # of each tensor: dtype, first byte, and the one after its last, from there
+    # Of each tensor: dtype, its first byte and the one after its last, counted from `data_start`.
+    places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:
@@ -53,24 +58,29 @@ def read_header(path: Path) -> Header:
 
 
 def beside(path: Path, header: Header) -> Header:
-    """The header of a file, with PEFT's config that lies beside it among what it says. Raises: AdapterError."""
+    """The header of a file, with PEFT's config beside the file added to its metadata. Raises: AdapterError."""
     config = config_beside(path)
     return header if config is None else replace(header, metadata={**header.metadata, CONFIG_KEY: config})
 
 
 def header_of(file: BinaryIO, name: str) -> Header:
-    """The header of a file that is open at its start, which is then read up to the tensors. Raises: AdapterError, OSError."""
+    """The header of a file that is open at its start; the file is then read up to the tensors.
+
+    Raises: AdapterError, OSError.
+    """
+    # Length.
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
-        raise AdapterError(foreign.said(name, size, _start(file), length, MAX_HEADER_BYTES))
+        raise AdapterError(not_safetensors.explain(name, size, _start(file), length, MAX_HEADER_BYTES))
     raw = file.read(length)
     if not raw.startswith(b"{"):
-        raise AdapterError(foreign.said(name, size, _start(file), length, MAX_HEADER_BYTES))
+        raise AdapterError(not_safetensors.explain(name, size, _start(file), length, MAX_HEADER_BYTES))
+    # Fields, which whoever made the file chose.
     try:
         fields = json.loads(raw, object_pairs_hook=_no_twins)
         metadata = fields.pop("__metadata__", {})
-        json.dumps(fields, ensure_ascii=False).encode()  # refuses halves of characters, which nobody could print
+        json.dumps(fields, ensure_ascii=False).encode()  # refuses lone surrogates, which can't be printed
         shapes = {tensor: _numbers(entry["shape"]) for tensor, entry in fields.items()}
         ends = {tensor: _numbers(entry["data_offsets"]) for tensor, entry in fields.items()}
         places = {tensor: (entry["dtype"], *_pair(ends[tensor])) for tensor, entry in fields.items()}
@@ -79,10 +89,13 @@ def header_of(file: BinaryIO, name: str) -> Header:
         raise AdapterError(f"{name} is not a safetensors file: its header isn't text.") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{name} is not a safetensors file: {str(error)[:300]}") from None
+    # Limits.
     if len(shapes) > MAX_TENSORS:
         raise AdapterError(f"{name} has {len(shapes)} tensors; allowed: up to {MAX_TENSORS}.")
     if not dtypes <= set(DTYPES):
-        raise AdapterError(f"{name} has tensors of {', '.join(sorted(map(str, dtypes - set(DTYPES))))}; allowed: {', '.join(DTYPES)}.")
+        raise AdapterError(
+            f"{name} has tensors of {', '.join(sorted(map(str, dtypes - set(DTYPES))))}; allowed: {', '.join(DTYPES)}."
+        )
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AdapterError(f"{name} has metadata that isn't text.")
     return Header(shapes, {whole(key): whole(value) for key, value in metadata.items()}, 8 + length, places)
@@ -90,20 +103,23 @@ def header_of(file: BinaryIO, name: str) -> Header:
 
 def _start(file: BinaryIO) -> bytes:
     file.seek(0)
-    return file.read(foreign.MOST_BYTES)
+    return file.read(not_safetensors.MOST_BYTES)
 
 
 def whole(text: str) -> str:
-    """Text that can be printed and written: JSON may have halves of characters, which become question marks."""
+    """Text that can be printed and written: JSON may have lone surrogates, which become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
-    """Sizes or offsets. A product of thousands takes minutes, and no tensor has so many sides. Raises: ValueError."""
+    """Sizes or offsets. Raises: ValueError.
+
+    Their number has a limit, since the product of thousands of long numbers takes minutes.
+    """
     if not isinstance(values, list) or len(values) > MAX_SIDES:
         raise ValueError(f"a shape or place is no list of up to {MAX_SIDES} numbers")
-    if wrong := [one for one in values if type(one) is not int or not 0 <= one < 1 << 63]:
-        raise ValueError(f"a size or offset is {str(wrong[0])[:80]}")
+    if refused := [value for value in values if type(value) is not int or not 0 <= value < 1 << 63]:
+        raise ValueError(f"a size or offset is {str(refused[0])[:80]}")
     return tuple(values)
 
 
@@ -113,15 +129,23 @@ def _pair(ends: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """The pairs as a dict. Raises: ValueError if a name stands twice, of which json would silently keep one."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise ValueError("a name stands twice in its header")
-    return found
+    return fields
+
+
+@cache
+def _of_a_method() -> re.Pattern[str]:
+    """The pattern of tensors' names that any method's files have."""
+    own = [re.escape(suffix) for method in methods.registry().values() for suffix in method.suffixes]
+    return re.compile(rf"^(?P<module>.+?)\.(?P<suffix>({'|'.join([*own, *_SHARED_SUFFIXES])}).*)$", re.DOTALL)
 
 
 def split(name: str) -> tuple[str, str] | None:
-    """A tensor's module and suffix (`lora_down.weight`), whichever tool wrote it; None if it follows no known scheme."""
-    match = _OLD.match(name) or _XLABS.match(name) or _SUFFIX.match(name) or _NORM.match(name)
+    """A tensor's module and suffix (`lora_down.weight`), whichever tool wrote it; None if no scheme has the name."""
+    match = _OLD.match(name) or _XLABS.match(name) or _of_a_method().match(name) or _NORM.match(name)
     if match is None:
         return None
     suffix = match["suffix"].replace(".default", "")
@@ -129,7 +153,10 @@ def split(name: str) -> tuple[str, str] | None:
 
 
 def by_module(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """`{module as the file spells it: {suffix: the tensor's whole name}}`, and the names that follow no known scheme; new words are left out."""
+    """`{module as the file spells it: {suffix: the tensor's whole name}}`, and the names that follow no known scheme.
+
+    Vectors of new words are in neither.
+    """
     grouped: dict[str, dict[str, str]] = {}
     strange = []
     for name in names:
@@ -146,8 +173,8 @@ def by_module(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str
 def recipe_of(metadata: dict[str, str]) -> dict[str, Any] | None:
     """Our recipe in a header, or None if there is none or it is damaged."""
     try:
-        found = json.loads(metadata.get(RECIPE_KEY, "null"))
-        json.dumps(found, ensure_ascii=False).encode()  # halves of characters are damage
+        recipe = json.loads(metadata.get(RECIPE_KEY, "null"))
+        json.dumps(recipe, ensure_ascii=False).encode()  # lone surrogates are damage
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+    return recipe if isinstance(recipe, dict) and isinstance(recipe.get("config"), dict) else None

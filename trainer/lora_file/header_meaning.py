@@ -1,7 +1,8 @@
-"""What a file says, beside its tensors, of how they are meant: PEFT's config, of a folder or in the header as diffusers writes it; OneTrainer's
-settings; and the `ss_network_args` that kohya, LyCORIS and we write.
+"""What a file's header says of how its tensors are meant, such as alphas.
 
-Where a text says it otherwise than its writer would, the file is refused: an update read at another strength looks like a bad LoRA.
+It is read from PEFT's config, which lies in a folder or in the header as diffusers writes it, from OneTrainer's
+settings, and from the `ss_network_args` that kohya, LyCORIS and we write. A text that its tool would not have written
+so is refused: an update read at another strength looks like a bad LoRA.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ from trainer.lora_file.patterns import Patterns
 
 _DIFFUSERS = "lora_adapter_metadata"
 _PREFIX = "base_model.model."
-_KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "OFT": ""}  # what we read of PEFT's, and where its alpha stands
-_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts that change the base's own weights
-_OTHERS = ("use_qalora", "use_bdlora", "monteclora_config", "kasa_config", "arrow_config", "alora_invocation_tokens", "layer_replication")
+# PEFT's kinds of adapters that are read -> the key of the alpha in its config.
+_KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "OFT": ""}
+_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's own weights
+# Settings by which a LoRA of PEFT's changes more than weights.
+_OTHERS = (
+    "use_qalora",
+    "use_bdlora",
+    "monteclora_config",
+    "kasa_config",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "layer_replication",
+)
 _MADE = "velatura."  # our own header keys
 _KOHYA = ("ss_network_module", "ss_network_args", "ss_network_alpha", "ss_network_dim", "ss_training_comment")
 _ONETRAINER = ("ot_revision", "ot_branch", "ot_config")
-MEANING = (CONFIG_KEY, _DIFFUSERS, *_KOHYA, *_ONETRAINER)  # what of a header makes another update of the same numbers
+# The header's keys that make another update of the same numbers.
+MEANING = (CONFIG_KEY, _DIFFUSERS, *_KOHYA, *_ONETRAINER)
 
 
 @dataclass(frozen=True)
@@ -50,55 +62,72 @@ class Config:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a file says of its modules. Asked by the name that the file gives a module."""
+    """What a file says of its modules, looked up by the names that the file gives them."""
 
     file: str
-    configs: Mapping[str, Config]  # by component; under "" that of all
-    tool: Mapping[str, Any]  # what the tool that wrote it says, if it is none of PEFT's
-    folded: bool = True  # the file's own alphas are to be divided by the rank; else by its root
+    configs: Mapping[str, Config]  # by component; under "" the one for all components
+    tool: Mapping[str, Any]  # settings of the tool that wrote the file, if that wasn't PEFT
+    folded: bool = True  # the scale is the tensor alpha / rank; else alpha / sqrt(rank)
 
     def alpha(self, module: str, rank: int) -> float | None:
         """Alpha, such that alpha / rank is the scale; None where nothing is said. Raises: AdapterError."""
         config, path = self._of(module)
         if config is None:
             return None
-        found = self._asked(config.alpha_of, path)
-        return found if found is None or not config.values.get("use_rslora") else found * math.sqrt(rank)
+        alpha = self._looked_up(config.alpha_of, path)
+        # With rsLoRA the scale is alpha / sqrt(rank) = (alpha * sqrt(rank)) / rank (arXiv 2312.03732).
+        return alpha if alpha is None or not config.values.get("use_rslora") else alpha * math.sqrt(rank)
 
     def own_alpha(self, alpha: float, rank: int) -> float:
-        """The same of an alpha that the file has among its tensors."""
+        """The same for an alpha that the file has among its tensors."""
         return alpha if self.folded or not rank else alpha * math.sqrt(rank)
 
     def facts(self, module: str) -> Mapping[str, Any]:
-        """Everything that is said of a module, in PEFT's words, `r` and `alpha` being its own; `written_by` is the tool. Raises: AdapterError."""
+        """Everything that the file says of a module, in PEFT's words. Raises: AdapterError.
+
+        `r` and `alpha` are the module's own, and `written_by` is the tool.
+        """
         config, path = self._of(module)
         if config is None:
             return self.tool
-        own = {"alpha": self._asked(config.alpha_of, path), "r": self._asked(config.rank_of, path)}
+        own = {"alpha": self._looked_up(config.alpha_of, path), "r": self._looked_up(config.rank_of, path)}
         # PEFT says its version from 0.18 on, and `auto_mapping` always.
-        return {**config.values, **own, "written_by": "peft", "early": "auto_mapping" in config.values and not config.values.get("peft_version")}
+        return {
+            **config.values,
+            **own,
+            "written_by": "peft",
+            "early": "auto_mapping" in config.values and not config.values.get("peft_version"),
+        }
 
     def _of(self, module: str) -> tuple[Config | None, str]:
+        """The config for a module, and the module's path in it."""
         component, _, path = module.partition(".")
         if component in self.configs:
             return self.configs[component], path.removeprefix(_PREFIX)
         return self.configs.get(""), module.removeprefix(_PREFIX)
 
-    def _asked(self, ask: Callable[[str], float | None], path: str) -> float | None:
+    def _looked_up(self, look_up: Callable[[str], float | None], path: str) -> float | None:
         try:
-            return ask(path)
+            return look_up(path)
         except ValueError as error:
-            raise AdapterError(f"{self.file} gives ranks or alphas by {error}; it is not used, since its strength isn't known.") from None
+            raise AdapterError(
+                f"{self.file} gives ranks or alphas by {error}; it is not used, since its strength isn't known."
+            ) from None
 
 
 def stated(file: str, metadata: Mapping[str, str]) -> Stated:
-    """What the header of the file called `file` says. Raises: AdapterError for what can't be read, or is of a kind that can't be used."""
+    """What the header of the file called `file` says.
+
+    Raises: AdapterError for what can't be read, or is of a kind that can't be used.
+    """
     configs: dict[str, Config] = {}
     for where, text in ((PEFT_CONFIG, metadata.get(CONFIG_KEY)), (_DIFFUSERS, metadata.get(_DIFFUSERS))):
         if text is None:
             continue
-        found = {component: _config(file, where, values) for component, values in _components(file, where, text).items()}
-        configs = found | configs
+        of_text = {
+            component: _config(file, where, values) for component, values in _components(file, where, text).items()
+        }
+        configs = of_text | configs  # PEFT's own file counts before a header
     return Stated(file, configs, _tool(metadata))
 
 
@@ -109,26 +138,37 @@ def _components(file: str, where: str, text: str) -> dict[str, dict[str, Any]]:
         if not isinstance(values, dict):
             raise ValueError("it is no table")
     except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{file} has {where} that can't be read, so its alpha is unknown: {str(error)[:200]}.") from None
-    found: dict[str, dict[str, Any]] = {}
+        raise AdapterError(
+            f"{file} has {where} that can't be read, so its alpha is unknown: {str(error)[:200]}."
+        ) from None
+    components: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         component, dot, name = key.rpartition(".") if where == _DIFFUSERS else ("", "", key)
-        found.setdefault(component if dot else "", {})[name] = value
-    return found
+        components.setdefault(component if dot else "", {})[name] = value
+    return components
 
 
 def _config(file: str, where: str, values: dict[str, Any]) -> Config:
+    """One of PEFT's configs, found in `where`. Raises: AdapterError."""
+    # Kinds that can't be used.
     kind = values.get("peft_type") or "LORA"
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise AdapterError(f"{file} is an adapter of PEFT's kind {str(kind)[:40]!r} ({where}), which can't be used here; allowed: {', '.join(_KINDS)}.")
+        raise AdapterError(
+            f"{file} is an adapter of PEFT's kind {str(kind)[:40]!r} ({where}), which can't be used here; allowed: "
+            f"{', '.join(_KINDS)}."
+        )
     init = values.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_FROM_BASE):
         raise AdapterError(
-            f"{file} started from a part of the base that its training took out of it (init_lora_weights {init[:20]!r} in {where}), so it is only right on a "
-            "base without that part; save it again with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), which makes a plain LoRA of it."
+            f"{file} started from a part of the base that its training took out of it (init_lora_weights "
+            f"{init[:20]!r} in {where}), so it is only right on a base without that part; save it again with PEFT's "
+            f"save_pretrained(path_initial_model_for_weight_conversion=...), which makes a plain LoRA of it."
         )
     if other := next((key for key in _OTHERS if values.get(key)), None):
-        raise AdapterError(f"{file} is a LoRA with {other} ({where}), which changes more than weights; it can't be used here.")
+        raise AdapterError(
+            f"{file} is a LoRA with {other} ({where}), which changes more than weights; it can't be used here."
+        )
+    # Numbers.
     key = _KINDS[kind]
     try:
         for name in ("use_rslora", "use_dora"):
@@ -156,7 +196,7 @@ def _numbers(key: str, values: Any) -> dict[str, float]:
 
 
 def _tool(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What tools say that write no config of PEFT's: ours, and OneTrainer, whose settings are there if its user wanted."""
+    """Settings of tools that write no config of PEFT's: Velatura, and OneTrainer if its user kept them in the file."""
     if metadata.get("ss_network_module") == "peft.oft" or any(key.startswith(_MADE) for key in metadata):
         return {**table(metadata.get("ss_network_args", "")), "written_by": "velatura"}
     if any(key in metadata for key in _ONETRAINER):
@@ -167,7 +207,7 @@ def _tool(metadata: Mapping[str, str]) -> dict[str, Any]:
 def table(text: str) -> dict[str, Any]:
     """A JSON table in a header; an empty one for what is none."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""What is known of a LoRA file without a base model: scheme, family, method, ranks and energy by block, where it loads, recipe."""
+"""What is known of a LoRA file without a base model: scheme, family, method, ranks, energy, where it loads, recipe."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import AdapterError
-from trainer.lora_file import names, reading, where_it_loads
+from trainer.lora_file import names, new_words, reading, where_it_loads
 from trainer.lora_file.content import content
 from trainer.lora_file.header import recipe_of, whole
 from trainer.lora_file.locating import name_of
 
-_LARGEST = 1e300  # of a squared norm that can be added to others
+BEST = "best.safetensors"  # in a run's folder, beside its last step
+STEPS = "steps"  # the folder of a run's LoRA files by step
+_LARGEST = 1e300  # a larger squared norm can't be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
 
 
@@ -65,12 +67,15 @@ class LoraInfo:
 
 def inspect(path: Path) -> LoraInfo:
     """Everything a LoRA file says and is. Raises: AdapterError."""
+    # The file.
     read = content(path)
-    header, found = read.header, reading.modules_of(read)
+    header, modules, words = read.header, reading.modules_of(read), new_words.words(read)
     known = reading.named(header)
-    updates = {module: one.update for module, one in found.items() if one.update is not None}
-    alphas = {one.alpha for one in found.values() if one.alpha is not None}
-    squares = {module: update.squared_norm() for module, update in updates.items()}
+    # Its numbers.
+    updates = {name: module.update for name, module in modules.items() if module.update is not None}
+    alphas = {module.alpha for module in modules.values() if module.alpha is not None}
+    squared_norms = {name: update.squared_norm() for name, update in updates.items()}
+    # What it says of itself.
     recipe = recipe_of(header.metadata)
     config = recipe.get("config", {}) if recipe else {}
     return LoraInfo(
@@ -79,55 +84,63 @@ def inspect(path: Path) -> LoraInfo:
         sha256=read.sha256,
         family=_text(config.get("family")) or (known.family.name if known.family else _versioned(header.metadata)),
         base=_text(config.get("base")) or header.metadata.get("ss_sd_model_name"),
-        method="+".join(sorted({one.method for one in found.values()})),
+        method="+".join(sorted({module.method for module in modules.values()})),
         rank=max((update.rank for update in updates.values()), default=0),
         alpha=next(iter(alphas)) if len(alphas) == 1 else None,
-        num_modules=len(found),
+        num_modules=len(modules),
         num_parameters=sum(update.num_parameters for update in updates.values()),
         size_bytes=header.data_start + len(read.data),
-        norm=_norm(list(squares.values())),
+        norm=_norm(list(squared_norms.values())),
         trigger=header.metadata.get("modelspec.trigger_phrase", ""),
         title=header.metadata.get("modelspec.title", name_of(path)),
         metadata=header.metadata,
         recipe=recipe,
-        embeddings={word: len(next(iter(parts.values()))) for word, parts in reading.words(read).items()},
+        embeddings={word: len(next(iter(parts.values()))) for word, parts in words.items()},
         scheme=known.scheme,
         model=f"{known.family.title} {known.size}".strip() if known.family else "",
         rivals=known.rivals,
         unknown=known.unknown,
-        blocks=_blocks(known, found, squares),
-        places=where_it_loads.where(known, found, bool(reading.words(read))),
-        extras=sum(len(one.extras) for one in found.values()),
+        blocks=_blocks(known, modules, squared_norms),
+        places=where_it_loads.where(known, modules, bool(words)),
+        extras=sum(len(module.extras) for module in modules.values()),
     )
 
 
 def _versioned(metadata: dict[str, str]) -> str | None:
     """The family that the header names, for files whose modules tell nothing."""
     version = metadata.get("ss_base_model_version", "")
-    known = (family.name for family in names.registry().values() if any(version.startswith(start) for start in family.versions))
-    return next(known, version) or None
+    matches = (
+        family.name
+        for family in names.registry().values()
+        if any(version.startswith(start) for start in family.versions)
+    )
+    return next(matches, version) or None
 
 
 def _norm(squares: list[float | None]) -> float | None:
-    there = [square for square in squares if square is not None]
-    if len(there) < len(squares):
+    """The norm of all updates together, from their squared norms; None if one of them isn't known."""
+    given = [square for square in squares if square is not None]
+    if len(given) < len(squares):
         return None
-    return math.sqrt(math.fsum(there)) if max(there, default=0.0) < _LARGEST else math.inf
+    return math.sqrt(math.fsum(given)) if max(given, default=0.0) < _LARGEST else math.inf
 
 
-def _blocks(known: names.Named, found: dict[str, reading.Module], squares: dict[str, float | None]) -> dict[str, Block]:
+def _blocks(
+    known: names.Named, modules: dict[str, reading.Module], squared_norms: dict[str, float | None]
+) -> dict[str, Block]:
+    """What the file does in each block, in the order of the model's numbers."""
     grouped: dict[str, list[str]] = {}
-    for module in squares:
-        target = known.targets.get(module)
-        grouped.setdefault(block_of(target.paths[0]) if target else module.split(".")[0], []).append(module)
-    whole = _norm(list(squares.values()))
+    for name in squared_norms:
+        target = known.targets.get(name)
+        grouped.setdefault(block_of(target.paths[0]) if target else name.split(".")[0], []).append(name)
+    whole_norm = _norm(list(squared_norms.values()))
     blocks = {}
     for block, members in sorted(grouped.items(), key=lambda item: _natural(item[0])):
-        updates = [update for member in members if (update := found[member].update) is not None]
+        updates = [update for member in members if (update := modules[member].update) is not None]
         ranks = [update.rank for update in updates]
-        norm = _norm([squares[member] for member in members])
-        alphas = Counter(alpha for member in members if (alpha := found[member].alpha) is not None)
-        share = None if norm is None or not whole else (norm / whole) ** 2
+        norm = _norm([squared_norms[member] for member in members])
+        alphas = Counter(alpha for member in members if (alpha := modules[member].alpha) is not None)
+        share = None if norm is None or not whole_norm else (norm / whole_norm) ** 2
         blocks[block] = Block(len(members), (min(ranks), max(ranks)), tuple(sorted(alphas)), norm, share)
     return blocks
 
@@ -139,6 +152,7 @@ def block_of(path: str) -> str:
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
+    """A key that sorts `blocks.10` after `blocks.9`."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]
 
 
@@ -147,52 +161,82 @@ def _text(value: Any) -> str | None:
 
 
 def library(folders: list[Path]) -> dict[str, LoraInfo]:
-    """Every readable LoRA file below the folders, by hash, newest last; what can't be read is passed over."""
-    files = [path for folder in folders for path in folder.rglob("*.safetensors") if not _is_inner(path.relative_to(folder)) and os.path.isfile(path)]
-    found: dict[str, LoraInfo] = {}
+    """Every readable LoRA file below the folders, by hash, newest last; what can't be read is passed over.
+
+    Of the same LoRA under several names the newest counts, but a run's own before its best and its steps.
+    """
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*.safetensors")
+        if not _is_inner(path.relative_to(folder)) and os.path.isfile(path)
+    ]
+    infos: dict[str, LoraInfo] = {}
     for path in sorted(files, key=os.path.getmtime):
         try:
             info = inspect(path)
         except AdapterError:
             continue
-        before = found.get(info.sha256)
-        found[info.sha256] = replace(info, copies=(*before.copies, before.path)) if before else info
-    return found
+        if before := infos.get(info.sha256):
+            first, second = (before, info) if is_earlier(path) and not is_earlier(before.path) else (info, before)
+            info = replace(first, copies=(*before.copies, second.path))
+        infos[info.sha256] = info
+    return infos
+
+
+def is_earlier(path: Path) -> bool:
+    """True for a run's best and for a file of one of its steps, which may have the content of its last."""
+    return path.name == BEST or path.parent.name == STEPS
 
 
 def _is_inner(path: Path) -> bool:
-    """Caches and checkpoints are not LoRAs to choose from."""
+    """True for caches and checkpoints, which are no LoRAs to choose from."""
     return any(part.startswith(".") or part == "checkpoints" for part in path.parts)
 
 
 def describe(info: LoraInfo) -> str:
-    """The same for people."""
-    said = {
-        "file": str(info.path), "title": info.title, "hash": f"{info.sha256[:12]} ({info.sha256})", "scheme": info.scheme,
-        "family": _family(info), "base": info.base or "not said", "method": info.method, "rank": str(info.rank),
-        "alpha": "differs by module" if info.alpha is None and any(block.alphas for block in info.blocks.values()) else str(info.alpha or "missing: scale 1"),
+    """All of it as text for people, a table of blocks at the end."""
+    alpha = str(info.alpha or "missing: scale 1")
+    if info.alpha is None and any(block.alphas for block in info.blocks.values()):
+        alpha = "differs by module"
+    facts = {
+        "file": str(info.path),
+        "title": info.title,
+        "hash": f"{info.sha256[:12]} ({info.sha256})",
+        "scheme": info.scheme,
+        "family": _family(info),
+        "base": info.base or "not said",
+        "method": info.method,
+        "rank": str(info.rank),
+        "alpha": alpha,
         "modules": f"{info.num_modules}, {info.num_parameters} numbers, {info.size_bytes} bytes",
         "norm": "takes the base to know" if info.norm is None else f"{info.norm:.4g}",
-        "trigger": info.trigger or "none said", "tags": _tags(info.metadata), "recipe": "of ours, inside" if info.recipe else "none of ours",
+        "trigger": info.trigger or "none said",
+        "tags": _tags(info.metadata),
+        "recipe": "of ours, inside" if info.recipe else "none of ours",
         "words": ", ".join(f"{word} ({num} vectors)" for word, num in info.embeddings.items()) or "none",
-    }  # fmt: skip
+    }
     if info.unknown:
-        said["unknown"] = f"{len(info.unknown)} modules, such as {', '.join(info.unknown[:3])}"
+        facts["unknown"] = f"{len(info.unknown)} modules, such as {', '.join(info.unknown[:3])}"
     if info.extras:
-        said["also sets"] = f"{info.extras} biases or norms"
-    lines = [f"{name:>10}  {text}" for name, text in said.items()]
+        facts["also sets"] = f"{info.extras} biases or norms"
+    # What tools make of it, and each block.
+    lines = [f"{name:>10}  {text}" for name, text in facts.items()]
     lines += ["", "loads in"] + [_place(place) for place in info.places]
     lines += ["", f"{'block':<46}{'modules':>8}{'rank':>10}{'alpha':>10}{'norm':>11}{'energy':>9}"]
     for name, block in info.blocks.items():
         ranks = str(block.ranks[0]) if block.ranks[0] == block.ranks[1] else f"{block.ranks[0]}-{block.ranks[1]}"
         alphas = "/".join(f"{alpha:g}" for alpha in block.alphas[:3]) or "-"
-        norm, share = "-" if block.norm is None else f"{block.norm:.4g}", "-" if block.share is None else f"{block.share * 100:.1f} %"
+        norm = "-" if block.norm is None else f"{block.norm:.4g}"
+        share = "-" if block.share is None else f"{block.share * 100:.1f} %"
         lines.append(f"{name:<46}{block.modules:>8}{ranks:>10}{alphas:>10}{norm:>11}{share:>9}")
     return "\n".join(lines)
 
 
 def _place(place: where_it_loads.Place) -> str:
-    return f"  {f'{place.tool} {place.version}':<34}{place.verdict:<13}{place.loads:>5} of {place.of}  {place.why}".rstrip()
+    return (
+        f"  {f'{place.tool} {place.version}':<34}{place.verdict:<13}{place.loads:>5} of {place.of}  {place.why}"
+    ).rstrip()
 
 
 def _family(info: LoraInfo) -> str:

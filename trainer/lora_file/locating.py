@@ -1,4 +1,4 @@
-"""Where a LoRA's tensors lie: in a file, or in a folder as PEFT saves one, with the config that says how they are meant beside them."""
+"""Where a LoRA's tensors lie: in a file, or in a folder as PEFT saves one, with its config beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def located(path: Path) -> Path:
-    """The file that holds the tensors: `path`, or PEFT's in that folder. Raises: AdapterError for a folder that has none."""
+    """The file that holds the tensors: `path`, or PEFT's in that folder. Raises: AdapterError if it has none."""
     if not os.path.isdir(path):  # pathlib's own raises for a name that is too long
         return path
     inside = path / PEFT_FILE
@@ -21,10 +21,13 @@ def located(path: Path) -> Path:
         return inside
     if os.path.isfile(path / "adapter_model.bin"):
         raise AdapterError(
-            f"LoRA folder {str(path)!r} has its numbers in adapter_model.bin, a pickle, which can run anything and is not opened; "
-            "save it again with PEFT's save_pretrained, which writes .safetensors."
+            f"LoRA folder {str(path)!r} has its numbers in adapter_model.bin, a pickle, which can run anything and is "
+            f"not opened; save it again with PEFT's save_pretrained, which writes .safetensors."
         )
-    raise AdapterError(f"{str(path)!r} is a folder without {PEFT_FILE}; name a LoRA file (.safetensors), or a folder as PEFT saves one.")
+    raise AdapterError(
+        f"{str(path)!r} is a folder without {PEFT_FILE}; name a LoRA file (.safetensors), or a folder as PEFT saves "
+        f"one."
+    )
 
 
 def is_there(path: Path) -> bool:
@@ -33,13 +36,16 @@ def is_there(path: Path) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """What a LoRA is called: its file's name without the ending, or its folder's where PEFT gave the file its own name."""
+    """What a LoRA is called: its file's name without the ending, or its folder's name where PEFT saved it."""
     path = path / PEFT_FILE if os.path.isdir(path) else path
     return path.resolve().parent.name or path.stem if path.name == PEFT_FILE else path.stem
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a LoRA is written anew: time and size of its file, and of the config beside it. Raises: AdapterError if there is no file."""
+    """What changes when a LoRA is written anew: time and size of its file, and of the config beside it.
+
+    Raises: AdapterError if there is no file.
+    """
     place = located(path)
     try:
         status = [place.stat()]
@@ -48,11 +54,14 @@ def stamp(path: Path) -> tuple[int, ...]:
     config = place.with_name(PEFT_CONFIG)
     if place.name == PEFT_FILE and config.is_file():
         status.append(config.stat())
-    return tuple(number for one in status for number in (one.st_mtime_ns, one.st_size))
+    return tuple(number for file in status for number in (file.st_mtime_ns, file.st_size))
 
 
 def config_beside(file: Path) -> str | None:
-    """PEFT's config beside its file as text; None where there is none, or the file isn't PEFT's. Raises: AdapterError if it can't be read."""
+    """PEFT's config beside its file as text; None where there is none, or the file isn't PEFT's.
+
+    Raises: AdapterError if it can't be read.
+    """
     place = file.with_name(PEFT_CONFIG)
     if file.name != PEFT_FILE or not place.is_file():
         return None
@@ -60,8 +69,12 @@ def config_beside(file: Path) -> str | None:
         with place.open("rb") as opened:
             raw = opened.read(MAX_CONFIG_BYTES + 1)
         if len(raw) > MAX_CONFIG_BYTES:
-            raise AdapterError(f"{str(place)!r} has more than {MAX_CONFIG_BYTES} bytes; PEFT's configs have a few thousand.")
+            raise AdapterError(
+                f"{str(place)!r} has more than {MAX_CONFIG_BYTES} bytes; PEFT's configs have a few thousand."
+            )
         return raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise AdapterError(f"{str(place)!r} can't be read: {said}; it says how strong the LoRA beside it is, which is not guessed.") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise AdapterError(
+            f"{str(place)!r} can't be read: {reason}; it says how strong the LoRA beside it is, which is not guessed."
+        ) from None

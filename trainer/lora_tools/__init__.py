@@ -1,4 +1,5 @@
-"""What can be done to LoRA files without drawing a picture: other names, sums, other ranks, plain LoRAs, differences of models, proof.
+"""What can be done to LoRA files without drawing: other names, sums, other ranks, plain LoRAs, extraction, proof.
 
-`opening` reads a file whole and writes one; each verb has a file. Nothing is written over its own source, and every loss is said.
+`opening` reads a file whole and writes one; each verb has a file. Nothing is written over its own source, and what a
+result leaves out is always reported.
 """

@@ -1,4 +1,4 @@
-"""`velatura lora`: other names, sums, other ranks, plain LoRAs, differences of models, and proof that a file says the same to everyone."""
+"""`velatura lora`: the commands that convert, merge, resize, extract, make plain and verify LoRA files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ app = typer.Typer(help="Change, join and check LoRA files.", no_args_is_help=Tru
 File = Annotated[Path, typer.Argument(help="A LoRA file.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="Write here; never over what is read.")]
 Names = Annotated[
-    str, typer.Option("--to", help="kohya, diffusers, comfyui, peft, onetrainer, lycoris, bare or xlabs; default: what most tools of the family read.")
+    str,
+    typer.Option(
+        "--to",
+        help=(
+            "kohya, diffusers, comfyui, peft, onetrainer, lycoris, bare or xlabs; default: what most tools of the "
+            "family read."
+        ),
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; keep: as the file has it.")]
 Rank = Annotated[int, typer.Option(min=0, max=4096, help="At most this rank in every layer; 0: no limit.")]
-Energy = Annotated[float, typer.Option(min=0, max=1, help="Keep this share of each layer's energy (squared norm), such as 0.99.")]
-Error = Annotated[float, typer.Option(min=0, max=0.999, help="Leave out at most this share of each layer's norm, such as 0.05.")]
+Energy = Annotated[
+    float, typer.Option(min=0, max=1, help="Keep this share of each layer's energy (squared norm), such as 0.99.")
+]
+Error = Annotated[
+    float, typer.Option(min=0, max=0.999, help="Leave out at most this share of each layer's norm, such as 0.05.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -33,15 +44,24 @@ def convert(file: File, out: Out, to: Names = "default", dtype: Dtype = "keep", 
     """Write a LoRA under another tool's names; every layer's update is read back and compared."""
     from trainer.lora_tools.convert import convert as run
 
-    found = run(file, out, to, dtype)
-    _say(found, f"{found.path}: {found.before} modules are {found.after} under {found.scheme} names, largest difference {found.error:.1e}", as_json)
+    result = run(file, out, to, dtype)
+    _print(
+        result,
+        f"{result.path}: {result.before} modules are {result.after} under {result.scheme} names, largest "
+        f"difference {result.error:.1e}",
+        as_json,
+    )
 
 
 @app.command()
 def merge(
-    files: Annotated[list[str], typer.Argument(metavar="FILE:WEIGHT...", help="Two LoRAs or more; weight 1 if left out.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE:WEIGHT...", help="Two LoRAs or more; weight 1 if left out.")
+    ],
     out: Out,
-    rank: Annotated[int, typer.Option(min=0, max=4096, help="Cut the sum to this rank, and say what is lost; 0 keeps it exact.")] = 0,
+    rank: Annotated[
+        int, typer.Option(min=0, max=4096, help="Cut the sum to this rank, and say what is lost; 0 keeps it exact.")
+    ] = 0,
     to: Names = "default",
     dtype: Dtype = "keep",
     as_json: Json = False,
@@ -51,10 +71,15 @@ def merge(
     from trainer.lora_tools.merge import merge as run
 
     weighted = [_weighted(text) for text in files]
-    found = run(weighted, out, rank, to, dtype)
-    if said := base_match.differing(file for file, _ in weighted):
-        typer.echo(f"warning: {said}", err=True)
-    _say(found, f"{found.path}: {found.layers} layers, rank {found.rank}, {found.residual * 100:.2f} % of the sum's norm left out", as_json)
+    result = run(weighted, out, rank, to, dtype)
+    if warning := base_match.differing(file for file, _ in weighted):
+        typer.echo(f"warning: {warning}", err=True)
+    _print(
+        result,
+        f"{result.path}: {result.layers} layers, rank {result.rank}, {result.residual * 100:.2f} % of the sum's norm "
+        f"left out",
+        as_json,
+    )
 
 
 @app.command()
@@ -64,24 +89,37 @@ def resize(
     rank: Rank = 0,
     energy: Energy = 0.0,
     error: Error = 0.0,
-    block: Annotated[list[str] | None, typer.Option(metavar="TEXT=RANK", help="Another rank for layers whose path has TEXT in it; repeatable.")] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT=RANK", help="Another rank for layers whose path has TEXT in it; repeatable."),
+    ] = None,
     dtype: Dtype = "keep",
     as_json: Json = False,
 ) -> None:
     """Give a LoRA another rank, by rank, energy or error, and say what that leaves out."""
     from trainer.lora_tools.resize import resize as run
 
-    found = run(file, out, _cut(rank, energy, error), _blocks(block or []), dtype)
-    ranks = f"rank {found.before[0]}-{found.before[1]} is {found.after[0]}-{found.after[1]}"
-    worst = sorted(found.blocks.items(), key=lambda item: -item[1])[:3]
+    result = run(file, out, _cut(rank, energy, error), _blocks(block or []), dtype)
+    ranks = f"rank {result.before[0]}-{result.before[1]} is {result.after[0]}-{result.after[1]}"
+    worst = sorted(result.blocks.items(), key=lambda item: -item[1])[:3]
     lost = ", ".join(f"{name} {share * 100:.2f} %" for name, share in worst)
-    _say(found, f"{found.path}: {found.modules} modules, {ranks}, {found.residual * 100:.2f} % of the norm left out; most in {lost}", as_json)
+    _print(
+        result,
+        f"{result.path}: {result.modules} modules, {ranks}, {result.residual * 100:.2f} % of the norm left out; "
+        f"most in {lost}",
+        as_json,
+    )
 
 
 @app.command()
 def extract(
     tuned: Annotated[Path, typer.Argument(help="A fine-tuned model, a diffusers folder.")],
-    base: Annotated[Path, typer.Argument(help="What it was tuned from: a diffusers folder, a checkpoint file, or a name from models list.")],
+    base: Annotated[
+        Path,
+        typer.Argument(
+            help="What it was tuned from: a diffusers folder, a checkpoint file, or a name from models list."
+        ),
+    ],
     out: Out,
     rank: Rank = 32,
     energy: Energy = 0.0,
@@ -93,8 +131,13 @@ def extract(
     """Make a LoRA of what a fine-tuned model has over its base."""
     from trainer.lora_tools.extract import extract as run
 
-    found = run(tuned, base, out, _cut(rank, energy, error), to, dtype)
-    _say(found, f"{found.path}: {found.layers} of {found.of} layers differ, rank {found.rank}, {found.residual * 100:.2f} % of the change left out", as_json)
+    result = run(tuned, base, out, _cut(rank, energy, error), to, dtype)
+    _print(
+        result,
+        f"{result.path}: {result.layers} of {result.of} layers differ, rank {result.rank}, "
+        f"{result.residual * 100:.2f} % of the change left out",
+        as_json,
+    )
 
 
 @app.command()
@@ -104,7 +147,12 @@ def to_plain(
     rank: Rank = 0,
     energy: Energy = 0.0,
     error: Error = 0.0,
-    base: Annotated[Path | None, typer.Option(metavar="DIR", help="The base model, a folder, checkpoint file or name; DoRA and OFT depend on it.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The base model, a folder, checkpoint file or name; DoRA and OFT depend on it."
+        ),
+    ] = None,
     to: Names = "default",
     dtype: Dtype = "keep",
     as_json: Json = False,
@@ -112,36 +160,49 @@ def to_plain(
     """Make a plain LoRA of a DoRA, LoHa, LoKr or OFT, which every tool loads, and say what that leaves out."""
     from trainer.lora_tools.plain import to_plain as run
 
-    found = run(file, out, _cut(rank, energy, error), base, to, dtype)
-    said = f"{found.changed} of {found.modules} modules made plain, rank {found.rank}, {found.residual * 100:.2f} % of the norm left out"
-    _say(found, f"{found.path}: {said}", as_json)
+    result = run(file, out, _cut(rank, energy, error), base, to, dtype)
+    text = (
+        f"{result.changed} of {result.modules} modules made plain, rank {result.rank}, {result.residual * 100:.2f} % "
+        f"of the norm left out"
+    )
+    _print(result, f"{result.path}: {text}", as_json)
 
 
 @app.command()
 def verify(
     file: File,
-    base: Annotated[Path | None, typer.Option(metavar="DIR", help="Load it into this base with diffusers as well; a folder, checkpoint file or name.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Load it into this base with diffusers as well; a folder, checkpoint file or name."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Send a LoRA through every scheme's names and diffusers' loaders, and compare every layer's update; status 1 if a way changes it."""
+    """Send a LoRA through every scheme's names and diffusers' loaders, and compare every layer's update; status 1 if a
+    way changes it.
+    """
     from trainer import base_match
     from trainer.lora_tools.verify import verify as run
 
     proofs = run(file, base)
-    if base is not None and (said := base_match.at_home(file, str(base))):
-        typer.echo(f"warning: {said}", err=True)
+    if base is not None and (warning := base_match.at_home(file, str(base))):
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(proof) | {"holds": proof.holds} for proof in proofs], indent=2))
     else:
         for proof in proofs:
             error = "-" if proof.error is None else f"{proof.error:.1e}"
-            typer.echo(f"{'ok' if proof.holds else '--':<4}{proof.through:<24}{proof.layers:>5} of {proof.of} layers  {error:>8}  {proof.why}".rstrip())
+            typer.echo(
+                f"{'ok' if proof.holds else '--':<4}{proof.through:<24}{proof.layers:>5} of {proof.of} layers  "
+                f"{error:>8}  {proof.why}".rstrip()
+            )
     if any(not proof.holds and proof.error is not None for proof in proofs):
         raise typer.Exit(1)
 
 
-def _say(found: object, text: str, as_json: bool) -> None:
-    typer.echo(json.dumps(dataclasses.asdict(found), indent=2, default=str) if as_json else text)  # type: ignore[call-overload]
+def _print(result: object, text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(dataclasses.asdict(result), indent=2, default=str) if as_json else text)  # type: ignore[call-overload]
 
 
 def _cut(rank: int, energy: float, error: float) -> Cut:
@@ -165,10 +226,12 @@ def _weighted(text: str) -> tuple[Path, float]:
 
 def _blocks(lines: list[str]) -> dict[str, int]:
     """`up_blocks.1=16` -> text and rank. Raises: ConfigError."""
-    found = {}
+    ranks = {}
     for line in lines:
         text, equals, rank = line.rpartition("=")
         if not equals or not text or not rank.isdecimal() or not 1 <= int(rank) <= 4096:
-            raise ConfigError(f"--block is {line!r}; allowed: TEXT=RANK with a rank of 1 to 4096, such as up_blocks.1=16.")
-        found[text] = int(rank)
-    return found
+            raise ConfigError(
+                f"--block is {line!r}; allowed: TEXT=RANK with a rank of 1 to 4096, such as up_blocks.1=16."
+            )
+        ranks[text] = int(rank)
+    return ranks

@@ -13,17 +13,20 @@ from trainer.lora_tools.verify import worst_difference
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: under which names, how many modules before and after, and the largest relative difference of a layer's update."""
+    """What was written, and the largest relative difference of a layer's update."""
 
     path: Path
     scheme: str
-    before: int
+    before: int  # modules
     after: int
     error: float
 
 
 def convert(file: Path, out: Path, scheme: str = "default", dtype: str = "keep") -> Converted:
-    """Write `file` under the names of `scheme`, or those that most tools of its family read for "default". Raises: AdapterError."""
+    """Write `file` under the names of `scheme`; "default" are those that most tools of its family read.
+
+    Raises: AdapterError.
+    """
     source = open_file(file)
     family = source.family()
     chosen = family.default if scheme == "default" else scheme
@@ -34,11 +37,17 @@ def convert(file: Path, out: Path, scheme: str = "default", dtype: str = "keep")
 
 
 def checked(source: Opened, out: Path) -> float:
-    """The largest relative difference between two files' updates of a layer; the written one is removed if it is more than rounding. Raises: AdapterError."""
+    """The largest relative difference between two files' updates of a layer.
+
+    Raises: AdapterError if it is more than rounding; the written file is then removed.
+    """
     written = open_file(out)
     error = worst_difference(source, written)
     allowed = TOLERANCE[str(written.dtype()).removeprefix("torch.")]
     if error > allowed:
         out.unlink()
-        raise AdapterError(f"{out.name} differs from {source.path.name} by {error:.1e} in a layer; allowed: {allowed:.0e}. Nothing was written.")
+        raise AdapterError(
+            f"{out.name} differs from {source.path.name} by {error:.1e} in a layer; allowed: {allowed:.0e}. Nothing "
+            f"was written."
+        )
     return error

@@ -1,7 +1,7 @@
 """A model's weights by `component.module.path`, read one at a time from a diffusers folder; nothing of it is built.
 
-A component is a folder of one or several safetensors files. Text encoders of transformers >= 5.6 have no `text_model.` in their paths,
-older files have; both are found.
+A component is a folder of one or several safetensors files. Text encoders of transformers >= 5.6 have no `text_model.`
+in their paths, older files have; both are found.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
 from trainer import bases, foreign_json
-from trainer.errors import ModelError
+from trainer.errors import AdapterError, ModelError
 from trainer.lora_file.header import read_header
 
 if TYPE_CHECKING:
@@ -33,25 +35,27 @@ class Weights:
 
     def get(self, path: str) -> Tensor:
         """A weight by `component.module.path`. Raises: ModelError if there is none."""
-        from safetensors import SafetensorError, safe_open
-
         plain = path.replace(".text_model.", ".")
         if plain not in self.files:
             raise ModelError(f"base {str(self.folder)!r} has no weight {path}; it is another model than the LoRA's.")
         file, name = self.files[plain]
         try:
             with safe_open(file, "pt") as opened:
-                found: Tensor = opened.get_tensor(name)
+                weight: Tensor = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file.name} of base {str(self.folder)!r} can't be read: {error}") from None
-        return found
+        return weight
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a diffusers folder, or of any base that is laid out as one, their shapes read. Raises: ModelError."""
+    """The weights of a diffusers folder, or of any base that is laid out as one; only shapes are read.
+
+    Raises: ModelError.
+    """
     folder = bases.folder_of(str(folder))
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{str(folder)!r} is no diffusers pipeline folder: it has no model_index.json.")
+    # Only headers are read here; `Weights.get` reads the tensors one by one.
     files: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for component in COMPONENTS:
@@ -63,12 +67,18 @@ def open_weights(folder: Path) -> Weights:
                     plain = f"{component}.{name.removesuffix(_END)}".replace(".text_model.", ".")
                     files[plain], shapes[plain] = (file, name), shape
     if not files:
-        raise ModelError(f"{str(folder)!r} has no safetensors weights in {', '.join(COMPONENTS)}; pickled ones (.bin, .ckpt) are not opened.")
+        raise ModelError(
+            f"{str(folder)!r} has no safetensors weights in {', '.join(COMPONENTS)}; pickled ones (.bin, .ckpt) are "
+            f"not opened."
+        )
     return Weights(folder, files, shapes)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The safetensors files of a component: those its index names, or the one there is, the full-precision one first."""
+    """The safetensors files of a component: those its index names, or the only one.
+
+    Where a full-precision and a float16 file lie side by side, it is the full-precision one.
+    """
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             names = sorted(set(foreign_json.table(index)["weight_map"].values()))
@@ -78,14 +88,13 @@ def _files(folder: Path) -> Iterator[Path]:
             raise ModelError(f"{str(index)!r} names files outside its folder.")
         yield from (folder / name for name in names)
         return
-    found = sorted(folder.glob("*.safetensors"), key=lambda path: (".fp16." in path.name, path.name))
-    yield from found[:1]
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: (".fp16." in path.name, path.name))
+    yield from files[:1]
 
 
 @contextmanager
 def _as_model(folder: Path) -> Iterator[None]:
-    from trainer.errors import AdapterError
-
+    """Make what is said of a LoRA file, for the body, a ModelError of the base."""
     try:
         yield
     except AdapterError as error:

@@ -1,4 +1,7 @@
-"""A training model's parts made as its memory settings say: attention, compiled blocks, what is computed twice, and what waits on the CPU."""
+"""A training model's parts made as its memory settings say.
+
+They are attention, compiled blocks, what is computed twice, and what waits on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,31 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
-from trainer import choices, system
+from trainer import choices, sample_passes, system
 from trainer.memory import attention, attention_probe, compiling, fetching, frozen, mechanics
 
 if TYPE_CHECKING:
     from trainer.training_model import TrainingModel
 
+_WORTH_MOVING = 1 << 16  # numbers of a tensor; smaller ones take longer to move than they save
+
 
 def arrange(model: TrainingModel) -> None:
-    """Make the parts of a training model as its memory settings say, adapters attached; may be called again when those change."""
+    """Make the parts of a training model as its memory settings say; called again when those change.
+
+    The adapters are attached by then.
+    """
+    # How attention is computed, and what is computed twice.
     settings, denoiser = model.memory, model.denoiser
     compiles = settings.compile in ("blocks", "graphs")  # where a wrapped layer would be compiled anew in each block
     attention.choose(denoiser, "fused" if compiles else settings.attention, model.device, model.dtype)
     if settings.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing(_computed_twice(model))  # type: ignore[operator]
+
+    # What waits on the CPU.
     match settings.offload:
         case "none":
             pass
@@ -34,10 +46,16 @@ def arrange(model: TrainingModel) -> None:
             _bring_the_rest(denoiser, torch.device(model.device))
         case other:
             choices.never(other)
+
+    # Kernels and compiled blocks: what they are chosen by are the layers as they now are.
     if settings.attention == "auto" and model.device.startswith("cuda"):
         _choose_kernels(model)
     _scale_inputs(denoiser, model.device)
-    model.memory = compiling.choose(denoiser, settings, num_passes(model), lambda: len({entry.bucket for entry in model.encoded.entries}), model.device)
+
+    def num_shapes() -> int:
+        return len({entry.bucket for entry in model.encoded.entries})
+
+    model.memory = compiling.choose(denoiser, settings, num_passes(model), num_shapes, model.device)
     if model.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
@@ -55,17 +73,21 @@ def num_passes(model: TrainingModel) -> int:
 
 
 def _choose_kernels(model: TrainingModel) -> None:
-    """Attention by the kernels that the checkpoint names, or that are found good and fast at this run's shapes; until this is called again."""
+    """Attention by the kernels that the checkpoint names, or that are good and fast here, until the next call."""
     if model.kernels is None:
-        shapes = attention_probe.recorded(model.pass_each_shape)
-        found = attention_probe.verdict(shapes, attention_probe.candidates(model.denoiser), model.encoded.store.folder / "attention.json", model.device)
-        model.kernels, model.faults = found.kernels, found.faults
+        shapes = attention_probe.recorded(lambda: sample_passes.each_shape(model))
+        candidates, known = attention_probe.candidates(model.denoiser), model.encoded.store.folder / "attention.json"
+        verdict = attention_probe.verdict(shapes, candidates, known, model.device)
+        model.kernels, model.faults = verdict.kernels, verdict.faults
     model.lasting.close()
     model.lasting.enter_context(attention_probe.using(model.denoiser, model.kernels))
 
 
 def _computed_twice(model: TrainingModel) -> Callable[..., Any]:
-    """Gradient checkpointing that drops out the second time what it dropped the first: adapter layers are in train mode only while a step predicts."""
+    """Gradient checkpointing that drops out the second time what it dropped the first.
+
+    Adapter layers are in train mode only while a step predicts; when backward computes them again, they no longer are.
+    """
 
     def run(module: nn.Module, *inputs: Any) -> Any:
         layers = [layer for attached in model.attachments.values() for layer in attached.dropouts() if layer.training]
@@ -73,7 +95,8 @@ def _computed_twice(model: TrainingModel) -> Callable[..., Any]:
         def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), training(layers)
 
-        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=modes if layers else _no_modes)
+        context = modes if layers else _no_modes
+        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=context)
 
     return run
 
@@ -96,33 +119,39 @@ def training(layers: list[nn.Module]) -> Iterator[None]:
 
 def _encoders(model: TrainingModel) -> list[nn.Module]:
     """What a step does not need: every model of the pipeline but the denoiser and a text encoder that is trained."""
-    needed = [model.denoiser, *(part for name, part in model.pipe.components.items() if model.trains_text and name.startswith("text_encoder"))]
-    return [part for part in model.pipe.components.values() if isinstance(part, nn.Module) and all(part is not one for one in needed)]
+    needed = [model.denoiser]
+    if model.trains_text:
+        needed += [part for name, part in model.pipe.components.items() if name.startswith("text_encoder")]
+    parts = [part for part in model.pipe.components.values() if isinstance(part, nn.Module)]
+    return [part for part in parts if all(part is not other for other in needed)]
 
 
 def _movable(model: TrainingModel) -> list[nn.Module]:
     """Encoders that are moved whole: those that are brought layer by layer stay as they are."""
     texts = [part for name, part in model.pipe.components.items() if model.fetched and name.startswith("text_encoder")]
-    return [part for part in _encoders(model) if all(part is not one for one in texts)]
+    return [part for part in _encoders(model) if all(part is not text for text in texts)]
 
 
 def fetch_encoders(pipe: Any, component: str, device: str) -> None:
-    """Everything but the denoiser, which stays on the CPU, ready to encode: the autoencoder on the device, text encoders brought there layer by layer.
+    """Everything ready to encode but the denoiser, which stays on the CPU.
 
-    By diffusers' group offloading; T5's encoder alone is 9.5 GB in bf16.
+    The autoencoder is on the device; text encoders are brought there layer by layer. By diffusers' group offloading;
+    T5's encoder alone is 9.5 GB in bf16.
     """
-    from diffusers.hooks import apply_group_offloading
-
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name.startswith("text_encoder"):
-            apply_group_offloading(part, torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda"))
+            apply_group_offloading(
+                part, torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda")
+            )
         elif isinstance(part, nn.Module) and name != component:
             part.to(device)
 
 
 def _in_blocks(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     """Frozen linear layers and convolutions of the denoiser's blocks, which are nearly all of it."""
-    blocks = [part for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList) or name == "mid_block"]
+    blocks = [
+        part for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList) or name == "mid_block"
+    ]
     layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     return [layer for layer in layers if not layer.weight.requires_grad]
 
@@ -138,19 +167,23 @@ def _bring_the_rest(denoiser: nn.Module, device: torch.device) -> None:
 
 def _scale_inputs(denoiser: nn.Module, device: str) -> None:
     """Let fp8 layers multiply in float8 where the GPU does so itself."""
-    can = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 9)
+    can_multiply = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 9)
     for layer in denoiser.modules():
         if isinstance(layer, frozen.NarrowLinear) and layer.kind == "fp8":
-            layer.scales_inputs = can and layer.in_features % 16 == 0 and layer.out_features % 16 == 0  # what its kernel takes
+            fits_kernel = layer.in_features % 16 == 0 and layer.out_features % 16 == 0
+            layer.scales_inputs = can_multiply and fits_kernel
 
 
 def limit(device: str, budget_gib: float) -> None:
-    """Hold this process to the budget on a GPU, so that it runs out there. Without one on Windows, to what is free: beyond it, the driver
-    moves memory over the bus without a word, and a run that seems to fit takes ten times as long.
+    """Hold this process to the budget on a GPU, so that it runs out there.
+
+    Without one, on Windows, to what is free: beyond it, the driver moves memory over the bus without a word, and a run
+    that seems to fit takes ten times as long.
     """
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(device)
-        most = budget_gib * mechanics.GIB or (free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total)
+        usual = free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total
+        most = budget_gib * mechanics.GIB or usual
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
 
 
@@ -166,13 +199,19 @@ def drawing(model: TrainingModel) -> Iterator[None]:
 
 
 def eagerly(model: TrainingModel) -> AbstractContextManager[Any]:
-    """Compiled blocks computed as they are written, for the body: for what is looked at, in shapes that would each be compiled anew."""
+    """Compiled blocks computed as they are written, for the body.
+
+    Measurements and previews have shapes of their own, each of which would be compiled anew.
+    """
     return nullcontext() if model.memory.compile in ("off", "auto") else torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
 def kept_away(model: TrainingModel) -> Iterator[None]:
-    """What is kept for backward waits on the CPU, for the body, where the settings say so. Frozen weights and what is trained are kept as they are."""
+    """What is kept for backward waits on the CPU, for the body, where the settings say so.
+
+    Frozen weights and what is trained are kept as they are.
+    """
     if not model.memory.offload_activations:
         yield
         return
@@ -191,6 +230,3 @@ def kept_away(model: TrainingModel) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
-
-
-_WORTH_MOVING = 1 << 16  # numbers

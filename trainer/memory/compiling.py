@@ -1,14 +1,15 @@
 """The denoiser's repeated blocks compiled: each kind once, used for all of its kind.
 
-At batch 1 a GPU waits for Python: on an H100 with torch 2.11 four pictures of SDXL took the time of one, and compiling its transformer blocks took
-plain diffusers from 0.56 to 0.34 s a step, after 27 s. Ours is not measured yet (`velatura bench gpu` does).
-`auto` compiles only for runs that are long enough; a CPU gains nothing.
+At batch 1 a GPU waits for Python: on an H100 with torch 2.11 four pictures of SDXL took the time of one, and compiling
+its transformer blocks took plain diffusers from 0.56 to 0.34 s a step, after 27 s. Ours is not measured yet (`velatura
+bench gpu` does). `auto` compiles only for runs that are long enough; a CPU gains nothing.
 Blocks of a few shapes are compiled for each of them, and for shapes as such beyond that; which, is known before
-the first step and so the same in a resumed run. `graphs` also records a block's kernels and replays them (CUDA graphs, through
-inductor), which spares the launches but keeps every block's memory apart.
+the first step and so the same in a resumed run. `graphs` also records a block's kernels and replays them (CUDA graphs,
+through inductor), which spares the launches but keeps every block's memory apart.
 
-A compiled step rounds otherwise than an eager one: the same settings give the same bytes on the same machine and versions, and a
-resumed run goes on with what the checkpoint says was chosen; another GPU or version of torch may differ in the last bits.
+A compiled step rounds otherwise than an eager one: the same settings give the same bytes on the same machine and
+versions, and a resumed run goes on with what the checkpoint says was chosen; another GPU or version of torch may differ
+in the last bits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -44,7 +46,10 @@ def check(settings: MemoryConfig, device: str) -> list[str]:
     if chosen == "graphs" and device != "cuda":
         problems.append(f"memory.compile is 'graphs', but the run is on {device}; allowed there: auto, off, blocks.")
     if chosen == "graphs" and (settings.gradient_checkpointing or settings.offload_activations):
-        problems.append("memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and offloaded activations: blocks.")
+        problems.append(
+            "memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and "
+            "offloaded activations: blocks."
+        )
     if missing := _missing_compiler(device):
         problems.append(f"memory.compile is {chosen!r}, which needs {missing}; allowed without: auto, off.")
     return problems
@@ -53,8 +58,6 @@ def check(settings: MemoryConfig, device: str) -> list[str]:
 def _missing_compiler(device: str) -> str:
     """What torch compiles with and this machine lacks; empty if nothing."""
     if device == "cuda":
-        from importlib.util import find_spec
-
         return "" if find_spec("triton") else "triton (pip install triton, or triton-windows)"
     names = system.cpp_compilers()
     return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
@@ -65,18 +68,23 @@ def is_possible(settings: MemoryConfig, device: str) -> bool:
     return device.startswith("cuda") and not check(settings.model_copy(update={"compile": "blocks"}), "cuda")
 
 
-def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str) -> MemoryConfig:
-    """Compile the denoiser's blocks if the settings, or for `auto` the passes ahead, say so; the settings with what was chosen in `auto`'s place.
+def choose(
+    denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str
+) -> MemoryConfig:
+    """The settings with what was chosen in `auto`'s place; the denoiser's blocks are then compiled, or not.
 
-    May be called again: what was compiled before is taken back first.
+    `auto` goes by the passes ahead. May be called again: what was compiled before is taken back first.
     """
     choices.check(settings, "memory.")
     chosen = settings.compile
+    blocks = repeated(denoiser)
     if chosen == "auto":
-        chosen = "blocks" if is_possible(settings, device) and num_passes >= _WORTH_PASSES and repeated(denoiser) else "off"
+        gains = is_possible(settings, device) and num_passes >= _WORTH_PASSES and blocks
+        chosen = "blocks" if gains else "off"
     elif check(settings, device.partition(":")[0]):  # the ladder came here
         chosen = "off"
-    blocks = repeated(denoiser)
+
+    # For shapes as such only where there are too many of them to compile each.
     dynamic = chosen != "off" and num_shapes() * _num_kinds(blocks) > _MOST_VARIANTS
     mode = "reduce-overhead" if chosen == "graphs" else None
     compiled = partial(torch.compile, dynamic=dynamic, mode=mode, backend=BACKEND)
@@ -88,9 +96,18 @@ def choose(denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_sha
 
 
 def repeated(denoiser: nn.Module) -> list[nn.Module]:
-    """The blocks that are compiled: what the innermost lists of blocks with attention hold, in a transformer and in each level of a UNet."""
+    """The blocks that are compiled: what the innermost lists of blocks with attention hold.
+
+    In a transformer these are its layers, in a UNet the transformers of each level.
+    """
     lists = [part for part in denoiser.modules() if isinstance(part, nn.ModuleList) and any(map(_attends, part))]
-    return [block for part in lists if not any(inner in lists for block in part for inner in block.modules()) for block in part if _attends(block)]
+    return [
+        block
+        for part in lists
+        if not any(inner in lists for block in part for inner in block.modules())
+        for block in part
+        if _attends(block)
+    ]
 
 
 def _attends(block: nn.Module) -> bool:

@@ -1,8 +1,8 @@
 """Frozen 3 x 3 convolutions over few places, computed on CPUs as one matrix product in bfloat16.
 
-oneDNN lays a convolution's weights out anew at every call, 59 MB for 2560 x 1280 channels, which over few places costs more than the products.
-As a product of the nine shifted inputs side by side with the weights in channels-last order, read as they lie, two cores with AMX take, ms
-forward + backward, convolution / product:
+oneDNN lays a convolution's weights out anew at every call, 59 MB for 2560 x 1280 channels, which over few places costs
+more than the products. As a product of the nine shifted inputs side by side with the weights in channels-last order,
+read as they lie, two cores with AMX take, ms forward + backward, convolution / product:
 
     1280 -> 1280 over  8 x  8     3.4 +  7.8  /  1.8 + 2.0
     2560 -> 1280 over  8 x  8    20.2 + 33.2  /  3.7 + 4.2
@@ -22,19 +22,27 @@ import torch
 from torch import Tensor, nn
 
 from trainer import forwards
+from trainer.memory import mechanics
 
 _MOST_PLACES = 256  # batch x height x width
 _FEWEST_WEIGHTS = 9 << 20  # of about 1024 x 1024 channels
 
 
 class _Product(torch.autograd.Function):
-    """x (N, C, h, w), weight (O, C, 3, 3) in channels-last order and without gradient, bias (O,) or None -> (N, O, h, w)."""
+    """x (N, C, h, w), weight (O, C, 3, 3), bias (O,) or None -> (N, O, h, w).
+
+    The weight is in channels-last order and has no gradient.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num, channels, height, width = x.shape
         padded = nn.functional.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # (N, h + 2, w + 2, C)
-        shifted = [padded[:, row : row + height, column : column + width].reshape(-1, channels) for row in range(3) for column in range(3)]
+        shifted = [
+            padded[:, row : row + height, column : column + width].reshape(-1, channels)
+            for row in range(3)
+            for column in range(3)
+        ]
         flat = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (O, 9 C), a view
         columns = torch.cat(shifted, 1)  # (N h w, 9 C)
         out = columns @ flat.T if bias is None else torch.addmm(bias, columns, flat.T)
@@ -56,6 +64,21 @@ class _Product(torch.autograd.Function):
         return total[:, 1:-1, 1:-1].to(gradient.dtype).permute(0, 3, 1, 2), None, None
 
 
+def lay_out(model: nn.Module) -> None:
+    """Put frozen convolutions in channels-last order, which they compute in anyway, and make products of some.
+
+    An adapter's own convolutions stay as PEFT reads them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+            # What is known of a weight by its address is forgotten with the address.
+            before = module.weight.data
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if module.weight.data_ptr() != before.data_ptr():
+                mechanics.forget(before)
+    as_products(model)
+
+
 def as_products(model: nn.Module) -> None:
     """Compute the model's convolutions so wherever it is the faster way; their weights are in channels-last order."""
     for module in model.modules():
@@ -64,10 +87,12 @@ def as_products(model: nn.Module) -> None:
 
 
 def _can(module: nn.Conv2d) -> bool:
-    weight, plain = module.weight, ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    same = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups) == plain and module.padding_mode == "zeros"
+    weight = module.weight
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+    usual = geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and module.padding_mode == "zeros"
     frozen = not weight.requires_grad and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    return same and frozen and weight.numel() >= _FEWEST_WEIGHTS and weight.is_contiguous(memory_format=torch.channels_last)
+    large = weight.numel() >= _FEWEST_WEIGHTS and weight.is_contiguous(memory_format=torch.channels_last)
+    return usual and frozen and large
 
 
 def _forward(module: nn.Conv2d, original: forwards.Forward) -> forwards.Forward:

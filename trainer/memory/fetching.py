@@ -1,11 +1,11 @@
 """Frozen weights that wait on the CPU and are brought to the GPU a few layers ahead of their use.
 
-All weights of one part (some layers that are used one after another) lie side by side in one pinned buffer and come in one copy,
-on a stream of its own: while one part computes, the next is on its way. The GPU holds a ring of three parts: the one that
-computes, the one that comes, and the one whose kernels may still be running. Which part comes next is what came next the last
-time after the same two parts, so that backward, activations computed twice and a UNet's own order need no rule; a part that was not
-foreseen is fetched when it is asked for. One of a 12-billion-parameter base in bf16 is 24 GB each way, half a second over a
-fast bus: less than a step at 1024 px.
+All weights of one part (some layers that are used one after another) lie side by side in one pinned buffer and come in
+one copy, on a stream of its own: while one part computes, the next is on its way. The GPU holds a ring of three parts:
+the one that computes, the one that comes, and the one whose kernels may still be running. Which part comes next is what
+came next the last time after the same two parts, so that backward, activations computed twice and a UNet's own order
+need no rule; a part that was not foreseen is fetched when it is asked for. One of a 12-billion-parameter base in bf16
+is 24 GB each way, half a second over a fast bus: less than a step at 1024 px.
 
 Diffusers' group offloading takes a block's weights away again after its forward, where a backward still needs them.
 """
@@ -37,16 +37,20 @@ class _Part:
 class Ring:
     """The weights of these layers, in their order of use, on the CPU; `take` gives one on the device."""
 
-    def __init__(self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES
+    ) -> None:
         self.device, self.num_asked, self.num_foreseen, self.num_fetched = device, 0, 0, 0
         self._parts = [_packed(group, device) for group in _grouped(layers, part_bytes)]
         self._of = {layer: number for number, part in enumerate(self._parts) for layer in part.places}
         room = max((len(part.buffer) for part in self._parts), default=0)
-        self._slots = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(min(_SLOTS, len(self._parts)))]
+        num_slots = min(_SLOTS, len(self._parts))
+        self._slots = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(num_slots)]
         self._holds: list[int | None] = [None] * len(self._slots)
         self._used: list[int] = [0] * len(self._slots)  # when each slot was last asked for, counted in changes of part
         self._now, self._before, self._count = -1, -1, 0
-        self._next = {(first, second): second + 1 for first, second in pairwise(range(-1, len(self._parts) - 1))}  # until it is known better
+        # Which part comes after two others: at first, the next in order; then what came there last.
+        self._next = {(first, second): second + 1 for first, second in pairwise(range(-1, len(self._parts) - 1))}
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._arrived: list[torch.cuda.Event | None] = [None] * len(self._slots)
         self._done: list[torch.cuda.Event | None] = [None] * len(self._slots)
@@ -64,10 +68,13 @@ class Ring:
 
     def _turn_to(self, number: int) -> None:
         """Make this part the one that computes, and send for the one that followed it last time."""
+        # What follows the last two parts, for the next time; and when the last one's slot will be free.
         if self._now >= 0:
             self._next[self._before, self._now] = number
             if self._copying and self._now in self._holds:  # all that uses the last part has been launched
                 self._done[self._holds.index(self._now)] = torch.cuda.current_stream(self.device).record_event()
+
+        # This part, which is there or on its way; or is fetched now.
         self._before, self._now, self._count = self._now, number, self._count + 1
         self.num_asked += 1
         if number in self._holds:
@@ -78,6 +85,8 @@ class Ring:
         self._used[slot] = self._count
         if arrived := self._arrived[slot]:
             torch.cuda.current_stream(self.device).wait_event(arrived)
+
+        # The one after it.
         coming = self._next.get((self._before, number))
         if coming is not None and coming not in self._holds:
             self._fetch(coming)
@@ -85,7 +94,8 @@ class Ring:
     def _fetch(self, number: int) -> None:
         """Copy a part into the slot that was left the longest ago; the copy waits for what still computes there."""
         free = [slot for slot, held in enumerate(self._holds) if held != self._now or held is None]
-        slot = min(free or range(len(self._slots)), key=lambda one: self._used[one] if self._holds[one] is not None else -1)
+        last_use = [-1 if held is None else used for held, used in zip(self._holds, self._used, strict=True)]
+        slot = min(free or range(len(self._slots)), key=last_use.__getitem__)
         buffer = self._parts[number].buffer
         self._holds[slot], self._used[slot] = number, self._count
         self.num_fetched += 1
@@ -134,8 +144,8 @@ def _view(buffer: Tensor, start: int, kind: torch.dtype, shape: torch.Size, stri
 def keep_on_cpu(layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES) -> Ring:
     """Keep these frozen layers' weights in the CPU's memory, in a ring that brings them to the device.
 
-    A layer changes its class, so that whoever holds it need not be told and whoever computes with a plain layer's weight
-    sees that it is none.
+    A layer changes its class, so that whoever holds it need not be told and whoever computes with a plain layer's
+    weight sees that it is none.
     """
     ring = Ring(layers, device, part_bytes)
     for layer in layers:

@@ -1,19 +1,20 @@
-"""Frozen layers that keep their weight in another form than they compute with: in 8 or 4 bits, or on the CPU beside a GPU.
+"""Frozen layers that keep their weight in another form than they compute with: in 8 or 4 bits, or on the CPU.
 
 Backward takes the weight anew instead of keeping what forward made of it, and only the base's own weights are touched.
-In a compiled block such a product is one operation of its own: written out, the compiler finds the same widened weight in both
-directions and keeps it between them, which is the memory that was to be saved (torch 2.13, tried).
-Diffusers' layerwise casting and group offloading cast and move the adapter's weights with the layer's, so that they must
-come after it, with exceptions by name; casting takes 3.5 s a step where float8 here takes 3.0 s and int8 2.5 s (plain 2.2 s; a UNet of
-222 million parameters, 256 px, batch 4, one core).
+In a compiled block such a product is one operation of its own: written out, the compiler finds the same widened weight
+in both directions and keeps it between them, which is the memory that was to be saved (torch 2.13, tried).
+Diffusers' layerwise casting and group offloading cast and move the adapter's weights with the layer's, so that they
+must come after it, with exceptions by name; casting takes 3.5 s a step where float8 here takes 3.0 s and int8 2.5 s
+(plain 2.2 s; a UNet of 222 million parameters, 256 px, batch 4, one core).
 8 bits are weight-only, one scale a row of outputs; 4 bits are NF4 with its scales in 8 bits (QLoRA, arXiv 2305.14314,
-sections 3.1 and 3.2), packed and unpacked by bitsandbytes. Its layers are not used: its int8 rounds the inputs too, and on CPUs
-takes twice as long; its 4 bits are packed anew for inference by the first pass without gradients, so that a preview
-would change training. Forward and backward of one 1280 x 1280 layer and 1024 tokens in bf16 on one core with AMX, and the output's error:
-plain 7.0 ms; int8 8.6 ms, 0.5 % (bitsandbytes' layer 18.6 ms, 0.9 %); NF4 11 ms, 9 %; float8 24 ms, 2.6 %.
+sections 3.1 and 3.2), packed and unpacked by bitsandbytes. Its layers are not used: its int8 rounds the inputs too, and
+on CPUs takes twice as long; its 4 bits are packed anew for inference by the first pass without gradients, so that a
+preview would change training. Forward and backward of one 1280 x 1280 layer and 1024 tokens in bf16 on one core with
+AMX, and the output's error: plain 7.0 ms; int8 8.6 ms, 0.5 % (bitsandbytes' layer 18.6 ms, 0.9 %); NF4 11 ms, 9 %;
+float8 24 ms, 2.6 %.
 
-On a GPU that multiplies float8 itself, fp8's forward rounds the inputs a row at a time too and multiplies both as they are
-(`torch.nn.functional.scaled_mm`); the gradient is taken with the widened weight, so that it is as exact as without.
+On a GPU that multiplies float8 itself, fp8's forward rounds the inputs a row at a time too and multiplies both as they
+are (`torch.nn.functional.scaled_mm`); the gradient is taken with the widened weight, so that it is as exact as without.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ _LARGEST = {"int8": 127.0, "fp8": torch.finfo(_E4M3).max}
 
 
 class NarrowLinear(nn.Linear):
-    """A frozen linear layer whose weight is kept in 8 bits: integers, or float8 (e4m3) as bytes, so that nothing takes it for a number to train."""
+    """A frozen linear layer whose weight is kept in 8 bits: integers, or float8 (e4m3) as bytes.
+
+    Bytes, so that nothing takes float8 for a number to train.
+    """
 
     ring: Ring | None = None  # what brings the weight, where it waits on the CPU
     scales_inputs = False  # fp8 alone: multiply in float8, rounding the inputs too
 
     def __init__(self, layer: nn.Linear, kind: Literal["int8", "fp8"]) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias, self.kind = layer.in_features, layer.out_features, layer.bias, kind
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.kind = kind
         weight = layer.weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / _LARGEST[kind]  # (out, 1)
         scaled = weight / scale
@@ -63,16 +68,23 @@ class NarrowLinear(nn.Linear):
 
 
 class NF4Linear(nn.Linear):
-    """A frozen linear layer whose weight is kept in 4 bits, in `packed`; of `weight` only shape and device are meant, it holds nothing."""
+    """A frozen linear layer whose weight is kept in 4 bits, in `packed`.
+
+    `weight` has the shape and the device, and holds nothing.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         from bitsandbytes.functional import quantize_4bit
 
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
-        packed, self.state = quantize_4bit(layer.weight.detach().contiguous(), blocksize=_NF4_BLOCK, compress_statistics=True, quant_type="nf4")
+        packed, self.state = quantize_4bit(
+            layer.weight.detach().contiguous(), blocksize=_NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+        )
         self.register_buffer("packed", packed, persistent=False)
-        self.weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.uint8, device=packed.device).expand(layer.weight.shape), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.zeros(1, 1, dtype=torch.uint8, device=packed.device).expand(layer.weight.shape), requires_grad=False
+        )
         self.train(layer.training)
 
     def wide(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -80,8 +92,8 @@ class NF4Linear(nn.Linear):
         return _widened(self._kept(), "nf4", dtype).to(device)
 
     def _kept(self) -> list[Tensor]:
-        state, scales = self.state, self.state.state2
-        return [self.get_buffer("packed"), state.absmax, state.code, state.offset, scales.absmax, scales.code, self.weight]
+        packed, state, scales = self.get_buffer("packed"), self.state, self.state.state2
+        return [packed, state.absmax, state.code, state.offset, scales.absmax, scales.code, self.weight]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _biased(_product(inputs.to(_dtype(inputs)), self._kept(), "nf4"), self.bias)
@@ -89,7 +101,8 @@ class NF4Linear(nn.Linear):
 
 def full_weight(layer: Any) -> Tensor:
     """A layer's weight in numbers, quantised or not."""
-    weight: Tensor = layer.wide(torch.float32, layer.weight.device) if isinstance(layer, (NarrowLinear, NF4Linear)) else layer.weight.detach()
+    narrow = isinstance(layer, (NarrowLinear, NF4Linear))
+    weight: Tensor = layer.wide(torch.float32, layer.weight.device) if narrow else layer.weight.detach()
     return weight
 
 
@@ -114,7 +127,9 @@ def _unpacked(kept: list[Tensor], dtype: torch.dtype) -> Tensor:
 
     packed, absmax, code, offset, scales, scales_code, shaped = kept
     inner = QuantState(absmax=scales, code=scales_code, blocksize=_NF4_SCALES_BLOCK, dtype=torch.float32)
-    weight: Tensor = dequantize_4bit(packed, QuantState(absmax, shaped.shape, code, _NF4_BLOCK, "nf4", dtype, offset, inner))
+    weight: Tensor = dequantize_4bit(
+        packed, QuantState(absmax, shaped.shape, code, _NF4_BLOCK, "nf4", dtype, offset, inner)
+    )
     return weight
 
 
@@ -126,18 +141,23 @@ def _biased(product: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _dtype(inputs: Tensor) -> torch.dtype:
-    kind = inputs.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+    """What a product of these inputs is computed in: custom operations are not cast by autocast themselves."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
 
 
 def _product(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
     """inputs (..., in) @ weight.T."""
-    product: Tensor = _operation(inputs, kept, kind) if torch.compiler.is_compiling() else _Linear.apply(inputs, kind, *kept)
+    product: Tensor = (
+        _operation(inputs, kept, kind) if torch.compiler.is_compiling() else _Linear.apply(inputs, kind, *kept)
+    )
     return product
 
 
 def _forward(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
-    return _scaled(inputs, *kept) if kind == "fp8 scaled" else functional.linear(inputs, _widened(kept, kind, inputs.dtype))
+    if kind == "fp8 scaled":
+        return _scaled(inputs, *kept)
+    return functional.linear(inputs, _widened(kept, kind, inputs.dtype))
 
 
 def _scaled(inputs: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
@@ -146,7 +166,9 @@ def _scaled(inputs: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
     largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
     rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
     by_row = functional.ScalingType.RowWise
-    product = functional.scaled_mm(rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row, output_dtype=torch.bfloat16)
+    product = functional.scaled_mm(
+        rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row, output_dtype=torch.bfloat16
+    )
     return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
 
 

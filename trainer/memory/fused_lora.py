@@ -1,10 +1,10 @@
-"""Three products for a frozen linear layer and the LoRA on it, instead of PEFT's eight operations; the numbers are PEFT's.
+"""Three products for a frozen linear layer and the LoRA on it, instead of PEFT's eight operations, of the same numbers.
 
 PEFT computes base(x) + scale * B(A(x)) as it reads: the sum, the scaling and the casts are each a pass over the whole
-activation. Here the last product scales and adds to the first one's result, in the base's dtype, so that a bfloat16 base
-needs no autocast. Taken only for what it is exact for: a plain LoRA on a linear layer of any form (whole, quantised, waiting
-on the CPU), switched on, without dropout; everything else stays PEFT's. The layer changes its class and holds no function of
-its own, so that a block compiled once serves all of its kind.
+activation. Here the last product scales and adds to the first one's result, in the base's dtype, so that a bfloat16
+base needs no autocast. Taken only for what it is exact for: a plain LoRA on a linear layer of any form (whole,
+quantised, waiting on the CPU), switched on, without dropout; everything else stays PEFT's. The layer changes its class
+and holds no function of its own, so that a block compiled once serves all of its kind.
 """
 
 from __future__ import annotations
@@ -14,32 +14,38 @@ from functools import cache
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
 def fuse(layers: Iterable[Any], adapter: str, dtype: torch.dtype) -> bool:
-    """Fuse every layer of PEFT's that can be, to compute in this dtype; True if none is left that computes in float32 beside a smaller base."""
-    left = 0
+    """Fuse every layer of PEFT's that can be, to compute in this dtype; whether that was all of them.
+
+    One that is left computes in float32, and needs autocast beside a smaller base.
+    """
+    num_left = 0
     for layer in layers:
         if _can(layer, adapter):
             layer.__class__, layer.fused_adapter, layer.fused_dtype = _kind(), adapter, dtype
         else:
-            left += 1
-    return not left
+            num_left += 1
+    return not num_left
 
 
 def _can(layer: Any, adapter: str) -> bool:
-    from peft.tuners.lora.layer import Linear
-
     plain = type(layer) in (Linear, _kind()) and isinstance(layer.base_layer, nn.Linear)
-    return plain and not layer.lora_variant and not layer.lora_bias.get(adapter, False) and isinstance(layer.lora_dropout[adapter], nn.Identity)
+    return (
+        plain
+        and not layer.lora_variant
+        and not layer.lora_bias.get(adapter, False)
+        and isinstance(layer.lora_dropout[adapter], nn.Identity)
+    )
 
 
 @cache
 def _kind() -> type:
     """PEFT's linear layer with the fused forward; made where it is first needed, since PEFT is slow to import."""
-    from peft.tuners.lora.layer import Linear
 
     class FusedLinear(Linear):
         fused_adapter: str
@@ -47,8 +53,8 @@ def _kind() -> type:
 
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self.disable_adapters or self.merged or args or kwargs:
-                found: Tensor = super().forward(x, *args, **kwargs)
-                return found
+                output: Tensor = super().forward(x, *args, **kwargs)
+                return output
             name, kind = self.fused_adapter, self.fused_dtype
             flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
             inner = linear(flat, self.lora_A[name].weight.to(kind))  # (rows, r)

@@ -1,14 +1,15 @@
 """What a run's memory settings may be, and which come next when memory runs out.
 
-The ladder's rungs go from what changes nothing but the time to what costs a little quality: smaller micro-batches at the
-same effective batch, activations computed twice, encoders off the GPU, the denoiser's blocks fetched layer by layer, and a
-quantised base. The step that ran out is taken again; nothing of it had been learned. What the ladder changed is saved with
-the next checkpoint, and each of its forms can be made from the base on disk alone, so that a resumed run goes on alike.
+The ladder's rungs go from what changes nothing but the time to what costs a little quality: smaller micro-batches at
+the same effective batch, activations computed twice, encoders off the GPU, the denoiser's blocks fetched layer by
+layer, and a quantised base. The step that ran out is taken again; nothing of it had been learned. What the ladder
+changed is saved with the next checkpoint, and each of its forms can be made from the base on disk alone, so that a
+resumed run goes on alike.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer import bases, methods, system
 from trainer.config import MemoryConfig, TrainConfig
@@ -26,26 +27,47 @@ if TYPE_CHECKING:
 
 def check(config: TrainConfig) -> list[str]:
     """A sentence for each memory setting that this machine, or the method, can't use."""
-    settings, device, problems = config.memory, bases.hardware(config.device, "float32")[0], []
+    settings, device = config.memory, bases.hardware(config.device, "float32")[0]
+    problems = []
+
+    # Batches and what waits on the CPU.
     if settings.micro_batch > config.batch_size:
-        problems.append(f"memory.micro_batch is {settings.micro_batch}; allowed: at most batch_size ({config.batch_size}), or 0 for the whole batch.")
+        problems.append(
+            f"memory.micro_batch is {settings.micro_batch}; allowed: at most batch_size ({config.batch_size}), or 0 "
+            f"for the whole batch."
+        )
     if settings.offload != "none" and not can_offload(device):
-        problems.append(f"memory.offload is {settings.offload!r}, but the run is on {device}, where there is nothing to move off; allowed there: none.")
+        problems.append(
+            f"memory.offload is {settings.offload!r}, but the run is on {device}, where there is nothing to move off; "
+            f"allowed there: none."
+        )
     if settings.offload_activations and not can_offload(device):
-        problems.append(f"memory.offload_activations is on, but the run is on {device}, where there is nothing to move off; leave it off.")
+        problems.append(
+            f"memory.offload_activations is on, but the run is on {device}, where there is nothing to move off; leave "
+            f"it off."
+        )
+
+    # Compiled blocks, fetched blocks, fewer bits.
     problems += compiling.check(settings, device)
     if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
-        problems.append(f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders.")
-    if settings.quantise != "none" and not _can_quantise(config):
-        started = f", started by {start}" if (start := methods.registry()[config.adapter.method].start(config.adapter)) != "default" else ""
         problems.append(
-            f"memory.quantise is {settings.quantise!r}, but adapter.method {config.adapter.method}{started} works on the base's own weights; "
+            f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders."
+        )
+    if settings.quantise != "none" and not _can_quantise(config):
+        start = methods.registry()[config.adapter.method].start(config.adapter)
+        method = config.adapter.method if start == "default" else f"{config.adapter.method}, started by {start}"
+        problems.append(
+            f"memory.quantise is {settings.quantise!r}, but adapter.method {method} works on the base's own weights; "
             f"allowed with it: none. On a quantised base: {methods.on_quantised()}."
         )
     if settings.quantise == "nf4" and not has_nf4():
-        problems.append("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")
+        problems.append(
+            "memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'."
+        )
     if settings.quantise in ("nf4", "fp8") and device == "mps":
-        problems.append(f"memory.quantise is {settings.quantise!r}, which Apple's GPUs don't compute; allowed there: none, int8.")
+        problems.append(
+            f"memory.quantise is {settings.quantise!r}, which Apple's GPUs don't compute; allowed there: none, int8."
+        )
     return problems
 
 
@@ -77,67 +99,97 @@ def _against_fetching(config: TrainConfig, kind: str) -> list[str]:
 
 
 def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str) -> tuple[MemoryConfig, str] | None:
-    """The settings one rung up and what they change in words, or None at the top. `num_rows` is the most pictures one process has at once."""
+    """The settings one rung up and what they change in words, or None at the top.
+
+    `num_rows` is the most pictures one process has at once.
+    """
     size = now.micro_batch or num_rows
     kinds = ["none", "int8", *(["nf4"] if has_nf4() and not config.against.adapters else [])]
-    on_gpu, can_narrow = device.startswith("cuda"), _can_quantise(config) and now.offload != "blocks" and now.quantise in kinds[:-1]
+    on_gpu = device.startswith("cuda")
+    can_narrow = _can_quantise(config) and now.offload != "blocks" and now.quantise in kinds[:-1]
+
+    # The first that is not taken yet, in the order of what it costs.
     if size > 1:
-        change: dict[str, Any] = {"micro_batch": size // 2}
-        said = f"pictures at once: {size // 2} instead of {size}, at the same effective batch"
+        update: dict[str, Any] = {"micro_batch": size // 2}
+        words = f"pictures at once: {size // 2} instead of {size}, at the same effective batch"
     elif not now.gradient_checkpointing:
-        change, said = {"gradient_checkpointing": True}, "gradient checkpointing is on"
+        update, words = {"gradient_checkpointing": True}, "gradient checkpointing is on"
     elif on_gpu and now.offload == "none":
-        change, said = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
+        update, words = {"offload": "encoders"}, "text encoder and autoencoder wait on the CPU"
     elif on_gpu and now.offload == "encoders" and not _against_fetching(config, now.quantise):
-        change, said = {"offload": "blocks"}, "the denoiser's blocks wait on the CPU and are fetched ahead of their use"
+        update = {"offload": "blocks"}
+        words = "the denoiser's blocks wait on the CPU and are fetched ahead of their use"
     elif on_gpu and not now.offload_activations:
-        change, said = {"offload_activations": True}, "what is kept for backward waits on the CPU"
+        update, words = {"offload_activations": True}, "what is kept for backward waits on the CPU"
     elif can_narrow:
         kind = kinds[kinds.index(now.quantise) + 1]
-        change, said = {"quantise": kind}, f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
+        update = {"quantise": kind}
+        words = f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
     else:
         return None
-    return now.model_copy(update=change), said
+    return now.model_copy(update=update), words
 
 
 def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[MemoryConfig, str] | None:
-    """The settings under which a base that ran out of memory while it was loaded needs less, and what they change in words; None where there are none."""
+    """The settings under which loading the base takes less memory, and what they change in words; None at the top."""
     if not can_offload(device) or now.offload == "blocks" or _against_fetching(config, now.quantise):
         return None
-    return now.model_copy(update={"offload": "blocks"}), "the base waits on the CPU, and its blocks are fetched ahead of their use"
+    words = "the base waits on the CPU, and its blocks are fetched ahead of their use"
+    return now.model_copy(update={"offload": "blocks"}), words
 
 
-def climb(model: TrainingModel) -> str | None:
-    """Take the next rung and say what was changed, or None if there is none left. Called while the error is handled, it lets go of what that holds."""
+class Change(NamedTuple):
+    """What a rung changed."""
+
+    words: str
+    settings: list[str]  # such as `memory.offload=blocks`
+
+
+def change(before: MemoryConfig, after: MemoryConfig, words: str) -> Change:
+    """What differs between two memory settings, as it is written on a command line, and in words."""
+    values = after.model_dump()
+    differing = {name: value for name, value in values.items() if value != getattr(before, name)}
+    return Change(words, [f"memory.{name}={str(value).lower()}" for name, value in differing.items()])
+
+
+def climb(model: TrainingModel) -> Change | None:
+    """What was changed by taking the next rung; None if there is none left.
+
+    Called while the error is handled, it lets go of what that holds.
+    """
     mechanics.let_go()
-    found = next_rung(model.memory, model.config, -(-model.config.batch_size // model.world.size), model.device)
-    if found is None:
+    rung = next_rung(model.memory, model.config, -(-model.config.batch_size // model.world.size), model.device)
+    if rung is None:
         return None
-    before, (model.memory, said) = model.memory, found
+    before, (model.memory, words) = model.memory, rung
     model.ahead = {}
     if model.memory.quantise != before.quantise:
         files = Files(model.folder / model.component)
         quantise(model.denoiser, model.memory.quantise, lambda path: files.weight(path).to(model.dtype))
     arrange(model)
     system.give_back_freed()
-    return said
+    return change(before, model.memory, words)
 
 
 def exhausted(when: str, error: BaseException) -> str:
     """What to say where memory ran out and there is no setting left to change."""
     first = str(error).strip().split("\n")[0] or type(error).__name__
     return (
-        f"memory ran out {when}, and no memory setting is left that would help: {first} Close other programs, lower resolution_px or adapter.rank, "
-        "or take a smaller base. What was saved before stays."
+        f"memory ran out {when}, and no memory setting is left that would help: {first} Close other programs, lower "
+        "resolution_px or adapter.rank, or take a smaller base. What was saved before stays."
     )
 
 
 def over_budget(model: TrainingModel) -> str | None:
-    """A sentence if this process has held more than the budget. A GPU is held to it by its allocator; elsewhere only the rehearsal can choose.
+    """A sentence if this process has held more than the budget.
 
-    Changing settings by what was measured in mid-run would make the adapter depend on the machine's mood.
+    A GPU is held to it by its allocator; elsewhere only the rehearsal can choose. Changing settings by what was
+    measured in mid-run would make the adapter depend on the machine's mood.
     """
     budget = model.memory.budget_gib
     if not budget or model.device.startswith("cuda") or (held := mechanics.peak_bytes()) <= budget * mechanics.GIB:
         return None
-    return f"{held / mechanics.GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); --rehearse finds settings that fit."
+    return (
+        f"{held / mechanics.GIB:.2f} GiB were held, more than memory.budget_gib ({budget:g}); --rehearse finds "
+        f"settings that fit."
+    )

@@ -1,4 +1,7 @@
-"""Memory as such: what says that it ran out, what gives it back, and how much was held. What only one system does is in `trainer.system`."""
+"""Memory as such: what says that it ran out, what gives it back, and how much was held.
+
+What only one system does is in `trainer.system`.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,32 @@ from trainer import system
 GIB = 1 << 30
 Result = TypeVar("Result")
 # Of PyTorch's own allocators (GPU, CPU on Linux, CPU on Windows), of the libraries below it, and of C++.
-_SHORT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a memory")
-_ONEDNN_SHORT = "could not create a primitive"  # the whole message; one on a primitive *descriptor* says that the processor can't
+_SHORT = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "bad_alloc",
+    "could not create a memory",
+)
+# The whole message; one on a primitive *descriptor* says that the processor can't.
+_ONEDNN_SHORT = "could not create a primitive"
 
 
 def is_shortage(error: BaseException) -> bool:
     """True if this error says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and (said == _ONEDNN_SHORT or any(text in said for text in _SHORT))
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and (message == _ONEDNN_SHORT or any(text in message for text in _SHORT))
 
 
 def let_go() -> None:
     """Free what failed for lack of memory, which the traceback of the error being handled holds.
 
-    A thread in which oneDNN once found no memory for a kernel makes none ever after (oneDNN 3 in PyTorch 2.13, tried): PyTorch's own, slower, take over.
+    A thread in which oneDNN once found no memory for a kernel makes none ever after (oneDNN 3 in PyTorch 2.13, tried):
+    PyTorch's own, slower, take over.
     """
     _, error, trace = sys.exc_info()
     if trace:
@@ -54,14 +67,17 @@ def forget(weight: Tensor) -> None:
 
 
 def halving(size: int, attempt: Callable[[int], Result]) -> Result:
-    """What `attempt(size)` gives, at half the size as often as memory runs out. Raises: its error when one alone is too much."""
+    """What `attempt(size)` gives, at half the size as often as memory runs out.
+
+    Raises: its error when one alone is too much.
+    """
     while True:
         try:
             return attempt(size)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error) or size <= 1:
                 raise
-            let_go()
+            let_go()  # within the handler: it clears the frames of the error that is being handled
         size //= 2
 
 

@@ -1,4 +1,4 @@
-"""The weights of a base as its files have them, for layers that are to be quantised anew: never from their own roundings."""
+"""The weights of a base as its files have them: layers are quantised anew from these, never from rounded ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ class Files:
         """Of the module at `path`. Raises: ModelError if the files don't name it."""
         if self._opened is None:
             # Of `x.safetensors` and `x.fp16.safetensors` the first counts.
-            files = [safe_open(str(file), "pt") for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: -file.name.count("."))]
+            files = [
+                safe_open(str(file), "pt")
+                for file in sorted(self.folder.glob("*.safetensors"), key=lambda file: -file.name.count("."))
+            ]
             self._opened = {name: opened for opened in files for name in opened.keys()}  # noqa: SIM118 - no dict
         name = f"{path}.weight"
         if name not in self._opened:
-            raise ModelError(f"{str(self.folder)!r} has no {name!r} in its .safetensors files; it can only be used as it is, not quantised anew.")
-        found: Tensor = self._opened[name].get_tensor(name)
-        return found
+            raise ModelError(
+                f"{str(self.folder)!r} has no {name!r} in its .safetensors files; it can only be used as it is, not "
+                f"quantised anew."
+            )
+        weight: Tensor = self._opened[name].get_tensor(name)
+        return weight

@@ -1,8 +1,9 @@
-"""A frozen base in fewer bits: its linear layers swapped for ones that keep 8 or 4 bits a weight (QLoRA, arXiv 2305.14314).
+"""A frozen base in fewer bits: its linear layers swapped for ones that keep 8 or 4 bits a weight.
 
-The layers are `frozen`'s. Convolutions stay as they are, and so do the embeddings of time, text and pictures: they are
-small, and everything else the model computes depends on them. PEFT takes the swapped layers for plain linear ones, which is
-right for LoRA: it adds its product to whatever they give. Methods that compute with the base's own weights are refused.
+This is QLoRA's idea (arXiv 2305.14314). The layers are `frozen`'s. Convolutions stay as they are, and so do the
+embeddings of time, text and pictures: they are small, and everything else the model computes depends on them. PEFT
+takes the swapped layers for plain linear ones, which is right for LoRA: it adds its product to whatever they give.
+Methods that compute with the base's own weights are refused.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ def quantise(model: nn.Module, kind: str, original: Original | None = None) -> i
     """Swap the model's frozen linear layers, adapters on them or not, for ones of this kind; how many were.
 
     Layers that are quantised already are made anew from `original`, never from their rounded weights: a run that came
-    here by steps must have the weights that a resumed one has. Raises: ConfigError for another kind, or without bitsandbytes.
+    here by steps must have the weights that a resumed one has. Raises: ConfigError for another kind, or without
+    bitsandbytes.
     """
     if kind not in _KINDS:
         raise ConfigError(f"memory.quantise is {kind!r}, which nothing here computes; allowed: {', '.join(_KINDS)}.")
-    found = [] if kind == "none" else _layers(model)
-    if found and kind == "nf4" and not has_nf4():
-        raise ConfigError("memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'.")
-    for path, layer in found:
+    layers = [] if kind == "none" else _layers(model)
+    if layers and kind == "nf4" and not has_nf4():
+        raise ConfigError(
+            "memory.quantise is 'nf4', which needs bitsandbytes; install it with: pip install 'velatura[gpu]'."
+        )
+    for path, layer in layers:
         if not layer.weight.is_floating_point():
             if original is None:
                 continue
@@ -43,8 +47,8 @@ def quantise(model: nn.Module, kind: str, original: Original | None = None) -> i
         parent, _, name = path.rpartition(".")
         swapped = NF4Linear(layer) if kind == "nf4" else NarrowLinear(layer, "int8" if kind == "int8" else "fp8")
         setattr(model.get_submodule(parent), name, swapped)
-        del layer
-    return len(found)
+        del layer  # so that its weight is gone before the next one is made
+    return len(layers)
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -52,7 +56,10 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [
         (path, layer)
         for path, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad and "embed" not in path and ".lora_" not in path
+        if isinstance(layer, nn.Linear)
+        and not layer.weight.requires_grad
+        and "embed" not in path
+        and ".lora_" not in path
     ]
 
 

@@ -1,7 +1,7 @@
-"""Adapter methods, one a file: the module's name is the method's, its names are the facts and functions of `contract.Method`.
+"""Adapter methods, one a file, whose names are the facts and functions of `contract.Method`.
 
-A method whose update is not low-rank has a class of its own for it, which keeps `Update`. A method sees `schema`, `deltas`
-and torch, never the loop, the config or another method.
+A method whose update is not low-rank has a class of its own for it, which keeps `Update`. A method sees `schema`,
+`deltas` and torch, never the loop, the config or another method.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ def registry() -> dict[str, Method]:
 
 def on_quantised() -> str:
     """The methods that can lie on a quantised base, and by what they are started there, in words."""
-    there = [(name, method.starts_on_quantised) for name, method in registry().items() if method.starts_on_quantised]
-    return "; ".join(f"{name}, started by {', '.join(starts[:-1])} or {starts[-1]}" if starts[1:] else name for name, starts in there)
+    allowed = {name: method.starts_on_quantised for name, method in registry().items() if method.starts_on_quantised}
+    return "; ".join(
+        f"{name}, started by {', '.join(starts[:-1])} or {starts[-1]}" if len(starts) > 1 else name
+        for name, starts in allowed.items()
+    )
 
 
 def allowing(is_allowed: Callable[[Method], bool]) -> tuple[str, ...]:
-    """Names of the methods with which something may be done, for a message or a form; LoRA, which may be most, first."""
-    return tuple(sorted((name for name, method in registry().items() if is_allowed(method)), key=lambda name: name != "lora"))
+    """Names of the methods with which something may be done, for a message or a form; LoRA, the usual one, first."""
+    names = [name for name, method in registry().items() if is_allowed(method)]
+    return tuple(sorted(names, key=lambda name: name != "lora"))

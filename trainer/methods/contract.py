@@ -1,4 +1,7 @@
-"""What an adapter method says of itself: its settings, its file, and what may be done with it, which is nothing that it doesn't name."""
+"""What an adapter method says of itself: its settings, its file, and what may be done with it.
+
+What a method doesn't name is not allowed with it.
+"""
 
 from __future__ import annotations
 
@@ -24,38 +27,71 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Method:
-    """One kind of adapter. A field with a default may be left out of the method's file; `config` is always its `Config`.
+    """One kind of adapter; a field with a default may be left out of the method's file.
 
     A start is a value of the setting `init`; a method without that setting has the one start "default".
     """
 
     # What it is.
-    name: Text  # the tag in `adapter.method`, the file's own name
-    title: Text  # for people
-    Config: type[Settings]  # its settings; `method: Literal[name]` without a default; `linear_only` is True where it can't be on convolutions
-    peft_config: Callable[[Any, str], PeftConfig]  # (config, regular expression over module paths) -> the PEFT config that attaches it
+
+    # The tag in `adapter.method`, the file's own name.
+    name: Text
+    # What people read.
+    title: Text
+    # Its settings, always called `Config`; `method: Literal[name]` without a default; `linear_only` is True where it
+    # can't be on convolutions.
+    Config: type[Settings]
+    # (config, regular expression over module paths) -> the PEFT config that attaches it.
+    peft_config: Callable[[Any, str], PeftConfig]
 
     # Its file.
-    to_file: Callable[[Tensors, Any], Tensors]  # (tensors of one module as PEFT calls them, config) -> as the file calls them, alpha included
-    header: Callable[[Any], dict[str, str]]  # config -> what the file's header says of it (`ss_network_*`)
-    recognises: Callable[[set[str]], bool]  # whether these are the suffixes of one of its modules in a file, alpha left out
-    # (tensors of one module as a file calls them, alpha or None) -> its update, whatever the tool that wrote it. Raises: ValueError with the shapes if
-    # the parts don't fit each other.
+
+    # (tensors of one module as PEFT calls them, config) -> as the file calls them, alpha included.
+    to_file: Callable[[Tensors, Any], Tensors]
+    # config -> what the file's header says of it (`ss_network_*`).
+    header: Callable[[Any], dict[str, str]]
+    # How the names of its tensors in a file begin, after their module's; a method whose names another has may leave it
+    # out. A kind of adapter that no method names so is refused as another tool's.
+    suffixes: tuple[str, ...] = ()
+    # Whether these are the suffixes of one of its modules in a file, alpha left out.
+    recognises: Callable[[set[str]], bool]
+    # (tensors of one module as a file calls them, alpha or None) -> its update, whatever the tool that wrote it.
+    # Raises: ValueError with the shapes if the parts don't fit each other.
     from_file: Callable[[Tensors, float | None], Update]
-    # Where the numbers alone don't tell: (that update, what the file's header says in PEFT's words) -> the update as its file means it. Raises: ValueError
-    # in words that go on from the module's name.
+    # Where the numbers alone don't tell: (that update, what the file's header says in PEFT's words) -> the update as
+    # its file means it. Raises: ValueError in words that go on from the module's name.
     by_header: Callable[[Any, Mapping[str, Any]], Update] | None = None
-    header_arguments: Callable[[Any], dict[str, Any]] | None = None  # where names are given anew: update -> `ss_network_args` that `by_header` reads so again
-    file_tensors: Callable[[Any, Mapping[str, Tensor]], Tensors] | None = None  # of a method with a scale: (update, its tensors) -> those that must be others
+    # Where names are given anew: update -> `ss_network_args` that `by_header` reads so again.
+    header_arguments: Callable[[Any], dict[str, Any]] | None = None
+    # Of a method with a scale: (update, its tensors) -> those that must be others.
+    file_tensors: Callable[[Any, Mapping[str, Tensor]], Tensors] | None = None
+
+    # Going on from a file; a method without these can't.
+
+    # (update, tensors of one module as PEFT calls them at its start, the module's scale) -> the tensors that give that
+    # update. Raises: ValueError in words that go on from the module's name.
+    trained: Callable[[Any, Tensors, float], Tensors] | None = None
+    # All updates of a file -> its own settings that they ask for.
+    settings_of: Callable[[list[Any]], dict[str, Any]] | None = None
+    # Settings that the numbers don't tell, and a recipe of ours does.
+    only_in_recipe: tuple[str, ...] = ()
 
     # What may be done with it.
-    overlap_penalty: bool = False  # `against.overlap_penalty`, which measures down and up
-    loraplus: bool = False  # `optimizer.loraplus_ratio`, a learning rate of its own for `lora_B`
-    norm_limit: bool = False  # `optimizer.max_weight_norm`, which scales down and up
-    starts_on_quantised: tuple[str, ...] = ()  # starts with which it can lie on a quantised base; where there is none, it works on the base's own weights
-    starts_on_fetched: tuple[str, ...] = ()  # and on one whose blocks wait on the CPU
-    starts_from_base: tuple[str, ...] = ()  # starts that take out of the base's weights what the adapter begins with
-    starts_from_inputs: tuple[str, ...] = ()  # starts that look at what flows through the layers
+
+    # `against.overlap_penalty`, which measures down and up.
+    overlap_penalty: bool = False
+    # `optimizer.loraplus_ratio`, a learning rate of its own for `lora_B`.
+    loraplus: bool = False
+    # `optimizer.max_weight_norm`, which scales down and up.
+    norm_limit: bool = False
+    # Starts with which it can lie on a quantised base; where there is none, it works on the base's own weights.
+    starts_on_quantised: tuple[str, ...] = ()
+    # Starts with which it can lie on a base whose blocks wait on the CPU.
+    starts_on_fetched: tuple[str, ...] = ()
+    # Starts that take out of the base's weights what the adapter begins with.
+    starts_from_base: tuple[str, ...] = ()
+    # Starts that look at what flows through the layers.
+    starts_from_inputs: tuple[str, ...] = ()
 
     def start(self, config: Any) -> str:
         """The start that is set."""

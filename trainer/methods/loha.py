@@ -1,5 +1,8 @@
-"""LoHa: delta = (alpha / rank) * (w1_a @ w1_b) o (w2_a @ w2_b), rank up to rank squared (FedPara, arXiv 2108.06098; LyCORIS,
-arXiv 2309.14859). The maths is PEFT's; the file is spelled and scaled as LyCORIS does."""
+"""LoHa: delta = (alpha / rank) * (w1_a @ w1_b) o (w2_a @ w2_b), of a rank up to rank squared.
+
+FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859. The maths is PEFT's; the file is spelled and scaled as LyCORIS
+does.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from trainer import schema
-from trainer.deltas import is_weight_of
+from trainer.deltas import is_weight_of, largest, widened
+from trainer.lazy import torch
 from trainer.schema import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 name = "loha"
 title = "LoHa"
+suffixes = ("hada_",)
 starts_on_fetched = ("default",)
 
 _PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -31,7 +36,10 @@ _KERNELS = ("hada_t1", "hada_t2")
 class Config(Settings):
     """Settings of a LoHa."""
 
-    method: Literal["loha"] = Field(title="Method", description="A product of two low-rank updates: richer at the same file size, loads where LyCORIS does.")
+    method: Literal["loha"] = Field(
+        title="Method",
+        description="A product of two low-rank updates: richer at the same file size, loads where LyCORIS does.",
+    )
     rank: int = schema.rank_setting(4)
     alpha: float = schema.alpha_setting(4.0)
     targets: Literal["attention", "attention-ff", "linear", "all"] = schema.targets_setting()
@@ -42,7 +50,7 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Hadamard:
-    """An update that is the entrywise product of two low-rank ones, each with a kernel of its own where it has `kernels`."""
+    """An update that is the entrywise product of two low-rank ones; of convolutions, each may have a kernel apart."""
 
     first: tuple[Tensor, Tensor]  # (out, r) and (r, in), or (r, out) and (r, in) with kernels
     second: tuple[Tensor, Tensor]
@@ -51,9 +59,15 @@ class Hadamard:
 
     def __post_init__(self) -> None:
         tensors = [*self.first, *self.second, *(self.kernels or ())]
-        good = all(tensor.ndim == 2 and tensor.numel() for tensor in tensors[:4]) and self._pair(self.first) == self._pair(self.second) is not None
+        good = (
+            all(tensor.ndim == 2 and tensor.numel() for tensor in tensors[:4])
+            and self._pair(self.first) == self._pair(self.second) is not None
+        )
         if good and self.kernels:
-            good = all(tuple(kernel.shape) == (self.rank, self.rank, *self.kernels[0].shape[2:]) and kernel.ndim == 4 for kernel in self.kernels)
+            good = all(
+                tuple(kernel.shape) == (self.rank, self.rank, *self.kernels[0].shape[2:]) and kernel.ndim == 4
+                for kernel in self.kernels
+            )
         if not good:
             raise ValueError("factors " + ", ".join(str(tuple(tensor.shape)) for tensor in tensors))
 
@@ -85,21 +99,19 @@ class Hadamard:
         return is_weight_of(self.shape, shape)
 
     def _product(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        import torch
-
         kernels = self.kernels or (None, None)
-        made = []
+        products = []
         for (a, b), kernel in zip((self.first, self.second), kernels, strict=True):
             a, b = a.to(device, dtype), b.to(device, dtype)
-            made.append(a @ b if kernel is None else torch.einsum("ijkl,ip,jr->prkl", kernel.to(device, dtype), a, b))
-        return self.scale * made[0] * made[1]
+            products.append(
+                a @ b if kernel is None else torch.einsum("ijkl,ip,jr->prkl", kernel.to(device, dtype), a, b)
+            )
+        return self.scale * products[0] * products[1]
 
     def dense(self, base: Tensor, dtype: torch.dtype) -> Tensor:
         return self._product(base.device, dtype).reshape(base.shape)
 
     def squared_norm(self) -> float:
-        import torch
-
         return float(self._product(self.first[0].device, torch.float64).square().sum())
 
 
@@ -110,14 +122,13 @@ def peft_config(config: Config, target_modules: str) -> PeftConfig:
     ranks = schema.rank_patterns(config.block_ranks)
     alphas = {pattern: config.alpha * rank / config.rank for pattern, rank in ranks.items()}
     return LoHaConfig(
-        r=config.rank, alpha=config.alpha, target_modules=target_modules, module_dropout=config.dropout, rank_pattern=ranks, alpha_pattern=alphas
+        r=config.rank, alpha=config.alpha, target_modules=target_modules, module_dropout=config.dropout,
+        rank_pattern=ranks, alpha_pattern=alphas
     )  # fmt: skip
 
 
 def to_file(tensors: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """PEFT's tensors of one module under LyCORIS' names, which are the same, and the alpha of its rank."""
-    import torch
-
     return {**tensors, "alpha": torch.tensor(config.alpha * tensors["hada_w1_b"].shape[0] / config.rank)}
 
 
@@ -146,7 +157,23 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Hadamard
 
 def file_tensors(update: Hadamard, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of the parts has to be another tensor for the file to say the scale as LyCORIS does, without a header."""
-    import torch
-
     alpha = update.scale * update.rank
-    return {} if math.isclose(float(parts.get("alpha", torch.tensor(float(update.rank)))), alpha, rel_tol=1e-6) else {"alpha": torch.tensor(alpha)}
+    present = float(parts.get("alpha", torch.tensor(float(update.rank))))  # without an alpha, the scale is 1
+    return {} if math.isclose(present, alpha, rel_tol=1e-6) else {"alpha": torch.tensor(alpha)}
+
+
+def trained(update: Hadamard, fresh: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """PEFT's four tensors that give this update. Raises: ValueError for kernels apart, which are not trained."""
+    if update.kernels:
+        raise ValueError("has kernels apart (hada_t1), which are not trained here")
+    tensors, factor = {}, update.scale / scale
+    for (a, b), (a_name, b_name), own in zip(
+        (update.first, update.second), (_PARTS[:2], _PARTS[2:]), (factor, 1.0), strict=True
+    ):
+        tensors[b_name], tensors[a_name] = widened((b, a), (fresh[b_name], fresh[a_name]), own)
+    return tensors
+
+
+def settings_of(updates: list[Hadamard]) -> dict[str, Any]:
+    """Rank and alpha."""
+    return largest(updates)

@@ -1,18 +1,19 @@
 """LoRA: delta = (alpha / rank) * up @ down (Hu et al. 2021, arXiv 2106.09685, equation 3). The maths is PEFT's.
 
-Every start and scale ends in a file that any tool reads: one alpha for the whole file (diffusers drops it where it differs
-by layer), what else a layer's scale is goes into `lora_up`. A start that takes a part out of the base (PiSSA, OLoRA) ends
-as twice the rank on the base as it was (see `adapter`).
+Every start and scale ends in a file that any tool reads: one alpha for the whole file (diffusers drops it where it
+differs by layer), what else a layer's scale is goes into `lora_up`. A start that takes a part out of the base (PiSSA,
+OLoRA) ends as twice the rank on the base as it was (see `adapter`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainer import schema
-from trainer.deltas import Delta, paired
+from trainer.deltas import Delta, largest, paired, widened
+from trainer.lazy import torch
 from trainer.schema import Settings, setting
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 name = "lora"
 title = "LoRA"
+suffixes = ("lora_", "lora.")
 overlap_penalty = loraplus = norm_limit = True
 starts_on_quantised = ("default", "gaussian", "eva")
 starts_on_fetched = ("default", "gaussian")
@@ -35,7 +37,9 @@ _MID = "lora_mid.weight"  # a convolution's kernel apart (Tucker)
 class Config(Settings):
     """Settings of a plain LoRA."""
 
-    method: Literal["lora"] = Field(title="Method", description="How the update is built; plain LoRA loads in every tool.")
+    method: Literal["lora"] = Field(
+        title="Method", description="How the update is built; plain LoRA loads in every tool."
+    )
     rank: int = schema.rank_setting()
     alpha: float = schema.alpha_setting()
     targets: Literal["attention", "attention-ff", "linear", "all"] = schema.targets_setting()
@@ -45,14 +49,15 @@ class Config(Settings):
     rank_stabilised: bool = setting(
         False,
         "Rank-stabilised",
-        "Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), so that high ranks learn as fast; lower alpha with it.",
+        "Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), so that high ranks learn as fast; lower alpha with "
+        "it.",
         advanced=True,
     )
     init: Literal["default", "gaussian", "pissa", "olora", "eva"] = setting(
         "default",
         "Start",
-        "Where the factors start: pissa (arXiv 2404.02948) and olora (2406.01775) from the base's weights, eva (2410.07170) from what flows through them; "
-        "all three learn faster in the first steps.",
+        "Where the factors start: pissa (arXiv 2404.02948) and olora (2406.01775) from the base's weights, eva "
+        "(2410.07170) from what flows through them; all three learn faster in the first steps.",
         advanced=True,
     )
 
@@ -64,7 +69,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _starts_on_linear_layers(self) -> Config:
         if self.linear_only and self.targets == "all":
-            raise ValueError(f"adapter.init is {self.init!r}, which is for linear layers, but adapter.targets is 'all'; allowed with it: attention to linear.")
+            raise ValueError(
+                f"adapter.init is {self.init!r}, which is for linear layers, but adapter.targets is 'all'; allowed "
+                f"with it: attention to linear."
+            )
         return self
 
 
@@ -76,19 +84,19 @@ def peft_config(config: Config, target_modules: str) -> PeftConfig:
     from peft import EvaConfig, LoraConfig
 
     ranks = schema.rank_patterns(config.block_ranks)
-    alphas = {} if config.rank_stabilised else {pattern: config.alpha * rank / config.rank for pattern, rank in ranks.items()}
+    alphas = {pattern: config.alpha * rank / config.rank for pattern, rank in ranks.items()}
     return LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=target_modules, lora_dropout=config.dropout, bias="none", rank_pattern=ranks,
-        alpha_pattern=alphas, use_rslora=config.rank_stabilised, init_lora_weights=True if config.init == "default" else config.init,
+        r=config.rank, lora_alpha=config.alpha, target_modules=target_modules, lora_dropout=config.dropout, bias="none",
+        rank_pattern=ranks, alpha_pattern={} if config.rank_stabilised else alphas, use_rslora=config.rank_stabilised,
+        init_lora_weights=True if config.init == "default" else config.init,
         eva_config=EvaConfig(rho=1.0) if config.init == "eva" else None,
     )  # fmt: skip
 
 
 def to_file(tensors: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """`{lora_A.weight, lora_B.weight}` of one module -> `{lora_down.weight, lora_up.weight, alpha}`."""
-    import torch
-
     down, up = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    # A layer of another rank has another scale than the file's one alpha over its rank gives: the rest goes into up.
     share = down.shape[0] / (config.rank * _width(config))
     factor = share**0.5 if config.rank_stabilised else share
     return {"lora_down.weight": down, "lora_up.weight": up * factor, "alpha": torch.tensor(_file_alpha(config))}
@@ -129,9 +137,27 @@ def from_file(tensors: dict[str, torch.Tensor], alpha: float | None) -> Delta:
 
 
 def _with_kernel(down: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:
-    """The first factor with the kernel that stands between the two, (r, in, kh, kw). Raises: ValueError if they don't fit each other."""
-    import torch
+    """The first factor with the kernel that stands between the two, (r, in, kh, kw).
 
-    if mid.ndim != 4 or down.ndim not in (2, 4) or mid.shape[0] != mid.shape[1] or down.shape[0] != mid.shape[1] or any(side != 1 for side in down.shape[2:]):
+    Raises: ValueError if they don't fit each other.
+    """
+    if (
+        mid.ndim != 4
+        or down.ndim not in (2, 4)
+        or mid.shape[0] != mid.shape[1]
+        or down.shape[0] != mid.shape[1]
+        or any(side != 1 for side in down.shape[2:])
+    ):
         raise ValueError(f"down {tuple(down.shape)} and mid {tuple(mid.shape)}")
     return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float()).to(down.dtype)
+
+
+def trained(update: Delta, fresh: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """PEFT's two tensors that give this update."""
+    down, up = widened((update.down, update.up), (fresh["lora_A.weight"], fresh["lora_B.weight"]), update.scale / scale)
+    return {"lora_A.weight": down, "lora_B.weight": up}
+
+
+def settings_of(updates: list[Delta]) -> dict[str, Any]:
+    """Rank and alpha."""
+    return largest(updates)

@@ -16,7 +16,8 @@ _UPDATES = "updates"  # no parameter's name: those have dots
 class Mean:
     """float32 means of parameters, on their devices; diffusers' EMAModel by the parameters' names.
 
-    mean = d mean + (1 - d) parameter, d = min(decay, (1 + n) / (10 + n)) after n updates: at the first d is 0, so that the untrained adapter weighs nothing.
+    mean = d mean + (1 - d) parameter, d = min(decay, (1 + n) / (10 + n)) after n updates: at the first d is 0, so that
+    the untrained adapter weighs nothing.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
@@ -34,7 +35,8 @@ class Mean:
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The parameters hold the mean for the body, and are bitwise as they were afterwards."""
-        kept = [parameter.detach().clone() for parameter in self.parameters]  # EMAModel's own `store` goes by the CPU, and holds one state alone
+        # Not EMAModel's own `store`: it goes by the CPU, and holds one state alone.
+        kept = [parameter.detach().clone() for parameter in self.parameters]
         self.model.copy_to(self.parameters)
         try:
             yield
@@ -50,7 +52,10 @@ class Mean:
         """Put back what `tensors` gave. Raises: RunError if it is of other parameters."""
         shapes = {name: mean.shape for name, mean in self._means().items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != {**shapes, _UPDATES: torch.Size()}:
-            raise RunError("the saved running mean is of other parameters than this adapter's; put the settings back, or start a new run.")
+            raise RunError(
+                "the saved running mean is of other parameters than this adapter's; put the settings back, or start a "
+                "new run."
+            )
         for name, mean in self._means().items():
             mean.copy_(tensors[name])
         self.model.optimization_step = int(tensors[_UPDATES])

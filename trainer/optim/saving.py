@@ -1,11 +1,11 @@
-"""An optimizer's whole state as plain tensors and JSON, put back so that its next steps are bitwise those of one never stopped.
+"""An optimizer's whole state as plain tensors and JSON: put back, its next steps are bitwise those of an unbroken run.
 
-Not torch's `state_dict`: its `load_state_dict` casts floating states to the parameter's dtype, some optimizers' own drop what
-they keep as attributes, and bitsandbytes' wraps what it holds. Here every tensor is stored as it is, with its strides (a
-transposed matrix multiplies in another order) and once even where several parameters share it.
+Not torch's `state_dict`: its `load_state_dict` casts floating states to the parameter's dtype, some optimizers' own
+drop what they keep as attributes, and bitsandbytes' wraps what it holds. Here every tensor is stored as it is, with its
+strides (a transposed matrix multiplies in another order) and once even where several parameters share it.
 
-The values are a tree of JSON: None, bool, int, float and str stand for themselves; whatever else is a dict with one tag,
-such as {"tensor": name}, {"tuple": [...]} or {"dict": [[key, value], ...]}. Finite floats survive JSON exactly.
+The values are a tree of JSON: None, bool, int, float and str stand for themselves; whatever else is a dict with one
+tag, such as {"tensor": name}, {"tuple": [...]} or {"dict": [[key, value], ...]}. Finite floats survive JSON exactly.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ def state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
     kept = {key if isinstance(key, str) else numbers[key]: value for key, value in optimizer.state.items()}
     values = {
         "optimizer": type(optimizer).__name__,
-        "parameters": [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups],
-        "groups": [packed.pack({key: group[key] for key in group if key != "params"}, f"group.{n}") for n, group in enumerate(optimizer.param_groups)],
+        "parameters": _shapes(optimizer),
+        "groups": [
+            packed.pack({key: group[key] for key in group if key != "params"}, f"group.{n}")
+            for n, group in enumerate(optimizer.param_groups)
+        ],
         "state": packed.pack(kept, "state"),
-        "attributes": packed.pack({key: value for key, value in vars(optimizer).items() if _is_plain(key, value)}, "self"),
+        "attributes": packed.pack(
+            {key: value for key, value in vars(optimizer).items() if _is_plain(key, value)}, "self"
+        ),
     }
     return packed.tensors, values
 
@@ -51,22 +56,40 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], val
     Raises: RunError if it is of another optimizer or other parameters, or is damaged; the optimizer is then as it was.
     """
     try:
+        # Is it this optimizer's?
         if values["optimizer"] != type(optimizer).__name__:
-            raise RunError(f"the saved optimizer is {values['optimizer']!r}, not {type(optimizer).__name__}; put the settings back, or start a new run.")
-        if values["parameters"] != [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]:
-            raise RunError("the saved optimizer is of other parameters than this adapter's; put the settings back, or start a new run.")
+            raise RunError(
+                f"the saved optimizer is {values['optimizer']!r}, not {type(optimizer).__name__}; put the settings "
+                f"back, or start a new run."
+            )
+        if values["parameters"] != _shapes(optimizer):
+            raise RunError(
+                "the saved optimizer is of other parameters than this adapter's; put the settings back, or start a "
+                "new run."
+            )
+
+        # Everything is read before anything is put back.
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         unpacked = _Unpacked(tensors, parameters[0].device)
         unpack = unpacked.unpack
         groups = [unpack(group) for group in values["groups"]]
-        kept: dict[Any, Any] = {key if isinstance(key, str) else parameters[key]: value for key, value in unpack(values["state"]).items()}
+        kept: dict[Any, Any] = {
+            key if isinstance(key, str) else parameters[key]: value for key, value in unpack(values["state"]).items()
+        }
         attributes = unpack(values["attributes"])
-        if len(groups) != len(optimizer.param_groups) or any(name in _OURS or name.startswith("_") or hasattr(type(optimizer), name) for name in attributes):
+        if len(groups) != len(optimizer.param_groups) or any(
+            name in _OURS or name.startswith("_") or hasattr(type(optimizer), name) for name in attributes
+        ):
             raise ValueError("it has other groups or attributes")
-        if set(tensors) != set(unpacked.made):
-            raise ValueError(f"nothing refers to {sorted(set(tensors) - set(unpacked.made))[:3]}")
+        if set(tensors) != set(unpacked.copies):
+            raise ValueError(f"nothing refers to {sorted(set(tensors) - set(unpacked.copies))[:3]}")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise RunError(f"the saved state of the optimizer is damaged ({error}); remove that checkpoint to go on from the one before.") from None
+        raise RunError(
+            f"the saved state of the optimizer is damaged ({error}); remove that checkpoint to go on from the one "
+            f"before."
+        ) from None
+
+    # From here on nothing fails.
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         parameters = group["params"]
         group.clear()
@@ -75,14 +98,21 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], val
     vars(optimizer).update(attributes)
 
 
+def _shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
+    """Of the parameters of each group."""
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
 def _is_plain(key: str, value: object) -> bool:
-    """Whether an attribute is state that can be kept: some count their steps there. Hooks, functions and the like are built anew."""
+    """Whether an attribute is state that can be kept: some count their steps there.
+
+    Hooks, functions and the like are built anew.
+    """
+    if key.startswith("_") or key in _OURS:
+        return False
     plain = (bool, int, float, str, Tensor, type(None))
-    return (
-        not key.startswith("_")
-        and key not in _OURS
-        and (isinstance(value, plain) or isinstance(value, list | tuple) and all(isinstance(one, plain) for one in value))
-    )
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(part, plain) for part in parts)
 
 
 class _Packed:
@@ -106,10 +136,10 @@ class _Packed:
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, dict):
-            return {"dict": [[self.pack(key, path), self.pack(one, f"{path}.{key}")] for key, one in value.items()]}
+            return {"dict": [[self.pack(key, path), self.pack(part, f"{path}.{key}")] for key, part in value.items()]}
         if isinstance(value, list | tuple | deque) and type(value) in (list, tuple, deque):
             length = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
-            return {type(value).__name__: [self.pack(one, f"{path}.{n}") for n, one in enumerate(value)], **length}
+            return {type(value).__name__: [self.pack(part, f"{path}.{n}") for n, part in enumerate(value)], **length}
         raise RunError(f"{self.name} keeps a {type(value).__name__} ({path}), which no checkpoint can hold.")
 
     def _tensor(self, tensor: Tensor, path: str, name: str) -> Tree:
@@ -124,7 +154,7 @@ class _Unpacked:
 
     def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         self._tensors, self._device = tensors, device
-        self.made: dict[str, Tensor] = {}
+        self.copies: dict[str, Tensor] = {}
 
     def unpack(self, tree: Tree) -> Any:
         if tree is None or isinstance(tree, bool | int | float | str):
@@ -132,7 +162,7 @@ class _Unpacked:
         if not isinstance(tree, dict):
             raise TypeError(f"{tree!r} is no value")
         if "tensor" in tree:
-            return self.made.setdefault(tree["tensor"], self._tensor(tree))
+            return self.copies.setdefault(tree["tensor"], self._tensor(tree))
         if "float" in tree:
             return float(tree["float"])
         if "dtype" in tree:

@@ -1,8 +1,9 @@
-"""Loss scaling: gradients of a float16 base would vanish, so the loss is multiplied on the way back and what comes of it divided again.
+"""Loss scaling: gradients of a float16 base would vanish, so the loss is multiplied and its gradient divided again.
 
-torch's own scaler: the scale is halved when a gradient overflows, and the step taken again; after many steps without it is doubled. It is the same in all
-processes, which divide the summed gradients. It goes into the checkpoint, so that a resumed run doubles where an unbroken one does.
-`GradScaler.step` is not used: the loop waits once a step for all its numbers, and knows by them whether to step.
+torch's own scaler: the scale is halved when a gradient overflows, and the step taken again; after many steps without it
+is doubled. It is the same in all processes, which divide the summed gradients. It goes into the checkpoint, so that a
+resumed run doubles where an unbroken one does. `GradScaler.step` is not used: the loop waits once a step for all its
+numbers, and knows by them whether to step.
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ GROWS_AFTER_STEPS = 2000  # torch's own
 
 
 def scaler(device: str, scales: bool, saved: Any = None) -> torch.amp.GradScaler:
-    """A scaler as it was when `saved`, its state or in old checkpoints the mere scale, was written; one that does nothing unless it `scales`."""
-    made = torch.amp.GradScaler(torch.device(device).type, init_scale=INITIAL, growth_interval=GROWS_AFTER_STEPS, enabled=scales)
+    """A scaler in the state that was `saved`, or a new one; it does nothing unless it `scales`.
+
+    In old checkpoints the state is the mere scale.
+    """
+    scaler = torch.amp.GradScaler(
+        torch.device(device).type, init_scale=INITIAL, growth_interval=GROWS_AFTER_STEPS, enabled=scales
+    )
     if saved is not None and scales:
-        made.load_state_dict(saved if isinstance(saved, dict) else {**made.state_dict(), "scale": saved})
-    made.scale(torch.zeros((), device=device))  # a process without rows scales no loss, and a scaler that never did can't divide
-    return made
+        scaler.load_state_dict(saved if isinstance(saved, dict) else {**scaler.state_dict(), "scale": saved})
+    # A process without rows scales no loss, and a scaler that never did can't divide.
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
 
 
 def backed_off(scaler: torch.amp.GradScaler) -> bool:
-    """After a gradient that is no number: True if the scale was the reason and is smaller now, so that the step is to be taken again."""
+    """After a gradient that is no number: whether the scale was too large, and is smaller now.
+
+    The step is then to be taken again.
+    """
     before = scaler.get_scale()
     if before <= 1:
         return False

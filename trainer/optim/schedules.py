@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import OptimizerConfig
-from trainer.schema import unknown_choice
+from trainer import choices
+from trainer.config import OptimizerConfig, starting
 
 
 def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -13,7 +13,9 @@ def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
 
     constant and schedule-free: 1. linear, cosine, restarts (cosine from 1 to 0, `cycles` times over): as transformers'.
     rex: (1 - z) / (1 - z / 2) of the done share z (arXiv 2107.04197), which stays high for longer.
+    Until the step at which a run was extended, its steps are those it was to have then.
     """
+    max_steps = starting.length_at(config.extended, step, max_steps)
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     steps, all_steps = step - config.warmup_steps, max(1, max_steps - config.warmup_steps)
@@ -27,14 +29,26 @@ def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
     if config.schedule == "restarts" and done < 1:  # in integers, so that a cycle starts at its very step
         done = steps * config.cycles % all_steps / all_steps
     if config.schedule not in ("cosine", "restarts"):
-        raise unknown_choice(config, "schedule", "optimizer")
+        raise choices.unknown(config, "schedule", "optimizer.")
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def is_schedule_free(config: OptimizerConfig) -> bool:
-    """Whether the optimizer averages in place of a falling rate (arXiv 2405.15682): constant after warm-up, whatever `schedule` says.
+    """Whether the optimizer averages in place of a falling rate (arXiv 2405.15682).
 
-    cosine is the default of `schedule`, and settings travel with every value written out; so cosine is taken as not chosen.
-    The others are refused by `optim.check`.
+    The rate is then constant after warm-up, whatever `schedule` says. cosine is the default of `schedule`, and settings
+    travel with every value written out; so cosine is taken as not chosen. The others are refused by `optim.check`.
     """
     return config.name == "schedule-free" or config.name == "other" and config.other.startswith("ScheduleFree")
+
+
+def of_extended(config: OptimizerConfig, step: int, max_steps: int) -> str:
+    """What becomes of the learning rate of a run that is extended to `max_steps` at `step`, in a sentence."""
+    if config.schedule == "constant" or is_schedule_free(config):
+        return "The learning rate is constant, so this is what a run of that length from the beginning gives."
+    before, after = (factor(config, place, max_steps) for place in (step - 1, step))
+    return (
+        f"The {config.schedule} schedule depends on the number of steps: the learning rate, {before:.0%} of the set "
+        f"one at step {step}, goes on from {after:.0%} and falls to 0 over the new steps; a run of that length "
+        f"from the beginning gives another LoRA."
+    )

@@ -1,4 +1,7 @@
-"""Adapters that were read, kept by content under a memory budget: the one longest unused goes first and is read from disk again."""
+"""Adapters that were read, kept by content up to a limit of memory.
+
+The one that was unused for longest goes first, and is read from disk again when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -46,30 +49,29 @@ class Shelf:
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
-        stamp = self.stamp(path)
-        known, key = self._stamps.get(str(path), (None, ""))
-        if known != stamp or key not in self._kept:
+        stamp = lora_file.stamp(path)
+        last_stamp, key = self._stamps.get(str(path), (None, ""))
+        if last_stamp != stamp or key not in self._kept:
             content = lora_file.content(path)
             trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
-            said = sorted((name, text) for name, text in content.header.metadata.items() if name in lora_file.MEANING)
-            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *said)
+            # Some of a header changes what the tensors mean.
+            meaning = sorted(item for item in content.header.metadata.items() if item[0] in lora_file.MEANING)
+            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *meaning)
             if key not in self._kept:
                 self._kept[key] = self._read(content, key, sha256, trigger)
             self._stamps[str(path)] = (stamp, key)
-        found: Adapter = self._kept[key]
-        return found
-
-    @staticmethod
-    def stamp(path: Path) -> tuple[int, ...]:
-        """What changes when a file is written anew: its time and size. Raises: AdapterError."""
-        return lora_file.stamp(path)
+        adapter: Adapter = self._kept[key]
+        return adapter
 
     def _read(self, content: lora_file.Content, key: str, sha256: str, trigger: str) -> Adapter:
-        words = {word: {name: vectors.clone() for name, vectors in parts.items()} for word, parts in lora_file.words(content).items()}
+        words = {
+            word: {name: vectors.clone() for name, vectors in parts.items()}
+            for word, parts in lora_file.words(content).items()
+        }
         self.check(words, content.path.name)
         updates, components = pack(lora_file.matched(content, self.file_keys, self.shapes))
         # Packs have memory of their own; what isn't low-rank lies in the file's.
-        num_bytes = sum(one.num_bytes for packed in components.values() for one in packed.packs)
+        num_bytes = sum(pack.num_bytes for packed in components.values() for pack in packed.packs)
         if any(packed.others for packed in components.values()):
             num_bytes += len(content.data)
         return Adapter(key, sha256, trigger, updates, components, words, num_bytes)

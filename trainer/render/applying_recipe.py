@@ -1,28 +1,30 @@
-"""What a picture says of itself, laid on a stack: LoRAs found here by hash or name, and a sentence for everything that could not be used.
+"""What a picture says of itself, put into a stack: LoRAs found here by hash or name, and a sentence for everything that
+could not be used.
 
-Names and hashes are compared with what the library offers; nothing that a picture names is opened. The base stays the stack's.
+Names and hashes are compared with what the library offers; nothing that a picture names is opened. The base stays the
+stack's.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from trainer import families
+from trainer import families, files
 from trainer.config import StackConfig, parse
 from trainer.config.stack import USUAL_WEIGHT, WIDEST_WEIGHT
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
 from trainer.lora_file import LoraInfo
-from trainer.render import editing, naming
-from trainer.render.picture_recipe import Infotext, Mention, shown
+from trainer.printing import some
+from trainer.render import lora_lookup, prompt_editing
+from trainer.render.parsed_settings import MOST_NAMED, Infotext, Mention, shown
 from trainer.render.sampler_names import TWINS
 from trainer.render.samplers import SAMPLERS, fitting
 
 _MOST_LORAS = 32
-_MOST_NAMED = 12
-# What A1111, Forge and their extensions write that changes a picture and has no counterpart here: the start of the key, and in words.
+# What A1111, Forge and their extensions write that changes a picture and has no counterpart here: the start of the key,
+# and why it is not done.
 _NOT_DONE = {
     "Hires": "the second pass at a higher resolution (hires fix) is not drawn",
     "First pass size": "the second pass at a higher resolution is not drawn",
@@ -51,52 +53,28 @@ _NOT_DONE = {
     "Hypernet": "hypernetworks are not known here",
     "Emphasis": "words are weighed in one way here",
 }
+# Keys that change no picture, or that are read.
 _HARMLESS = {
-    "Steps",
-    "Sampler",
-    "Schedule type",
-    "CFG scale",
-    "Distilled CFG Scale",
-    "CFG Rescale",
-    "Seed",
-    "Size",
-    "Model",
-    "Model hash",
-    "Lora hashes",
-    "Lora weights",
-    "Version",
-    "User",
-    "Raw prompt",
-    "Raw negative prompt",
-    "Velatura mode",
-    "Velatura LoRAs",
-    "RNG",
-    "Created Date",
-    "Performance",
-    "Scheduler",
-    "Hashes",
-    "Batch size",
-    "Batch pos",
-    "Wildcard prompt",
-    "Template",
-    "Negative Template",
-    "Module 1",
-    "Module 2",
-    "Module 3",
-    "Civitai metadata",
-    "Diffusion in Low Bits",
-}
+    "Steps", "Sampler", "Schedule type", "CFG scale", "Distilled CFG Scale", "CFG Rescale", "Seed", "Size",
+    "Model", "Model hash", "Lora hashes", "Lora weights", "Version", "User", "Raw prompt",
+    "Raw negative prompt", "Velatura mode", "Velatura LoRAs", "RNG", "Created Date", "Performance", "Scheduler",
+    "Hashes", "Batch size", "Batch pos", "Wildcard prompt", "Template", "Negative Template", "Module 1",
+    "Module 2", "Module 3", "Civitai metadata", "Diffusion in Low Bits",
+}  # fmt: skip
 
 
-def laid_on(stack: StackConfig, said: Infotext, library: dict[str, LoraInfo]) -> tuple[StackConfig, list[str]]:
-    """The stack with what the text says in its place, LoRAs found in `library`, and a sentence for each thing that couldn't be used.
+def apply_infotext(stack: StackConfig, text: Infotext, library: dict[str, LoraInfo]) -> tuple[StackConfig, list[str]]:
+    """The stack with what a picture's text says in its place, and a sentence for each thing that couldn't be used.
 
-    A LoRA is found by its name only where the text gives no hash. The base stays: the text names one, but not where it is.
+    LoRAs are those of `library`; one is found by its name only where the text gives no hash. The base stays: the text
+    names one, but not where it is.
     """
     family = families.registry()[stack.family]
-    notes = [f"{shown(tag)} is not known here." for tag in said.unknown] + list(said.notes)
+    notes = [f"{shown(tag)} is not known here." for tag in text.unknown] + list(text.notes)
+
+    # Settings, each tried for itself, so that one that can't be used doesn't cost the others.
     values = stack.model_dump(exclude_unset=True)
-    for key, value in _given(said, family).items():
+    for key, value in _settings(text, family).items():
         if value is None:
             continue
         try:
@@ -104,17 +82,25 @@ def laid_on(stack: StackConfig, said: Infotext, library: dict[str, LoraInfo]) ->
             values[key] = value
         except ConfigError as error:
             notes.append(f"{shown_error(error)} It stays {getattr(stack, key)}.")
-    values |= _sampler(said.sampler, family, notes)
-    if family.guidance == "distilled" and values.get("true_guidance_scale", 1) <= 1 and values.pop("negative_prompt", ""):
+    values |= _sampler(text.sampler, family, notes)
+
+    # A negative prompt that nothing would read is refused when the stack is drawn (`family_checks`).
+    takes_no_negative = family.guidance == "distilled" and values.get("true_guidance_scale", 1) <= 1
+    if takes_no_negative and values.pop("negative_prompt", ""):
         notes.append(f"the negative prompt is left out: {family.title} reads one only with true guidance above 1.")
-    adapters, lacking = _found(said.loras, library)
+
+    # LoRAs.
+    adapters, notes_on_loras = _adapters(text.loras, library)
     values["adapters"] = adapters[:_MOST_LORAS]
-    widest = max((abs(weight or 0) for one in adapters for weight in (one["weight"], one["text_weight"])), default=0)
+    given_weights = (adapter[key] for adapter in adapters for key in ("weight", "text_weight"))
+    widest = max((abs(weight or 0) for weight in given_weights), default=0)
     if stack.wide_weights or widest > USUAL_WEIGHT:
         values["wide_weights"] = True
-    notes += lacking + ([f"it names more than {_MOST_LORAS} LoRAs; the first {_MOST_LORAS} are taken."] if len(adapters) > _MOST_LORAS else [])
-    if said.civitai:
-        numbers = ", ".join(str(version) for version, _ in said.civitai[:_MOST_NAMED])
+    notes += notes_on_loras
+    if len(adapters) > _MOST_LORAS:
+        notes.append(f"it names more than {_MOST_LORAS} LoRAs; the first {_MOST_LORAS} are taken.")
+    if text.civitai:
+        numbers = ", ".join(str(version) for version, _ in text.civitai[:MOST_NAMED])
         notes.append(f"it also names LoRAs by Civitai's numbers only: {numbers}.")
     return parse(StackConfig, values, "the picture's text"), list(dict.fromkeys(notes))
 
@@ -125,29 +111,33 @@ def shown_error(error: ConfigError) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _given(said: Infotext, family: Family) -> dict[str, Any]:
-    width, height = said.size or (None, None)
-    is_distilled = family.guidance == "distilled" and said.distilled_guidance is not None
+def _settings(text: Infotext, family: Family) -> dict[str, Any]:
+    """The text's settings by their keys in a StackConfig; None for what it doesn't say."""
+    width, height = text.size or (None, None)
+    is_distilled = family.guidance == "distilled" and text.distilled_guidance is not None
     return {
-        "prompt": said.prompt,
-        "negative_prompt": said.negative_prompt,
-        "steps": said.steps,
-        "seed": said.seed,
+        "prompt": text.prompt,
+        "negative_prompt": text.negative_prompt,
+        "steps": text.steps,
+        "seed": text.seed,
         "width_px": width,
         "height_px": height,
-        "guidance_scale": said.distilled_guidance if is_distilled else said.guidance_scale,
-        "guidance_rescale": None if "flow" in family.prediction else said.guidance_rescale,
-        "true_guidance_scale": said.guidance_scale if is_distilled else None,
+        "guidance_scale": text.distilled_guidance if is_distilled else text.guidance_scale,
+        "guidance_rescale": None if "flow" in family.prediction else text.guidance_rescale,
+        "true_guidance_scale": text.guidance_scale if is_distilled else None,
     }
 
 
 def _sampler(name: str, family: Family, notes: list[str]) -> dict[str, str]:
-    there = fitting(family)
-    if name in there:
+    """The sampler as a setting, if the family has it or its twin; else nothing. What differs is added to `notes`."""
+    samplers = fitting(family)
+    if name in samplers:
         return {"sampler": name}
-    if (twin := TWINS.get(name)) in there and twin:
+    if (twin := TWINS.get(name)) in samplers and twin:
         if not twin.startswith("flow_"):
-            notes.append(f"the sampler's schedule is for flow, which {family.title} does not predict; it is drawn with {twin}.")
+            notes.append(
+                f"the sampler's schedule is for flow, which {family.title} does not predict; it is drawn with {twin}."
+            )
         return {"sampler": twin}
     if name in SAMPLERS:  # Sana's own solver for flow has the name of one that is for noise
         notes.append(f"sampler {name!r} can't be chosen for {family.title}; the stack's stays.")
@@ -156,60 +146,91 @@ def _sampler(name: str, family: Family, notes: list[str]) -> dict[str, str]:
     return {}
 
 
-def _found(loras: tuple[Mention, ...], library: dict[str, LoraInfo]) -> tuple[list[dict[str, Any]], list[str]]:
+def _adapters(loras: tuple[Mention, ...], library: dict[str, LoraInfo]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The LoRAs that are here, as a stack's adapters, and a sentence for each that isn't or is only likely the one."""
     adapters, notes = [], []
-    for one in loras:
-        name, info = shown(one.name), _by_hash(one, library)
-        if max(abs(one.weight), abs(one.text_weight or 0)) > WIDEST_WEIGHT:
-            notes.append(f"LoRA {name} has the weight {one.weight:g}, which is left out with it; allowed: -{WIDEST_WEIGHT:g} to {WIDEST_WEIGHT:g}.")
+    for lora in loras:
+        name, info = shown(lora.name), _by_hash(lora, library)
+        if max(abs(lora.weight), abs(lora.text_weight or 0)) > WIDEST_WEIGHT:
+            notes.append(
+                f"LoRA {name} has the weight {lora.weight:g}, which is left out with it; allowed: -{WIDEST_WEIGHT:g} "
+                f"to {WIDEST_WEIGHT:g}."
+            )
             continue
-        if info is None and not one.sha256:
-            like = naming.matches(one.name, library.values())
-            info = like[0] if len(like) == 1 else None
+        # Without a hash the name decides, if it can.
+        if info is None and not lora.sha256:
+            candidates = lora_lookup.matches(lora.name, library.values())
+            info = candidates[0] if len(candidates) == 1 else None
             if info:
                 notes.append(f"LoRA {name} was found by its name alone.")
-            elif like:
-                notes.append(f"LoRA {name} (no hash) could be {', '.join(shown(one.path.name) for one in like[:5])}; it is left out, choose one.")
+            elif candidates:
+                names = ", ".join(shown(candidate.path.name) for candidate in candidates[:5])
+                notes.append(f"LoRA {name} (no hash) could be {names}; it is left out, choose one.")
                 continue
         if info is None:
-            notes.append(f"LoRA {name} ({f'hash {one.sha256[:12]}' if one.sha256 else 'no hash'}) is not here.")
+            notes.append(f"LoRA {name} ({f'hash {lora.sha256[:12]}' if lora.sha256 else 'no hash'}) is not here.")
             continue
-        adapters.append({"file": str(info.path), "name": naming.bare(one.name), "sha256": info.sha256, "weight": one.weight, "text_weight": one.text_weight})
+        adapters.append(
+            {
+                "file": str(info.path),
+                "name": lora_lookup.bare(lora.name),
+                "sha256": info.sha256,
+                "weight": lora.weight,
+                "text_weight": lora.text_weight,
+            }
+        )
     return adapters, notes
 
 
-def _by_hash(one: Mention, library: dict[str, LoraInfo]) -> LoraInfo | None:
-    """The LoRA of that hash: of its tensors, as A1111 counts it, or of the whole file, as Fooocus does, which is asked of those of that name only."""
-    if not one.sha256:
+def _by_hash(lora: Mention, library: dict[str, LoraInfo]) -> LoraInfo | None:
+    """The LoRA of that hash: of its tensors, as A1111 counts it, or of the whole file, as Fooocus does.
+
+    Whole files take long to read, so that only those of the same name are.
+    """
+    if not lora.sha256:
         return None
-    here = [info for digest, info in library.items() if digest.startswith(one.sha256)]
-    here = here or [info for info in naming.matches(one.name, library.values())[:4] if _of_file(info.path).startswith(one.sha256)]
-    return here[-1] if here else None
+    matches = [info for digest, info in library.items() if digest.startswith(lora.sha256)]
+    matches = matches or [
+        info
+        for info in lora_lookup.matches(lora.name, library.values())[:4]
+        if _of_file(info.path).startswith(lora.sha256)
+    ]
+    return matches[-1] if matches else None
 
 
 def _of_file(path: Path) -> str:
     """sha256 of a whole file of the library; nothing if it is gone."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return files.sha256(path)
     except OSError:
         return ""
 
 
-def left_out(stack: StackConfig, said: Infotext) -> list[str]:
-    """A sentence for what the picture was made with beyond a stack: another base, further passes, and every other key that is not read."""
+def left_out(stack: StackConfig, text: Infotext) -> list[str]:
+    """A sentence for what the picture was made with beyond a stack.
+
+    That is another base, further passes, and every other key that is not read.
+    """
     notes: list[str] = []
+
+    # The base.
     own = Path(stack.base).name
-    if said.model and naming.base_name(said.model) not in (naming.base_name(own), naming.base_name(stack.base)):
-        digest = f" (hash {shown(said.model_hash)})" if said.model_hash else ""
-        notes.append(f"it was made on the base {shown(said.model)}{digest}, which is not looked for; it is drawn on {own}: choose another base if you have it.")
-    groups: dict[str, list[str]] = {}
-    for key, value in said.pairs.items():
+    if text.model and lora_lookup.base_name(text.model) not in (
+        lora_lookup.base_name(own),
+        lora_lookup.base_name(stack.base),
+    ):
+        digest = f" (hash {shown(text.model_hash)})" if text.model_hash else ""
+        notes.append(
+            f"it was made on the base {shown(text.model)}{digest}, which is not looked for; it is drawn on {own}: "
+            f"choose another base if you have it."
+        )
+
+    # Other keys, those with one reason in one sentence.
+    pairs_by_reason: dict[str, list[str]] = {}
+    for key, value in text.pairs.items():
         if key in _HARMLESS or not value or (key == "Clip skip" and value == "1"):
             continue
-        why = next((words for start, words in _NOT_DONE.items() if key.startswith(start)), "not used")
-        groups.setdefault(why, []).append(f"{shown(key)} {shown(value)}")
-    for why, keys in groups.items():
-        more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-        notes.append(f"{', '.join(keys[:_MOST_NAMED])}{more}: {why}.")
-    return notes + [f"the prompt has {one}" for one in editing.problems(stack.prompt)[:5]]
+        reason = next((words for start, words in _NOT_DONE.items() if key.startswith(start)), "not used")
+        pairs_by_reason.setdefault(reason, []).append(f"{shown(key)} {shown(value)}")
+    notes += [f"{some(pairs, most=MOST_NAMED)}: {reason}." for reason, pairs in pairs_by_reason.items()]
+    return notes + [f"the prompt has {problem}" for problem in prompt_editing.problems(stack.prompt)[:5]]

@@ -1,12 +1,13 @@
 """Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
 
-Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA, the checkpoints of a training (`checkpoints`).
-Cells that can be one batch are.
+Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA, the checkpoints of a
+training (`checkpoints`). Cells that can be one batch are.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from trainer import presets
 from trainer.config import StackConfig, parse
 from trainer.errors import ConfigError
+from trainer.lazy import Image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from trainer.render.engine import Engine
-    from trainer.render.image import Picture
+    from trainer.render.picture_metadata import Picture
 
 MAX_CELLS = 400
 MAX_AXES = 3
@@ -27,28 +27,36 @@ MAX_AXES = 3
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting, such as `adapters.0.weight` or `seed`, and the values it takes; the `note` goes into the sheet's title."""
+    """A setting and the values it takes."""
 
-    key: str
+    key: str  # such as `adapters.0.weight` or `seed`
     values: tuple[Any, ...]
-    note: str = ""
+    note: str = ""  # goes into the sheet's title
 
     def label(self, value: Any, stack: StackConfig) -> str:
         """A value as the sheet names it."""
         parts = self.key.split(".")
-        shown = f"{value:g}" if isinstance(value, float) else Path(value).stem if parts[-1] == "file" else str(value)
-        if parts[0] != "adapters" or parts[-1] == "file":
-            return shown if parts[-1] in ("prompt", "mode", "file") else f"{parts[-1].removesuffix('_px')} {shown}"
-        name = stack.adapters[int(parts[1])].name or Path(stack.adapters[int(parts[1])].file).stem
-        return f"{name} {shown}" if parts[-1] == "weight" else f"{name} {parts[-1]} {shown}"
+        setting = parts[-1]
+        text = Path(value).stem if setting == "file" else str(value)
+        shown = f"{value:g}" if isinstance(value, float) else text
+        # These say for themselves what they are; of an adapter's settings only the weight does.
+        if parts[0] != "adapters" or setting == "file":
+            return shown if setting in ("prompt", "mode", "file") else f"{setting.removesuffix('_px')} {shown}"
+        adapter = stack.adapters[int(parts[1])]
+        name = adapter.name or Path(adapter.file).stem
+        return f"{name} {shown}" if setting == "weight" else f"{name} {setting} {shown}"
 
 
 def axis(text: str) -> Axis:
-    """`KEY=V1,V2,...`, or with | between values that hold commas. Raises: ConfigError."""
+    """The axis of `KEY=V1,V2,...`, or with | between values that hold commas. Raises: ConfigError."""
+    # A bar goes before commas, so that prompts can be values.
     key, equals, values = text.partition("=")
     parts = [part.strip() for part in values.split("|" if "|" in values else ",")]
     if not equals or not key.strip() or not all(parts):
-        raise ConfigError(f"--axis {text[:80]!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between values that hold commas.")
+        raise ConfigError(
+            f"--axis {text[:80]!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between "
+            f"values that hold commas."
+        )
     return Axis(key.strip(), tuple(presets.parse_overrides([f"{key}={part}"])[key.strip()] for part in parts))
 
 
@@ -56,6 +64,7 @@ def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackCon
     """The stack with settings changed, by dotted key such as `mode` or `adapters.0.schedule`. Raises: ConfigError."""
     values = stack.model_dump(exclude_unset=True)  # what was left out stays so
     for key, value in changes.items():
+        # The table that the setting stands in.
         *parents, last = key.split(".")
         place: Any = values
         try:
@@ -64,41 +73,52 @@ def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackCon
         except (KeyError, ValueError, IndexError, TypeError):
             place = None
         if not isinstance(place, dict):
-            raise ConfigError(f"{where} {key[:80]}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or adapters.NUMBER.SETTING.")
+            raise ConfigError(
+                f"{where} {key[:80]}: there is no such setting; allowed: {', '.join(StackConfig.model_fields)}, or "
+                f"adapters.NUMBER.SETTING."
+            )
         place[last] = value
-        if last == "file":  # it brings its own
+        if last == "file":  # another file has another name and hash
             place |= {"name": "", "sha256": ""}
     return parse(StackConfig, values, where)
 
 
-def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image, list[Picture]]:
+def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image.Image, list[Picture]]:
     """The sheet and its pictures, the last axis going fastest: columns, then rows, then pages, one below the other.
 
     Raises: ConfigError, AdapterError before anything is drawn, if an axis or a cell can't be used.
     """
-    num = 1
-    for one in axes:
-        num *= len(one.values)
-    if not 1 <= len(axes) <= MAX_AXES or num > MAX_CELLS:
-        raise ConfigError(f"a grid of {len(axes)} axes and {num} pictures can't be drawn; allowed: 1 to {MAX_AXES} axes, up to {MAX_CELLS} pictures.")
-    cells = [changed(stack, dict(zip((one.key for one in axes), values, strict=True)), "--axis") for values in itertools.product(*(one.values for one in axes))]
+    num_cells = math.prod(len(axis_.values) for axis_ in axes)
+    if not 1 <= len(axes) <= MAX_AXES or num_cells > MAX_CELLS:
+        raise ConfigError(
+            f"a grid of {len(axes)} axes and {num_cells} pictures can't be drawn; allowed: 1 to {MAX_AXES} axes, up to "
+            f"{MAX_CELLS} pictures."
+        )
+    keys = [axis_.key for axis_ in axes]
+    cells = [
+        changed(stack, dict(zip(keys, values, strict=True)), "--axis")
+        for values in itertools.product(*(axis_.values for axis_ in axes))
+    ]
+    # All of them are looked at before the first is drawn.
     for cell in cells:
         engine.resolve(cell)
     pictures = list(engine.render_all(cells))
     return _sheet(stack, axes, pictures), pictures
 
 
-def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image:
-    from PIL import Image
-
+def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image.Image:
+    """A sheet for each page, one below the other."""
     from trainer.render.contact_sheet import contact_sheet
 
+    # Labels. An axis that isn't there has one place; the first page names what goes for all.
     columns = [axes[-1].label(value, stack) for value in axes[-1].values]
     rows = [axes[-2].label(value, stack) for value in axes[-2].values] if len(axes) > 1 else [""]
     titles = [axes[0].label(value, stack) for value in axes[0].values] if len(axes) > 2 else [stack.prompt]
-    titles[0] = " - ".join(filter(None, [titles[0], *(one.note for one in axes)]))
-    found = iter(pictures)
-    pages = [contact_sheet([[next(found).image for _ in columns] for _ in rows], rows, columns, title) for title in titles]
+    titles[0] = " - ".join(filter(None, [titles[0], *(axis_.note for axis_ in axes)]))
+
+    # Pages.
+    images = (picture.image for picture in pictures)
+    pages = [contact_sheet([[next(images) for _ in columns] for _ in rows], rows, columns, title) for title in titles]
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")
     top = 0
     for page in pages:

@@ -1,7 +1,8 @@
 """A stack as one file: a LoRA that does what the stack does, exactly or to a rank, or a base with the stack folded in.
 
-The algebra is `rank_reduction`'s: factors side by side, or cut by singular values with what is lost said as a share of the whole.
-Every file has one alpha, its rank, with each layer's own rank folded into `lora_up`, as every tool reads alike. The stack's recipe is inside.
+The algebra is `rank_reduction`'s: factors side by side, or cut by singular values with what is lost said as a share of
+the whole. Every file has one alpha, its rank, with each layer's own rank folded into `lora_up`, as every tool reads
+alike. The stack's recipe is inside.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from trainer import __version__, base_match, files, lora_file, rank_reduction
 from trainer.config import StackConfig
 from trainer.errors import ConfigError, RunError
 from trainer.rank_reduction import Cut, Factors
-from trainer.render import image
+from trainer.render import picture_metadata
 
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
     from trainer.render.folding import Part
 
 STACK_KEY = "velatura.stack"
+# Of the norm: rounding of the dtype that is written.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -40,59 +42,82 @@ class Baked:
 
 @torch.no_grad()
 def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: torch.dtype = torch.float16) -> Baked:
-    """Write the stack as one LoRA of at most `rank`, exactly for 0; it is opened again and compared.
+    """Write the stack as one LoRA of at most `rank`, exactly for 0; the file is opened again and compared.
 
-    Raises: ConfigError for a stack that isn't constant or has updates that only a rank makes low, RunError if the file isn't the stack.
+    Raises: ConfigError for a stack that isn't constant or has updates that only a rank makes low, RunError if the file
+    isn't the stack.
     """
     resolved = engine.resolve(stack)
+    # The sum of each layer as two factors.
     parts, words = engine.parts(resolved)
     if not parts:
         raise ConfigError("the stack has no LoRA that is on, so there is nothing to bake.")
-    factors = {name: _factors(engine, name, found, rank) for name, found in parts.items()}
-    most = max(len(one.down) for one in factors.values())
-    modules = {engine.file_keys[name]: _spelled(engine, name, one, most) for name, one in factors.items()}
+    factors = {name: _factors(engine, name, layer_parts, rank) for name, layer_parts in parts.items()}
+    largest = max(len(layer.down) for layer in factors.values())
+    modules = {engine.file_keys[name]: _tensors(engine, name, layer, largest) for name, layer in factors.items()}
+
+    # The file only takes its name if it is the stack.
     with files.replacing(path) as unproved:
-        lora_file.save(unproved, modules, _metadata(engine, resolved, most), dtype, words)
+        lora_file.save(unproved, modules, _metadata(engine, resolved, largest), dtype, words)
         written = lora_file.read(unproved, engine.file_keys, engine.shapes)
-        for name, one in factors.items():
-            made, wanted = written[name].dense(engine.folding.base(name), torch.float32).flatten(1), one.up @ one.down
-            if float((made - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
+        for name, layer in factors.items():
+            read_again = written[name].dense(engine.folding.base(name), torch.float32).flatten(1)
+            wanted = layer.up @ layer.down
+            if float((read_again - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
                 raise RunError(f"the LoRA differs from the stack in {name}; nothing was written.")
-    return Baked(path, len(modules), most, rank_reduction.residual(list(factors.values())))
+    return Baked(path, len(modules), largest, rank_reduction.residual(list(factors.values())))
 
 
 def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> Factors:
-    low = [(factor, update) for _, factor, update in sorted(parts, key=lambda part: part[:2]) if isinstance(update, lora_file.Delta)]
-    if len(low) == len(parts):
-        up, down = rank_reduction.side_by_side(low)
-        return rank_reduction.exact(up, down) if not rank or len(down) <= rank else rank_reduction.cut(up, down, Cut(rank))
+    """The sum of a layer's updates as two factors, of at most `rank` unless that is 0. Raises: ConfigError."""
+    # Low-rank updates alone are joined exactly, without a dense one.
+    low_rank = [
+        (factor, update)
+        for _, factor, update in sorted(parts, key=lambda part: part[:2])
+        if isinstance(update, lora_file.Delta)
+    ]
+    if len(low_rank) == len(parts):
+        up, down = rank_reduction.side_by_side(low_rank)
+        is_exact = not rank or len(down) <= rank
+        return rank_reduction.exact(up, down) if is_exact else rank_reduction.cut(up, down, Cut(rank))
+
+    # Others are summed dense, and cut.
     if not rank:
         kinds = sorted({type(update).__name__ for _, _, update in parts if not isinstance(update, lora_file.Delta)})
-        raise ConfigError(f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to.")
+        raise ConfigError(
+            f"the stack has updates that aren't low-rank ({', '.join(kinds)} in {name}); give a rank to cut them to."
+        )
     base = engine.folding.base(name)
+    # In float32: the parts may be float16, and their sum is cut by its singular values.
     dense = torch.stack([factor * update.dense(base, torch.float32) for _, factor, update in parts]).sum(0)
     return rank_reduction.cut_dense(dense.flatten(1), Cut(rank))
 
 
-def _spelled(engine: Engine, name: str, one: Factors, alpha: int) -> dict[str, Tensor]:
-    shape, rank = engine.shapes[name], len(one.down)
-    up = one.up * (rank / alpha)
+def _tensors(engine: Engine, name: str, layer: Factors, alpha: int) -> dict[str, Tensor]:
+    """A layer's tensors as they stand in the file; a reader scales by alpha / rank, so that is divided out here."""
+    shape, rank = engine.shapes[name], len(layer.down)
+    up = layer.up * (rank / alpha)
     if len(shape) == 4:
-        return {"lora_down.weight": one.down.reshape(rank, *shape[1:]), "lora_up.weight": up[:, :, None, None], "alpha": torch.tensor(float(alpha))}
-    return {"lora_down.weight": one.down, "lora_up.weight": up, "alpha": torch.tensor(float(alpha))}
+        return {
+            "lora_down.weight": layer.down.reshape(rank, *shape[1:]),
+            "lora_up.weight": up[:, :, None, None],
+            "alpha": torch.tensor(float(alpha)),
+        }
+    return {"lora_down.weight": layer.down, "lora_up.weight": up, "alpha": torch.tensor(float(alpha))}
 
 
 def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
     """The header: what other tools read, and the stack."""
+    enabled = [adapter for adapter in stack.adapters if adapter.enabled]
     return {
-        STACK_KEY: json.dumps(image.travelling(stack), sort_keys=True, ensure_ascii=False),
+        STACK_KEY: json.dumps(picture_metadata.travelling(stack), sort_keys=True, ensure_ascii=False),
         "velatura.version": __version__,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": engine.family.architecture,
         "modelspec.implementation": "diffusers",
-        "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in stack.adapters if adapter.enabled)[:200],
-        "modelspec.merged_from": ", ".join(adapter.name for adapter in stack.adapters if adapter.enabled)[:500],
-        **base_match.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in stack.adapters if adapter.enabled),
+        "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in enabled)[:200],
+        "modelspec.merged_from": ", ".join(adapter.name for adapter in enabled)[:500],
+        **base_match.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in enabled),
         "ss_base_model_version": engine.family.base_version,
         "ss_v2": str(engine.family.is_v2(engine.pipe)),
         "ss_network_module": "networks.lora",
@@ -103,14 +128,19 @@ def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
 
 def into_base(engine: Engine, stack: StackConfig, folder: Path) -> Path:
     """Write the base with the stack folded in as a diffusers folder, the recipe beside it. Raises: ConfigError."""
+    # What can't be written is refused before the base's weights are touched.
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--into {str(folder)!r} is there already and isn't empty; name a new folder.")
     if engine.quantise != "none":
         raise ConfigError(f"the base is open in {engine.quantise}, which can't be written; open it without quantise.")
     resolved = engine.resolve(stack)
     if engine.parts(resolved)[1]:
-        raise ConfigError("the stack brings new words, which a base has no place for; leave their files out, or bake a LoRA.")
+        raise ConfigError(
+            "the stack brings new words, which a base has no place for; leave their files out, or bake a LoRA."
+        )
     with engine.folded(resolved):
         engine.pipe.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "velatura_stack.json").write_text(json.dumps(image.travelling(resolved), indent=2, sort_keys=True), encoding="utf-8")
+    (folder / "velatura_stack.json").write_text(
+        json.dumps(picture_metadata.travelling(resolved), indent=2, sort_keys=True), encoding="utf-8"
+    )
     return folder

@@ -1,8 +1,9 @@
 """A batch of pictures, each drawn exactly once however often the batch is broken off and started again.
 
-A picture is saved whole under `<out>/.batch/`, said in the journal with its hash, and then linked to its own name, which never takes
-the place of another file: a name that is taken gets -2, -3 ... Killed before the journal's line, it is drawn again to the same bytes;
-killed after it, it is only moved. What a batch is made of is `batch_plan`'s; what is written beside the pictures `batch_manifest`'.
+A picture is saved whole under `<out>/.batch/`, written in the journal with its hash, and then linked to its own name,
+which never takes the place of another file: a name that is taken gets -2, -3 ... Killed before the journal's line, it
+is drawn again to the same bytes; killed after it, it is only moved. `batch_ledger` says what a batch has to draw;
+`batch_manifest` writes what lies beside the pictures.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from trainer import system
 from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
 from trainer.memory import mechanics
-from trainer.render import batch_manifest, image
-from trainer.render.batch_plan import HIDDEN, Journal, Plan, Work, seal
+from trainer.render import batch_manifest, picture_metadata
+from trainer.render.batch_ledger import HIDDEN, Journal, Plan, Work, seal, thrown
 
-_MOST_TAKEN = 99
-_PAPERS_EVERY_S = 30.0
+_MAX_TAKEN = 99  # names tried beside the wanted one
+_MANIFEST_EVERY_S = 30.0
 
 
 class Renders(Protocol):
-    """What is asked of an `engine.Engine`."""
+    """The part of an `engine.Engine` that a batch uses."""
 
     def resolve(self, stack: StackConfig) -> StackConfig: ...
-    def render(self, stack: StackConfig) -> image.Picture: ...
-    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[image.Picture]: ...
+    def render(self, stack: StackConfig) -> picture_metadata.Picture: ...
+    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[picture_metadata.Picture]: ...
 
 
 OpenEngine = Callable[[str, str], Renders]  # of a base and its family
@@ -43,7 +44,10 @@ OpenEngine = Callable[[str, str], Renders]  # of a base and its family
 
 @dataclass(frozen=True)
 class Planned:
-    """Pictures are distinct recipes; `there` of them are done, `failed` can't be tried since their files can't be read."""
+    """What a batch has to do: `pictures` are distinct recipes.
+
+    `there` of them are done; `failed` can't be tried, since their files can't be read.
+    """
 
     kind: ClassVar[str] = "planned"
     rows: int
@@ -67,6 +71,8 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Refused:
+    """A row's picture can't be drawn."""
+
     kind: ClassVar[str] = "refused"
     row: int
     message: str
@@ -74,6 +80,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class Ended:
+    """The batch is over, or was stopped."""
+
     kind: ClassVar[str] = "ended"
     made: int
     there: int  # with those that were before
@@ -87,8 +95,12 @@ class Ended:
 Event = Planned | Rendered | Refused | Ended
 
 
-def run(plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool] = lambda: False, sheets: bool = True) -> Iterator[Event]:
-    """Draw what isn't there, and write the manifest and the contact sheets. Raises: RunError if another process works in the folder.
+def run(
+    plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool] = lambda: False, sheets: bool = True
+) -> Iterator[Event]:
+    """Draw what isn't there, and write the manifest and the contact sheets.
+
+    Raises: RunError if another process works in the folder.
 
     `stop` is asked after each picture; a batch that was begun is drawn to its end, since its pictures come together.
     """
@@ -104,6 +116,8 @@ def run(plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool]
 
 
 class _Runner:
+    """One run of a batch, with the folder's lock held."""
+
     def __init__(self, plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool]) -> None:
         self.plan, self.out, self.open_engine, self.stop = plan, out, open_engine, stop
         self.staging = out / HIDDEN
@@ -111,30 +125,43 @@ class _Runner:
         self.started = time.monotonic()
         self.engine: tuple[tuple[str, str], Renders | UserError] | None = None
         self.manifest = batch_manifest.manifest_file(out)
-        self.next_papers = time.monotonic() + _PAPERS_EVERY_S
+        self.next_manifest_s = time.monotonic() + _MANIFEST_EVERY_S
 
     def run(self, sheets: bool) -> Iterator[Event]:
-        torn = self.plan.reconcile(self.out)
+        torn = self.plan.reconcile(self.out)  # batches that a killed process had begun
         self.journal = Journal(self.out)
-        written, stopped = 0, False
+        num_sheets, stopped = 0, False
         try:
+            # What a killed process drew.
             self._sweep({staged.name for work in self.plan.staged() if (staged := self._place_again(work))})
+
+            # What there is to do.
             counts = self.plan.counts()
             yield Planned(counts["rows"], counts["pictures"], counts["done"], counts["failed"], self.plan.warnings)
             for work in self.plan.failed():
                 yield Refused(work.place, work.why)
+
+            # What isn't there, batch by batch.
             self.there, self.total = counts["done"], counts["pictures"]
             for chunk in self.plan.chunks(torn):
                 if stopped := self.stop():
                     break
                 yield from self._chunk(chunk)
             if sheets and not stopped:
-                written = batch_manifest.write_sheets(self.plan, self.out)
+                num_sheets = batch_manifest.write_sheets(self.plan, self.out)
         finally:
             self.journal.close()
             batch_manifest.write_manifest(self.plan, self.manifest)
         counts = self.plan.counts()
-        yield Ended(self.made, counts["done"], counts["failed"], stopped, str(self.manifest), written, time.monotonic() - self.started)
+        yield Ended(
+            self.made,
+            counts["done"],
+            counts["failed"],
+            stopped,
+            str(self.manifest),
+            num_sheets,
+            time.monotonic() - self.started,
+        )
 
     def _place_again(self, work: Work) -> Path | None:
         """Move what a killed process drew; the staged file if that can't be done."""
@@ -147,46 +174,53 @@ class _Runner:
         return None
 
     def _sweep(self, kept: set[str]) -> None:
-        """Remove what a killed process left: drawn, but not said in the journal."""
+        """Remove what a killed process left: drawn, but not written in the journal."""
         for path in self.staging.iterdir():
-            if path.suffix in (*image.FORMATS, ".tmp") and path.name not in kept:
+            if path.suffix in (*picture_metadata.FORMATS, ".tmp") and path.name not in kept:
                 path.unlink()
 
     def _chunk(self, chunk: list[Work]) -> Iterator[Event]:
         self.journal.write({"begun": [work.digest for work in chunk]})
-        for work, found in self._draw(chunk):
+        for work, result in self._draw(chunk):
             if work.state != "done":
-                yield self._keep(work, found)
-            if time.monotonic() > self.next_papers and self.plan.counts()["todo"]:  # else it comes last: a whole manifest says that all is done
+                yield self._keep(work, result)
+            # Not when all is done: the last manifest comes after the sheets, and says that.
+            if time.monotonic() > self.next_manifest_s and self.plan.counts()["todo"]:
                 before = time.monotonic()
                 batch_manifest.write_manifest(self.plan, self.manifest)
-                self.next_papers = time.monotonic() + max(_PAPERS_EVERY_S, 20 * (time.monotonic() - before))
+                # A manifest of many rows takes long; it may take up to a twentieth of the time.
+                self.next_manifest_s = time.monotonic() + max(_MANIFEST_EVERY_S, 20 * (time.monotonic() - before))
 
-    def _draw(self, chunk: list[Work]) -> Iterator[tuple[Work, image.Picture | UserError]]:
+    def _draw(self, chunk: list[Work]) -> Iterator[tuple[Work, picture_metadata.Picture | UserError]]:
         """The pictures of a batch, or why there is none; one that is refused doesn't take the others with it."""
+        # Which of them can be drawn at all.
         engine = self._engine(chunk[0].stack)
-        fit = []
+        valid = []
         for work in chunk:
             if isinstance(engine, UserError):
                 yield work, engine
                 continue
             try:
                 engine.resolve(work.stack)
-                fit.append(work)
+                valid.append(work)
             except UserError as error:
                 yield work, error
         if isinstance(engine, UserError):
             return
-        pictures, drawn = engine.render_all(work.stack for work in fit), 0
+
+        # Together.
+        pictures, num_drawn = engine.render_all(work.stack for work in valid), 0
         try:
             for picture in pictures:
-                drawn += 1
-                yield fit[drawn - 1], picture
+                num_drawn += 1
+                yield valid[num_drawn - 1], picture
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not mechanics.is_shortage(error):
                 raise
-        # Together they don't go: each alone, so that only what is refused, or too large, itself is. After the `except`, whose error holds a step's tensors.
-        for work in fit[drawn:]:
+
+        # Where that failed, each alone, so that only what itself is refused or too large fails. After the `except`,
+        # whose error holds the tensors of a step.
+        for work in valid[num_drawn:]:
             yield work, _alone(engine, work)
 
     def _engine(self, stack: StackConfig) -> Renders | UserError:
@@ -200,11 +234,12 @@ class _Runner:
                 self.engine = (key, error)
         return self.engine[1]
 
-    def _keep(self, work: Work, found: image.Picture | UserError) -> Event:
+    def _keep(self, work: Work, result: picture_metadata.Picture | UserError) -> Event:
+        """Save a picture, or note why there is none."""
         try:
-            if isinstance(found, UserError):
-                raise found
-            self._place(work, image.save(found, self._staged(work.digest, work.name)))
+            if isinstance(result, UserError):
+                raise result
+            self._place(work, picture_metadata.save(result, self._staged(work.digest, work.name)))
         except UserError as error:
             self.journal.write({"failed": work.digest, "why": str(error)[:2000]})
             self.plan.mark(work, "failed", why=str(error))
@@ -213,26 +248,32 @@ class _Runner:
         self.there += 1
         return Rendered(work.place, self.plan.file_of(work), self.there, self.total, time.monotonic() - self.started)
 
-    def _place(self, work: Work, staged: Path, said: str = "") -> None:
-        """Give a drawn picture its name, the one that was `said` in the journal or a free one. Raises: RunError if none is."""
-        record = seal(staged)
-        if said and _link(staged, self.out / said):
-            self.plan.mark(work, "done", said)
+    def _place(self, work: Work, staged: Path, noted: str = "") -> None:
+        """Give a drawn picture its name: the one `noted` in the journal, or a free one.
+
+        Raises: RunError if none is free.
+        """
+        record, gone = seal(staged), thrown(self.out)
+        if noted and _link(staged, self.out / noted):
+            self.plan.mark(work, "done", noted)
             return
         for name in _names(work):
-            if os.path.lexists(self.out / name):
+            if os.path.lexists(self.out / name) or name in gone:
                 continue
             self.journal.write({"done": work.digest, "file": name, **record})
             if _link(staged, self.out / name):
                 self.plan.mark(work, "done", name)
                 return
-        raise RunError(f"{work.name} and every other name tried for it in {self.out} are taken by files that aren't this picture.")
+        raise RunError(
+            f"{work.name} and every other name tried for it in {self.out} are taken by files that aren't this picture."
+        )
 
     def _staged(self, digest: str, name: str) -> Path:
         return self.staging / f"{digest}{Path(name).suffix.lower()}"
 
 
-def _alone(engine: Renders, work: Work) -> image.Picture | UserError:
+def _alone(engine: Renders, work: Work) -> picture_metadata.Picture | UserError:
+    """One picture, or why there is none."""
     try:
         return engine.render(work.stack)
     except UserError as error:
@@ -241,14 +282,18 @@ def _alone(engine: Renders, work: Work) -> image.Picture | UserError:
         if not mechanics.is_shortage(error):
             raise
         size = f"{work.stack.width_px}x{work.stack.height_px}"
-        said = str(error).strip().splitlines() or ["MemoryError"]
+        lines = str(error).strip().splitlines() or ["MemoryError"]
         return RunError(
-            f"memory ran out for this picture of {size} px with {len(work.stack.adapters)} LoRAs, drawn alone; a smaller one may fit. {said[0][:200]}"
+            f"memory ran out for this picture of {size} px with {len(work.stack.adapters)} LoRAs, drawn alone; a "
+            f"smaller one may fit. {lines[0][:200]}"
         )
 
 
 def _link(staged: Path, target: Path) -> bool:
-    """Give a staged file its name; False if there is another file of that name. Raises: RunError if its folder can't be made."""
+    """Give a staged file its name; False if there is another file of that name.
+
+    Raises: RunError if its folder can't be made.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -269,5 +314,5 @@ def _names(work: Work) -> Iterator[str]:
     """The wanted name, then others beside it."""
     stem, ending = os.path.splitext(work.name)
     yield work.name
-    yield from (f"{stem}-{number}{ending}" for number in range(2, _MOST_TAKEN + 1))
+    yield from (f"{stem}-{number}{ending}" for number in range(2, _MAX_TAKEN + 1))
     yield f"{stem}-{work.digest}{ending}"

@@ -1,9 +1,9 @@
-"""A stack as a ComfyUI graph, in both of its forms: `prompt` (what runs) and `workflow` (what is shown), one from the other.
+"""A stack as a ComfyUI graph in both forms: `prompt`, which runs, and `workflow`, which the page shows.
 
-ComfyUI's own nodes only: checkpoint -> a LoraLoader per adapter -> RescaleCFG where guidance is rescaled -> two prompts (FluxGuidance on the
-first where guidance is an input of the model), empty latents -> KSampler -> VAEDecode -> SaveImage. Forms: docs.comfy.org/specs/workflow_json_0.4
-and .../workflow-api-format. What a graph of these nodes can't say is in words in its Note. ComfyUI draws other noise from a seed, so the
-picture is alike and never the same.
+ComfyUI's own nodes only: checkpoint -> a LoraLoader per adapter -> RescaleCFG where guidance is rescaled -> two prompts
+(FluxGuidance on the first where guidance is an input of the model), empty latents -> KSampler -> VAEDecode ->
+SaveImage. Forms: docs.comfy.org/specs/workflow_json_0.4 and .../workflow-api-format. What a graph of these nodes can't
+say is in words in its Note. ComfyUI draws other noise from a seed, so the picture is alike and never the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer import __version__, families
 from trainer.config import StackConfig
-from trainer.render.infotext import active, alias, beyond
+from trainer.render.a1111_text import active, alias, own_settings
 from trainer.render.sampler_names import COMFYUI as SAMPLERS
 
 # Outputs of each kind of node, in its own order.
@@ -57,19 +57,29 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
         nodes.append(_Node(kind, inputs, widgets, column, row))
         return len(nodes)
 
+    # Base and LoRAs, a column each.
     base = add("CheckpointLoaderSimple", {}, {"ckpt_name": f"{base_name}.safetensors"}, 0)
     model, clip, column = (base, 0), (base, 1), 1
     for adapter in active(stack):
         text = adapter.weight if adapter.text_weight is None else adapter.text_weight
-        widgets = {"lora_name": f"{alias(adapter)}.safetensors", "strength_model": adapter.weight, "strength_clip": text}
+        widgets = {
+            "lora_name": f"{alias(adapter)}.safetensors",
+            "strength_model": adapter.weight,
+            "strength_clip": text,
+        }
         lora = add("LoraLoader", {"model": model, "clip": clip}, widgets, column)
         model, clip, column = (lora, 0), (lora, 1), column + 1
+
+    # Prompts and guidance.
     positive = add("CLIPTextEncode", {"clip": clip}, {"text": stack.prompt}, column)
     negative = add("CLIPTextEncode", {"clip": clip}, {"text": stack.negative_prompt}, column, 1)
     family = families.registry()[stack.family]
     scale = stack.guidance_scale
     if family.guidance == "distilled":
-        positive, scale = add("FluxGuidance", {"conditioning": (positive, 0)}, {"guidance": scale}, column, 3), stack.true_guidance_scale
+        positive = add("FluxGuidance", {"conditioning": (positive, 0)}, {"guidance": scale}, column, 3)
+        scale = stack.true_guidance_scale
+
+    # What the sampler takes, and the picture.
     latents = add(
         "EmptySD3LatentImage" if "flow" in family.prediction else "EmptyLatentImage",
         {},
@@ -77,10 +87,19 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
         column,
         2,
     )
+    # Where guidance is off there is nothing to rescale.
     if stack.guidance_rescale and stack.guidance_scale > 1 and "flow" not in family.prediction:
         model = (add("RescaleCFG", {"model": model}, {"multiplier": stack.guidance_rescale}, column, 3), 0)
+    # A sampler that ComfyUI hasn't is named in the note.
     name, scheduler = SAMPLERS.get(sampler, ("euler", "normal"))
-    settings = {"seed": stack.seed, "steps": stack.steps, "cfg": scale, "sampler_name": name, "scheduler": scheduler, "denoise": 1.0}
+    settings = {
+        "seed": stack.seed,
+        "steps": stack.steps,
+        "cfg": scale,
+        "sampler_name": name,
+        "scheduler": scheduler,
+        "denoise": 1.0,
+    }
     inputs = {"model": model, "positive": (positive, 0), "negative": (negative, 0), "latent_image": (latents, 0)}
     sampled = add("KSampler", inputs, settings, column + 1)
     decoded = add("VAEDecode", {"samples": (sampled, 0), "vae": (base, 2)}, {}, column + 2)
@@ -91,14 +110,17 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
 
 def note(stack: StackConfig, sampler: str) -> str:
     """What the graph can't say, a line each."""
-    lines = [f"Made with Velatura {__version__}; its own recipe is in the picture too. The noise of a seed is another one here, so the picture will differ."]
+    lines = [
+        f"Made with Velatura {__version__}; its own recipe is in the picture too. The noise of a seed is another one "
+        f"here, so the picture will differ."
+    ]
     if sampler not in SAMPLERS:
         lines.append(f"Sampler {sampler or 'of the base'} has no counterpart here; the graph has euler.")
     if stack.mode != "sum" and len(active(stack)) > 1:
         lines.append(f"The LoRAs went together by mode {stack.mode}; here they add up.")
-    said = [words for adapter in active(stack) if (words := beyond(adapter))]
-    if said:
-        lines += ["Not in this graph:", *said]
+    settings = [words for adapter in active(stack) if (words := own_settings(adapter))]
+    if settings:
+        lines += ["Not in this graph:", *settings]
     if "[" in stack.prompt + stack.negative_prompt:
         lines.append("[word] makes a word weaker there; here it is text.")
     return "\n".join(lines)
@@ -119,15 +141,22 @@ def _prompt(nodes: list[_Node]) -> dict[str, Any]:
 
 def _workflow(nodes: list[_Node]) -> dict[str, Any]:
     """The form that the page opens, version 0.4: links are [id, from node, its output, to node, its input, type]."""
-    ends = [(source, slot, number, place) for number, node in enumerate(nodes, 1) for place, (source, slot) in enumerate(node.inputs.values())]
+    # Links are numbered through the graph, and have the type of the output that they come from.
+    ends = [  # from node, its output, to node, its input
+        (source, slot, number, place)
+        for number, node in enumerate(nodes, 1)
+        for place, (source, slot) in enumerate(node.inputs.values())
+    ]
     links = [[link, *end, _OUTPUTS[nodes[end[0] - 1].kind][end[1]]] for link, end in enumerate(ends, 1)]
-    shown = []
+
+    # Nodes, with the links that come in and go out.
+    entries = []
     for number, node in enumerate(nodes, 1):
-        incoming = {link[4]: link for link in links if link[3] == number}
+        links_in = {link[4]: link for link in links if link[3] == number}
         values = list(node.widgets.values())
         if node.kind == "KSampler":
             values.insert(1, "fixed")  # the page's own widget behind a seed: control_after_generate
-        shown.append(
+        entries.append(
             {
                 "id": number,
                 "type": node.kind,
@@ -136,9 +165,17 @@ def _workflow(nodes: list[_Node]) -> dict[str, Any]:
                 "flags": {},
                 "order": number - 1,
                 "mode": 0,
-                "inputs": [{"name": name, "type": incoming[place][5], "link": incoming[place][0]} for place, name in enumerate(node.inputs)],
+                "inputs": [
+                    {"name": name, "type": links_in[place][5], "link": links_in[place][0]}
+                    for place, name in enumerate(node.inputs)
+                ],
                 "outputs": [
-                    {"name": kind, "type": kind, "links": [link[0] for link in links if link[1] == number and link[2] == slot], "slot_index": slot}
+                    {
+                        "name": kind,
+                        "type": kind,
+                        "links": [link[0] for link in links if link[1] == number and link[2] == slot],
+                        "slot_index": slot,
+                    }
                     for slot, kind in enumerate(_OUTPUTS[node.kind])
                 ],
                 "properties": {} if node.kind == "Note" else {"Node name for S&R": node.kind},
@@ -146,5 +183,12 @@ def _workflow(nodes: list[_Node]) -> dict[str, Any]:
             }
         )
     return {
-        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": shown, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
-    }  # fmt: skip
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": entries,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }

@@ -9,8 +9,11 @@ _LEGIBLE_PX = 160  # pictures whose longer side is less than this are shown at t
 _INK, _PAPER = (40, 38, 36), (250, 249, 246)
 
 
-def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = "") -> Image.Image:
+def contact_sheet(
+    rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = ""
+) -> Image.Image:
     """One sheet of pictures of one size, small ones enlarged, with a label a row, a label a column and a title."""
+    # Sizes: of a cell, of the letters, and what the labels take.
     rows = [[_legible(picture) for picture in pictures] for pictures in rows]
     width, height = rows[0][0].size
     size = max(11, min(16, width // 10))
@@ -21,6 +24,8 @@ def contact_sheet(rows: list[list[Image.Image]], row_labels: list[str], column_l
     titles = _wrapped(font, title, across - 2 * _GAP_PX) if title else []
     title_height = len(titles) * line + _GAP_PX if titles else 0
     top = title_height + max((len(lines) for lines in columns), default=0) * line + 2 * _GAP_PX
+
+    # Title, labels of columns, then row by row.
     sheet = Image.new("RGB", (across, top + len(rows) * (height + _GAP_PX)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, text in enumerate(titles):
@@ -47,7 +52,9 @@ def stacked(sheets: list[Image.Image], title: str) -> Image.Image:
     """Sheets one below the other under a title."""
     font = ImageFont.load_default(22)
     top = 4 * _GAP_PX + 22
-    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), top + sum(sheet.height for sheet in sheets)), _PAPER)
+    whole = Image.new(
+        "RGB", (max(sheet.width for sheet in sheets), top + sum(sheet.height for sheet in sheets)), _PAPER
+    )
     ImageDraw.Draw(whole).text((_GAP_PX, 2 * _GAP_PX), title, _INK, font)
     y = top
     for sheet in sheets:
@@ -69,6 +76,7 @@ def _wrapped(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, widt
             lines.append(word)
         else:
             lines[-1] = joined
+    # A letter less at a time, until the mark of what was cut fits too.
     while lines and any(_width(font, line) > width_px for line in lines):
         lines = [line if _width(font, line) <= width_px else line[:-2].rstrip("…") + "…" for line in lines]
     return lines

@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING, Any
 from trainer import families
 from trainer.config.stack import WIDEST_WEIGHT
 from trainer.errors import ConfigError
+from trainer.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_BRACKETS = 32  # open at once; deeper ones are literal text
-_ATTENTION = re.compile(r"\\[()\[\]\\]|\(|\[|:[ ]{0,4}([+-]?(?:\d{1,4}\.?\d{0,6}|\.\d{1,6}))[ ]{0,4}\)|\)|\]|[^\\()\[\]:]+|.", re.DOTALL)
+_ATTENTION = re.compile(
+    r"\\[()\[\]\\]|\(|\[|:[ ]{0,4}([+-]?(?:\d{1,4}\.?\d{0,6}|\.\d{1,6}))[ ]{0,4}\)|\)|\]|[^\\()\[\]:]+|.", re.DOTALL
+)
 _LEAST_MEAN = 0.02  # of the spread; below it the quotient of two means is chance. Imprimatura's is 0.001
 _BREAK = re.compile(r"\bBREAK\b")
 BREAK = ("BREAK", -1.0)  # in what `parse_attention` gives: what follows starts a new window
 
 
 def parse_attention(prompt: str) -> list[tuple[str, float]]:
-    """The prompt in pieces with a weight each: `(a)` is 1.1, `[a]` is 1 / 1.1, `(a:1.3)` is 1.3, nested ones multiply, `\\(` is a bracket.
+    """The prompt in pieces with a weight each.
 
-    A1111's `modules/prompt_parser.parse_prompt_attention`, whose examples the tests hold; `BREAK` is a piece of its own, as there.
-    Raises: ConfigError for a weight beyond -20 to 20.
+    `(a)` is 1.1, `[a]` is 1 / 1.1, `(a:1.3)` is 1.3, nested ones multiply, `\\(` is a bracket. As A1111's
+    `modules/prompt_parser.parse_prompt_attention`, whose examples the tests hold; `BREAK` is a piece of its own, as
+    there. Raises: ConfigError for a weight beyond -20 to 20.
     """
     pieces: list[list[Any]] = []  # text, weight; None for BREAK
-    opened: dict[str, list[int]] = {"(": [], "[": []}
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # at which piece each open bracket begins
 
     def weigh(start: int, factor: float) -> None:
         for piece in pieces[start:]:
@@ -47,6 +51,8 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
         else:
             for number, part in enumerate(_BREAK.split(text)):
                 pieces += [[part, 1.0]] if number == 0 else [[BREAK[0], None], [part, 1.0]]
+
+    # Brackets that nothing closes weigh all that follows, as there.
     for bracket, factor in (("(", 1.1), ("[", 1 / 1.1)):
         for start in opened[bracket]:
             weigh(start, factor)
@@ -55,55 +61,62 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
 
 def _joined(pieces: list[list[Any]]) -> list[tuple[str, float]]:
     """Neighbours of one weight as one piece."""
-    found: list[tuple[str, float]] = []
+    joined: list[tuple[str, float]] = []
     for text, weight in pieces:
         if weight is None:
-            found.append(BREAK)
+            joined.append(BREAK)
         elif abs(weight) > WIDEST_WEIGHT:
-            raise ConfigError(f"prompt gives {text.strip()[:40]!r} the weight {weight:g}; allowed: -{WIDEST_WEIGHT:g} to {WIDEST_WEIGHT:g}.")
-        elif found and found[-1] != BREAK and found[-1][1] == weight:
-            found[-1] = (found[-1][0] + text, weight)
+            raise ConfigError(
+                f"prompt gives {text.strip()[:40]!r} the weight {weight:g}; allowed: -{WIDEST_WEIGHT:g} to "
+                f"{WIDEST_WEIGHT:g}."
+            )
+        elif joined and joined[-1] != BREAK and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + text, weight)
         elif text:
-            found.append((text, weight))
-    return found or [("", 1.0)]
+            joined.append((text, weight))
+    return joined or [("", 1.0)]
 
 
 def weighted_embeddings(pipe: Any, prompt: str, windows: int = 1) -> dict[str, Tensor]:
-    """The conditioning of a prompt with weights: `encoder_hidden_states` (k * L, D), L a window with both marks, k at least `windows`.
+    """The conditioning of a prompt with weights, of at least so many windows.
 
-    For families whose prompts can be cut into windows. A prompt of one window without weights is encoded by the pipeline itself. Else
-    each piece is cut into tokens for itself, windows are encoded one by one and laid end to end, each token's output is multiplied by
-    its weight, and each window's mean is restored, for each text encoder by itself: A1111's "Original" emphasis
-    (modules/sd_hijack_clip.py, sd_emphasis.py). What a text encoder says of a prompt as a whole is the first window's and has no weights.
-    Unlike there a window isn't broken early at a comma, and a mean that is next to nothing isn't restored: it would scale the rest
-    by chance. Raises: ConfigError for weights beyond -20 to 20.
+    `encoder_hidden_states` is (k * L, D), with k windows of L tokens, both marks among them. For families whose prompts
+    can be cut into windows. A prompt of one window without weights is encoded by the pipeline itself. Else each piece
+    is cut into tokens for itself, windows are encoded one by one and laid end to end, each token's output is multiplied
+    by its weight, and each window's mean is restored, for each text encoder by itself: A1111's "Original" emphasis
+    (modules/sd_hijack_clip.py, sd_emphasis.py). What a text encoder says of a prompt as a whole is the first window's
+    and has no weights. Unlike there a window isn't broken early at a comma, and a mean that is next to nothing isn't
+    restored: it would scale the rest by chance. Raises: ConfigError for weights beyond -20 to 20.
     """
-    import torch
-
+    # Windows of tokens.
     family, pieces = families.of(pipe), parse_attention(prompt)
     size = family.window(pipe)
     chunks = _chunks(pipe, pieces, size)
     plain = all(weight == 1 for _, weight in pieces)
     if plain and len(chunks) == windows == 1:
         return family.encode_text(pipe, [pieces[0][0]], 1)[0]
+
+    # Both marks and the padding keep the weight 1.
     chunks += [[]] * (windows - len(chunks))
-    weights = torch.tensor([[1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * (size - len(chunk))] for chunk in chunks])
+    weights = torch.tensor(
+        [[1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * (size - len(chunk))] for chunk in chunks]
+    )  # (k, L)
+
+    # The outputs of each text encoder, weighed.
     assert family.encode_windows, "weights are for families whose text encoders read windows"
     hidden, whole = family.encode_windows(pipe, [[token for token, _ in chunk] for chunk in chunks])
     if not plain:
-        hidden = [_weighted(one, weights) for one in hidden]
+        hidden = [_weighted(output, weights) for output in hidden]
     return {"encoder_hidden_states": torch.cat(hidden, -1).flatten(0, 1), **whole}
 
 
 def _weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     """A text encoder's output (k, L, D) times each token's weight (k, L), its windows' means as they were."""
-    import torch
-
     before = hidden.float()
     after = before * weights.to(before.device)[..., None]
-    wanted, found = before.mean((1, 2), keepdim=True), after.mean((1, 2), keepdim=True)
-    is_mean = torch.minimum(wanted.abs(), found.abs()) > _LEAST_MEAN * before.std((1, 2), keepdim=True)
-    return torch.where(is_mean, after * (wanted / found), after).to(hidden.dtype)
+    mean_before, mean_after = before.mean((1, 2), keepdim=True), after.mean((1, 2), keepdim=True)  # (k, 1, 1)
+    is_mean = torch.minimum(mean_before.abs(), mean_after.abs()) > _LEAST_MEAN * before.std((1, 2), keepdim=True)
+    return torch.where(is_mean, after * (mean_before / mean_after), after).to(hidden.dtype)
 
 
 def weighted_pair(pipe: Any, prompt: str, negative_prompt: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -118,13 +131,15 @@ def num_windows(pipe: Any, prompt: str) -> int:
 
 
 def _chunks(pipe: Any, pieces: list[tuple[str, float]], size: int) -> list[list[tuple[int, float]]]:
-    """Tokens and their weights, by window."""
+    """Tokens and their weights, by window of `size` tokens; BREAK begins a new one."""
     chunks: list[list[tuple[int, float]]] = [[]]
     for text, weight in pieces:
         if (text, weight) == BREAK:
             chunks.append([])
             continue
-        for token in pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer), add_special_tokens=False).input_ids:
+        # Words of textual inversion become their several tokens first.
+        text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
+        for token in pipe.tokenizer(text, add_special_tokens=False).input_ids:
             if len(chunks[-1]) == size:
                 chunks.append([])
             chunks[-1].append((token, weight))

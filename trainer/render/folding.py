@@ -1,8 +1,9 @@
 """Constant weights put into the base's own weights, and taken out again by copying what was there.
 
-The original of every touched weight is kept; a new sum is computed from the originals, never from what the last one left, so no
-error adds up however often weights change. Layers whose adapters and weights are as they were aren't touched. Sums run in float32 in an
-order fixed by the adapters' content: the order in the stack never matters. Layers of one shape are summed together (`layout`).
+The original of every touched weight is kept; a new sum is computed from the originals, never from what the last one
+left, so no error adds up however often weights change. Layers whose adapters and weights are as they were aren't
+touched. Sums run in float32 in an order fixed by the adapters' content: the order in the stack never matters. Layers of
+one shape are summed together (`fold_groups`).
 
 A layer of a quantised base is summed from its weight as the base's files have it and quantised anew (`requantising`).
 """
@@ -17,41 +18,49 @@ from torch import Tensor
 
 from trainer import last_used
 from trainer.deltas import Update
-from trainer.render import layout
-from trainer.render.layout import Chunk, Layout, Name, Share
+from trainer.render import fold_groups
+from trainer.render.fold_groups import Chunk, Layout, Name, Share
 from trainer.render.packing import Pack
 from trainer.render.requantising import Narrow
 
 Part = tuple[str, float, Update]  # the adapter's key, its factor here, its update
-# float32 that one sum of several layers takes. A GPU wants few and large products, a CPU what stays in its cache: a change on a quarter of SDXL's attention
-# layers takes 299 ms of one core with 1 MiB, where larger layers are summed one by one, and 358 with 8; Imprimatura's small ones 9.3 ms one by one
-# and 6.5 with 1 MiB.
+# float32 that one sum of several layers takes. A GPU wants few and large products, a CPU what stays in its cache: a
+# change on a quarter of SDXL's attention layers takes 299 ms of one core with 1 MiB, where larger layers are summed one
+# by one, and 358 with 8; Imprimatura's small ones 9.3 ms one by one and 6.5 with 1 MiB.
 _ROOM_BYTES = {"cuda": 256 << 20, "cpu": 1 << 20}
-_MOST_LAYOUTS = 64
+_MAX_LAYOUTS = 64
 
 
 class Folding:
-    """The weights of one base by path, and what is folded into each. Those of quantised layers are in `narrow`, all others in `weights`."""
+    """The weights of one base by path, and what is folded into each.
+
+    Those of quantised layers are in `narrow`, all others in `weights`.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], narrow: Mapping[str, Narrow] | None = None) -> None:
         self.weights, self.narrow = weights, narrow or {}
         self.originals: dict[str, Tensor] = {}
         self.device = next((weight.device for weight in weights.values()), torch.device("cpu"))
         self._kinds: dict[str, object] = {path: (weight.shape, weight.dtype) for path, weight in weights.items()}
-        self._kinds |= {path: (one.shape, one.dtype, "narrow") for path, one in self.narrow.items()}
-        self._room = torch.empty(0, device=self.device)
-        self._views: dict[tuple[int, torch.Size], tuple[Tensor, list[Tensor]]] = {}  # of it, by their number and shape
+        self._kinds |= {path: (layer.shape, layer.dtype, "narrow") for path, layer in self.narrow.items()}
         self._now: dict[Name, tuple[float, ...]] = {}  # the weights of each chunk that is in; what was broken off isn't
-        self._layouts: LRUCache[tuple[object, ...], Layout] = LRUCache(_MOST_LAYOUTS)
-        most_bytes = torch.cuda.get_device_properties(self.device).total_memory // 16 if self.device.type == "cuda" else 1 << 30
-        self._there = last_used.kept(most_bytes, lambda packs: sum(pack.num_bytes for pack in packs))  # on a GPU, by adapter and component
+        self._layouts: LRUCache[tuple[object, ...], Layout] = LRUCache(_MAX_LAYOUTS)
+
+        # Memory for sums, and views of it by their number and shape.
+        self._room = torch.empty(0, device=self.device)
+        self._views: dict[tuple[int, torch.Size], tuple[Tensor, list[Tensor]]] = {}
+
+        # Adapters on the GPU, by adapter and component.
+        is_cuda = self.device.type == "cuda"
+        max_bytes = torch.cuda.get_device_properties(self.device).total_memory // 16 if is_cuda else 1 << 30
+        self._on_device = last_used.kept(max_bytes, lambda packs: sum(pack.num_bytes for pack in packs))
 
     def base(self, path: str) -> Tensor:
         """The weight as it was loaded; a quantised one that nothing is folded into as it is computed with."""
         if path in self.narrow and path not in self.originals:
             return self.narrow[path].weight()
-        found = self.originals.get(path)
-        return self.weights[path] if found is None else found.to(self.device)
+        original = self.originals.get(path)
+        return self.weights[path] if original is None else original.to(self.device)
 
     def weight(self, path: str) -> Tensor:
         """The weight as it is now; a quantised one as it is computed with."""
@@ -60,12 +69,16 @@ class Folding:
     @torch.no_grad()
     def hold(self, shares: Sequence[Share]) -> int:
         """Make the base hold exactly these; how many weights were touched for it."""
+        # One order whatever the stack's, since float sums depend on it.
         shares = sorted(shares, key=lambda share: (*share.name, share.weight))
         plan = self._layout(shares)
+
+        # What isn't as it should be.
         wanted = {chunk.name: tuple([shares[number].weight for number in chunk.shares]) for chunk in plan.chunks}
         self._now = {name: weights for name, weights in self._now.items() if wanted.get(name) == weights}
         changed = [chunk for chunk in plan.chunks if chunk.name not in self._now]
         left = [path for path in self.originals if path not in plan.paths]
+
         self._put_back(left)
         if changed:
             factors = plan.factors([share.weight for share in shares]).to(self.device)
@@ -79,7 +92,9 @@ class Folding:
     def _layout(self, shares: Sequence[Share]) -> Layout:
         key = tuple(share.name for share in shares)
         if key not in self._layouts:
-            self._layouts[key] = layout.make(shares, self._kinds, _ROOM_BYTES.get(self.device.type, _ROOM_BYTES["cpu"]))
+            self._layouts[key] = fold_groups.make(
+                shares, self._kinds, _ROOM_BYTES.get(self.device.type, _ROOM_BYTES["cpu"])
+            )
         return self._layouts[key]
 
     def _packs(self, share: Share) -> tuple[Pack, ...]:
@@ -87,10 +102,10 @@ class Folding:
         if self.device.type == "cpu":
             return share.packed.packs
         key = share.name[:2]
-        if key not in self._there:
-            self._there[key] = tuple(pack.to(self.device) for pack in share.packed.packs)
-        found: tuple[Pack, ...] = self._there[key]
-        return found
+        if key not in self._on_device:
+            self._on_device[key] = tuple(pack.to(self.device) for pack in share.packed.packs)
+        packs: tuple[Pack, ...] = self._on_device[key]
+        return packs
 
     def _keep(self, paths: list[str]) -> None:
         """Keep the originals of weights of one shape, in one piece."""
@@ -101,7 +116,7 @@ class Folding:
             self.originals |= dict(zip(paths, kept.unbind(), strict=True))
 
     def _put_back(self, paths: list[str]) -> None:
-        """The originals into the weights, which then aren't kept any more."""
+        """Copy the originals into the weights, and keep them no longer."""
         plain = [path for path in paths if path not in self.narrow]
         if plain:
             _copy([self.weights[path] for path in plain], [self.originals[path] for path in plain])
@@ -111,14 +126,25 @@ class Folding:
             del self.originals[path]
 
     def _put(self, chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor, shares: Sequence[Share]) -> None:
-        """original + sum of weight * update, float32, into the weights of a chunk; all low-rank ones in one product."""
+        """Write original + sum of weight * update, in float32, into a chunk's weights; low-rank ones in one product."""
         originals = [self.originals[path] for path in chunk.paths]
         first = chunk.paths[0]
         pair = _pair(chunk, packs, factors) if chunk.low else None
         weight = self.weights.get(first)
-        if pair and weight is not None and len(originals) == 1 and not chunk.others and weight.dtype == torch.float32 and weight.is_contiguous():
+
+        # One large float32 weight takes its sum in place.
+        if (
+            pair
+            and weight is not None
+            and len(originals) == 1
+            and not chunk.others
+            and weight.dtype == torch.float32
+            and weight.is_contiguous()
+        ):
             torch.addmm(originals[0].flatten(1), pair[0][0], pair[1][0], out=weight.flatten(1))
             return
+
+        # All others are summed in float32 beside the weights, then rounded.
         room, sums = self._room_for(len(originals), originals[0].shape)
         _copy(sums, originals)
         total = room.flatten(2)
@@ -127,7 +153,10 @@ class Folding:
         elif pair:
             total.baddbmm_(*pair)
         for number, factor, update in chunk.others:
-            total[0] += shares[number].weight * factor * update.dense(originals[0].to(self.device), torch.float32).flatten(1)
+            total[0] += (
+                shares[number].weight * factor * update.dense(originals[0].to(self.device), torch.float32).flatten(1)
+            )
+
         if weight is None:
             for path, rounded in zip(chunk.paths, room.to(originals[0].dtype).unbind(), strict=True):
                 self.narrow[path].put(rounded)
@@ -135,7 +164,10 @@ class Folding:
             _copy([self.weights[path] for path in chunk.paths], sums)
 
     def _room_for(self, count: int, shape: torch.Size) -> tuple[Tensor, list[Tensor]]:
-        """float32 of (count, *shape), and each one of it; the same memory each time: fresh memory for every layer takes longer than the sums."""
+        """A float32 tensor of (count, *shape), and a view of each of the `count`.
+
+        It is the same memory each time: fresh memory for every layer takes longer than the sums.
+        """
         size = count * shape.numel()
         if self._room.numel() < size:
             self._room, self._views = torch.empty(size, device=self.device), {}
@@ -146,7 +178,10 @@ class Folding:
 
 
 def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Up (L, out, R), times each rank's factor, and down (L, R, in) of a chunk's low-rank updates side by side, in float32."""
+    """Up (L, out, R) and down (L, R, in) of a chunk's low-rank updates side by side, in float32.
+
+    Each rank's factor is in up.
+    """
     count = len(chunk.paths)
     scales = factors[: count * chunk.num_ranks].view(count, 1, chunk.num_ranks)
     ups, downs, start = [], [], 0
@@ -160,12 +195,15 @@ def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple
 
 
 def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    """Copy each of the values, rounded if need be; on a GPU in one go for many small weights, for which torch has no public name."""
+    """Copy each of the values, rounded if need be.
+
+    On a GPU that is one launch for many small weights, for which torch has no public name.
+    """
     torch._foreach_copy_(into, values)
 
 
 class ByPath(Mapping[str, Tensor]):
-    """Weights by path, each made when it is asked for: a quantised base in numbers would not fit where the base does."""
+    """Weights by path, each made when it is read: all of a quantised base's at once might not fit in memory."""
 
     def __init__(self, paths: Collection[str], find: Callable[[str], Tensor]) -> None:
         self.paths, self.find = paths, find

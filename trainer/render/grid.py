@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
-from trainer.render import axes
+from trainer.render import axes, modes
 from trainer.render.contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
+    from trainer.render.picture_metadata import Picture
 
 
 def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) -> Image.Image:
@@ -20,52 +22,80 @@ def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) 
 
     Raises: ConfigError if the axes don't fit the stack.
     """
-    num = len(weights)
-    if num not in (1, 2) or num > len(stack.adapters) or not all(weights):
+    num_axes = len(weights)
+    if num_axes not in (1, 2) or num_axes > len(stack.adapters) or not all(weights):
         raise ConfigError(
-            f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num} axes and {len(stack.adapters)} adapters."
+            f"a weight grid has one or two axes with a weight at least, and an adapter for each; found {num_axes} "
+            f"axes and {len(stack.adapters)} adapters."
         )
-    return axes.draw(engine, stack, [axes.Axis(f"adapters.{number}.weight", tuple(map(float, values))) for number, values in enumerate(weights)])[0]
+    weight_axes = [
+        axes.Axis(f"adapters.{number}.weight", tuple(map(float, values))) for number, values in enumerate(weights)
+    ]
+    return axes.draw(engine, stack, weight_axes)[0]
 
 
 def attribution(engine: Engine, stack: StackConfig) -> Image.Image:
-    """What each LoRA does: the base, each alone, all but each, and all; one prompt and seed, as few batches as can be.
+    """What each LoRA does, as one sheet. Raises: ConfigError if no LoRA is on."""
+    pictures, labels = attributed(engine, stack)
+    return contact_sheet([[picture.image for picture in pictures]], [""], labels, pictures[-1].stack.prompt)
+
+
+def attributed(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[str]]:
+    """The base, each LoRA alone, all but each, and all, with labels; one prompt and seed, as few batches as can be.
 
     Raises: ConfigError if no LoRA is on.
     """
     resolved = engine.resolve(stack)
-    on = [number for number, adapter in enumerate(resolved.adapters) if adapter.enabled and (adapter.weight or adapter.text_weight)]
-    if not on:
+    enabled = [
+        number
+        for number, adapter in enumerate(resolved.adapters)
+        if adapter.enabled and (adapter.weight or adapter.text_weight)
+    ]
+    if not enabled:
         raise ConfigError("an attribution strip needs a LoRA that is on; the stack has none.")
 
     def only(numbers: list[int]) -> StackConfig:
-        adapters = [adapter.model_copy(update={"enabled": number in numbers}) for number, adapter in enumerate(resolved.adapters)]
-        mode = resolved.mode if len(numbers) == len(on) else "sum"
+        """The stack with these adapters alone; the mode is for all of them, and others sum."""
+        adapters = [
+            adapter.model_copy(update={"enabled": number in numbers})
+            for number, adapter in enumerate(resolved.adapters)
+        ]
+        mode = resolved.mode if len(numbers) == len(enabled) else "sum"
         return resolved.model_copy(update={"adapters": tuple(adapters), "mode": mode})
 
-    names = [resolved.adapters[number].name for number in on]
-    alone, without = [[number] for number in on], [[other for other in on if other != number] for number in on]
-    asked = [[], *alone, *(without if len(on) > 2 else []), *([on] if len(on) > 1 else [])]
-    labels = ["base", *names, *([f"all but {name}" for name in names] if len(on) > 2 else []), *(["all"] if len(on) > 1 else [])]
-    found = [picture.image for picture in engine.render_all(map(only, asked))]
-    return contact_sheet([found], [""], labels, resolved.prompt)
+    # Which adapters each picture has, and its label. Of two, all but one is the other alone.
+    subsets: list[list[int]] = [[], *([number] for number in enabled)]
+    names = [resolved.adapters[number].name for number in enabled]
+    labels = ["base", *names]
+    if len(enabled) > 2:
+        subsets += [[other for other in enabled if other != number] for number in enabled]
+        labels += [f"all but {name}" for name in names]
+    if len(enabled) > 1:
+        subsets.append(enabled)
+        labels.append("all")
+    return list(engine.render_all(map(only, subsets))), labels
 
 
 def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str, float]]:
     """The stack in every mode that it can be drawn in, as one sheet, and seconds for each."""
-    import time
+    pictures, labels, seconds = in_modes(engine, stack)
+    return contact_sheet([[picture.image for picture in pictures]], [""], labels, stack.prompt), seconds
 
-    from trainer.render import modes
 
-    pictures, seconds = [], {}
-    engine.resolve(stack)
-    fitting = [mode for mode in modes.registry().values() if _is_usable(engine, stack.model_copy(update={"mode": mode.name}))]
+def in_modes(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[str], dict[str, float]]:
+    """The stack in every mode that it can be drawn in, with labels, and seconds for each mode."""
+    pictures: list[Picture] = []
+    seconds: dict[str, float] = {}
+    engine.resolve(stack)  # refuses what is wrong in any mode
+    fitting = [
+        mode for mode in modes.registry().values() if _is_usable(engine, stack.model_copy(update={"mode": mode.name}))
+    ]
+    # One by one, so that each mode's time is its own.
     for mode in fitting:
         began = time.perf_counter()
-        pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})).image)
+        pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})))
         seconds[mode.name] = time.perf_counter() - began
-    labels = [f"{mode.title} {seconds[mode.name]:.2f} s" for mode in fitting]
-    return contact_sheet([pictures], [""], labels, stack.prompt), seconds
+    return pictures, [f"{mode.title} {seconds[mode.name]:.2f} s" for mode in fitting], seconds
 
 
 def _is_usable(engine: Engine, stack: StackConfig) -> bool:

@@ -9,42 +9,68 @@ from trainer import bases as bases_
 from trainer.config import StackConfig
 from trainer.errors import DataError
 from trainer.lora_file import LoraInfo
-from trainer.render import applying_recipe, comfy_reading, foreign, image, infotext, naming
-from trainer.render.picture_recipe import Infotext
+from trainer.render import (
+    a1111_text,
+    applying_recipe,
+    comfy_reading,
+    lora_lookup,
+    other_tools_pictures,
+    picture_metadata,
+)
+from trainer.render.parsed_settings import Infotext
 
 _MAX_TEXT_CHARS = 4 << 20
 _TOOLS = "A1111, Forge, ComfyUI, InvokeAI, Fooocus or SwarmUI"
 
 
-def stack_of(picture: Path, stack: StackConfig, library: dict[str, LoraInfo], bases: Mapping[str, str] = {}) -> tuple[StackConfig, list[str]]:
+def stack_of(
+    picture: Path, stack: StackConfig, library: dict[str, LoraInfo], bases: Mapping[str, str] = {}
+) -> tuple[StackConfig, list[str]]:
     """The stack a picture was made from, and a sentence for everything of it that could not be used.
 
-    Ours is exactly what it was. Another tool's is laid on `stack`, whose base stays unless one of `bases` (by their names) has the name that the
-    picture gives; LoRAs are found in `library` by hash, or by name where there is none. Nothing that the picture names is opened.
-    Raises: DataError for a file that is no picture or says nothing, AdapterError for a LoRA of our own recipe that isn't here.
+    Ours is exactly what it was. Another tool's is put into `stack`, whose base stays unless one of `bases` (by their
+    names) has the name that the picture gives; LoRAs are found in `library` by hash, or by name where there is none.
+    Nothing that the picture names is opened.
+    Raises: DataError for a file that is no picture or says nothing, AdapterError for a LoRA of our own recipe that
+    isn't here.
     """
-    carried = image.read(picture)
+    # Our own recipe.
+    carried = picture_metadata.read(picture)
     if carried.recipe is not None:
-        return image.read_stack(picture, library), []
-    said = said_by(carried)
-    if said is None or said == Infotext(notes=said.notes):
-        why = f" ({said.notes[0]})" if said and said.notes else ""
-        raise DataError(f"the picture carries no Velatura recipe, and no text of {_TOOLS} that can be read{why}; it had none, or was re-encoded on its way.")
-    named = {naming.base_name(name): base for name, base in bases.items()}
-    if said.model and (base := named.get(naming.base_name(said.model))):
+        return picture_metadata.read_stack(picture, library), []
+
+    # Another tool's text.
+    text = text_of_another_tool(carried)
+    if text is None or text == Infotext(notes=text.notes):
+        why = f" ({text.notes[0]})" if text and text.notes else ""
+        raise DataError(
+            f"the picture carries no Velatura recipe, and no text of {_TOOLS} that can be read{why}; it had none, or "
+            f"was re-encoded on its way."
+        )
+
+    # Its base, if we have one of that name; then all else.
+    by_name = {lora_lookup.base_name(name): base for name, base in bases.items()}
+    if text.model and (base := by_name.get(lora_lookup.base_name(text.model))):
         stack = stack.model_copy(update={"base": base, "family": bases_.family_of(base)})
-    found, notes = applying_recipe.laid_on(stack, said, library)
-    return found, notes + applying_recipe.left_out(found, said)
+    opened, notes = applying_recipe.apply_infotext(stack, text, library)
+    return opened, notes + applying_recipe.left_out(opened, text)
 
 
-def said_by(carried: image.Carried) -> Infotext | None:
-    """What a picture of another tool says; None if nothing that can be read. A text without settings is no tool's: cameras and people write such."""
+def text_of_another_tool(carried: picture_metadata.Carried) -> Infotext | None:
+    """What a picture of another tool says; None if nothing that can be read.
+
+    A text without settings is no tool's: cameras and people write such.
+    """
+    # InvokeAI's and A1111's texts say what they mean; JSON of other tools stands in A1111's place.
     texts = {key: text for key, text in carried.texts.items() if len(text) <= _MAX_TEXT_CHARS}
-    if (values := foreign.parsed(texts.get("invokeai_metadata", ""))) is not None:
-        return foreign.invokeai(values)
-    text = carried.infotext if len(carried.infotext) <= infotext.MAX_CHARS else ""
-    plain = infotext.parse_infotext(text) if text.strip() else None
+    if (values := other_tools_pictures.parsed(texts.get("invokeai_metadata", ""))) is not None:
+        return other_tools_pictures.invokeai(values)
+    text = carried.infotext if len(carried.infotext) <= a1111_text.MAX_CHARS else ""
+    plain = a1111_text.parse_infotext(text) if text.strip() else None
     if plain and (plain.pairs or plain.seed is not None or plain.steps is not None):
         return plain
-    graph = comfy_reading.graph(foreign.parsed(texts.get("prompt", "")), foreign.parsed(texts.get("workflow", "")))
+    # ComfyUI comes last: its graph may stand beside an A1111 text, which says plainly what the graph leaves to guess.
+    graph = comfy_reading.graph(
+        other_tools_pictures.parsed(texts.get("prompt", "")), other_tools_pictures.parsed(texts.get("workflow", ""))
+    )
     return graph or (plain if plain and plain.notes else None)

@@ -1,14 +1,15 @@
 """How the updates of a stack's adapters meet, layer by layer, with the stack's signed weights.
 
-Low-rank updates dW = s up @ down need the r x r Gram matrices of their factors only: <dW_a, dW_b> = s_a s_b sum((up_a^T up_b) o (down_a down_b^T)), and
-the principal angles between the spaces they write to (columns of up) and read from (rows of down) follow from the same. No dense update is
-made: ten rank-32 LoRAs on the 560 attention layers of SDXL's UNet take 5 s on two CPU cores. Updates of other methods are made dense, a layer
-at a time.
+Low-rank updates dW = s up @ down need the r x r Gram matrices of their factors only: <dW_a, dW_b> = s_a s_b sum((up_a^T
+up_b) o (down_a down_b^T)), and the principal angles between the spaces they write to (columns of up) and read from
+(rows of down) follow from the same. No dense update is made: ten rank-32 LoRAs on the 560 attention layers of SDXL's
+UNet take 5 s on two CPU cores. Updates of other methods are made dense, a layer at a time.
 
-overlap(a, b) = (p q)^(1/4) with p, q the shares of the energy (squared Frobenius norm) of each that lie inside the other's two spaces at once. It is what
-|cosine| could be if the two agreed wherever they meet, never below it, 1 where they share both spaces. Random spaces of ranks r_a, r_b give
-sqrt(r_a r_b / (out in)), the `chance`. An update that isn't low-rank writes and reads everywhere, which says nothing: there the space of each is the
-line it lies on, and overlap is |cosine|.
+overlap(a, b) = (p q)^(1/4) with p, q the shares of the energy (squared Frobenius norm) of each that lie inside the
+other's two spaces at once. It is what |cosine| could be if the two agreed wherever they meet, never below it, 1 where
+they share both spaces. Random spaces of ranks r_a, r_b give sqrt(r_a r_b / (out in)), the `chance`. An update that
+isn't low-rank writes and reads everywhere, which says nothing: there the space of each is the line it lies on, and
+overlap is |cosine|.
 """
 
 from __future__ import annotations
@@ -49,16 +50,34 @@ def load(choice: AdapterChoice, file_keys: dict[str, str], shapes: dict[str, tup
     path = Path(choice.file)
     info = lora_file.inspect(path)
     if choice.sha256 and choice.sha256 != info.sha256:
-        raise AdapterError(f"{path.name} has hash {info.sha256[:12]}; the stack asks for {choice.sha256[:12]}: it is another file by that name.")
+        raise AdapterError(
+            f"{path.name} has hash {info.sha256[:12]}; the stack asks for {choice.sha256[:12]}: it is another file by "
+            f"that name."
+        )
     updates = lora_file.read(path, file_keys, shapes)
     return weigh(choice, updates, shapes, info.sha256, info.method, _alpha(path, len(updates)))
 
 
-def weigh(choice: AdapterChoice, updates: dict[str, Update], shapes: Iterable[str], sha256: str = "", method: str = "", alpha: str = "") -> Loaded:
-    """Updates that were read already, with the factors that the stack gives them. Raises: ConfigError for blocks that fit no layer."""
+def weigh(
+    choice: AdapterChoice,
+    updates: dict[str, Update],
+    shapes: Iterable[str],
+    sha256: str = "",
+    method: str = "",
+    alpha: str = "",
+) -> Loaded:
+    """Updates that were read already, with the factors that the stack gives them.
+
+    Raises: ConfigError for blocks that fit no layer.
+    """
     text_weight = text_weight_of(choice)
     of_block = strength.block_factors(choice, [path for path in shapes if path.startswith(DENOISERS)])
-    factors = {path: choice.weight * of_block[path] if path in of_block else text_weight for path in updates} if choice.enabled else dict.fromkeys(updates, 0.0)
+    # What is not of the denoiser is of a text encoder.
+    factors = (
+        {path: choice.weight * of_block[path] if path in of_block else text_weight for path in updates}
+        if choice.enabled
+        else dict.fromkeys(updates, 0.0)
+    )
     return Loaded(choice, choice.name or lora_file.name_of(Path(choice.file)), sha256, method, alpha, updates, factors)
 
 
@@ -68,84 +87,120 @@ def text_weight_of(choice: AdapterChoice) -> float:
 
 
 def _alpha(path: Path, num_modules: int) -> str:
+    """Where a file's scale comes from, in words."""
     header = lora_file.read_header(path)
-    given = sum(name.endswith(".alpha") for name in header.shapes)
-    if given:
-        return "in the file" if given == num_modules else f"in the file for {given} of {num_modules} modules, scale 1 for the rest"
-    said = " ".join(header.metadata.get(key, "") for key in ("lora_adapter_metadata", "adapter_config"))
-    return "in the header" if "alpha" in said else "missing: scale 1"
+    num_alphas = sum(name.endswith(".alpha") for name in header.shapes)
+    if num_alphas == num_modules and num_alphas:
+        return "in the file"
+    if num_alphas:
+        return f"in the file for {num_alphas} of {num_modules} modules, scale 1 for the rest"
+    config = " ".join(header.metadata.get(key, "") for key in ("lora_adapter_metadata", "adapter_config"))
+    return "in the header" if "alpha" in config else "missing: scale 1"
 
 
 def acting(adapters: list[AdapterChoice], mode: str, num_steps: int, size: tuple[int, int]) -> Tensor:
-    """How much of the time and the picture each two act in together: (A, A), the mean over steps and places of both factors' product.
+    """How much of the time and the picture each two act in together: (A, A).
 
-    All ones for adapters without schedule or region; apart in time or place, they don't meet: 0. The mode itself is asked at which step each
-    acts. `size` is the latents' height and width. Raises: ConfigError for a schedule or region that can't be read, or an unknown mode.
+    It is the mean over steps and places of both factors' product: 1 for adapters without schedule or region, 0 for two
+    that are apart in time or place. The mode itself is asked at which step each acts. `size` is the latents' height and
+    width. Raises: ConfigError for a schedule or region that can't be read, or an unknown mode.
     """
+    # Time.
     curves = [strength.schedule(adapter) for adapter in adapters]
-    when = torch.tensor([[curve.at(strength.progress(step, num_steps)) for step in range(num_steps)] for curve in curves], dtype=torch.float64)
+    when = torch.tensor(
+        [[curve.at(strength.progress(step, num_steps)) for step in range(num_steps)] for curve in curves],
+        dtype=torch.float64,
+    )  # (A, T)
     when = when * _turns(adapters, mode, num_steps)
+
+    # Place.
     masks = [regions.mask(adapter, size) for adapter in adapters]
-    where = torch.stack([torch.ones(size).double() if mask is None else mask.double() for mask in masks]).flatten(1)
+    where = torch.stack([torch.ones(size).double() if mask is None else mask.double() for mask in masks]).flatten(
+        1
+    )  # (A, H * W)
     return (when @ when.T / num_steps) * (where @ where.T / where.shape[1])
 
 
 def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
-    """Each adapter's factor at each step by the mode (A, T), as the engine asks it: of those that act, one file twice in one way being one."""
-    known = modes.known(mode)
-    found = [sharing.layer(one) if one.file or one.sha256 else number for number, one in enumerate(adapters)]
-    there = list(dict.fromkeys(layer for layer, one in zip(found, adapters, strict=True) if sharing.acts(one)))
-    turns = [known.acting(len(there), step, num_steps) for step in range(num_steps)] if there else []
-    rows = [[turn[there.index(layer)] for turn in turns] if layer in there else [0.0] * num_steps for layer in found]
+    """Each adapter's factor at each step by the mode: (A, T).
+
+    As the engine asks the mode: of those adapters that act, a file that is there twice in the same way being one.
+    """
+    keys = [
+        sharing.layer(adapter) if adapter.file or adapter.sha256 else number for number, adapter in enumerate(adapters)
+    ]
+    acting_keys = list(dict.fromkeys(key for key, one in zip(keys, adapters, strict=True) if sharing.acts(one)))
+    mode_ = modes.known(mode)
+    by_step = [mode_.acting(len(acting_keys), step, num_steps) for step in range(num_steps)] if acting_keys else []
+    rows = [
+        [factors[acting_keys.index(key)] for factors in by_step] if key in acting_keys else [0.0] * num_steps
+        for key in keys
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @torch.no_grad()
-def measure(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """How the updates meet in each layer, and the updates left out: those that need a weight which `weights` (the base's by path) lacks.
+def measure(
+    adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """How the updates meet in each layer, by path, and the updates left out.
 
-    By path (5, A, A) in float64, row a, column b, weights counted: <a, b>; |a| |b| overlap; |a| |b| chance; the energy of b in the space that a
-    writes to; the energy of b in the space that a reads from. Each can be summed over layers. `together` is what `acting` says of the denoiser's.
+    A layer's is (5, A, A) in float64, row a, column b, weights counted: <a, b>; |a| |b| overlap; |a| |b| chance; the
+    energy of b in the space that a writes to; the energy of b in the space that a reads from. Each can be summed over
+    layers. `together` is what `acting` says of the denoiser's. Left out is what needs a weight of the base that
+    `weights` (by path) lacks.
 
     Raises: AdapterError for numbers too large to square.
     """
-    found: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
     left_out = []
     for path in sorted({path for adapter in adapters for path in adapter.updates}):
-        here = {number: adapter.updates[path] for number, adapter in enumerate(adapters) if path in adapter.updates}
+        # The adapters that have this layer, by their number. Only low-rank updates can do without the base's weight.
+        updates = {number: adapter.updates[path] for number, adapter in enumerate(adapters) if path in adapter.updates}
+        low_rank = {number: update for number, update in updates.items() if isinstance(update, Delta)}
         if path not in weights:
-            left_out += [f"{path} of {adapters[number].name}" for number, update in here.items() if not isinstance(update, Delta)]
-            here = {number: update for number, update in here.items() if isinstance(update, Delta)}
-        low = {number: update for number, update in here.items() if isinstance(update, Delta)}
-        full = torch.zeros(5, len(adapters), len(adapters), dtype=torch.float64)
-        if len(low) < len(here):
-            rows = torch.tensor(list(here))
-            full[:, rows[:, None], rows] = _dense(list(here.values()), [adapters[number].factors[path] for number in here], weights[path])
-        if low:
-            rows = torch.tensor(list(low))
-            full[:, rows[:, None], rows] = _low_rank(list(low.values()), [adapters[number].factors[path] for number in low])
-        if not torch.isfinite(full).all():
-            raise AdapterError(f"{path} of {', '.join(adapters[number].name for number in here)} has numbers too large to be squared; a file is damaged.")
-        if here:
-            found[path] = full if together is None or not path.startswith(DENOISERS) else full * together
-    return found, left_out
+            left_out += [f"{path} of {adapters[number].name}" for number in updates if number not in low_rank]
+            updates = {**low_rank}
+
+        # All of them dense where one has to be; then the low-rank ones among themselves, which tells more.
+        squares = torch.zeros(5, len(adapters), len(adapters), dtype=torch.float64)
+        factors = {number: adapters[number].factors[path] for number in updates}
+        if len(low_rank) < len(updates):
+            rows = torch.tensor(list(updates))
+            squares[:, rows[:, None], rows] = _dense(list(updates.values()), list(factors.values()), weights[path])
+        if low_rank:
+            rows = torch.tensor(list(low_rank))
+            low_rank_factors = [factors[number] for number in low_rank]
+            squares[:, rows[:, None], rows] = _low_rank(list(low_rank.values()), low_rank_factors)
+        if not torch.isfinite(squares).all():
+            raise AdapterError(
+                f"{path} of {', '.join(adapters[number].name for number in updates)} has numbers too large to be "
+                f"squared; a file is damaged."
+            )
+        if updates:
+            # Schedules, regions and modes are the denoiser's alone.
+            measured[path] = squares if together is None or not path.startswith(DENOISERS) else squares * together
+    return measured, left_out
 
 
 def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     """(5, A, A) of low-rank updates from Gram matrices; ranks are filled up with zeros to the largest, r."""
+    # Factors side by side, and their Gram matrices.
     num, rank = len(deltas), max(delta.rank for delta in deltas)
     down = torch.zeros(num, rank, deltas[0].down.flatten(1).shape[1], dtype=torch.float64)
     up = torch.zeros(num, rank, deltas[0].up.shape[0], dtype=torch.float64)
     for number, delta in enumerate(deltas):
         down[number, : delta.rank] = delta.down.flatten(1)
         up[number, : delta.rank] = delta.up.flatten(1).T
-    size = torch.tensor([factor * delta.scale for factor, delta in zip(factors, deltas, strict=True)], dtype=torch.float64)
+    scales = [factor * delta.scale for factor, delta in zip(factors, deltas, strict=True)]
+    size = torch.tensor(scales, dtype=torch.float64)  # (A,), signed
     reads, writes = (_products(side) for side in (down, up))  # (A, A, r, r)
-    gram = (reads * writes).sum((-2, -1)) * size[:, None] * size
+    gram = (reads * writes).sum((-2, -1)) * size[:, None] * size  # (A, A)
     if not torch.isfinite(gram).all() or not torch.isfinite(reads).all() or not torch.isfinite(writes).all():
         return torch.full((5, num, num), math.nan, dtype=torch.float64)
 
-    # Thin SVD of each: up @ left has orthonormal columns, right @ down orthonormal rows, up @ down = (up @ left) sigma (right @ down).
+    # Thin SVD of each: up @ left has orthonormal columns, right @ down orthonormal rows, up @ down = (up @ left) sigma
+    # (right @ down).
     own = torch.arange(num)
     values, vectors = torch.linalg.eigh(reads[own, own])
     root = vectors * values.clamp_min(0).sqrt()[:, None]  # down down^T = root root^T
@@ -163,7 +218,9 @@ def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     inside = (written @ cosines.mT).square().sum((-2, -1))
     ranks = kept.sum(1).double()
     chance = (ranks[:, None] * ranks).sqrt() / math.sqrt(down.shape[2] * up.shape[2])
-    return _stacked(gram, inside, chance, written.square().sum((-2, -1)), (cosines * sigma[:, None]).square().sum((-2, -1)))
+    written_energy = written.square().sum((-2, -1))
+    read_energy = (cosines * sigma[:, None]).square().sum((-2, -1))
+    return _stacked(gram, inside, chance, written_energy, read_energy)
 
 
 def _products(side: Tensor) -> Tensor:
@@ -174,8 +231,13 @@ def _products(side: Tensor) -> Tensor:
 
 
 def _dense(updates: list[Update], factors: list[float], base: Tensor) -> Tensor:
-    """The same from the updates themselves, the space of each being its line."""
-    flat = torch.stack([factor * update.dense(base, torch.float32).flatten().cpu() for factor, update in zip(factors, updates, strict=True)])
+    """The same from the updates themselves, the space of each being the line that it lies on."""
+    flat = torch.stack(
+        [
+            factor * update.dense(base, torch.float32).flatten().cpu()
+            for factor, update in zip(factors, updates, strict=True)
+        ]
+    )  # (A, out * in)
     gram = (flat @ flat.T).double()
     inside = gram.square() / gram.diagonal()[:, None].clamp_min(1e-300)
     chance = torch.full_like(gram, 1 / math.sqrt(base.numel()))
@@ -183,6 +245,8 @@ def _dense(updates: list[Update], factors: list[float], base: Tensor) -> Tensor:
 
 
 def _stacked(gram: Tensor, inside: Tensor, chance: Tensor, writes: Tensor, reads: Tensor) -> Tensor:
+    """The five of `measure`; `inside` is the energy of b that lies in both spaces of a."""
+    # |a| |b| (p q)^(1/4) with p = inside_ab / |b|^2 and q = inside_ba / |a|^2: no division by a norm of 0.
     norms = gram.diagonal().clamp_min(0).sqrt()
     lengths = norms[:, None] * norms
     contact = lengths.sqrt() * (inside.sqrt() * inside.T.sqrt()).sqrt()

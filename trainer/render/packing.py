@@ -1,12 +1,15 @@
-"""The low-rank updates of an adapter laid side by side, layers of one shape together: what is folded then is a few large products, not hundreds of small ones.
+"""The low-rank updates of an adapter side by side, layers of one shape together.
 
-Where ranks differ among layers of a shape, those between two powers of two share the largest of them, filled up with zeros, which add nothing.
+What is folded then is a few large products, not hundreds of small ones. Where ranks differ among layers of a shape,
+those between two powers of two share the largest of them, filled up with zeros, which add nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from trainer.deltas import Delta, Update
 
@@ -43,6 +46,7 @@ class Packed:
 
 def pack(updates: dict[str, Update]) -> tuple[dict[str, Update], dict[str, Packed]]:
     """The updates as views of the packs, each as it was, and what each component gets."""
+    # By component, shape, dtype, device and the powers of two that the rank lies between.
     kinds: dict[tuple[Any, ...], dict[str, Delta]] = {}
     others: dict[str, dict[str, Update]] = {}
     for path, update in updates.items():
@@ -53,18 +57,22 @@ def pack(updates: dict[str, Update]) -> tuple[dict[str, Update], dict[str, Packe
             kinds.setdefault(kind, {})[path] = update
         else:
             others.setdefault(component, {})[path] = update
-    seen, packs = dict(updates), dict[str, list[Pack]]()
-    for kind, found in kinds.items():
-        made = _side_by_side(found)
-        packs.setdefault(kind[0], []).append(made)
-        seen |= _apart(found, made)
-    return seen, {component: Packed(tuple(packs.get(component, ())), others.get(component, {})) for component in {**packs, **others}}
+
+    # What was one tensor a layer becomes views of one tensor a kind, so that nothing is held twice.
+    views, packs = dict(updates), dict[str, list[Pack]]()
+    for kind, deltas in kinds.items():
+        packed = _side_by_side(deltas)
+        packs.setdefault(kind[0], []).append(packed)
+        views |= _views(deltas, packed)
+    return views, {
+        component: Packed(tuple(packs.get(component, ())), others.get(component, {}))
+        for component in {**packs, **others}
+    }
 
 
-def _side_by_side(found: dict[str, Delta]) -> Pack:
-    import torch
-
-    deltas = list(found.values())
+def _side_by_side(by_path: dict[str, Delta]) -> Pack:
+    """One pack of updates whose layers have one shape."""
+    deltas = list(by_path.values())
     ranks = [delta.rank for delta in deltas]
     most, first = max(ranks), deltas[0]
     if min(ranks) == most:
@@ -76,12 +84,12 @@ def _side_by_side(found: dict[str, Delta]) -> Pack:
         for number, delta in enumerate(deltas):
             up[number, :, : delta.rank] = delta.up.flatten(1)
             down[number, : delta.rank] = delta.down.flatten(1)
-    return Pack(tuple(found), up, down, tuple(delta.scale for delta in deltas))
+    return Pack(tuple(by_path), up, down, tuple(delta.scale for delta in deltas))
 
 
-def _apart(found: dict[str, Delta], made: Pack) -> dict[str, Update]:
+def _views(by_path: dict[str, Delta], packed: Pack) -> dict[str, Update]:
     """The updates of a pack as they were, without memory of their own."""
     return {
         path: Delta(down[: delta.rank].view(delta.down.shape), up[:, : delta.rank].view(delta.up.shape), delta.scale)
-        for (path, delta), up, down in zip(found.items(), made.up.unbind(), made.down.unbind(), strict=True)
+        for (path, delta), up, down in zip(by_path.items(), packed.up.unbind(), packed.down.unbind(), strict=True)
     }

@@ -1,4 +1,4 @@
-"""In how many bits a base is kept for rendering: what may be said, and its words for the commands."""
+"""In how many bits a base is kept for rendering: the kinds there are, and the help of the commands' option."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from importlib.util import find_spec
 from trainer.errors import ConfigError
 
 KINDS = ("none", "int8", "nf4", "fp8")
-HELP = "Keep the denoiser's linear layers in fewer bits for less memory: int8, fp8 or nf4; pictures differ a little. No part of a picture's recipe."
+HELP = (
+    "Keep the denoiser's linear layers in fewer bits for less memory: int8, fp8 or nf4; pictures differ a little. "
+    "No part of a picture's recipe."
+)
 
 
 def checked(kind: str) -> str:

@@ -1,10 +1,10 @@
 """Quantised layers that take another weight for a while, and have their own back bit for bit.
 
-A sum is taken from the weight as the base's files have it, rounded to the base's dtype and quantised by the layer's own class: what is computed
-with is the plain base with the sum in it, quantised. From the quantised weight it could not be taken: its numbers stand in the middle between two
-roundings, and a change of less than half a step is lost. Of a random LoRA of rank 16 on Imprimatura's attention, 0.3, 0.9 and 3 % of the
-weights' norm, 0.08, 0.94 and 1.00 came through in int8, 0.11, 0.31 and 0.84 in fp8, 0.01, 0.02 and 0.05 in NF4; from the files' weights
-0.995 to 1.002.
+A sum is taken from the weight as the base's files have it, rounded to the base's dtype and quantised by the layer's own
+class: what is computed with is the plain base with the sum in it, quantised. From the quantised weight it could not be
+taken: its numbers stand in the middle between two roundings, and a change of less than half a step is lost. Of a random
+LoRA of rank 16 on Imprimatura's attention, 0.3, 0.9 and 3 % of the weights' norm, 0.08, 0.94 and 1.00 came through in
+int8, 0.11, 0.31 and 0.84 in fp8, 0.01, 0.02 and 0.05 in NF4; from the files' weights 0.995 to 1.002.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Narrow:
         return self.layer.wide(self.dtype, self.layer.weight.device)
 
     def keep(self) -> Tensor:
-        """The original in the base's dtype, on the CPU as memory is why the base is quantised; what the layer holds is kept too."""
+        """The original in the base's dtype; what the layer holds is kept too.
+
+        Both are on the CPU: the base is quantised to save the GPU's memory.
+        """
         on_gpu = self.layer.weight.device.type == "cuda"
         original = self.original().to(self.dtype)
         self._kept = {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(self.layer).items()}
@@ -46,8 +49,8 @@ class Narrow:
         """Quantise a weight into the layer."""
         plain = nn.Linear(self.layer.in_features, self.layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        made = NF4Linear(plain) if isinstance(self.layer, NF4Linear) else NarrowLinear(plain, self.layer.kind)
-        self._set(_tensors(made), getattr(made, "state", None))
+        layer = NF4Linear(plain) if isinstance(self.layer, NF4Linear) else NarrowLinear(plain, self.layer.kind)
+        self._set(_tensors(layer), getattr(layer, "state", None))
 
     def put_back(self) -> None:
         """What the layer held when it was kept."""
@@ -55,25 +58,25 @@ class Narrow:
         self._kept, self._state = {}, None
 
     def _set(self, tensors: dict[str, Tensor], state: Any) -> None:
-        for name, there in _tensors(self.layer).items():
-            there.copy_(tensors[name])
+        for name, tensor in _tensors(self.layer).items():
+            tensor.copy_(tensors[name])
         if isinstance(self.layer, NF4Linear):
             self.layer.state = state
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
     """What a quantised layer holds; NF4's `weight` holds nothing."""
-    found = {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
-    return {name: tensor.data for name, tensor in found.items() if name != "bias" and tensor.is_contiguous()}
+    tensors = {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
+    return {name: tensor.data for name, tensor in tensors.items() if name != "bias" and tensor.is_contiguous()}
 
 
 def narrow(modules: Mapping[str, nn.Module], folder: Path, dtype: torch.dtype) -> dict[str, Narrow]:
     """The quantised ones of the modules of a base in a diffusers folder, `component.module.path` each."""
     files: dict[str, Files] = {}
-    found = {}
+    layers = {}
     for path, module in modules.items():
         if isinstance(module, (NarrowLinear, NF4Linear)):
-            component, _, rest = path.partition(".")
+            component, _, path_inside = path.partition(".")
             source = files.setdefault(component, Files(folder / component))
-            found[path] = Narrow(module, partial(source.weight, rest), dtype)
-    return found
+            layers[path] = Narrow(module, partial(source.weight, path_inside), dtype)
+    return layers

@@ -1,4 +1,4 @@
-"""Samplers by the names A1111 and ComfyUI users know -> diffusers' schedulers, made from the base's own configuration."""
+"""Samplers by the names that users of A1111 and ComfyUI know: diffusers' schedulers with the base's own settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
+from trainer.lazy import diffusers
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -25,20 +26,24 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def fitting(family: Family) -> list[str]:
     """Those that can draw with a family's bases."""
-    return [one for one in SAMPLERS if one.startswith("flow_") == ("flow" in family.prediction) and one not in family.unfit_samplers]
+    return [
+        name
+        for name in SAMPLERS
+        if name.startswith("flow_") == ("flow" in family.prediction) and name not in family.unfit_samplers
+    ]
 
 
 def check(name: str, family: Family) -> None:
     """Raises: ConfigError if there is no such sampler, or it isn't for this family."""
     if name and name not in fitting(family):
-        raise ConfigError(f"sampler is {name!r}; allowed for this base: {', '.join(fitting(family))}, or empty for the base's own.")
+        raise ConfigError(
+            f"sampler is {name!r}; allowed for this base: {', '.join(fitting(family))}, or empty for the base's own."
+        )
 
 
 def make(name: str, own: Any) -> Any:
     """A fresh scheduler: the base's own kind if `name` is empty."""
-    import diffusers
-
-    kind, changes = SAMPLERS[name] if name else (type(own).__name__, {})
-    if kind.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
+    scheduler, changes = SAMPLERS[name] if name else (type(own).__name__, {})
+    if scheduler.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
         changes = changes | {"shift": own.config["flow_shift"]}
-    return getattr(diffusers, kind).from_config(own.config, **changes)
+    return getattr(diffusers, scheduler).from_config(own.config, **changes)

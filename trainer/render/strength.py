@@ -1,8 +1,8 @@
 """How strong an adapter is where and when: factors by block, and a schedule over the denoising.
 
-Blocks of a UNet are `IN0`, `IN1` ... (its down blocks), `MID` and `OUT0` ... (its up blocks); `IN` and `OUT` are all of them. Any other
-pattern is a piece of a layer's path, such as `attn2` or `transformer_blocks.7.`. A curve goes along the depth, 0 at the input and 1 at
-the output. Of several lines that fit a layer the last one counts.
+Blocks of a UNet are `IN0`, `IN1` ... (its down blocks), `MID` and `OUT0` ... (its up blocks); `IN` and `OUT` are all of
+them. Any other pattern is a piece of a layer's path, such as `attn2` or `transformer_blocks.7.`. A curve goes along the
+depth, 0 at the input and 1 at the output. Of several lines that fit a layer the last one counts.
 """
 
 from __future__ import annotations
@@ -30,52 +30,61 @@ _KINDS = "'linear 1 0', 'steps 0:1 0.5:0' or 'points 0:0 0.3:1 1:0.5'"
 
 
 def block_of(path: str) -> str:
-    """The block a layer of `component.module.path` lies in: IN0, MID, OUT1, another numbered one by its path, or the component."""
-    component, _, rest = path.partition(".")
-    if match := re.match(r"(down|up)_blocks\.(\d+)\.", rest):
+    """The block that a layer of `component.module.path` lies in.
+
+    It is IN0, MID or OUT1 in a UNet, elsewhere the path of the numbered block, or the component where there is none.
+    """
+    component, _, path_inside = path.partition(".")
+    if match := re.match(r"(down|up)_blocks\.(\d+)\.", path_inside):
         return f"{'IN' if match[1] == 'down' else 'OUT'}{match[2]}"
-    if rest.startswith("mid_block."):
+    if path_inside.startswith("mid_block."):
         return "MID"
-    match = re.match(r"[\w.]*?(?:blocks|layers)\.\d+(?=\.)", rest)
+    match = re.match(r"[\w.]*?(?:blocks|layers)\.\d+(?=\.)", path_inside)
     return match[0] if match else component
 
 
 def depths(paths: Iterable[str]) -> dict[str, float]:
     """Where each layer of a denoiser lies between its input (0) and its output (1), by block."""
-    blocks = dict.fromkeys(sorted((block_of(path) for path in paths), key=_order))
+    blocks = dict.fromkeys(sorted((block_of(path) for path in paths), key=order))
     last = max(1, len(blocks) - 1)
     place = {block: number / last for number, block in enumerate(blocks)}
     return {path: place[block_of(path)] for path in paths}
 
 
-def _order(block: str) -> tuple[int, str, int]:
+def order(block: str) -> tuple[int, str, int]:
+    """A key that sorts blocks from the input to the output."""
     name = block.rstrip("0123456789")
     number = int(block[len(name) :] or 0)
     return ({"IN": 0, "MID": 2, "OUT": 3}.get(name, 1), name, number)
 
 
 def block_factors(adapter: AdapterChoice, paths: Iterable[str]) -> dict[str, float]:
-    """The factor of each of the denoiser's layers `paths`. Raises: ConfigError for a line that can't be read or fits no layer."""
-    known = list(paths)
-    found, depth = dict.fromkeys(known, 1.0), depths(known) if adapter.blocks else {}
+    """The factor of each of the denoiser's layers.
+
+    Raises: ConfigError for a line that can't be read or fits no layer.
+    """
+    layers = list(paths)
+    factors, depth = dict.fromkeys(layers, 1.0), depths(layers) if adapter.blocks else {}
     for line in adapter.blocks:
         pattern, equals, value = (part.strip() for part in line.rpartition("="))
         if equals and pattern == "curve" and value in CURVES:
-            found = {path: CURVES[value](depth[path]) for path in known}
+            factors = {path: CURVES[value](depth[path]) for path in layers}
             continue
         if not equals or not pattern or not re.fullmatch(_NUMBER, value) or abs(float(value)) > _LARGEST:
             raise ConfigError(
-                f"blocks of {adapter.name or adapter.file} has {line[:80]!r}; allowed: PATTERN=FACTOR with a factor from -{_LARGEST:g} to {_LARGEST:g}, "
+                f"blocks of {adapter.name or adapter.file} has {line[:80]!r}; allowed: PATTERN=FACTOR with a factor "
+                f"from -{_LARGEST:g} to {_LARGEST:g}, "
                 f"such as OUT=0.5 or attn2=0, or curve=NAME with {', '.join(CURVES)}."
             )
-        fitting = [path for path in known if _fits(pattern, path)]
+        fitting = [path for path in layers if _fits(pattern, path)]
         if not fitting:
-            named = ", ".join(sorted({block_of(path) for path in known}, key=_order))
+            blocks = ", ".join(sorted({block_of(path) for path in layers}, key=order))
             raise ConfigError(
-                f"blocks of {adapter.name or adapter.file} has {line[:80]!r}, which fits no layer; there are {named[:300]}, or a piece of a path."
+                f"blocks of {adapter.name or adapter.file} has {line[:80]!r}, which fits no layer; there are "
+                f"{blocks[:300]}, or a piece of a path."
             )
-        found |= dict.fromkeys(fitting, float(value))
-    return found
+        factors |= dict.fromkeys(fitting, float(value))
+    return factors
 
 
 def _fits(pattern: str, path: str) -> bool:
@@ -87,7 +96,10 @@ def _fits(pattern: str, path: str) -> bool:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A factor over progress, 0 at the first step and 1 at the last: linear between points, or constant from each to the next."""
+    """A factor over progress, 0 at the first step and 1 at the last.
+
+    Between points it goes in a straight line, or stays constant until the next.
+    """
 
     points: tuple[tuple[float, float], ...]  # (progress, factor), progress rising
     linear: bool = True
@@ -111,21 +123,34 @@ class Schedule:
 
 
 def schedule(adapter: AdapterChoice) -> Schedule:
-    """Raises: ConfigError."""
+    """The adapter's schedule. Raises: ConfigError."""
     text = adapter.schedule.strip()
     if not text:
         return Schedule(((0.0, 1.0),))
     kind, *parts = text.split()
     if kind == "linear" and len(parts) == 2 and all(re.fullmatch(_NUMBER, part) for part in parts):
         points = [(0.0, float(parts[0])), (1.0, float(parts[1]))]
-    elif kind in ("steps", "points") and 0 < len(parts) <= _MOST_POINTS and all(re.fullmatch(rf"{_NUMBER}:{_NUMBER}", part) for part in parts):
+    elif (
+        kind in ("steps", "points")
+        and 0 < len(parts) <= _MOST_POINTS
+        and all(re.fullmatch(rf"{_NUMBER}:{_NUMBER}", part) for part in parts)
+    ):
         points = [(float(place), float(value)) for place, _, value in (part.partition(":") for part in parts)]
     else:
-        raise ConfigError(f"schedule of {adapter.name or adapter.file} is {text[:80]!r}; allowed: {_KINDS}, with up to {_MOST_POINTS} points.")
-    places = [place for place, _ in points]
-    if places != sorted(set(places)) or places[0] < 0 or places[-1] > 1 or any(abs(value) > _LARGEST for _, value in points):
         raise ConfigError(
-            f"schedule of {adapter.name or adapter.file} is {text[:80]!r}; allowed: progress rising from 0 to 1, factors from -{_LARGEST:g} to {_LARGEST:g}."
+            f"schedule of {adapter.name or adapter.file} is {text[:80]!r}; allowed: {_KINDS}, with up to "
+            f"{_MOST_POINTS} points."
+        )
+    places = [place for place, _ in points]
+    if (
+        places != sorted(set(places))
+        or places[0] < 0
+        or places[-1] > 1
+        or any(abs(value) > _LARGEST for _, value in points)
+    ):
+        raise ConfigError(
+            f"schedule of {adapter.name or adapter.file} is {text[:80]!r}; allowed: progress rising from 0 to 1, "
+            f"factors from -{_LARGEST:g} to {_LARGEST:g}."
         )
     return Schedule(tuple(points), kind != "steps")
 

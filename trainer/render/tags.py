@@ -32,20 +32,21 @@ class Tagged:
 
 
 def take_tags(prompt: str) -> Tagged:
-    """The prompt without `<lora:...>` and any other `<word:...>`, which is named in `unknown`.
+    """The prompt without tags: `<lora:...>`, and any other `<word:...>`, which is named in `unknown`.
 
-    As A1111 reads them (extensions-builtin/Lora/extra_networks_lora.py): the first number is the text encoder's weight, the second the
-    denoiser's and the same if left out; `te=` and `unet=` go before both. `lyco` is `lora`.
+    As A1111 reads them (extensions-builtin/Lora/extra_networks_lora.py): the first number is the text encoder's weight,
+    the second the denoiser's and the same if left out; `te=` and `unet=` go before both. `lyco` is `lora`.
     """
     loras, unknown = [], []
 
-    def taken(match: re.Match[str]) -> str:
+    def take(match: re.Match[str]) -> str:
         tag = of_match(match)
         loras.append(tag) if tag else unknown.append(match[0].strip())
         return ""
 
+    # Without its tags a prompt may have new ones: `<lo<a:b>ra:cat:1>`.
     for _ in range(MAX_NESTED):
-        prompt, num = TAG.subn(taken, prompt)
+        prompt, num = TAG.subn(take, prompt)
         if not num:
             break
     else:  # tags within tags within tags
@@ -55,25 +56,31 @@ def take_tags(prompt: str) -> Tagged:
 
 
 def of_match(match: re.Match[str]) -> LoraTag | None:
-    """What a match of `TAG` says of a LoRA; None if it is none or can't be read."""
+    """The LoRA and weights that a match of `TAG` means; None if it is no LoRA's or can't be read."""
     if match[1] not in ("lora", "lyco"):
         return None
     name, *parts = (part.strip() for part in match[2].split(":"))
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    plain = [part for part in parts if "=" not in part]
-    if not name or "=" in name or len(plain) > 2 or not set(named) <= {"te", "unet"} or not all(map(_NUMBER.fullmatch, [*plain, *named.values()])):
+    by_key = dict(part.split("=", 1) for part in parts if "=" in part)
+    by_order = [part for part in parts if "=" not in part]
+    if (
+        not name
+        or "=" in name
+        or len(by_order) > 2
+        or not set(by_key) <= {"te", "unet"}
+        or not all(map(_NUMBER.fullmatch, [*by_order, *by_key.values()]))
+    ):
         return None
-    text = float(named.get("te", plain[0] if plain else "1"))
-    weight = float(named.get("unet", plain[1] if len(plain) > 1 else text))
-    if max(abs(text), abs(weight)) > WIDEST_WEIGHT:
+    text_weight = float(by_key.get("te", by_order[0] if by_order else "1"))
+    weight = float(by_key.get("unet", by_order[1] if len(by_order) > 1 else text_weight))
+    if max(abs(text_weight), abs(weight)) > WIDEST_WEIGHT:
         return None
-    return LoraTag(name, weight, None if text == weight else text)
+    return LoraTag(name, weight, None if text_weight == weight else text_weight)
 
 
 def tag(lora: LoraTag) -> str:
     """The tag that A1111 and Forge read so; tools that know one number alone take the denoiser's."""
-    both = "" if lora.text_weight in (None, lora.weight) else f":te={lora.text_weight:g}:unet={lora.weight:g}"
-    return f"<lora:{lora.name}:{lora.weight:g}{both}>"
+    by_key = "" if lora.text_weight in (None, lora.weight) else f":te={lora.text_weight:g}:unet={lora.weight:g}"
+    return f"<lora:{lora.name}:{lora.weight:g}{by_key}>"
 
 
 def comma_meant(tag: str) -> str:

@@ -5,7 +5,6 @@ Pure, so that the report, the page and a test ask the same. A rule speaks only w
 
 from __future__ import annotations
 
-import re
 from typing import TypeVar
 
 from trainer.config import TrainConfig
@@ -26,11 +25,22 @@ def advice(events: list[Event], config: TrainConfig | None) -> list[str]:
 
     `config` is the run's, None where it can't be read.
     """
-    found = [
-        _ending(events), _memory(events), _copies(events), _measuring(events, config), _learning(events, config), _length(events, config),
-        _heart(events, config), _drift(events, config),
-    ]  # fmt: skip
-    return [sentence for sentence in found if sentence]
+    sentences = [
+        _ending(events),
+        _memory(events),
+        _copies(events),
+        _measuring(events, config),
+        _learning(events, config),
+        _length(events, config),
+        _by_heart(events, config),
+        _drift(events, config),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def is_copy(event: Sampled) -> bool:
+    """Whether a preview looks like a copy of a training picture."""
+    return event.nearest is not None and event.nearest >= COPY
 
 
 def _of(events: list[Event], kind: type[_E]) -> list[_E]:
@@ -48,32 +58,31 @@ def _ending(events: list[Event]) -> str:
 
 def _memory(events: list[Event]) -> str:
     """The settings that the out-of-memory ladder ended with, to be set from the start."""
-    said = [event.message for event in _of(events, Adjusted)]
-    if not said:
+    adjusted = _of(events, Adjusted)
+    if not adjusted:
         return ""
-    settings: dict[str, str] = {}
-    for message in said:
-        words = message.lower()
-        if several := re.search(r"at once: (\d{1,4})\b", words):
-            settings["memory.micro_batch"] = several[1]
-        if "checkpointing" in words:
-            settings["memory.gradient_checkpointing"] = "true"
-        if "offload" in words or "cpu" in words:
-            settings["memory.offload"] = "blocks" if "block" in words else "encoders"
-        if kind := re.search(r"\b(int8|nf4|fp8)\b", words):
-            settings["memory.quantise"] = kind[1]
-    named = ", ".join(f"{key}={value}" for key, value in settings.items()) or "; ".join(said)
+    # The last value of each setting; a log of an older version has the words alone.
+    settings = dict(setting.split("=", 1) for event in adjusted for setting in event.settings if "=" in setting)
+    named = ", ".join(f"{key}={value}" for key, value in settings.items()) or "; ".join(
+        event.message for event in adjusted
+    )
     return f"Set these from the start, so that no step is lost to memory running out: {named}."
 
 
 def _copies(events: list[Event]) -> str:
-    copies = [event for event in _of(events, Sampled) if event.nearest is not None and event.nearest >= COPY and event.step > 0]
+    """Previews that look like a training picture; not at step 0, where nothing was learned yet."""
+    copies = [
+        event
+        for event in _of(events, Sampled)
+        if event.nearest is not None and event.nearest >= COPY and event.step > 0
+    ]
     if not copies:
         return ""
     first = min(copies, key=lambda event: event.step)
     named = f" ({first.nearest_picture})" if first.nearest_picture else ""
     return (
-        f"Look at the previews from step {first.step} on: one looks like a copy of a training picture{named}. Fewer steps, or more pictures, keep it from that."
+        f"Look at the previews from step {first.step} on: one looks like a copy of a training picture{named}. "
+        f"Fewer steps, or more pictures, keep it from that."
     )
 
 
@@ -85,25 +94,33 @@ def _measuring(events: list[Event], config: TrainConfig | None) -> str:
         return ""
     pictures = started[-1].num_pictures
     if pictures <= _SMALL_SET:
-        way = f"validation.folds={min(5, max(2, pictures // 3))}, which finds the best step without losing one of the {pictures} pictures"
+        way = (
+            f"validation.folds={min(5, max(2, pictures // 3))}, which finds the best step without losing one of the "
+            f"{pictures} pictures"
+        )
     else:
         way = f"validation.leave_out={pictures // _FIFTH}, which holds out a fifth of the {pictures} pictures"
     return f"Measure it: nothing says whether it helps on pictures it never saw, nor which step is best. Set {way}."
 
 
 def _learning(events: list[Event], config: TrainConfig | None) -> str:
+    """Too fast, if even the best measurement is below the base; too little, if it is hardly above."""
     measured = _of(events, Validated)
     if not measured:
         return ""
     best = max(measured, key=lambda event: event.gain)
     rate = config.learning_rate if config else None
     if best.gain_high < 0:
-        to = f"learning_rate={rate / 3:.2g}" if rate else "a lower learning_rate"
-        return f"Learn more gently: the held-out loss only rose above the base's. Try {to}, and see that the captions fit the pictures."
+        suggestion = f"learning_rate={rate / 3:.2g}" if rate else "a lower learning_rate"
+        return (
+            f"Learn more gently: the held-out loss only rose above the base's. Try {suggestion}, and see that "
+            f"the captions fit the pictures."
+        )
     if best.gain < _LITTLE or best.gain_low <= 0:
-        to = f"learning_rate={min(rate * 3, 1.0):.2g}" if rate else "a higher learning_rate"
-        sure = "" if best.gain < _LITTLE else ", and the interval still holds zero"
-        return f"Learn more: the held-out loss fell by {best.gain * 100:.1f} % at best{sure}. Try {to}, or more steps."
+        suggestion = f"learning_rate={min(rate * 3, 1.0):.2g}" if rate else "a higher learning_rate"
+        doubt = "" if best.gain < _LITTLE else ", and the interval still holds zero"
+        fell = f"the held-out loss fell by {best.gain * 100:.1f} % at best{doubt}"
+        return f"Learn more: {fell}. Try {suggestion}, or more steps."
     return ""
 
 
@@ -114,7 +131,12 @@ def _length(events: list[Event], config: TrainConfig | None) -> str:
         best = max(alarms[-1].best_step, 1)
         rank = getattr(config.adapter, "rank", 0) if config else 0
         smaller = f"adapter.rank={rank // 2}" if rank > 1 else "a lower rank"
-        return f"Train shorter: max_steps={best} is where the held-out loss was lowest. To learn longer, use more pictures or {smaller}."
+        return (
+            f"Train shorter: max_steps={best} is where the held-out loss was lowest. To learn longer, use more "
+            f"pictures or {smaller}."
+        )
+
+    # Too short only if the last measurement is the best one and still clearly better than the one before.
     if len(measured) < 2:
         return ""
     before, last = measured[-2:]
@@ -127,7 +149,8 @@ def _length(events: list[Event], config: TrainConfig | None) -> str:
     return f"Train longer: the last measurement still added {added * 100:.1f} % of gain. Try max_steps={longer}."
 
 
-def _heart(events: list[Event], config: TrainConfig | None) -> str:
+def _by_heart(events: list[Event], config: TrainConfig | None) -> str:
+    """Much more gain on training pictures than on held-out ones."""
     measured = _of(events, Validated)
     if not measured or measured[-1].train_gain is None:
         return ""
@@ -137,16 +160,21 @@ def _heart(events: list[Event], config: TrainConfig | None) -> str:
     has_dropout = config is not None and "dropout" in type(config.adapter).model_fields
     ways = ["fewer steps", *(["adapter.dropout=0.1"] if has_dropout else []), "more varied pictures"]
     return (
-        f"Keep it from learning by heart: the gain is {own * 100:.1f} % on training pictures and {last.gain * 100:.1f} % on pictures it never saw. "
-        f"{', '.join(ways[:-1]).capitalize()} or {ways[-1]} narrow that."
+        f"Keep it from learning by heart: the gain is {own * 100:.1f} % on training pictures and "
+        f"{last.gain * 100:.1f} % on pictures it never saw. {', '.join(ways[:-1]).capitalize()} or {ways[-1]} narrow "
+        "that."
     )
 
 
 def _drift(events: list[Event], config: TrainConfig | None) -> str:
+    """The base was moved on prompts that have nothing to do with the dataset."""
     drifts = [event.drift for event in _of(events, Validated) if event.drift is not None]
     if not drifts or drifts[-1] < _LARGE_DRIFT:
         return ""
-    said = f"Hold the base: its predictions on neutral prompts moved by {drifts[-1] * 100:.0f} %."
+    opening = f"Hold the base: its predictions on neutral prompts moved by {drifts[-1] * 100:.0f} %."
     if config is not None and (config.objective.preservation_weight or config.data.regularisation):
-        return f"{said} Raise the weight of what preserves it, or lower the learning rate."
-    return f"{said} objective.preservation_weight=0.5 with data.class_caption, or a folder in data.regularisation, keeps it nearer."
+        return f"{opening} Raise the weight of what preserves it, or lower the learning rate."
+    return (
+        f"{opening} objective.preservation_weight=0.5 with data.class_caption, or a folder in data.regularisation, "
+        f"keeps it nearer."
+    )

@@ -1,7 +1,7 @@
-"""Curves and bars as SVG for a page that runs no script: thin lines over a quiet grid, readable in a narrow column, by day and by night.
+"""Curves and bars as SVG for a page that runs no script: thin lines over a quiet grid, for a narrow column.
 
-Colours are classes of the page's style (`held`, `own`, `drift`, `quiet`), so that they follow its light and dark. Points
-are finite numbers; `trainer.report.plausible` has seen to that.
+Colours are classes of the page's style (`held`, `own`, `drift`, `quiet`), so that they follow its light and dark.
+Points are finite numbers; `trainer.report.plausible` has seen to that.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Point = tuple[float, float]
 class Series:
     """One line: `(x, y)` in order of x; `low` and `high` are an interval at each point, or empty."""
 
-    name: str
-    style: str  # a class of the page's style
+    name: str  # "" for one that the legend leaves out
+    style: str  # a class of the page's style, or several
     points: Sequence[Point]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
@@ -42,13 +42,17 @@ class _Frame:
     top: float
 
     def at(self, x: float, y: float) -> str:
+        """`x,y` in the SVG's own units, whose y grows downwards."""
         across = (x - self.left) / ((self.right - self.left) or 1)
         up = (y - self.bottom) / ((self.top - self.bottom) or 1)
-        return f"{_LEFT + across * (_WIDTH - _LEFT - _RIGHT):.1f},{_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM):.1f}"
+        x_px = _LEFT + across * (_WIDTH - _LEFT - _RIGHT)
+        y_px = _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+        return f"{x_px:.1f},{y_px:.1f}"
 
 
 def ticks(low: float, high: float) -> list[float]:
     """About five round values that span the range, both ends included."""
+    # The step is the round number next above a fifth of the range; the small numbers keep equal ends and 0 apart.
     spread = max(high - low, abs(high) * 1e-9, 1e-20) if high > low else abs(high) or 1.0
     raw = max(spread, 1e-20) / _TICKS
     power = 10.0 ** math.floor(math.log10(raw))
@@ -59,28 +63,30 @@ def ticks(low: float, high: float) -> list[float]:
 
 def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], base: float | None = None) -> str:
     """A chart over steps; `base` is a level to compare with, drawn dashed. Nothing without two points in a series."""
-    series = [_thinned(one) for one in series if one.points]
-    if not any(len(one.points) > 1 for one in series):
+    series = [_thinned(line) for line in series if line.points]
+    if not any(len(line.points) > 1 for line in series):
         return ""
-    xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for y in (*(y for _, y in one.points), *one.low, *one.high)] + ([base] if base is not None else [])
+    xs = [x for line in series for x, _ in line.points]
+    ys = [y for line in series for y in (*(y for _, y in line.points), *line.low, *line.high)]
+    ys += [base] if base is not None else []
     levels = ticks(min(ys), max(ys))
     frame = _Frame(min(xs), max(xs), levels[0], levels[-1])
     parts = [_grid(frame, levels, y_text)]
     if base is not None:
         parts.append(f'<path class="base" d="M{frame.at(frame.left, base)}L{frame.at(frame.right, base)}"/>')
-    parts += [_line(frame, one, y_text) for one in series]
-    legend = "".join(f'<span><i class="{one.style}"></i>{escape(one.name)}</span>' for one in series)
+    parts += [_line(frame, line, y_text) for line in series]
+    named = [line for line in series if line.name]
+    legend = "".join(f'<span><i class="{line.style}"></i>{escape(line.name)}</span>' for line in named)
     return f'<figure class="chart"><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'
 
 
-def _thinned(one: Series) -> Series:
-    """The same line in at most some hundred points, the first and the last kept; intervals only where nothing was left out."""
-    count = len(one.points)
+def _thinned(line: Series) -> Series:
+    """The same line in at most some hundred points, the first and the last kept; thinned lines have no intervals."""
+    count = len(line.points)
     if count <= _MAX_POINTS:
-        return one
+        return line
     kept = sorted({round(number * (count - 1) / (_MAX_POINTS - 1)) for number in range(_MAX_POINTS)})
-    return Series(one.name, one.style, [one.points[index] for index in kept], dots=False)
+    return Series(line.name, line.style, [line.points[index] for index in kept], dots=False)
 
 
 def _svg(label: str, inside: str) -> str:
@@ -89,33 +95,41 @@ def _svg(label: str, inside: str) -> str:
 
 def _grid(frame: _Frame, levels: list[float], y_text: Callable[[float], str]) -> str:
     """Horizontal lines with their values, and the first and last step below."""
-    found = []
+    parts = []
     for level in levels:
-        found.append(_level(frame, level, y_text(level)))
+        parts.append(_level(frame, level, y_text(level)))
     below = _HEIGHT - 10
     middle = (frame.left + frame.right) / 2
     for step, anchor in ((frame.left, "start"), (middle, "middle"), (frame.right, "end")):
-        said = f"{'step ' if step == frame.left else ''}{step:.0f}"
-        found.append(f'<text x="{frame.at(step, frame.bottom).split(",")[0]}" y="{below}" text-anchor="{anchor}">{said}</text>')
-    return "".join(found)
+        text = f"{'step ' if step == frame.left else ''}{step:.0f}"
+        parts.append(
+            f'<text x="{frame.at(step, frame.bottom).split(",")[0]}" y="{below}" text-anchor="{anchor}">{text}</text>'
+        )
+    return "".join(parts)
 
 
 def _level(frame: _Frame, level: float, text: str) -> str:
     """A horizontal line with its value beside it."""
     y = float(frame.at(frame.left, level).split(",")[1])
-    return f'<path class="grid" d="M{_LEFT},{y}H{_WIDTH - _RIGHT}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+    return (
+        f'<path class="grid" d="M{_LEFT},{y}H{_WIDTH - _RIGHT}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" '
+        f'text-anchor="end">{escape(text)}</text>'
+    )
 
 
-def _line(frame: _Frame, one: Series, y_text: Callable[[float], str]) -> str:
-    places = [frame.at(x, y) for x, y in one.points]
-    found = [f'<polyline class="{one.style}" points="{" ".join(places)}"/>']
-    for (x, _), low, high in zip(one.points, one.low, one.high, strict=False):
-        found.append(f'<path class="{one.style} interval" d="M{frame.at(x, low)}L{frame.at(x, high)}"/>')
-    if one.dots and len(places) <= 60:
-        for place, (x, y) in zip(places, one.points, strict=True):
+def _line(frame: _Frame, line: Series, y_text: Callable[[float], str]) -> str:
+    places = [frame.at(x, y) for x, y in line.points]
+    parts = [f'<polyline class="{line.style}" points="{" ".join(places)}"/>']
+    for (x, _), low, high in zip(line.points, line.low, line.high, strict=False):
+        parts.append(f'<path class="{line.style} interval" d="M{frame.at(x, low)}L{frame.at(x, high)}"/>')
+    if line.dots and len(places) <= 60:
+        for place, (x, y) in zip(places, line.points, strict=True):
             across, down = place.split(",")
-            found.append(f'<circle class="{one.style}" cx="{across}" cy="{down}" r="2.6"><title>step {x:.0f}: {y_text(y)}</title></circle>')
-    return "".join(found)
+            parts.append(
+                f'<circle class="{line.style}" cx="{across}" cy="{down}" r="2.6"><title>step {x:.0f}: '
+                f"{y_text(y)}</title></circle>"
+            )
+    return "".join(parts)
 
 
 def bars(before: Sequence[float], after: Sequence[float], label: str) -> str:
@@ -124,20 +138,37 @@ def bars(before: Sequence[float], after: Sequence[float], label: str) -> str:
     top = max([*before[:count], *after[:count], 0.0])
     if not count or top <= 0:
         return ""
+
+    # The grid.
     levels = [level for level in ticks(0.0, top) if level >= 0]
     frame = _Frame(0, count, 0.0, levels[-1])
     parts = []
     for level in levels:
         parts.append(_level(frame, level, f"{level:.3g}"))
+
+    # Two bars a tenth, and the change above the higher one.
     width = (_WIDTH - _LEFT - _RIGHT) / count
     for number in range(count):
         for value, style, shift in ((before[number], "quiet", 0.12), (after[number], "held", 0.5)):
             y = float(frame.at(0, max(value, 0.0)).split(",")[1])
             x = _LEFT + (number + shift) * width
-            parts.append(f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width * 0.36:.1f}" height="{max(_HEIGHT - _BOTTOM - y, 0):.1f}" rx="1"/>')
+            parts.append(
+                f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width * 0.36:.1f}" '
+                f'height="{max(_HEIGHT - _BOTTOM - y, 0):.1f}" rx="1"/>'
+            )
         change = f"{(after[number] / before[number] - 1) * 100:+.0f}" if before[number] > 0 else ""
         highest = float(frame.at(0, max(before[number], after[number], 0.0)).split(",")[1])
-        parts.append(f'<text class="small" x="{_LEFT + (number + 0.5) * width:.1f}" y="{highest - 3:.1f}" text-anchor="middle">{change}</text>')
-    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 10}">little noise</text><text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 10}" text-anchor="end">pure noise</text>')
-    legend = '<span><i class="quiet"></i>base</span><span><i class="held"></i>with the LoRA</span><span>change in %</span>'
+        parts.append(
+            f'<text class="small" x="{_LEFT + (number + 0.5) * width:.1f}" y="{highest - 3:.1f}" '
+            f'text-anchor="middle">{change}</text>'
+        )
+
+    # What the axis means.
+    parts.append(
+        f'<text x="{_LEFT}" y="{_HEIGHT - 10}">little noise</text><text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 10}" '
+        f'text-anchor="end">pure noise</text>'
+    )
+    legend = (
+        '<span><i class="quiet"></i>base</span><span><i class="held"></i>with the LoRA</span><span>change in %</span>'
+    )
     return f'<figure class="chart"><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'

@@ -13,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import data, families
 from trainer.config import TrainConfig
+from trainer.data import buckets
 from trainer.errors import UserError
 from trainer.events import Planned, Sampled
 from trainer.printing import escape
-from trainer.report.advising import COPY
+from trainer.report.advising import is_copy
+from trainer.runs import Run
 
 if TYPE_CHECKING:
     from trainer.data import Dataset, Item
@@ -32,8 +35,6 @@ _SHOWN_AT_ONCE = 12
 
 def thumbnail(path: Path, side_px: int) -> str:
     """The picture as a JPEG data URI, no side longer than `side_px`; "" for what does not open."""
-    from trainer import data
-
     try:
         image = data.open_image(path)
         image.thumbnail((side_px, side_px))
@@ -49,13 +50,14 @@ def strips(folder: Path, sampled: Sequence[Sampled]) -> str:
     rows: dict[str, dict[int, Sampled]] = {}
     for event in sampled:
         rows.setdefault(event.prompt, {})[event.step] = event
-    found, left = [], _MAX_PREVIEWS
+    parts, room = [], _MAX_PREVIEWS
     for prompt, by_step in rows.items():
-        shown = [preview for event in _spread([by_step[step] for step in sorted(by_step)]) if (preview := _preview(folder, event))][:left]
-        left -= len(shown)
+        chosen = _spread([by_step[step] for step in sorted(by_step)])
+        shown = [preview for event in chosen if (preview := _preview(folder, event))][:room]
+        room -= len(shown)
         if shown:
-            found.append(f'<h3 class="prompt">{escape(prompt)}</h3><div class="strip">{"".join(shown)}</div>')
-    return "".join(found)
+            parts.append(f'<h3 class="prompt">{escape(prompt)}</h3><div class="strip">{"".join(shown)}</div>')
+    return "".join(parts)
 
 
 def _spread(events: list[Sampled]) -> list[Sampled]:
@@ -66,21 +68,20 @@ def _spread(events: list[Sampled]) -> list[Sampled]:
 
 
 def _preview(folder: Path, event: Sampled) -> str:
-    try:
-        path = (folder / event.file).resolve()
-        inside = path.is_relative_to(folder.resolve()) and path.is_file()
-    except (OSError, ValueError):
-        return ""
-    image = thumbnail(path, _PREVIEW_PX) if inside else ""
+    path = Run(folder).inside(event.file)
+    image = thumbnail(path, _PREVIEW_PX) if path else ""
     if not image:
         return ""
     return f'<figure><img alt="" src="{image}"><figcaption>step {event.step}{_likeness(event)}</figcaption></figure>'
 
 
 def _likeness(event: Sampled) -> str:
-    if event.nearest is None or event.nearest < COPY:
+    if not is_copy(event):
         return ""
-    return f'<b class="alarm">looks like a copy of {escape(event.nearest_picture) or "a training picture"} ({event.nearest:.2f})</b>'
+    return (
+        f'<b class="alarm">looks like a copy of {escape(event.nearest_picture) or "a training picture"} '
+        f"({event.nearest:.2f})</b>"
+    )
 
 
 def plan_table(plan: Planned) -> str:
@@ -89,7 +90,11 @@ def plan_table(plan: Planned) -> str:
     rows.sort(key=lambda bucket: -bucket[2])
     cells = "".join(f"<tr><td>{width} x {height}<td>{count}" for width, height, count in rows)
     cropped = f"; {plan.num_cropped} of the pictures lose more than a tenth to the crop" if plan.num_cropped else ""
-    return f"<p>{plan.num_batches} batches an epoch{cropped}.</p><table><tr><th>Bucket<th>Pictures, repeats counted</tr>{cells}</table>"
+    batches = "batch" if plan.num_batches == 1 else "batches"
+    return (
+        f"<p>{plan.num_batches} {batches} an epoch{cropped}.</p><table><tr><th>Bucket<th>Pictures, repeats "
+        f"counted</tr>{cells}</table>"
+    )
 
 
 def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | None) -> str:
@@ -106,10 +111,15 @@ def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | 
         notes += ["mask"] if item.mask is not None else []
         notes += ["regularisation"] if item.regular else []
         where = f"{item.width_px} x {item.height_px}<br>{_bucket(item, config, plan)}"
-        rows.append(f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td class="quietly">{where}<td>{", ".join(notes)}')
-    rest = len(dataset.items) - MAX_PICTURES
-    more = f"<p>And {rest} more pictures.</p>" if rest > 0 else ""
-    table = f'<table class="pictures"><tr><th>Picture<th>Caption<th>Size, bucket<th>Notes</tr>{"".join(rows)}</table>{more}'
+        rows.append(
+            f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td '
+            f'class="quietly">{where}<td>{", ".join(notes)}'
+        )
+    num_more = len(dataset.items) - MAX_PICTURES
+    more = f"<p>And {num_more} more pictures.</p>" if num_more > 0 else ""
+    table = (
+        f'<table class="pictures"><tr><th>Picture<th>Caption<th>Size, bucket<th>Notes</tr>{"".join(rows)}</table>{more}'
+    )
     return f"<details{' open' if len(rows) <= _SHOWN_AT_ONCE else ''}><summary>The pictures</summary>{table}</details>"
 
 
@@ -121,8 +131,7 @@ def _bucket(item: Item, config: TrainConfig | None, plan: Planned | None) -> str
     """The picture's bucket, if the settings lead to one that the run's plan has."""
     if config is None or plan is None:
         return ""
-    from trainer import families
-    from trainer.data import buckets
-
-    width, height = buckets.assign(item.width_px, item.height_px, config.resolution_px, config.data, families.registry()[config.family].multiple_px)
+    width, height = buckets.assign(
+        item.width_px, item.height_px, config.resolution_px, config.data, families.registry()[config.family].multiple_px
+    )
     return f"{width} x {height}" if any(bucket[:2] == [width, height] for bucket in plan.buckets) else ""

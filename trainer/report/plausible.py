@@ -1,4 +1,4 @@
-"""Which events of a log mean anything: those whose values are of the kinds their fields say, and of a size that can be drawn.
+"""Which events of a log mean anything: their values are of the kinds their fields say, and of a size to be drawn.
 
 A log is a file that anybody may have edited or another version written; `events.read` looks at names only.
 """
@@ -39,7 +39,7 @@ def _fits(value: object, annotation: Any) -> bool:
     if annotation is str or annotation is type(None):
         return isinstance(value, annotation)
     if get_origin(annotation) is list:
-        return isinstance(value, list) and all(_fits(one, get_args(annotation)[0]) for one in value)
+        return isinstance(value, list) and all(_fits(entry, get_args(annotation)[0]) for entry in value)
     # Only unions are left, such as float | None.
     assert get_origin(annotation) is Union or type(annotation).__name__ == "UnionType", annotation
     return any(_fits(value, part) for part in get_args(annotation))

@@ -13,8 +13,8 @@ FAMILY = Family(
         *BLOCKS,
         row("", f"{_GUIDE}.in_proj", "5120 < 64"),
         row("", f"{_GUIDE}.out_proj", "D < 5120"),
-        *(row(f"{_GUIDE}.layers.#.{theirs}", f"{_GUIDE}.layers.#.{ours}", "5120 < 5120")
-          for theirs, ours in (("in_layer", "linear_1"), ("out_layer", "linear_2"))),
+        row(f"{_GUIDE}.layers.#.in_layer", f"{_GUIDE}.layers.#.linear_1", "5120 < 5120"),
+        row(f"{_GUIDE}.layers.#.out_layer", f"{_GUIDE}.layers.#.linear_2", "5120 < 5120"),
     ),
     sizes=(Size("1", {"D": 3072, "F": 12288}, {"transformer_blocks": 19, "single_transformer_blocks": 38}),),
     texts=(TextEncoder("text_encoder", ("lora_te1", "lora_te3", "lora_te"), "t5xxl", t5("4096", "4096", "10240")),),

@@ -1,17 +1,28 @@
-"""FLUX.2 (dev, klein): BFL's blocks again; modulation is shared by all blocks, and a single block's first layer stays whole in diffusers too."""
+"""FLUX.2, dev and klein: Black Forest Labs' blocks again.
+
+Modulation is shared by all blocks, and a single block's first layer stays in one weight in diffusers too.
+"""
 
 from trainer.lora_file.names.rows import Family, Row, Size, TextEncoder, llama, row
 
 _BLOCK, _SINGLE = "transformer_blocks.#", "single_transformer_blocks.#"
-_MODULATION = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
 
 
-def _stream(theirs: str, qkv: str, out: str, feed: str) -> list[Row]:
+def _stream(stream: str, qkv: str, out: str, feed_forward: str) -> list[Row]:
+    """Rows of one stream of the double blocks, "img" or "txt"."""
     return [
-        row(f"double_blocks.#.{theirs}_attn.qkv", f"{_BLOCK}.attn.{qkv}", "D D D < D"),
-        row(f"double_blocks.#.{theirs}_attn.proj", f"{_BLOCK}.attn.{out}", "D < D"),
-        row(f"double_blocks.#.{theirs}_mlp.0", f"{_BLOCK}.{feed}.linear_in", "6D < D"),
-        row(f"double_blocks.#.{theirs}_mlp.2", f"{_BLOCK}.{feed}.linear_out", "D < 3D"),
+        row(f"double_blocks.#.{stream}_attn.qkv", f"{_BLOCK}.attn.{qkv}", "D D D < D"),
+        row(f"double_blocks.#.{stream}_attn.proj", f"{_BLOCK}.attn.{out}", "D < D"),
+        row(f"double_blocks.#.{stream}_mlp.0", f"{_BLOCK}.{feed_forward}.linear_in", "6D < D"),
+        row(f"double_blocks.#.{stream}_mlp.2", f"{_BLOCK}.{feed_forward}.linear_out", "D < 3D"),
+    ]
+
+
+def _embedder(original: str, diffusers: str) -> list[Row]:
+    """Rows of the two layers that embed one number."""
+    return [
+        row(f"{original}.in_layer", f"time_guidance_embed.{diffusers}.linear_1", "D < 256"),
+        row(f"{original}.out_layer", f"time_guidance_embed.{diffusers}.linear_2", "D < D"),
     ]
 
 
@@ -22,12 +33,15 @@ FAMILY = Family(
     rows=(
         *_stream("img", "to_q .to_k .to_v", "to_out.0", "ff"),
         *_stream("txt", "add_q_proj .add_k_proj .add_v_proj", "to_add_out", "ff_context"),
-        row("single_blocks.#.linear1", f"{_SINGLE}.attn.to_qkv_mlp_proj", "9D < D"), row("single_blocks.#.linear2", f"{_SINGLE}.attn.to_out", "D < 4D"),
+        row("single_blocks.#.linear1", f"{_SINGLE}.attn.to_qkv_mlp_proj", "9D < D"),
+        row("single_blocks.#.linear2", f"{_SINGLE}.attn.to_out", "D < 4D"),
         row("img_in", "x_embedder", "D < 128"), row("txt_in", "context_embedder", "D < T"),
-        *(row(f"{name}.lin", f"{name}.linear", f"{'3D' if name.startswith('single') else '6D'} < D") for name in _MODULATION),
-        *(row(f"{theirs}.{layer}_layer", f"time_guidance_embed.{ours}.linear_{number}", f"D < {'256' if layer == 'in' else 'D'}")
-          for theirs, ours in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder")) for number, layer in enumerate(("in", "out"), 1)),
-        row("final_layer.linear", "proj_out", "128 < D"), row("final_layer.adaLN_modulation.1", "norm_out.linear", "2D < D", swapped=True),
+        row("double_stream_modulation_img.lin", "double_stream_modulation_img.linear", "6D < D"),
+        row("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear", "6D < D"),
+        row("single_stream_modulation.lin", "single_stream_modulation.linear", "3D < D"),
+        *_embedder("time_in", "timestep_embedder"), *_embedder("guidance_in", "guidance_embedder"),
+        row("final_layer.linear", "proj_out", "128 < D"),
+        row("final_layer.adaLN_modulation.1", "norm_out.linear", "2D < D", swapped=True),
     ),
     sizes=(
         Size("dev", {"D": 6144, "T": 15360}, {"transformer_blocks": 8, "single_transformer_blocks": 48}),
@@ -41,7 +55,9 @@ FAMILY = Family(
     architecture="flux-2/lora",
     base_version="flux2",
     loader="Flux2",
-    taken={"transformer.": ("diffusers",), "lora_unet_": ("original",), "diffusion_model.": ("original", "diffusers"),
-           "base_model.model.": ("original", "diffusers")},
+    taken={
+        "transformer.": ("diffusers",), "lora_unet_": ("original",),
+        "diffusion_model.": ("original", "diffusers"), "base_model.model.": ("original", "diffusers"),
+    },
     rarity=1,
 )  # fmt: skip

@@ -3,16 +3,18 @@
 from trainer.lora_file.names.rows import Family, Row, Size, TextEncoder, clip, llama, row, t5
 
 
-def _feed(name: str, hidden: int) -> list[Row]:
+def _feed_forward(name: str, hidden: int) -> list[Row]:
     return [row("", f"{name}.w{number}", f"{hidden} < D" if number != 2 else f"D < {hidden}") for number in (1, 2, 3)]
 
 
 def _block(name: str, parts: tuple[str, ...], modulation: str) -> list[Row]:
     rows = [row("", f"{name}.attn1.{part}", "D < D") for part in parts]
     return [
-        *rows, *_feed(f"{name}.ff_i.shared_experts", 3584), *_feed(f"{name}.ff_i.experts.#", 6912),
+        *rows,
+        *_feed_forward(f"{name}.ff_i.shared_experts", 3584),
+        *_feed_forward(f"{name}.ff_i.experts.#", 6912),
         row("", f"{name}.adaLN_modulation.1", f"{modulation} < D"),
-    ]  # fmt: skip
+    ]
 
 
 _IMAGE = ("to_q", "to_k", "to_v", "to_out")
@@ -23,11 +25,13 @@ FAMILY = Family(
     component="transformer",
     rows=(
         *_block("double_stream_blocks.#.block", (*_IMAGE, *(f"{part}_t" for part in _IMAGE)), "12D"),
-        *_feed("double_stream_blocks.#.block.ff_t", 6912),
+        *_feed_forward("double_stream_blocks.#.block.ff_t", 6912),
         *_block("single_stream_blocks.#.block", _IMAGE, "6D"),
         row("", "caption_projection.#.linear", "D < 4096"), row("", "x_embedder.proj", "D < 64"),
-        *(row("", f"{name}.linear_{number}", f"D < {into if number == 1 else 'D'}")
-          for name, into in (("t_embedder.timestep_embedder", 256), ("p_embedder.pooled_embedder", 2048)) for number in (1, 2)),
+        row("", "t_embedder.timestep_embedder.linear_1", "D < 256"),
+        row("", "t_embedder.timestep_embedder.linear_2", "D < D"),
+        row("", "p_embedder.pooled_embedder.linear_1", "D < 2048"),
+        row("", "p_embedder.pooled_embedder.linear_2", "D < D"),
         row("", "final_layer.linear", "64 < D"), row("", "final_layer.adaLN_modulation.1", "2D < D"),
     ),
     sizes=(Size("17B", {"D": 2560}, {"double_stream_blocks": 16, "single_stream_blocks": 32}),),

@@ -1,4 +1,4 @@
-"""Qwen-Image (and its Edit models, which have the same layers): diffusers' names everywhere, often without any prefix."""
+"""Qwen-Image, and its Edit models, which have the same layers: diffusers' names, often without any prefix."""
 
 from trainer.lora_file.names.rows import Family, Size, TextEncoder, llama, row
 
@@ -14,8 +14,10 @@ FAMILY = Family(
         *(row("", f"{_BLOCK}.{stream}_mod.1", "6D < D") for stream in ("img", "txt")),
         *(row("", f"{_BLOCK}.{stream}_mlp.net.0.proj", "4D < D") for stream in ("img", "txt")),
         *(row("", f"{_BLOCK}.{stream}_mlp.net.2", "D < 4D") for stream in ("img", "txt")),
-        row("", "img_in", "D < 64"), row("", "txt_in", "D < 3584"), row("", "proj_out", "64 < D"), row("", "norm_out.linear", "2D < D"),
-        row("", "time_text_embed.timestep_embedder.linear_1", "D < 256"), row("", "time_text_embed.timestep_embedder.linear_2", "D < D"),
+        row("", "img_in", "D < 64"), row("", "txt_in", "D < 3584"), row("", "proj_out", "64 < D"),
+        row("", "norm_out.linear", "2D < D"),
+        row("", "time_text_embed.timestep_embedder.linear_1", "D < 256"),
+        row("", "time_text_embed.timestep_embedder.linear_2", "D < D"),
     ),
     sizes=(Size("20B", {"D": 3072}, {"transformer_blocks": 60}),),
     texts=(TextEncoder("text_encoder", ("lora_te", "lora_te1"), "qwen25_7b", llama("model.layers")),),
@@ -25,6 +27,9 @@ FAMILY = Family(
     architecture="qwen-image/lora",
     base_version="qwen_image",
     loader="QwenImage",
-    taken={"transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",), "": ("diffusers",)},
+    taken={
+        "transformer.": ("diffusers",), "lora_unet_": ("diffusers",), "diffusion_model.": ("diffusers",),
+        "": ("diffusers",),
+    },
     bare=True,
 )  # fmt: skip

@@ -1,16 +1,28 @@
-"""Stable Diffusion 3 and 3.5. The last block of the text stream has no output of its own, and its modulation is swapped."""
+"""Stable Diffusion 3 and 3.5.
+
+The last block of the text stream has no output of its own, and its modulation is swapped.
+"""
 
 from trainer.lora_file.names.rows import Family, Row, Size, TextEncoder, clip, row, t5
 
 _BLOCK, _JOINT = "transformer_blocks.#", "joint_blocks.#"
 
 
-def _stream(theirs: str, qkv: str, out: str, feed: str, norm: str) -> list[Row]:
+def _stream(stream: str, qkv: str, out: str, feed_forward: str, norm: str) -> list[Row]:
+    """Rows of one stream of the joint blocks, the image's or the text's."""
     return [
-        row(f"{_JOINT}.{theirs}.attn.qkv", f"{_BLOCK}.attn.{qkv}", "D D D < D"), row(f"{_JOINT}.{theirs}.attn.proj", f"{_BLOCK}.attn.{out}", "D < D"),
-        row(f"{_JOINT}.{theirs}.mlp.fc1", f"{_BLOCK}.{feed}.net.0.proj", "4D < D"), row(f"{_JOINT}.{theirs}.mlp.fc2", f"{_BLOCK}.{feed}.net.2", "D < 4D"),
-        row(f"{_JOINT}.{theirs}.adaLN_modulation.1", f"{_BLOCK}.{norm}.linear", "6D|9D < D"),
-    ]  # fmt: skip
+        row(f"{_JOINT}.{stream}.attn.qkv", f"{_BLOCK}.attn.{qkv}", "D D D < D"),
+        row(f"{_JOINT}.{stream}.attn.proj", f"{_BLOCK}.attn.{out}", "D < D"),
+        row(f"{_JOINT}.{stream}.mlp.fc1", f"{_BLOCK}.{feed_forward}.net.0.proj", "4D < D"),
+        row(f"{_JOINT}.{stream}.mlp.fc2", f"{_BLOCK}.{feed_forward}.net.2", "D < 4D"),
+        row(f"{_JOINT}.{stream}.adaLN_modulation.1", f"{_BLOCK}.{norm}.linear", "6D|9D < D"),
+    ]
+
+
+def _last_modulation(block: int) -> Row:
+    """The row of the modulation of a model's last text block, which has shift and scale alone."""
+    original = f"joint_blocks.{block}.context_block.adaLN_modulation.1"
+    return row(original, f"transformer_blocks.{block}.norm1_context.linear", "2D|6D < D", swapped=True)
 
 
 FAMILY = Family(
@@ -18,9 +30,9 @@ FAMILY = Family(
     title="Stable Diffusion 3 / 3.5",
     component="transformer",
     rows=(
-        # Before the others: the two-part modulation of the last text block has its halves the other way round.
-        *(row(f"joint_blocks.{last}.context_block.adaLN_modulation.1", f"transformer_blocks.{last}.norm1_context.linear", "2D|6D < D", swapped=True)
-          for last in (23, 37)),
+        # These stand before the rows of all blocks, as the first row that fits a name counts. The last text block of
+        # each size has its shift and scale the other way round.
+        _last_modulation(23), _last_modulation(37),
         *_stream("x_block", "to_q .to_k .to_v", "to_out.0", "ff", "norm1"),
         *_stream("context_block", "add_q_proj .add_k_proj .add_v_proj", "to_add_out", "ff_context", "norm1_context"),
         row(f"{_JOINT}.x_block.attn2.qkv", f"{_BLOCK}.attn2.to_q .to_k .to_v", "D D D < D"),
@@ -30,9 +42,13 @@ FAMILY = Family(
         row("t_embedder.mlp.2", "time_text_embed.timestep_embedder.linear_2", "D < D"),
         row("y_embedder.mlp.0", "time_text_embed.text_embedder.linear_1", "D < 2048"),
         row("y_embedder.mlp.2", "time_text_embed.text_embedder.linear_2", "D < D"),
-        row("final_layer.linear", "proj_out", "64 < D"), row("final_layer.adaLN_modulation.1", "norm_out.linear", "2D < D", swapped=True),
+        row("final_layer.linear", "proj_out", "64 < D"),
+        row("final_layer.adaLN_modulation.1", "norm_out.linear", "2D < D", swapped=True),
     ),
-    sizes=(Size("medium", {"D": 1536}, {"transformer_blocks": 24}), Size("3.5 large", {"D": 2432}, {"transformer_blocks": 38})),
+    sizes=(
+        Size("medium", {"D": 1536}, {"transformer_blocks": 24}),
+        Size("3.5 large", {"D": 2432}, {"transformer_blocks": 38}),
+    ),
     texts=(
         TextEncoder("text_encoder", ("lora_te1",), "clip_l", clip("768", "3072", "768")),
         TextEncoder("text_encoder_2", ("lora_te2",), "clip_g", clip("1280", "5120", "1280")),

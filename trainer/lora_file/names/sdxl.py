@@ -1,4 +1,7 @@
-"""Stable Diffusion XL and its children. kohya spells their UNet as SGM does; diffusers' spelling with underscores is read as well."""
+"""Stable Diffusion XL and what was made of it.
+
+kohya spells the UNet as SGM does; diffusers' spelling with underscores is read as well.
+"""
 
 from trainer.lora_file.names.rows import Family, Size, TextEncoder, clip
 from trainer.lora_file.names.unet import of_any_structure, unet

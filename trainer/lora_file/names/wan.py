@@ -1,21 +1,27 @@
 """Wan 2.1 and 2.2 (video; one frame is a picture)."""
 
-from trainer.lora_file.names.rows import Family, Size, TextEncoder, row, t5
+from trainer.lora_file.names.rows import Family, Row, Size, TextEncoder, row, t5
 
 _PARTS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "k_img": "add_k_proj", "v_img": "add_v_proj"}
+
+
+def _attention(original: str, diffusers: str, parts: tuple[str, ...]) -> list[Row]:
+    return [row(f"blocks.#.{original}.{part}", f"blocks.#.{diffusers}.{_PARTS[part]}", "D < D") for part in parts]
+
 
 FAMILY = Family(
     name="wan",
     title="Wan",
     component="transformer",
     rows=(
-        *(row(f"blocks.#.{theirs}.{part}", f"blocks.#.{ours}.{path}", "D < D")
-          for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")) for part, path in _PARTS.items() if "img" not in part or ours == "attn2"),
+        *_attention("self_attn", "attn1", ("q", "k", "v", "o")), *_attention("cross_attn", "attn2", tuple(_PARTS)),
         row("blocks.#.ffn.0", "blocks.#.ffn.net.0.proj", "F < D"), row("blocks.#.ffn.2", "blocks.#.ffn.net.2", "D < F"),
-        *(row(f"{theirs}.{place}", f"condition_embedder.{ours}.linear_{number}", f"D < {into if number == 1 else 'D'}")
-          for theirs, ours, into in (("text_embedding", "text_embedder", 4096), ("time_embedding", "time_embedder", 256))
-          for place, number in ((0, 1), (2, 2))),
-        row("time_projection.1", "condition_embedder.time_proj", "6D < D"), row("head.head", "proj_out", "O < D"), row("", "patch_embedding", "D < P"),
+        row("text_embedding.0", "condition_embedder.text_embedder.linear_1", "D < 4096"),
+        row("text_embedding.2", "condition_embedder.text_embedder.linear_2", "D < D"),
+        row("time_embedding.0", "condition_embedder.time_embedder.linear_1", "D < 256"),
+        row("time_embedding.2", "condition_embedder.time_embedder.linear_2", "D < D"),
+        row("time_projection.1", "condition_embedder.time_proj", "6D < D"), row("head.head", "proj_out", "O < D"),
+        row("", "patch_embedding", "D < P"),
     ),
     sizes=(
         Size("14B", {"D": 5120, "F": 13824, "O": 64, "P": 64}, {"blocks": 40}),

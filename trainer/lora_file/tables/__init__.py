@@ -1,6 +1,7 @@
-"""What other tools find in a LoRA file, as tables made by running their own code (`tests/probe_tools.py`): one file a tool, its version in it.
+"""What other tools find in a LoRA file, as tables made by running their own code (`tests/probe_tools.py`).
 
-A module is looked up by its whole name, prefix included, with `#` for the number of a block: `transformer.transformer_blocks.#.attn.to_q`.
+There is one file a tool, with its version in it. A module is looked up by its whole name, prefix included, with `#` for
+the number of a block: `transformer.transformer_blocks.#.attn.to_q`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from functools import cache
 from pathlib import Path
 
 _NUMBER = re.compile(r"(?<![a-z])(?<!encoder_)\d+")
-_LONGEST = 1000  # of a module's name
+_LONGEST = 1000  # characters of a module's name that are looked at; real ones have some 100
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one version of a tool loads. `loads` and `stops` are by family and method; a module that stops a tool has the reason with it."""
+    """What one version of a tool loads.
+
+    `loads` has module names by family and method; `stops` has modules that make the tool load nothing, with the reason.
+    """
 
     version: str
     methods: frozenset[str]  # that were tried
     families: frozenset[str]  # that were tried; others are not checked
     lacks: frozenset[str]  # families that the tool has no LoRAs for
-    loads: dict[str, dict[str, frozenset[str]]]
-    stops: dict[str, dict[str, dict[str, str]]]
+    loads: dict[str, dict[str, frozenset[str]]]  # family -> method -> modules
+    stops: dict[str, dict[str, dict[str, str]]]  # family -> method -> module -> reason
 
     def finds(self, family: str, method: str, module: str) -> bool:
         """Whether the tool finds a module of a file."""
@@ -43,18 +47,25 @@ def pattern(module: str) -> str:
 @cache
 def table(name: str) -> Table:
     """The table of a tool."""
-    read = json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))
     loads: dict[str, dict[str, frozenset[str]]] = {}
     stops: dict[str, dict[str, dict[str, str]]] = {}
-    for family, groups in read["loads"].items():
+    for family, groups in content["loads"].items():
         by_method = loads.setdefault(family, {})
         for group in groups:
             for method in group["methods"]:
                 by_method[method] = by_method.get(method, frozenset()) | frozenset(group["modules"])
-    for family, groups in read["stops"].items():
+    for family, groups in content["stops"].items():
         for group in groups:
             for method in group["methods"]:
-                stops.setdefault(family, {}).setdefault(method, {}).update(dict.fromkeys(group["modules"], group["why"]))
+                stops.setdefault(family, {}).setdefault(method, {}).update(
+                    dict.fromkeys(group["modules"], group["why"])
+                )
     return Table(
-        read["version"], frozenset(read["methods"]), frozenset(read["loads"]), frozenset(read["lacks"]), loads, stops
-    )  # fmt: skip
+        content["version"],
+        frozenset(content["methods"]),
+        frozenset(content["loads"]),
+        frozenset(content["lacks"]),
+        loads,
+        stops,
+    )

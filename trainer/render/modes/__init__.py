@@ -1,4 +1,4 @@
-"""How several adapters make one prediction, a file each, whose names are the facts and functions of `contract.Mode`."""
+"""Ways for several adapters to make one prediction, a file each; its names are the fields of `contract.Mode`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ def known(name: str) -> Mode:
 
 
 def chosen(name: str, num: int, guidance_scale: float) -> Mode:
-    """The mode of this name, for so many adapters. Raises: ConfigError if there is none or it can't be used."""
+    """The mode of this name, to be used with `num` adapters.
+
+    Raises: ConfigError if there is none, or it can't be used with so many or without guidance.
+    """
     mode = known(name)
     if mode.is_guided and guidance_scale <= 1:
-        raise ConfigError(f"mode is {name!r}, which mixes guided predictions, but guidance_scale is {guidance_scale:g}; allowed with it: above 1.")
+        raise ConfigError(
+            f"mode is {name!r}, which mixes guided predictions, but guidance_scale is {guidance_scale:g}; allowed "
+            f"with it: above 1."
+        )
     if num < mode.fewest or (mode.most is not None and num > mode.most):
         allowed = f"at least {mode.fewest}" if mode.most is None else f"exactly {mode.fewest}"
         raise ConfigError(f"mode is {name!r}, which is for {allowed} LoRAs that are on; found: {num}.")

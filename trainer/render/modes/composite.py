@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 name, title, is_guided, fewest = "composite", "Composite", True, 2
+says = "the mean of a picture's prediction with each"
 
 
 def predict(call: Callable[[list[float]], Tensor], num: int, step: int, num_steps: int) -> Tensor:

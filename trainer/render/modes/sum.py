@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 name, title, is_guided, fewest = "sum", "Sum", False, 0
+says = "adds up what each changes"
 only_acting = True
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 name, title, is_guided, fewest = "switch", "Switch", False, 2
+says = "they take turns, five steps each"
 only_acting = True
 _STEPS_EACH = 5
 

@@ -1,0 +1,176 @@
+"""The pictures of a batch with what was said of each: kept, rejected, a rating; and their way to the trash and back.
+
+What is said of a picture stands where the Library keeps it, under the picture's place below the workspace. Those that
+are thrown away are named in the batch's own folder first, so that a batch that goes on draws none of them again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app import batches, cards, item_notes
+from app.context import Context
+from app.item_notes import KEPT, MOST_RATING, REJECTED, VERDICTS, Note
+from app.job_table import Job
+from app.library_items import BATCH_PICTURES, Shelf, picture_line
+from trainer.errors import DataError
+from trainer.printing import plain
+
+KIND = "pictures"
+VIEWS = ("all", "unrated", KEPT, REJECTED)
+PAGE = 96  # pictures that are shown at first, and more each time
+_MOST_SHEETS = 20
+
+
+def job_of(context: Context, wanted: Any) -> Job:
+    """The batch of that number. Raises: DataError if there is none."""
+    for job in context.runner.every():
+        if isinstance(wanted, int) and job.id == wanted and job.kind in batches.KINDS.values():
+            return job
+    raise DataError("that batch is not here any more; reload the page.")
+
+
+def key(job: Job, name: str) -> str:
+    """What the Library calls a picture of a batch; `name` is its place in the batch's folder."""
+    return f"{BATCH_PICTURES}{job.name}/{name}"
+
+
+def named(context: Context, job: Job) -> dict[str, Path]:
+    """The batch's pictures by name, in the order in which they were drawn."""
+    out = context.batches / job.name
+    return {path.relative_to(out).as_posix(): path for path in batches.drawn(out)[::-1]}
+
+
+def path_of(context: Context, wanted: str) -> Path:
+    """The picture of a batch that goes by this key. Raises: DataError if it isn't here."""
+    for out in context.batches.glob("[!.]*"):
+        prefix = f"{BATCH_PICTURES}{out.name}/"
+        if wanted.startswith(prefix):
+            for path in batches.drawn(out):
+                if f"{prefix}{path.relative_to(out).as_posix()}" == wanted:
+                    return path
+    raise DataError("that picture is not here any more; it was thrown away meanwhile.")
+
+
+def notes(shelf: Shelf, job: Job) -> dict[str, Note]:
+    """What was said of the batch's pictures, by name."""
+    prefix = key(job, "")
+    said = item_notes.read(shelf.notes, KIND)
+    return {name.removeprefix(prefix): note for name, note in said.items() if name.startswith(prefix)}
+
+
+def fits(note: Note, view: str) -> bool:
+    """Whether a picture of which this was said is of that view."""
+    if view == "unrated":
+        return not note.verdict and not note.rating
+    return view not in (KEPT, REJECTED) or note.verdict == view
+
+
+def page(shelf: Shelf, job: Job, view: str, num: int) -> dict[str, Any]:
+    """The first `num` pictures of a view, how many there are of each, and the sheets, as the gallery takes them."""
+    context, pictures, said = shelf.context, named(shelf.context, job), notes(shelf, job)
+    view = view if view in VIEWS else "all"
+    chosen = [name for name in pictures if fits(said.get(name, Note()), view)]
+    sheets = batches.contact_sheets(context.batches / job.name)[:_MOST_SHEETS] if view == "all" else []
+    return {
+        "job": job.id, "name": plain(job.name, 120), "view": view, "more": len(chosen) > num,
+        "items": [item for name in chosen[:num] if (item := _item(shelf, name, pictures[name], said.get(name)))],
+        "sheets": [[cards.address(thumbnail), cards.address(context.published(path)), f"Sheet {number}"]
+                   for number, (path, thumbnail) in enumerate(context.thumbnails(sheets), 1)],
+        **_numbers(shelf, job, list(pictures), said),
+    }  # fmt: skip
+
+
+def _numbers(shelf: Shelf, job: Job, names: list[str], said: dict[str, Note]) -> dict[str, Any]:
+    counts = {view: sum(fits(said.get(name, Note()), view) for name in names) for view in VIEWS}
+    return {"counts": counts, "trash": sum(len(entry.places) for entry in thrown(shelf, job))}
+
+
+def _item(shelf: Shelf, name: str, path: Path, said: Note | None) -> dict[str, Any] | None:
+    """A picture as the gallery shows it; None for one that doesn't open."""
+    try:
+        thumbnail, whole = shelf.context.thumbnail(path), shelf.context.published(path)
+    except (DataError, OSError, ValueError):
+        return None
+    note = said or Note()
+    line = picture_line(shelf.index.picture(path))
+    return {
+        "n": name, "l": plain(line, 300), "s": cards.address(thumbnail), "w": cards.address(whole), "v": note.verdict,
+        "r": note.rating,
+    }  # fmt: skip
+
+
+# What a person says.
+
+
+def rate(shelf: Shelf, job: Job, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a picture now, and how many there are of each view.
+
+    Raises: DataError for a picture that isn't here, and a rating or verdict that is none.
+    """
+    names = list(named(shelf.context, job))
+    if name not in names:
+        raise DataError("that picture is not here any more; it was thrown away meanwhile.")
+    rating, verdict = changes.get("rating"), changes.get("verdict")
+    given: dict[str, Any] = {}
+    if rating is not None:
+        if not isinstance(rating, int) or isinstance(rating, bool):
+            raise DataError(f"the rating is {str(rating)[:40]!r}; allowed: 0 to {MOST_RATING}.")
+        given["rating"] = rating
+    if verdict is not None:
+        if verdict not in VERDICTS:
+            raise DataError(f"the verdict is {str(verdict)[:40]!r}; allowed: {KEPT}, {REJECTED} or none.")
+        given["verdict"] = verdict
+    note = item_notes.change(shelf.notes, KIND, key(job, name), **given)
+    return {"n": name, "v": note.verdict, "r": note.rating, **_numbers(shelf, job, names, notes(shelf, job))}
+
+
+def kept_zip(shelf: Shelf, job: Job) -> Path:
+    """A zip of the kept pictures, byte for byte. Raises: DataError if none is kept."""
+    paths = list(_of(shelf, job, KEPT).values())
+    if not paths:
+        raise DataError("no picture of this batch is kept yet; keep one first.")
+    return batches.zipped(shelf.context, shelf.context.batches / job.name, paths, f"{job.name}-kept")
+
+
+def _of(shelf: Shelf, job: Job, view: str) -> dict[str, Path]:
+    """The pictures of a view, by name."""
+    said = notes(shelf, job)
+    return {name: path for name, path in named(shelf.context, job).items() if fits(said.get(name, Note()), view)}
+
+
+# The trash.
+
+
+def throw(shelf: Shelf, job: Job) -> int:
+    """How many rejected pictures were moved to the trash, as one thing. Raises: DataError if none is rejected."""
+    rejected = _of(shelf, job, REJECTED)
+    if not rejected:
+        raise DataError("no picture of this batch is rejected; there is nothing to throw away.")
+    note_thrown(shelf.context.batches / job.name, list(rejected))
+    words = f"{len(rejected)} rejected of {plain(job.name, 80)}"
+    shelf.trash.throw(KIND, key(job, next(iter(rejected))), words, list(rejected.values()))
+    return len(rejected)
+
+
+def restore(shelf: Shelf, job: Job) -> int:
+    """How many pictures of the batch were put back from the trash, with what was said of them. Raises: DataError."""
+    return sum(len(shelf.trash.restore(entry.id)) for entry in thrown(shelf, job))
+
+
+def thrown(shelf: Shelf, job: Job) -> list[Any]:
+    """What lies in the trash of this batch."""
+    prefix = key(job, "")
+    entries = shelf.trash.entries()
+    return [entry for entry in entries if entry.kind == KIND and all(at.startswith(prefix) for at in entry.places)]
+
+
+def note_thrown(out: Path, names: list[str]) -> None:
+    """Have the batch know that these are thrown away. Raises: DataError if its folder can't be written."""
+    from trainer.render import batch_journal
+
+    try:
+        batch_journal.note_thrown(out, names)
+    except OSError as error:
+        raise DataError(f"the batch's folder can't be written: {error.strerror or error}.") from None

@@ -1,0 +1,39 @@
+"""What the Train form becomes when a training is to go on from a LoRA or from a run's saved step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app import start_choices
+from app.context import Context
+from trainer import runs
+from trainer.config import StartConfig, TrainConfig
+from trainer.errors import ConfigError
+
+
+def of_run(context: Context, key: str, with_optimizer: bool) -> TrainConfig:
+    """The settings of the run that saved this step, RUN/step-000050, to go on from there.
+
+    Raises: ConfigError, RunError.
+    """
+    if key not in start_choices.checkpoints(context):
+        raise ConfigError("that saved step is not here any more; choose another.")
+    config = runs.Run(context.runs / key.partition("/")[0]).config()
+    # As the form names it; the gate makes a path of it again.
+    start = StartConfig(source=key, optimizer=with_optimizer)
+    return config.model_copy(update={"base": context.base(config.base), "start": start})
+
+
+def of_lora(context: Context, sha256: str, family: str) -> dict[str, Any]:
+    """Settings by dotted path that a LoRA of the library asks for. Raises: UserError if none can go on from it."""
+    from trainer import start_weights  # loads torch
+
+    asked = start_weights.changes(str(context.lora(sha256).path), family)
+    return {key: value for key, value in asked.items() if key != "start.source"} | {"start.optimizer": False}
+
+
+def dataset_of(context: Context, folder: str) -> str:
+    """The name of the dataset that settings name by its folder; "" for one that isn't here."""
+    path = Path(folder)
+    return path.name if path.parent == context.datasets and path.name in context.dataset_names() else ""

@@ -1,0 +1,115 @@
+"""A preset or card as HTML: its pictures, what it says and showed, what it would change; a run beside its card."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from app import shared_cards
+from app.context import Context
+from app.form_words import labels
+from app.library_items import Item
+from trainer import preset_heads
+from trainer.card_file.reading import Opened
+from trainer.cards import comparing, describing
+from trainer.cards.comparing import Difference
+from trainer.data import open_image
+from trainer.events import Event
+from trainer.printing import escape, plain
+from trainer.report import beside_card, charts
+from trainer.report.charts import Series
+from trainer.report.plausible import plausible
+
+_SIDE_PX = 224
+_MOST_LINES = 60
+
+
+# What it would change.
+
+
+def difference_html(found: Sequence[Difference], now: str) -> str:
+    """The settings that differ, as they are `now` and as the card has them."""
+    if not found:
+        return '<p class="quietly">It changes nothing: the settings are the same.</p>'
+    lines = ""
+    for one in found[:_MOST_LINES]:
+        title = labels().get(one.key) or one.title
+        values = (comparing.spelled(one.before), comparing.spelled(one.after))
+        cells = "".join(f"<td>{escape(value, 200)}</td>" for value in values)
+        lines += f"<tr><th>{escape(title, 80)}</th>{cells}</tr>"
+    more = f"<p>And {len(found) - _MOST_LINES} more.</p>" if len(found) > _MOST_LINES else ""
+    return (
+        f'<h4>What it changes</h4><div class="table-view"><table><tr><th></th><th>{escape(now)}</th><th>This</th></tr>'
+        f"{lines}</table></div>{more}"
+    )
+
+
+# After a run.
+
+
+def beside(folder: Path, events: list[Event]) -> str:
+    """The figures of a run beside its card's and what was predicted; nothing for a run without either."""
+    table = beside_card.html(folder, plausible(events))
+    if not table:
+        return ""
+    inner = table.replace('class="wide"', 'class="table-view"').replace('<figure class="chart">', "<figure>")
+    title = "<h4>Beside its card and what was predicted</h4>"
+    return f'<div class="beside-card">{title}<div class="chart-view">{inner}</div></div>'
+
+
+# The card itself.
+
+
+def html(context: Context, item: Item) -> str:
+    """A preset or card as its panel shows it: pictures first, then what it says and what it showed."""
+    kept = shared_cards.of_key(item.key)
+    if kept.card is None:
+        rows, pictures, curve, lines = [("", line) for line in _head(kept.name, item)], "", "", []
+    else:
+        rows, lines = describing.facts(kept.card), shared_cards.missing(context, kept.card)
+        pictures, curve = _strip(kept.card), _curve(kept.card)
+    facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text, 2000)}</dd>" for label, text in rows if label)
+    words = "".join(f"<p>{escape(text, 2000)}</p>" for label, text in rows if not label and text)
+    warned = "".join(f'<p class="warned">{escape(line, 1000)}</p>' for line in lines)
+    kind = "Card" if kept.card else "Preset"
+    return (
+        f'<div class="panel">{pictures}<h3>{escape(kept.name, 120)}</h3><p class="kind">{kind}</p>{warned}{words}'
+        f"<dl>{facts}</dl>{curve}</div>"
+    )
+
+
+def _head(name: str, item: Item) -> list[str]:
+    """What a preset says of itself, a sentence each."""
+    head = preset_heads.of(item.key.removeprefix(shared_cards.PRESET))
+    made = f"For {head.made_for}." if head.made_for else ""
+    return [item.facts, made, f"Memory: {head.memory}." if head.memory else ""]
+
+
+def _strip(opened: Opened) -> str:
+    """The samples of a card, each with its step and seed, and its prompt for whoever points at it."""
+    figures = []
+    for sample, raw in zip(opened.card.samples, opened.pictures, strict=True):
+        image = open_image(io.BytesIO(raw))
+        image.thumbnail((_SIDE_PX, _SIDE_PX))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=75)
+        source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        prompt = escape(plain(sample.prompt, 300))
+        figures.append(
+            f'<figure title="{prompt}"><img src="{source}" alt="{prompt}"><figcaption>step {sample.step} · seed '
+            f"{sample.seed}</figcaption></figure>"
+        )
+    return f'<div class="card-strip">{"".join(figures)}</div>' if figures else ""
+
+
+def _curve(opened: Opened) -> str:
+    """The gain on held-out pictures by step."""
+    points = opened.card.evidence.heldout if opened.card.evidence else ()
+    line = Series(
+        "held-out pictures", "held", [(0.0, 0.0), *((float(point.step), point.gain) for point in points)],
+        [0.0, *(point.gain_low for point in points)], [0.0, *(point.gain_high for point in points)],
+    )  # fmt: skip
+    chart = charts.lines([line], "Gain on held-out pictures by step", lambda value: f"{value * 100:.3g} %", 0.0)
+    return f'<h4>On pictures it never saw</h4><div class="chart-view">{chart}</div>' if chart else ""

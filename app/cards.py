@@ -1,0 +1,118 @@
+"""Cards with pictures, and the panel beside them: our own HTML, with everything from outside escaped.
+
+A card is a button, so that it is reached and pressed by keyboard; which one it was is told by `JS_ON_LOAD`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from app.context import Context
+from app.item_details import Details
+from app.item_notes import MOST_RATING
+from app.library_items import ONE, Item
+from app.trash import Entry
+from trainer.errors import DataError
+from trainer.printing import escape, plain
+
+MOST_USES = 8  # pictures that are shown as uses
+
+# A press on a card says its key; the pressed one is marked at once, and a narrow window goes on to the panel.
+JS_ON_LOAD = """
+element.addEventListener('click', event => {
+  const card = event.target.closest('[data-key]');
+  if (!card) return;
+  element.querySelectorAll('[aria-pressed]').forEach(other => other.setAttribute('aria-pressed', other === card));
+  trigger('select', {key: card.dataset.key});
+  const panel = document.getElementById('library-panel');
+  if (panel && window.innerWidth < 760)
+    setTimeout(() => panel.scrollIntoView({behavior: 'smooth', block: 'start'}), 250);
+});
+"""
+
+
+def html(context: Context, items: Sequence[Item], chosen: str) -> str:
+    """The cards of these things; the chosen one is marked."""
+    return f'<div class="cards">{"".join(_card(context, item, item.key == chosen) for item in items)}</div>'
+
+
+def _card(context: Context, item: Item, is_chosen: bool) -> str:
+    key, name = escape(item.key), escape(item.name, 120)
+    stars = _stars(item.note.rating)
+    note = f'<span class="said">{escape(item.note.text, 120)}</span>' if item.note.text else ""
+    return (
+        f'<button type="button" class="card" data-key="{key}" aria-pressed="{str(is_chosen).lower()}">'
+        f'{picture(context, item.picture, item.key)}<span class="name">{name}{stars}</span>'
+        f'<span class="facts">{escape(item.facts, 200)}</span>{note}</button>'
+    )
+
+
+def picture(context: Context, path: Path | None, seed: str) -> str:
+    """A thumbnail that the browser may fetch; for none, three thin layers whose colours go with `seed`."""
+    if path is not None:
+        try:
+            return f'<img src="{address(context.thumbnail(path))}" alt="" loading="lazy">'
+        except DataError:
+            pass
+    turn = int(hashlib.sha256(seed.encode("utf-8", "replace")).hexdigest()[:4], 16) % 360
+    layers = "".join(
+        f'<ellipse cx="{22 + 12 * number}" cy="{30 + 4 * (number % 2)}" rx="17" ry="15" '
+        f'fill="hsl({(turn + 70 * number) % 360} 45% 50%)" fill-opacity=".5"/>'
+        for number in range(3)
+    )
+    return f'<svg class="none" viewBox="0 0 68 64" aria-hidden="true">{layers}</svg>'
+
+
+def address(path: Path) -> str:
+    """Where the browser fetches a file of Gradio's own folder."""
+    return escape(f"gradio_api/file={quote(path.as_posix())}")
+
+
+def _stars(rating: int) -> str:
+    shown = "★" * rating
+    return f'<span class="stars" aria-label="rated {rating} of {MOST_RATING}">{shown}</span>' if rating else ""
+
+
+def empty_html(kind: str, is_searched: bool) -> str:
+    """What stands where there are no cards."""
+    texts = {
+        "loras": "No LoRA yet. Train one, or drop a LoRA of any tool above.",
+        "runs": "No run yet. Each training you start appears here.",
+        "pictures": "No picture yet. What you render in Stack appears here.",
+        "stacks": "No saved stack yet. Drop a picture of any tool above, and the stack it was made with is kept here.",
+        "datasets": "No dataset yet. Drop a zip or some pictures above.",
+        "trash": "The trash is empty.",
+    }
+    text = "Nothing here fits the search." if is_searched else texts.get(kind, "")
+    return f'<div class="cards-empty">{escape(text)}</div>'
+
+
+def trash_html(entries: Sequence[Entry], days: Sequence[str], chosen: str) -> str:
+    """The cards of what lies in the trash; no pictures, as none of it is shown any more."""
+    cards = "".join(
+        f'<button type="button" class="card thrown" data-key="{escape(entry.id)}" '
+        f'aria-pressed="{str(entry.id == chosen).lower()}"><span class="name">{escape(plain(entry.name, 120))}</span>'
+        f'<span class="facts">{escape(ONE.get(entry.kind, "Thing"))} · thrown away {escape(day)}</span></button>'
+        for entry, day in zip(entries, days, strict=True)
+    )
+    return f'<div class="cards">{cards}</div>'
+
+
+def panel_html(context: Context, item: Item, details: Details) -> str:
+    """A thing as its panel shows it: picture, name, what it is, where it is used."""
+    rows = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(text, 2000)}</dd>" for label, text in details.lines if text.strip()
+    )
+    warning = f'<p class="warned">{escape(details.warning, 1000)}</p>' if details.warning else ""
+    uses = "".join(f"<li>{escape(text, 600)}</li>" for text in details.uses)
+    shown = context.thumbnails(details.pictures[:MOST_USES])
+    pictures = "".join(f'<img src="{address(thumbnail)}" alt="" loading="lazy">' for _, thumbnail in shown)
+    used = f'<h4>Where used</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
+    unused = "" if uses or item.kind in ("pictures", "stacks") else "<h4>Where used</h4><p>Nowhere yet.</p>"
+    return (
+        f'<div class="panel">{picture(context, item.picture, item.key)}<h3>{escape(item.name, 120)}</h3>'
+        f'<p class="kind">{escape(ONE[item.kind])}</p>{warning}<dl>{rows}</dl>{used}{unused}</div>'
+    )

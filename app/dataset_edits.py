@@ -1,0 +1,160 @@
+"""What people do to a dataset's captions and pictures on the page: each is one edit, and says what it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.context import Context
+from app.dataset_gallery import Scene, picture
+from app.notices import warn
+from trainer.data import caption_edits, caption_files, edits
+from trainer.errors import ConfigError, DataError
+from trainer.printing import plain, some
+
+_VISIT_CHARS = 64
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An edit of many captions: what its two boxes are called, "" where it has none, and what it makes of a text."""
+
+    first: str
+    second: str
+    made: Callable[[str, str, str, str], str]  # text, first box, second box, trigger
+    wants: str  # what must be filled in: "first", "trigger" or ""
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Replace": Operation(
+        "Find", "Replace with", lambda text, find, put, _: caption_edits.replaced(text, find, put), "first"
+    ),
+    "Prefix": Operation(
+        "Words in front", "", lambda text, words, _, __: caption_edits.with_prefix(text, words), "first"
+    ),
+    "Suffix": Operation("Words behind", "", lambda text, words, _, __: caption_edits.with_suffix(text, words), "first"),
+    "Remove tag": Operation("Tag", "", lambda text, tag, _, __: caption_edits.without_tag(text, tag), "first"),
+    "Sort tags": Operation("", "", lambda text, _, __, trigger: caption_edits.sorted_tags(text, trigger), ""),
+    "Add trigger": Operation(
+        "", "", lambda text, _, __, trigger: caption_edits.with_trigger_in_front(text, trigger), "trigger"
+    ),
+}
+
+
+# Typing.
+
+
+def keep(context: Context, opened: object, text: str, visit: str = "", typed: bool = False) -> bool:
+    """Write what is in the caption's box if a person put it there; whether anything was written.
+
+    `opened` is the picture that the box belongs to, and its caption as it was opened. What was saved here before, and
+    changed by another program since, is not saved a second time. Raises: DataError if it can't be written.
+    """
+    name, chosen, shown = (_text(opened, key) for key in ("dataset", "name", "shown"))
+    if not chosen or (text.strip() == shown.strip() and not typed):
+        return False
+    try:
+        path = picture(context, name, chosen)
+    except DataError:
+        warn(f"{plain(chosen, 80)} is not here any more. Its caption was: {text[:2000]}")
+        return False
+    folder = context.dataset(name)
+    if edits.kept(folder, path, text):
+        return False
+    return edits.write(folder, f"Caption of {path.name}", {path: text}, visit[:_VISIT_CHARS]) is not None
+
+
+def _text(mapping: object, key: str) -> str:
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+# Many captions at once.
+
+
+def bulk(scene: Scene, names: Sequence[str], operation: str, boxes: tuple[str, str], trigger: str) -> str:
+    """Make one edit of all these pictures' captions; what was changed, in words. Raises: DataError, ConfigError."""
+    if operation not in OPERATIONS:
+        raise ConfigError(f"edit is {operation[:40]!r}; allowed: {', '.join(OPERATIONS)}.")
+    wanted, trigger = OPERATIONS[operation], trigger.strip()
+    if wanted.wants == "first" and not boxes[0].strip():
+        raise ConfigError(f"{wanted.first} is empty; fill it in first.")
+    if wanted.wants == "trigger" and not trigger:
+        raise ConfigError("the trigger is empty; write your word into Trigger first.")
+    return _written(scene, names, operation, lambda text: wanted.made(text, *boxes, trigger))
+
+
+def with_trigger(scene: Scene, names: Sequence[str], trigger: str) -> str:
+    """Put the trigger in front of these captions; what was changed, in words. Raises: DataError, ConfigError."""
+    return bulk(scene, names, "Add trigger", ("", ""), trigger)
+
+
+def repair(scene: Scene, names: Sequence[str]) -> str:
+    """Write captions anew that are not UTF-8, read as Western European text. Raises: DataError."""
+    bad = {name: repaired(scene, name) for name in names if name in scene.refusals}
+    texts = {scene.pictures[name]: text for name, text in bad.items() if text}
+    edits.write(scene.folder, "Repair text", texts)
+    return f"{len(texts)} of {len(names)} captions were repaired; look whether their letters are right."
+
+
+def repaired(scene: Scene, name: str) -> str:
+    """The text of a caption that can't be read, as far as it can be guessed."""
+    path = scene.pictures[name].with_suffix(".txt")
+    path = path if path.is_file() else path.with_suffix(".caption")
+    try:
+        with path.open("rb") as file:
+            return file.read(caption_files.MAX_CAPTION_BYTES // 4).decode("cp1252", "replace").replace("\0", "").strip()
+    except OSError:
+        return ""
+
+
+def _written(scene: Scene, names: Sequence[str], what: str, made: Callable[[str], str]) -> str:
+    """Captions that can't be read are passed over: what they say would be lost."""
+    known = [name for name in names if name in scene.pictures and name not in scene.refusals]
+    texts = {scene.pictures[name]: made(scene.captions[name]) for name in known}
+    changed = {path: text for path, text in texts.items() if text != scene.captions[_below(scene, path)]}
+    if not changed:
+        raise DataError(f"{what}: none of {len(known)} captions is changed by that.")
+    edits.write(scene.folder, what, changed)
+    return f"{what}: {len(changed)} of {len(known)} captions changed."
+
+
+def _below(scene: Scene, path: Path) -> str:
+    return path.relative_to(scene.folder).as_posix()
+
+
+# Pictures.
+
+
+def discard(scene: Scene, names: Sequence[str]) -> str:
+    """Put pictures into the trash; what was done, in words. Raises: DataError."""
+    foreign = {name: scene.folder / name for name in scene.foreign}
+    paths = [path for name in dict.fromkeys(names) if (path := scene.pictures.get(name) or foreign.get(name))]
+    if not paths:
+        raise DataError("no picture is marked or open; choose one first.")
+    edits.discard(scene.folder, paths)
+    return f"{len(paths)} picture{'' if len(paths) == 1 else 's'} put in the trash."
+
+
+def restore(scene: Scene, names: Sequence[str]) -> str:
+    """Take pictures out of the trash; what was done, in words. Raises: DataError."""
+    edit = edits.restore(scene.folder, names)
+    return f"{edit.num_pictures} picture{'' if edit.num_pictures == 1 else 's'} restored."
+
+
+def undo(context: Context, name: str | None, chosen: str, number: int | None) -> str:
+    """Take back one edit, the last if none is named; what was done, in words. Raises: DataError."""
+    folder = context.dataset(name)
+    undone = edits.undo(folder, number)
+    if undone is None and number is None:
+        # Captions that came with an upload are logged folder by folder.
+        older = caption_files.undo(picture(context, name, chosen).parent if chosen else folder)
+        if older:
+            return f"Undone: caption of {plain(older.picture, 120)}"
+    if undone is None:
+        raise DataError("there is no edit left to undo in this dataset.")
+    count = f" ({undone.edit.num_pictures})" if undone.edit.num_pictures > 1 else ""
+    if undone.left:
+        warn(f"changed elsewhere since, so left as it is: {some(undone.left)}.")
+    return f"Undone: {plain(undone.edit.what, 120)}{count}"

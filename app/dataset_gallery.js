@@ -1,0 +1,374 @@
+// The Dataset tab's gallery: filters, marks and keys, all in the browser, so that none waits for the server.
+//
+// Whatever comes from the set (names, captions, tags) is put in as text, never as HTML. The server is told what was
+// done by `trigger`; it looks every name up itself.
+const root = element.querySelector('.pictures');
+const SHOWN_TAGS = 18, TYPED_MS = 600, LOOK_MS = 4000;
+let scene = {dataset: '', items: [], trash: [], reasons: [], kinds: [], shapes: [], resolution: 0};
+let opened = {dataset: '', name: '', shown: ''};
+let filter = {kind: 'all', tags: new Set(), find: '', names: null, title: '', bucket: ''};
+let active = '', anchor = '', pending = null, timer = 0, lookTimer = 0, visit = '', looked = 0, allTags = false;
+const marked = new Set(), cards = new Map();
+
+const make = (tag, className = '', text = '') => {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== '') made.textContent = text;
+  return made;
+};
+const button = (className, text, act) => {
+  const made = make('button', className, text);
+  made.type = 'button';
+  made.addEventListener('click', act);
+  return made;
+};
+const part = name => root.querySelector(`.${name}`);
+const newVisit = () => `${Date.now()}-${Math.random().toString(36).slice(2)}`;
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? '' : 's'}`;
+const tagsOf = item => item.tags ??= [...new Set(item.c.split(',').map(tag => tag.trim()).filter(Boolean))];
+const bucketOf = item => item.k?.length ? item.k.join(' × ') : '';
+const inTrash = () => filter.kind === 'trash';
+const all = () => inTrash() ? scene.trash : scene.items;
+
+// What is shown.
+
+const fits = item => {
+  if (inTrash()) return true;
+  if (filter.names) return filter.names.has(item.n);
+  if (filter.bucket && bucketOf(item) !== filter.bucket) return false;
+  if (filter.kind !== 'all' && !item.f.includes(filter.kind)) return false;
+  for (const tag of filter.tags) if (!tagsOf(item).includes(tag)) return false;
+  return !filter.find || `${item.l} ${item.c}`.toLowerCase().includes(filter.find);
+};
+const order = item => filter.kind === 'double' ? item.g * 100000 + item.i : item.i;
+const visible = () => all().filter(item => fits(item) || item.n === active && !inTrash())
+  .sort((one, other) => order(one) - order(other));
+const targets = () => marked.size ? [...marked] : visible().filter(fits).map(item => item.n);
+
+const dressed = (card, item) => {
+  card.open.setAttribute('aria-label', `${item.l}: ${item.c || 'no caption yet'}`);
+  card.open.title = item.l;
+  card.text.textContent = item.c.replace(/\s+/g, ' ') || (inTrash() ? item.l : 'no caption yet');
+  card.text.classList.toggle('missing', !item.c && !inTrash());
+  card.badges.replaceChildren(...item.b.map(word => make('span', 'badge', word)));
+  card.box.setAttribute('aria-label', `Mark ${item.l}`);
+  if (item.s && card.image.getAttribute('src') !== item.s) card.image.src = item.s;
+  card.image.hidden = item.f.includes('broken') || !card.image.hasAttribute('src');  // the old one until there is a new
+};
+const newCard = item => {
+  const card = make('div', 'card');
+  card.open = button('thumbnail-item', '', event => clicked(event, item.n));
+  card.image = make('img');
+  card.image.alt = '';
+  card.image.loading = 'lazy';
+  card.badges = make('span', 'badges');
+  card.text = make('span', 'words');
+  card.box = make('input');
+  card.box.type = 'checkbox';
+  card.box.addEventListener('change', () => { mark(item.n, card.box.checked); anchor = item.n; marks(); });
+  card.open.append(card.image, card.badges, card.text);
+  card.append(card.open, card.box);
+  return card;
+};
+const draw = () => {
+  const grid = part('grid'), here = new Set(), prefix = inTrash() ? 'trash ' : '';
+  for (const item of all()) {
+    const key = prefix + item.n;
+    here.add(key);
+    if (!cards.has(key)) { cards.set(key, newCard(item)); grid.append(cards.get(key)); }
+    dressed(cards.get(key), item);
+  }
+  for (const [key, card] of cards) if (!here.has(key)) { card.remove(); cards.delete(key); }
+  for (const name of [...marked]) if (!here.has(prefix + name)) marked.delete(name);
+  narrow();
+};
+const narrow = () => {
+  const shown = new Set(visible().map(item => item.n));
+  for (const item of all()) {
+    const card = cards.get((inTrash() ? 'trash ' : '') + item.n);
+    card.hidden = !shown.has(item.n);
+    card.style.order = order(item);
+  }
+  part('empty').hidden = shown.size > 0 || !scene.dataset;
+  chips(); marks();
+};
+const marks = () => {
+  const prefix = inTrash() ? 'trash ' : '';
+  for (const item of all()) {
+    const card = cards.get(prefix + item.n);
+    card.box.checked = marked.has(item.n);
+    card.classList.toggle('marked', marked.has(item.n));
+    card.open.setAttribute('aria-current', !inTrash() && item.n === active);
+  }
+  const count = visible().filter(fits).length, of = all().length;
+  const what = filter.title || (inTrash() ? 'In the trash' : '');
+  part('count').textContent = `${what ? `${what}: ` : ''}${count === of ? plural(of, 'picture') : `${count} of ${of}`}`
+    + (marked.size ? `, ${marked.size} marked` : '') + (scene.pending ? `; looking at ${scene.pending} more ...` : '');
+  part('unmark').disabled = !marked.size;
+  part('everything').disabled = !count;
+  part('mirror').hidden = part('discard').hidden = inTrash();
+  part('mirror').disabled = !marked.size;
+  part('discard').disabled = !marked.size;
+  part('restore').hidden = !inTrash();
+  part('restore').disabled = !of;
+  part('restore').textContent = marked.size ? 'Restore' : 'Restore all';
+};
+const chip = (text, count, pressed, act) => {
+  const made = button('chip', text, act);
+  made.append(make('b', '', String(count)));
+  made.setAttribute('aria-pressed', pressed);
+  return made;
+};
+// Every bucket of the resolution, and those of pictures too small for it, from the widest, with its pictures.
+const shapes = () => {
+  const counts = new Map(scene.shapes.map(size => [size.join(' × '), {size, count: 0}]));
+  for (const item of scene.items) {
+    const name = bucketOf(item);
+    if (!name) continue;
+    if (!counts.has(name)) counts.set(name, {size: item.k, count: 0});
+    counts.get(name).count++;
+  }
+  return [...counts.values()].sort((one, other) => one.size[1] / one.size[0] - other.size[1] / other.size[0]);
+};
+const chips = () => {
+  const focused = document.activeElement?.closest('.chip')?.dataset.key;
+  const kinds = scene.kinds.map(([kind, text, count]) => {
+    const made = chip(text, count, filter.kind === kind && !filter.names, () => show({kind}));
+    made.dataset.key = `kind ${kind}`;
+    made.hidden = !count && kind !== 'all' && filter.kind !== kind;
+    return made;
+  });
+  part('kinds').replaceChildren(...kinds);
+  const sizes = inTrash() ? [] : shapes().filter(({size, count}) => count || size.join(' × ') === filter.bucket);
+  part('buckets').replaceChildren(...sizes.map(({size, count}) => {
+    const name = size.join(' × '), made = chip(name, count, filter.bucket === name, () => {
+      filter.bucket = filter.bucket === name ? '' : name;
+      filter.names = null; filter.title = '';
+      narrow();
+    });
+    made.dataset.key = `bucket ${name}`;
+    return made;
+  }));
+  if (sizes.length) part('buckets').prepend(make('span', 'what', `Buckets at ${scene.resolution} px`));
+
+  const counts = new Map();
+  if (!inTrash()) for (const item of visible()) for (const tag of tagsOf(item)) counts.set(tag, (counts.get(tag) ?? 0) + 1);
+  for (const tag of filter.tags) if (!counts.has(tag)) counts.set(tag, 0);
+  const sorted = [...counts].sort((one, other) =>
+    filter.tags.has(other[0]) - filter.tags.has(one[0]) || other[1] - one[1] || one[0].localeCompare(other[0]));
+  // A tag of one picture alone selects little: it waits behind the last chip.
+  const first = sorted.filter(([tag, count], index) => index < SHOWN_TAGS && (count > 1 || filter.tags.has(tag)));
+  const tags = (allTags ? sorted.slice(0, 400) : first).map(([tag, count]) => {
+    const made = chip(tag.length > 40 ? `${tag.slice(0, 39)}…` : tag, count, filter.tags.has(tag), () => {
+      filter.tags.has(tag) ? filter.tags.delete(tag) : filter.tags.add(tag);
+      filter.names = null; filter.title = '';
+      narrow();
+    });
+    made.dataset.key = `tag ${tag}`;
+    made.title = tag;
+    return made;
+  });
+  const rest = sorted.length - first.length;
+  if (rest) tags.push(button('chip more', allTags ? 'Fewer tags' : `${plural(rest, 'tag')} more`, () => {
+    allTags = !allTags;
+    narrow();
+  }));
+  part('tags').replaceChildren(...tags);
+  if (focused) [...root.querySelectorAll('.chip')].find(made => made.dataset.key === focused)?.focus();
+};
+const show = change => {
+  const before = inTrash();
+  filter = {...filter, kind: 'all', names: null, title: '', ...change};
+  if (change.names) { filter.tags = new Set(); filter.find = filter.bucket = ''; part('find').value = ''; }
+  if (before !== inTrash()) { marked.clear(); cards.forEach(card => card.remove()); cards.clear(); draw(); } else narrow();
+  part('grid').scrollTop = 0;
+};
+const reasons = () => part('reasons').replaceChildren(...scene.reasons.map(reason => {
+  const row = make('p', 'reason', reason.text);
+  for (const [act, label] of reason.cures) row.append(button('cure', label, () => cure(act, reason.names, reason.title)));
+  return row;
+}));
+const cure = (act, names, title) => {
+  if (act !== 'show') return tell('act', {act, names});
+  show({names: new Set(names), title});
+  root.scrollIntoView({block: 'nearest'});
+};
+
+// What people do.
+
+const tell = (event, data) => {
+  flush('left');
+  trigger(event, {dataset: scene.dataset, ...data});
+};
+const mark = (name, on) => on ? marked.add(name) : marked.delete(name);
+const clicked = (event, name) => {
+  const list = visible().map(item => item.n), from = list.indexOf(anchor || active), to = list.indexOf(name);
+  if (event.shiftKey && from >= 0) list.slice(Math.min(from, to), Math.max(from, to) + 1).forEach(one => mark(one, true));
+  else if (event.ctrlKey || event.metaKey || inTrash()) mark(name, !marked.has(name));
+  else return pick(name);
+  anchor = name;
+  marks();
+};
+const pick = name => {
+  active = anchor = name;
+  const box = document.querySelector('#caption textarea');
+  if (box) { box.readOnly = true; setTimeout(() => { box.readOnly = false; }, 2000); }
+  narrow();
+  cards.get(name)?.scrollIntoView({block: 'nearest'});
+  tell('pick', {name});
+};
+const beside = step => {
+  const list = visible(), index = list.findIndex(item => item.n === active);
+  return list[index < 0 ? 0 : index + step]?.n;
+};
+const step = by => {
+  const name = inTrash() ? '' : beside(by);
+  if (name && name !== active) pick(name);
+};
+const discard = () => {
+  const names = marked.size ? [...marked] : active ? [active] : [];
+  if (!names.length || inTrash()) return;
+  const gone = new Set(names), list = visible(), index = list.findIndex(item => item.n === active);
+  const after = [...list.slice(index + 1), ...list.slice(0, Math.max(index, 0)).reverse()].find(item => !gone.has(item.n));
+  tell('act', {act: 'delete', names, next: gone.has(active) ? after?.n ?? '' : active});
+};
+// Some at a time, so that it can be stopped; all are one edit.
+let going = null;
+const flip = async names => {
+  if (!names.length || going || inTrash()) return;
+  flush('left');
+  const AT_ONCE = 4, run = going = {dataset: scene.dataset, visit: names.length > 1 ? newVisit() : ''};
+  const problems = [], sided = [];
+  let done = 0;
+  const say = text => {
+    const bar = part('working').querySelector('progress');
+    part('working').hidden = false;
+    bar.hidden = part('halt').hidden = going !== run || names.length <= AT_ONCE;
+    Object.assign(bar, {max: names.length, value: done + problems.length});
+    part('done').textContent = text;
+    part('sided').hidden = !sided.length || going === run;
+  };
+  part('sided').onclick = () => { part('working').hidden = true; show({names: new Set(sided), title: 'Left or right in the caption'}); };
+  try {
+    for (let at = 0; at < names.length && !run.halted; at += AT_ONCE) {
+      say(`Flipping ${Math.min(at + AT_ONCE, names.length)} of ${names.length} …`);
+      const {dataset, visit} = run, answer = await server.flip({dataset, visit, names: names.slice(at, at + AT_ONCE)});
+      if (answer.problem) throw new Error(answer.problem);
+      done += answer.done;
+      problems.push(...answer.problems);
+      sided.push(...answer.sided);
+    }
+  } catch (error) {
+    problems.push(error.message || 'The server does not answer; try again.');
+  }
+  going = null;
+  const words = sided.length ? ` ${plural(sided.length, 'caption')} ${sided.length === 1 ? 'says' : 'say'} left or right: look.` : '';
+  say(`${plural(done, 'picture')} flipped.${problems.length ? ` ${problems.length} not: ${problems.slice(0, 3).join(' ')}` : ''}${words}`);
+  changed(run.dataset);
+};
+const changed = dataset => { if (dataset === scene.dataset) tell('look', {}); };
+const flush = kind => {
+  clearTimeout(timer);
+  if (!pending) return;
+  const typed = pending;
+  pending = null;
+  trigger(kind, typed);
+};
+const state = text => { const line = document.querySelector('#caption-state .said'); if (line) line.textContent = text; };
+document.addEventListener('input', event => {
+  if (!event.target.closest?.('#caption') || !opened.name) return;
+  pending = {dataset: opened.dataset, name: opened.name, text: event.target.value, visit};
+  const item = opened.dataset === scene.dataset && scene.items.find(one => one.n === opened.name);
+  if (item) { item.c = event.target.value.trim(); delete item.tags; dressed(cards.get(item.n) ?? newCard(item), item); }
+  state('Not saved yet');
+  clearTimeout(timer);
+  timer = setTimeout(() => flush('typed'), TYPED_MS);
+});
+document.addEventListener('focusin', event => {
+  if (event.target.closest?.('#caption')) visit = newVisit();
+});
+document.addEventListener('focusout', event => { if (event.target.closest?.('#caption')) flush('left'); });
+document.addEventListener('visibilitychange', () => { if (document.hidden) flush('left'); });
+const look = () => {
+  clearTimeout(lookTimer);
+  const wait = looked + LOOK_MS - Date.now();
+  if (wait > 0) { lookTimer = setTimeout(look, wait); return; }
+  if (!element.offsetParent || !scene.dataset || pending) return;
+  looked = Date.now();
+  trigger('look', {dataset: scene.dataset});
+};
+window.addEventListener('focus', look);
+
+// Keys: plain ones only where nothing is being typed; with Ctrl or Alt everywhere on the tab.
+
+const press = id => document.querySelector(`#${id}`)?.click();
+const plainKeys = {
+  ArrowRight: () => step(1), j: () => step(1), ArrowLeft: () => step(-1), k: () => step(-1), Delete: discard,
+  x: () => { if (active) { mark(active, !marked.has(active)); marks(); } },
+  e: () => document.querySelector('#caption textarea')?.focus(),
+  c: () => press('crop-picture'), m: () => press('mask-picture'), f: () => flip(marked.size ? [...marked] : active ? [active] : []),
+  Escape: () => { marked.clear(); marks(); },
+};
+const heldKeys = event => {
+  if (event.altKey && !event.ctrlKey) {
+    return {KeyN: () => step(1), KeyP: () => step(-1), KeyZ: () => press('undo-caption'), Delete: discard}[event.code];
+  }
+  if (event.code === 'Enter') return () => { flush('left'); step(1); };
+  return event.code === 'KeyS' ? () => press('save-caption') : null;
+};
+document.addEventListener('keydown', event => {
+  const target = event.target, tab = element.closest('[role=tabpanel]');
+  if (!element.offsetParent || event.defaultPrevented || (target !== document.body && tab && !tab.contains(target))) return;
+  const typing = target.closest('textarea, select, [contenteditable=true], input:not([type=checkbox])');
+  const held = event.ctrlKey || event.metaKey || event.altKey;
+  let act = held ? heldKeys(event) : typing ? null : plainKeys[event.key];
+  if (!act && !typing && (event.ctrlKey || event.metaKey) && event.code === 'KeyZ') act = () => press('undo-caption');
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
+// What the server says.
+
+const heard = () => {
+  const before = scene.dataset;
+  scene = props.value ? JSON.parse(JSON.stringify(props.value)) : scene; // a copy: to change `props` would call us again
+  scene.items.forEach((item, index) => { item.i = index; });
+  scene.trash.forEach((item, index) => { item.i = index; });
+  if (before !== scene.dataset) {
+    marked.clear(); active = ''; filter = {kind: 'all', tags: new Set(), find: '', names: null, title: '', bucket: ''};
+    part('find').value = ''; cards.forEach(card => card.remove()); cards.clear();
+    if (!going) part('working').hidden = true;
+  }
+  if (pending && pending.dataset === scene.dataset) {
+    const item = scene.items.find(one => one.n === pending.name);
+    if (item) item.c = pending.text.trim();
+  }
+  if (inTrash() && !scene.trash.length) { filter.kind = 'all'; cards.forEach(card => card.remove()); cards.clear(); }
+  reasons();
+  draw();
+};
+window.velaturaDataset = {
+  targets, cure, flip, changed, shapes,
+  opened: value => {
+    const fresh = value?.name !== opened.name || value?.dataset !== opened.dataset;
+    opened = value ? {...value} : opened;
+    active = opened.name;
+    const box = document.querySelector('#caption textarea');
+    if (box) box.readOnly = false;
+    if (fresh) visit = newVisit();
+    if (part('grid').childElementCount) narrow();
+  },
+};
+part('find').addEventListener('input', event => {
+  filter.find = event.target.value.trim().toLowerCase(); filter.names = null; filter.title = '';
+  narrow();
+});
+part('everything').addEventListener('click', () => { visible().filter(fits).forEach(item => marked.add(item.n)); marks(); });
+part('unmark').addEventListener('click', () => { marked.clear(); marks(); });
+part('discard').addEventListener('click', discard);
+part('mirror').addEventListener('click', () => flip([...marked]));
+part('halt').addEventListener('click', () => { if (going) going.halted = true; });
+part('restore').addEventListener('click', () => tell('act', {act: 'restore', names: targets()}));
+watch('value', heard);
+heard();

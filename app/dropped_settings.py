@@ -1,0 +1,256 @@
+"""A dropped text file: settings of ours, a jobs file, or settings of another tool, told apart by their keys."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from app import batches, path_gate, saved_stacks
+from app.context import Context
+from trainer import encodings, presets, unique_names
+from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
+from trainer.config.parsing import from_json, from_toml
+from trainer.data.uploads import safe_stem
+from trainer.errors import AdapterError, ConfigError
+from trainer.printing import plain
+
+MAX_BYTES = 8 << 20
+_MOST_KEYS = 2000
+# Tools by keys that their settings have and nobody else's; two of them tell.
+_TOOLS = {
+    "kohya's scripts": {
+        "pretrained_model_name_or_path", "network_module", "network_dim", "network_alpha", "network_args",
+        "train_data_dir", "LoRA_type", "max_train_steps", "max_train_epochs", "lr_scheduler", "optimizer_type",
+        "mixed_precision", "save_model_as", "caption_extension", "num_repeats", "image_dir", "enable_bucket",
+        "min_bucket_reso", "unet_lr", "text_encoder_lr", "clip_skip", "output_name", "subsets",
+    },
+    "OneTrainer": {
+        "training_method", "base_model_name", "concept_file_name", "output_model_destination", "lora_rank",
+        "workspace_dir", "cache_dir", "learning_rate_scheduler", "unet", "prior", "__version",
+    },
+    "ai-toolkit": {"job", "config", "process", "meta", "network", "train", "datasets", "sample", "folder_path"},
+    "SimpleTuner": {"model_family", "model_type", "data_backend_config", "lora_rank", "pretrained_vae_model"},
+    "diffusion-pipe": {"pipeline_stages", "micro_batch_size_per_gpu", "gradient_accumulation_steps", "adapter"},
+}  # fmt: skip
+_YAML_OF_AI_TOOLKIT = re.compile(r"\A(?:[^\S\n]*(?:#[^\n]*|---[^\S\n]*)?\n)*job:[^\S\n]*['\"]?extension")
+_ENOUGH = {"kohya's scripts": 2, "ai-toolkit": 3, "OneTrainer": 3, "SimpleTuner": 2, "diffusion-pipe": 3}
+_OURS: dict[str, type[TrainConfig] | type[StackConfig] | type[BatchConfig]] = {
+    "train": TrainConfig, "stack": StackConfig, "batch": BatchConfig,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A dropped file: what it is, where it went, and what `Open` opens, as (what, key)."""
+
+    file: str
+    what: str
+    where: str = ""
+    opens: tuple[str, str] | None = None
+    shelf: tuple[str, str] | None = None  # kind and key in the library, if it is there
+    is_taken: bool = True
+
+
+def take(context: Context, path: Path) -> Arrival:
+    """What a text file is and where it went. Raises: ConfigError, AdapterError in words for what can't be taken."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"This file is no picture, model or zip, and too large for settings: {_mib(path)} MiB.")
+    try:
+        text = encodings.text(path.read_bytes())
+    except ValueError:
+        raise ConfigError("This kind of file is not known here.") from None
+    values = _table(text, path.name)
+    if values is None and _YAML_OF_AI_TOOLKIT.match(text):
+        raise ConfigError(_foreign("ai-toolkit"))
+    if values is None:
+        return _jobs_lines(context, path, text)
+    if tool := _tool_of(values):
+        raise ConfigError(_foreign(tool))
+    if _is_graph(values):
+        raise ConfigError("This is a ComfyUI workflow; drop a picture that was made with it instead.")
+    kind = _ours(values)
+    makers = {"train": _train, "stack": _stack, "batch": _batch}
+    if kind not in makers:
+        raise ConfigError("This is a text with settings of no tool that is known here.")
+    return makers[kind](context, path, values)
+
+
+def _foreign(tool: str) -> str:
+    return f"This is a settings file of {tool}; taking over its settings is not there yet."
+
+
+def _mib(path: Path) -> int:
+    return path.stat().st_size >> 20
+
+
+def _table(text: str, name: str) -> dict[str, Any] | None:
+    """The values of a JSON or TOML text; None for one that is neither."""
+    for read in (from_json, from_toml):
+        try:
+            values = read(text, name)
+        except ConfigError:
+            continue
+        # One line of jobs is JSON too; a list is one of ComfyUI's nodes or of jobs.
+        return values if isinstance(values, dict) and not _is_job(values) else None
+    return None
+
+
+# Whose settings they are.
+
+
+def _keys(values: dict[str, Any]) -> set[str]:
+    """The keys of a table and of the tables in it."""
+    keys: set[str] = set()
+    waiting: list[Any] = [values]
+    while waiting and len(keys) < _MOST_KEYS:
+        here = waiting.pop()
+        if isinstance(here, dict):
+            keys |= {key.lstrip("-") for key in list(here)[:_MOST_KEYS] if isinstance(key, str)}
+            waiting += list(here.values())[:_MOST_KEYS]
+        elif isinstance(here, list):
+            waiting += here[:_MOST_KEYS]
+    return keys
+
+
+def _tool_of(values: dict[str, Any]) -> str:
+    """The tool whose settings these are; "" for ours and for none that is known."""
+    keys = _keys(values)
+    counts = {tool: len(keys & own) for tool, own in _TOOLS.items()}
+    if _share(values, TrainConfig) > 0.8 or _share(values, StackConfig) > 0.8:
+        return ""
+    known = [tool for tool, count in counts.items() if count >= _ENOUGH[tool]]
+    return max(known, key=lambda tool: counts[tool] / _ENOUGH[tool], default="")
+
+
+def _share(values: dict[str, Any], model: type[TrainConfig] | type[StackConfig] | type[BatchConfig]) -> float:
+    """How much of a table's keys are a model's settings, 0 to 1."""
+    return sum(key in model.model_fields or key == "title" for key in values) / len(values) if values else 0.0
+
+
+def _ours(values: dict[str, Any]) -> str:
+    """train, stack or batch, by most of the keys; "" for none."""
+    shares = {kind: _share(values, model) for kind, model in _OURS.items()}
+    best = max(shares, key=lambda kind: shares[kind])
+    return best if shares[best] >= 0.5 else ""
+
+
+def _is_graph(values: dict[str, Any]) -> bool:
+    nodes = list(values.values())
+    return ("nodes" in values and "links" in values) or (
+        bool(nodes) and all(isinstance(node, dict) and "class_type" in node for node in nodes)
+    )
+
+
+# Settings of ours.
+
+
+def _train(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
+    given = {key: value for key, value in values.items() if key != "title"}
+    config = parse(TrainConfig, given, plain(path.name, 80))
+    context.base(config.base)
+    folder = context.workspace / "recipes"
+    with unique_names.temporary(folder, ".tmp") as unnamed:
+        presets.save(config, unnamed)
+        saved = unique_names.put(unnamed, unique_names.numbered(folder, safe_stem(path.name), ".toml"))
+    where = f"They are kept as {plain(saved.stem, 120)}; open them to fill the form in Train."
+    return Arrival(path.name, "Settings of a training.", where, ("config", saved.name))
+
+
+def _stack(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
+    stack = parse(StackConfig, values, plain(path.name, 80))
+    try:
+        stack = path_gate.checked(context, stack)
+        note = ""
+    except AdapterError as error:  # it can be put by until its LoRAs come
+        note = f" {error}"
+    saved = saved_stacks.save(context, stack, path.stem)
+    where = f"It is in the Library as {plain(saved.stem, 120)}.{plain(note, 400)}"
+    return Arrival(path.name, "A stack of LoRAs.", where, ("stack", saved.name), ("stacks", saved.name))
+
+
+# Jobs.
+
+
+def _batch(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
+    parse(BatchConfig, values, plain(path.name, 80))
+    return _jobs(context, path, _toml(values), ".toml")
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """A table as TOML."""
+    return tomli_w.dumps({key: value for key, value in values.items() if value is not None})
+
+
+def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
+    """A CSV with a prompt column, or JSON objects, one a line."""
+    from trainer.render import jobs_file
+
+    rows = _objects(text)
+    if rows:
+        columns = [column for column in jobs_file.COLUMNS if any(column in row for row in rows)]
+        strange = {key for row in rows for key in row} - set(jobs_file.COLUMNS)
+        if strange:
+            raise ConfigError(
+                f"This is a jobs file with {plain(sorted(strange)[0], 60)!r} in it, which is no column; allowed: "
+                f"{', '.join(jobs_file.COLUMNS)}."
+            )
+        written = io.StringIO()
+        writer = csv.DictWriter(written, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        return _jobs(context, path, written.getvalue(), ".csv")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    cells = {cell.strip().strip('"').lower() for cell in first.replace(";", ",").replace("\t", ",").split(",")}
+    if "prompt" not in cells:
+        raise ConfigError("This is a text with nothing in it that is known here: no settings, no table of prompts.")
+    return _jobs(context, path, text, ".csv")
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of a text, one a line or in a list; [] if it is anything else."""
+    try:
+        values = list(_lines(text)) if not text.lstrip().startswith("[") else json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    are_jobs = isinstance(values, list) and values and all(_is_job(value) for value in values)
+    return values if are_jobs else []
+
+
+def _lines(text: str) -> Iterator[Any]:
+    for line in text.splitlines():
+        if line.strip():
+            yield json.loads(line)
+
+
+def _is_job(value: Any) -> bool:
+    """Whether a JSON object is a row of a jobs file: plain values, a prompt among them, and not a whole stack."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("prompt"), str)
+        and not any(isinstance(inner, dict | list) for inner in value.values())
+        and not (value.keys() & {"version", "adapters", "width_px", "negative_prompt"})
+    )
+
+
+def _jobs(context: Context, path: Path, text: str, suffix: str) -> Arrival:
+    """A jobs file that the Batch tab would take. Raises: ConfigError, AdapterError in its words."""
+    with tempfile.TemporaryDirectory() as room:
+        tried = Path(room) / f"{safe_stem(path.name)}{suffix}"
+        tried.write_text(text, encoding="utf-8", newline="")
+        batches.uploaded(context, tried)
+        saved = unique_names.copied(
+            tried, unique_names.numbered(context.workspace / "jobs", tried.stem, suffix), context.workspace / "jobs"
+        )
+    num = max(len([line for line in text.splitlines() if line.strip()]) - 1, 1)
+    what = f"A jobs file of {num} rows." if suffix == ".csv" and num > 1 else "A jobs file."
+    where = f"It is kept as {plain(saved.stem, 120)}; open it to draw it in Batch."
+    return Arrival(path.name, what, where, ("jobs", saved.name))

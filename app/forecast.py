@@ -1,0 +1,278 @@
+"""What a start would do, before it is started: pictures that train, base, length, disk, and all that stands against it.
+
+Cheap enough to be asked at every change of a setting: no torch, no model; of a large set a few pictures are decoded
+each time, until all are known. `at_start` asks everything that the trainer itself refuses, so that nothing is queued
+that must fail.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app import form_words, path_gate, preset_choices, start_choices
+from app.context import Context
+from app.form_problems import Cure, Problem, of_form, of_sentence
+from app.opened_pictures import OpenedPictures
+from trainer import bases, families, presets, run_facts
+from trainer.card_file.contents import DatasetFacts
+from trainer.cards import keeping, suiting
+from trainer.config import TrainConfig
+from trainer.data import sources
+from trainer.data.picture_file import first_names
+from trainer.errors import UserError
+from trainer.printing import plain
+
+_BUDGET_S = 0.25  # for decoding pictures, each time
+_LITTLE_DISK_BYTES = 2 << 30
+_SHORTEST_TRIGGER = 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What will happen; `problems` are what a start must fail of, `notes` what is to be known."""
+
+    headline: str
+    facts: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    num_unseen: int = 0  # pictures that were not decoded yet
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the form holds: its settings, the chosen sets, and what it was filled with, by dotted path."""
+
+    values: dict[str, Any]
+    dataset: str
+    heldout: str
+    trigger: str
+    filled: Mapping[str, Any]
+    card: str = ""  # the digest of the card that it was filled from
+
+
+def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
+    """What a start would do as the form stands."""
+    config, problems = _config(context, wish)
+    if config is None:
+        return Forecast("These settings can't be trained with", problems=tuple(problems))
+    problems += _base_problems(context, config)
+    if not wish.dataset:
+        text = "No dataset is chosen. Copy a sample set or make one in Dataset."
+        return Forecast("Choose a dataset", problems=(Problem(text, "data.folder"), *problems))
+    pictures = _pictures(config, wish, seen)
+    problems += pictures.problems
+    facts = [_base_fact(config), _start_fact(config), _length_fact(config, pictures.num_used), _disk_fact(context)]
+    headline = _headline(pictures)
+    return Forecast(
+        headline,
+        tuple(filter(None, facts)),
+        tuple(problems),
+        (*pictures.notes, *_card_notes(wish.card, config, pictures.facts), *_disk_notes(context)),
+        pictures.num_unseen,
+    )
+
+
+def at_start(context: Context, wish: Wish, config: TrainConfig) -> list[Problem]:
+    """What the trainer refuses these settings for; it decodes every picture and loads torch."""
+    from trainer import session
+
+    try:
+        session.refuse(config)
+    except UserError as error:
+        head, *lines = str(error).splitlines()
+        lines = [line.strip() for line in lines] if head.endswith(":") and lines else [str(error)]
+        return [of_sentence(_without_places(context, line), wish.values, wish.filled) for line in lines]
+    return []
+
+
+def _without_places(context: Context, text: str) -> str:
+    """The text without the server's folders, which are nobody's business."""
+    return text.replace(f"{context.datasets}/", "").replace(f"{context.workspace}/", "")
+
+
+# Settings.
+
+
+def _config(context: Context, wish: Wish) -> tuple[TrainConfig | None, list[Problem]]:
+    """The settings with the folders of this server, and what is wrong with them."""
+    names = context.dataset_names()
+    data = {**wish.values.get("data", {}), "trigger": wish.trigger.strip()}
+    data["folder"] = str(context.datasets / wish.dataset) if wish.dataset in names else ""
+    data["heldout"] = str(context.datasets / wish.heldout) if wish.heldout in names else ""
+    config, problems = of_form({**wish.values, "data": data}, wish.filled)
+    if config is None:
+        return None, problems
+    try:  # the base is judged apart, and LoRAs that are trained against are read at the start
+        ours = {"base": context.bases[0], "against": type(config.against)()}
+        config = path_gate.checked(context, config.model_copy(update=ours)).model_copy(
+            update={"base": config.base, "against": config.against}
+        )
+    except UserError as error:
+        problems.append(of_sentence(str(error), wish.values, wish.filled))
+    return config, problems
+
+
+def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
+    """What stands against the base: it isn't here, is of another family, or is no base."""
+    name = Path(config.base).name
+    if config.base not in context.bases:
+        text = f"The base {plain(config.base, 80)} isn't on this machine."
+        if instead := preset_choices.base_here(context, config):
+            return [Problem(text, "base", Cure(f"Use {Path(instead).name}", {"base": instead}))]
+        text += " Whoever runs Velatura can add it."
+        like = preset_choices.like(context, config)
+        return [Problem(text, "base", Cure(f"Take {presets.title(like)}", preset=like) if like else None)]
+
+    # Its family, by what lies there.
+    family = preset_choices.family(config.base)
+    if family != config.family:
+        title = families.registry()[config.family].title
+        return [
+            Problem(
+                f"{plain(name, 80)} is a {families.registry()[family].title} base, and the family is {title}.",
+                "base",
+                Cure(f"Set family to {families.registry()[family].title}", {"family": family}),
+            )
+        ]
+    try:
+        place, _ = bases.place(config.base)
+        if place.is_dir():
+            folder = bases.resolve(config.base, families.registry()[config.family])
+            bases.check_pixels(folder, {"resolution_px": config.resolution_px})
+    except UserError as error:
+        return [of_sentence(str(error), config.model_dump(mode="json"), {})]
+    return []
+
+
+# Pictures.
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    num_used: int
+    num_found: int
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    num_unseen: int = 0
+    facts: DatasetFacts = DatasetFacts()
+
+
+def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Pictures:
+    """How many pictures train, and why the others don't."""
+    try:
+        survey = sources.survey(Path(config.data.folder), config.data, "data.folder")
+    except UserError as error:
+        return _Pictures(0, 0, (of_sentence(str(error), {}, {}),))
+    reasons, num_unseen = seen.reasons([picture.path for picture in survey.pictures], _BUDGET_S)
+    shut = [picture.name for picture in survey.pictures if reasons.get(picture.path) or picture.refusal]
+    bare = [picture.name for picture in survey.pictures if not picture.text and picture.name not in shut]
+    num_found = len(survey.pictures) + survey.num_foreign
+    lacking = [] if config.data.trigger else bare
+    num_used = len(survey.pictures) - len(shut) - len(lacking)
+
+    # Why the others don't.
+    causes = []
+    if lacking:
+        word = trigger_for(wish.dataset)
+        bare_ones = _count(lacking, "has no caption", "have no caption")
+        text = f"{bare_ones}. Write captions in Dataset, or train them on a trigger alone."
+        causes.append(Problem(text, "data.trigger", Cure(f"Use “{word}” as trigger", {"data.trigger": word})))
+    if shut:
+        first, why = next((p.name, reasons.get(p.path) or p.refusal) for p in survey.pictures if p.name in shut)
+        causes.append(Problem(f"{_count(shut, 'can’t be read', 'can’t be read')}: {first} {plain(why, 200)}."))
+    if survey.num_foreign:
+        causes.append(Problem(f"{survey.num_foreign} are in a format that isn't read; save them as PNG, JPEG or WebP."))
+    if not num_found:
+        causes = [Problem("The dataset has no pictures. Add some in Dataset.", "data.folder")]
+
+    # Too few are a problem; fewer than all are a note.
+    problems = tuple(causes) if num_used <= 0 else ()
+    notes = list(causes) if num_used > 0 else []
+    if num_used > 0 and (apart := max(config.validation.leave_out, config.validation.folds)) >= num_used:
+        key = "validation.leave_out" if config.validation.leave_out else "validation.folds"
+        label, fifth = form_words.labels()[key], max(num_used // 5, 2 if key.endswith("folds") else 1)
+        cure = Cure(f"Set it to {fifth}", {key: fifth}) if fifth < num_used else None
+        problems = (
+            Problem(f"“{label}” is {apart}; allowed for {num_used} pictures: less than {num_used}.", key, cure),
+        )
+    if config.data.heldout and config.data.heldout == config.data.folder:
+        text = "The held-out set is the training set itself: what is measured on it says nothing about new pictures."
+        notes.append(Problem(text, "data.heldout", Cure("Use none", {"data.heldout": ""})))
+    if config.data.trigger and bare:
+        notes.append(Problem(f"{_count(bare, 'has no caption', 'have no caption')}: trained on the trigger alone."))
+    texts = [picture.text for picture in survey.pictures if picture.name not in shut]
+    facts = run_facts.of_captions(texts, config.data.trigger).model_copy(update={"num_pictures": max(num_used, 0)})
+    return _Pictures(max(num_used, 0), num_found, problems, tuple(notes), num_unseen, facts)
+
+
+def _card_notes(digest: str, config: TrainConfig, own: DatasetFacts) -> tuple[Problem, ...]:
+    """Where the chosen set is unlike the one of the card that the form was filled from."""
+    if not digest or not own.num_pictures:
+        return ()
+    try:
+        card = keeping.opened(digest).card
+    except UserError:  # removed meanwhile
+        return ()
+    return tuple(Problem(line) for line in suiting.differences(config, card.evidence, card.head, own))
+
+
+def _count(names: list[str], one: str, several: str) -> str:
+    """`2 have no caption (a.png, b.png)`."""
+    return f"{len(names)} {one if len(names) == 1 else several} ({plain(first_names(names), 200)})"
+
+
+def trigger_for(dataset: str) -> str:
+    """A word for a dataset that has none: its name without signs, long enough to be a word."""
+    word = re.sub(r"\W|_", "", dataset.lower())[:40]
+    return word if len(word) >= _SHORTEST_TRIGGER else f"{word}style"
+
+
+def _headline(pictures: _Pictures) -> str:
+    used, found = pictures.num_used, pictures.num_found
+    if not found:
+        return "No pictures to train on"
+    all_of = "The picture trains" if found == 1 else f"All {found} pictures train"
+    return all_of if used == found else f"{used} of {found} pictures train"
+
+
+# The rest of it.
+
+
+def _base_fact(config: TrainConfig) -> str:
+    return f"on {plain(Path(config.base).name, 60)}"
+
+
+def _start_fact(config: TrainConfig) -> str:
+    """What it goes on from; "" where it begins anew."""
+    name = start_choices.of_source(config.start.source)
+    return f"goes on from {name}" if name else ""
+
+
+def _length_fact(config: TrainConfig, num_pictures: int) -> str:
+    """Steps, and how often each picture is seen."""
+    steps = f"{config.max_steps:,} step{'' if config.max_steps == 1 else 's'}"
+    if not num_pictures:
+        return steps
+    times = config.max_steps * config.batch_size * config.accumulation / num_pictures
+    seen = f"{times:.0f} times" if times >= 2 else "once" if times >= 0.75 else "not even once"
+    return f"{steps}, each picture seen {'about ' if times >= 2 else ''}{seen}"
+
+
+def _disk_fact(context: Context) -> str:
+    return f"{_free_bytes(context) / (1 << 30):,.0f} GiB free on disk"
+
+
+def _disk_notes(context: Context) -> tuple[Problem, ...]:
+    free = _free_bytes(context)
+    if free >= _LITTLE_DISK_BYTES:
+        return ()
+    return (Problem(f"Only {free / (1 << 20):,.0f} MiB are free on disk; a run that finds it full stops and waits."),)
+
+
+def _free_bytes(context: Context) -> int:
+    return shutil.disk_usage(context.workspace).free

@@ -1,0 +1,85 @@
+"""Messages of the trainer in the page's own words: settings by their labels, and no word of the command line.
+
+The trainer writes for its command: `validation.folds=3`, `write cat.txt`. On the page the same setting is called by
+the label that its field has, and what to do is said as it is done there.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from app.form_fields import specs
+from trainer.config import TrainConfig
+
+# Whole phrases of messages, and what the page says in their place; tried in this order.
+_PHRASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"\(write [^()]{1,300}?\.txt, or set data\.trigger to train it on the trigger alone\)",
+         "(write its caption in Dataset, or give a Trigger)"),
+        (r"\(write [^()]{1,300}?\.txt, or name its folder like [^()]{1,80}\)", "(write its caption in Dataset)"),
+        (r" ?\(--json lists all\)", ""),
+        (r"; go on with --resume\b", "; press Resume"),
+        (r", then: velatura [^.\n]{1,300}\.?", ", then press Resume."),
+        (r"(?<=\d)\.0 or (?=less|more)", " or "),
+        (r"; add --download to fetch it", ""),
+        (r" Start it with --base to offer another\.", ""),
+        (r"a name (?:in|from) `velatura models list`", "a model that was added"),
+    )
+)  # fmt: skip
+
+
+@cache
+def labels() -> dict[str, str]:
+    """Each setting's label by its dotted path."""
+    return {".".join(spec.path): spec.info.title or spec.path[-1] for spec in specs(TrainConfig)}
+
+
+def as_done_here(text: str) -> str:
+    """The text with the page's ways for the command's."""
+    for pattern, phrase in _PHRASES:
+        text = pattern.sub(phrase, text)
+    return text
+
+
+def said(text: str) -> str:
+    """The text with labels for settings, and the page's ways for the command's."""
+    text = as_done_here(text)
+    text = _assigned().sub(lambda found: f"“{labels()[found[1]]}” {_value(found[2])}", text)
+    text = _named().sub(lambda found: f"“{labels()[found[0]]}”", text)
+    # A setting of one plain word, such as seed, is meant only where it begins the sentence.
+    word = re.match(r"([a-z]+)(?= (?:is|has) )", text)
+    return f"“{labels()[word[1]]}”{text[word.end() :]}" if word and word[1] in labels() else text
+
+
+def key_of(text: str) -> str:
+    """The dotted path of the setting that a sentence of the trainer begins with; "" if it begins with none."""
+    found = re.match(r"[a-z_][a-z_0-9.]*", text)
+    path = found[0].rstrip(".") if found else ""
+    while path and path not in labels():
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _value(text: str) -> str:
+    plain = text.strip("'\"")
+    return {"true": "on", "false": "off"}.get(plain, f"at {plain}")
+
+
+@cache
+def _named() -> re.Pattern[str]:
+    """Any setting that no ordinary word is: one with a dot or a `_`."""
+    return re.compile(rf"(?<![\w./-])(?:{_alternatives()})(?![\w/-]|\.\w)")
+
+
+@cache
+def _assigned() -> re.Pattern[str]:
+    """The same with its value: `validation.folds=3`, `optimizer.name = other`."""
+    # A value's last dot may be the sentence's.
+    return re.compile(rf"(?<![\w./-])({_alternatives()}) ?= ?((?:[^\s,;()]*[^\s,;().])+)")
+
+
+def _alternatives() -> str:
+    names = sorted((path for path in labels() if "." in path or "_" in path), key=len, reverse=True)
+    return "|".join(map(re.escape, names))

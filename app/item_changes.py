@@ -1,0 +1,191 @@
+"""Renaming things of the library, throwing them away and putting them back.
+
+What a job works on stays where it is. A run keeps its folder, by whose name its job finds it, and so does a batch its
+pictures: they get a title. A LoRA that lies in a run's folder is put into the library under its new name, and the run
+keeps its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from app import batch_pictures, item_notes, library_items, saved_stacks
+from app.job_table import Job
+from app.jobs import LIVE, WAITING
+from app.library_items import BATCH_PICTURES, Item, Shelf
+from app.trash import Entry
+from trainer import runs, system, unique_names
+from trainer.config.parsing import from_toml
+from trainer.data.uploads import safe_stem
+from trainer.errors import DataError, RunError, UserError
+from trainer.printing import plain, some
+
+_HELDOUT = "-heldout"
+
+
+# Names.
+
+
+def rename(shelf: Shelf, item: Item, name: str) -> str:
+    """The key of the thing under its new name. Raises: DataError, RunError for a name that is taken or none."""
+    _refuse_preset(item)
+    name = name.strip()
+    if not name:
+        raise DataError("the new name is empty; write one.")
+    if len(name) > item_notes.LONGEST_TITLE:
+        raise DataError(f"the name has {len(name)} characters; allowed: up to {item_notes.LONGEST_TITLE}.")
+    try:
+        if item.kind == "runs" or item.key.startswith(BATCH_PICTURES):
+            item_notes.change(shelf.notes, item.kind, item.key, title="" if name == item.key else name)
+            return item.key
+        key = {"loras": _rename_lora, "datasets": _rename_dataset}.get(item.kind, _rename_files)(shelf, item, name)
+    except FileExistsError:
+        raise DataError(f"the name {plain(name, 80)!r} is taken; choose another.") from None
+    except OSError as error:
+        raise DataError(f"it can't be renamed: {error.strerror or error}.") from None
+    item_notes.move(shelf.notes, item.kind, item.key, key)
+    return key
+
+
+def _rename_lora(shelf: Shelf, item: Item, name: str) -> str:
+    target = shelf.context.loras / f"{safe_stem(f'{name}.x')}.safetensors"
+    own = _of_library(shelf, item)
+    if target in own:
+        return item.key
+    _refuse_used(shelf, own)
+    if own:
+        unique_names.put(own[0], [target])
+    else:
+        shelf.context.loras.mkdir(exist_ok=True)
+        with unique_names.temporary(shelf.context.loras, ".tmp") as unnamed:
+            system.link_or_copy(item.paths[0], unnamed)
+            unique_names.put(unnamed, [target])
+    shelf.context.find_loras()
+    return item.key
+
+
+def _rename_dataset(shelf: Shelf, item: Item, name: str) -> str:
+    """A dataset's folder, and with it the set that is held out of it."""
+    wanted = runs.slug(name)
+    if wanted == item.key:
+        return wanted
+    folder = item.paths[0]
+    _refuse_used(shelf, [folder])
+    if unfinished := _can_go_on(shelf, folder):
+        raise DataError(
+            f"{plain(item.key, 80)} can't be renamed while {some(unfinished)} can still go on with it; let that finish "
+            f"first, or throw the run away."
+        )
+    for tail in ("", _HELDOUT):
+        source, target = folder.with_name(f"{item.key}{tail}"), folder.with_name(f"{wanted}{tail}")
+        if os.path.lexists(target) and not (source.exists() and os.path.samefile(source, target)):
+            raise FileExistsError(str(target))
+    for tail in (_HELDOUT, ""):
+        source = folder.with_name(f"{item.key}{tail}")
+        if source.is_dir():
+            unique_names.put(source, [folder.with_name(f"{wanted}{tail}")])
+    return wanted
+
+
+def _rename_files(shelf: Shelf, item: Item, name: str) -> str:
+    """A picture; or a stack, with the picture beside it."""
+    first, *beside = item.paths
+    target = first.with_name(f"{safe_stem(f'{name}.x')}{first.suffix}")
+    if target == first:
+        return item.key
+    unique_names.put(first, [target])
+    for path in beside:
+        system.replace(path, target.with_suffix(saved_stacks.PICTURE))
+    return target.name
+
+
+# The trash.
+
+
+def throw(shelf: Shelf, item: Item) -> Entry:
+    """The thing in the trash. Raises: DataError, RunError for what a job works on."""
+    _refuse_preset(item)
+    paths: Sequence[Path] = item.paths
+    if item.kind == "loras":
+        paths = _of_library(shelf, item)
+        if not paths:
+            raise DataError("this LoRA lies in its run's folder; throw the run away to be rid of both.")
+    if item.kind == "runs":
+        _refuse_training(shelf, item.key)
+    else:
+        _refuse_used(shelf, paths)
+    if item.key.startswith(BATCH_PICTURES):
+        _, job, name = item.key.split("/", 2)
+        batch_pictures.note_thrown(shelf.context.batches / job, [name])
+        return shelf.trash.throw(item.kind, item.key, item.name, paths)  # no other gets its name, nor what was said
+    entry = shelf.trash.throw(item.kind, item.key, item.name, paths)
+    item_notes.move(shelf.notes, item.kind, item.key, _key_in_trash(entry))
+    return entry
+
+
+def restore(shelf: Shelf, entry_id: str) -> tuple[str, str]:
+    """Kind and key of a thing that was put back. Raises: DataError."""
+    entry = shelf.trash.entry(entry_id)
+    if entry.kind == "runs" and any(os.path.lexists(shelf.context.workspace / place) for place in entry.places):
+        raise DataError(f"there is a run called {plain(entry.key, 80)} now; throw that one away first.")
+    places = shelf.trash.restore(entry_id)
+    if entry.key.startswith(BATCH_PICTURES):
+        return entry.kind, library_items.picture_key(shelf.context, places[0]) if places else entry.key
+    key = entry.key if entry.kind == "loras" or not places else places[0].name
+    item_notes.move(shelf.notes, entry.kind, _key_in_trash(entry), key)
+    return entry.kind, key
+
+
+def _key_in_trash(entry: Entry) -> str:
+    """What a note goes by while its thing is in the trash: another may take the name meanwhile."""
+    return f"in the trash: {entry.id}"
+
+
+# What is in use.
+
+
+def _refuse_preset(item: Item) -> None:
+    """Raises: DataError for a preset or card, which lies outside the workspace, for every workspace of this machine."""
+    if item.kind == "presets":
+        raise DataError("a preset can't be changed here: it is there for every workspace of this machine.")
+
+
+def _of_library(shelf: Shelf, item: Item) -> list[Path]:
+    """The files of a LoRA that lie in the library and not in a run."""
+    return [path for path in item.paths if path.is_relative_to(shelf.context.loras)]
+
+
+def _refuse_training(shelf: Shelf, name: str) -> None:
+    """Raises: RunError for a run that trains or waits to."""
+    at_work = any(job.name == name for job in _at_work(shelf))
+    if at_work or runs.Run(shelf.context.runs / name).state() == "running":
+        raise RunError(f"{plain(name, 80)} trains or waits its turn; stop it in Train first.")
+
+
+def _refuse_used(shelf: Shelf, paths: Sequence[Path]) -> None:
+    """Raises: RunError for files and folders that a job works on or waits for."""
+    for job in _at_work(shelf):
+        if any(path.is_dir() and str(path) in _folders(job) or path.is_file() and str(path) in job.config
+               for path in paths):  # fmt: skip
+            raise RunError(f"{plain(job.name, 80)} works with it or waits to; stop that first.")
+
+
+def _at_work(shelf: Shelf) -> list[Job]:
+    return [job for job in shelf.context.runner.every() if job.state in (*LIVE, *WAITING)]
+
+
+def _folders(job: Job) -> list[str]:
+    """The datasets of a training job."""
+    try:
+        data = from_toml(job.config, "the job").get("data")
+    except UserError:  # a batch's table
+        return []
+    return [str(data.get(key)) for key in ("folder", "heldout", "regularisation")] if isinstance(data, dict) else []
+
+
+def _can_go_on(shelf: Shelf, dataset: Path) -> list[str]:
+    """The runs on a dataset that were stopped and can go on."""
+    names = shelf.index.trained_on(dataset)
+    return [name for name in names if runs.Run(shelf.context.runs / name).state() != "finished"]

@@ -1,0 +1,168 @@
+"""The one gate for what a browser names: a path-valued setting becomes a file that this server offers, or is refused.
+
+Which settings those are is said once, in their `Field` (`schema.setting(path=...)`); here is what each kind is looked
+up among. A name is taken apart as the one who opens it takes it apart, then compared whole with what there is: nothing
+is ever joined, expanded or looked for on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from app import masks, start_choices
+from app.context import Context
+from trainer import runs
+from trainer.config import AdapterChoice, Settings
+from trainer.errors import ConfigError, UserError
+from trainer.printing import some
+from trainer.schema import path_kind
+
+AnyConfig = TypeVar("AnyConfig", bound=Settings)
+
+
+def checked(context: Context, config: AnyConfig) -> AnyConfig:
+    """The same settings with what they name found here.
+
+    Raises: ConfigError, AdapterError with everything that this server does not offer.
+    """
+    problems: list[UserError] = []
+    checked_config = _checked(context, config, "", problems)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError(f"{len(problems)} settings name what is not here: {some(list(map(str, problems)), '; ')}")
+    return checked_config
+
+
+def _checked(context: Context, config: AnyConfig, prefix: str, problems: list[UserError]) -> AnyConfig:
+    """The same settings; what is not here goes to `problems`."""
+    changes: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value, kind = getattr(config, name), path_kind(field)
+        # All problems are gathered, to be reported at once.
+        try:
+            if not kind:
+                changes[name] = _inside(context, value, f"{prefix}{name}", problems)
+            elif kind != "lora" and value is not None:
+                changes[name] = _KINDS[kind](context, f"{prefix}{name}", value)
+        except UserError as error:
+            problems.append(error)
+    # A LoRA is given by three settings together.
+    if isinstance(config, AdapterChoice):
+        try:
+            changes |= _lora(context, config)
+        except UserError as error:
+            problems.append(error)
+    # Only what is different is set, so that a setting that was left out stays so.
+    changes = {name: value for name, value in changes.items() if value != getattr(config, name)}
+    return config.model_copy(update=changes) if changes else config
+
+
+def _inside(context: Context, value: Any, label: str, problems: list[UserError]) -> Any:
+    """Groups of settings, and lists of them, looked through too."""
+    if isinstance(value, Settings):
+        return _checked(context, value, f"{label}.", problems)
+    if isinstance(value, tuple) and any(isinstance(inner, Settings | tuple) for inner in value):
+        return tuple(_inside(context, inner, f"{label}.{number}", problems) for number, inner in enumerate(value))
+    return value
+
+
+def dataset(context: Context, label: str, value: str) -> str:
+    """The folder of a dataset of this server, by its name. Raises: ConfigError."""
+    if not value:
+        return value
+    names = context.dataset_names()
+    matches = [name for name in names if value in (name, str(context.datasets / name))]
+    if not matches:
+        raise ConfigError(
+            f"{label} is {value[:80]!r}, which is no dataset of this server; allowed: {some(names) or 'none yet'}."
+        )
+    return str(context.datasets / matches[0])
+
+
+def _loras(context: Context, label: str, lines: tuple[str, ...]) -> tuple[str, ...]:
+    """Lines NAME:WEIGHT as FILE:WEIGHT, taken apart as `against_stack` takes them apart."""
+    if not lines:
+        return ()
+    from trainer import against_stack  # loads torch
+
+    files = []
+    for line in lines:
+        name, weight = against_stack.split(line)
+        files.append(f"{named(context, name.strip(), label).path}:{weight}")
+    return tuple(files)
+
+
+def _mask(context: Context, label: str, value: str) -> str:
+    """A region: everywhere, a box, a mask that the text itself holds, or a mask picture that was brought here."""
+    text = value.strip()
+    if not text or text.startswith(("box ", "mask data:")):
+        return text
+    name = text.removeprefix("mask ").strip()
+    here = [mask for mask in masks.names(context) if name in (mask, str(context.masks / mask))]
+    if not text.startswith("mask ") or not here:
+        raise ConfigError(
+            f"{label} is {text[:80]!r}; allowed on the page: 'box LEFT TOP RIGHT BOTTOM', or a mask picture that you "
+            f"choose below; no file of the server's."
+        )
+    return f"mask {context.masks / here[0]}"
+
+
+def _lora(context: Context, choice: AdapterChoice) -> dict[str, Any]:
+    """What a chosen LoRA's settings become: its file here, by hash if one is given, else by name."""
+    info = context.lora(choice.sha256) if choice.sha256 else named(context, choice.file, "LoRA")
+    return {"file": str(info.path), "name": str(info.name), "sha256": info.sha256}
+
+
+def named(context: Context, wanted: str, label: str) -> Any:
+    """The LoRA of the library that is meant, by name, hash or as it lies there. Raises: ConfigError."""
+    plain = wanted.removesuffix(".safetensors")
+    matches = [
+        info
+        for sha256, info in context.find_loras().items()
+        if plain in (info.name, sha256) or wanted == str(info.path)
+    ]
+    if len(matches) != 1:
+        names = sorted({str(info.name) for info in context.known_loras().values()})
+        problem = (
+            "no LoRA of the library has that name"
+            if not matches
+            else f"{len(matches)} LoRAs have that name; give the hash of one"
+        )
+        raise ConfigError(f"{label} is {wanted[:80]!r}: {problem}; allowed: {some(names) or 'none yet'}.")
+    return matches[0]
+
+
+def _base(context: Context, label: str, value: str) -> str:
+    return context.base(value)
+
+
+def _run(context: Context, label: str, value: str) -> str:
+    """A run of this server, by its name."""
+    names = [run.name for run in runs.every(context.runs)]
+    matches = [name for name in names if value in (name, str(context.runs / name))]
+    if not matches:
+        raise ConfigError(
+            f"{label} is {value[:80]!r}, which is no run of this server; allowed: {some(names) or 'none yet'}."
+        )
+    return str(context.runs / matches[0])
+
+
+def _start(context: Context, label: str, value: str) -> str:
+    """What a training goes on from: a run's checkpoint, as RUN/step-000050, or a LoRA of the library."""
+    if not value:
+        return value
+    here = start_choices.checkpoints(context)
+    matches = [path for key, path in here.items() if value in (key, str(path))]
+    return str(matches[0] if matches else named(context, value, label).path)
+
+
+_KINDS: dict[str, Callable[[Context, str, Any], Any]] = {
+    "dataset": dataset,
+    "loras": _loras,
+    "base": _base,
+    "mask": _mask,
+    "run": _run,
+    "start": _start,
+}

@@ -1,0 +1,99 @@
+"""The presets as cards: those that run here, and folded those whose base isn't here; facts are the presets' own.
+
+The dropdown below the cards holds which one is chosen. A card is a button, so that it is reached and pressed by
+keyboard; the mark follows the dropdown in the browser, so that no card is drawn anew under a pressing finger.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app import preset_choices
+from app.context import Context
+from app.form_words import said
+from trainer import families, preset_heads, presets
+from trainer.printing import escape
+
+# Arrows go from card to card; a press says which one.
+_JS_ON_LOAD = """
+element.addEventListener('click', event => {
+  const card = event.target.closest('[data-key]');
+  if (card) trigger('select', {key: card.dataset.key});
+});
+element.addEventListener('keydown', event => {
+  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+  if (!step || !event.target.closest('[data-key]')) return;
+  event.preventDefault();
+  const cards = [...element.querySelectorAll('[data-key]')].filter(card => card.offsetParent);
+  const at = cards.indexOf(event.target.closest('[data-key]'));
+  cards[Math.min(Math.max(at + step, 0), cards.length - 1)].focus();
+});
+"""
+_MARK = """name => {
+  for (const card of document.querySelectorAll('#preset-cards [data-key]'))
+    card.setAttribute('aria-pressed', card.dataset.key === name);
+}"""
+
+
+class PresetPicker:
+    """The cards and the dropdown below them."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def draw(self) -> None:
+        titles, first = preset_choices.choices(self.context), preset_choices.first()
+        self.cards = gr.HTML(self.html(first), js_on_load=_JS_ON_LOAD, elem_id="preset-cards")
+        self.preset = gr.Dropdown(titles, value=first, label="Preset", interactive=True, elem_id="preset")
+
+    def connect(self) -> None:
+        """Have the mark follow the dropdown, whoever sets it."""
+        self.preset.change(None, self.preset, None, js=_MARK, api_visibility="private", queue=False)
+
+    def html(self, chosen: object) -> str:
+        """The cards as they stand now, the chosen one marked."""
+        here, elsewhere = list[str](), list[str]()
+        for name in presets.names():
+            base = preset_choices.base_here(self.context, preset_choices.load(name))
+            (here if base else elsewhere).append(_card(self.context, name, base, name == chosen))
+        parts = [f'<div class="preset-cards">{"".join(here)}</div>'] if here else []
+        if elsewhere:
+            is_open = " open" if not here or chosen in presets.names() and not _is_here(self.context, chosen) else ""
+            parts.append(
+                f"<details{is_open}><summary>For other models <b>{len(elsewhere)}</b></summary><p>Their bases are not "
+                f"on this machine. Whoever started this page adds one there; it is then offered under Base.</p>"
+                f'<div class="preset-cards">{"".join(elsewhere)}</div></details>'
+            )
+        return "".join(parts)
+
+
+def pressed(event: gr.EventData) -> str:
+    """Which card was pressed; anything, until it is looked up."""
+    return str(getattr(event, "key", ""))[:200]
+
+
+def _is_here(context: Context, name: Any) -> bool:
+    return bool(preset_choices.base_here(context, preset_choices.load(name)))
+
+
+def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
+    config, head = preset_choices.load(name), preset_heads.of(name)
+    labels = {value: label for label, value in context.base_choices()}
+    # A base that stands in for the preset's own is named, so that nobody takes it for that.
+    where = f"on {labels[base]}" if base else f"needs {config.base}"
+    if base and base != config.base:
+        where += ", which is of the same family"
+    lines = [
+        ("for", f"For {head.made_for}" if head.made_for else ""),
+        ("facts", f"{config.max_steps:,} steps · rank {config.adapter.rank} · {config.resolution_px} px"),
+        ("facts", f"Memory: {said(head.memory)}" if head.memory else ""),
+        ("facts", f"{families.registry()[config.family].title}, {where}"),
+        ("run", {True: "Tried in a real run", False: "Not tried at this size yet", None: ""}[head.was_run]),
+    ]
+    shown = "".join(f'<span class="{kind}">{escape(text, 300)}</span>' for kind, text in lines if text)
+    return (
+        f'<button type="button" data-key="{escape(name)}" aria-pressed="{str(is_chosen).lower()}">'
+        f'<span class="name">{escape(presets.title(name), 120)}</span>{shown}</button>'
+    )

@@ -1,0 +1,144 @@
+"""The parts of the Library's panel for presets and cards: what one would change, keeping it, and sharing one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app import browser_state, card_view, shared_cards
+from app.browser_state import BrowserStates
+from app.context import Context
+from app.forecast_view import element_id
+from app.form import Form
+from app.form_components import as_model_value
+from app.library_items import Item
+from app.notices import mended, tell
+from app.preset_choices import first, load
+from trainer import families
+from trainer.cards import comparing, places
+from trainer.cards.making import Wishes
+from trainer.config import TrainConfig, parse
+from trainer.errors import UserError
+
+FORM = "form"
+_THE_FORM = ("The form in Train", FORM)
+_OWN = frozenset({"version", "data.folder", "data.heldout"})
+
+
+class PresetPanel:
+    """The parts of the Library's panel that presets, cards and what can be shared have."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.states = BrowserStates(context.workspace / "browsers")
+
+    def draw(self) -> None:
+        """Draw them; none is seen before something is chosen."""
+        with gr.Column(visible=False) as self.compared:
+            self.versus = gr.Dropdown(
+                [_THE_FORM], value=FORM, label="Compare with", interactive=True,
+                elem_id="preset-versus", elem_classes="unkept",
+            )  # fmt: skip
+            self.difference = gr.HTML(elem_id="preset-difference")
+            self.keep = gr.Button("Keep preset", elem_id="keep-preset")
+        with gr.Accordion("Share", open=False, visible=False, elem_id="share") as self.share:
+            with gr.Row():
+                self.author = gr.Textbox(label="Author", max_length=200, min_width=110, elem_id="share-author")
+                self.licence = gr.Textbox(
+                    label="Licence", placeholder="CC-BY-4.0", max_length=200, min_width=110, elem_id="share-licence"
+                )
+            self.words = gr.Textbox(label="Note", lines=2, max_lines=6, max_length=4000, elem_id="share-note")
+            self.samples = gr.Checkbox(
+                label="With previews", elem_id="share-samples",
+                info="Puts in what the run drew; likely copies of your pictures stay out.",
+            )  # fmt: skip
+            with gr.Row():
+                self.make = gr.Button("Make card", variant="primary", min_width=110, elem_id="make-card")
+                self.card = gr.DownloadButton("Download card", visible=False, min_width=110, elem_id="download-card")
+
+    def outputs(self) -> list[Any]:
+        """Everything that `updates` may change."""
+        return [self.compared, self.versus, self.difference, self.keep, self.share, self.samples, self.card]
+
+    def connect(self, key: gr.Textbox, still: dict[str, Any]) -> None:
+        """Answer the parts; `key` holds what is chosen, its kind before it."""
+        self.versus.input(self.compare, [key, self.versus], self.difference, **still)
+        given = [key, self.author, self.licence, self.words, self.samples]
+        self.make.click(self.make_one, given, self.card, api_visibility="private")
+
+    # Updates.
+
+    def none(self) -> dict[Any, Any]:
+        """Nothing of it."""
+        return {self.compared: gr.update(visible=False), self.share: gr.update(visible=False)}
+
+    def updates(self, item: Item, browser: str) -> dict[Any, Any]:
+        """The parts for a thing that was chosen."""
+        is_shared = shared_cards.can_be_shared(self.context, item.kind, item.key)
+        shown: dict[Any, Any] = {
+            self.share: gr.update(visible=is_shared, open=False),
+            self.samples: gr.update(visible=item.kind == "runs", value=False),
+            self.card: gr.update(visible=False),
+        }
+        kept = shared_cards.of_key(item.key) if item.kind == "presets" else None
+        if kept is None or kept.settings is None:
+            return shown | {self.compared: gr.update(visible=False)}
+        return shown | {
+            self.compared: gr.update(visible=True),
+            self.versus: gr.update(
+                choices=[("The form in Train", FORM), *shared_cards.choices(self.context)], value=FORM
+            ),
+            self.difference: self._table(item.key, FORM, browser),
+            self.keep: gr.update(visible=kept.card is not None),
+        }
+
+    @mended
+    def compare(self, chosen: str, versus: str, request: gr.Request) -> str:
+        return self._table(chosen.partition(" ")[2], versus, browser_of(request))
+
+    @mended
+    def make_one(self, chosen: str, author: str, licence: str, note: str, with_samples: bool) -> Any:
+        kind, _, key = chosen.partition(" ")
+        wishes = Wishes(author=author or "", licence=licence or "", note=note or "", with_samples=bool(with_samples))
+        path, notes = shared_cards.shared(self.context, kind, key, wishes)
+        tell(" ".join(["The card is ready.", *notes]))
+        return gr.update(value=str(path), visible=True)
+
+    # What it would change.
+
+    def _table(self, key: str, versus: str, browser: str) -> str:
+        """The settings that another one, or the form, has otherwise."""
+        new = shared_cards.named(self.context, key)
+        old = self._form(browser) if versus == FORM else shared_cards.named(self.context, versus)
+        if new is None or old is None:
+            return '<p class="quietly">The other settings can’t be read as they stand.</p>'
+        pair = [places.without(config, with_names=True) for config in (old, new)]
+        found = comparing.differences(*pair)
+        return card_view.difference_html(found, "Form now" if versus == FORM else "The other")
+
+    def _form(self, browser: str) -> TrainConfig | None:
+        """The settings in this browser's form, as it was kept; None while they can't be used."""
+        kept = self.states.read(browser, "train")
+        offers = {name: {"prediction": family.prediction} for name, family in families.registry().items()}
+        form = Form(TrainConfig, load(first()), _OWN, {}, {"family": offers})
+        values = dict(form.start)
+        for key, spec in form.specs.items():
+            if (name := element_id(key)) in kept:
+                values[key] = as_model_value(spec, kept[name])
+        tree: dict[str, Any] = {}
+        for key, is_read in form.read(values).items():
+            if is_read and key in values:
+                here = tree
+                for part in form.specs[key].path[:-1]:
+                    here = here.setdefault(part, {})
+                here[form.specs[key].path[-1]] = values[key]
+        try:
+            return parse(TrainConfig, tree, "the form")
+        except UserError:
+            return None
+
+
+def browser_of(request: gr.Request) -> str:
+    """The browser's id."""
+    return browser_state.id_in(request.headers.get("cookie"))

@@ -1,0 +1,242 @@
+"""Whatever is dropped on the page -> where it belongs, and a sentence on what it is and where it went.
+
+A file is known by its content, never by its name. Each kind goes in by the door it has everywhere else: LoRAs through
+`lora_file`, pictures and zips through `uploads`, settings through their config and the gate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import dropped_settings, recipes, saved_stacks, shared_cards
+from app.context import Context
+from app.dropped_settings import Arrival
+from trainer import card_file, lora_file, runs, single_file, unique_names
+from trainer.config import StackConfig, parse
+from trainer.data import CAPTION_SUFFIXES, caption_files, uploads
+from trainer.data.uploads import safe_stem
+from trainer.errors import AdapterError, DataError, ModelError, UserError
+from trainer.lora_file import LoraInfo
+from trainer.printing import plain, printable, some
+
+MOST_FILES = uploads.MAX_ENTRIES
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_ARCHIVES = {b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"\x1f\x8b": "a gzip archive"}
+_TORCH_ENTRY = b"data.pkl"
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Pictures without a recipe, and captions: together they are a dataset."""
+
+    pictures: list[Path]
+    captions: list[Path]
+
+
+def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
+    """What each file is and where it went, in their order; pictures for training become one new dataset together."""
+    if len(paths) > MOST_FILES:
+        return [Arrival("", f"{len(paths)} files are too many at once; allowed: up to {MOST_FILES}.", is_taken=False)]
+    arrivals: list[Arrival] = []
+    training = _Set([], [])
+    stems = Counter(path.stem for path in paths)
+    for path in paths:
+        try:
+            # A text beside a picture of its name is that picture's caption.
+            if path.suffix.lower() in CAPTION_SUFFIXES and stems[path.stem] > 1:
+                training.captions.append(path)
+                continue
+            arrival = _one(context, path, training)
+        except UserError as error:
+            arrival = refused(path, str(error))
+        except OSError as error:
+            arrival = refused(path, f"can't be read: {error.strerror or error}.")
+        arrivals += [arrival] if arrival else []
+    return arrivals + _dataset_of(context, training)
+
+
+def refused(path: Path, reason: str) -> Arrival:
+    """A file that was not taken; the server's own folders are nobody's business."""
+    reason = reason.replace(f"{path.parent}/", "").replace(str(path.parent), "")
+    return Arrival(path.name, plain(reason, 1000), is_taken=False)
+
+
+def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
+    """What one file is, by its first bytes; None for one that is put to `training`."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        return refused(path, "The file is empty.")
+    if card_file.is_card(path):
+        return shared_cards.take(context, path)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(context, path)
+    if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp":
+        return _picture(context, path, training)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        return _safetensors(context, path)
+    if head.startswith(b"GGUF") or head.startswith(_PICKLES):
+        return refused(path, _unsafe(head))
+    if archive := next((what for first, what in _ARCHIVES.items() if head.startswith(first)), ""):
+        return refused(path, f"This is {archive}; pack it as a zip and drop that.")
+    return dropped_settings.take(context, path)
+
+
+def _unsafe(head: bytes) -> str:
+    if head.startswith(b"GGUF"):
+        return "This is a GGUF model, whose weights are packed; it can't be trained on. Use the model's .safetensors."
+    return (
+        "This is a model in an old format (pickle), which can run programs when it is opened, so it is not opened "
+        "here. Look for the same model as .safetensors."
+    )
+
+
+# LoRAs and models.
+
+
+def add_lora(context: Context, source: Path, name: str = "") -> LoraInfo:
+    """A LoRA, copied into the library once it has been read whole. Raises: AdapterError, also if it is here already."""
+    info = lora_file.inspect(source)
+    if info.sha256 in context.find_loras():
+        raise AdapterError(f"{source.name} is here already, as {context.lora(info.sha256).name}.")
+    names = unique_names.numbered(context.loras, safe_stem(name or source.name), ".safetensors")
+    unique_names.copied(source, names, context.loras)
+    return next(lora for lora in context.find_loras().values() if lora.sha256 == info.sha256)
+
+
+def _safetensors(context: Context, path: Path) -> Arrival:
+    try:
+        model = single_file.detect(single_file.read_head(path))
+    except ModelError:
+        return _lora(context, path)
+    size = path.stat().st_size / 1e9
+    return refused(
+        path,
+        f"This is a whole model, {model.title} ({size:.1f} GB), not a LoRA. It can be the base that you train and draw "
+        f"with: whoever started this page adds it there once, and then it is offered under Base.",
+    )
+
+
+def _lora(context: Context, path: Path) -> Arrival:
+    with_suffix = path if path.suffix.lower() == ".safetensors" else None
+    if with_suffix is None:  # known by its content; its reader goes by the name
+        with unique_names.temporary(context.loras, ".safetensors") as named:
+            named.write_bytes(path.read_bytes())
+            return _added(context, named, path)
+    return _added(context, path, path)
+
+
+def _added(context: Context, source: Path, dropped: Path) -> Arrival:
+    info = lora_file.inspect(source)
+    known = context.find_loras().get(info.sha256)
+    if known is not None:
+        what = f"This LoRA is here already, as {plain(known.name, 120)}."
+        return Arrival(dropped.name, what, "", ("lora", known.sha256), ("loras", known.sha256))
+    added = add_lora(context, source, dropped.name)
+    trigger = f", trigger “{plain(added.trigger, 60)}”" if added.trigger else ""
+    kind = f" for {added.model}" if added.model else ""
+    what = f"A LoRA{kind}{trigger}."
+    where = f"It is in the Library as {plain(added.name, 120)}."
+    return Arrival(dropped.name, what, where, ("lora", added.sha256), ("loras", added.sha256))
+
+
+# Pictures and sets.
+
+
+def _picture(context: Context, path: Path, training: _Set) -> Arrival | None:
+    """A picture that says what it was made with becomes a saved stack; any other belongs to a dataset."""
+    from trainer.render import picture_metadata
+
+    try:
+        carried = picture_metadata.read(path)
+    except DataError:  # another format, or damaged: the dataset's door says which
+        training.pictures.append(path)
+        return None
+    notes: list[str] = []
+    if carried.recipe is not None:
+        stack = parse(StackConfig, carried.recipe, "the picture's recipe")
+        here = context.find_loras()
+        gone = [plain(lora.name or lora.sha256[:12], 60) for lora in stack.adapters if lora.sha256 not in here]
+        notes += [f"These LoRAs are not here yet: {some(gone)}; drop them too."] if gone else []
+        made = "A picture made here"
+    else:
+        try:
+            stack, notes = recipes.read_picture(context, path)
+        except DataError:
+            training.pictures.append(path)
+            return None
+        made = "A picture of another tool"
+    saved = saved_stacks.save(context, stack, path.stem, path)
+    num = len(stack.adapters)
+    what = f"{made}, with {num} LoRA{'' if num == 1 else 's'} and its prompt."
+    where = f"What it was made with is kept as the stack {plain(saved.stem, 120)}."
+    return Arrival(path.name, what, " ".join([where, *notes[:6]]), ("stack", saved.name), ("stacks", saved.name))
+
+
+def _new_dataset(context: Context, name: str) -> Path:
+    """The empty folder of a new dataset, called so or with a number behind it."""
+    stem = runs.slug(safe_stem(name))
+    for folder in unique_names.numbered(context.datasets, stem, ""):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise DataError("there is no free name for a dataset.")  # never: numbers don't end
+
+
+def _filled(context: Context, name: str, fill: Callable[[Path], uploads.Report]) -> tuple[Path | None, uploads.Report]:
+    """A new dataset with what `fill` adds; no dataset if that is nothing."""
+    with caption_files.writable("the dataset"):
+        folder = _new_dataset(context, name)
+        try:
+            report = fill(folder)
+        finally:
+            left = [path for path in folder.iterdir() if not path.name.startswith(".")]
+            if not left:
+                (folder / ".uploads.lock").unlink(missing_ok=True)
+                folder.rmdir()
+    return (folder if left else None), report
+
+
+def _zip(context: Context, path: Path) -> Arrival:
+    with path.open("rb") as file:
+        if _TORCH_ENTRY in file.read(1 << 12):
+            return refused(path, _unsafe(b"PK"))
+    folder, report = _filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
+    if folder is None:
+        return refused(path, f"A zip without a picture that can be trained on. {some(report.left_out, ' ')}")
+    return _dataset_arrival(path.name, f"A zip of {_pictures(len(report.added))}.", folder, report)
+
+
+def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
+    """One new dataset of the pictures without a recipe and the captions that came with them."""
+    if not training.pictures:
+        return [refused(path, "A text without a picture; drop it together with its picture.") for path in
+                training.captions]  # fmt: skip
+    first = training.pictures[0]
+    name = first.stem if len(training.pictures) == 1 else "dropped"
+    every = [*training.pictures, *training.captions]
+    try:
+        folder, report = _filled(context, name, lambda folder: uploads.add_pictures(folder, every))
+    except UserError as error:
+        return [refused(first, str(error))]
+    if folder is None:
+        return [refused(first, f"No picture that opens. {some(report.left_out, ' ')}")]
+    label = first.name if len(every) == 1 else f"{len(every)} files"
+    return [_dataset_arrival(label, f"{_pictures(len(report.added))} to train on.".capitalize(), folder, report)]
+
+
+def _dataset_arrival(label: str, what: str, folder: Path, report: uploads.Report) -> Arrival:
+    where = f"They are the new dataset {plain(folder.name, 120)}."
+    if report.left_out:
+        where += f" {len(report.left_out)} left out: {some(report.left_out, ' ')}"
+    return Arrival(label, what, printable(where), ("dataset", folder.name), ("datasets", folder.name))
+
+
+def _pictures(num: int) -> str:
+    return f"{num} picture{'' if num == 1 else 's'}"

@@ -1,0 +1,203 @@
+"""What is being drawn and for whom: a request can be watched, cancelled, and is superseded by the next of its page.
+
+The engine draws one picture at a time, whoever asks; a request waits for it only while it is still wanted, so that
+nothing queues up behind a slider. What a page last showed and pinned is kept here too, by Gradio's session.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import gradio as gr
+
+from app.notices import mended
+from trainer.config import StackConfig
+
+POLL_S = 0.12
+_MOST_DESKS = 64
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Cancelled(Exception):
+    """Nobody wants this picture any more."""
+
+
+class Rendering:
+    """One request for pictures: how far it is, and whether it is still wanted."""
+
+    def __init__(self) -> None:
+        self._unwanted = threading.Event()
+        self.is_superseded = False
+        self.num_pictures = 1  # in all
+        self.num_done = 0
+        self.step = self.num_steps = self._num_together = 0
+        self.began: float | None = None  # when the first step was over
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._unwanted.is_set()
+
+    def cancel(self) -> None:
+        """Draw no further than the end of this step."""
+        self._unwanted.set()
+
+    def expect(self, num_pictures: int) -> None:
+        """There will be so many pictures."""
+        self.num_pictures = num_pictures
+
+    def restart(self) -> None:
+        """The next pictures are another part of the same request."""
+        self.num_done = self.step = self.num_steps = self._num_together = 0
+        self.began = None
+
+    def check(self) -> None:
+        """Raises: Cancelled if it is."""
+        if self.is_cancelled:
+            raise Cancelled
+
+    def watch(self, step: int, num_steps: int, num_together: int) -> None:
+        """The engine has done a step. Raises: Cancelled."""
+        self.check()
+        if step <= self.step:  # of the next pictures
+            self.num_done += self._num_together
+        self.began = self.began or time.monotonic()
+        self.step, self.num_steps, self._num_together = step, num_steps, num_together
+
+    @property
+    def share(self) -> float:
+        """How much is done, 0 to 1."""
+        within = self._num_together * self.step / self.num_steps if self.num_steps else 0.0
+        return min(1.0, (self.num_done + within) / max(1, self.num_pictures))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What it takes still as it went so far, None before that can be said."""
+        if self.began is None or self.share <= 0.15:
+            return None
+        return (time.monotonic() - self.began) / self.share * (1 - self.share)
+
+
+@dataclass
+class Desk:
+    """What one page has before it."""
+
+    rendering: Rendering | None = None
+    shown: Path | None = None  # the picture, where the browser can fetch it
+    pinned: Path | None = None
+    cells: list[StackConfig] = field(default_factory=list)  # of the sheet that is shown
+    stack: StackConfig | None = None  # of the picture that is shown or drawn
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, stack: StackConfig | None) -> Rendering:
+        """A new request; the one before is not wanted any more."""
+        with self._lock:
+            self.stack = stack
+            if self.rendering is not None:
+                self.rendering.is_superseded = True
+                self.rendering.cancel()
+            self.rendering = Rendering()
+            return self.rendering
+
+    def cancel(self) -> bool:
+        """Cancel what is being drawn; False if nothing is."""
+        with self._lock:
+            rendering, self.rendering, self.stack = self.rendering, None, None
+        if rendering is None:
+            return False
+        rendering.cancel()
+        return True
+
+    def end(self, rendering: Rendering) -> None:
+        """Forget a request that is over."""
+        with self._lock:
+            if self.rendering is rendering:
+                self.rendering = None
+
+
+class Desks:
+    """The desks of the pages that are open; those longest unused are forgotten first."""
+
+    def __init__(self) -> None:
+        self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, session: str | None) -> Desk:
+        """The desk of a page."""
+        with self._lock:
+            desk = self._desks.setdefault(session or "", Desk())
+            self._desks.move_to_end(session or "")
+            while len(self._desks) > _MOST_DESKS:
+                self._desks.popitem(last=False)
+            return desk
+
+
+class Work(Generic[_T]):
+    """Something drawn in a thread of its own, to be waited for in small turns."""
+
+    def __init__(self, rendering: Rendering, draw: Callable[[], _T]) -> None:
+        self.rendering = rendering
+        self._draw = draw
+        self._drawn: Future[_T] | None = None
+
+    def turns(self) -> Iterator[None]:
+        """Goes on while it is drawn. Raises: Cancelled at once when it is cancelled, else what drawing raised."""
+        pool = ThreadPoolExecutor(1, "drawing")
+        self._drawn = pool.submit(self._draw)
+        pool.shutdown(wait=False)
+        try:
+            while not self._drawn.done():
+                self.rendering.check()
+                yield
+                wait([self._drawn], POLL_S)
+        except GeneratorExit:  # the page is gone
+            self.rendering.cancel()
+            raise
+        self.rendering.check()
+        self._drawn.result()
+
+    @property
+    def result(self) -> _T:
+        """What was drawn, once the turns are over."""
+        assert self._drawn is not None
+        return self._drawn.result()
+
+
+def mended_turns(handler: Callable[_P, Iterator[Any]]) -> Callable[_P, Iterator[Any]]:
+    """`mended` for a handler that answers several times: each of its turns is.
+
+    One that has nothing to say says so: Gradio 6.31 empties every output of a generator that ends without an answer.
+    """
+    begin = mended(handler)
+    over = object()
+
+    @functools.wraps(handler)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[Any]:
+        answers = begin(*args, **kwargs)
+        answer = _next(answers, over)
+        try:
+            if answer is over:
+                yield gr.skip()
+            while answer is not over:
+                yield answer
+                answer = _next(answers, over)
+        finally:
+            close = getattr(answers, "close", None)
+            if close:
+                close()
+
+    return guarded
+
+
+@mended
+def _next(answers: Iterator[Any], over: object) -> Any:
+    return next(answers, over)

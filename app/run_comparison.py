@@ -1,0 +1,202 @@
+"""Runs beside each other: their losses in one chart, the settings that differ, and their last previews.
+
+Drawn here as HTML, in as many points as a screen shows, so that the longest runs cost a page no more than short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app import preview_strip
+from app.context import Context
+from app.form_words import labels
+from trainer import runs
+from trainer.config import TrainConfig
+from trainer.errors import UserError
+from trainer.events import Event, Sampled, Step, Validated
+from trainer.printing import escape, plain
+from trainer.report import charts, curves
+from trainer.report.charts import Series
+from trainer.report.settings_table import rows
+
+MOST = 4  # runs at once; as many colours there are in page.css
+_MOST_OFFERED = 200
+_MOST_PROMPTS = 6
+_POINTS = 400  # after as many parts of a run its curve is drawn anew
+_EMPTY = '<p class="quietly">Choose two to four runs to see their losses, settings and previews side by side.</p>'
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that is compared, and the class of its colour."""
+
+    name: str
+    style: str
+    folder: Path
+    events: list[Event]
+    config: TrainConfig | None
+
+
+class RunComparison:
+    """The folded part of the Train tab, and what is new in it."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def draw(self) -> None:
+        with gr.Accordion("Compare with other runs", open=False, elem_id="compare"):
+            self.chosen = gr.Dropdown(
+                [], value=[], multiselect=True, max_choices=MOST, label="Runs", interactive=True,
+                elem_id="compare-runs", elem_classes="unkept",
+            )  # fmt: skip
+            self.view = gr.HTML(_EMPTY, elem_id="comparison")
+
+    def outputs(self) -> list[Any]:
+        return [self.chosen, self.view]
+
+    def news(self, chosen: Sequence[str] | None, before: Any) -> tuple[Any, dict[Any, Any]]:
+        """What it depends on now, and the updates of what changed since it depended on `before`."""
+        offered = names(self.context)
+        wanted = [name for name in dict.fromkeys(chosen or []) if name in offered][:MOST]
+        after = (offered, [(name, _progress(self._events(name))) for name in wanted])
+        offered_before, shown_before = before or (None, [])
+        updates: dict[Any, Any] = {}
+        if offered != offered_before:
+            # A run that is gone can't stay chosen, or Gradio refuses every event that has the list.
+            value = {"value": wanted} if wanted != list(chosen or []) else {}
+            updates[self.chosen] = gr.update(choices=[(plain(name, 120), name) for name in offered], **value)
+        if after[1] != shown_before:
+            updates[self.view] = html(self.context, wanted)
+        return after, updates
+
+    def _events(self, name: str) -> list[Event]:
+        return self.context.logs.read(self.context.runs / name / "events.jsonl")
+
+
+def names(context: Context) -> list[str]:
+    """The runs of the workspace that have begun, the newest first."""
+    begun = []
+    with suppress(OSError):
+        for folder in context.runs.iterdir():
+            with suppress(OSError):
+                if folder.name.startswith(".") or folder.is_symlink() or not (folder / "events.jsonl").is_file():
+                    continue
+                settings = folder / "config.toml"
+                begun.append((-settings.stat().st_mtime if settings.is_file() else 0.0, folder.name))
+    return [name for _, name in sorted(begun)][:_MOST_OFFERED]
+
+
+def _progress(events: Sequence[Event]) -> tuple[int, int]:
+    """By which it is seen that a curve has visibly grown, or that there is a new preview."""
+    num_points = sum(isinstance(event, Step | Validated) for event in events)
+    return num_points // max(num_points // _POINTS, 1), sum(isinstance(event, Sampled) for event in events)
+
+
+def html(context: Context, chosen: Sequence[str]) -> str:
+    """These runs of the workspace, compared."""
+    compared = []
+    for number, name in enumerate(chosen[:MOST], start=1):
+        folder = context.runs / name
+        events = context.logs.read(folder / "events.jsonl")
+        compared.append(_Run(name, f"run-{number}", folder, events, _settings(folder)))
+    if not compared:
+        return _EMPTY
+    hint = _EMPTY if len(compared) == 1 else ""
+    return f'<div class="comparison">{hint}{_chart(compared)}{_table(compared)}{_previews(context, compared)}</div>'
+
+
+def _settings(folder: Path) -> TrainConfig | None:
+    try:
+        return runs.Run(folder).config()
+    except (UserError, OSError):
+        return None
+
+
+def _chart(compared: Sequence[_Run]) -> str:
+    """The running means of the training losses, and the held-out losses dashed."""
+    series = []
+    for run in compared:
+        series.append(Series(plain(run.name, 80), run.style, curves.running_mean(run.events), dots=False))
+        series.append(Series("", f"{run.style} dashed", curves.heldout_loss(run.events)))
+    chart = charts.lines(series, "Loss by step of each run", lambda value: f"{value:.3g}")
+    if not chart:
+        return '<p class="quietly">None of them has made two steps yet.</p>'
+    is_held = any(line.points for line in series[1::2])
+    dashes = "; dashed: on held-out pictures" if is_held else ""
+    return f'<div class="chart-view">{chart}</div><p class="quietly">Training loss, running mean{dashes}</p>'
+
+
+# Settings.
+
+
+def _table(compared: Sequence[_Run]) -> str:
+    """The settings that are not the same in all, in the form's words."""
+    known = [run for run in compared if run.config is not None]
+    unread = [run for run in compared if run.config is None]
+    note = "".join(f'<p class="quietly">The settings of {escape(run.name, 80)} can’t be read.</p>' for run in unread)
+    if len(known) < 2:
+        return note
+    values = [{key: (label, value) for key, label, value, _ in rows(run.config)} for run in known]
+    lines = []
+    for key in dict.fromkeys(key for settings in values for key in settings):
+        of_each = [settings[key][1] if key in settings else None for settings in values]
+        if len(set(of_each)) > 1:
+            label = labels().get(key) or next(settings[key][0] for settings in values if key in settings)
+            cells = "".join(f"<td>{_said(value)}</td>" for value in of_each)
+            lines.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
+    if not lines:
+        return f'<p class="quietly">Their settings are the same.</p>{note}'
+    heads = "".join(f"<th>{_named(run)}</th>" for run in known)
+    return (
+        f'<h4>Settings that differ</h4><div class="table-view"><table><tr><th></th>{heads}</tr>{"".join(lines)}'
+        f"</table></div>{note}"
+    )
+
+
+def _said(value: str | None) -> str:
+    """A setting's value; of a path the last name alone, as where things lie is nobody's business."""
+    if value is None:
+        return "–"
+    lines = [Path(line).name if Path(line).is_absolute() else line for line in value.split("\n")]
+    words = [{"True": "on", "False": "off"}.get(line, line) for line in lines if line]
+    return "<br>".join(escape(word, 200) for word in words[:8]) or "–"
+
+
+def _named(run: _Run) -> str:
+    return f'<i class="{run.style}"></i>{escape(run.name, 80)}'
+
+
+# Previews.
+
+
+def _previews(context: Context, compared: Sequence[_Run]) -> str:
+    """The last preview of each run for every prompt and seed that at least two of them draw."""
+    # Pictures of other seeds are no comparison.
+    by_prompt: dict[tuple[str, int, int | None], list[tuple[_Run, preview_strip.Preview]]] = {}
+    for run in compared:
+        seed = run.config.preview.seed if run.config else None
+        for strip in preview_strip.strips(run.folder, run.events):
+            by_prompt.setdefault((strip.prompt, strip.turn, seed), []).append((run, strip.previews[-1]))
+    shared = [(key[0], shown) for key, shown in by_prompt.items() if len(shown) > 1]
+    if not shared:
+        none = '<p class="quietly">They have no preview of the same prompt and seed.</p>'
+        return none if len(compared) > 1 else ""
+    parts = []
+    for prompt, shown in shared[:_MOST_PROMPTS]:
+        figures = "".join(
+            f'<figure class="frame">{picture}<figcaption>{_named(run)}<br>step {preview.event.step:,}</figcaption>'
+            f"</figure>"
+            for run, preview in shown
+            if (picture := preview_strip.link(context, preview))
+        )
+        parts.append(f'<section class="strip"><h4><span>{escape(prompt, 300)}</span></h4>')
+        parts.append(f'<div class="frames">{figures}</div></section>')
+    more = len(shared) - _MOST_PROMPTS
+    hidden = f'<p class="between">and {more} more prompts</p>' if more > 0 else ""
+    return f'<h4>Last previews</h4><div class="strips">{"".join(parts)}{hidden}</div>'

@@ -1,0 +1,215 @@
+"""Cards on the page: one that is dropped, those that are kept beside the presets, and one that is made to be shared."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import job_work, preset_choices, saved_stacks
+from app.context import Context
+from app.dropped_settings import Arrival
+from trainer import card_file, files, presets
+from trainer.card_file.reading import Opened
+from trainer.cards import describing, keeping, places, sources, suiting
+from trainer.cards.making import Wishes, make
+from trainer.cards.sources import Source
+from trainer.config import StackConfig, TrainConfig
+from trainer.errors import ConfigError, DataError, UserError
+from trainer.printing import plain, some
+from trainer.report.html import sentence
+from trainer.runs import Run
+
+CARD, PRESET = "card:", "preset:"  # what a key of the Library's presets begins with
+
+
+def take(context: Context, path: Path) -> Arrival:
+    """A dropped card, kept under its digest. Raises: ConfigError for one that can't be trusted."""
+    opened = card_file.read(path)
+    keeping.keep(path.read_bytes())
+    author = f" by {plain(opened.card.author, 60)}" if opened.card.author else ""
+    what = f"A card{author}: {plain(opened.card.title, 120)}."
+    told = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened)]
+    key = f"{CARD}{opened.digest}"
+    return Arrival(path.name, what, " ".join(told), (target(opened), key), ("presets", key))
+
+
+def target(opened: Opened) -> str:
+    """What `Open` opens a card as."""
+    return "preset" if isinstance(opened.settings, TrainConfig) else "card-stack"
+
+
+def missing(context: Context, opened: Opened) -> list[str]:
+    """A line for what of a card isn't here, by hash and where the card says it comes from."""
+    settings = opened.settings
+    is_here = settings.base in context.bases if isinstance(settings, StackConfig) else True
+    if isinstance(settings, TrainConfig):
+        is_here = bool(preset_choices.base_here(context, settings))
+    return suiting.missing(opened.card, is_here, context.find_loras().keys())
+
+
+# What a key of the Library means.
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A preset or a kept card."""
+
+    name: str
+    settings: TrainConfig | None  # of a training
+    card: Opened | None
+    paths: tuple[Path, ...]
+
+
+def of_key(key: str) -> Kept:
+    """What a key from the browser means. Raises: ConfigError, DataError for one that is not here."""
+    if key.startswith(CARD):
+        opened = keeping.opened(key.removeprefix(CARD))
+        settings = opened.settings if isinstance(opened.settings, TrainConfig) else None
+        return Kept(plain(opened.card.title, 120), settings, opened, (keeping.every()[opened.digest],))
+    name = key.removeprefix(PRESET)
+    if name not in presets.names():
+        raise DataError("that preset is not here any more; reload the page to see what is.")
+    return Kept(plain(presets.title(name), 120), preset_choices.load(name), None, (presets.path_of(name),))
+
+
+def every_key() -> list[str]:
+    """The keys of every kept card, then of the user's own presets and those that ship."""
+    own = [name for name, problem in presets.own().items() if not problem]
+    shipped = [name for name in presets.names() if name not in own]
+    return [*(f"{CARD}{digest}" for digest in keeping.every()), *(f"{PRESET}{name}" for name in [*own, *shipped])]
+
+
+def picture(context: Context, opened: Opened) -> Path | None:
+    """The last sample of a card as a file that thumbnails are made of; None for a card without any."""
+    if not opened.pictures:
+        return None
+    path = context.workspace / "cache" / "cards" / f"{opened.digest}.webp"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, opened.pictures[-1])
+    return path
+
+
+# Training by one.
+
+
+def for_form(context: Context, file: Path) -> tuple[TrainConfig, str]:
+    """A card's settings as the form takes them, on a base that is here if there is one; and the card's digest.
+
+    Raises: ConfigError.
+    """
+    opened = card_file.read(file)
+    config, _ = places.forgotten(opened.train, places.needed(opened.train))
+    return config.model_copy(update={"base": preset_choices.base_here(context, config) or config.base}), opened.digest
+
+
+def digest_of(preset: str) -> str:
+    """The digest of the card that a preset was made of; "" for any other."""
+    card = keeping.card_of(preset)
+    return card.stem if card else ""
+
+
+def go_with(context: Context, config_text: str, digest: str) -> None:
+    """Have the job that is started next with these settings know its card; nothing where that is gone."""
+    place = job_work.card_of(context.workspace / "configs", config_text)
+    card = keeping.every().get(digest)
+    if card is None:
+        place.unlink(missing_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        files.write(place, card.read_bytes())
+
+
+# Sharing.
+
+
+def shared(context: Context, kind: str, key: str, wishes: Wishes) -> tuple[Path, list[str]]:
+    """The card of a run, a LoRA, a saved stack or a preset where the browser may fetch it, and what was left out of it.
+
+    Raises: UserError.
+    """
+    if kind == "runs":
+        source = sources.of(str(_run(context, key)))
+    elif kind == "stacks":
+        source = sources.of(str(_stack(context, key)))
+    elif kind == "loras":
+        source = sources.of(str(context.lora(key).path))
+    elif kind == "presets" and key.startswith(CARD):
+        source = sources.of(str(of_key(key).paths[0]))
+    elif kind == "presets" and (config := of_key(key).settings):
+        source = Source("preset", key.removeprefix(PRESET), config)
+    else:
+        raise DataError("this has no settings that a card can hold; choose a run, a preset, a stack or a LoRA.")
+    made = make(source, wishes)
+    opened = card_file.opened(made.raw, "the card")
+    folder = context.workspace / "cache" / "shared"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{keeping.preset_name(opened.card.title)}-{opened.digest[:12]}{card_file.SUFFIX}"
+    files.write(path, made.raw)
+    return context.published(path), made.notes
+
+
+def can_be_shared(context: Context, kind: str, key: str) -> bool:
+    """Whether a thing of the Library has settings that a card can hold."""
+    if kind == "loras":
+        return context.lora(key).recipe is not None
+    return kind in ("runs", "presets", "stacks")
+
+
+def _stack(context: Context, key: str) -> Path:
+    """The file of a saved stack. Raises: DataError if it is not here."""
+    path = next((path for path in saved_stacks.every(context) if path.name == key), None)
+    if path is None:
+        raise DataError("that stack is not here any more; reload the page to see what is.")
+    return path
+
+
+def keep_preset(key: str) -> str:
+    """A kept card as a preset of the user's own; its name. Raises: ConfigError."""
+    kept = of_key(key)
+    if kept.card is None:
+        raise ConfigError("it is a preset already.")
+    return presets.add(keeping.preset_name(kept.card.card.title), keeping.preset_text(kept.card)).stem
+
+
+def line(kept: Kept) -> str:
+    """A preset or card in a line."""
+    if kept.card:
+        by = f"by {plain(kept.card.card.author, 60)} · " if kept.card.card.author else ""
+        return f"{by}{describing.in_short(kept.card)}"
+    config = kept.settings
+    assert config is not None
+    return f"{config.max_steps:,} steps, rank {config.adapter.rank}, {config.resolution_px} px, {some([config.base])}"
+
+
+def named(context: Context, key: str) -> TrainConfig | None:
+    """The settings behind a key of presets, or of a run as `run:NAME`; None for what has none."""
+    with suppress(UserError):
+        if key.startswith("run:"):
+            return Run(_run(context, key.removeprefix("run:"))).config()
+        return of_key(key).settings
+    return None
+
+
+def _runs(context: Context) -> list[Path]:
+    return [path.parent for path in context.runs.glob("[!.]*/config.toml")]
+
+
+def _run(context: Context, name: str) -> Path:
+    """The folder of a run of this server. Raises: DataError for a name that none has."""
+    folder = next((path for path in _runs(context) if path.name == name), None)
+    if folder is None:
+        raise DataError("that run is not here any more; reload the page to see what is.")
+    return folder
+
+
+def choices(context: Context) -> list[tuple[str, str]]:
+    """What a preset can be compared with, as (label, key)."""
+    found = []
+    for key in every_key():
+        with suppress(UserError):
+            if (kept := of_key(key)).settings is not None:
+                found.append((f"{kept.name}{' (card)' if kept.card else ''}", key))
+    return found + [(f"{plain(path.name, 80)} (run)", f"run:{path.name}") for path in sorted(_runs(context))]

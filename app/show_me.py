@@ -1,0 +1,212 @@
+"""Show me: the sample pictures become a style and a character, and the two are stacked, while one looks on.
+
+Nothing is kept in the page: three ordinary jobs do it, each a process of its own, and one small file of the workspace
+says which they are. So a reload, a second page or a killed server shows the same, further on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tomli_w
+
+from app import batches, dataset_sets, views
+from app.context import Context
+from app.job_table import Job
+from app.jobs import LIVE, WAITING
+from trainer import files, presets
+from trainer.config import BatchConfig, StackConfig, parse
+from trainer.errors import ConfigError, UserError
+from trainer.events import Started, Step
+
+_FILE = "show-me.json"
+STYLE_PROMPT = "a red apple, outline style"
+CHARACTER_PROMPT = "mokka, a smiling cat face"
+PROMPT = "mokka, a smiling cat with heart-eyes, outline style"
+_SEED = 4
+_WEIGHT = 0.8
+# Fewer than the presets' 100: both are learned well enough to be seen, and one looks on for less than two minutes.
+STEPS = 80
+_PREVIEW_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The numbers of its jobs, and the picture of the untrained base once it is drawn."""
+
+    style: int
+    character: int
+    both: int
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see now: pictures with a caption each, the newest first, and how far it is."""
+
+    pictures: list[tuple[Path, str]]
+    progress: views.Progress
+    is_over: bool
+
+
+def read(context: Context) -> Shown | None:
+    """The one that was begun here last, if there is one."""
+    try:
+        values = json.loads((context.workspace / _FILE).read_bytes()[:4096])
+        shown = Shown(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    numbers = (shown.style, shown.character, shown.both)
+    return shown if all(type(number) is int for number in numbers) and isinstance(shown.base, str) else None
+
+
+def begin(context: Context) -> Shown:
+    """The jobs, on their way; the untrained base is drawn meanwhile. Raises: ConfigError, DataError, RunError."""
+    earlier = read(context)
+    if earlier and not scene(context, earlier).is_over:
+        return earlier
+    style = _train(context, "show-me-style", "imprimatura-style", "outline-style", STYLE_PROMPT)
+    character = _train(context, "show-me-cat", "imprimatura-character", "grey-cat", CHARACTER_PROMPT, "mokka")
+    loras = [
+        {"file": str(context.runs / job.name / f"{job.name}.safetensors"), "weight": _WEIGHT}
+        for job in (style, character)
+    ]
+    jobs = {"base": "imprimatura", "prompts": [PROMPT], "seeds": [_SEED], "stacks": [loras]}
+    text = tomli_w.dumps(
+        parse(BatchConfig, jobs, "show me").model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    )
+    both = context.runner.submit("show-me", text, batches.KINDS[".toml"])
+    shown = Shown(style.id, character.id, both.id)
+    _write(context, shown)
+    threading.Thread(target=_draw_base, args=(context, shown), name="show-me", daemon=True).start()
+    return shown
+
+
+def cancel(context: Context) -> None:
+    """Its jobs, asked to end, the last first, so that none begins meanwhile."""
+    shown = read(context)
+    for job in reversed(_jobs(context, shown) if shown else []):
+        if job.state in (*LIVE, *WAITING):
+            with suppress(UserError):  # it ended meanwhile
+                context.runner.stop(job.id)
+
+
+def scene(context: Context, shown: Shown) -> Scene:
+    """What there is to see of it now."""
+    jobs = _jobs(context, shown)
+    pictures = _examples(context) if len(jobs) == 3 else []
+    if shown.base:
+        base = context.renders / Path(shown.base).name
+        pictures += [(base, "the base, before it learns")] if base.is_file() else []
+    steps = 0
+    for job, what in zip(jobs[:2], ("style", "character"), strict=False):
+        folder = context.runs / job.name
+        events = context.logs.read(folder / "events.jsonl")
+        samples = views.samples(folder, events)[::-1]
+        pictures += [(path, f"{what}, {caption.split(' · ')[0]}") for path, caption in samples]
+        step = views.last(events, Step)
+        steps += STEPS if job.state == "finished" else min(step.step, STEPS) if step else 0
+    if len(jobs) == 3:
+        drawn, _ = batches.pictures(context.batches / jobs[2].name, 4)
+        pictures += [(path, "both together") for path in drawn if path.parent == context.batches / jobs[2].name]
+    states = [job.state for job in jobs]
+    is_over = len(jobs) < 3 or states[2] == "finished" or bool({"failed", "stopped"} & set(states))
+    return Scene(pictures[::-1], _progress(context, jobs, steps), is_over)
+
+
+def result(context: Context, shown: Shown) -> Path | None:
+    """The stacked picture once it is drawn, among the pictures that the other tabs know."""
+    jobs = _jobs(context, shown)
+    if len(jobs) < 3 or jobs[2].state != "finished":
+        return None
+    folder = context.batches / jobs[2].name
+    picture = next((path for path in batches.pictures(folder, 4)[0] if path.parent == folder), None)
+    if picture is None:
+        return None
+    target = context.renders / f"show-me-{jobs[2].id}.png"
+    if not target.is_file():
+        with files.replacing(target) as unnamed:
+            unnamed.write_bytes(picture.read_bytes())
+    return target
+
+
+def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
+    """One bar for all three jobs."""
+    if len(jobs) < 3:
+        return views.Progress("It is not here any more", "Its jobs were removed.", 0.0, "stopped")
+    states = [job.state for job in jobs]
+    share = 0.95 * steps / (2 * STEPS)
+    if states[2] == "finished":
+        return views.Progress(
+            "Here it is", "A style and a character, learned here and laid over one another.", 1.0, "finished"
+        )
+    if "failed" in states:
+        return views.Progress("It failed", jobs[states.index("failed")].error[:300], share, "failed")
+    if "stopped" in states or "stopping" in states:
+        return views.Progress(
+            "Cancelled", "Show me begins anew; what was learned stays in the Library.", share, "stopped"
+        )
+    for job, words in zip(jobs[:2], ("Learning a style", "Learning a character"), strict=True):
+        if job.state != "finished":
+            events = context.logs.read(context.runs / job.name / "events.jsonl")
+            step, started = views.last(events, Step), views.last(events, Started)
+            detail = f"step {step.step} of {STEPS}" if step else "loading the base"
+            if step is None and started:
+                detail = "preparing pictures and captions"
+            return views.Progress(words, detail, share, "running")
+    return views.Progress("Drawing both together", "", share, "running")
+
+
+def _jobs(context: Context, shown: Shown) -> list[Job]:
+    """Its jobs in their order, without those that are gone."""
+    by_id = {job.id: job for job in context.runner.every()}
+    return [by_id[number] for number in (shown.style, shown.character, shown.both) if number in by_id]
+
+
+def _examples(context: Context) -> list[tuple[Path, str]]:
+    """A picture of each sample set, to be seen at once."""
+    shown = []
+    for name, words in (("outline-style", "it learns this style"), ("grey-cat", "and this character")):
+        if name in context.dataset_names() and (pictures := context.pictures(context.datasets / name)):
+            shown.append((pictures[0], words))
+    return shown
+
+
+def _train(context: Context, name: str, preset: str, sample: str, prompt: str, trigger: str = "") -> Job:
+    """A training of a sample set, copied here if it isn't yet. Raises: ConfigError, DataError, RunError."""
+    if sample not in context.dataset_names():
+        dataset_sets.copy_sample(context, sample)
+    settings = {
+        "data.folder": str(context.datasets / sample),
+        "data.trigger": trigger,
+        "max_steps": STEPS,
+        "preview_every_steps": _PREVIEW_EVERY,
+        "validate_every_steps": STEPS,
+        "preview.prompts": [prompt],
+    }
+    if not context.pictures(context.datasets / sample):
+        raise ConfigError(
+            f"dataset {sample} has no pictures any more; remove it in the Dataset tab, and it is copied anew."
+        )
+    config = presets.load(preset, settings)
+    return context.runner.submit(name, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def _draw_base(context: Context, shown: Shown) -> None:
+    """Draw what the base makes of the same words, and write down where it is."""
+    from trainer.render.picture_metadata import save  # loads torch
+
+    with suppress(UserError, OSError):
+        stack = StackConfig.model_validate({"prompt": PROMPT, "seed": _SEED})
+        path = save(context.render(stack), context.renders)
+        if (now := read(context)) and now.both == shown.both:
+            _write(context, Shown(now.style, now.character, now.both, path.name))
+
+
+def _write(context: Context, shown: Shown) -> None:
+    with files.replacing(context.workspace / _FILE) as unnamed:
+        unnamed.write_text(json.dumps(asdict(shown)), encoding="utf-8")

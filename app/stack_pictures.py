@@ -1,0 +1,317 @@
+"""Where the Stack tab's pictures are seen: the picture, how far it is, what was drawn before, and one to compare with.
+
+The picture on the page stays until the next one is there. A request says in turns how far it is; the next one of the
+same page ends it (`render_requests`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from app import views
+from app.context import Context
+from app.notices import mended, tell
+from app.recipes import recent
+from app.render_requests import Cancelled, Desk, Rendering, Work
+from app.sheets import Expect, Sheet
+from trainer.config import StackConfig
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
+    from trainer.render.picture_metadata import Picture
+
+QUICK_STEPS = 4
+_HEIGHT_PX = 384
+_CANCEL, _PIN, _UNPIN, _IDLE = "Cancel", "Pin to compare", "Unpin", "Ctrl+Enter renders."
+_WITH_RECIPE, _SHEET = "Download PNG with its recipe", "Download sheet"
+_OURS = re.compile(r"(\d{1,10})-[0-9a-f]{8}(-\d+)?")  # a picture's name: its seed, and its recipe's digest
+# Ctrl+Enter renders; a slider moved by keys has stopped when the key is up.
+_KEYS = """
+if (!window.velaturaStackKeys) {
+  window.velaturaStackKeys = true;
+  document.addEventListener('keydown', event => {
+    const render = document.querySelector('#render');
+    if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey) || !render || !render.offsetParent) return;
+    event.preventDefault();
+    event.stopPropagation();
+    render.click();
+  }, true);
+  let stopped;
+  document.addEventListener('keyup', event => {
+    const slider = event.target;
+    if (!slider.matches || !slider.matches('.layer input[type=range]')) return;
+    clearTimeout(stopped);
+    stopped = setTimeout(() => slider.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 250);
+  }, true);
+}
+"""
+
+Make = Callable[["Engine", Expect], Sheet]
+Update = dict[Any, Any]
+
+
+class Stage:
+    """The components and what is shown in them."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.files = gr.State([])  # names of the recent pictures
+
+    # Drawing.
+
+    def draw(self) -> None:
+        """Draw the picture and what belongs to it here."""
+        with gr.Column(elem_classes="easel", elem_id="easel"):
+            self.picture = gr.Image(
+                label="Picture", type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
+                buttons=["fullscreen"], elem_id="picture", elem_classes="canvas",
+            )  # fmt: skip
+            self.compare = gr.ImageSlider(
+                label="Pinned left, present right", type="filepath", format="png", interactive=False, visible=False,
+                max_height=_HEIGHT_PX, height=_HEIGHT_PX, buttons=["fullscreen"], elem_id="compare",
+                elem_classes="canvas",
+            )  # fmt: skip
+            self.cells = gr.Gallery(
+                label="Click one to get its stack", height=_HEIGHT_PX, visible=False, object_fit="contain",
+                allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
+            )  # fmt: skip
+            self.progress = gr.HTML(_line(_IDLE), js_on_load=_KEYS, elem_id="drawing")
+            with gr.Row(elem_classes="easel-buttons"):
+                self.render = gr.Button("Render", variant="primary", min_width=110, scale=3, elem_id="render")
+                self.cancel = gr.Button(_CANCEL, interactive=False, min_width=80, scale=1, elem_id="cancel-render")
+                self.live = gr.Checkbox(
+                    True, label="Live", container=False, min_width=76, scale=0, elem_classes="toggle", elem_id="live"
+                )
+            with gr.Row(elem_classes="easel-buttons"):
+                self.pin = gr.Button(_PIN, size="sm", min_width=110, interactive=False, elem_id="pin")
+                self.download = gr.DownloadButton(
+                    _WITH_RECIPE, size="sm", min_width=110, interactive=False, elem_id="download"
+                )
+        with gr.Column(elem_classes="stage-rest"):
+            self._draw_rest()
+
+    def _draw_rest(self) -> None:
+        self.gallery = gr.Gallery(
+            label="Recent: click one to get its stack back", columns=8, height=150, object_fit="contain",
+            allow_preview=False, interactive=False, buttons=[], fit_columns=False, elem_id="recent",
+        )  # fmt: skip
+        self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
+        self.infotext = gr.Textbox(
+            label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext"
+        )
+        self.dropped = gr.File(
+            file_types=[".png", ".webp", ".jpg", ".jpeg"],
+            label="Drop a picture made here or in another tool to get its stack",
+            height=110,
+            elem_id="recipe-png",
+        )
+
+    def outputs(self) -> list[Any]:
+        """Everything that a picture may change."""
+        return [
+            self.picture, self.compare, self.cells, self.progress, self.cancel, self.pin, self.download, self.infotext,
+            self.gallery, self.files, self.warned,
+        ]  # fmt: skip
+
+    def connect(self) -> None:
+        """Answer the stage's own buttons."""
+        still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        self.cancel.click(self.stop, None, [self.progress, self.cancel], **still)
+        self.pin.click(self.pin_or_unpin, None, [self.picture, self.compare, self.pin], **still)
+
+    # Pictures and sheets.
+
+    def pictures(self, desk: Desk, stack: StackConfig, quick: bool) -> Iterator[Update]:
+        """How far the stack's picture is, in turns, then the picture; `quick` shows one of few steps before it."""
+        with_quick = quick and stack.steps > 2 * QUICK_STEPS
+
+        def draw(rendering: Rendering) -> Iterator[Update]:
+            if with_quick:
+                few = stack.model_copy(update={"steps": QUICK_STEPS})
+                first = Work(rendering, lambda: self.context.render(few, rendering))
+                yield from self._turns(first, "Preview")
+                yield self._placed(desk, first.result.image)
+                rendering.restart()
+            whole = Work(rendering, lambda: self._drawn(stack, rendering))
+            yield from self._turns(whole, "Picture")
+            yield self._finished(desk, *whole.result)
+
+        yield from self._answered(desk, draw, stack)
+
+    def sheet(self, desk: Desk, stack: StackConfig, make: Make, name: str) -> Iterator[Update]:
+        """How far the sheet is, in turns, then its pictures, each of which gives its stack."""
+
+        def drawn(rendering: Rendering) -> tuple[Sheet, list[str]]:
+            with self.context.engine(stack, rendering) as engine:
+                sheet = make(engine, rendering.expect)
+                return sheet, engine.warnings(engine.resolve(stack))
+
+        def draw(rendering: Rendering) -> Iterator[Update]:
+            work = Work(rendering, lambda: drawn(rendering))
+            yield from self._turns(work, "Sheet")
+            yield self._finished_sheet(desk, *work.result, name)
+
+        yield from self._answered(desk, draw, None)
+
+    def _answered(
+        self, desk: Desk, draw: Callable[[Rendering], Iterator[Update]], stack: StackConfig | None
+    ) -> Iterator[Update]:
+        """What drawing answers, and the end of it on the page; a request that was superseded says nothing more."""
+        rendering = desk.begin(stack)
+        # Every turn says both buttons' labels: Gradio 6.31 empties those of buttons that a turn leaves out.
+        going = {self.cancel: _button(_CANCEL, True), self.pin: self._pin_button(desk)}
+        over = going | {self.progress: _line(_IDLE), self.cancel: _button(_CANCEL, False)}
+        try:
+            yield going | {self.progress: _line("Beginning", 0.0)}
+            for update in draw(rendering):
+                going[self.pin] = self._pin_button(desk)
+                yield going | update
+            over[self.pin] = self._pin_button(desk)
+            yield over
+        except Cancelled:
+            if not rendering.is_superseded:
+                yield over | {self.progress: _line("Cancelled")}
+        except Exception:
+            yield over
+            raise
+        finally:
+            desk.end(rendering)
+
+    def _turns(self, work: Work[Any], what: str) -> Iterator[Update]:
+        said = None
+        for _ in work.turns():
+            words = _words(work.rendering, what)
+            if words != said:
+                said = words
+                yield {self.progress: _line(words, work.rendering.share)}
+
+    def _drawn(self, stack: StackConfig, rendering: Rendering) -> tuple[Picture, list[str]]:
+        """The picture, and what its LoRAs say of being for another base."""
+        with self.context.engine(stack, rendering) as engine:
+            picture = engine.render(stack)
+            return picture, engine.warnings(picture.stack)
+
+    def _finished(self, desk: Desk, picture: Picture, warnings: list[str]) -> Update:
+        from trainer.render.picture_metadata import save  # loads torch, which the page itself must not
+
+        path = save(picture, self.context.renders)
+        return self.show(desk, path, picture.infotext) | self.show_recent() | self._warn(warnings)
+
+    def _finished_sheet(self, desk: Desk, sheet: Sheet, warnings: list[str], name: str) -> Update:
+        from trainer.render.picture_metadata import save_free_sheet
+
+        path = save_free_sheet(sheet.image, self.context.renders, name)
+        desk.cells = [picture.stack for picture in sheet.pictures]
+        pictures = [(picture.image, label) for picture, label in zip(sheet.pictures, sheet.labels, strict=True)]
+        cells = gr.update(value=pictures, columns=sheet.num_columns, visible=True, selected_index=None)
+        hidden = {part: gr.update(visible=False) for part in (self.picture, self.compare)}
+        shown = hidden | {self.cells: cells, self.infotext: gr.update(visible=False)}
+        return shown | self._downloading(path, _SHEET) | self.show_recent() | self._warn(warnings)
+
+    def _warn(self, lines: list[str]) -> Update:
+        """Lines in a box that stays until the next picture."""
+        html = views.notice_html("plain", "Made for another base", lines)
+        return {self.warned: gr.update(value=html, visible=bool(lines))}
+
+    # What is shown.
+
+    def show(self, desk: Desk, path: Path, text: str) -> Update:
+        """A picture of ours that carries its recipe."""
+        public = self.context.published(path)
+        desk.shown = public
+        shown = self._placed(desk, str(public)) | {self.infotext: gr.update(value=text, visible=True)}
+        return shown | self._downloading(path, _WITH_RECIPE) | {self.pin: self._pin_button(desk)}
+
+    def show_sheet(self, desk: Desk, path: Path) -> Update:
+        """A sheet that was drawn before, whose cells are only seen."""
+        shown = {self.picture: gr.update(value=str(self.context.published(path)), visible=True)}
+        hidden = {part: gr.update(visible=False) for part in (self.compare, self.cells, self.infotext)}
+        return shown | hidden | self._downloading(path, _SHEET)
+
+    def show_recent(self) -> Update:
+        """The newest pictures, each with its seed."""
+        thumbnails = self.context.thumbnails(recent(self.context))
+        shown = [(str(thumbnail), _caption(path)) for path, thumbnail in thumbnails]
+        return {
+            self.gallery: gr.update(value=shown, selected_index=None),
+            self.files: [path.name for path, _ in thumbnails],
+        }
+
+    def _placed(self, desk: Desk, picture: Any) -> Update:
+        """The picture in its place, beside the pinned one if there is one."""
+        is_pinned = desk.pinned is not None
+        update: Update = {
+            self.picture: gr.update(value=picture, visible=not is_pinned),
+            self.cells: gr.update(visible=False),
+        }
+        if is_pinned:
+            update[self.compare] = gr.update(value=(str(desk.pinned), picture), visible=True)
+        return update
+
+    def _downloading(self, path: Path, label: str) -> Update:
+        public = str(self.context.published(path))
+        return {self.download: gr.update(value=public, label=label, interactive=True)}
+
+    # Buttons.
+
+    def _pin_button(self, desk: Desk) -> Any:
+        return _button(_UNPIN if desk.pinned else _PIN, desk.shown is not None)
+
+    @mended
+    def stop(self, request: gr.Request) -> Update:
+        """End what is drawn for this page."""
+        stopped = self.context.desks.of(request.session_hash).cancel()
+        return {
+            self.progress: _line("Cancelled" if stopped else "Nothing is being drawn"),
+            self.cancel: _button(_CANCEL, False),
+        }
+
+    @mended
+    def pin_or_unpin(self, request: gr.Request) -> Any:
+        """Keep the present picture to compare the next ones with, or let it go."""
+        desk = self.context.desks.of(request.session_hash)
+        if desk.pinned is None and desk.shown is None:
+            return gr.skip()
+        desk.pinned = None if desk.pinned else desk.shown
+        if desk.pinned:
+            tell("This picture stays on the left; the next ones are laid beside it.")
+        update = self._placed(desk, str(desk.shown)) | {self.pin: self._pin_button(desk)}
+        update.pop(self.cells)
+        return update | ({} if desk.pinned else {self.compare: gr.update(visible=False)})
+
+
+def _button(label: str, interactive: bool) -> Any:
+    """A button's state; without its label Gradio 6.31 shows it empty after a handler that answers in turns."""
+    return gr.update(value=label, interactive=interactive)
+
+
+def _caption(path: Path) -> str:
+    """A recent picture's seed, or that it is a sheet."""
+    match = _OURS.fullmatch(path.stem)
+    return f"seed {match[1]}" if match else "sheet"
+
+
+def _words(rendering: Rendering, what: str) -> str:
+    """How far it is."""
+    if not rendering.num_steps:
+        return f"{what}: loading"
+    parts = []
+    if rendering.num_pictures > 1:
+        parts.append(f"{min(rendering.num_done + 1, rendering.num_pictures)} of {rendering.num_pictures} pictures")
+    parts.append(f"step {rendering.step} of {rendering.num_steps}")
+    left = rendering.seconds_left
+    if left is not None and left >= 2:
+        parts.append(f"{views.duration(left)} left")
+    return f"{what}: {', '.join(parts)}"
+
+
+def _line(words: str, share: float | None = None) -> str:
+    """The line below the picture: words of ours, and a bar while it is drawn."""
+    shown = "" if share is None else f'<i style="width:{share:.1%}"></i>'
+    role = "" if share is None else f'role="progressbar" aria-label="Drawing" aria-valuenow="{share * 100:.0f}"'
+    return f'<div class="drawing"><span>{words}</span><div class="bar" {role}>{shown}</div></div>'

@@ -1,0 +1,44 @@
+// A region painted on the picture; a part of `stack_panel.js`, which stands after it. `paint.js` is the brush.
+//
+// Regions: the colour's opacity is the mask.
+
+const region = () => {
+  const paint = painting('Region to paint', () => changed());
+  return {
+    key: 'region', title: 'Where it acts', hint: 'Coloured: it acts here. Ctrl+Z undoes, [ and ] change the brush.',
+    begin: async text => {
+      const wide = number('field-width_px', 512), high = number('field-height_px', 512);
+      const share = within(Math.max(wide, high), 512, 1024) / Math.max(wide, high);
+      const width = Math.max(16, Math.round(wide * share)), height = Math.max(16, Math.round(high * share));
+      paint.begin(width, height);
+      const under = () => {
+        const image = document.querySelector('#picture img');
+        if (image && !image.complete) image.addEventListener('load', under, {once: true});
+        const ratio = image?.naturalWidth ? image.naturalWidth / image.naturalHeight : 0;
+        paint.over(Math.abs(ratio * height / width - 1) < .03 ? image.src : '');
+      };
+      under();
+      const mask = text.match(/^mask (data:)?(.+)$/s), edges = text.match(/^box\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$/);
+      if (edges) {
+        const [left, top, right, bottom] = edges.slice(1).map(Number);
+        paint.hold({box: [left * width, top * height, (right - left) * width, (bottom - top) * height]});
+      } else if (mask) {
+        const answer = mask[1] ? {url: `data:image/png;base64,${mask[2]}`} : await server.mask(mask[2].trim());
+        if (answer.problem) throw new Error(answer.problem);
+        await paint.holdMask(answer.url);
+      }
+      return !text || Boolean(mask || edges);
+    },
+    body: () => [paint.stage, paint.tools],
+    text: async () => {
+      const {least, most, url} = paint.mask();
+      if (!most) throw new Error('Nothing is painted, so it would act nowhere. Paint where it should act, or cancel.');
+      if (least === 255) return '';
+      const answer = await server.keep_mask(url());
+      if (answer.problem) throw new Error(answer.problem);
+      return `mask ${answer.name}`;
+    },
+    press: paint.press,
+    first: () => paint.canvas,
+  };
+};

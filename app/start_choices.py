@@ -1,0 +1,55 @@
+"""What a training can go on from, to choose from: saved steps of the runs here, and LoRAs of the library."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from app.context import Context
+from trainer import runs
+from trainer.config import parsing
+from trainer.printing import plain
+
+_STEP = re.compile(r"step-(\d{6,9})")
+_MOST_RUNS, _MOST_LORAS = 60, 200
+
+
+def checkpoints(context: Context) -> dict[str, Path]:
+    """Folders of saved steps by RUN/step-000050, of the newest run first, its newest step first."""
+    return {
+        f"{run.name}/{folder.name}": folder
+        for run in runs.every(context.runs)
+        for folder in saved(run)
+    }  # fmt: skip
+
+
+def saved(run: runs.Run) -> list[Path]:
+    """A run's checkpoints, newest first."""
+    folders = [folder for folder in run.checkpoints.glob("step-*") if _STEP.fullmatch(folder.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")), reverse=True)
+
+
+def label(key: str) -> str:
+    """`fox, step 50` of a checkpoint's key."""
+    run, _, step = key.rpartition("/")
+    match = _STEP.fullmatch(step)
+    return f"{plain(run, 80)}, step {int(match[1])}" if match else plain(key, 80)
+
+
+def of_source(source: str) -> str:
+    """`fox, step 50` or `fox` of a source as settings name it; "" for none."""
+    return label(parsing.short_name(source[:4096]).removesuffix(".safetensors")) if source else ""
+
+
+def offered(context: Context, chosen: str = "") -> list[tuple[str, str]]:
+    """(label, value) of each; a LoRA's value is its hash. What is `chosen` and not among them is named too."""
+    steps = [(label(key), key) for key in list(checkpoints(context))[:_MOST_RUNS]]
+    loras = list(context.known_loras().values())[::-1][:_MOST_LORAS]
+    names = Counter(plain(info.name, 80) for info in loras)
+    files = []
+    for info in loras:
+        name = plain(info.name, 80)
+        files.append((f"LoRA {name}" if names[name] == 1 else f"LoRA {name} ({info.sha256[:8]})", info.sha256))
+    choices = [("nothing", ""), *files, *steps]
+    return choices if chosen in dict((value, 0) for _, value in choices) else [*choices, (label(chosen), chosen)]

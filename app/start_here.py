@@ -1,0 +1,136 @@
+"""Start here: three ways in on an empty page, and under them what Show me draws as it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app import show_me, views
+from app.context import Context, Refresh
+from app.kept_fields import STILL
+from app.news import News
+from app.notices import mended, tell
+from trainer.errors import DataError
+
+_WELCOME = (
+    '<div class="welcome"><h2>Start here</h2><p>Watch a style and a character being learned and laid over one another, '
+    "or begin with pictures of your own.</p></div>"
+)
+_FOCUS_UPLOAD = (
+    "() => setTimeout(() => document.querySelector('#dataset-files button, #dataset-files input')?.focus(), 400)"
+)
+
+
+class StartHere:
+    """The panel above the tabs and what happens when it is used."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        with gr.Column(visible=False, elem_id="start-here", elem_classes="start") as self.panel:
+            gr.HTML(_WELCOME)
+            with gr.Row():
+                self.show = gr.Button("Show me", variant="primary", min_width=130, elem_id="show-me")
+                self.pictures = gr.Button("My pictures", min_width=130, elem_id="my-pictures")
+                self.model = gr.Button("My model", min_width=130, elem_id="my-model")
+            self.bases = gr.HTML(visible=False, elem_id="my-bases")
+        with gr.Column(visible=False, elem_id="show-me-scene", elem_classes="start") as self.scene:
+            self.progress = gr.HTML(elem_id="show-me-progress")
+            self.gallery = gr.Gallery(
+                label="What it draws, newest first", columns=8, height=230, object_fit="contain", fit_columns=False,
+                interactive=False, buttons=[], elem_id="show-me-pictures",
+            )  # fmt: skip
+            with gr.Row():
+                self.cancel = gr.Button("Cancel", variant="stop", min_width=110, elem_id="show-me-cancel")
+                self.open = gr.Button(
+                    "Open in Stack", variant="primary", visible=False, min_width=110, elem_id="show-me-open"
+                )
+                self.close = gr.Button("Close", visible=False, min_width=110, elem_id="show-me-close")
+        self.wanted = gr.Textbox(visible=False)  # what `open` opens, as `opening` takes it
+        self.seen = gr.State({})
+        self.opens = [(self.open, self.wanted)]
+
+    def connect(self, news: News, tabs: gr.Tabs) -> None:
+        """Answer the buttons, and look whenever there is more to see; call once when all is drawn."""
+        view = [
+            self.panel, self.scene, self.progress, self.gallery, self.cancel, self.open, self.close, self.wanted,
+            self.seen,
+        ]  # fmt: skip
+        news.listen("start", self._version, Refresh(self.look, [self.seen], view))
+        self.show.click(self.begin, None, view, **STILL)
+        self.cancel.click(self.end, self.seen, view, **STILL)
+        self.close.click(self.closed, None, view, **STILL)
+        self.pictures.click(lambda: gr.update(selected="dataset"), None, tabs, js=_FOCUS_UPLOAD, queue=False, **STILL)
+        self.model.click(self.tell_bases, None, self.bases, **STILL)
+
+    def opened(self) -> dict[Any, Any]:
+        """The panel on an empty workspace; the scene while there is one to look at."""
+        shown = show_me.read(self.context)
+        if shown and not show_me.scene(self.context, shown).is_over:
+            return self._changes({})
+        return {self.panel: gr.update(visible=self._is_empty()), self.scene: gr.update(visible=False)}
+
+    def _is_empty(self) -> bool:
+        return not self.context.dataset_names() and not self.context.runner.every()
+
+    def _version(self, _: gr.Request) -> Any:
+        """What `look` depends on."""
+        shown = show_me.read(self.context)
+        return [self._is_empty(), show_me.scene(self.context, shown) if shown else None]
+
+    @mended
+    def begin(self) -> dict[Any, Any]:
+        show_me.begin(self.context)
+        return self._changes({})
+
+    @mended
+    def end(self, before: dict[str, Any]) -> dict[Any, Any]:
+        show_me.cancel(self.context)
+        tell("It was cancelled.")
+        return self._changes(before)
+
+    def closed(self) -> dict[Any, Any]:
+        return {self.scene: gr.update(visible=False), self.seen: {}}
+
+    @mended
+    def look(self, before: dict[str, Any]) -> Any:
+        """What is new of a scene that is looked at; else whether there is one, or an empty page."""
+        return (self._changes(before) if before else self.opened()) or gr.skip()
+
+    def tell_bases(self) -> Any:
+        names = ", ".join(label for label, _ in self.context.base_choices())
+        lines = [
+            f"Here: {names}.",
+            "To use another one, whoever started this page adds it there by its folder or file; it is then listed "
+            "under Base in Train and in Stack.",
+        ]
+        return gr.update(value=views.notice_html("plain", "Models that are here", lines), visible=True)
+
+    def _changes(self, before: dict[str, Any]) -> dict[Any, Any]:
+        """Updates of what is new since this page last looked."""
+        shown = show_me.read(self.context)
+        if shown is None:
+            raise DataError("there is nothing to be seen any more; choose Show me again.")
+        scene = show_me.scene(self.context, shown)
+        result = show_me.result(self.context, shown)
+        after: dict[str, Any] = {
+            "pictures": [str(path) for path, _ in scene.pictures], "bar": scene.progress, "over": scene.is_over,
+            "result": result.name if result else "",
+        }  # fmt: skip
+        if after == before:
+            return {}
+        update: dict[Any, Any] = {
+            self.panel: gr.update(visible=False),
+            self.scene: gr.update(visible=True),
+            self.progress: views.progress_html("Show me", scene.progress),
+            self.cancel: gr.update(visible=not scene.is_over),
+            self.close: gr.update(visible=scene.is_over),
+            self.open: gr.update(visible=result is not None),
+            self.wanted: f"picture {result.name}" if result else "",
+            self.seen: after,
+        }
+        if after["pictures"] != before.get("pictures"):
+            captions = dict(scene.pictures)
+            public = self.context.thumbnails(list(captions))
+            update[self.gallery] = [(str(thumbnail), captions[path]) for path, thumbnail in public]
+        return update

@@ -1,0 +1,326 @@
+"""The job half of the Train tab: which training is shown, how far it is, its charts, previews, files and messages.
+
+All of it comes from the job table and the run's log, so a reload, a second tab or a new server shows the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app import card_view, preview_strip, views
+from app.context import Context, Refresh
+from app.job_table import Job
+from app.job_work import REHEARSAL, TRAINING
+from app.jobs import LIVE, WAITING
+from app.notices import mended, tell
+from app.queue_view import QueueView, acted
+from app.run_comparison import RunComparison
+from app.run_onward import RunOnward
+from trainer import phases, runs
+from trainer.config import TrainConfig
+from trainer.errors import UserError
+from trainer.events import Event, Finished, Recommended, Started
+
+Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what a part of the view depends on, and its update
+Parts = dict[str, Part]
+
+
+class TrainingView:
+    """The components of the job half and what happens when they are used."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.queue, self.comparison = QueueView(context), RunComparison(context)
+        self.onward = RunOnward(context)
+        self.seen = gr.State({})  # what this page was last sent: part -> what the part depended on
+
+    def draw_rehearsal(self) -> None:
+        """Draw what a rehearsal said, which stands beside the settings."""
+        self.rehearsal = gr.HTML(visible=False, elem_id="rehearsal")
+        self.adopt = gr.Button("Use these settings", visible=False, elem_id="use-suggested")
+
+    def draw(self) -> None:
+        """Draw the job's own column."""
+        # How far it is, and what to do with it.
+        self.job = gr.Dropdown([], label="Job", interactive=True, elem_id="job")
+        self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
+        self.plan = gr.HTML(visible=False, elem_id="plan")
+        self.notices = gr.HTML(visible=False, elem_id="notices")
+        self.recommendation = gr.HTML(visible=False, elem_id="recommendation")
+        with gr.Row():
+            hidden: dict[str, Any] = {"visible": False, "size": "md", "min_width": 110}
+            self.downloads = [
+                gr.DownloadButton(f"Download {name}", elem_id=f"download-{name}", **hidden)
+                for name in ("best", "last", "report")
+            ]
+        with gr.Row():
+            self.stop = gr.Button(
+                "Stop and save", variant="stop", interactive=False, elem_id="stop-training", min_width=120
+            )
+            self.pause = gr.Button("Pause", interactive=False, elem_id="pause-training", min_width=90)
+            self.resume = gr.Button("Resume", interactive=False, elem_id="resume-training", min_width=90)
+            self.duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate-training", min_width=90)
+            self.remove = gr.Button("Remove", interactive=False, elem_id="remove-training", min_width=90)
+        self.queue.draw()
+        self.onward.draw()
+
+        # What came of it so far, pictures first.
+        self.pictures = gr.HTML(js_on_load=preview_strip.JS_ON_LOAD, visible=False, elem_id="samples")
+        self.plot = gr.HTML(visible=False, elem_id="loss")
+        self.heldout_plot = gr.HTML(visible=False, elem_id="heldout-plot")
+        self.result = gr.Textbox(
+            label="Held-out result", lines=2, max_lines=4, interactive=False, visible=False, elem_id="heldout-result"
+        )
+        self.comparison.draw()
+        self.log = gr.Textbox(label="Messages", lines=4, max_lines=10, interactive=False, elem_id="messages")
+
+    def outputs(self) -> list[Any]:
+        """Everything that `changes` may change."""
+        return [
+            self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.duplicate,
+            self.remove, *self.onward.outputs(),
+            self.plot, self.heldout_plot, self.result, self.recommendation, *self.downloads, self.pictures, self.log,
+            self.rehearsal, self.adopt, self.seen, *self.queue.outputs(),
+        ]  # fmt: skip
+
+    def connect(self) -> None:
+        """Answer the buttons; call once when all is drawn."""
+        still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        self.stop.click(self.stop_one, self.job, self.outputs(), **still)
+        self.pause.click(self.pause_one, self.job, self.outputs(), **still)
+        self.resume.click(self.resume_one, self.job, self.outputs(), **still)
+        self.onward.extend.click(self.extend_one, [self.job, self.onward.steps], self.outputs(), **still)
+        self.queue.goes_on.input(self.let_queue_go_on, [self.queue.goes_on, self.job], self.outputs(), **still)
+        self.duplicate.click(self.duplicate_one, self.job, self.outputs(), **still)
+        self.remove.click(self.remove_one, self.job, self.outputs(), **still)
+        self.queue.list.acted(
+            self.act_on_queue, self.job, self.outputs(), trigger_mode="multiple", concurrency_id="queue-list",
+            concurrency_limit=1, **still,
+        )  # fmt: skip
+        self.job.input(self.show_job, self.job, self.outputs(), **still)
+        inputs, outputs = [self.comparison.chosen, self.seen], [*self.comparison.outputs(), self.seen]
+        self.comparison.chosen.change(self.compare, inputs, outputs, trigger_mode="always_last", **still)
+
+    def look(self) -> Refresh:
+        """What is asked for whenever something about the jobs is new."""
+        inputs = [self.job, self.seen, self.comparison.chosen]
+        return Refresh(self.poll, inputs, [*self.outputs(), *self.comparison.outputs()])
+
+    @mended
+    def poll(self, chosen: int | None, before: dict[str, Any], compared: list[str] | None = None) -> Any:
+        updates = self.changes(chosen, before)
+        return updates | self._compared(compared, updates.get(self.seen, before)) or gr.skip()
+
+    @mended
+    def compare(self, compared: list[str] | None, before: dict[str, Any]) -> Any:
+        return self._compared(compared, before) or gr.skip()
+
+    def _compared(self, compared: list[str] | None, before: dict[str, Any]) -> dict[Any, Any]:
+        """Updates of the runs that are compared."""
+        after, updates = self.comparison.news(compared, before.get("comparison"))
+        return updates | {self.seen: before | {"comparison": after}} if after != before.get("comparison") else {}
+
+    @mended
+    def show_job(self, chosen: int | None) -> dict[Any, Any]:
+        return self.changes(chosen, {})
+
+    @mended
+    def stop_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.stop(chosen or 0)
+        return self.changes(chosen, {})
+
+    @mended
+    def pause_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.pause(chosen or 0)
+        return self.changes(chosen, {})
+
+    @mended
+    def let_queue_go_on(self, wanted: bool, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.let_go_on(wanted is True)
+        return self.changes(chosen, {})
+
+    @mended
+    def extend_one(self, chosen: int | None, steps: float | None) -> dict[Any, Any]:
+        self.onward.extended(self.context.runner.get(chosen or 0), steps)
+        return self.changes(chosen, {})
+
+    @mended
+    def resume_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.resume(chosen or 0)
+        return self.changes(chosen, {})
+
+    @mended
+    def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
+        """The job's settings as a new job, at the end of the queue."""
+        job = self.context.runner.get(chosen or 0)
+        again = self.context.runner.submit(job.name, job.config, job.kind)
+        if self.context.runner.wants_grid(job):
+            self.context.runner.want_grid(again.id)
+        tell(f"{again.name} waits its turn, with the settings of {job.name}.")
+        return self.changes(again.id, {})
+
+    @mended
+    def remove_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.remove(chosen or 0)
+        return self.changes(None, {})
+
+    @mended
+    def act_on_queue(self, chosen: int | None, event: gr.EventData) -> dict[Any, Any]:
+        """What a button of the queue's list asks for."""
+        act, job = acted(event)
+        runner = self.context.runner
+        match act:
+            case "resume":
+                runner.resume(job)
+            case "up":
+                runner.move(job, -1)
+            case "down":
+                runner.move(job, 1)
+            case "remove":
+                runner.remove(job)
+        return self.changes(None if act == "remove" and job == chosen else chosen, {})
+
+    def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
+        """Updates of what changed since this page last asked: anything else would flicker and cost."""
+        # The picker, with the newest training where none is chosen.
+        every = self.context.runner.shown()
+        jobs = [job for job in every if job.kind == TRAINING]
+        picked = next((job for job in jobs if job.id == chosen), jobs[0] if jobs else None)
+        after: dict[str, Any] = {"jobs": [(job.id, job.state) for job in jobs]}
+        after |= {"comparison": before["comparison"]} if "comparison" in before else {}
+        update: dict[Any, Any] = {}
+        if after["jobs"] != before.get("jobs"):
+            choices = [(views.job_label(job), job.id) for job in jobs]
+            update[self.job] = gr.update(choices=choices, value=picked.id if picked else None)
+
+        # The parts that depend on something new.
+        parts = self._parts(picked) if picked else self._no_parts()
+        parts |= {"queue": self.queue.part(every)} | self._rehearsal_parts(
+            [job for job in every if job.kind in (TRAINING, REHEARSAL)]
+        )
+        for part, (signature, change) in parts.items():
+            after[part] = signature
+            if signature != before.get(part):
+                update |= change()
+        return update | {self.seen: after} if after != before else {}
+
+    def _events(self, folder: Path) -> tuple[list[Event], int]:
+        """The run's events; before it begins those of its newest fold, and how many folds were begun."""
+        events = self.context.logs.read(folder / "events.jsonl")
+        numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
+        folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
+        return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
+
+    def _parts(self, job: Job) -> Parts:
+        """Each part of the job's view: what it depends on, and its update."""
+        folder = self.context.runs / job.name
+        events, fold = self._events(folder)
+        phase = phases.read(runs.Run(folder)) if job.state == "running" else None
+        bar = views.progress_html(job.name, views.progress(job, events, fold, phase))
+        log = views.messages(job, events)
+        result = views.gain(events) + views.best_step(events)
+        # Charts are drawn only when a point is new, the advice only when what it is read from is.
+        num_points = sum(event.kind in ("step", "validated") for event in events)
+        num_measured = sum(event.kind == "validated" for event in events)
+        decided = [event for event in events if isinstance(event, Recommended | Finished)]
+
+        def advice() -> str:
+            return views.recommendation_html(events, self._settings_of(folder)) + card_view.beside(folder, events)
+
+        return {
+            "progress": (bar, lambda: {self.progress: bar}),
+            "plan": _box_part(self.plan, views.plan_html(events)),
+            "notices": _box_part(self.notices, views.notices_html(events)),
+            "curve": ((job.id, num_points), lambda: _filled(self.plot, views.loss_html(events))),
+            "heldout": ((job.id, num_measured), lambda: _filled(self.heldout_plot, views.heldout_html(events))),
+            "result": (result, lambda: {self.result: gr.update(value=result, visible=bool(result))}),
+            "recommendation": (decided, lambda: _filled(self.recommendation, advice())),
+            "log": (log, lambda: {self.log: log}),
+            "state": (job.state, lambda: self._buttons(job)),
+            "onward": self.onward.part(job, self._settings_of(folder)),
+            **self._file_parts(folder, events),
+        }
+
+    def _no_parts(self) -> Parts:
+        """The job's view without a job, as when the last one was removed."""
+
+        def emptied() -> dict[Any, Any]:
+            boxes = (
+                self.plan,
+                self.notices,
+                self.plot,
+                self.heldout_plot,
+                self.recommendation,
+                self.result,
+                self.pictures,
+            )
+            buttons = (self.stop, self.pause, self.resume, self.duplicate, self.remove)
+            return {
+                self.progress: views.NOTHING_YET,
+                **{box: gr.update(value="", visible=False) for box in boxes},
+                **{button: gr.update(visible=False) for button in self.downloads},
+                **{button: gr.update(interactive=False) for button in buttons},
+                self.log: "",
+                self.onward.box: gr.update(visible=False),
+            }
+
+        return {"progress": ("", emptied)}
+
+    def _file_parts(self, folder: Path, events: list[Event]) -> Parts:
+        """The downloads and the previews, sent again when a file is new."""
+        rows, files = preview_strip.strips(folder, events), views.files(folder, events)
+
+        def pictures() -> dict[Any, Any]:
+            return _filled(self.pictures, preview_strip.html(self.context, rows, self._settings_of(folder)))
+
+        return {
+            "files": ([str(path) for path in files], lambda: self._offered(files)),
+            "samples": (preview_strip.signature(rows), pictures),
+        }
+
+    def _buttons(self, job: Job) -> dict[Any, Any]:
+        return {
+            self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING, "paused")),
+            self.pause: gr.update(interactive=job.state == "running"),
+            self.resume: gr.update(interactive=job.state in ("stopped", "paused", "failed")),
+            self.duplicate: gr.update(interactive=True),
+            self.remove: gr.update(interactive=job.state not in LIVE),
+        }
+
+    def _settings_of(self, folder: Path) -> TrainConfig | None:
+        """The run's settings; None if they can't be read."""
+        try:
+            return runs.Run(folder).config()
+        except UserError:
+            return None
+
+    def _offered(self, files: list[Path | None]) -> dict[Any, Any]:
+        """The downloads of what is there."""
+        public: dict[Path | None, str] = dict(self.context.published_of([path for path in files if path]))
+        return {
+            button: gr.update(value=public[path], visible=True) if path in public else gr.update(visible=False)
+            for button, path in zip(self.downloads, files, strict=True)
+        }
+
+    def _rehearsal_parts(self, jobs: list[Job]) -> Parts:
+        """The newest rehearsal, until a training is started after it."""
+        newest = jobs[0] if jobs and jobs[0].kind == REHEARSAL else None
+        answer = self.context.runner.answer(newest) if newest and newest.state == "finished" else {}
+        changes = bool(views.suggested(answer))
+        return {
+            "rehearsal": _box_part(self.rehearsal, views.rehearsal_html(newest, answer) if newest else ""),
+            "suggested": (changes, lambda: {self.adopt: gr.update(visible=changes)}),
+        }
+
+
+def _box_part(box: gr.HTML, html: str) -> Part:
+    """A box that is there while it has something to say, and depends on what it says."""
+    return html, lambda: _filled(box, html)
+
+
+def _filled(box: gr.HTML, html: str) -> dict[Any, Any]:
+    return {box: gr.update(value=html, visible=bool(html))}

@@ -1,0 +1,95 @@
+"""Cards behind the page: what a browser may name, what a preset is kept as, and which card a job goes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app import card_view, item_changes, item_details, job_work, recognising, shared_cards, ui
+from app.context import Context
+from app.library_items import Shelf
+from tests.doors_cards import card_values, picture
+from trainer import card_file, presets
+from trainer.card_file import reading
+from trainer.card_file.contents import Card
+from trainer.cards import keeping
+from trainer.cards.making import Wishes
+from trainer.errors import ConfigError, DataError, UserError
+
+HOSTILE = "<img src=x onerror=window.__owned=1>"
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    return ui.open_workspace(tmp_path / "workspace")
+
+
+def a_card(folder: Path, **changes: object) -> Path:
+    path = folder / "theirs.bin"  # known by its content
+    config = presets.load("imprimatura-style", {"max_steps": 33})
+    path.write_bytes(reading.packed(Card(**card_values(**changes)), config, (picture(),)))
+    return path
+
+
+def test_a_dropped_card_is_kept_and_opens_in_train(context: Context, tmp_path: Path) -> None:
+    (arrival,) = recognising.take(context, [a_card(tmp_path, title=f"A cat {HOSTILE}")])
+    assert arrival.is_taken and arrival.opens is not None and arrival.opens[0] == "preset"
+    assert "LoRA (sha256 bbbbbbbbbbbbbbbb…) is not here" in arrival.where
+    shelf = Shelf(context)
+    item = shelf.item("presets", arrival.opens[1])
+    assert item.picture is not None and Image.open(item.picture).size == (32, 24)
+    page = card_view.html(context, item)
+    assert "<img src=x" not in page and "data:image/webp;base64," in page and "Ran on" in page
+    assert item_details.of(shelf, item).raw["settings"]["max_steps"] == 33
+    (again,) = recognising.take(context, [a_card(tmp_path, title=f"A cat {HOSTILE}")])
+    assert again.opens == arrival.opens and len(keeping.every()) == 1
+
+
+def test_a_damaged_card_is_refused_in_words(context: Context, tmp_path: Path) -> None:
+    path = a_card(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"max_steps = 33", b"max_steps = 34"))
+    (arrival,) = recognising.take(context, [path])
+    assert not arrival.is_taken and "is damaged" in arrival.what
+
+
+@pytest.mark.parametrize("kind", ["runs", "presets", "stacks", "loras", "pictures", ""])
+@pytest.mark.parametrize(
+    "key", ["..", "../../elsewhere", "/etc", "", "card:../x", "preset:../x", "preset:/etc/passwd", "\0"]
+)
+def test_what_is_not_here_is_refused(context: Context, tmp_path: Path, kind: str, key: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    presets.save(presets.load("imprimatura-style", {}), elsewhere / "config.toml")
+    with pytest.raises(UserError):
+        shared_cards.shared(context, kind, key, Wishes())
+    assert shared_cards.named(context, f"run:{key}") is None and shared_cards.named(context, key) is None
+
+
+def test_a_card_becomes_a_preset_that_knows_it_and_a_job_goes_with_it(context: Context, tmp_path: Path) -> None:
+    recognising.take(context, [a_card(tmp_path)])
+    (digest,) = keeping.every()
+    name = shared_cards.keep_preset(f"card:{digest}")
+    assert shared_cards.digest_of(name) == digest and shared_cards.digest_of("imprimatura-style") == ""
+    with pytest.raises(ConfigError, match="a preset already"):
+        shared_cards.keep_preset(f"preset:{name}")
+    shared_cards.go_with(context, "settings", digest)
+    configs = context.workspace / "configs"
+    assert card_file.read(job_work.card_of(configs, "settings")).digest == digest
+    assert not job_work.card_of(configs, "other settings").exists()
+    shared_cards.go_with(context, "settings", "../" + digest)
+    assert not job_work.card_of(configs, "settings").exists(), "another start, without a card"
+
+
+def test_a_preset_is_shared_and_neither_renamed_nor_thrown_away(context: Context) -> None:
+    path, notes = shared_cards.shared(context, "presets", "preset:imprimatura-style", Wishes(author="me"))
+    assert card_file.read(path).settings == presets.load("imprimatura-style", {}) and notes == []
+    assert path.is_relative_to(context.cache)
+    shelf = Shelf(context)
+    item = shelf.item("presets", "preset:imprimatura-style")
+    for change in (lambda: item_changes.rename(shelf, item, "x"), lambda: item_changes.throw(shelf, item)):
+        with pytest.raises(DataError, match="can't be changed here"):
+            change()

@@ -1,0 +1,56 @@
+"""What drawing keeps for the next picture: it saves work and never shows in a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+
+from tests.stacks import choice, pixels, stack
+from trainer.config import StackConfig
+from trainer.render import batch_drawing, batching
+from trainer.render.engine import Engine
+from trainer.render.live import LiveAdapters
+from trainer.render.resolving import Resolved
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("imprimatura", device="cpu", dtype="float32")
+
+
+def test_live_adapters_are_made_once_while_only_weights_move(
+    engine: Engine, trained: Path, trained_style: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_made = 0
+
+    class Counted(LiveAdapters):
+        def __init__(self, *args: object) -> None:
+            nonlocal num_made
+            num_made += 1
+            super().__init__(*args)  # type: ignore[arg-type]
+
+    def scheduled(path: Path, weight: float, **values: object) -> StackConfig:
+        return stack(choice(path, weight, schedule="linear 1 0", **values), steps=2)
+
+    monkeypatch.setattr(batch_drawing, "LiveAdapters", Counted)
+    first = pixels(engine, scheduled(trained, 1.0))
+    assert not numpy.array_equal(first, pixels(engine, scheduled(trained, 0.5))) and num_made == 1
+    for other in (scheduled(trained_style, 1.0), scheduled(trained, 1.0, region="box 0 0 0.5 1")):
+        pixels(engine, other)
+    assert numpy.array_equal(first, pixels(engine, scheduled(trained, 1.0))) and num_made == 4
+
+
+def test_a_stack_that_is_on_already_needs_no_adapter(
+    engine: Engine, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = stack(choice(trained, 0.5), steps=1)
+    first = pixels(engine, on)
+    monkeypatch.setattr(engine.shelf, "get", lambda path: pytest.fail("an adapter was read"))
+    assert numpy.array_equal(first, pixels(engine, on))
+
+
+def test_a_batch_has_as_many_pictures_as_the_size_they_are_drawn_in_allows(engine: Engine) -> None:
+    picture = Resolved(StackConfig(width_px=512, height_px=512), (64, 64), {})
+    assert [len(group) for group in batching.groups([picture] * 6, engine.opened)] == [4, 2]

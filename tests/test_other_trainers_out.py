@@ -1,0 +1,175 @@
+"""Presets in the words of other trainers: what both can say comes back as it was, and what can't be said is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer import presets
+from trainer.config import TrainConfig, parse
+from trainer.errors import ConfigError
+from trainer.other_trainers import recipes_out
+
+# What a tool can't say, so that the other settings of any preset that ships must come back equal.
+UNSAYABLE = {
+    "kohya": {
+        "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.guidance_rescale", "preview.steps",
+        "data.bucket_step_px",
+    },
+    "onetrainer": {"data.max_upscale", "data.max_aspect_ratio", "captions.lines", "preview.guidance_rescale",
+                   "data.bucket_step_px"},
+    "ai-toolkit": {"data.max_upscale", "data.max_aspect_ratio", "validate_every_steps", "preview.guidance_rescale",
+                   "data.bucket_step_px"},
+    "diffusers": {
+        "preview_every_steps", "validate_every_steps", "adapter.init", "data.caption_dropout", "data.buckets",
+        "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.guidance_rescale", "preview.steps",
+        "objective.shift", "data.bucket_step_px",
+    },
+}  # fmt: skip
+# What can't be said of some presets alone, and why.
+OF_SOME = {
+    "dtype": "auto is a choice of ours",
+    "memory.quantise": "sd-scripts and diffusers have no int8",
+    "adapter.targets": "a UNet's projections belong to kohya's transformers",
+    "optimizer.block_rates": "so do these lines, which freeze what it leaves out",
+    "objective.shift": "ai-toolkit has no shift of its own",
+    "objective.timesteps": "diffusers has no sigmoid beside a shift",
+    "adapter.alpha": "a script has no alpha",
+}
+
+
+@pytest.mark.parametrize("tool", recipes_out.WRITERS)
+@pytest.mark.parametrize("name", presets.names())
+def test_what_both_can_say_of_a_preset_comes_back_equal(tool: str, name: str) -> None:
+    try:
+        written = recipes_out.write(presets.load(name, {}), tool)
+    except ConfigError as error:
+        assert "trains no" in str(error)
+        return
+    assert set(written.unsaid) <= UNSAYABLE[tool] | set(OF_SOME)
+    assert all(" here, " in why and why.endswith(" there") for why in written.unsaid.values())
+
+
+def test_every_family_can_be_written_for_some_tool() -> None:
+    for name in presets.names():
+        config = presets.load(name, {})
+        assert any(_written(config, tool) for tool in recipes_out.WRITERS), name
+
+
+def _written(config: TrainConfig, tool: str) -> bool:
+    try:
+        return bool(recipes_out.write(config, tool).text)
+    except ConfigError:
+        return False
+
+
+RATES = st.sampled_from([1e-5, 3e-4, 1e-4, 0.5, 1.0])
+SAYABLE = {
+    "max_steps": st.integers(50, 5000),
+    "batch_size": st.integers(1, 16),
+    "accumulation": st.integers(1, 8),
+    "learning_rate": RATES,
+    "resolution_px": st.sampled_from([512, 640, 768, 1024]),
+    "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
+    "save_dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
+    "checkpoint_every_steps": st.integers(1, 2000),
+    "keep_checkpoints": st.integers(2, 9),
+    "adapter.rank": st.integers(1, 256),
+    "adapter.alpha": st.sampled_from([0.5, 1.0, 8.0, 16.0, 128.0]),
+    "adapter.dropout": st.sampled_from([0.0, 0.1, 0.25]),
+    "data.flip": st.booleans(),
+    "data.crop": st.sampled_from(["centre", "random"]),
+    "data.caption_dropout": st.sampled_from([0.0, 0.05, 0.1]),
+    "optimizer.weight_decay": st.sampled_from([0.0, 0.01, 0.1]),
+    "optimizer.warmup_steps": st.integers(0, 40),
+    "optimizer.schedule": st.sampled_from(["constant", "linear", "cosine"]),
+    "optimizer.max_grad_norm": st.sampled_from([0.1, 1.0, 2.5]),
+    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "prodigy", "adafactor"]),
+    "memory.gradient_checkpointing": st.booleans(),
+}
+OF_KOHYA = SAYABLE | {
+    "seed": st.integers(0, 2**32 - 1),
+    "captions.suffix": st.sampled_from(["", "best quality"]),
+    "objective.loss": st.sampled_from(["l2", "huber", "smooth_l1"]),
+}
+OF_NOISE = {
+    "objective.noise_offset": st.sampled_from([0.0, 0.05, 0.1]),
+    "objective.weighting": st.sampled_from(["none", "min-snr", "debiased"]),
+}
+OF_FLOW = {
+    "objective.timesteps": st.sampled_from(["uniform", "sigmoid", "mode"]),
+    "objective.shift": st.sampled_from(["none", "fixed"]),
+    "objective.shift_factor": st.just(3.0),
+}
+BASES = {
+    "sdxl": {"adapter.targets": "all", "preview.guidance_rescale": 0.0},
+    "flux": {"adapter.targets": "attention-ff"},
+}
+
+
+def _said(draw: dict[str, Any], family: str, tool: str) -> None:
+    values = {
+        "family": family, "base": "someone/base", "adapter.method": "lora", **BASES[family], **draw,
+    }  # fmt: skip
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        place = tree
+        for part in key.split(".")[:-1]:
+            place = place.setdefault(part, {})
+        place[key.split(".")[-1]] = value
+    if draw.get("objective.shift") == "none":
+        del tree["objective"]["shift_factor"]
+    written = recipes_out.write(parse(TrainConfig, tree, "drawn"), tool)
+    changed = {name: written.unsaid[name] for name in draw if name in written.unsaid}
+    assert not changed
+
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@QUICK
+@given(st.fixed_dictionaries(OF_KOHYA | OF_NOISE))
+def test_any_config_that_kohya_can_say_comes_back_for_sdxl(draw: dict[str, Any]) -> None:
+    _said(draw, "sdxl", "kohya")
+
+
+@QUICK
+@given(st.fixed_dictionaries(OF_KOHYA | OF_FLOW))
+def test_any_config_that_kohya_can_say_comes_back_for_flux(draw: dict[str, Any]) -> None:
+    _said(draw, "flux", "kohya")
+
+
+@QUICK
+@given(st.fixed_dictionaries(SAYABLE | OF_NOISE))
+def test_any_config_that_onetrainer_can_say_comes_back_for_sdxl(draw: dict[str, Any]) -> None:
+    _said(draw, "sdxl", "onetrainer")
+
+
+@QUICK
+@given(st.fixed_dictionaries(SAYABLE | OF_FLOW))
+def test_any_config_that_onetrainer_can_say_comes_back_for_flux(draw: dict[str, Any]) -> None:
+    _said(draw, "flux", "onetrainer")
+
+
+def test_a_tool_that_is_not_known_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="allowed: kohya, onetrainer, ai-toolkit, diffusers"):
+        recipes_out.write(presets.load("sdxl-style", {}), "invoke")
+
+
+def test_rates_of_parts_come_back() -> None:
+    config = presets.load(
+        "sdxl-character",
+        {
+            "adapter.text_encoder": True,
+            "optimizer.block_rates": ["text_encoder/=0.5", "text_encoder_2/=0.25"],
+            "adapter.targets": "all",
+        },
+    )
+    for tool in ("kohya", "onetrainer"):
+        assert "optimizer.block_rates" not in recipes_out.write(config, tool).unsaid
+    told = json.loads(recipes_out.write(config, "onetrainer").text)
+    assert told["text_encoder_2"]["learning_rate"] == config.learning_rate * 0.25

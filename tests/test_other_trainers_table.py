@@ -1,0 +1,66 @@
+"""`docs/other_trainers.md`, tool x key x what becomes of it: `python -m tests.test_other_trainers_table` writes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.other_trainers.contract import Row, Tool
+from trainer.other_trainers.importing import tools
+
+PAGE = Path(__file__).parents[1] / "docs" / "other_trainers.md"
+HEAD = """# Recipes of other trainers
+
+`velatura preset import FILE` makes a preset of another trainer's recipe and says of each key what became of it:
+
+- *taken*: the value is ours as it is;
+- *translated*: it became one or more of our settings;
+- *no effect*: it changes nothing of what is trained, there or here;
+- *can't be*: there is no such setting here, and why.
+
+What a recipe leaves out is set to what its tool does by itself. Below is what becomes of each key in general; in one
+recipe it may depend on the others, as with keys that a tool takes and reads nowhere for some families. A key that ends
+with `*` stands for all that begin so; `[]` is any place in a list. This page is written by
+`python -m tests.test_other_trainers_table`.
+
+`velatura preset export NAME --to kohya|onetrainer|ai-toolkit|diffusers --out FILE` goes the other way and names what
+can't be said there.
+"""
+
+
+def page() -> str:
+    """The page as it should be."""
+    return HEAD + "".join(_section(tool) for tool in tools() if tool.name != "fluxgym") + (
+        "\n## fluxgym\n\nIts `train.sh` starts sd-scripts, whose keys these are.\n"
+    )  # fmt: skip
+
+
+def _section(tool: Tool) -> str:
+    lines = [
+        f"\n## {tool.title}\n",
+        f"Keys and defaults as of {tool.version}.\n",
+        "| keys | | becomes |",
+        "|---|---|---|",
+    ]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for key, row in tool.rows.items():
+        alike.setdefault((row.status, _becomes(row)), []).append(key)
+    for (status, becomes), keys in alike.items():
+        lines.append(f"| {', '.join(f'`{key}`' for key in keys)} | {status} | {becomes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _becomes(row: Row) -> str:
+    if row.became:
+        return ", ".join(f"`{setting}`" for setting in row.became.split(", "))
+    return row.why
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.test_other_trainers_table"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE} has {len(page().splitlines())} lines")
+    sys.exit(0)

@@ -1,0 +1,209 @@
+"""The Stack tab as a mixing desk, in a real browser: the picture stays beside its sliders, follows them, and can be
+cancelled, compared and taken back.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from tests import test_browser as browsing
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = browsing.pytestmark
+expect = browsing.playwright_api.expect
+WAIT_MS = 120_000  # the suite's other files train beside this one
+
+
+@pytest.fixture
+def server(tmp_path: Path, trained: Path, trained_style: Path) -> Iterator[browsing.Server]:
+    made = browsing.Server(tmp_path / "workspace")
+    (made.workspace / "loras").mkdir(parents=True)
+    for lora in (trained, trained_style):
+        shutil.copy(lora, made.workspace / "loras" / lora.name)
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with browsing.playwright_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
+    """The Stack tab at 1440 x 900 with two LoRAs chosen; fails on an error in the page."""
+    problems: list[str] = []
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(60_000)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.address)
+    page.get_by_role("tab", name="Stack").click()
+    set_live(page, False)
+    choose(page, 1, "cat")
+    choose(page, 2, "style")
+    browsing.fill(page, "field-prompt", "a red apple")
+    yield page
+    assert not problems, problems
+    assert "Traceback" not in server.log(), server.log()
+
+
+def set_live(page: Page, wanted: bool) -> None:
+    page.locator("#live input").set_checked(wanted)
+
+
+def choose(page: Page, row: int, name: str) -> None:
+    page.locator(f"#lora-{row} input").click()
+    page.get_by_role("option", name=name, exact=True).last.click()
+
+
+def infotext(page: Page) -> str:
+    return page.locator("#infotext textarea").input_value()
+
+
+def render(page: Page, steps: int = 2) -> None:
+    before = page.locator("#recent img").count()
+    browsing.fill(page, "field-steps", str(steps))
+    page.locator("#render").click()
+    expect(page.locator("#recent img")).to_have_count(before + 1, timeout=WAIT_MS)
+
+
+def inside(page: Page, *selectors: str) -> bool:
+    """Whether all of these are whole in the window."""
+    height = page.evaluate("window.innerHeight")
+    boxes = [page.locator(selector).first.bounding_box() for selector in selectors]
+    return all(box and box["y"] >= 0 and box["y"] + box["height"] <= height for box in boxes)
+
+
+def test_picture_progress_buttons_and_sliders_are_on_screen_together(desk: Page) -> None:
+    """Harm 4: Render and picture were never on screen together at 1440 x 900, nor was progress."""
+    parts = ["#picture", "#drawing", "#render", "#cancel-render", "#weight-1", "#weight-2"]
+    assert inside(desk, *parts)
+    desk.set_viewport_size({"width": 1024, "height": 900})
+    assert inside(desk, *parts)
+
+    # The picture stays while the controls go by.
+    desk.set_viewport_size({"width": 1440, "height": 900})
+    desk.locator("#render-axes, #grids").first.scroll_into_view_if_needed()
+    desk.mouse.wheel(0, 4000)
+    desk.wait_for_timeout(500)
+    assert desk.evaluate("window.scrollY") > 100 and inside(desk, "#picture", "#drawing", "#render", "#cancel-render")
+
+    # In a narrow window it comes first.
+    desk.set_viewport_size({"width": 420, "height": 900})
+    desk.evaluate("window.scrollTo(0, 0)")
+    boxes = [desk.locator(part).bounding_box() for part in ("#picture", "#render", "#field-prompt")]
+    tops = [box["y"] for box in boxes if box]
+    assert tops == sorted(tops) and len(tops) == 3 and desk.evaluate("document.documentElement.scrollWidth") <= 421
+
+
+def test_ctrl_enter_renders_from_a_field_and_a_long_render_is_cancelled(desk: Page, server: browsing.Server) -> None:
+    """Harm 4 and more: Ctrl+Enter did nothing; a render couldn't be cancelled, nor was its progress seen."""
+    browsing.fill(desk, "field-steps", "500")
+    desk.locator("#field-prompt").locator("textarea, input").first.press("Control+Enter")
+    expect(desk.locator("#drawing")).to_contain_text(re.compile(r"step \d+ of 500"), timeout=WAIT_MS)
+    expect(desk.locator("#cancel-render")).to_have_text("Cancel")
+    desk.locator("#cancel-render").click()
+    expect(desk.locator("#drawing")).to_contain_text("Cancelled", timeout=5000)
+    expect(desk.locator("#cancel-render")).to_be_disabled()
+    assert not list((server.workspace / "renders").glob("*.png"))
+    render(desk)
+    assert "Steps: 2" in infotext(desk)
+
+
+def test_a_slider_that_stops_shows_a_quick_picture_and_then_the_whole_one(desk: Page) -> None:
+    """Of the walk: no live preview. What is superseded is never drawn to its end, and the picture never goes away."""
+    set_live(desk, True)
+    browsing.fill(desk, "field-steps", "60")
+    slider = desk.locator("#weight-1 input[type=range]")
+    slider.focus()
+    slider.press("ArrowLeft")
+    expect(desk.locator("#drawing")).to_contain_text("Preview", timeout=WAIT_MS)
+    expect(desk.locator("#picture img")).to_be_visible(timeout=WAIT_MS)
+    expect(desk.locator("#drawing")).to_contain_text("of 60", timeout=WAIT_MS)
+    desk.evaluate(
+        "window.empty = 0; new MutationObserver(() => { if (!document.querySelector('#picture img')) window.empty++ })"
+        ".observe(document.querySelector('#picture'), {childList: true, subtree: true})"
+    )
+    slider.press("ArrowLeft")
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile(r"cat:0\.9>"), timeout=WAIT_MS)
+    assert desk.locator("#recent img").count() == 1, "the first stop's picture was superseded"
+    assert desk.evaluate("window.empty") == 0
+
+
+def test_solo_and_mute_restore_exactly_and_rows_move(desk: Page) -> None:
+    """Of the walk: no solo; rows could be neither moved nor removed."""
+    browsing.fill(desk, "weight-2", "0.35")
+    desk.locator("#solo-1 input").check()
+    render(desk)
+    assert "cat:1>" in infotext(desk) and "style" not in infotext(desk)
+    desk.locator("#solo-1 input").uncheck()
+    desk.locator("#mute-1 input").check()
+    render(desk)
+    assert "style:0.35>" in infotext(desk) and "<lora:cat" not in infotext(desk)
+    desk.locator("#mute-1 input").uncheck()
+    desk.locator("#down-1").click()
+    expect(desk.locator("#lora-1 input")).to_have_value("style")
+    render(desk)
+    assert re.search(r"style:0\.35>.*cat:1>", infotext(desk), re.DOTALL)
+    desk.locator("#remove-1").click()
+    expect(desk.locator("#lora-1 input")).to_have_value("cat")
+    expect(desk.locator("#layer-2")).to_be_hidden()
+
+
+def test_a_cell_of_a_sheet_gives_its_stack_and_a_sheet_promises_no_recipe(desk: Page) -> None:
+    """Harm 13: "Download PNG with its recipe" stood above a sheet without one, and its cells couldn't be clicked."""
+    browsing.fill(desk, "field-steps", "1")
+    browsing.fill(desk, "grid-weights", "0.2, 0.6")
+    desk.locator("#render-grid").click()
+    cells = desk.locator("#cells button.thumbnail-item, #cells .thumbnail-lg")
+    expect(cells).to_have_count(4, timeout=WAIT_MS)
+    expect(desk.locator("#download")).to_have_text("Download sheet")
+    cells.nth(2).click()  # the first LoRA at 0.6, the second at 0.2
+    expect(desk.locator("#weight-1 input[type=number]")).to_have_value("0.6")
+    expect(desk.locator("#weight-2 input[type=number]")).to_have_value("0.2")
+    render(desk)
+    expect(desk.locator("#download")).to_have_text("Download PNG with its recipe")
+
+
+def test_a_pinned_picture_is_compared_with_the_next_and_the_history_has_seeds(desk: Page) -> None:
+    """Of the walk: no A/B, no pinned compare, and a history without seeds."""
+    render(desk)
+    desk.locator("#pin").click()
+    expect(desk.locator("#compare")).to_be_visible()
+    browsing.fill(desk, "field-seed", "7")
+    render(desk)
+    sources = desk.locator("#compare img").evaluate_all("images => images.map(image => image.src)")
+    assert len(set(sources)) == 2
+    expect(desk.locator("#recent")).to_contain_text("seed 7")
+    expect(desk.locator("#recent")).to_contain_text("seed 1")
+    desk.locator("#pin").click()
+    expect(desk.locator("#picture img")).to_be_visible()
+    expect(desk.locator("#compare")).to_be_hidden()
+
+
+def test_a_region_can_be_a_mask_picture(desk: Page) -> None:
+    """Harm 10: the help offered a mask, the page refused every file."""
+    raw = io.BytesIO()
+    Image.new("L", (64, 64), 255).save(raw, "PNG")
+    desk.locator("#more-1 button").first.click()
+    desk.locator("#more-1 input[type=file]").set_input_files(
+        {"name": "../<b>left.png", "mimeType": "image/png", "buffer": raw.getvalue()}
+    )
+    region = desk.locator("#layer-1-region").locator("textarea, input").first
+    expect(region).to_have_value(re.compile(r"^mask b-left-[0-9a-f]{8}\.png$|^mask .*left-[0-9a-f]{8}\.png$"))
+    render(desk)
+    assert "<lora:cat" in infotext(desk)

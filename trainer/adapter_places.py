@@ -1,0 +1,48 @@
+"""Where a run's adapter goes: on which layers of which components, and from which seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from trainer import methods, objective, sample_passes
+from trainer.adapter import Attachment, attach, refuse_ranks_of_nothing
+from trainer.config import TrainConfig
+from trainer.families.contract import Family
+
+if TYPE_CHECKING:
+    from trainer.training_model import TrainingModel
+
+
+def patterns(config: TrainConfig, family: Family) -> dict[str, str]:
+    """A regular expression over layer paths for each component that gets an adapter, the denoiser first."""
+    # The first component is the denoiser; text encoders follow in the family's order.
+    by_component = {family.denoiser: family.targets[config.adapter.targets]}
+    if getattr(config.adapter, "text_encoder", False):
+        by_component |= dict.fromkeys([*family.components][1:], family.text_targets)
+    return by_component
+
+
+def attach_all(model: TrainingModel, saved: dict[str, Tensor] | None) -> dict[str, Attachment]:
+    """The adapter on each component, at its start or as saved. Raises: ConfigError if it can't lie there."""
+    # Ranks for layers that are not there are refused before anything is changed.
+    config, method = model.config, methods.registry()[model.config.adapter.method]
+    targets = patterns(config, model.family)
+    refuse_ranks_of_nothing(config.adapter, [(getattr(model.pipe, name), targets[name]) for name in targets])
+
+    attachments = {}
+    for number, (component, pattern) in enumerate(targets.items()):
+        seed = objective.generator(config.seed, "init", number).initial_seed()
+        samples = sample_passes.first_batches(model) if component == model.component else None
+        # Text encoders start without samples: what flows through them is not noised pictures.
+        part = _of_component(saved, component) if saved else None
+        attachments[component] = attach(
+            getattr(model.pipe, component), method, config.adapter, pattern, seed, part, samples
+        )
+    return attachments
+
+
+def _of_component(saved: dict[str, Tensor], component: str) -> dict[str, Tensor]:
+    """The saved tensors of one component, by their names within it."""
+    return {name.partition("/")[2]: tensor for name, tensor in saved.items() if name.startswith(f"{component}/")}

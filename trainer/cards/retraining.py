@@ -1,0 +1,115 @@
+"""A kept recipe on new pictures: whether the new LoRA is better than the old one, on pictures that neither has seen.
+
+Both are asked the same questions, as a run's own measurements are (`validation`): the same held-out pictures, captions,
+noise and timesteps. What is told is how much lower the new one's loss is, with a 95 % bootstrap interval over pictures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from trainer import data, files, loading, presets, runs, session, start_weights, validation
+from trainer.config import TrainConfig
+from trainer.distributed import World
+from trainer.errors import ConfigError
+from trainer.lora_file import LoraInfo, is_there
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.cards.sources import Source
+
+Better = Literal["new", "old", "neither"]
+_SHARE, _FEWEST = 5, 2  # a fifth of the pictures is held out where nothing is, and at least two
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of two LoRAs predicts held-out pictures better."""
+
+    better: Better
+    sentence: str
+    num_pictures: int
+    base_loss: float
+    old_loss: float
+    new_loss: float
+    gain: float  # how much lower the new one's loss is than the old one's; 0.1 = 10 %
+    gain_low: float  # 95 % bootstrap interval over pictures
+    gain_high: float
+
+
+def with_heldout(config: TrainConfig) -> TrainConfig:
+    """The same settings, with a fifth of the pictures held out where nothing is. Raises: UserError."""
+    if config.data.heldout or config.validation.leave_out:
+        return config
+    count = len([item for item in data.scan(config).items if not item.regular])
+    wanted = max(_FEWEST, count // _SHARE)
+    if count <= 2 * _FEWEST:
+        raise ConfigError(f"--data has {count} pictures, too few to hold some out; give --heldout DIR to compare on.")
+    return presets.changed(config, {"validation.leave_out": wanted, "validation.folds": 0})
+
+
+def old_lora(source: Source, library: dict[str, LoraInfo]) -> Path | None:
+    """The LoRA that a run, a LoRA file or a card stands for; None where it isn't here."""
+    if source.kind == "run" and source.path is not None:
+        return best_of(runs.Run(source.path))
+    if source.kind == "lora":
+        return source.path
+    made = [lora.sha256 for lora in source.card.card.loras if lora.role == "made"] if source.card else []
+    return next((library[sha256].path for sha256 in made if sha256 in library), None)
+
+
+def best_of(run: runs.Run) -> Path | None:
+    """The LoRA file that a run recommends, else its last one; None if it has none."""
+    path, _ = run.best(run.events())
+    return path if is_there(path) else None
+
+
+def seen_before(source: Source, config: TrainConfig) -> int:
+    """How many of the held-out pictures the old run was trained on, where its own pictures are still here."""
+    if source.kind != "run" or not isinstance(source.settings, TrainConfig):
+        return 0
+    folder = Path(source.settings.data.folder)
+    if not folder.is_dir():
+        return 0
+    _, heldout = session.refuse(config)
+    own = {files.sha256(path) for path in folder.rglob("*") if path.is_file()}
+    return sum(files.sha256(item.path) in own for item in heldout.items) if heldout else 0
+
+
+def compare(config: TrainConfig, old: Path, new: Path, cache: Path) -> Verdict:
+    """Old and new on the held-out pictures of these settings; `cache` keeps what was encoded. Raises: UserError."""
+    base, before = losses(config, old, cache)
+    _, after = losses(config, new, cache)
+    gain = float(1 - after.mean() / before.mean())
+    low, high = validation.interval(before, after)
+    better: Better = "new" if low > 0 else "old" if high < 0 else "neither"
+    measured = f"{100 * gain:+.1f} % (95 %: {100 * low:+.1f} to {100 * high:+.1f}) on {len(base)} held-out pictures"
+    sentence = {
+        "new": f"Take the new one: it predicts better by {measured}.",
+        "old": f"Keep the old one: the new one's gain is {measured}.",
+        "neither": f"Neither is clearly better: the new one's gain is {measured}. Look at the previews.",
+    }[better]
+    base_loss, old_loss, new_loss = (float(values.mean()) for values in (base, before, after))
+    return Verdict(better, sentence, len(base), base_loss, old_loss, new_loss, gain, low, high)
+
+
+def losses(config: TrainConfig, file: Path, cache: Path) -> tuple[Tensor, Tensor]:
+    """Mean loss of each held-out picture (N,), of the base and of the base with this LoRA. Raises: UserError."""
+    fitted = presets.changed(config, {**start_weights.changes(str(file), config.family), "start.optimizer": False})
+    dataset, heldout = session.refuse(fitted)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = runs.Run(Path(scratch), cache)
+        source = start_weights.of_config(fitted)
+        model, _, _ = loading.load(fitted, run, dataset, heldout, (None, source), lambda: False, World())
+        questions = model.encoded.questions(model.encoded.heldout)
+        if questions is None:
+            raise ConfigError("there are no held-out pictures to compare on; give --heldout DIR.")
+        size = 2 * (model.memory.micro_batch or fitted.batch_size)
+        with_lora = validation.losses(questions, model.schedule, model.predict, size)
+        with model.base():
+            alone = validation.losses(questions, model.schedule, model.predict, size)
+    return alone.mean(1), with_lora.mean(1)

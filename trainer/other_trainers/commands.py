@@ -1,0 +1,56 @@
+"""What `velatura preset import` and `export` do with recipes of other trainers, as text to print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from trainer import families, files, presets
+from trainer.other_trainers import importing, presets_from, recipes_out
+from trainer.other_trainers.contract import STATUSES, Imported
+
+
+def imported(file: Path, name: str, pictures: int, family: str, base: str, as_json: bool) -> str:
+    """Keep the recipe in a file as a preset of the user's own; the report of its keys. Raises: ConfigError."""
+    recipe = importing.read(file, pictures, families.known(family) if family else "", base)
+    preset = presets.add(name or presets_from.name_of(recipe, file), presets_from.text_of(recipe, file)).stem
+    return json.dumps(_report(recipe, preset), indent=2) if as_json else "\n".join(_lines(recipe, preset))
+
+
+def exported(preset: str, tool: str, out: Path, as_json: bool) -> str:
+    """Write a preset in a tool's words; what can't be said there. Raises: ConfigError."""
+    written = recipes_out.write(presets.load(preset, {}), tool)
+    files.write(out, written.text.encode())
+    if as_json:
+        return json.dumps({"tool": tool, "file": str(out), "unsaid": written.unsaid}, indent=2)
+    lines = [f"{setting}: {why}" for setting, why in written.unsaid.items()]
+    return "\n".join([str(out), *(["can't be said there:", *lines] if lines else [])])
+
+
+def _report(recipe: Imported, preset: str) -> dict[str, object]:
+    """The report as JSON; `tool` and `keys` are what other programs may rely on."""
+    return {
+        "tool": recipe.tool,
+        "version": recipe.version,
+        "preset": preset,
+        "keys": [dataclasses.asdict(key) for key in recipe.keys],
+        "left_out": [dataclasses.asdict(key) for key in recipe.left_out],
+        "notes": list(recipe.notes),
+        "settings": recipe.settings,
+    }
+
+
+def _lines(recipe: Imported, preset: str) -> list[str]:
+    """The report for people: keys by what became of them, then what the recipe leaves out, then notes."""
+    lines = [f"preset {preset}, from a recipe of {recipe.tool}"]
+    for status in STATUSES:
+        keys = [key for key in recipe.keys if key.status == status]
+        lines += [f"\n{status} ({len(keys)})"] if keys else []
+        for key in keys:
+            became, why = f" -> {key.became}" if key.became else "", f"; {key.why}" if key.why else ""
+            lines.append(f"  {key.key} = {key.value}{became}{why}")
+    if recipe.left_out:
+        lines += ["\nleft out, so as the tool does by itself"]
+        lines += [f"  {key.key} -> {key.became}" for key in recipe.left_out]
+    return [*lines, *(["", *recipe.notes] if recipe.notes else [])]

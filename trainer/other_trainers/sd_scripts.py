@@ -1,0 +1,157 @@
+"""sd-scripts (kohya-ss): a training config or a dataset config as TOML, and its command lines.
+
+A TOML's sections are only for people: the tool itself reads the keys of all as one list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.other_trainers import bases, documents, kohya_data, kohya_learning, kohya_network, kohya_objective
+from trainer.other_trainers.contract import Tool
+from trainer.other_trainers.documents import Document
+from trainer.other_trainers.reading import Reading
+from trainer.other_trainers.tables import groups, prefixed
+
+VERSION = "0.10.1"
+_GROUPS = groups("sd_scripts")
+TRAINING, NETWORK_ARGS = _GROUPS["training"], _GROUPS["network_args"]
+LISTS = _GROUPS["lists"] | prefixed(NETWORK_ARGS, "network_args.")  # of `key=value` texts
+_ROWS = TRAINING | LISTS | prefixed(_GROUPS["dataset"], "general.", "datasets[].", "datasets[].subsets[].")
+_SCRIPTS = {
+    "train_network.py": "", "sdxl_train_network.py": "sdxl", "flux_train_network.py": "flux",
+    "sd3_train_network.py": "sd3", "lumina_train_network.py": "lumina2", "anima_train_network.py": None,
+    "hunyuan_image_train_network.py": None,
+}  # fmt: skip
+_MODULES = {
+    "lora_flux": "flux",
+    "oft_flux": "flux",
+    "lora_sd3": "sd3",
+    "lora_lumina": "lumina2",
+    "lora_anima": "",
+    "lora_hunyuan_image": "",
+}
+_ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
+
+
+def _recognises(document: Document) -> bool:
+    if document.kind == "command":
+        return document.command in _SCRIPTS
+    if document.kind != "toml" or not isinstance(document.values, dict):
+        return False
+    return is_dataset(document.values) or len(set(_flat(document.values)) & set(TRAINING)) >= 3
+
+
+def is_dataset(values: Any) -> bool:
+    """Whether these are the values of a dataset config: datasets with subsets."""
+    datasets = values.get("datasets") if isinstance(values, dict) else None
+    return isinstance(datasets, list) and any(isinstance(entry, dict) and "subsets" in entry for entry in datasets)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of all sections as one list."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _flatten(document: Document) -> dict[str, Any]:
+    if is_dataset(document.values):
+        return documents.flatten(document.values)
+    return arguments_apart(documents.flatten(_flat(document.values)))
+
+
+def arguments_apart(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the lists of `key=value` texts as keys of their own: `network_args.conv_dim`."""
+    apart: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in _ARGUMENTS or not isinstance(value, str | list) or not value:
+            apart[key] = value
+            continue
+        texts = (
+            value[:4000].replace('"', "").split()
+            if isinstance(value, str)
+            else [str(entry)[:400] for entry in value[:64]]
+        )
+        for text in texts:
+            name, equals, argument = text.partition("=")
+            apart[f"{key}.{name.strip()[:60]}"] = argument.strip().strip("'\"")[:400] if equals else True
+    return apart
+
+
+def _read(reading: Reading) -> None:
+    # The dataset's own file, if it lies beside this one.
+    if (dataset := reading.beside("dataset_config")) is not None and is_dataset(dataset.values):
+        reading.values |= documents.flatten(dataset.values)
+        reading.translated("dataset_config", "", "the file of that name beside this one is read too")
+    elif reading.has("dataset_config"):
+        reading.cannot(
+            "dataset_config", "no such file lies beside this one; import it as well, or set data and captions"
+        )
+    bases.put_base(reading, family_of(reading), "pretrained_model_name_or_path")
+    read_training(reading)
+
+
+def read_training(reading: Reading) -> None:
+    """All but family and base, which a front-end's recipe says in other words."""
+    reading.name = reading.text("output_name") or reading.text("metadata_title")
+    for key in ("output_name", "metadata_title"):
+        reading.translated(key, "the preset's name")
+    repeats, twice = kohya_data.put_data(reading)
+    an_epoch = kohya_learning.put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"), twice)
+    kohya_network.put_network(reading)
+    kohya_learning.put_rates(reading)
+    kohya_learning.put_optimizer(reading)
+    kohya_objective.put_objective(reading)
+    kohya_learning.put_running(reading, an_epoch)
+    if reading.flag("torch_compile"):
+        reading.put("memory.compile", "blocks", "torch_compile")
+
+
+def family_of(reading: Reading) -> str:
+    """The family by script, network and base, or as the user says. Raises: ConfigError if it isn't trained here."""
+    if reading.asked_family:
+        return reading.asked_family
+    family = _SCRIPTS.get(reading.document.command, "")
+    module = kohya_network.module_of(reading).rpartition(".")[2]
+    if not family and family is not None:
+        family = _MODULES.get(module)
+    if family is None and not reading.document.command:
+        family = _by_keys(reading)
+    if family is None or family == "":
+        family = _by_keys(reading) if family is None and module not in _MODULES else ""
+    if not family:
+        raise ConfigError(f"{bases.cannot_train(reading, reading.document.command or module)}.")
+    if family == "flux" and reading.text("model_type") == "chroma":
+        reading.translated("model_type", "family = chroma")
+        return "chroma"
+    reading.no_effect("model_type", "the usual one")
+    return family
+
+
+def _by_keys(reading: Reading) -> str:
+    """The family that keys and the base's name speak of; SD 1.5 is what the plain script trains."""
+    if reading.has("clip_g"):
+        return "sd3"
+    if reading.has("ae") and reading.has("t5xxl"):
+        return "flux"
+    named = bases.family_of(reading.text("pretrained_model_name_or_path"))
+    if named in ("sdxl", "sd"):
+        return named
+    if any(reading.flag(key) for key in ("no_half_vae", "cache_text_encoder_outputs")):
+        return "sdxl"
+    size = kohya_data.size_of(reading, kohya_data.key_of(reading, "resolution"), 512)[0]
+    family = "sdxl" if size >= 1024 else "sd"
+    if named is None:
+        reading.notes.append(
+            f"the recipe doesn't say which family it trains; {family} is taken by its size of {size} px; give --family"
+        )
+    return family
+
+
+TOOL = Tool(
+    name="sd-scripts", title="sd-scripts", version=VERSION, rows=_ROWS, recognises=_recognises, flatten=_flatten,
+    read=_read,
+)  # fmt: skip

@@ -1,0 +1,153 @@
+"""`velatura preset`: the presets that ship, the user's own, and cards to share them by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+import typer
+
+from trainer import card_file, runs
+from trainer import presets as store
+from trainer.errors import ConfigError
+
+app = typer.Typer(help="List presets, share them, and open what others share.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+What = Annotated[str, typer.Argument(help="A preset's name, a card, a LoRA of ours, a run, or a .toml.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that runs lie in.")]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the presets that ship, then your own."""
+    titles, broken = _titled()
+    if as_json:
+        typer.echo(json.dumps(titles, indent=2))
+        return
+    typer.echo("\n".join(f"{preset:<28}{title}" for preset, title in titles.items()))
+    for name, problem in broken.items():
+        typer.echo(f"{name:<28}can't be used: {problem}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A preset's name, or a path to a card, a .toml or a LoRA of ours.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a preset or a card with all its settings."""
+    from trainer.cards import commands  # reads datasets and LoRA files
+
+    if card_file.is_card(Path(name)):
+        typer.echo(commands.shown(card_file.read(Path(name)), as_json))
+        return
+    values = store.load(name, {}).model_dump(mode="json")
+    typer.echo(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values))
+
+
+@app.command()
+def remove(name: Annotated[str, typer.Argument(help="A preset of your own.")]) -> None:
+    """Remove a preset of your own."""
+    if name not in store.own():
+        allowed = ", ".join(store.own()) or "there are none"
+        raise ConfigError(f"preset {name[:80]!r} is none of your own; allowed: {allowed}.")
+    store.path_of(name).unlink(missing_ok=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .velatura card, a recipe of another trainer, or a LoRA.")],
+    name: Annotated[str, typer.Option(help="The preset's name; else what the card or recipe calls itself.")] = "",
+    pictures: Annotated[int, typer.Option(min=0, help="How many pictures, for a recipe that counts epochs.")] = 0,
+    family: Annotated[str, typer.Option(help="The base's family, where the recipe doesn't say.")] = "",
+    base: Annotated[str, typer.Option(help="The base, where the recipe names a file of another machine.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a card would change, and keep nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep what others share as a preset: a card, or a recipe of kohya_ss, OneTrainer, ai-toolkit and others."""
+    from trainer.cards import commands
+
+    if card_file.is_card(file):
+        typer.echo(commands.imported(file, name or None, dry_run, as_json))
+        return
+    if dry_run:
+        raise ConfigError("--dry-run is for a card; a recipe of another trainer is shown by its report.")
+    from trainer.other_trainers import commands as of_others
+
+    typer.echo(of_others.imported(file, name, pictures, family, base, as_json))
+
+
+@app.command()
+def export(
+    what: What,
+    out: Annotated[Path, typer.Option(help="The file; of a card also a folder for a name of its own.")] = Path("."),
+    to: Annotated[str, typer.Option("--to", help="Another trainer: kohya, onetrainer, ai-toolkit, diffusers.")] = "",
+    title: Annotated[str, typer.Option(help="What it is called.")] = "",
+    author: Annotated[str, typer.Option(help="Who made it.")] = "",
+    licence: Annotated[str, typer.Option(help="Under which it may be used, such as CC-BY-4.0.")] = "",
+    note: Annotated[str, typer.Option(help="What others should know.")] = "",
+    source_url: Annotated[str, typer.Option(help="Where the LoRA can be had.")] = "",
+    with_samples: Annotated[bool, typer.Option("--with-samples", help="Put the run's previews in.")] = False,
+    with_names: Annotated[
+        bool, typer.Option("--with-names", help="Put the dataset's name in, and rules that name its folders.")
+    ] = False,
+    runs_folder: RunsFolder = runs.DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Write a preset, a LoRA of ours, a run or a stack as one file to share, or in another trainer's words."""
+    if to:
+        from trainer.other_trainers import commands as of_others
+
+        typer.echo(of_others.exported(what, to, out, as_json))
+        return
+    from trainer.cards import commands
+    from trainer.cards.making import Wishes
+
+    wishes = Wishes(title, author, licence, note, source_url, with_samples, with_names)
+    path, notes = commands.exported(what, out, wishes, runs_folder)
+    for line in notes:
+        typer.echo(line, err=True)
+    typer.echo(json.dumps({"file": str(path), "left_out": notes}) if as_json else str(path))
+
+
+@app.command()
+def diff(before: What, after: What, as_json: AsJson = False, runs_folder: RunsFolder = runs.DEFAULT) -> None:
+    """Show which settings of two presets, cards, LoRAs or runs differ."""
+    from trainer.cards import commands  # reads datasets and LoRA files
+
+    typer.echo(commands.compared(before, after, runs_folder, as_json))
+
+
+@app.command()
+def search(
+    words: Annotated[list[str] | None, typer.Argument(help="All of which must stand in it.")] = None,
+    family: Annotated[str, typer.Option(help="Such as sdxl.")] = "",
+    memory_gib: Annotated[float | None, typer.Option(help="Only what says that it fits into so much.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find presets and kept cards by words, family and memory."""
+    from trainer.cards import commands  # reads datasets and LoRA files
+
+    typer.echo(commands.found(" ".join(words or []), family, memory_gib, as_json))
+
+
+@app.command()
+def check(
+    what: What,
+    data: Annotated[str, typer.Option(help="Folder or zip of your pictures.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Measure it here, for at most a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that run folders are made in.")] = runs.DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a card or preset suits your pictures, and what training so will take."""
+    from trainer.cards import checking  # looks at pictures and bases
+
+    typer.echo(checking.checked(what, data, set_ or [], rehearse, out, as_json))
+
+
+def _titled() -> tuple[dict[str, str], dict[str, str]]:
+    """Titles of the presets by name, and why those of the user's own that can't be used can't."""
+    titles = {preset: store.title(preset) for preset in store.names()}
+    return titles, {name: problem for name, problem in store.own().items() if problem}

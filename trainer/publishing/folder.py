@@ -1,0 +1,75 @@
+"""The folder of a published run, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import data, files, system, unique_names
+from trainer.publishing import civitai, model_card
+from trainer.publishing.facts import Facts
+
+_TAGS_KEY = "ss_tag_frequency"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder, and what its files tell of the dataset."""
+
+    path: Path
+    facts: Facts
+    tells: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Its files by name from the folder, with their sizes in bytes."""
+        found = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in found}
+
+
+def write(facts: Facts, parent: Path, repo: str = "") -> Published:
+    """A new folder `parent/name`, or `name-2` and so on where it is taken. Raises: OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    unique_names.sweep(parent)
+    unnamed = Path(tempfile.mkdtemp(prefix=unique_names.unfinished(), dir=parent))
+    system.let_others_read(unnamed)
+    try:
+        images = _images(facts, unnamed)
+        shutil.copyfile(facts.lora.path, unnamed / facts.lora.path.name)
+        card = model_card.text(facts, images, repo or f"OWNER/{facts.name}")
+        files.write_synced(unnamed / "README.md", card.encode("utf-8", "replace"))
+        files.write_synced(unnamed / "civitai.txt", civitai.text(facts, images).encode("utf-8", "replace"))
+        place = unique_names.put(unnamed, unique_names.numbered(parent, facts.name, ""))
+    except BaseException:
+        shutil.rmtree(unnamed, ignore_errors=True)
+        raise
+    return Published(place, facts, _tells(facts))
+
+
+def _images(facts: Facts, folder: Path) -> list[str]:
+    """The samples as PNG files that carry nothing but their pixels."""
+    names = []
+    for number, sample in enumerate(facts.samples, 1):
+        name = f"image-{number}.png"
+        data.open_image(sample.path).save(folder / name, "PNG")
+        names.append(name)
+    return names
+
+
+def _tells(facts: Facts) -> tuple[str, ...]:
+    """What the LoRA file's header says of the dataset, in sentences."""
+    header, told = facts.lora.metadata, []
+    try:
+        tags = json.loads(header.get(_TAGS_KEY, "{}"))
+        kinds = {str(kind): len(counts) for kind, counts in tags.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        kinds = {}
+    for kind, num in kinds.items():
+        told.append(f"the dataset's folder is called {kind.partition('_')[2] or kind!r}, and {num} of its tags")
+    if facts.trigger:
+        told.append(f"the trigger words {facts.trigger!r}")
+    told.append("all settings of the training, places by their last names only")
+    return tuple(told)
