@@ -93,6 +93,7 @@ OWNERS = {
     "trainer.system": "asks the system to do it, for all",
     "trainer.checkpoint": "a folder of files",
     "trainer.data.archives": "a folder of files",
+    "trainer.start_weights": "a folder of files",
     "trainer.data.caption_files": "its log is appended to",
     "trainer.render.batch": "takes a name that is free, for a file that was synced when it was staged",
     "trainer.render.batch_journal": "its journal is appended to, and a staged picture is synced there",

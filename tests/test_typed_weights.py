@@ -63,13 +63,13 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_pages_batch_takes_weights_with_a_point() -> None:
     assert (
-        batches._numbers("0.5, 1,") == [0.5, 1.0]
-        and batches._numbers(" ") == [1.0]
+        batches.numbers("0.5, 1,") == [0.5, 1.0]
+        and batches.numbers(" ") == [1.0]
         and stack_tab.weights_of("0; 0.5, 1") == [0.0, 0.5, 1.0]
     )
     for text, meant in (("0,85", "0.85"), ("nan", "number"), ("9e9", "allowed")):
         with pytest.raises(ConfigError, match=meant):
-            batches._numbers(text)
+            batches.numbers(text)
 
 
 def test_a_bad_row_leaves_the_others() -> None:

@@ -20,7 +20,7 @@ from trainer.printing import plain
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NOT_NAME = re.compile(r"[^a-z0-9._-]+")
-_GIB = re.compile(r"(\d+(?:\.\d+)?)\s?(?:GiB|GB)\b")
+_GIB = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)\s?(?:GiB|GB)\b")
 _FROM_CARD = re.compile(r"^Card: sha256:([0-9a-f]{64})$", re.MULTILINE)
 
 

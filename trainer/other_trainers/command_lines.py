@@ -11,7 +11,7 @@ MAX_WORDS = 600
 # `accelerate launch [its options] script.py ...`, `python script.py ...`, in a shell's or a batch file's spelling.
 _START = re.compile(r"(?:\baccelerate(?:\.exe)?\s+launch|\bpython[\d.]*(?:\.exe)?|\btorchrun)\b", re.IGNORECASE)
 _SCRIPT = re.compile(r"[^\s\"']{0,200}?([A-Za-z0-9_]{1,60}\.py)\b")
-_CONTINUED = re.compile(r"[ \t]*[\\^`][ \t]*\r?\n")
+_CONTINUED = re.compile(r"[\\^`][ \t]*\r?\n")
 _VARIABLE = re.compile(
     r"^\s*(?:export\s+|set\s+)?([A-Za-z_][A-Za-z0-9_]{0,60})=(\"[^\"\n]*\"|'[^'\n]*'|[^\s;&|]*)\s*$", re.MULTILINE
 )

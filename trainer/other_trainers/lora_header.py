@@ -122,7 +122,7 @@ def _optimizer(reading: Reading, seen: dict[str, Any]) -> None:
     if not match:
         return
     seen["optimizer_type"] = match[1].rpartition(".")[2]
-    for name, value in re.findall(r"(\w+)=(\([^)]*\)|\[[^\]]*\]|[^,]+)", match[2] or ""):
+    for name, value in re.findall(r"(\w{1,60})=(\([^)]*\)|\[[^\]]*\]|[^,]+)", match[2] or ""):
         seen[f"optimizer_args.{name}"] = value.strip()
         reading.origin[f"optimizer_args.{name}"] = "ss_optimizer"
 
