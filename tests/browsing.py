@@ -7,6 +7,7 @@ test that ends with one fails. Also a workspace with one of everything, for test
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -90,6 +91,15 @@ def open_tab(page: Page, title: str) -> None:
     tab = page.get_by_role("tab", name=title, exact=True)
     tab.click()
     page.locator(f"#tab-{title.lower()}").first.wait_for(state="attached")
+
+
+def until(page: Page, is_so: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something outside the page is so. Raises: AssertionError."""
+    for _ in range(int(seconds * 10)):
+        if is_so():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"not so after {seconds:.0f} s")
 
 
 def unfold_all(page: Page) -> None:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests import browsing
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
@@ -300,9 +302,9 @@ def test_hostile_captions_and_names_are_only_text(page: Page, server: Server) ->
     page.locator("#caption textarea").fill(HOSTILE)
     page.locator("#save-caption").click()
     playwright_api.expect(page.locator("#dataset-gallery")).to_contain_text("<img src=x")
-    (sidecar,) = (server.workspace / "datasets" / "mine").glob("*.txt")
-    assert sidecar.read_text().strip() == HOSTILE
+    folder = server.workspace / "datasets" / "mine"
+    browsing.until(page, lambda: [path.read_text().strip() for path in folder.glob("*.txt")] == [HOSTILE])
     page.locator("#undo-caption").click()
     playwright_api.expect(page.locator("#dataset-gallery")).to_contain_text("no caption yet")
-    assert not sidecar.exists()
+    browsing.until(page, lambda: not [*folder.glob("*.txt")])
     assert page.evaluate("window.__owned") is None
