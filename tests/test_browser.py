@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests import browsing
+from tests import browsing, warm
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -47,16 +45,15 @@ class Server:
 
     workspace: Path
     port: int = field(default_factory=lambda: _free_port())
-    process: subprocess.Popen[bytes] | None = None
+    process: warm.Server | None = None
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        log = (self.workspace.parent / "server.log").open("ab")
-        command = [sys.executable, "-m", "app", "--workspace", str(self.workspace), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        arguments = ["--workspace", str(self.workspace), "--port", str(self.port)]
+        self.process = warm.Server(arguments, ROOT, self.workspace.parent / "server.log")
         deadline = time.monotonic() + 240  # other files may train beside this one
         while True:
             try:

@@ -25,6 +25,7 @@ _IMPORTED = [
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip", "peft", "safetensors.torch", "PIL.Image", "pytorch_optimizer",
+    "gradio",  # what a page imports
 ]  # fmt: skip
 
 
@@ -83,6 +84,37 @@ class Command:
         return output, wrong
 
 
+class Server:
+    """`python -m app ARGUMENTS` at work, what it says in a log file."""
+
+    def __init__(self, arguments: list[str], folder: Path, log: Path) -> None:
+        environment = dict(os.environ)  # as it is now: a test may have changed it since the first fork
+        self._process = _server().Process(
+            target=_serve, args=(arguments, str(folder), str(log), environment), daemon=True
+        )
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """The status, or None while it is at work."""
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self.poll()
+
+
 def run(arguments: list[str], folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
     """`velatura ARGUMENTS` to its end."""
     process = Command(arguments, folder)
@@ -92,12 +124,29 @@ def run(arguments: list[str], folder: Path, timeout: float) -> subprocess.Comple
 
 def _run(arguments: list[str], folder: str, out: str, err: str) -> None:
     """In the forked process."""
-    for path, stream, kind in ((out, 1, os.O_WRONLY), (err, 2, os.O_WRONLY | os.O_CREAT)):
-        os.dup2(os.open(path, kind), stream)
-    streams = (open(stream, "wb", closefd=False) for stream in (1, 2))  # noqa: SIM115 - they stay open
-    sys.stdout, sys.stderr = (io.TextIOWrapper(stream, encoding="utf-8", line_buffering=True) for stream in streams)
+    _put_streams(os.open(out, os.O_WRONLY), os.open(err, os.O_WRONLY | os.O_CREAT))
     os.chdir(folder)
     sys.argv = ["velatura", *arguments]
     from trainer.cli import main
 
     main()
+
+
+def _serve(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+    """In the forked process."""
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    _put_streams(opened, opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["app", *arguments]
+    from app.__main__ import main
+
+    main()
+
+
+def _put_streams(out: int, err: int) -> None:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    streams = (open(stream, "wb", closefd=False) for stream in (1, 2))  # noqa: SIM115 - they stay open
+    sys.stdout, sys.stderr = (io.TextIOWrapper(stream, encoding="utf-8", line_buffering=True) for stream in streams)
