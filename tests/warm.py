@@ -1,8 +1,8 @@
 """The command in a process of its own that need not import torch and diffusers first: forked from one that has.
 
 An import takes five seconds of a core, and the tests start more than a hundred commands. What is forked is a process
-like any other: its own folder, streams, signals and status, killed and waited for as one. Commands whose start is what
-is tested, or that are told something by their environment, start cold (`subprocess`).
+like any other: its own folder, environment, streams, signals and status, killed and waited for as one. Commands whose
+start is what is tested, or whose imports read their environment, start cold (`subprocess`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ def _server() -> Any:
 class Command:
     """`velatura ARGUMENTS` at work, with the part of `subprocess.Popen` that the tests use; text streams."""
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
+    def __init__(self, arguments: list[str], folder: Path, more: dict[str, str] | None = None) -> None:
+        """`more`: variables of its environment beside the test's own."""
         self._streams = tempfile.TemporaryDirectory()
         out, self._said = Path(self._streams.name) / "out", Path(self._streams.name) / "err"
         os.mkfifo(out)
-        self._process = _server().Process(target=_run, args=(arguments, str(folder), str(out), str(self._said)))
+        environment = {**os.environ, **(more or {})}  # as it is now: a test may have changed it since the first fork
+        self._process = _server().Process(
+            target=_run, args=(arguments, str(folder), str(out), str(self._said), environment)
+        )
         self._process.start()
         self.pid: int = self._process.pid
         self.stdout = out.open(encoding="utf-8")
@@ -115,17 +119,19 @@ class Server:
         return self.poll()
 
 
-def run(arguments: list[str], folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: list[str], folder: Path, timeout: float, more: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`velatura ARGUMENTS` to its end."""
-    process = Command(arguments, folder)
+    process = Command(arguments, folder, more)
     output, wrong = process.communicate(timeout)
     return subprocess.CompletedProcess(["velatura", *arguments], process.returncode, output, wrong)
 
 
-def _run(arguments: list[str], folder: str, out: str, err: str) -> None:
+def _run(arguments: list[str], folder: str, out: str, err: str, environment: dict[str, str]) -> None:
     """In the forked process."""
     _put_streams(os.open(out, os.O_WRONLY), os.open(err, os.O_WRONLY | os.O_CREAT))
-    os.chdir(folder)
+    _put_place(folder, environment)
     sys.argv = ["velatura", *arguments]
     from trainer.cli import main
 
@@ -136,9 +142,7 @@ def _serve(arguments: list[str], folder: str, log: str, environment: dict[str, s
     """In the forked process."""
     opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     _put_streams(opened, opened)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
+    _put_place(folder, environment)
     sys.argv = ["app", *arguments]
     from app.__main__ import main
 
@@ -150,3 +154,9 @@ def _put_streams(out: int, err: int) -> None:
     os.dup2(err, 2)
     streams = (open(stream, "wb", closefd=False) for stream in (1, 2))  # noqa: SIM115 - they stay open
     sys.stdout, sys.stderr = (io.TextIOWrapper(stream, encoding="utf-8", line_buffering=True) for stream in streams)
+
+
+def _put_place(folder: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
