@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from trainer import families, foreign_json, model_registry, single_file
 from trainer.errors import ConfigError, ModelError, UserError
 from trainer.families.contract import Family
@@ -272,6 +274,8 @@ def quiet_libraries() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # Else each bar, also one that isn't shown, starts a thread that watches it; where memory is short, the start hangs.
+    tqdm.monitor_interval = 0
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)  # 0.41 knows no other name
 
 
