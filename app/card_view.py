@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app import shared_cards
+from app.arrival import PRESET
 from app.context import Context
 from app.form_words import labels
 from app.library_items import Item
@@ -17,6 +18,8 @@ from trainer.cards import comparing, describing
 from trainer.cards.comparing import Difference
 from trainer.data import open_image
 from trainer.events import Event
+from trainer.other_trainers import presets_from
+from trainer.other_trainers.contract import STATUSES
 from trainer.printing import escape, plain
 from trainer.report import beside_card, charts
 from trainer.report.charts import Series
@@ -66,7 +69,7 @@ def html(context: Context, item: Item) -> str:
     """A preset or card as its panel shows it: pictures first, then what it says and what it showed."""
     kept = shared_cards.of_key(item.key)
     if kept.card is None:
-        rows, pictures, curve, lines = [("", line) for line in _head(kept.name, item)], "", "", []
+        rows, pictures, curve, lines = [("", line) for line in _head(kept.name, item)], "", _keys(kept.paths[0]), []
     else:
         rows, lines = describing.facts(kept.card), shared_cards.missing(context, kept.card)
         pictures, curve = _strip(kept.card), _curve(kept.card)
@@ -82,9 +85,22 @@ def html(context: Context, item: Item) -> str:
 
 def _head(name: str, item: Item) -> list[str]:
     """What a preset says of itself, a sentence each."""
-    head = preset_heads.of(item.key.removeprefix(shared_cards.PRESET))
+    head = preset_heads.of(item.key.removeprefix(PRESET))
     made = f"For {head.made_for}." if head.made_for else ""
     return [item.facts, made, f"Memory: {head.memory}." if head.memory else ""]
+
+
+def _keys(preset: Path) -> str:
+    """What became of each key of the recipe of another trainer that a preset was made of; what can't be, first."""
+    keys = sorted(presets_from.report_of(preset), key=lambda key: -STATUSES.index(key.status))
+    lines = ""
+    for key in keys:
+        cells = (key.key, str(key.value), key.status, "; ".join(filter(None, (key.became, key.why))))
+        lines += f"<tr>{''.join(f'<td>{escape(plain(cell, 300))}</td>' for cell in cells)}</tr>"
+    head = "<tr><th>Key</th><th>Value</th><th></th><th>Here</th></tr>"
+    title = f"<summary>What became of its {len(keys)} keys</summary>"
+    table = f'<div class="table-view"><table>{head}{lines}</table></div>'
+    return f'<details class="recipe-keys">{title}{table}</details>' if keys else ""
 
 
 def _strip(opened: Opened) -> str:

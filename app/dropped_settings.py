@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from app import batches, path_gate, saved_stacks
+from app.arrival import PRESET, Arrival
 from app.context import Context
 from trainer import encodings, presets, unique_names
 from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
@@ -24,40 +23,9 @@ from trainer.errors import AdapterError, ConfigError
 from trainer.printing import plain
 
 MAX_BYTES = 8 << 20
-_MOST_KEYS = 2000
-# Tools by keys that their settings have and nobody else's; two of them tell.
-_TOOLS = {
-    "kohya's scripts": {
-        "pretrained_model_name_or_path", "network_module", "network_dim", "network_alpha", "network_args",
-        "train_data_dir", "LoRA_type", "max_train_steps", "max_train_epochs", "lr_scheduler", "optimizer_type",
-        "mixed_precision", "save_model_as", "caption_extension", "num_repeats", "image_dir", "enable_bucket",
-        "min_bucket_reso", "unet_lr", "text_encoder_lr", "clip_skip", "output_name", "subsets",
-    },
-    "OneTrainer": {
-        "training_method", "base_model_name", "concept_file_name", "output_model_destination", "lora_rank",
-        "workspace_dir", "cache_dir", "learning_rate_scheduler", "unet", "prior", "__version",
-    },
-    "ai-toolkit": {"job", "config", "process", "meta", "network", "train", "datasets", "sample", "folder_path"},
-    "SimpleTuner": {"model_family", "model_type", "data_backend_config", "lora_rank", "pretrained_vae_model"},
-    "diffusion-pipe": {"pipeline_stages", "micro_batch_size_per_gpu", "gradient_accumulation_steps", "adapter"},
-}  # fmt: skip
-_YAML_OF_AI_TOOLKIT = re.compile(r"\A(?:[^\S\n]*(?:#[^\n]*|---[^\S\n]*)?\n)*job:[^\S\n]*['\"]?extension")
-_ENOUGH = {"kohya's scripts": 2, "ai-toolkit": 3, "OneTrainer": 3, "SimpleTuner": 2, "diffusion-pipe": 3}
 _OURS: dict[str, type[TrainConfig] | type[StackConfig] | type[BatchConfig]] = {
     "train": TrainConfig, "stack": StackConfig, "batch": BatchConfig,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A dropped file: what it is, where it went, and what `Open` opens, as (what, key)."""
-
-    file: str
-    what: str
-    where: str = ""
-    opens: tuple[str, str] | None = None
-    shelf: tuple[str, str] | None = None  # kind and key in the library, if it is there
-    is_taken: bool = True
 
 
 def take(context: Context, path: Path) -> Arrival:
@@ -69,12 +37,11 @@ def take(context: Context, path: Path) -> Arrival:
     except ValueError:
         raise ConfigError("This kind of file is not known here.") from None
     values = _table(text, path.name)
-    if values is None and _YAML_OF_AI_TOOLKIT.match(text):
-        raise ConfigError(_foreign("ai-toolkit"))
+    is_ours = values is not None and max(_share(values, TrainConfig), _share(values, StackConfig)) > 0.8
+    if not is_ours and (tool := _tool_of(path)):
+        return _of_other_trainer(path, tool)
     if values is None:
         return _jobs_lines(context, path, text)
-    if tool := _tool_of(values):
-        raise ConfigError(_foreign(tool))
     if _is_graph(values):
         raise ConfigError("This is a ComfyUI workflow; drop a picture that was made with it instead.")
     kind = _ours(values)
@@ -82,10 +49,6 @@ def take(context: Context, path: Path) -> Arrival:
     if kind not in makers:
         raise ConfigError("This is a text with settings of no tool that is known here.")
     return makers[kind](context, path, values)
-
-
-def _foreign(tool: str) -> str:
-    return f"This is a settings file of {tool}; taking over its settings is not there yet."
 
 
 def _mib(path: Path) -> int:
@@ -107,28 +70,26 @@ def _table(text: str, name: str) -> dict[str, Any] | None:
 # Whose settings they are.
 
 
-def _keys(values: dict[str, Any]) -> set[str]:
-    """The keys of a table and of the tables in it."""
-    keys: set[str] = set()
-    waiting: list[Any] = [values]
-    while waiting and len(keys) < _MOST_KEYS:
-        here = waiting.pop()
-        if isinstance(here, dict):
-            keys |= {key.lstrip("-") for key in list(here)[:_MOST_KEYS] if isinstance(key, str)}
-            waiting += list(here.values())[:_MOST_KEYS]
-        elif isinstance(here, list):
-            waiting += here[:_MOST_KEYS]
-    return keys
+def _tool_of(path: Path) -> str:
+    """The trainer whose recipe this is; "" for none that is known."""
+    from trainer.other_trainers import importing  # reads the tables of nine tools
 
-
-def _tool_of(values: dict[str, Any]) -> str:
-    """The tool whose settings these are; "" for ours and for none that is known."""
-    keys = _keys(values)
-    counts = {tool: len(keys & own) for tool, own in _TOOLS.items()}
-    if _share(values, TrainConfig) > 0.8 or _share(values, StackConfig) > 0.8:
+    try:
+        return importing.recognised(path)
+    except ConfigError:
         return ""
-    known = [tool for tool, count in counts.items() if count >= _ENOUGH[tool]]
-    return max(known, key=lambda tool: counts[tool] / _ENOUGH[tool], default="")
+
+
+def _of_other_trainer(path: Path, tool: str) -> Arrival:
+    """Another trainer's recipe, kept as a preset of one's own. Raises: ConfigError for one that can't be taken over."""
+    from trainer.other_trainers import importing, presets_from
+
+    recipe = importing.read(path)
+    preset = presets_from.keep(recipe, path).stem
+    told = [f"It is kept as the preset {preset}. Of its {len(recipe.keys)} keys: {presets_from.in_short(recipe.keys)}."]
+    told += [f"{plain(note, 200)}." for note in recipe.notes[:4]]
+    key = f"{PRESET}{preset}"
+    return Arrival(path.name, f"A recipe of {tool}.", " ".join(told), ("preset", key), ("presets", key))
 
 
 def _share(values: dict[str, Any], model: type[TrainConfig] | type[StackConfig] | type[BatchConfig]) -> float:

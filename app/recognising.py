@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import dropped_settings, recipes, saved_stacks, shared_cards
+from app.arrival import Arrival
 from app.context import Context
-from app.dropped_settings import Arrival
 from trainer import card_file, lora_file, runs, single_file, unique_names
 from trainer.config import StackConfig, parse
 from trainer.data import CAPTION_SUFFIXES, caption_files, uploads

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import job_work, preset_choices, saved_stacks
+from app.arrival import CARD, PRESET, Arrival
 from app.context import Context
-from app.dropped_settings import Arrival
 from trainer import card_file, files, presets
 from trainer.card_file.reading import Opened
 from trainer.cards import describing, keeping, places, sources, suiting
@@ -19,8 +19,6 @@ from trainer.errors import ConfigError, DataError, UserError
 from trainer.printing import plain, some
 from trainer.report.html import sentence
 from trainer.runs import Run
-
-CARD, PRESET = "card:", "preset:"  # what a key of the Library's presets begins with
 
 
 def take(context: Context, path: Path) -> Arrival:

@@ -169,7 +169,7 @@ for event in stream:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[3]) * 2**20, -1))
     if event.kind in ("adjusted", "finished"):
         print(event.kind, getattr(event, "message", ""))
-assert threading.active_count() == 1, threading.enumerate()  # a thread that finds no memory hangs the one that starts it
+assert threading.active_count() == 1, threading.enumerate()  # one that finds no memory hangs its maker
 """
 
 

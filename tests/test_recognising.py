@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -12,25 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from app import kept_fields, opening, recognising, saved_stacks, ui
+from app import card_view, kept_fields, opening, recognising, saved_stacks, ui
+from app.arrival import Arrival
 from app.context import Context
-from app.dropped_settings import Arrival
+from app.library_items import Shelf
 from tests import foreign_pictures
 from tests.test_library_keeping import lora
 from trainer import presets
 from trainer.config import StackConfig
+from trainer.other_trainers import importing, presets_from
 
-KOHYA = """
-pretrained_model_name_or_path = "/models/sd_xl_base_1.0.safetensors"
-train_data_dir = "/data"
-network_module = "networks.lora"
-network_dim = 32
-network_alpha = 16
-learning_rate = 1e-4
-max_train_steps = 2000
-optimizer_type = "AdamW8bit"
-mixed_precision = "bf16"
-"""
 KOHYA_SETS = '[general]\nenable_bucket = true\n[[datasets]]\nbatch_size = 4\n[[datasets.subsets]]\nimage_dir = "/x"\n'
 AI_TOOLKIT = 'job: extension\nconfig:\n  name: "x"\n  process:\n    - type: sd_trainer\n'
 
@@ -38,6 +30,7 @@ AI_TOOLKIT = 'job: extension\nconfig:\n  name: "x"\n  process:\n    - type: sd_t
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
     return ui.open_workspace(tmp_path / "workspace")
 
 
@@ -106,24 +99,40 @@ def test_models_that_could_run_programs_are_not_opened(context: Context, tmp_pat
     assert not arrival.is_taken and ".safetensors" in arrival.what
 
 
-@pytest.mark.parametrize(
-    "name, text, tool",
-    [
-        ("a.toml", KOHYA, "kohya"),
-        ("b.txt", KOHYA_SETS, "kohya"),
-        ("c.json", json.dumps({"LoRA_type": "Standard", "train_data_dir": "x", "output_name": "y"}), "kohya"),
-        ("d.yaml", AI_TOOLKIT, "ai-toolkit"),
-        ("e.json", json.dumps({"training_method": "LORA", "base_model_name": "x", "lora_rank": 8}), "OneTrainer"),
-        ("f.json", json.dumps({"3": {"class_type": "KSampler", "inputs": {}}}), "ComfyUI"),
-    ],
-)  # fmt: skip
-def test_another_tools_settings_are_named_in_one_sentence(
-    context: Context, tmp_path: Path, name: str, text: str, tool: str
+RECIPES = sorted(path for path in (Path(__file__).parent / "other_trainers" / "recipes").iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
+    context: Context, tmp_path: Path, recipe: Path
 ) -> None:
+    path = tmp_path / "x.txt"  # known by its content
+    path.write_bytes(recipe.read_bytes())
+    arrival = dropped(context, path)
+    assert arrival.what.startswith("A recipe of ") and arrival.opens and arrival.opens[0] == "preset", arrival
+    (preset,) = presets.own()
+    assert presets.load(preset, {}) == presets.load(preset, importing.read(recipe).settings)
+    keys = importing.read(recipe).keys
+    assert presets_from.report_of(presets.path_of(preset)) == [
+        replace(key, value=str(key.value)[:200], became=key.became[:200], why=key.why[:200]) for key in keys
+    ]
+    item = next(item for item in Shelf(context).every("presets") if item.key == arrival.opens[1])
+    shown = card_view.html(context, item)
+    assert f"What became of its {len(keys)} keys" in shown and shown.count("<tr>") == len(keys) + 1
+    assert opening.TARGETS["preset"].value(context, arrival.opens[1]) == str(presets.path_of(preset))
+
+
+@pytest.mark.parametrize("text", [KOHYA_SETS, AI_TOOLKIT])
+def test_a_piece_of_a_recipe_is_one_too(context: Context, tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_text(text)
+    assert dropped(context, tmp_path / "x").opens == ("preset", "preset:x")
+
+
+def test_a_workflow_is_named_in_one_sentence(context: Context, tmp_path: Path) -> None:
     """Harm 11: a kohya config gave nine errors, each with the same list."""
-    (tmp_path / name).write_text(text)
-    arrival = dropped(context, tmp_path / name)
-    assert not arrival.is_taken and tool in arrival.what
+    (tmp_path / "f.json").write_text(json.dumps({"3": {"class_type": "KSampler", "inputs": {}}}))
+    arrival = dropped(context, tmp_path / "f.json")
+    assert not arrival.is_taken and "ComfyUI" in arrival.what and presets.own() == {}
     assert arrival.what.count(".") <= 1 and len(arrival.what) < 120 and not arrival.where
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, shared_cards
+from app.arrival import PRESET, Arrival
 from app.context import Context, Refresh
-from app.dropped_settings import Arrival
 from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
 from app.library_items import KINDS, Item, Shelf, wanted
 from app.notices import mended, tell
@@ -297,7 +297,7 @@ class _Tab:
         """The card as a preset, which is then shown in its place."""
         name = shared_cards.keep_preset(self._chosen(key).key)
         tell(f"It is kept as the preset {name}; Train offers it.")
-        panel = self._panel("presets", f"{shared_cards.PRESET}{name}", browser_of(request))
+        panel = self._panel("presets", f"{PRESET}{name}", browser_of(request))
         return self._list(kind, search, least, num, panel[self.key]) | panel
 
     @mended

@@ -42,12 +42,7 @@ _DTYPES = {
 
 
 def _recognises(document: Document) -> bool:
-    process = _processes(document.values)
-    return (
-        document.kind in ("yaml", "json")
-        and bool(process)
-        and any(key in process[0] for key in ("train", "network", "datasets"))
-    )
+    return document.kind in ("yaml", "json") and bool(_processes(document.values))
 
 
 def _processes(values: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from trainer.other_trainers.contract import STATUSES, Imported
 def imported(file: Path, name: str, pictures: int, family: str, base: str, as_json: bool) -> str:
     """Keep the recipe in a file as a preset of the user's own; the report of its keys. Raises: ConfigError."""
     recipe = importing.read(file, pictures, families.known(family) if family else "", base)
-    preset = presets.add(name or presets_from.name_of(recipe, file), presets_from.text_of(recipe, file)).stem
+    preset = presets_from.keep(recipe, file, name).stem
     return json.dumps(_report(recipe, preset), indent=2) if as_json else "\n".join(_lines(recipe, preset))
 
 
