@@ -318,7 +318,8 @@ def test_a_lora_on_a_quantised_base_does_what_it_does_on_the_whole_one(
 ) -> None:
     engine.restore()
     whole, rounded = prediction(engine), prediction(narrow)
-    with engine.folded(stack(trained)), narrow.folded(stack(trained)):
+    strong = stack(trained, 2.0)  # six steps move little beside what rounding to four bits moves
+    with engine.folded(strong), narrow.folded(strong):
         moved, folded = prediction(engine) - whole, prediction(narrow)
     assert float((folded - whole - moved).norm()) < 0.75 * float((rounded - whole - moved).norm())
     share = float(((folded - rounded) * moved).sum() / moved.square().sum())
