@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import browsing, plain, warm
+from tests import browsing, plain, slow, warm
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning
 # threads.
@@ -53,7 +53,12 @@ READ_AT_WORK = {"NO_COLOR", "COLUMNS", "TERM", "VELATURA_HOME"}  # variables tha
 COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    long = slow.listed()
+    for item in items:
+        if item.nodeid in long:
+            item.add_marker("slow")
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

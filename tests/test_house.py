@@ -15,6 +15,8 @@ import house_imports
 import parsed
 import pytest
 
+from tests import slow
+
 
 @pytest.mark.parametrize(
     "source",
@@ -212,3 +214,9 @@ def test_the_wheel_carries_weights_presets_and_examples_and_finds_them(tmp_path:
         text=True,
     )
     assert done.returncode == 0 and done.stdout.startswith(str(installed)), done.stderr
+
+
+def test_what_is_said_to_take_long_is_there() -> None:
+    for name in slow.listed() | slow.KEPT:
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (house.ROOT / file).read_text(encoding="utf-8"), name
