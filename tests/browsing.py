@@ -25,7 +25,8 @@ _HOSTS = ("127.0.0.1", "localhost", "::1")
 # of the policy has refused on purpose.
 _GONE = re.compile(
     r"net::ERR_(CONNECTION_(REFUSED|RESET|CLOSED)|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING|SOCKET\w*)"
-    r"|AbortError: signal is aborted|TypeError: (Failed to fetch|network error)|Unexpected error Connection errored out|http://localhost:9/"
+    r"|AbortError: signal is aborted|TypeError: (Failed to fetch|network error)|Unexpected error Connection errored out"
+    r"|http://localhost:9/"
 )
 
 
