@@ -263,12 +263,12 @@ def test_a_rehearsal_that_is_stopped_leaves_nothing(config, tmp_path: Path) -> N
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240  # other files train beside this one
     while not list(temporary.glob("*/velatura-rehearsal-*")) and time.monotonic() < until and child.poll() is None:
         time.sleep(0.02)
     assert list(temporary.glob("*/velatura-rehearsal-*"))
     child.send_signal(signal.SIGTERM)
-    assert child.wait(30) == 130
+    assert child.wait(120) == 130
     assert not list(temporary.glob("velatura-*"))
 
 
