@@ -105,6 +105,12 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
+def purpose(name: str) -> str:
+    """What a stack that ships is for: the first sentence of its head."""
+    first = (PRESETS / f"{name}.toml").read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ").partition(". ")[0].rstrip(".") + "."
+
+
 def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:
     """The adapter with paths that are not absolute taken from the folder."""
     kind, _, mask = adapter.region.partition(" ")
