@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from parsed import ROOT, functions, name_of, sources, tree
 
 from trainer import families, methods, preset_tiers, presets
-from trainer.config import StackConfig, parse
+from trainer.config import BatchConfig, StackConfig, parse
 from trainer.families.contract import Family
 from trainer.methods.contract import Method
 from trainer.render.modes.contract import Mode
@@ -140,7 +140,7 @@ def test_every_target_of_a_method_is_known_to_a_family(name: str) -> None:
     assert field is None or set(typing.get_args(field.annotation)) <= known
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("[ts]*/*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("[bst]*/*.toml")), ids=lambda path: path.stem)
 def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     head = " ".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())).lower()
@@ -153,7 +153,7 @@ def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
         assert all(word in head for word in ("slot", "drawn")), (
             "the head says how its slots are filled, and whether it was drawn"
         )
-        parse(StackConfig, tomllib.loads(text), path.stem)
+        parse(BatchConfig if path.parent.name == "batch" else StackConfig, tomllib.loads(text), path.stem)
 
 
 # (c) What is forbidden, and (d) what every module says.

@@ -21,14 +21,18 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that runs lie i
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the presets that ship, then your own, then those of stacks."""
+    """List the presets that ship, then your own, then those of stacks and batches."""
     from trainer import preset_listing  # reads every preset
     from trainer.render import command as render_command
 
     if as_json:
         typer.echo(preset_listing.to_json())
         return
-    typer.echo(preset_listing.listed({name: render_command.purpose(name) for name in render_command.presets()}))
+    stacks, batches = (
+        {path.stem: render_command.purpose(path) for path in sorted(folder.glob("*.toml"))}
+        for folder in (render_command.PRESETS, render_command.BATCHES)
+    )
+    typer.echo(preset_listing.listed(stacks, batches))
 
 
 @app.command()

@@ -41,8 +41,8 @@ def tiers_in_words(name: str) -> str:
     return ", ".join([*["CPU"] * (preset_tiers.CPU in preset_tiers.of(name)), *sizes]) + " GB" * bool(sizes)
 
 
-def listed(stacks: dict[str, str]) -> str:
-    """The presets, a line each, then the stacks' by name and what they are for."""
+def listed(stacks: dict[str, str], batches: dict[str, str]) -> str:
+    """The presets, a line each, then those of stacks and batches by name and what they are for."""
     lines = [f"{'preset':<24}{'scale':<7}{'tiers':<29}{'evidence':<22}for"]
     for name in presets.names():
         one = row(name)
@@ -57,6 +57,8 @@ def listed(stacks: dict[str, str]) -> str:
     lines.append("\nA tier is asked for by name, such as sdxl-style@12gb, or sdxl-style@auto for the GPU here.")
     lines.append("\nstack (velatura render --stack NAME)")
     lines += [f"{name:<23} {text}" for name, text in stacks.items()]
+    lines.append("\nbatch (velatura batch NAME --lora FILE)")
+    lines += [f"{name:<23} {text}" for name, text in batches.items()]
     return "\n".join(map(_printable, lines))
 
 

@@ -65,8 +65,9 @@ def _hungriest(base: str) -> list[TrainConfig]:
     configs = {}
     for path in sorted(presets.FOLDER.glob(f"{base}-*.toml")):
         config = presets.load(path.stem, {"memory": {}})
-        targets, rank = getattr(config.adapter, "targets", "all"), getattr(config.adapter, "rank", 0)
-        configs[config.resolution_px, config.batch_size, _TARGETS.index(targets), rank] = config
+        adapter = config.adapter.model_dump()
+        layers = _TARGETS.index(adapter.get("targets", "all"))
+        configs[config.resolution_px, config.batch_size, layers, adapter.get("rank", 0)] = config
     return [
         config for size, config in configs.items()
         if not any(other != size and all(a >= b for a, b in zip(other, size, strict=True)) for other in configs)

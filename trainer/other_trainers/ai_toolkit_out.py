@@ -54,8 +54,12 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         values |= {"conv": values["linear"], "conv_alpha": values["linear_alpha"]}
     elif config.family not in ("sd", "sdxl"):
         values["transformer_only"] = adapter.targets != "all"
-    if adapter.targets == "attention":
-        values["network_kwargs"] = {"only_if_contains": ["attn"]}
+    only, without = (list(getattr(adapter, key, ())) for key in ("only_layers", "without_layers"))
+    kwargs = {"only_if_contains": only or ["attn"] * (adapter.targets == "attention"), "ignore_if_contains": without}
+    if any(kwargs.values()):
+        values["network_kwargs"] = {
+            key: [line.replace("/", ".") for line in lines] for key, lines in kwargs.items() if lines
+        }
     return values
 
 
