@@ -24,8 +24,8 @@ with `*` stands for all that begin so; `[]` is any place in a list. This page is
 `python -m tests.test_other_trainers_table`.
 
 `velatura preset export NAME --to TOOL --out FILE` goes the other way and names what can't be said there. TOOL is kohya,
-onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner or diffusion-pipe; the last three get a file for the dataset
-beside the other.
+onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner or diffusion-pipe; the last three get a second file beside
+it, for the dataset.
 
 Layers that a tool chooses by regular expressions become texts of their paths (`adapter.only_layers` and
 `adapter.without_layers`), where the expression is made of texts, any text, numbers and alternatives; else the key says
