@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainer import preset_parts
+from trainer import preset_parts, system
 from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError
 
@@ -80,9 +80,11 @@ def at_hand(tiers: dict[str, Tier]) -> Tier:
 
 
 def _gpu_gib() -> float:
-    """Of the first GPU; 0 without one that has memory of its own."""
+    """Of the first GPU; 0 without one that has memory of its own, for which torch isn't loaded."""
     from trainer.lazy import torch
 
+    if not system.may_have_gpu():
+        return 0.0
     return float(torch.cuda.get_device_properties(0).total_memory / _GIB) if torch.cuda.is_available() else 0.0
 
 
