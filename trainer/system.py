@@ -383,5 +383,5 @@ def cpp_compilers(platform: str = sys.platform) -> tuple[str, ...]:
 
 
 def may_have_gpu(devices: Path = Path("/dev"), platform: str = sys.platform) -> bool:
-    """False where there is surely no GPU that torch computes on with memory of its own: nothing is loaded to know it."""
+    """False where there is surely no GPU with memory of its own for torch: nothing is loaded to know it."""
     return platform == WINDOWS or any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg"))
