@@ -191,6 +191,12 @@ def test_onetrainers_filter_is_layers_here_plain_or_by_patterns(tmp_path: Path) 
     assert fate(of("(?!x)y", True), "layer_filter")[0] == "can't be"
 
 
+def test_layers_that_are_left_out_come_back_from_musubi_tuner() -> None:
+    values: dict[str, Any] = {"family": "qwen", "base": "a/b", "adapter": {"method": "lora", "targets": "attention-ff"}}
+    values["adapter"]["without_layers"] = ["img_mlp", "transformer_blocks.0.*to_q"]
+    assert "adapter.without_layers" not in recipes_out.write(parse(TrainConfig, values, "x"), "musubi-tuner").unsaid
+
+
 @pytest.mark.parametrize("tool", ["ai-toolkit", "onetrainer"])
 def test_layers_that_a_tool_can_say_come_back(tool: str) -> None:
     values: dict[str, Any] = {"family": "flux", "base": "a/b", "adapter": {"method": "lora", "targets": "linear"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tomli_w
@@ -18,6 +19,7 @@ _MODULES = {
     "flux2dev": "networks.lora_flux_2",
 }  # fmt: skip
 _VERSIONS = {"flux2": "klein-base-4b", "flux2dev": "dev"}
+_SAME_NAMES = ("qwen", "zimage")  # families whose layers are called there as here
 _BY_SIZE = {"qwen": "qwen_shift"}  # FLUX.2's has a name of its own, Z-Image has none
 _ABSENT = ("unet_lr", "network_train_unet_only", "model_prediction_type", "guidance_scale", "loss_type")
 
@@ -46,9 +48,14 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         "network_alpha": getattr(adapter, "alpha", 16.0),
         "network_dropout": getattr(adapter, "dropout", 0.0),
     }
+    arguments = []
     if config.optimizer.loraplus_ratio != 1:
-        values["network_args"] = [f"loraplus_lr_ratio={config.optimizer.loraplus_ratio}"]
-    return values
+        arguments.append(f"loraplus_lr_ratio={config.optimizer.loraplus_ratio}")
+    without = getattr(adapter, "without_layers", ())
+    if without and config.family in _SAME_NAMES:
+        patterns = [".*".join(["", *map(re.escape, text.split("*")), ""]) for text in without]
+        arguments.append(f"exclude_patterns={patterns!r}")
+    return values | ({"network_args": arguments} if arguments else {})
 
 
 def _timesteps(config: TrainConfig) -> dict[str, Any]:
