@@ -189,7 +189,7 @@ def test_a_tier_runs_on_the_familys_tiny_model_with_every_setting_in_use(
     changes = {
         "base": str(bases(presets.load(name, {}).family)), "resolution_px": 64, "max_steps": 2, "batch_size": 1,
         "checkpoint_every_steps": 2, "preview_every_steps": 2, "validate_every_steps": 2, "optimizer.warmup_steps": 0,
-        "preview.steps": 1, "preview.guidance_rescale": 0.0, "data.folder": str(dots), "data.heldout": str(dots),
+        "preview.steps": 2, "preview.guidance_rescale": 0.0, "data.folder": str(dots), "data.heldout": str(dots),
     }  # fmt: skip
     run, stream = session.start(presets.load(name, changes), tmp_path / "runs", "x", None)
     events = list(stream)

@@ -15,6 +15,7 @@ from typing import Any
 from trainer import preset_parts, system
 from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError
+from trainer.lazy import torch
 
 FILE = preset_parts.FOLDER.parent / "tiers.toml"
 SIZES_GB = (8, 12, 16, 24, 40)
@@ -81,8 +82,6 @@ def at_hand(tiers: dict[str, Tier]) -> Tier:
 
 def _gpu_gib() -> float:
     """Of the first GPU; 0 without one that has memory of its own, for which torch isn't loaded."""
-    from trainer.lazy import torch
-
     if not system.may_have_gpu():
         return 0.0
     return float(torch.cuda.get_device_properties(0).total_memory / _GIB) if torch.cuda.is_available() else 0.0
