@@ -94,7 +94,7 @@ class Endpoints:
         self, preset: str, dataset: str, name: str = "", settings: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """A training of a dataset by a preset, as a job; `settings` by dotted name change the preset's."""
-        if preset not in presets.names():
+        if not presets.has(preset):
             raise ConfigError(f"preset is {preset[:80]!r}; allowed: {some(presets.names())}.")
         base = {"base": preset_choices.filled(self.context, preset).base}
         values = presets.load(preset, base | (settings or {})).model_dump(mode="json")

@@ -13,7 +13,8 @@ import gradio as gr
 from app import preset_choices
 from app.context import Context
 from app.form_words import said
-from trainer import families, preset_heads, presets
+from trainer import families, preset_heads, preset_listing, presets
+from trainer.cards.comparing import scale
 from trainer.printing import escape
 
 # Arrows go from card to card; a press says which one.
@@ -88,6 +89,8 @@ def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
     lines = [
         ("for", f"For {head.made_for}" if head.made_for else ""),
         ("facts", f"{config.max_steps:,} steps · rank {config.adapter.rank} · {config.resolution_px} px"),
+        ("facts", f"Scale {factor:.3g}, alpha / rank" if (factor := scale(config)) is not None else ""),
+        ("facts", f"Fits: {tiers}" if (tiers := preset_listing.tiers_in_words(name)) else ""),
         ("facts", f"Memory: {said(head.memory)}" if head.memory else ""),
         ("facts", f"{families.registry()[config.family].title}, {where}"),
         ("run", {True: "Tried in a real run", False: "Not tried at this size yet", None: ""}[head.was_run]),

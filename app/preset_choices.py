@@ -11,7 +11,7 @@ import time
 from functools import lru_cache
 
 from app.context import OWN_BASE, Context
-from trainer import bases, presets
+from trainer import bases, preset_tiers, presets
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 
@@ -62,10 +62,18 @@ def filled(context: Context, name: str) -> TrainConfig:
 
     Raises: ConfigError for a name that is none of those that ship: the page may send anything.
     """
-    if name not in presets.names():
+    if not presets.has(name):
         raise ConfigError("that preset is not here any more; reload the page to see what is.")
-    config = load(name)
+    config = load(fitted(name))
     return config.model_copy(update={"base": base_here(context, config) or config.base})
+
+
+def fitted(name: str) -> str:
+    """The name with the tier of the GPU here, if there is one; without a GPU the settings stay as they are."""
+    tiers = preset_tiers.of(name)
+    if not tiers or preset_tiers.MARK in name or (tier := preset_tiers.at_hand(tiers)).name == preset_tiers.CPU:
+        return name
+    return f"{name}{preset_tiers.MARK}{tier.name}"
 
 
 def like(context: Context, config: TrainConfig) -> str:

@@ -66,7 +66,7 @@ def of_key(key: str) -> Kept:
         settings = opened.settings if isinstance(opened.settings, TrainConfig) else None
         return Kept(plain(opened.card.title, 120), settings, opened, (keeping.every()[opened.digest],))
     name = key.removeprefix(PRESET)
-    if name not in presets.names():
+    if not presets.has(name):
         raise DataError("that preset is not here any more; reload the page to see what is.")
     return Kept(plain(presets.title(name), 120), preset_choices.load(name), None, (presets.path_of(name),))
 

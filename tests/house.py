@@ -19,8 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 from parsed import ROOT, functions, name_of, sources, tree
 
-from trainer import families, methods, presets
-from trainer.config import StackConfig, parse
+from trainer import families, methods, preset_tiers, presets
+from trainer.config import BatchConfig, StackConfig, parse
 from trainer.families.contract import Family
 from trainer.methods.contract import Method
 from trainer.render.modes.contract import Mode
@@ -140,22 +140,20 @@ def test_every_target_of_a_method_is_known_to_a_family(name: str) -> None:
     assert field is None or set(typing.get_args(field.annotation)) <= known
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "presets").rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("[bst]*/*.toml")), ids=lambda path: path.stem)
 def test_preset_loads_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     head = " ".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())).lower()
     assert re.fullmatch(r"[a-z0-9.]+(-[a-z0-9.]+)+", path.stem), "<family>-<purpose>"
     if path.parent.name == "train":
-        assert tomllib.loads(text)["title"]
-        assert all(word in head for word in ("memory", "made for", "run")), (
-            "the head says its memory, the dataset it was made for, and whether it was run"
-        )
+        assert tomllib.loads(text)["title"] and (preset_tiers.of(path.stem) or "memory" in head)
+        assert all(word in head for word in ("made for", "run")), "the dataset it was made for, and whether it was run"
         presets.load(path.stem, {})
     else:
         assert all(word in head for word in ("slot", "drawn")), (
             "the head says how its slots are filled, and whether it was drawn"
         )
-        parse(StackConfig, tomllib.loads(text), path.stem)
+        parse(BatchConfig if path.parent.name == "batch" else StackConfig, tomllib.loads(text), path.stem)
 
 
 # (c) What is forbidden, and (d) what every module says.

@@ -55,7 +55,7 @@ def test_each_example_would_be_a_new_file() -> None:
 
 
 def test_the_preset_is_one(written: dict[str, Path], tmp_path: Path) -> None:
-    config = presets.load(str(written["presets/train/sd-quick.toml"]), {"data.folder": str(tmp_path)})
+    config = presets.load(str(written["presets/train/sd-portrait.toml"]), {"data.folder": str(tmp_path)})
     assert (config.family, config.max_steps, config.adapter.method) == ("sd", 60, "lora")
 
 

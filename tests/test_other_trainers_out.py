@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from trainer import presets
+from trainer import cli, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
-from trainer.other_trainers import recipes_out
+from trainer.other_trainers import importing, recipes_out
 
 # What a tool can't say, so that the other settings of any preset that ships must come back equal.
 UNSAYABLE = {
@@ -29,20 +31,33 @@ UNSAYABLE = {
         "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.guidance_rescale", "preview.steps",
         "objective.shift", "data.bucket_step_px",
     },
+    "musubi-tuner": {
+        "validate_every_steps", "data.caption_dropout", "data.bucket_step_px", "data.max_aspect_ratio",
+        "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.steps",
+    },
+    "simpletuner": {
+        "validate_every_steps", "data.flip", "data.bucket_step_px", "data.max_aspect_ratio", "data.max_upscale",
+        "preview.prompts",
+    },
+    "diffusion-pipe": {
+        "preview_every_steps", "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.steps",
+    },
 }  # fmt: skip
 # What can't be said of some presets alone, and why.
 OF_SOME = {
     "dtype": "auto is a choice of ours",
     "memory.quantise": "sd-scripts and diffusers have no int8",
-    "adapter.targets": "a UNet's projections belong to kohya's transformers",
+    "adapter.targets": "a UNet's projections belong to kohya's transformers; other tools have one choice of layers",
     "optimizer.block_rates": "so do these lines, which freeze what it leaves out",
+    "adapter.block_ranks": "so do these: what it leaves out is as small as can be",
+    "objective.weighting": "diffusers' script for SD 1.5 has none",
     "objective.shift": "ai-toolkit has no shift of its own",
     "objective.timesteps": "diffusers has no sigmoid beside a shift",
-    "adapter.alpha": "a script has no alpha",
+    "adapter.alpha": "a script has no alpha; diffusion-pipe's is the rank",
 }
 
 
-@pytest.mark.parametrize("tool", recipes_out.WRITERS)
+@pytest.mark.parametrize("tool", recipes_out.TOOLS)
 @pytest.mark.parametrize("name", presets.names())
 def test_what_both_can_say_of_a_preset_comes_back_equal(tool: str, name: str) -> None:
     try:
@@ -57,7 +72,7 @@ def test_what_both_can_say_of_a_preset_comes_back_equal(tool: str, name: str) ->
 def test_every_family_can_be_written_for_some_tool() -> None:
     for name in presets.names():
         config = presets.load(name, {})
-        assert any(_written(config, tool) for tool in recipes_out.WRITERS), name
+        assert any(_written(config, tool) for tool in recipes_out.TOOLS), name
 
 
 def _written(config: TrainConfig, tool: str) -> bool:
@@ -105,9 +120,23 @@ OF_FLOW = {
     "objective.shift": st.sampled_from(["none", "fixed"]),
     "objective.shift_factor": st.just(3.0),
 }
+OF_SIMPLETUNER = {name: values for name, values in OF_KOHYA.items() if name != "data.flip"} | {
+    "data.trigger": st.sampled_from(["", "mokka"]),
+    "preview_every_steps": st.integers(0, 500),
+    "data.more_resolutions_px": st.sampled_from([[], [256], [256, 384]]),
+}
+OF_MUSUBI = {name: values for name, values in SAYABLE.items() if name not in (
+    "data.flip", "data.crop", "data.caption_dropout")}  # fmt: skip
+OF_PIPE = {name: values for name, values in SAYABLE.items() if name not in (
+    "data.flip", "data.crop", "adapter.alpha", "keep_checkpoints")} | {
+    "data.more_resolutions_px": st.sampled_from([[], [256], [256, 384]]),
+    "validate_every_steps": st.integers(1, 900),
+}  # fmt: skip
+NO_MODE = {"objective.timesteps": st.sampled_from(["uniform", "sigmoid"])}
 BASES = {
     "sdxl": {"adapter.targets": "all", "preview.guidance_rescale": 0.0},
     "flux": {"adapter.targets": "attention-ff"},
+    "qwen": {"adapter.targets": "attention-ff"},
 }
 
 
@@ -155,8 +184,51 @@ def test_any_config_that_onetrainer_can_say_comes_back_for_flux(draw: dict[str, 
     _said(draw, "flux", "onetrainer")
 
 
+@QUICK
+@given(st.fixed_dictionaries(OF_MUSUBI | OF_FLOW | {"seed": st.integers(0, 2**32 - 1)}))
+def test_any_config_that_musubi_tuner_can_say_comes_back_for_qwen(draw: dict[str, Any]) -> None:
+    _said(draw, "qwen", "musubi-tuner")
+
+
+@QUICK
+@given(st.fixed_dictionaries(OF_SIMPLETUNER | OF_FLOW | NO_MODE))
+def test_any_config_that_simpletuner_can_say_comes_back_for_flux(draw: dict[str, Any]) -> None:
+    _said({key: value for key, value in draw.items() if key not in ("captions.suffix", "save_dtype")}, "flux",
+          "simpletuner")  # fmt: skip
+
+
+@QUICK
+@given(st.fixed_dictionaries(OF_PIPE | OF_FLOW | NO_MODE))
+def test_any_config_that_diffusion_pipe_can_say_comes_back_for_flux(draw: dict[str, Any]) -> None:
+    _said({key: value for key, value in draw.items() if key != "adapter.targets"}, "flux", "diffusion-pipe")
+
+
+def test_a_tool_with_a_file_for_the_dataset_gets_one_beside_that_names_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    done = CliRunner().invoke(cli.app, ["preset", "export", "qwen-style", "--to", "musubi-tuner", "--out", str(out)])
+    assert done.exit_code == 0 and {path.name for path in tmp_path.iterdir()} == {"mine.toml", "mine-dataset.toml"}
+    assert 'dataset_config = "mine-dataset.toml"' in out.read_text()
+    imported = importing.read(out)
+    assert imported.tool == "musubi-tuner" and imported.settings["resolution_px"] == 1024
+    assert not [key for key in imported.keys if key.why.startswith("no key of")]
+
+
+@pytest.mark.parametrize("tool", recipes_out.TOOLS)
+def test_what_is_written_has_no_key_that_the_tool_does_not_know(tool: str, tmp_path: Path) -> None:
+    for name in ("sdxl-style", "flux-character", "qwen-concept@8gb"):
+        config = presets.load(name, {})
+        if not _written(config, tool):
+            continue
+        written = recipes_out.write(config, tool)
+        ending = recipes_out.PAIRS[tool][1] if tool in recipes_out.PAIRS else ".txt"
+        for file, text in {f"recipe{ending}": written.text, **written.beside}.items():
+            (tmp_path / file).write_text(text)
+        keys = importing.read(tmp_path / f"recipe{ending}", family=config.family).keys
+        assert not [key.key for key in keys if key.why.startswith("no key of")]
+
+
 def test_a_tool_that_is_not_known_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="allowed: kohya, onetrainer, ai-toolkit, diffusers"):
+    with pytest.raises(ConfigError, match="allowed: kohya, onetrainer, ai-toolkit, diffusers, musubi-tuner"):
         recipes_out.write(presets.load("sdxl-style", {}), "invoke")
 
 

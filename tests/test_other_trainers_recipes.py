@@ -22,6 +22,12 @@ TOOLS = {
     "diffusion_pipe_qwen.toml": "diffusion-pipe", "simpletuner_flux.json": "simpletuner",
     "musubi/zimage.sh": "musubi-tuner", "musubi/dataset.toml": "musubi-tuner", "diffusers_flux.sh": "diffusers",
     "diffusers_sdxl.txt": "diffusers", "fluxgym/train.sh": "fluxgym", "fluxgym/dataset.toml": "sd-scripts",
+    "ai_toolkit_qwen.yaml": "ai-toolkit", "ai_toolkit_zimage.yaml": "ai-toolkit", "ai_toolkit_sd35.yaml": "ai-toolkit",
+    "ai_toolkit_hidream.yaml": "ai-toolkit", "simpletuner_hidream.json": "simpletuner",
+    "simpletuner_lumina2.json": "simpletuner", "onetrainer_chroma.json": "onetrainer",
+    "onetrainer_flux2.json": "onetrainer", "onetrainer_qwen.json": "onetrainer", "onetrainer_sd15.json": "onetrainer",
+    "musubi/qwen.sh": "musubi-tuner", "musubi/flux2.sh": "musubi-tuner", "diffusion_pipe/flux.toml": "diffusion-pipe",
+    "diffusion_pipe/dataset.toml": "diffusion-pipe",
 }  # fmt: skip
 # What each recipe trains, by hand from its tool's documentation and source.
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -98,6 +104,63 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "family": "sdxl", "adapter.alpha": 8.0, "adapter.targets": "attention", "max_steps": 40, "dtype": "float16",
         "optimizer.block_rates": (".mlp.fc=0", "text_encoder/=0.05", "text_encoder_2/=0.05"), "data.flip": True,
         "objective.weighting": "min-snr", "optimizer.schedule": "cosine", "optimizer.weight_decay": 0.01,
+    },
+    "ai_toolkit_qwen.yaml": {
+        "family": "qwen", "base": "Qwen/Qwen-Image", "adapter.rank": 16, "adapter.alpha": 16.0, "max_steps": 2000,
+        "memory.quantise": "nf4", "optimizer.name": "adamw8bit", "learning_rate": 1e-4, "preview.steps": 25,
+        "data.more_resolutions_px": (512, 768), "data.caption_dropout": 0.05, "keep_checkpoints": 4,
+    },
+    "ai_toolkit_zimage.yaml": {
+        "family": "zimage", "adapter.rank": 128, "batch_size": 2, "optimizer.name": "prodigy", "learning_rate": 1.0,
+        "objective.preservation_weight": 1.0, "data.class_caption": "person", "save_dtype": "bfloat16",
+        "resolution_px": 1024, "data.more_resolutions_px": (), "memory.quantise": "fp8", "optimizer.ema_decay": 0.0,
+    },
+    "ai_toolkit_hidream.yaml": {
+        "family": "hidream", "adapter.targets": "linear", "adapter.without_layers": ("ff_i.experts", "ff_i.gate"),
+        "learning_rate": 2e-4, "max_steps": 3000, "objective.shift": "resolution", "adapter.alpha": 32.0,
+    },
+    "ai_toolkit_sd35.yaml": {
+        "family": "sd3", "objective.timesteps": "uniform", "optimizer.ema_decay": 0.99, "adapter.rank": 16,
+        "memory.quantise": "fp8", "preview_every_steps": 250,
+    },
+    "simpletuner_hidream.json": {
+        "family": "hidream", "adapter.rank": 128, "optimizer.name": "lion", "optimizer.schedule": "cosine",
+        "learning_rate": 5e-5, "objective.shift_factor": 3.0, "optimizer.max_grad_norm": 1e9, "max_steps": 100,
+        "memory.quantise": "int8", "data.caption_dropout": 0.1, "optimizer.warmup_steps": 99, "resolution_px": 512,
+    },
+    "simpletuner_lumina2.json": {
+        "family": "lumina2", "objective.shift": "resolution", "batch_size": 2, "optimizer.warmup_steps": 0,
+        "adapter.alpha": 16.0, "preview_every_steps": 50, "preview.steps": 40, "preview.guidance_scale": 4.0,
+    },
+    "onetrainer_chroma.json": {
+        "family": "chroma", "adapter.rank": 16, "adapter.alpha": 1.0, "learning_rate": 3e-4, "batch_size": 2,
+        "adapter.targets": "attention-ff", "memory.quantise": "fp8", "memory.offload": "blocks",
+    },
+    "onetrainer_flux2.json": {
+        "family": "flux2", "learning_rate": 3e-5, "adapter.targets": "linear", "objective.timesteps": "logit-normal",
+        "objective.shift": "resolution", "memory.quantise": "int8", "memory.compile": "blocks",
+    },
+    "onetrainer_qwen.json": {
+        "family": "qwen", "adapter.targets": "attention-ff", "objective.timesteps": "logit-normal",
+        "memory.quantise": "fp8", "save_dtype": "bfloat16",
+    },
+    "onetrainer_sd15.json": {
+        "family": "sd", "adapter.targets": "all", "optimizer.block_rates": ("resnets.=0", "samplers.=0"),
+        "adapter.text_encoder": True, "adapter.alpha": 1.0, "batch_size": 4, "resolution_px": 512,
+    },
+    "musubi/qwen.sh": {
+        "family": "qwen", "adapter.rank": 16, "adapter.alpha": 1.0, "objective.shift_factor": 2.2,
+        "learning_rate": 5e-5, "max_steps": 320, "optimizer.name": "adamw8bit", "seed": 42, "dtype": "bfloat16",
+    },
+    "musubi/flux2.sh": {
+        "adapter.rank": 32, "adapter.alpha": 1.0, "objective.shift": "resolution", "learning_rate": 1e-4,
+        "objective.timesteps": "sigmoid", "memory.gradient_checkpointing": True,
+    },
+    "diffusion_pipe/flux.toml": {
+        "family": "flux", "adapter.method": "lokr", "adapter.rank": 256, "adapter.factor": 4, "batch_size": 1,
+        "max_steps": 5000, "optimizer.schedule": "linear", "objective.loss": "huber", "objective.huber_delta": 0.5,
+        "objective.shift": "resolution", "memory.offload": "blocks", "memory.compile": "blocks",
+        "memory.gradient_checkpointing": True, "optimizer.name": "adamw8bit", "data.max_aspect_ratio": 2.0,
     },
     "fluxgym/train.sh": {
         "family": "flux", "adapter.rank": 4, "adapter.alpha": 1.0, "learning_rate": 8e-4, "max_steps": 3200,

@@ -23,8 +23,14 @@ recipe it may depend on the others, as with keys that a tool takes and reads now
 with `*` stands for all that begin so; `[]` is any place in a list. This page is written by
 `python -m tests.test_other_trainers_table`.
 
-`velatura preset export NAME --to kohya|onetrainer|ai-toolkit|diffusers --out FILE` goes the other way and names what
-can't be said there.
+`velatura preset export NAME --to TOOL --out FILE` goes the other way and names what can't be said there. TOOL is kohya,
+onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner or diffusion-pipe; the last three get a second file beside
+it, for the dataset.
+
+Layers that a tool chooses by regular expressions become texts of their paths (`adapter.only_layers` and
+`adapter.without_layers`), where the expression is made of texts, any text, numbers and alternatives; else the key says
+that it can't be. Rates by block are `optimizer.block_rates`, ranks by block `adapter.block_ranks`. A block's own alpha
+can't be: all have the one scale alpha / rank here.
 """
 
 

@@ -324,11 +324,13 @@ def test_preset_cards_say_what_runs_here_and_fill_the_form_by_mouse_and_by_keybo
     expect(style).to_contain_text("For 30-60 pictures of 128 px")
     expect(style).to_contain_text("Memory: under 1.5 GiB, no GPU")
     expect(style).to_contain_text("100 steps · rank 16")
+    expect(style).to_contain_text("Scale 1, alpha / rank")
     expect(card(page, "sdxl-style")).to_be_hidden()  # its base isn't here
 
     # Arrows and Enter; what has the keyboard keeps it.
     style.focus()
-    page.keyboard.press("ArrowLeft")
+    for _ in ("quick", "concept", "character"):
+        page.keyboard.press("ArrowLeft")
     expect(character).to_be_focused()
     page.keyboard.press("Enter")
     expect(field(page, "preset")).to_have_value("Character on Imprimatura")
@@ -340,7 +342,7 @@ def test_preset_cards_say_what_runs_here_and_fill_the_form_by_mouse_and_by_keybo
     # One whose base isn't here changes the whole form, and the panel says what to do.
     page.locator("#preset-cards summary").click()
     expect(card(page, "sdxl-style")).to_contain_text("needs stabilityai/stable-diffusion-xl-base-1.0")
-    expect(card(page, "sdxl-style")).to_contain_text("Memory: a GPU of 16 GiB")
+    expect(card(page, "sdxl-style")).to_contain_text("Fits: CPU, 8, 12, 16, 24, 40 GB")
     card(page, "sdxl-style").click()
     expect(field(page, "field-resolution_px")).to_have_value("1024")
     expect(page.locator("#forecast")).to_contain_text("isn't on this machine")

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests import small_runs
-from trainer import events, presets, runs
+from trainer import card_file, events, presets, runs
 from trainer.errors import ConfigError, RunError
 from trainer.events import Recommended, Sampled
 from trainer.publishing import civitai, facts, folder, hub, licences
@@ -57,6 +57,18 @@ def test_the_folder_has_the_file_a_card_samples_and_the_forms_fields(trained: ru
         assert image.size == (32, 32) and not image.info
     form = (made.path / "civitai.txt").read_text()
     assert "  Trigger words: mokka\n" in form and "  Type: LORA\n" in form and "image-1.png: a dot" in form
+
+
+def test_the_folder_has_the_runs_card_by_which_others_train_alike(trained: runs.Run, tmp_path: Path) -> None:
+    made = published(trained, tmp_path, author="Ann", note="Dots.")
+    opened = card_file.read(made.path / f"{trained.name}.velatura")
+    assert (opened.card.author, opened.card.note) == ("Ann", "Dots.") and opened.card.evidence is not None
+    assert opened.card.source_url == "https://huggingface.co/ann/dots" and len(opened.pictures) >= 1
+    assert opened.card.loras[0].sha256 == made.facts.lora.sha256
+    assert opened.train.learning_rate == trained.config().learning_rate
+    for hostile in (HOSTILE, "x" * 5000, "a\nb\0c"):
+        made = published(trained, tmp_path, title=hostile, author=hostile, note=hostile)
+        assert card_file.read(made.path / f"{trained.name}.velatura").card.title
 
 
 def test_the_hub_reads_the_head_of_the_card(trained: runs.Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from app.form_fields import Spec, specs
 from trainer import methods
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, TrainConfig, parse
-from trainer.render import modes, regions, strength
+from trainer.render import command, modes, regions, strength
 from trainer.schema import Settings
 
 if sys.version_info >= (3, 11):
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = ROOT / "docs" / "settings.md"
 STACKS = ROOT / "docs" / "stacks.md"
+PRESETS = "<!-- The presets below are written by: python -m tests.test_readme -->"
 TABLES = "<!-- The tables below are written by: python -m tests.test_readme -->"
 STACK_TABLES: dict[str, type[Settings]] = {
     "A picture": StackConfig,
@@ -74,7 +75,9 @@ def settings_page() -> str:
 def stacks_page() -> str:
     """docs/stacks.md as it should be: what stands before its tables, and the tables."""
     before, mark, _ = STACKS.read_text(encoding="utf-8").partition(TABLES)
-    assert mark, f"{STACKS} has lost the line {TABLES!r}"
+    assert mark and PRESETS in before, f"{STACKS} has lost the line {TABLES!r} or {PRESETS!r}"
+    text, _, rest = before.partition(PRESETS)
+    before = f"{text}{PRESETS}\n\n{presets()}\n\n## {rest.partition('## ')[2]}"
     tables = [
         f"## {title}\n\n| setting | default | what it does |\n|---|---|---|\n" + "\n".join(fields(model))
         for title, model in STACK_TABLES.items()
@@ -89,6 +92,17 @@ def stacks_page() -> str:
     ways = ["## Modes\n\n| `mode=` | LoRAs | how they go together |\n|---|---|---|"]
     ways += [f"| `{name}` | {_numbers(mode)} | {_first_sentence(name)} |" for name, mode in modes.registry().items()]
     return before + TABLES + "\n\n" + "\n\n".join([*tables, "\n".join(ways), "\n".join(curves)]) + "\n"
+
+
+def presets() -> str:
+    """What ships of stacks and of batches, and what each is for."""
+    return "\n\n".join(
+        "\n".join(
+            [f"| `{option}` | |", "|---|---|"]
+            + [f"| `{path.stem}` | {command.purpose(path)} |" for path in sorted(folder.glob("*.toml"))]
+        )
+        for option, folder in (("render --stack", command.PRESETS), ("batch", command.BATCHES))
+    )
 
 
 def _numbers(mode: modes.Mode) -> str:

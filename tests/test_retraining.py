@@ -14,6 +14,7 @@ from trainer import cli, presets, runs, session
 from trainer.cards import retraining, sources
 from trainer.errors import ConfigError
 from trainer.events import Recommended, Validated
+from trainer.printing import escape
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,8 @@ def test_new_and_old_are_measured_as_the_run_measures(old: runs.Run, new_picture
     assert answer["base_loss"] == pytest.approx(measured.base_loss, rel=1e-6)
     assert answer["gain"] == pytest.approx(1 - answer["new_loss"] / answer["old_loss"])
     assert answer["gain_low"] <= answer["gain"] <= answer["gain_high"] and answer["sentence"] in " ".join(said.split())
+    page = run.report_file.read_text()
+    assert "Against the old one" in page and escape(answer["sentence"], 400) in page
     config = run.config()
     assert config.learning_rate == old.config().learning_rate and config.data.folder == str(new_pictures)
 

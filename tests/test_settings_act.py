@@ -65,6 +65,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "adapter.text_encoder": (True, {}),
     "adapter.dropout": (0.5, {}),
     "adapter.block_ranks": (["up_blocks=1"], {"adapter.rank": 2, "adapter.factor": 2}),
+    "adapter.only_layers": (["up_blocks"], {}),
+    "adapter.without_layers": (["up_blocks"], {}),
     "adapter.rank_stabilised": (True, {}),
     "adapter.init": ("gaussian", {}),
     "data.folder": ("HELDOUT", {}),

@@ -346,3 +346,9 @@ def test_what_a_person_copies_into_a_command_line_suits_it() -> None:
 def test_what_else_windows_does_otherwise() -> None:
     assert [system.gpu_spills(platform) for platform in SYSTEMS] == [False, False, True]
     assert [system.cpp_compilers(platform)[0] for platform in SYSTEMS] == ["g++", "g++", "cl"]
+
+
+def test_a_machine_that_has_no_gpu_is_known_without_asking_torch(tmp_path: Path) -> None:
+    assert [system.may_have_gpu(tmp_path, platform) for platform in SYSTEMS] == [False, False, True]
+    (tmp_path / "nvidiactl").touch()
+    assert all(system.may_have_gpu(tmp_path, platform) for platform in SYSTEMS)

@@ -19,7 +19,7 @@ from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from trainer import eva_start, methods
+from trainer import eva_start, layer_patterns, methods
 from trainer.errors import ConfigError
 from trainer.memory.frozen import full_weight
 from trainer.methods.contract import Method
@@ -230,7 +230,7 @@ def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_
     # The weights that PEFT will change.
     before: dict[str, tuple[Tensor, Tensor]] = {}  # storage and copy
     if from_base:
-        for path in _matching(model, settings.target_modules):
+        for path in matching(model, settings.target_modules):
             weight = model.get_parameter(f"{path}.weight").data
             before[path] = (weight, weight.cpu().clone())
         if not starts_fresh:
@@ -256,7 +256,7 @@ def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_
     return attachment
 
 
-def _matching(model: nn.Module, targets: str) -> list[str]:
+def matching(model: nn.Module, targets: str) -> list[str]:
     """Paths of the layers that PEFT will adapt."""
     return [path for path, module in model.named_modules() if re.fullmatch(targets, path) and hasattr(module, "weight")]
 
@@ -269,10 +269,10 @@ def refuse_ranks_of_nothing(config: Settings, targets: list[tuple[nn.Module, str
 
     `targets` are models, each with the pattern over paths that its adapter is put on by.
     """
-    paths = [path for model, pattern in targets for path in _matching(model, pattern)]
+    paths = [path for model, pattern in targets for path in matching(model, pattern)]
     for line in getattr(config, "block_ranks", ()):
         text = line.partition("=")[0].strip()
-        if not any(text in path for path in paths):
+        if not any(layer_patterns.fits(text, path) for path in paths):
             raise ConfigError(
                 f"adapter.block_ranks has {line!r}, but no adapted layer has {text!r} in its path; one of them is "
                 f"{paths[0] if paths else 'none'}."
@@ -281,7 +281,7 @@ def refuse_ranks_of_nothing(config: Settings, targets: list[tuple[nn.Module, str
 
 def _refuse_quantised(model: nn.Module, targets: str) -> None:
     """Raises: ConfigError if a layer to be adapted is quantised."""
-    if any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in _matching(model, targets)):
+    if any(not model.get_parameter(f"{path}.weight").is_floating_point() for path in matching(model, targets)):
         raise ConfigError(
             f"adapter.method works on the base's weights, which memory.quantise has quantised; allowed there: "
             f"{methods.on_quantised()}."

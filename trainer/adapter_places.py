@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from trainer import methods, objective, sample_passes
-from trainer.adapter import Attachment, attach, refuse_ranks_of_nothing
+from trainer import layer_patterns, methods, objective, sample_passes
+from trainer.adapter import Attachment, attach, matching, refuse_ranks_of_nothing
 from trainer.config import TrainConfig
+from trainer.errors import ConfigError
 from trainer.families.contract import Family
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def attach_all(model: TrainingModel, saved: dict[str, Tensor] | None) -> dict[st
     """The adapter on each component, at its start or as saved. Raises: ConfigError if it can't lie there."""
     # Ranks for layers that are not there are refused before anything is changed.
     config, method = model.config, methods.registry()[model.config.adapter.method]
-    targets = patterns(config, model.family)
+    targets = _narrowed(model, patterns(config, model.family))
     refuse_ranks_of_nothing(config.adapter, [(getattr(model.pipe, name), targets[name]) for name in targets])
 
     attachments = {}
@@ -41,6 +43,27 @@ def attach_all(model: TrainingModel, saved: dict[str, Tensor] | None) -> dict[st
             getattr(model.pipe, component), method, config.adapter, pattern, seed, part, samples
         )
     return attachments
+
+
+def _narrowed(model: TrainingModel, targets: dict[str, str]) -> dict[str, str]:
+    """The patterns over the layers that `only_layers` and `without_layers` leave, which name the component too.
+
+    Raises: ConfigError for a line that fits no layer, or if none is left.
+    """
+    adapter = model.config.adapter
+    only, without = tuple(getattr(adapter, "only_layers", ())), tuple(getattr(adapter, "without_layers", ()))
+    if not only and not without:
+        return targets
+    paths = {name: matching(getattr(model.pipe, name), pattern) for name, pattern in targets.items()}
+    named = [f"{name}/{path}" for name, own in paths.items() for path in own]
+    layer_patterns.refuse_idle(named, only, without)
+    kept = set(layer_patterns.chosen(named, only, without))
+    left = {name: [path for path in own if f"{name}/{path}" in kept] for name, own in paths.items()}
+    if none_left := [name for name, own in left.items() if not own]:
+        raise ConfigError(
+            f"adapter.only_layers and adapter.without_layers leave no layer of {', '.join(none_left)}; allow one."
+        )
+    return {name: "|".join(map(re.escape, own)) for name, own in left.items()}
 
 
 def _of_component(saved: dict[str, Tensor], component: str) -> dict[str, Tensor]:

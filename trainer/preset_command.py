@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import tomli_w
 import typer
 
 from trainer import card_file, runs
@@ -14,6 +13,7 @@ from trainer import presets as store
 from trainer.errors import ConfigError
 
 app = typer.Typer(help="List presets, share them, and open what others share.", no_args_is_help=True)
+OTHERS = "kohya, onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner, diffusion-pipe"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 What = Annotated[str, typer.Argument(help="A preset's name, a card, a LoRA of ours, a run, or a .toml.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that runs lie in.")]
@@ -21,14 +21,18 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that runs lie i
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the presets that ship, then your own."""
-    titles, broken = _titled()
+    """List the presets that ship, then your own, then those of stacks and batches."""
+    from trainer import preset_listing  # reads every preset
+    from trainer.render import command as render_command
+
     if as_json:
-        typer.echo(json.dumps(titles, indent=2))
+        typer.echo(preset_listing.to_json())
         return
-    typer.echo("\n".join(f"{preset:<28}{title}" for preset, title in titles.items()))
-    for name, problem in broken.items():
-        typer.echo(f"{name:<28}can't be used: {problem}")
+    stacks, batches = (
+        {path.stem: render_command.purpose(path) for path in sorted(folder.glob("*.toml"))}
+        for folder in (render_command.PRESETS, render_command.BATCHES)
+    )
+    typer.echo(preset_listing.listed(stacks, batches))
 
 
 @app.command()
@@ -42,8 +46,10 @@ def show(
     if card_file.is_card(Path(name)):
         typer.echo(commands.shown(card_file.read(Path(name)), as_json))
         return
-    values = store.load(name, {}).model_dump(mode="json")
-    typer.echo(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values))
+    from trainer import preset_listing
+
+    config = store.load(name, {})
+    typer.echo(json.dumps(config.model_dump(mode="json"), indent=2) if as_json else preset_listing.shown(name, config))
 
 
 @app.command()
@@ -82,7 +88,7 @@ def import_(
 def export(
     what: What,
     out: Annotated[Path, typer.Option(help="The file; of a card also a folder for a name of its own.")] = Path("."),
-    to: Annotated[str, typer.Option("--to", help="Another trainer: kohya, onetrainer, ai-toolkit, diffusers.")] = "",
+    to: Annotated[str, typer.Option("--to", help=f"Another trainer: {OTHERS}.")] = "",
     title: Annotated[str, typer.Option(help="What it is called.")] = "",
     author: Annotated[str, typer.Option(help="Who made it.")] = "",
     licence: Annotated[str, typer.Option(help="Under which it may be used, such as CC-BY-4.0.")] = "",
@@ -145,9 +151,3 @@ def check(
     from trainer.cards import checking  # looks at pictures and bases
 
     typer.echo(checking.checked(what, data, set_ or [], rehearse, out, as_json))
-
-
-def _titled() -> tuple[dict[str, str], dict[str, str]]:
-    """Titles of the presets by name, and why those of the user's own that can't be used can't."""
-    titles = {preset: store.title(preset) for preset in store.names()}
-    return titles, {name: problem for name, problem in store.own().items() if problem}

@@ -1,8 +1,8 @@
 """Find, load, override and save presets: TOML files of settings, never code.
 
-A preset is named (`imprimatura-style`), or is a path to a TOML file, a run's `config.toml`, a card, or a LoRA file of
-ours, whose header carries its recipe. Those that ship lie in `presets/train`, the user's own in `presets` of the data
-folder (`model_registry.home`).
+A preset is named (`imprimatura-style`, or with a tier `sdxl-style@12gb`), or is a path to a TOML file, a run's
+`config.toml`, a card, or a LoRA file of ours, whose header carries its recipe. Those that ship lie in `presets/train`,
+the user's own in `presets` of the data folder (`model_registry.home`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
-from trainer import card_file, files, methods, model_registry, unique_names
+from trainer import card_file, files, methods, model_registry, preset_parts, preset_tiers, unique_names
 from trainer.config import TrainConfig, parse
 from trainer.config.parsing import from_toml
 from trainer.config.refusals import shown
@@ -29,7 +29,7 @@ if sys.version_info >= (3, 11):
 else:  # the same parser, by its name on 3.10
     import tomli as tomllib
 
-FOLDER = Path(__file__).parents[1] / "presets" / "train"
+FOLDER = preset_parts.FOLDER
 MAX_PRESET_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -65,15 +65,24 @@ def own_folder() -> Path:
     return model_registry.home() / "presets"
 
 
+def has(name: str) -> bool:
+    """Whether a name is a preset's, or a tier's of one."""
+    plain, tier = preset_tiers.split(name)
+    return plain in names() and (preset_tiers.MARK not in name or tier in (*preset_tiers.of(name), preset_tiers.AUTO))
+
+
 def path_of(name: str) -> Path:
-    """The file of a preset by its name, whether it is there or not."""
-    shipped = FOLDER / f"{name}.toml"
-    return shipped if shipped.is_file() else own_folder() / f"{name}.toml"
+    """The file of a preset by its name, with a tier or without, whether it is there or not."""
+    plain, _ = preset_tiers.split(name)
+    shipped = FOLDER / f"{plain}.toml"
+    return shipped if shipped.is_file() else own_folder() / f"{plain}.toml"
 
 
 def title(name: str) -> str:
     """The preset's title for people."""
-    return str(read_toml(path_of(name)).get("title", name))
+    said = str(read_toml(path_of(name)).get("title", name))
+    tier = preset_tiers.chosen(name)
+    return f"{said} · {tier.title}" if tier else said
 
 
 def add(name: str, text: str) -> Path:
@@ -127,14 +136,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def values(preset: str) -> dict[str, Any]:
     """The values a preset sets, by name or path, without its title. Raises: ConfigError naming what there is."""
-    if preset in names():
-        settings = read_toml(path_of(preset))
+    plain, _ = preset_tiers.split(preset)
+    if plain in names():
+        settings, tier = _in_file(path_of(plain)), preset_tiers.chosen(preset)
+        settings = preset_tiers.changed(settings, tier) if tier else settings
     elif preset.endswith(".safetensors"):
         settings = _recipe_of(Path(preset))
     elif _is_card(preset):
         settings = card_file.read(Path(preset)).train.model_dump(mode="json")
     elif preset.endswith(".toml") or os.path.isfile(preset):
-        settings = read_toml(Path(preset))
+        settings = _in_file(Path(preset))
     else:
         close = difflib.get_close_matches(preset, names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -144,6 +155,11 @@ def values(preset: str) -> dict[str, Any]:
         )
     settings.pop("title", None)
     return settings
+
+
+def _in_file(path: Path) -> dict[str, Any]:
+    settings = read_toml(path)
+    return settings if preset_parts.is_whole(path) else preset_parts.whole(path, settings)
 
 
 # Overriding them.

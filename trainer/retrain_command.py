@@ -14,8 +14,6 @@ from trainer import files, presets, runs
 from trainer.errors import ConfigError
 from trainer.events import Stopped, Warned
 
-VERDICT = "compared.json"  # in the new run's folder
-
 
 def retrain(
     what: Annotated[str, typer.Argument(metavar="RUN|CARD|LORA", help="Whose recipe, and what it is compared with.")],
@@ -31,8 +29,9 @@ def retrain(
     as_json: Annotated[bool, typer.Option("--json", help="Print events and the verdict as JSON lines.")] = False,
 ) -> None:
     """Train with a kept recipe on new pictures, and say whether the old or the new LoRA is better."""
-    from trainer import console, lora_file, session, start_weights
+    from trainer import console, lora_file, report, session, start_weights
     from trainer.cards import retraining, sources, training_like
+    from trainer.report import compared
 
     # The recipe on the new pictures, and what it is compared with.
     source = sources.of(what, out)
@@ -56,5 +55,6 @@ def retrain(
     assert after is not None, "a run that ended well has its file"
     verdict = retraining.compare(config, before, after, run.cache)
     answer = asdict(verdict) | {"old": before.name, "new": after.name}
-    files.write(run.folder / VERDICT, json.dumps(answer, indent=2).encode())
+    files.write(run.folder / compared.FILE, json.dumps(answer, indent=2).encode())
+    report.write(run, session.refuse(config)[0])
     typer.echo(json.dumps(answer) if as_json else verdict.sentence)

@@ -152,16 +152,43 @@ def text_encoder_setting() -> Any:
     )
 
 
+def only_layers_setting() -> Any:
+    """Layers that alone are adapted."""
+    return setting(
+        (),
+        "Only layers",
+        "Of the targets, only layers whose path has one of these texts; * is any text, as in up_blocks.*attn2; one a "
+        "line.",
+        max_length=64,
+        advanced=True,
+    )
+
+
+def without_layers_setting() -> Any:
+    """Layers that are not adapted."""
+    return setting(
+        (),
+        "Without layers",
+        "Of the targets, no layer whose path has one of these texts; * is any text; one a line.",
+        max_length=64,
+        advanced=True,
+    )
+
+
 def block_ranks_setting() -> Any:
     """Ranks of single blocks."""
     return setting(
         (),
         "Block ranks",
-        "up_blocks.1=16 gives layers whose path has that text another rank at the same scale; one a line, the first "
-        "that fits counts.",
+        "up_blocks.1=16 gives layers whose path has that text another rank at the same scale; * is any text; one a "
+        "line, the first that fits counts.",
         max_length=64,
         advanced=True,
     )
+
+
+_MOST_STARS = 3  # of a line of ranks, which PEFT matches as a regular expression
+_LAYER_TEXT = re.compile(r"[A-Za-z0-9._*/-]{1,200}")
 
 
 def parse_ranks(lines: tuple[str, ...]) -> dict[str, int]:
@@ -169,10 +196,11 @@ def parse_ranks(lines: tuple[str, ...]) -> dict[str, int]:
     ranks = {}
     for line in lines:
         text, equals, rank = (part.strip() for part in line.rpartition("="))
-        if not equals or not text or not rank.isdecimal() or len(rank) > 3 or not 1 <= int(rank) <= 256:
+        can_be = equals and text and rank.isdecimal() and len(rank) <= 3 and 1 <= int(rank) <= 256
+        if not can_be or text.count("*") > _MOST_STARS:
             raise ValueError(
-                f"adapter.block_ranks has {line[:80]!r}; allowed: PATH=RANK with a rank of 1 to 256, such as "
-                f"up_blocks.1=16."
+                f"adapter.block_ranks has {line[:80]!r}; allowed: PATH=RANK with a rank of 1 to 256 and up to "
+                f"{_MOST_STARS} of * for any text, such as up_blocks.1=16."
             )
         ranks[text] = int(rank)
     return ranks
@@ -187,7 +215,21 @@ def _readable_ranks(lines: tuple[str, ...]) -> tuple[str, ...]:
 BlockRanks = Annotated[tuple[str, ...], pydantic.AfterValidator(_readable_ranks)]
 
 
+def _readable_layers(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines, if each is a text that a path may have. Raises: ValueError."""
+    for line in lines:
+        if not _LAYER_TEXT.fullmatch(line.strip()) or not line.strip("* "):
+            raise ValueError(
+                f"a line of layers is {line[:80]!r}; allowed: up to 200 of letters, digits, dots, _, - and /, with * "
+                f"for any text, such as up_blocks.*attn2."
+            )
+    return lines
+
+
+Layers = Annotated[tuple[str, ...], pydantic.AfterValidator(_readable_layers)]
+
+
 def rank_patterns(lines: tuple[str, ...]) -> dict[str, int]:
     """Block ranks as PEFT's `rank_pattern`: regular expressions over module paths."""
     # PEFT takes the first pattern that matches, and so the first line that fits.
-    return {f".*{re.escape(text)}.*": rank for text, rank in parse_ranks(lines).items()}
+    return {f".*{'.*'.join(map(re.escape, text.split('*')))}.*": rank for text, rank in parse_ranks(lines).items()}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from trainer import checkpoint, families, lora_file, methods, presets, runs, system, validation
+from trainer import checkpoint, families, layer_patterns, lora_file, methods, presets, runs, system, validation
 from trainer.config import TrainConfig, parse
 from trainer.config.parsing import short_name
 from trainer.errors import AdapterError, ConfigError
@@ -33,6 +33,7 @@ FOLDER = "start"  # below a run
 _CHECKPOINT = re.compile(r"step-\d{6,9}")
 # What an optimizer's saved state depends on: changed, it would be put back over the new setting.
 _OF_THE_STATE = ("name", "other", "options", "weight_decay", "loraplus_ratio", "block_rates", "ema_decay")
+_LAYERS = ("only_layers", "without_layers")
 _WHICHEVER = ("dropout",)  # of an adapter: settings that its tensors don't depend on
 
 
@@ -198,6 +199,12 @@ def _of_lora(config: TrainConfig, path: Path) -> list[str]:
             f"adapter.targets is {config.adapter.targets!r}, which leaves out layers that it changes; allowed: "
             f"{wanted.settings['targets']!r}."
         )
+    layers = [f"{family.denoiser}/{path}" for path in wanted.paths]
+    left_out = {*layers} - {*layer_patterns.chosen(layers, *(tuple(now.get(key, ())) for key in _LAYERS))}
+    if left_out:
+        problems.append(
+            f"adapter.only_layers and adapter.without_layers leave out {min(left_out)}, which it changes; allow it."
+        )
     if wanted.settings.get("text_encoder") and not now.get("text_encoder"):
         problems.append("adapter.text_encoder is off, and it changes the text encoder; set it.")
     if now.get("init", "default") not in ("default", "gaussian"):
@@ -268,7 +275,8 @@ def changes(source: str, family: str) -> dict[str, Any]:
         raise ConfigError(f"family is {family[:80]!r}; allowed: {', '.join(families.registry())}.")
     if path.is_file():
         settings = fitting(path, family).settings
-        unset = {"init": "default", "block_ranks": ()}  # the weights come from the LoRA, of one rank
+        # The weights come from the LoRA, of one rank and of all its layers.
+        unset = {"init": "default", "block_ranks": (), "only_layers": (), "without_layers": ()}
         fields = methods.registry()[settings["method"]].Config.model_fields
         asked = settings | {key: value for key, value in unset.items() if key in fields}
         return {"start.source": str(path), **{f"adapter.{key}": value for key, value in asked.items()}}

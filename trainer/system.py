@@ -380,3 +380,8 @@ def num_cpus() -> int:
 def cpp_compilers(platform: str = sys.platform) -> tuple[str, ...]:
     """The names of the C++ compilers that torch looks for."""
     return ("cl",) if platform == WINDOWS else ("g++", "clang++", "c++")
+
+
+def may_have_gpu(devices: Path = Path("/dev"), platform: str = sys.platform) -> bool:
+    """False where there is surely no GPU with memory of its own for torch: nothing is loaded to know it."""
+    return platform == WINDOWS or any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg"))

@@ -154,11 +154,20 @@ def tiers(
         int | None, typer.Option(min=1, help="Blocks of each repeated kind, to try it; whole models if left out.")
     ] = None,
     size_px: Annotated[int, typer.Option(min=64, max=4096, help="Size of the pictures.")] = 1024,
+    of_presets: Annotated[bool, typer.Option("--presets", help="Print presets/tiers.toml: of all that ship.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Memory settings for GPUs of 8 to 40 GB and what a step then takes: estimated by arithmetic, without a GPU."""
+    from trainer.bench import preset_tiers
     from trainer.bench import tiers as bench_tiers
 
+    if of_presets:
+        tables = {}
+        for base in preset_tiers.bases():
+            tables[base] = preset_tiers.rows(base)
+            typer.echo(preset_tiers.to_toml({base: tables[base]}).removeprefix(preset_tiers.HEAD), err=True)
+        typer.echo(preset_tiers.to_toml(tables), nl=False)
+        return
     if unknown := [name for name in model or [] if name not in full_size.FAMILIES]:
         raise ConfigError(f"--model is {unknown[0]!r}; allowed: {', '.join(full_size.FAMILIES)}.")
     if size_px % bench_tiers.MULTIPLE_PX:

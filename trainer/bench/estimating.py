@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer import families, methods
 from trainer.adapter import ADAPTER, attach
-from trainer.bench import full_size
+from trainer.bench import by_shape, full_size
 from trainer.config import TrainConfig
 from trainer.families.contract import Family
 from trainer.memory import fused_lora
@@ -36,6 +36,7 @@ DTYPE = torch.bfloat16
 _CAPTION = "a red dot on a white page, seen from above, with a thin black line around it and a soft grey shadow"
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
 _WORTH_MOVING = 1 << 16  # numbers; smaller activations stay where they are, as in a run
+_EXPERTS = 4  # that share the rows, where there are any
 _OPTIMIZER_BYTES = 8  # of AdamW's two means, for each number that is trained
 
 
@@ -89,7 +90,8 @@ class _Flash(torch.autograd.Function):
 
 class _OnMeta(TorchFunctionMode):
     """Within it a model written for real tensors runs on meta ones: small tensors that it makes on the CPU go along,
-    and a question about values is answered with yes (a mask that is asked about is one of whole captions).
+    and a question about values is answered with yes (a mask that is asked about is one of whole captions). Rows that
+    are chosen by values, which experts do, are as many as each of four experts has on average.
     """
 
     def __torch_function__(
@@ -101,9 +103,25 @@ class _OnMeta(TorchFunctionMode):
             return _Flash.apply(named["query"], named["key"], named["value"])
         if function is Tensor.__bool__ and args[0].is_meta:
             return True
+        if function in (Tensor.__getitem__, Tensor.__setitem__) and _is_choice(args[1]):
+            rows = slice(-(-len(args[0]) // _EXPERTS))
+            return function(args[0], rows, *args[2:])
+        if function is torch.tensor:
+            kwargs = kwargs | {"device": "cpu"}  # numbers, such as sizes
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
-            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, _beside_meta, (args, kwargs))
         return function(*args, **kwargs)
+
+
+def _beside_meta(tensor: Tensor) -> Tensor | int:
+    """A tensor as one on the meta device goes with it: a size is a number."""
+    if tensor.device.type == "cpu" and tensor.ndim == 0 and tensor.dtype == torch.int64:
+        return int(tensor)
+    return tensor.to("meta")
+
+
+def _is_choice(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.is_meta and index.dtype == torch.bool and index.ndim == 1
 
 
 def _again_on_meta() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -115,12 +133,17 @@ class Step:
     """A training step of one picture on a model of full size, its adapter attached, all of it on the meta device."""
 
     def __init__(self, model: str, config: TrainConfig, depth: int | None, folder: Path) -> None:
-        """`folder` is where the base is written, all but its weights."""
-        self.family = families.registry()[full_size.FAMILIES[model]]
-        full_size.write(model, depth, folder)
-        self.denoiser = full_size.empty(folder / self.family.denoiser)
-        self.latents_shape, self.conditioning = _inputs(self.family, folder, self.denoiser, config.resolution_px)
-        self.denoiser.to("meta", DTYPE).requires_grad_(False).eval()
+        """`folder` is where the base is written, all but its weights; `depth` is for those that can be run."""
+        if (shapes := by_shape.all_bases().get(model)) is None:
+            self.family = families.registry()[full_size.FAMILIES[model]]
+            full_size.write(model, depth, folder)
+            self.denoiser = full_size.empty(folder / self.family.denoiser).eval()
+            self.latents_shape, self.conditioning = _inputs(self.family, folder, self.denoiser, config.resolution_px)
+        else:
+            self.family = families.registry()[shapes.family]
+            self.denoiser = by_shape.denoiser(shapes, folder)
+            self.latents_shape, self.conditioning = by_shape.inputs(shapes, self.family, config.resolution_px)
+        self.denoiser.to("meta", DTYPE).requires_grad_(False)
         self.num_weights = sum(parameter.numel() for parameter in self.denoiser.parameters())
         targets = self.family.targets[config.adapter.targets]
         attached = attach(self.denoiser, methods.registry()[config.adapter.method], config.adapter, targets, 0, None)

@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from trainer import session
-from trainer.bench import full_size, training
+from trainer.bench import by_shape, full_size, training
 from trainer.bench.estimating import Step
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.memory import arranging, fetching, ladder, quantising
@@ -55,7 +56,9 @@ class Model:
 
     def __init__(self, name: str, config: TrainConfig, depth: int | None, folder: Path) -> None:
         self.name, self.step = name, Step(name, config, depth, folder)
-        self.encoders_bytes = _ENCODERS[name] * 2_000_000
+        shapes = by_shape.all_bases().get(name)
+        self.encoders_bytes = (shapes.encoders if shapes else _ENCODERS[name]) * 2_000_000
+        self.batch_size = config.batch_size
         self._activations: dict[tuple[bool, bool], int] = {}
 
     def weights_bytes(self, settings: MemoryConfig) -> int:
@@ -78,8 +81,9 @@ class Model:
         """The most a step holds."""
         kind = (settings.gradient_checkpointing, settings.offload_activations)
         if kind not in self._activations:
-            self._activations[kind] = self.step.activation_bytes(*kind)
-        total = self.weights_bytes(settings) + self.step.adapter_bytes() + self._activations[kind]
+            self._activations[kind] = self.step.activation_bytes(*kind)  # of one picture
+        activations = self._activations[kind] * (settings.micro_batch or self.batch_size)
+        total = self.weights_bytes(settings) + self.step.adapter_bytes() + activations
         if settings.quantise != "none":  # a layer's weight as it is computed with
             total += max(2 * layer.weight.numel() for _, layer in quantising._layers(self.step.denoiser))
         return total + (self.encoders_bytes if settings.offload == "none" else 0)
@@ -87,6 +91,10 @@ class Model:
     def loading_bytes(self, settings: MemoryConfig) -> int:
         """Of the base as it is loaded: whole and unquantised, or nearly nothing where blocks wait on the CPU."""
         return 0 if settings.offload == "blocks" else 2 * self.step.num_weights + self.encoders_bytes
+
+    def most_gib(self, settings: MemoryConfig) -> float:
+        """The most that a run takes, of loading and of a step."""
+        return max(self.step_bytes(settings), self.loading_bytes(settings)) / _GIB
 
 
 def _layer_bytes(layer: nn.Linear | nn.Conv2d, kind: str) -> int:
@@ -97,6 +105,11 @@ def _layer_bytes(layer: nn.Linear | nn.Conv2d, kind: str) -> int:
     if kind == "nf4":
         return count // 2 + count // 64 + 4 * (count // (64 * 256))
     return count + 4 * len(layer.weight)
+
+
+def fits(gib: float, tier_gib: int) -> bool:
+    """Whether so much fits a GPU of so many GiB."""
+    return gib <= _SHARE * tier_gib - _CONTEXT_GIB
 
 
 def run(models: list[str], depth: int | None, size_px: int) -> Iterator[Row]:
@@ -116,25 +129,34 @@ def _config(name: str, size_px: int) -> TrainConfig:
 
 
 def _row(model: Model, config: TrainConfig, tier_gib: int) -> Row:
-    """The first rung that fits, or the last there is."""
-    settings, room = config.memory, (_SHARE * tier_gib - _CONTEXT_GIB) * _GIB
-    while True:
-        step, loading = model.step_bytes(settings), model.loading_bytes(settings)
-        fits = max(step, loading) <= room
-        rung = None if fits else ladder.next_rung(settings, config, 1, "cuda")
-        if rung is None:
-            break
-        settings = rung[0]
-    defaults = config.memory.model_dump()
+    """What a run takes on a GPU of so many GiB."""
+    settings, is_enough = settings_for([model], config, tier_gib)
     changed = tuple(
         f"memory.{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in settings.model_dump().items()
-        if value != defaults[name]
+        for name, value in unlike_default(settings).items()
     )
     weights_gib, step_gib, loading_gib = (
-        round(size / _GIB, 2) for size in (model.weights_bytes(settings), step, loading)
+        round(size / _GIB, 2)
+        for size in (model.weights_bytes(settings), model.step_bytes(settings), model.loading_bytes(settings))
     )
-    return Row(model.name, tier_gib, changed, weights_gib, step_gib, loading_gib, fits)
+    return Row(model.name, tier_gib, changed, weights_gib, step_gib, loading_gib, is_enough)
+
+
+def settings_for(models: list[Model], config: TrainConfig, tier_gib: int) -> tuple[MemoryConfig, bool]:
+    """The first rung on which all of them fit a GPU of so many GiB, or the last there is, and whether they fit."""
+    settings = config.memory
+    while not fits(max(model.most_gib(settings) for model in models), tier_gib):
+        rung = ladder.next_rung(settings, config, 1, "cuda")
+        if rung is None:
+            return settings, False
+        settings = rung[0]
+    return settings, True
+
+
+def unlike_default(settings: MemoryConfig) -> dict[str, Any]:
+    """The memory settings that differ from the defaults."""
+    defaults = MemoryConfig()
+    return {name: value for name, value in settings.model_dump().items() if value != getattr(defaults, name)}
 
 
 def describe(rows: list[Row]) -> str:

@@ -101,7 +101,7 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
 
 def _head(name: str) -> str:
     """What a preset says of itself."""
-    return preset_heads.comment(presets.path_of(name)) if name in presets.names() else ""
+    return preset_heads.text(name) if presets.has(name) else ""
 
 
 def _described(answer: Answer) -> str:

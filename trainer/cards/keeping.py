@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-from trainer import files, model_registry, preset_heads, presets
+from trainer import files, model_registry, preset_heads, preset_tiers, presets
 from trainer.card_file import bundle, reading
 from trainer.card_file.reading import Opened
 from trainer.cards import places
@@ -112,7 +112,7 @@ def search(words: str, family: str = "", memory_gib: float | None = None) -> lis
     """The presets and cards that hold every word, of a family, known to fit into so much memory."""
     wanted = words[:400].casefold().split()
     hits = []
-    for hit, text in [*_presets(), *_cards()]:
+    for hit, text in [*_presets(memory_gib), *_cards()]:
         if family and hit.family != family or not all(word in text for word in wanted):
             continue
         if memory_gib is None or hit.memory_gib is not None and hit.memory_gib <= memory_gib:
@@ -120,14 +120,16 @@ def search(words: str, family: str = "", memory_gib: float | None = None) -> lis
     return hits
 
 
-def _presets() -> list[tuple[Hit, str]]:
-    """Each preset with the text it is found by."""
+def _presets(memory_gib: float | None) -> list[tuple[Hit, str]]:
+    """Each preset with the text it is found by; where memory is asked for, with the largest tier that fits."""
     found = []
     for name in presets.names():
-        config, path = presets.load(name, {}), presets.path_of(name)
-        head = preset_heads.comment(path)
-        memory = _GIB.search(preset_heads.of(name).memory)
-        hit = Hit("preset", name, presets.title(name), config.family, float(memory[1]) if memory else None)
+        fitting = [f"{name}{preset_tiers.MARK}{tier}" for tier, size in preset_tiers.gpu_sizes(name).items()
+                   if size <= (memory_gib or 0)]  # fmt: skip
+        word = fitting[-1] if fitting else name
+        config, head = presets.load(word, {}), preset_heads.text(word)
+        memory = _GIB.search(preset_heads.of(word).memory)
+        hit = Hit("preset", word, presets.title(word), config.family, float(memory[1]) if memory else None)
         found.append((hit, _text(hit, config, head)))
     return found
 

@@ -122,9 +122,10 @@ def _title(source: Source, config: TrainConfig) -> str:
 
 def _head(source: Source) -> str:
     """The comment that a preset begins with."""
-    path = presets.path_of(source.name) if source.kind == "preset" else source.path if source.kind == "file" else None
     try:
-        return preset_heads.comment(path)[:8000] if path else ""
+        if source.kind == "preset":
+            return preset_heads.text(source.name)[:8000]
+        return preset_heads.comment(source.path)[:8000] if source.kind == "file" and source.path else ""
     except (OSError, UnicodeDecodeError):
         return ""
 

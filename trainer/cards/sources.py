@@ -39,7 +39,7 @@ def of(word: str, runs_folder: Path = runs.DEFAULT) -> Source:
         return _of_run(Run(path))
     if os.path.isfile(path):
         return _of_file(path)
-    if word in presets.names():
+    if presets.has(word):
         return Source("preset", word, presets.load(word, {}))
     if (
         os.path.basename(word) == word

@@ -223,7 +223,8 @@ class OptimizerConfig(Settings):
     block_rates: tuple[str, ...] = setting(
         (),
         "Block rates",
-        "up_blocks.1=0.5 halves the learning rate of layers whose path has that text; one a line, 0 freezes.",
+        "up_blocks.1=0.5 halves the learning rate of layers whose path has that text; * is any text; one a line, the "
+        "first that fits counts, 0 freezes.",
         max_length=64,
         advanced=True,
     )

@@ -46,6 +46,8 @@ class Config(Settings):
     text_encoder: bool = schema.text_encoder_setting()
     dropout: float = schema.dropout_setting("the layers")
     block_ranks: schema.BlockRanks = schema.block_ranks_setting()
+    only_layers: schema.Layers = schema.only_layers_setting()
+    without_layers: schema.Layers = schema.without_layers_setting()
 
 
 @dataclass(frozen=True)

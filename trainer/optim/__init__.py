@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import printing
+from trainer import layer_patterns, printing
 from trainer.config import OptimizerConfig, TrainConfig, starting
 from trainer.errors import ConfigError
 from trainer.optim.mean import Mean
@@ -48,7 +48,7 @@ class Group:
 def groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[Group]:
     """Parameters by rate, in the order of the first of each; those with a block rate of 0 no longer require gradients.
 
-    LoRA+ multiplies the rate of `lora_B` (arXiv 2402.12354); the first line of block_rates whose text is in a name
+    LoRA+ multiplies the rate of `lora_B` (arXiv 2402.12354); the first line of block_rates that fits a name
     multiplies that one's. Embeddings have the rate set for them and no weight decay: it would pull a word towards no
     meaning at all.
     Raises: ConfigError if a line can't be read, or no parameter is left for it, or all are frozen.
@@ -62,7 +62,7 @@ def groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[Gro
             rate = config.inversion.learning_rate / config.learning_rate
         else:
             rate = config.optimizer.loraplus_ratio if "lora_B" in name else 1.0
-            number = next((number for number, (text, _) in enumerate(lines) if text in name), None)
+            number = next((number for number, (text, _) in enumerate(lines) if layer_patterns.fits(text, name)), None)
             if number is not None:
                 used.add(number)
                 rate *= lines[number][1]

@@ -54,8 +54,12 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         values |= {"conv": values["linear"], "conv_alpha": values["linear_alpha"]}
     elif config.family not in ("sd", "sdxl"):
         values["transformer_only"] = adapter.targets != "all"
-    if adapter.targets == "attention":
-        values["network_kwargs"] = {"only_if_contains": ["attn"]}
+    only, without = (list(getattr(adapter, key, ())) for key in ("only_layers", "without_layers"))
+    kwargs = {"only_if_contains": only or ["attn"] * (adapter.targets == "attention"), "ignore_if_contains": without}
+    if any(kwargs.values()):
+        values["network_kwargs"] = {
+            key: [line.replace("/", ".") for line in lines] for key, lines in kwargs.items() if lines
+        }
     return values
 
 
@@ -92,7 +96,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         "lr": config.learning_rate, "train_unet": True, "train_text_encoder": bool(rates),
         "optimizer": _OPTIMIZERS.get(optimizer.name, "adamw"),
         "lr_scheduler": schedules.get(optimizer.schedule, "cosine"),
-        "optimizer_params": {key: _literal(value) for key, value in out_parts.optimizer_arguments(config).items()},
+        "optimizer_params": out_parts.optimizer_values(config),
         "max_grad_norm": optimizer.max_grad_norm, "dtype": _DTYPES[config.dtype],
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "noise_scheduler": "ddpm" if config.family in ("sd", "sdxl", "pixart") else "flowmatch",
@@ -119,16 +123,6 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         uniform = "shift" if objective.shift == "resolution" else "linear"
         values["timestep_type"] = uniform if objective.timesteps == "uniform" else "sigmoid"
     return values
-
-
-def _literal(text: str) -> Any:
-    """An optimizer's argument as YAML has it: a number, a word, or a list of numbers."""
-    if "(" in text:
-        return [_literal(part) for part in text.strip("()").split(",") if part]
-    try:
-        return float(text)
-    except ValueError:
-        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _model(config: TrainConfig, architecture: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from trainer.other_trainers import bases, learning
 from trainer.other_trainers.reading import Reading
 
@@ -62,17 +64,23 @@ def put_layers(reading: Reading) -> None:
 
 
 def _put_filters(reading: Reading) -> None:
-    """Lists of parts of paths: those left out are frozen; those alone taken are set where ours has that choice."""
+    """Lists of texts in paths: layers left out, or alone taken."""
     for key in ("network.network_kwargs.ignore_if_contains", "model.ignore_if_contains"):
-        if words := [word for word in reading.texts(key) if "=" not in word and word.strip()][:32]:
-            held = reading.settings.get("optimizer.block_rates", [])
-            reading.put("optimizer.block_rates", [*(f"{word}=0" for word in words), *held], key)
+        if words := _words(reading, key):
+            held = reading.settings.get("adapter.without_layers", [])
+            reading.put("adapter.without_layers", [*words, *held][:64], key)
     for key in ("network.network_kwargs.only_if_contains", "model.only_if_contains"):
-        kept = {word.strip(".") for word in reading.texts(key)}
-        if kept and kept <= {"attn", "attn1", "attn2", "attention"}:
+        words = _words(reading, key)
+        if words and {word.strip(".") for word in words} <= {"attn", "attn1", "attn2", "attention"}:
             reading.put("adapter.targets", "attention", key)
-        elif kept:
-            reading.cannot(key, "no choice of layers here is the same; all of the blocks are set")
+        elif words:
+            reading.put("adapter.only_layers", words, key)
+
+
+def _words(reading: Reading, key: str) -> list[str]:
+    """The texts of a list, the component of a path parted from it as here."""
+    words = [word.strip() for word in reading.texts(key) if word.strip()]
+    return [re.sub(r"^(transformer|unet)\.", r"\1/", word) for word in words][:64]
 
 
 def put_rates(reading: Reading) -> None:

@@ -20,12 +20,15 @@ def imported(file: Path, name: str, pictures: int, family: str, base: str, as_js
 
 def exported(preset: str, tool: str, out: Path, as_json: bool) -> str:
     """Write a preset in a tool's words; what can't be said there. Raises: ConfigError."""
-    written = recipes_out.write(presets.load(preset, {}), tool)
-    files.write(out, written.text.encode())
+    written = recipes_out.write(presets.load(preset, {}), tool, out.stem)
+    beside = [out.parent / name for name in written.beside]
+    for path, text in zip([*beside, out], [*written.beside.values(), written.text], strict=True):
+        files.write(path, text.encode())
     if as_json:
-        return json.dumps({"tool": tool, "file": str(out), "unsaid": written.unsaid}, indent=2)
+        names = [str(path) for path in beside]
+        return json.dumps({"tool": tool, "file": str(out), "beside": names, "unsaid": written.unsaid}, indent=2)
     lines = [f"{setting}: {why}" for setting, why in written.unsaid.items()]
-    return "\n".join([str(out), *(["can't be said there:", *lines] if lines else [])])
+    return "\n".join([str(out), *map(str, beside), *(["can't be said there:", *lines] if lines else [])])
 
 
 def _report(recipe: Imported, preset: str) -> dict[str, object]:

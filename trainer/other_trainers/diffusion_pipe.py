@@ -183,8 +183,8 @@ def _put_adapter(reading: Reading) -> None:
     reading.put("adapter.targets", "linear", "adapter.type")
     if family == "sdxl":
         reading.put("optimizer.block_rates", ["resnets.=0"], "adapter.type")
-    if reading.has("adapter.exclude_modules"):
-        reading.cannot("adapter.exclude_modules", "freeze them by optimizer.block_rates, a part of a path = 0 each")
+    if words := [word for word in reading.texts("adapter.exclude_modules") if word.strip("* ")][:64]:
+        reading.put("adapter.without_layers", words, "adapter.exclude_modules")
 
 
 def _put_learning(reading: Reading) -> None:

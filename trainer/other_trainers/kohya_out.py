@@ -29,10 +29,10 @@ def text(config: TrainConfig) -> str:
     values = {
         **_base(config),
         **_network(config),
-        **_learning(config),
+        **learning(config),
         **_objective(config),
         **_data(config),
-        **_running(config),
+        **running(config),
     }
     head = f"# Made by Velatura for sd-scripts 0.10.1: accelerate launch {script} --config_file THIS\n"
     return head + tomli_w.dumps(values)
@@ -94,7 +94,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def _learning(config: TrainConfig) -> dict[str, Any]:
+def learning(config: TrainConfig) -> dict[str, Any]:
+    """Rates, optimizer, schedule and steps, which musubi-tuner says alike."""
     optimizer = config.optimizer
     rates = list(out_parts.text_rates(config).values())
     values: dict[str, Any] = {"learning_rate": config.learning_rate, "unet_lr": config.learning_rate}
@@ -143,10 +144,11 @@ def _objective(config: TrainConfig) -> dict[str, Any]:
             values["min_timestep"] = round(objective.timesteps_low * 1000)
         if objective.timesteps_high < 1:
             values["max_timestep"] = round(objective.timesteps_high * 1000)
-    return values | (_flow(config) if config.family not in ("sd", "sdxl") else {})
+    return values | (flow(config) if config.family not in ("sd", "sdxl") else {})
 
 
-def _flow(config: TrainConfig) -> dict[str, Any]:
+def flow(config: TrainConfig) -> dict[str, Any]:
+    """Timesteps of a flow model."""
     objective = config.objective
     density: dict[str, Any] = {"weighting_scheme": "uniform"}
     mean = objective.timesteps_mean if objective.timesteps == "logit-normal" else 0.0
@@ -201,7 +203,8 @@ def _data(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def _running(config: TrainConfig) -> dict[str, Any]:
+def running(config: TrainConfig) -> dict[str, Any]:
+    """Seed, precision, memory, saves and previews."""
     memory = config.memory
     values: dict[str, Any] = {
         "seed": config.seed,

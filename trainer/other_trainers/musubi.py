@@ -12,6 +12,7 @@ from trainer.errors import ConfigError
 from trainer.other_trainers import (
     bases,
     documents,
+    kohya_blocks,
     kohya_data,
     kohya_learning,
     kohya_network,
@@ -87,6 +88,7 @@ def _read(reading: Reading) -> None:
     kohya_network.put_network(reading)
     reading.put("adapter.text_encoder", False) if reading.settings["adapter.method"] != "oft" else None
     kohya_learning.put_rates(reading)
+    kohya_blocks.put_blocks(reading)
     kohya_learning.put_optimizer(reading)
     _put_objective(reading)
     if not reading.has("mixed_precision"):

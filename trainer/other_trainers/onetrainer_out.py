@@ -57,7 +57,13 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
         values |= {"lokr_dim": adapter.rank, "lokr_decompose_factor": getattr(adapter, "factor", -1)}
         values["lokr_decompose_both"] = getattr(adapter, "decompose_both", False)
     unet = config.family in out_parts.FROZEN
-    if unet and out_parts.other_rates(config) == out_parts.FROZEN[config.family]:
+    if (
+        adapter.targets == "all"
+        and (only := getattr(adapter, "only_layers", ()))
+        and not any("*" in text for text in only)
+    ):
+        values |= _filter(",".join(only))
+    elif unet and out_parts.other_rates(config) == out_parts.FROZEN[config.family]:
         values["layer_filter_preset"] = "attn-mlp"
     elif adapter.targets == "all":
         values["layer_filter_preset"] = "full"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.other_trainers import bases, learning
+from trainer.other_trainers import bases, layer_texts, learning
 from trainer.other_trainers.reading import Reading, shown
 
 # What its presets of layers and its filters name -> our targets, by the parts of a path that they look for.
@@ -57,8 +57,9 @@ def put_adapter(reading: Reading) -> None:
 def put_layers(reading: Reading) -> None:
     """Targets of a preset of layers, or of a filter: parts of a path that are looked for."""
     family, preset = reading.settings["family"], reading.text("layer_filter_preset", "full")
-    if reading.flag("layer_filter_regex"):
-        reading.cannot("layer_filter_regex", "filters are read as plain parts of a path here")
+    if reading.flag("layer_filter_regex") and preset not in ("attn-only", "attn-mlp", "blocks", "full"):
+        _put_patterns(reading)
+        return
     words = {word.strip() for word in reading.text("layer_filter").lower().split(",")[:32] if word.strip()}
     targets = ""
     if preset == "attn-only" or (preset not in ("attn-mlp", "blocks", "full") and words in _ATTENTION):
@@ -80,14 +81,34 @@ def put_layers(reading: Reading) -> None:
             "optimizer.block_rates", ["resnets.=0"] if family == "sdxl" else ["resnets.=0", "samplers.=0"], *keys
         )
     elif words and preset not in ("blocks", "full"):
-        reading.put("adapter.targets", "attention-ff", "layer_filter")
-        reading.cannot("layer_filter", "no choice of layers here is the same; attention-ff is set")
+        given = [word.strip() for word in reading.text("layer_filter").split(",")[:32] if word.strip()]
+        reading.put("adapter.targets", "all", *keys)
+        reading.put("adapter.only_layers", given, "layer_filter")
     elif preset == "blocks":
         reading.put("adapter.targets", "linear", *keys)
     else:
         reading.put(
             "adapter.targets", "all", *keys, why="all layers; those outside the blocks as far as the family has them"
         )
+
+
+def _put_patterns(reading: Reading) -> None:
+    """Layers whose paths one of several regular expressions is found in."""
+    texts, strange = list[str](), ""
+    for pattern in reading.text("layer_filter").split(",")[:32]:
+        if (found := layer_texts.of_pattern(pattern)) is None:
+            strange = strange or pattern
+        else:
+            texts += found
+    keys = ("layer_filter_preset", "layer_filter", "layer_filter_regex")
+    reading.put("adapter.targets", "all", *keys)
+    if strange or not texts:
+        reading.cannot(
+            "layer_filter",
+            f"{shown(strange)} is more than texts, numbers and alternatives; say it by texts of a path, * for any",
+        )
+    else:
+        reading.put("adapter.only_layers", texts[: layer_texts.MOST], *keys)
 
 
 def put_rates(reading: Reading) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 
@@ -49,3 +51,17 @@ def optimizer_arguments(config: TrainConfig) -> dict[str, str]:
         key, _, value = line.partition("=")
         arguments[key.strip()] = value.strip().replace(" ", "")
     return arguments
+
+
+def optimizer_values(config: TrainConfig) -> dict[str, Any]:
+    """The same as YAML and TOML have them: numbers, words, lists of numbers."""
+    return {key: _literal(value) for key, value in optimizer_arguments(config).items()}
+
+
+def _literal(text: str) -> Any:
+    if "(" in text:
+        return [_literal(part) for part in text.strip("()").split(",") if part]
+    try:
+        return float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)

@@ -7,6 +7,7 @@ out otherwise is named with what it would be there.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,18 @@ from typing import Any
 
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
-from trainer.other_trainers import ai_toolkit_out, diffusers_out, documents, importing, kohya_out, onetrainer_out
+from trainer.other_trainers import (
+    ai_toolkit_out,
+    diffusers_out,
+    diffusion_pipe_out,
+    documents,
+    importing,
+    kohya_out,
+    musubi_out,
+    onetrainer_out,
+    simpletuner_out,
+)
+from trainer.other_trainers.contract import Imported
 from trainer.other_trainers.reading import shown
 from trainer.schema import Settings
 
@@ -24,6 +36,13 @@ WRITERS: dict[str, Callable[[TrainConfig], str]] = {
     "ai-toolkit": ai_toolkit_out.text,
     "diffusers": diffusers_out.text,
 }
+# Tools with a file for the dataset beside the other, which names it: its writer, and what the two are called.
+PAIRS: dict[str, tuple[Callable[[TrainConfig, str], tuple[str, str]], str, str]] = {
+    "musubi-tuner": (musubi_out.texts, ".toml", "-dataset.toml"),
+    "simpletuner": (simpletuner_out.texts, ".json", "-dataloader.json"),
+    "diffusion-pipe": (diffusion_pipe_out.texts, ".toml", "-dataset.toml"),
+}
+TOOLS = (*WRITERS, *PAIRS)
 _NEAR = {"data.max_aspect_ratio": 0.02, "optimizer.ema_decay": 1e-6}  # as a share; the other is made of whole pixels
 
 
@@ -33,21 +52,40 @@ class Written:
 
     text: str
     unsaid: dict[str, str]  # our setting -> what it would be there
+    beside: dict[str, str]  # name of a file that lies beside it -> its text
 
 
-def write(config: TrainConfig, tool: str) -> Written:
-    """The settings in a tool's words. Raises: ConfigError for a tool or a family that can't be written."""
-    if tool not in WRITERS:
-        raise ConfigError(f"--to is {tool[:40]!r}; allowed: {', '.join(WRITERS)}.")
-    text = WRITERS[tool](config)
-    imported = importing.read_document(documents.parsed(Path("recipe"), text.encode()), family=config.family)
+def write(config: TrainConfig, tool: str, name: str = "recipe") -> Written:
+    """The settings in a tool's words, for a file of this name without its ending.
+
+    Raises: ConfigError for a tool or a family that can't be written.
+    """
+    if tool not in TOOLS:
+        raise ConfigError(f"--to is {tool[:40]!r}; allowed: {', '.join(TOOLS)}.")
+    beside: dict[str, str] = {}
+    if tool in PAIRS:
+        writer, ending, second = PAIRS[tool]
+        text, dataset = writer(config, f"{name}{second}")
+        beside = {f"{name}{second}": dataset}
+        imported = _read_back(text, f"{name}{ending}", beside, config.family)
+    else:
+        text = WRITERS[tool](config)
+        imported = importing.read_document(documents.parsed(Path("recipe"), text.encode()), family=config.family)
     back = dict(leaves(parse(TrainConfig, imported.settings, f"the recipe for {tool}")))
     unsaid = {
         name: f"{shown(value)} here, {shown(back[name]) if name in back else 'nothing'} there"
         for name, value in leaves(config)
         if not _same(name, value, back, config)
     }
-    return Written(text, unsaid)
+    return Written(text, unsaid, beside)
+
+
+def _read_back(text: str, name: str, beside: dict[str, str], family: str) -> Imported:
+    """What our importer makes of files that lie in one folder."""
+    with tempfile.TemporaryDirectory(prefix="velatura-recipe-") as folder:
+        for file, content in {name: text, **beside}.items():
+            (Path(folder) / file).write_text(content, encoding="utf-8")
+        return importing.read_document(documents.read(Path(folder) / name), family=family)
 
 
 def leaves(config: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:

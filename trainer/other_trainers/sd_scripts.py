@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.other_trainers import bases, documents, kohya_data, kohya_learning, kohya_network, kohya_objective
+from trainer.other_trainers import (
+    bases,
+    documents,
+    kohya_blocks,
+    kohya_data,
+    kohya_learning,
+    kohya_network,
+    kohya_objective,
+)
 from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.documents import Document
 from trainer.other_trainers.reading import Reading
@@ -103,6 +111,7 @@ def read_training(reading: Reading) -> None:
     an_epoch = kohya_learning.put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"), twice)
     kohya_network.put_network(reading)
     kohya_learning.put_rates(reading)
+    kohya_blocks.put_blocks(reading)
     kohya_learning.put_optimizer(reading)
     kohya_objective.put_objective(reading)
     kohya_learning.put_running(reading, an_epoch)

@@ -216,8 +216,9 @@ def _put_adapter(reading: Reading) -> None:
         reading.put("adapter.targets", "attention-ff" if wide else "attention", "flux_lora_target")
         if target not in ("all", ""):
             reading.cannot("flux_lora_target", "no choice of layers here is the same; attention is set")
-    if reading.has("peft_lora_target_modules"):
-        reading.cannot("peft_lora_target_modules", "choose layers by adapter.targets and optimizer.block_rates")
+    if modules := [f".{name.strip('. ')}" for name in reading.texts("peft_lora_target_modules") if name.strip(". ")]:
+        reading.put("adapter.targets", "linear", "peft_lora_target_modules")
+        reading.put("adapter.only_layers", modules[:64], "peft_lora_target_modules")
 
 
 def _put_learning(reading: Reading) -> None:

@@ -44,6 +44,7 @@ class Wishes:
 class Facts:
     """What is published of a run."""
 
+    run: Run
     name: str
     title: str
     author: str
@@ -91,6 +92,7 @@ def gather(run: Run, wishes: Wishes) -> Facts:
     at_step = [event for event in log if isinstance(event, Validated) and event.step == number]
     base = str(recipe(config)["base"])
     return Facts(
+        run=run,
         name=run.name,
         title=wishes.title or run.name,
         author=wishes.author,

@@ -1,4 +1,4 @@
-"""The folder of a published run, written whole or not at all."""
+"""The folder of a published run, its card among it, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import data, files, system, unique_names
+from trainer.card_file import bundle
+from trainer.cards import making
+from trainer.cards.making import Wishes
+from trainer.cards.sources import Source
+from trainer.printing import plain
 from trainer.publishing import civitai, model_card
 from trainer.publishing.facts import Facts
 
@@ -42,11 +47,27 @@ def write(facts: Facts, parent: Path, repo: str = "") -> Published:
         card = model_card.text(facts, images, repo or f"OWNER/{facts.name}")
         files.write_synced(unnamed / "README.md", card.encode("utf-8", "replace"))
         files.write_synced(unnamed / "civitai.txt", civitai.text(facts, images).encode("utf-8", "replace"))
+        files.write_synced(unnamed / f"{facts.name}{bundle.SUFFIX}", _shared_card(facts, repo))
         place = unique_names.put(unnamed, unique_names.numbered(parent, facts.name, ""))
     except BaseException:
         shutil.rmtree(unnamed, ignore_errors=True)
         raise
     return Published(place, facts, _tells(facts))
+
+
+def _shared_card(facts: Facts, repo: str) -> bytes:
+    """The run's `.velatura` card, by which others train as it was trained."""
+    source = Source("run", facts.name, facts.config, facts.run.folder)
+    wishes = Wishes(
+        title=_line(facts.title), author=_line(facts.author), licence=_line(facts.licence.id),
+        note=plain(facts.note, 4000), source_url=f"https://huggingface.co/{repo}" if repo else "", with_samples=True,
+    )  # fmt: skip
+    return making.make(source, wishes).raw
+
+
+def _line(text: str) -> str:
+    """A text as one line of a card."""
+    return plain(" ".join(text.split()), 150)
 
 
 def _images(facts: Facts, folder: Path) -> list[str]:

@@ -30,7 +30,8 @@ _MOST_LINES = 20  # of one kind in what is printed
 Jobs = Annotated[
     Path,
     typer.Argument(
-        metavar="JOBS.toml|csv", help="What to draw: lists that are multiplied (TOML), or a row for each picture (CSV)."
+        metavar="JOBS.toml|csv",
+        help="What to draw: lists that are multiplied (TOML), a row for each picture (CSV), or a template's name.",
     ),
 ]
 Prompt = Annotated[str, typer.Option(help="What to draw, where a row doesn't say.")]
@@ -94,7 +95,7 @@ def batch(
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
     from trainer import lora_file
-    from trainer.render import batch_ledger, jobs_file, picture_names
+    from trainer.render import batch_ledger, command, jobs_file, picture_names
 
     # What there is to do. Everything that can be refused is, before a base is loaded.
     folder = out or Path("outputs") / "batch" / jobs.stem
@@ -104,7 +105,7 @@ def batch(
         base, prompt, negative, tuple(lora or ()), seed, steps, size, guidance, name, tuple(set_ or ())
     )
     plan = batch_ledger.make(
-        jobs_file.read(jobs, defaults),
+        jobs_file.read(command.batch_file(jobs), defaults),
         download,
         lambda: lora_file.library(library or [Path("outputs")]),
         Path("wildcards"),

@@ -19,7 +19,7 @@ from trainer.render import axes as grids
 from trainer.render.axes import Axis, axis
 
 __all__ = ["axis", "changed", "from_file", "from_picture", "recipe_of", "run", "stack"]
-PRESETS = Path(__file__).parents[2] / "presets" / "stack"
+PRESETS, BATCHES = (Path(__file__).parents[2] / "presets" / kind for kind in ("stack", "batch"))
 _MAX_STACK_BYTES = 1 << 20
 
 
@@ -103,6 +103,23 @@ def from_file(path: Path) -> StackConfig:
 def presets() -> list[str]:
     """Names of the stacks that ship, sorted."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def batches() -> list[str]:
+    """Names of the batch templates that ship, sorted."""
+    return sorted(path.stem for path in BATCHES.glob("*.toml"))
+
+
+def batch_file(path: Path) -> Path:
+    """A batch's file, or that of a template by its name; a file of that name goes before it."""
+    is_name = not os.path.exists(path) and path.name == str(path) in batches()
+    return BATCHES / f"{path}.toml" if is_name else path
+
+
+def purpose(path: Path) -> str:
+    """What a stack or batch that ships is for: the first sentence of its head."""
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ").partition(". ")[0].rstrip(".") + "."
 
 
 def _beside(adapter: AdapterChoice, folder: Path) -> AdapterChoice:

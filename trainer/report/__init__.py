@@ -28,7 +28,7 @@ from trainer.events import (
     last,
 )  # fmt: skip
 from trainer.printing import escape
-from trainer.report import beside_card, curves
+from trainer.report import beside_card, compared, curves
 from trainer.report import pictures as report_pictures
 from trainer.report.advising import advice
 from trainer.report.curves import training_loss
@@ -59,6 +59,7 @@ def write(run: Run, dataset: Dataset | None = None, ends: Event | None = None) -
         f"<header><h1>{escape(run.name)}</h1>{_outcome(log, config)}</header>",
         _use(log),
         section("What to do next", bullets(advice(log, config))),
+        section("Against the old one", compared.html(run.folder)),
         section("On pictures it never saw", curves.heldout(log)),
         section("Beside the card and what was predicted", beside_card.html(run.folder, log)),
         section("Training loss", curves.loss_and_rate(log)),
