@@ -74,13 +74,17 @@ def groups(pictures: Iterable[Resolved], base: OpenedBase) -> Iterator[list[Reso
     """
     group: list[Resolved] = []
     for picture in pictures:
-        most = max(1, _MAX_PIXELS // (picture.stack.width_px * picture.stack.height_px))
-        if group and (kind(picture, base) != kind(group[0], base) or len(group) >= most):
+        if group and (kind(picture, base) != kind(group[0], base) or len(group) >= most(picture.stack)):
             yield group
             group = []
         group.append(picture)
     if group:
         yield group
+
+
+def most(stack: StackConfig) -> int:
+    """How many pictures of this size make a full batch."""
+    return max(1, _MAX_PIXELS // (stack.width_px * stack.height_px))
 
 
 def kind(picture: Resolved, base: OpenedBase) -> tuple[Any, ...]:

@@ -1,0 +1,52 @@
+"""While a batch is drawn: who is told of its steps and sees previews, and when nobody waits for it any more."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from trainer.render import step_pictures
+from trainer.serving.wanted import Stepped, Wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Unwanted(Exception):
+    """Nobody waits for any picture of this batch."""
+
+
+class Watching:
+    """What `Engine.watched` is given for one batch."""
+
+    def __init__(self, pictures: list[Wanted], pipe: Any) -> None:
+        self.pictures, self.pipe = pictures, pipe
+        self._previews: dict[int, bytes] = {}  # of the step that is over, by place in the batch
+
+    def look(self, step: int, latents: Tensor) -> None:
+        """Make the previews that are due after this step."""
+        self._previews = {}
+        if len(latents) != len(self.pictures):  # memory ran out, and half of the batch is drawn at a time
+            return
+        for place, picture in enumerate(self.pictures):
+            if not picture.order.is_cancelled and step + 1 in preview_steps(picture):
+                image = step_pictures.decode(self.pipe, latents[place])
+                if image is not None:
+                    written = io.BytesIO()
+                    image.save(written, "PNG")
+                    self._previews[place] = written.getvalue()
+
+    def watch(self, step: int, num_steps: int, num_together: int) -> None:
+        """Tell of a step. Raises: Unwanted."""
+        if all(picture.order.is_cancelled or picture.order.is_late for picture in self.pictures):
+            raise Unwanted
+        for place, picture in enumerate(self.pictures):
+            preview = self._previews.get(place)
+            if picture.order.wants_steps or preview is not None:
+                picture.order.tell(Stepped(picture.number, step, num_steps, preview))
+
+
+def preview_steps(picture: Wanted) -> list[int]:
+    """After which steps a picture is shown: evenly spread, never after the last."""
+    count, steps = picture.order.num_previews, picture.stack.steps
+    return sorted({steps * number // (count + 1) for number in range(1, count + 1)} - {0, steps})
