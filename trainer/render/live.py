@@ -45,6 +45,17 @@ class Moment:
     def num_images(self) -> int:
         return int(self.denoiser.shape[1])
 
+    def weighs_as(self, other: Moment | None) -> bool:
+        """Whether each adapter has the same weights in the other moment, so that what they come to can be kept."""
+        return (
+            other is not None
+            and self.denoiser is other.denoiser
+            and self.text is other.text
+            and self.only == other.only
+            and self.on_text == other.on_text
+            and self.masks.regional == other.masks.regional
+        )
+
 
 class LiveAdapters:
     """The updates of some adapters as forward hooks of a model's layers, made once and attached for each batch.
@@ -156,10 +167,11 @@ class _Layer:
 
     def enter(self, moment: Moment | None) -> None:
         """Act as this moment says."""
-        self.moment = moment
-        self._scales = {}
+        if moment is None or not moment.weighs_as(self.moment):
+            self._scales = {}
         if moment is None:
             self._gathered = {}
+        self.moment = moment
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x, moment = inputs[0], self.moment

@@ -57,7 +57,7 @@ class Gate:
             await self.app(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - began
-            route = getattr(scope.get("route"), "path", _UNKNOWN)
+            route = scope["state"].get("route", _UNKNOWN)
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_s.labels(route).observe(seconds)
             self.log.write(

@@ -50,12 +50,13 @@ def app(state: ServerState) -> FastAPI:
         ("GET", "/ready", _ready),
     ]
     for method, path, answer in routes:
-        made.add_route(path, _bound(answer, state), methods=[method])
+        made.add_route(path, _bound(answer, state, path), methods=[method])
     return made
 
 
-def _bound(answer: _Answer, state: ServerState) -> Callable[[Request], Awaitable[Response]]:
+def _bound(answer: _Answer, state: ServerState, path: str) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
+        request.state.route = path  # as the log and the metrics have it: an address may hold a token
         return await answer(state, request)
 
     return route
