@@ -143,9 +143,7 @@ def test_a_picture_is_kept_for_a_while_only(engine: Engine, workspace: Path) -> 
 
 def stack_of(workspace: Path, name: str, weight: float, seed: int) -> StackConfig:
     file = workspace / "loras" / f"{name}.safetensors"
-    return StackConfig(
-        prompt="a fox", seed=seed, steps=STEPS, adapters=(AdapterChoice(file=str(file), weight=weight),)
-    )
+    return StackConfig(prompt="a fox", seed=seed, steps=STEPS, adapters=(AdapterChoice(file=str(file), weight=weight),))
 
 
 def test_a_picture_alone_has_the_bytes_of_render(engine: Engine, workspace: Path, tmp_path: Path) -> None:
@@ -210,7 +208,12 @@ def test_every_way_to_name_a_lora_is_the_same(served: Served) -> None:
 
 def test_blocks_schedules_regions_and_modes_act(served: Served) -> None:
     plain = png(picture(served, seed=2, loras=[{"name": "oil"}])[1])
-    for change in ({"blocks": ["OUT=0"]}, {"schedule": "linear 1 0"}, {"region": "box 0 0 0.5 1"}, {"text_weight": 0.0}):
+    for change in (
+        {"blocks": ["OUT=0"]},
+        {"schedule": "linear 1 0"},
+        {"region": "box 0 0 0.5 1"},
+        {"text_weight": 0.0},
+    ):
         status, answer, _ = picture(served, seed=2, loras=[{"name": "oil", **change}])
         assert status == 200
         key, value = next(iter(change.items()))

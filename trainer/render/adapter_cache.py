@@ -54,7 +54,7 @@ class Shelf:
         check: Callable[[dict[str, dict[str, Tensor]], str], None],
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self.file_keys, self.shapes, self.check = file_keys, shapes, check
+        self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
         self._pinned: dict[str, Adapter] = {}

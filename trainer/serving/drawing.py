@@ -22,7 +22,7 @@ from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Wanted, late
+from trainer.serving.wanted import Drawn, Wanted, late, not_finite
 from trainer.serving.watching import Unwanted, Watching
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ class Drawing:
         began = time.monotonic()
         for picture in pictures:
             self.metrics.waited_s.observe(began - picture.came)
+        watching = Watching(pictures, self.engine.pipe)
         try:
             for picture in pictures:
                 self._hand_over(picture)
-            watching = Watching(pictures, self.engine.pipe)
             with self.engine.watched(watching.watch, watching.look):
                 drawn = self.engine.draw([picture.resolved for picture in pictures if picture.resolved])
         except Unwanted:
@@ -174,8 +174,12 @@ class Drawing:
             self._say_fault(error, pictures if len(pictures) == 1 else [])
         else:
             self._count(pictures, time.monotonic() - began)
-            for picture, result in zip(pictures, drawn, strict=True):
-                self._encoders.submit(self._hand_out, picture, result, len(pictures))
+            for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
+                if place in watching.broken:
+                    self.metrics.dropped.labels("not finite").inc()
+                    picture.fail(not_finite())
+                else:
+                    self._encoders.submit(self._hand_out, picture, result, len(pictures))
             return
         if len(pictures) > 1:
             for picture in pictures:

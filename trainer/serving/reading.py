@@ -1,6 +1,7 @@
 """Reads the LoRAs of pictures that wait, in threads of its own, so that no file ever holds up what is being drawn.
 
-Only those next in line are read: what is read stays in memory until its picture is drawn, whatever the shelf keeps.
+Only those next in line are read, up to half of what the shelf may keep: what is read stays in memory until its picture
+is drawn, whatever the shelf lets go.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Reading:
             try:
                 reads = tuple(self._read(Path(adapter.file)) for adapter in picture.stack.adapters)
             except UserError as error:
-                self._refuse(picture, ApiError(400, str(error), param="loras", code="lora_unreadable"))
+                self._refuse(picture, error)
             except (OSError, MemoryError) as error:
                 problem = f"a LoRA can't be read now: {getattr(error, 'strerror', None) or 'out of memory'}."
-                self._refuse(picture, ApiError(503, problem, BROKEN, param="loras", code="lora_unreadable"))
+                self._refuse(picture, ApiError(503, problem, BROKEN, code="lora_unreadable"))
             else:
                 with self.line.changed:
                     picture.reads = reads
@@ -64,10 +65,14 @@ class Reading:
         """The next picture whose LoRAs are to be read; None at the end."""
         with self.line.changed:
             while not self._is_ending:
+                held: dict[str, int] = {}
                 for picture in islice(self.line.in_order(), AHEAD):
                     if picture.reads is None and not picture.is_being_read and not picture.order.is_cancelled:
                         picture.is_being_read = True
                         return picture
+                    held |= {read.adapter.key: read.adapter.num_bytes for read in picture.reads or ()}
+                    if sum(held.values()) > self.shelf.kept_bytes // 2:
+                        break
                 self.line.changed.wait(_POLL_S)
         return None
 
@@ -75,6 +80,7 @@ class Reading:
         self.metrics.reads.labels("memory" if self.shelf.has(file) else "disk").inc()
         return self.shelf.read(file)
 
-    def _refuse(self, picture: Wanted, error: ApiError) -> None:
+    def _refuse(self, picture: Wanted, error: UserError | ApiError) -> None:
         self.line.drop(lambda other: other is picture)
-        picture.fail(error)
+        self.metrics.dropped.labels("lora unreadable").inc()
+        picture.fail(error, "lora_unreadable")

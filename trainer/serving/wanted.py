@@ -94,13 +94,26 @@ class Wanted:
         """Pixels times steps."""
         return float(self.stack.width_px * self.stack.height_px * self.stack.steps)
 
-    def fail(self, error: UserError | ApiError, param: str | None = None) -> None:
-        """Tell its order why it can't be had."""
+    def fail(self, error: UserError | ApiError, code: str = "invalid_value") -> None:
+        """Tell its order why it can't be had; where a LoRA lies on this machine is nobody's business."""
         if isinstance(error, UserError):
-            error = ApiError(400, str(error), param=param, code="invalid_value")
+            message = str(error)
+            for adapter in self.stack.adapters:
+                message = message.replace(adapter.file, adapter.name)
+            error = ApiError(400, message, code=code)
         self.order.tell(Failed(self.number, error))
 
 
 def late() -> ApiError:
     """Why a picture that came too late isn't given."""
     return ApiError(504, "the picture was not drawn before its deadline.", "timeout_error", code="deadline_exceeded")
+
+
+def not_finite() -> ApiError:
+    """Why there is no picture where a stack's numbers grew beyond all bounds."""
+    return ApiError(
+        400,
+        "the stack's numbers grow beyond all bounds while it is drawn, so that there is no picture; lower its weights, "
+        "or leave out the LoRA that does it.",
+        code="not_finite",
+    )

@@ -22,12 +22,16 @@ class Watching:
     def __init__(self, pictures: list[Wanted], pipe: Any) -> None:
         self.pictures, self.pipe = pictures, pipe
         self._previews: dict[int, bytes] = {}  # of the step that is over, by place in the batch
+        self.broken: set[int] = set()  # places of pictures whose numbers are no numbers any more
 
     def look(self, step: int, latents: Tensor) -> None:
-        """Make the previews that are due after this step."""
+        """Make the previews that are due after this step, and after the last see what is no picture."""
         self._previews = {}
         if len(latents) != len(self.pictures):  # memory ran out, and half of the batch is drawn at a time
             return
+        if step + 1 >= self.pictures[0].stack.steps:
+            is_finite = latents.isfinite().flatten(1).all(1).tolist()
+            self.broken = {place for place, finite in enumerate(is_finite) if not finite}
         for place, picture in enumerate(self.pictures):
             if not picture.order.is_cancelled and step + 1 in preview_steps(picture):
                 image = step_pictures.decode(self.pipe, latents[place])
