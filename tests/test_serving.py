@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import openai
 import pytest
 from PIL import Image
-from serving_parts import STEPS, Served, asked, picture, random_lora, serving, wait_until
+from serving_parts import STEPS, Served, asked, openai, picture, random_lora, serving, wait_until
 
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render import picture_metadata

@@ -90,7 +90,9 @@ def test_a_file_that_went_bad_is_refused_by_name_and_without_its_place(
     elif kind == "damaged":
         path.write_bytes(path.read_bytes()[:-40])
     elif kind == "another base's":
-        save_file({key: value[:, :7].contiguous() if "down" in key else value for key, value in tensors.items()}, path)
+        save_file(
+            {key: value[:, :7].contiguous() if "lora_down" in key else value for key, value in tensors.items()}, path
+        )
     else:
         path.unlink()
     answers = pictures(served, {"steps": 1, "loras": [{"name": name}]}, {"steps": 1, "loras": [{"name": "good"}]})
@@ -107,16 +109,16 @@ def test_a_mistake_of_ours_is_answered_and_logged_and_the_next_picture_is_drawn(
 
     def broken(resolved: Any) -> Any:
         if any(one.stack.prompt == "break" for one in resolved):
-            raise KeyError("a mistake")
+            raise KeyError("inner workings")
         return real(resolved)
 
     monkeypatch.setattr(engine, "draw", broken)
     with serving(engine, workspace, window_s=0.15) as running:
         answers = pictures(running, {"prompt": "break", "steps": 1}, {"steps": 1}, {"steps": 1})
         assert [status for status, _ in answers] == [500, 200, 200]
-        assert "a mistake" not in json.dumps(answers[0][1])
+        assert "inner workings" not in json.dumps(answers[0][1])
         assert answers[0][1]["error"]["message"].split()[-1].rstrip(".") in running.log.getvalue()
-        assert any("a mistake" in line["trace"] for line in running.lines("fault"))
+        assert any("inner workings" in line["trace"] for line in running.lines("fault"))
 
 
 # Clients.

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from serving_parts import Served, asked, made_keys, picture, random_lora, serving
+from serving_parts import Served, asked, made_keys, openai, picture, random_lora, serving
 from typer.testing import CliRunner
 
 from trainer import cli
@@ -319,7 +318,7 @@ def hostile_files(engine: Engine, folder: Path) -> dict[str, bytes]:
     tensors = load_file(good)
     first = next(name for name in tensors if name.endswith("lora_up.weight"))
     save_file(tensors | {first: tensors[first] * torch.nan}, folder / "nan.safetensors")
-    narrow = {name: tensor[..., :3].contiguous() if "down" in name else tensor for name, tensor in tensors.items()}
+    narrow = {name: tensor[..., :3].contiguous() if "lora_down" in name else tensor for name, tensor in tensors.items()}
     save_file(narrow, folder / "shape.safetensors")
     save_file({f"transformer.blocks.0.x.{part}": torch.ones(4, 4) for part in ("lora_A.weight", "lora_B.weight")},
               folder / "family.safetensors")  # fmt: skip
@@ -356,8 +355,17 @@ def test_an_uploads_name_is_no_path(two: tuple[Served, str, str], name: str) -> 
 
 def test_an_upload_has_a_quota(two: tuple[Served, str, str]) -> None:
     served, ann, _ = two
-    status, body, _ = upload(served, ann, b"x" * 3_000_001)
-    assert (status, body["error"]["code"]) == (413, "quota_exceeded")
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection.putrequest("POST", "/v1/loras?name=x")
+    for name, value in {**bearer(ann), "content-length": "3000001"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "quota_exceeded")
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    pieces = (b"y" * 60_000 for _ in range(51))  # without a length
+    connection.request("POST", "/v1/loras?name=x", pieces, bearer(ann), encode_chunked=True)
+    assert connection.getresponse().status == 413
 
 
 def test_metrics_are_for_keys_that_may_read_them(engine: Engine, workspace: Path) -> None:

@@ -44,7 +44,6 @@ class Drawing:
         self.engine, self.line, self.settings, self.metrics, self.log = engine, line, settings, metrics, log
         self.picture_s = 1.0  # what a picture takes, as it went so far
         self._is_ending = False
-        self.is_busy = False
         self._encoders = ThreadPoolExecutor(1, "encoding")
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
@@ -56,7 +55,7 @@ class Drawing:
         self._thread.start()
 
     def end(self) -> None:
-        """Draw no further than the batch that is drawn now, and wait until its pictures are given out."""
+        """Draw no further than the step that is drawn now, and wait until what is done is given out."""
         self._is_ending = True
         with self.line.changed:
             self.line.changed.notify_all()
@@ -66,9 +65,7 @@ class Drawing:
     def _run(self) -> None:
         try:
             while pictures := self._next():
-                self.is_busy = True
                 self._draw(pictures)
-                self.is_busy = False
         finally:
             for picture in self.line.drop(lambda picture: True):
                 picture.fail(api_error.draining() if self._is_ending else api_error.broken(picture.order.request_id))
@@ -115,11 +112,14 @@ class Drawing:
     def _drop(self) -> None:
         """Take out what nobody waits for, and what came too late."""
         for picture in self.line.drop(lambda picture: picture.order.is_cancelled or picture.order.is_late):
-            if not picture.order.is_cancelled:
-                self.metrics.dropped.labels("deadline").inc()
-                picture.fail(late())
-            else:
-                self.metrics.dropped.labels("client gone").inc()
+            self._give_up(picture)
+
+    def _give_up(self, picture: Wanted) -> None:
+        """Say why a picture isn't drawn that nobody waits for, that is too late, or that the end came before."""
+        reason = "client gone" if picture.order.is_cancelled else "server ends" if self._is_ending else "deadline"
+        self.metrics.dropped.labels(reason).inc()
+        if not picture.order.is_cancelled:
+            picture.fail(api_error.draining() if self._is_ending else late())
 
     def _resolve(self, picture: Wanted) -> None:
         """Find what a picture's stack means here, or refuse it."""
@@ -155,7 +155,7 @@ class Drawing:
         began = time.monotonic()
         for picture in pictures:
             self.metrics.waited_s.observe(began - picture.came)
-        watching = Watching(pictures, self.engine.pipe)
+        watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
         try:
             for picture in pictures:
                 self._hand_over(picture)
@@ -163,9 +163,7 @@ class Drawing:
                 drawn = self.engine.draw([picture.resolved for picture in pictures if picture.resolved])
         except Unwanted:
             for picture in pictures:
-                self.metrics.dropped.labels("client gone" if picture.order.is_cancelled else "deadline").inc()
-                if not picture.order.is_cancelled:
-                    picture.fail(late())
+                self._give_up(picture)
             return
         except UserError as error:
             if len(pictures) == 1:

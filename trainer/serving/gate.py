@@ -17,6 +17,7 @@ from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
 
 MAX_BODY_BYTES = 1 << 20
+MAX_DISCARDED_BYTES = 8 << 20  # of a body that is too large and read all the same
 BODY_S = 30.0  # for the whole of a request's body that isn't an upload
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {

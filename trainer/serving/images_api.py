@@ -86,15 +86,20 @@ async def body(request: Request) -> bytes:
     """A request's body. Raises: ApiError 413 for a large one, 408 for one that takes too long."""
     too_large = ApiError(413, f"the body is larger than {gate.MAX_BODY_BYTES} bytes.", code="body_too_large")
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length[:20]) > gate.MAX_BODY_BYTES:
+    if length.isdecimal() and int(length[:20]) > gate.MAX_DISCARDED_BYTES:
         raise too_large
 
     async def read() -> bytes:
-        raw = bytearray()
+        # A client that is answered before it has sent everything mostly doesn't see the answer.
+        raw, size = bytearray(), 0
         async for piece in request.stream():
-            raw += piece
-            if len(raw) > gate.MAX_BODY_BYTES:
+            size += len(piece)
+            if size > gate.MAX_DISCARDED_BYTES:
                 raise too_large
+            if size <= gate.MAX_BODY_BYTES:
+                raw += piece
+        if size > gate.MAX_BODY_BYTES:
+            raise too_large
         return bytes(raw)
 
     try:

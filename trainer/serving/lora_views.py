@@ -20,7 +20,6 @@ from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 from trainer.render import lora_lookup
 
-_LOOK_AGAIN_S = 2.0
 _Stamp = tuple[int, int]  # time of change in nanoseconds, and size in bytes
 
 
@@ -70,7 +69,7 @@ class LoraViews:
         self._shared: dict[str, LoraInfo] = {}
         self._own: dict[str, dict[str, LoraInfo]] = {}
         self._lock = threading.Lock()
-        self._looked = -_LOOK_AGAIN_S
+        self._looked = float("-inf")  # when the last look began
 
     def view(self, key_name: str) -> View:
         """What a key sees, as last looked for."""
@@ -81,11 +80,12 @@ class LoraViews:
         return self.uploads / hashlib.sha256(key_name.encode()).hexdigest()[:24]
 
     def look(self, key_names: Sequence[str] = ()) -> None:
-        """Look for new and changed files, not more often than every two seconds."""
+        """Look for new and changed files; who asks while another looks waits, and shares what the next look finds."""
+        asked = time.monotonic()
         with self._lock:
-            if time.monotonic() - self._looked >= _LOOK_AGAIN_S:
-                self._shared = self._below(self.folders)
+            if self._looked < asked:
                 self._looked = time.monotonic()
+                self._shared = self._below(self.folders)
             for name in key_names:
                 self._own = {**self._own, name: self._below([self.folder(name)])}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trainer.render import step_pictures
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Unwanted(Exception):
-    """Nobody waits for any picture of this batch."""
+    """Nobody waits for any picture of this batch, or the server waits no longer."""
 
 
 class Watching:
     """What `Engine.watched` is given for one batch."""
 
-    def __init__(self, pictures: list[Wanted], pipe: Any) -> None:
-        self.pictures, self.pipe = pictures, pipe
+    def __init__(self, pictures: list[Wanted], pipe: Any, is_ending: Callable[[], bool]) -> None:
+        self.pictures, self.pipe, self.is_ending = pictures, pipe, is_ending
         self._previews: dict[int, bytes] = {}  # of the step that is over, by place in the batch
         self.broken: set[int] = set()  # places of pictures whose numbers are no numbers any more
 
@@ -42,7 +43,7 @@ class Watching:
 
     def watch(self, step: int, num_steps: int, num_together: int) -> None:
         """Tell of a step. Raises: Unwanted."""
-        if all(picture.order.is_cancelled or picture.order.is_late for picture in self.pictures):
+        if self.is_ending() or all(picture.order.is_cancelled or picture.order.is_late for picture in self.pictures):
             raise Unwanted
         for place, picture in enumerate(self.pictures):
             preview = self._previews.get(place)
