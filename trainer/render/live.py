@@ -163,7 +163,7 @@ class _Layer:
         self.moment: Moment | None = None
         self._scales: dict[int, _Scales | None] = {}
         self._own_ranks: OwnRanks | None = None  # made when images first differ in their adapters
-        self._gathered: dict[int, tuple[Tensor, Gathered | None]] = {}  # by number of rows: of which scales, and what
+        self._gathered: dict[int, tuple[Tensor, list[Gathered]]] = {}  # by number of rows: of which scales, and what
 
     def enter(self, moment: Moment | None) -> None:
         """Act as this moment says."""
@@ -181,9 +181,9 @@ class _Layer:
         scales = self._scales[len(x)]
         if scales is None:
             return output
-        if scales.gathered is not None:
-            output = scales.gathered.added(module, x, output)
-        elif scales.ranks is not None and self.pair is not None:
+        for gathered in scales.gathered:
+            output = gathered.add(module, x, output)
+        if scales.ranks is not None and self.pair is not None:
             down, up = self.pair
             inner = _apply(module, x.to(down.dtype), down)
             inner = inner * _spread(scales.ranks, inner)
@@ -227,15 +227,15 @@ class _Layer:
             number: (own.to(like.device), each[number][own].to(like.device, like.dtype)) for number, own in rows.items()
         }
         if self.pair is None:
-            return _Scales(None, None, of_dense)
+            return _Scales(None, [], of_dense)
         ranks = (each[self.owners] * self.factors[:, None]).T  # (n, R)
         if not self.has_place and not bool(ranks.all()):
             return _Scales(None, self._gather(ranks), of_dense)
-        return _Scales(ranks.to(like.device, self.pair[0].dtype), None, of_dense)
+        return _Scales(ranks.to(like.device, self.pair[0].dtype), [], of_dense)
 
-    def _gather(self, ranks: Tensor) -> Gathered | None:
+    def _gather(self, ranks: Tensor) -> list[Gathered]:
         """Each row's own ranks, those of the last step where the scales are the same."""
-        last_ranks, gathered = self._gathered.get(len(ranks), (None, None))
+        last_ranks, gathered = self._gathered.get(len(ranks), (None, []))
         if last_ranks is None or not torch.equal(last_ranks, ranks):
             assert self.pair is not None
             self._own_ranks = self._own_ranks or OwnRanks(*self.pair)
@@ -249,7 +249,7 @@ class _Scales:
     """What each of n rows has of a layer's adapters."""
 
     ranks: Tensor | None  # (n, R), where all rows have all ranks, or masks say where
-    gathered: Gathered | None  # where they don't
+    gathered: list[Gathered]  # where they don't
     rows: Mapping[int, tuple[Tensor, Tensor]]  # by the number of a dense adapter: the rows that have it, their weights
 
 
