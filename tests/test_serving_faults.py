@@ -20,7 +20,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from serving_parts import Served, asked, made_keys, picture, random_lora, serving, wait_until
 
+from trainer.errors import ConfigError
 from trainer.render.engine import Engine
+from trainer.serving import server
+from trainer.serving.settings import ServeSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,6 +291,11 @@ def test_the_command_serves_and_ends_on_sigterm(workspace: Path) -> None:
     assert connection.getresponse().status == 200
     assert process.wait(30) == 0
     assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "ended"
+
+
+def test_a_port_that_is_taken_is_told_of_before_anything_is_loaded(served: Served, workspace: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be listened on"):
+        server.serve(ServeSettings(base="no base of this name", workspace=workspace, port=served.port))
 
 
 def _accepts(port: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from trainer.config import StackConfig
 from trainer.serving import api_error, gate, image_request
@@ -76,9 +77,7 @@ async def generate(state: ServerState, request: Request) -> Response:
     _log_order(state, order, image, stacks)
     answering = _Answering(state, key, order, image, inbox, stacks)
     if image.stream:
-        return StreamingResponse(
-            answering.events(), media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+        return _Events(answering)
     return await answering.whole(request)
 
 
@@ -156,10 +155,14 @@ class _Answering:
     ) -> None:
         self.state, self.key, self.order, self.image, self.inbox = state, key, order, image, inbox
         self.first_stack, self.num_pictures, self.num_drawn = stacks[0], len(stacks), 0
+        self._is_open = True
         state.num_open += 1
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Whatever isn't drawn yet needn't be."""
+        if not self._is_open:
+            return
+        self._is_open = False
         self.order.cancel()
         with self.state.line.changed:
             self.state.line.changed.notify_all()
@@ -180,7 +183,7 @@ class _Answering:
                     self.num_drawn += 1
         finally:
             gone.cancel()
-            self._end()
+            self.end()
         return JSONResponse(self._answer([drawn[number] for number in sorted(drawn)], request))
 
     async def _next(self, gone: asyncio.Future[None]) -> News:
@@ -236,7 +239,7 @@ class _Answering:
                     yield _event(_PARTIAL, self._partial(news, num_previews))
                     num_previews += 1
         finally:
-            self._end()
+            self.end()
 
     def _completed(self, news: Drawn) -> dict[str, Any]:
         tokens = {"image_tokens": 0, "text_tokens": 0}
@@ -260,6 +263,20 @@ class _Answering:
             "quality": "auto",
             **_facts(self.first_stack),
         }
+
+
+class _Events(StreamingResponse):
+    """Server-sent events, which end their order also where the client left before the first of them."""
+
+    def __init__(self, answering: _Answering) -> None:
+        self.answering = answering
+        super().__init__(answering.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.answering.end()
 
 
 def _facts(stack: StackConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from trainer.serving.server_state import ServerState
 
 _PIECE_S = 60.0  # for the next piece of an upload
 _MAX_NAME_CHARS = 200
+_MOST_FILES = 1000  # of one key
 
 
 async def loras(state: ServerState, request: Request) -> Response:
@@ -48,9 +49,19 @@ async def upload(state: ServerState, request: Request) -> Response:
             param="name",
             code="invalid_value",
         )
+    # One at a time, so that two together don't take twice the room.
+    async with state.uploading.setdefault(key.name, asyncio.Lock()):
+        info = await _kept(state, key, request, name)
+    state.metrics.uploads.labels(key.name).inc()
+    state.log.write("upload", request=request.state.request_id, key=key.name, sha256=info.sha256, bytes=info.size_bytes)
+    return JSONResponse(_facts(info, True), 201)
+
+
+async def _kept(state: ServerState, key: Key, request: Request, name: str) -> LoraInfo:
+    """The LoRA in a request's body, which is the key's from now on. Raises: ApiError."""
     folder = state.views.folder(key.name)
-    room = await asyncio.to_thread(_room, state, key, folder)
     try:
+        room = await asyncio.to_thread(_room, state, key, folder)
         with unique_names.temporary(folder, ".upload.safetensors") as unfinished:
             await _received(request, unfinished, room)
             info = await asyncio.to_thread(_checked, state, unfinished)
@@ -67,9 +78,7 @@ async def upload(state: ServerState, request: Request) -> Response:
             code="no_room",
         ) from None
     await asyncio.to_thread(state.views.look, [key.name])
-    state.metrics.uploads.labels(key.name).inc()
-    state.log.write("upload", request=request.state.request_id, key=key.name, sha256=info.sha256, bytes=info.size_bytes)
-    return JSONResponse(_facts(state.views.view(key.name).own[info.sha256], True), 201)
+    return state.views.view(key.name).own[info.sha256]
 
 
 async def remove(state: ServerState, request: Request) -> Response:
@@ -96,7 +105,10 @@ def _refuse_if_off(state: ServerState) -> None:
 
 def _room(state: ServerState, key: Key, folder: Path) -> int:
     """How many bytes the key may still upload. Raises: ApiError if none."""
-    used = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    files = list(folder.glob("*.safetensors"))
+    if len(files) >= _MOST_FILES:
+        raise ApiError(413, f"this key has {len(files)} LoRAs; allowed: {_MOST_FILES}.", code="quota_exceeded")
+    used = sum(path.stat().st_size for path in files)
     room = min(key.upload_bytes - used, state.settings.upload_bytes)
     if room <= 0:
         raise ApiError(

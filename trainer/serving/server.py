@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.serving.server_state import ServerState
 from trainer.serving.settings import EVERYWHERE, LOOPBACK, ServeSettings
 
 _POLL_S = 0.05
+_BACKLOG = 4096
 _LEAVE_S = 5  # for answers that are on their way when the server ends
 
 
@@ -40,10 +42,25 @@ def serve(settings: ServeSettings, loras: tuple[Path, ...] = ()) -> None:
     """Serve until asked to end. Raises: ConfigError, ModelError, AdapterError before anything is opened."""
     check(settings)
     log = Log(settings.log_prompts)
-    state = opened(settings, log, loras)
-    log.write("serving", host=settings.host, port=settings.port, base=state.names.shown, keys=len(state.ring.names))
-    Server(state).run()
+    with _listening(settings) as socket_:
+        state = opened(settings, log, loras)
+        port = socket_.getsockname()[1]
+        log.write("serving", host=settings.host, port=port, base=state.names.shown, keys=len(state.ring.names))
+        Server(state).run([socket_])
     log.write("ended")
+
+
+def _listening(settings: ServeSettings) -> socket.socket:
+    """The socket, before anything is loaded. Raises: ConfigError."""
+    is_ipv6 = ":" in settings.host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {settings.host} --port {settings.port} can't be listened on: {error.strerror or error}; allowed: "
+            f"an address of this machine and a free port."
+        ) from None
 
 
 def opened(settings: ServeSettings, log: Log, loras: tuple[Path, ...] = ()) -> ServerState:
@@ -69,7 +86,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                backlog=4096,
+                backlog=_BACKLOG,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=_LEAVE_S,
                 h11_max_incomplete_event_size=64 << 10,

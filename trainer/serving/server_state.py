@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.requests import Request
@@ -44,6 +44,7 @@ class ServerState:
     metrics: Metrics
     log: Log
     is_draining: bool = False
+    uploading: dict[str, asyncio.Lock] = field(default_factory=dict)  # by key: one upload at a time
     num_open: int = 0  # requests for pictures that aren't answered yet
 
     @property
