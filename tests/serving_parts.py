@@ -26,7 +26,7 @@ from trainer.serving.server_state import ServerState
 from trainer.serving.settings import ServeSettings
 
 openai = pytest.importorskip("openai")  # its newest needs Python 3.11
-STEPS = 2
+STEPS = 1
 
 
 @dataclass
@@ -113,7 +113,7 @@ def asked(
     for name, value in headers.items():
         request.add_header(name.replace("_", "-"), value)
     try:
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=600) as response:
             status, body, got = response.status, response.read(), dict(response.headers)
     except urllib.error.HTTPError as error:
         status, body, got = error.code, error.read(), dict(error.headers)

@@ -206,14 +206,14 @@ def test_every_way_to_name_a_lora_is_the_same(served: Served) -> None:
 
 
 def test_blocks_schedules_regions_and_modes_act(served: Served) -> None:
-    plain = png(picture(served, seed=2, loras=[{"name": "oil"}])[1])
+    plain = png(picture(served, seed=2, steps=2, loras=[{"name": "oil"}])[1])
     for change in (
         {"blocks": ["OUT=0"]},
         {"schedule": "linear 1 0"},
         {"region": "box 0 0 0.5 1"},
         {"text_weight": 0.0},
     ):
-        status, answer, _ = picture(served, seed=2, loras=[{"name": "oil", **change}])
+        status, answer, _ = picture(served, seed=2, steps=2, loras=[{"name": "oil", **change}])
         assert status == 200
         key, value = next(iter(change.items()))
         assert recipe(png(answer))["adapters"][0][key] == value

@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from serving_parts import Served, asked, made_keys, picture, random_lora, serving, wait_until
 
+from trainer import system
 from trainer.errors import ConfigError
 from trainer.render.engine import Engine
 from trainer.serving import server
@@ -162,9 +163,9 @@ def test_who_leaves_the_line_is_dropped_from_it(served: Served) -> None:
 
 def test_one_client_that_leaves_costs_the_others_of_its_batch_nothing(served: Served) -> None:
     with ThreadPoolExecutor(1) as pool:
-        staying = pool.submit(picture, served, steps=20, seed=1)
-        leaving = begun(served, {"steps": 20, "seed": 2})
-        time.sleep(0.5)
+        staying = pool.submit(picture, served, steps=8, seed=1)
+        leaving = begun(served, {"steps": 8, "seed": 2})
+        time.sleep(0.4)
         leaving.close()
         assert staying.result()[0] == 200
 
@@ -207,8 +208,10 @@ def test_a_full_line_says_when_to_come_again(engine: Engine, workspace: Path) ->
 @pytest.mark.slow
 def test_a_thousand_requests_are_all_answered(engine: Engine, workspace: Path) -> None:
     count = 1000
+    system.allow_open_files()
     with serving(engine, workspace, batch_pictures=64) as running, ThreadPoolExecutor(count) as pool:
-        values = [{"steps": 1, "seed": number, "loras": [{"name": "good"}] * (number % 2)} for number in range(count)]
+        loras = [[], [{"name": "good"}]]
+        values = [{"steps": 1, "size": "32x32", "seed": number, "loras": loras[number % 2]} for number in range(count)]
         answers = list(pool.map(lambda one: picture(running, **one), values))
         assert [status for status, _, _ in answers] == [200] * count
         assert [body["data"][0]["seed"] for _, body, _ in answers] == list(range(count))
@@ -244,7 +247,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_on_drawing(engine: Engine, work
 
 def test_a_server_that_ends_finishes_what_it_has_and_takes_nothing_new(engine: Engine, workspace: Path) -> None:
     with serving(engine, workspace) as running, ThreadPoolExecutor(2) as pool:
-        drawing = pool.submit(picture, running, steps=30)
+        drawing = pool.submit(picture, running, steps=12)
         wait_until(lambda: running.lines("order") and len(running.state.line) == 0)
         waiting = pool.submit(picture, running, steps=2)
         wait_until(lambda: len(running.lines("order")) == 2)

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from trainer import bases
+from trainer import bases, system
 from trainer.errors import ConfigError
 from trainer.render.engine import Engine
 from trainer.serving import server_state, web
@@ -42,6 +42,7 @@ def serve(settings: ServeSettings, loras: tuple[Path, ...] = ()) -> None:
     """Serve until asked to end. Raises: ConfigError, ModelError, AdapterError before anything is opened."""
     check(settings)
     log = Log(settings.log_prompts)
+    system.allow_open_files()
     with _listening(settings) as socket_:
         state = opened(settings, log, loras)
         port = socket_.getsockname()[1]
