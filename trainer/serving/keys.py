@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import threading
@@ -110,7 +109,7 @@ def write(path: Path, keys: list[Key]) -> None:
     text = tomli_w.dumps(_File(key=tuple(keys)).model_dump())
     try:
         with files.replacing(path) as unfinished:
-            os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+            unfinished.touch(mode=0o600)
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the keys can't be written to {str(path)!r}: {error.strerror}.") from None
