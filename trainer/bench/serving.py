@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import torch
 from PIL import Image
 
@@ -61,6 +62,7 @@ class Row:
     pictures_a_minute: float
     p50_s: float
     p95_s: float
+    cpu_s: float  # that a picture took, of all cores: other work on the machine changes it least
     mean_batch: float
     failed: int
 
@@ -87,7 +89,7 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
         files = _loras(engine, scratch / "loras", size.loras)
         own_keys = [keys.add(scratch / "keys.toml", _key(number)) for number in range(size.tenants)]
         note(f"{len(files)} LoRAs made")
-        ports = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
+        servers = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
         note("servers are up")
         loads: dict[str, list[Load]] = {name: [] for name in ("base", "mixed", "unmixed", "plain")}
         pipe = _plain_pipe(engine)
@@ -96,9 +98,9 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
             each = size.requests if number else 1
             asked = serving_load.requests(size.tenants, each, list(files), number)
             round_loads = {
-                "base": serving_load.run(ports["mixed"], own_keys, asked, size.steps, with_loras=False),
-                "mixed": serving_load.run(ports["mixed"], own_keys, asked, size.steps),
-                "unmixed": serving_load.run(ports["unmixed"], own_keys, asked, size.steps),
+                "base": _load(servers["mixed"], own_keys, asked, size, with_loras=False),
+                "mixed": _load(servers["mixed"], own_keys, asked, size),
+                "unmixed": _load(servers["unmixed"], own_keys, asked, size),
                 "plain": _plain(
                     pipe, [one for own in asked for one in own][: size.plain if number else 1], files, size
                 ),
@@ -137,6 +139,7 @@ def _row(name: str, loads: list[Load]) -> Row:
         60 * len(drawn) / sum(load.seconds for load in loads),
         statistics.median(seconds),
         seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
+        sum(load.cpu_s for load in loads) / max(1, len(drawn)),
         statistics.fmean([answer.batch_pictures for answer in drawn] or [0]),
         len(answers) - len(drawn),
     )
@@ -156,8 +159,8 @@ def _loras(engine: Engine, folder: Path, count: int) -> dict[str, Path]:
 
 
 @contextmanager
-def _server(scratch: Path, options: list[str]) -> Iterator[int]:
-    """The port of a server of its own process. Raises: RunError."""
+def _server(scratch: Path, options: list[str]) -> Iterator[tuple[int, int]]:
+    """Port and process of a server. Raises: RunError."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -167,7 +170,7 @@ def _server(scratch: Path, options: list[str]) -> Iterator[int]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait_for(process, port, scratch / f"server-{port}.log")
-            yield port
+            yield port, process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -184,6 +187,21 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise RunError(f"the server did not start: {log.read_text(errors='replace')[-600:]}")
 
 
+def _load(
+    server: tuple[int, int], own_keys: list[str], asked: list[list[Asked]], size: Size, with_loras: bool = True
+) -> Load:
+    """One round against a server, with the time that its process took of all cores."""
+    port, process = server
+    before = _cpu_s(process)
+    load = serving_load.run(port, own_keys, asked, size.steps, with_loras)
+    return dataclasses.replace(load, cpu_s=_cpu_s(process) - before)
+
+
+def _cpu_s(process: int | None = None) -> float:
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
+
+
 # The plain loop.
 
 
@@ -195,7 +213,7 @@ def _plain_pipe(engine: Engine) -> Any:
 
 def _plain(pipe: Any, asked: list[Asked], files: dict[str, Path], size: Size) -> Load:
     """diffusers as its documentation shows it: LoRAs loaded, set, drawn with and taken away for each request."""
-    answers, began = [], time.perf_counter()
+    answers, began, before = [], time.perf_counter(), _cpu_s()
     for one in asked:
         start = time.perf_counter()
         for name, _ in one.loras:
@@ -216,7 +234,7 @@ def _plain(pipe: Any, asked: list[Asked], files: dict[str, Path], size: Size) ->
         written = io.BytesIO()
         image.save(written, "PNG")
         answers.append(Answer(one, 200, time.perf_counter() - start, written.getvalue(), 1))
-    return Load(tuple(answers), time.perf_counter() - began)
+    return Load(tuple(answers), time.perf_counter() - began, _cpu_s() - before)
 
 
 # Whether each picture is its own.
@@ -254,10 +272,12 @@ def to_json(report: Report) -> str:
 
 def describe(report: Report) -> str:
     """The table for people, with what it comes to."""
-    head = f"{'served':<10}{'pictures':>10}{'a minute':>10}{'p50 s':>9}{'p95 s':>9}{'a batch':>9}{'failed':>8}"
+    head = (
+        f"{'served':<10}{'pictures':>10}{'a minute':>10}{'p50 s':>9}{'p95 s':>9}{'cpu s':>8}{'a batch':>9}{'failed':>8}"
+    )
     lines = [
-        f"{row.name:<10}{row.pictures:>10}{row.pictures_a_minute:>10.1f}{row.p50_s:>9.2f}{row.p95_s:>9.2f}"
-        f"{row.mean_batch:>9.1f}{row.failed:>8}"
+        f"{row.name:<9}{row.pictures:>9}{row.pictures_a_minute:>9.1f}{row.p50_s:>8.2f}{row.p95_s:>8.2f}"
+        f"{row.cpu_s:>7.2f}{row.mean_batch:>7.1f}{row.failed:>8}"
         for row in report.rows
     ]
     size = report.size

@@ -57,6 +57,7 @@ class Load:
 
     answers: tuple[Answer, ...]
     seconds: float
+    cpu_s: float = 0.0  # of the process that drew
 
     @property
     def pictures_a_minute(self) -> float:
