@@ -46,6 +46,7 @@ MANY_PARAMETERS = {
     "trainer.captioning_command.caption": "a command's parameters are its options",
     "trainer.publish_command.publish": "a command's parameters are its options",
     "trainer.retrain_command.retrain": "a command's parameters are its options",
+    "trainer.serving.command.serve": "a command's parameters are its options",
 }
 
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

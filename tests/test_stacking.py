@@ -111,11 +111,11 @@ def test_pictures_that_cannot_be_one_batch_are_not(engine: Engine, trained: Path
 def test_a_batch_too_large_for_memory_is_drawn_in_halves(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, real = [], pipeline_call.draw_batch
 
-    def small(pipe: Any, family: Any, stacks: list[StackConfig], step_done: Any) -> Any:
+    def small(pipe: Any, family: Any, stacks: list[StackConfig], step_done: Any, look: Any) -> Any:
         sizes.append(len(stacks))
         if len(stacks) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(pipe, family, stacks, step_done)
+        return real(pipe, family, stacks, step_done, look)
 
     monkeypatch.setattr(pipeline_call, "draw_batch", small)
     assert [

@@ -22,6 +22,7 @@ from trainer.bench import command as bench_command
 from trainer.errors import ConfigError, UserError
 from trainer.lora_tools import command as lora_command
 from trainer.render import batch_command, quantised, stack_command
+from trainer.serving import command as serve_command
 
 if TYPE_CHECKING:
     from trainer.config import StackConfig, TrainConfig
@@ -73,6 +74,7 @@ app.add_typer(stack_command.app, name="stack")
 app.add_typer(lora_command.app, name="lora")
 app.add_typer(models_command.app, name="models")
 app.add_typer(preset_command.app, name="preset")
+app.add_typer(serve_command.app, name="serve")
 app.command()(batch_command.batch)
 app.command()(publish_command.publish)
 app.command()(retrain_command.retrain)

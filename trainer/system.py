@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -215,6 +216,17 @@ def let_owner_alone_read(folder: Path, platform: str = sys.platform) -> None:
 def looks_like_a_path(text: str, platform: str = sys.platform) -> bool:
     """True for what can't be the hub's name of a model, `owner/name`, and must be meant as a path."""
     return text.startswith(("/", ".", "~")) or (platform == WINDOWS and ("\\" in text or text[1:2] == ":"))
+
+
+def allow_open_files() -> None:
+    """Have this process open as many files and connections as the system lets it, where that can be said."""
+    if find_spec("resource") is None:
+        return
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # macOS names a limit that it doesn't take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 # Memory.

@@ -228,6 +228,26 @@ def one_stack(
 
 
 @app.command()
+def serve(
+    tenants: Annotated[int, typer.Option(min=1, max=256, help="Who ask at once, one request open each.")] = 16,
+    loras: Annotated[
+        int, typer.Option(min=1, max=5000, help="Random LoRAs that are made, popular by Zipf's law.")
+    ] = 200,
+    requests: Annotated[int, typer.Option(min=1, max=1000, help="Requests of each tenant in a round.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often each is measured, in turn.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, max=150, help="Sampling steps.")] = 25,
+    plain: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of the plain loop in a round.")] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Pictures a minute of many tenants' stacks, against a server without mixed batches and a plain diffusers loop."""
+    from trainer.bench import serving
+
+    size = serving.Size(tenants, loras, requests, rounds, steps, plain)
+    report = serving.run(size, lambda text: typer.echo(text, err=True))
+    typer.echo(serving.to_json(report) if as_json else serving.describe(report))
+
+
+@app.command()
 def methods(
     name: Annotated[list[str] | None, typer.Option(help="One variant; repeatable, all if left out.")] = None,
     steps: Annotated[int, typer.Option(min=6, help="Training steps of each.")] = 150,

@@ -1,10 +1,12 @@
 """Adapters that were read, kept by content up to a limit of memory.
 
-The one that was unused for longest goes first, and is read from disk again when it is needed.
+The one that was unused for longest goes first, and is read from disk again when it is needed; a pinned one stays. To
+read takes long and changes nothing here, so another thread can do it ahead and hand over what it read.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,17 @@ class Adapter:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Read:
+    """An adapter that was read, and its file's stamp then."""
+
+    path: Path
+    stamp: tuple[int, ...]
+    adapter: Adapter
+
+
 class Shelf:
-    """Reads LoRA files for one base; `check` may refuse a file's new words."""
+    """Reads LoRA files for one base; `check` may refuse a file's new words. `read` and `has` are for any thread."""
 
     def __init__(
         self,
@@ -43,32 +54,68 @@ class Shelf:
         check: Callable[[dict[str, dict[str, Tensor]], str], None],
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self.file_keys, self.shapes, self.check = file_keys, shapes, check
+        self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
+        self._pinned: dict[str, Adapter] = {}
+        self._lock = threading.Lock()  # of the three above; nothing is read under it
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
+        adapter = self._unchanged(path, lora_file.stamp(path))
+        return adapter if adapter is not None else self.keep(self.read(path))
+
+    def has(self, path: Path) -> bool:
+        """Whether the file's adapter is here, as the file is now. Raises: AdapterError if there is no file."""
+        return self._unchanged(path, lora_file.stamp(path)) is not None
+
+    def read(self, path: Path) -> Read:
+        """The adapter in a file, which isn't kept by that; from memory if it is here. Raises: AdapterError."""
         stamp = lora_file.stamp(path)
-        last_stamp, key = self._stamps.get(str(path), (None, ""))
-        if last_stamp != stamp or key not in self._kept:
-            content = lora_file.content(path)
-            trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
-            # Some of a header changes what the tensors mean.
-            meaning = sorted(item for item in content.header.metadata.items() if item[0] in lora_file.MEANING)
-            key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *meaning)
-            if key not in self._kept:
-                self._kept[key] = self._read(content, key, sha256, trigger)
-            self._stamps[str(path)] = (stamp, key)
-        adapter: Adapter = self._kept[key]
+        if (here := self._unchanged(path, stamp)) is not None:
+            return Read(path, stamp, here)
+        content = lora_file.content(path)
+        trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
+        # Some of a header changes what the tensors mean.
+        meaning = sorted(item for item in content.header.metadata.items() if item[0] in lora_file.MEANING)
+        key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *meaning)
+        return Read(path, stamp, self._known(key) or self._read(content, key, sha256, trigger))
+
+    def keep(self, read: Read) -> Adapter:
+        """The adapter that was read, which is here from now on. Raises: AdapterError for words that can't be shown."""
+        key = read.adapter.key
+        if self._known(key) is None:
+            self.check(read.adapter.words, read.path.name)
+        with self._lock:
+            if key not in self._pinned:
+                self._kept[key] = read.adapter
+            self._stamps[str(read.path)] = (read.stamp, key)
+        return read.adapter
+
+    def pin(self, path: Path) -> Adapter:
+        """The adapter in a file, which stays here whatever else is read. Raises: AdapterError."""
+        adapter = self.get(path)
+        with self._lock:
+            self._pinned[adapter.key] = adapter
+            self._kept.pop(adapter.key, None)
         return adapter
+
+    def _unchanged(self, path: Path, stamp: tuple[int, ...]) -> Adapter | None:
+        """The adapter of a file that is as it was when it was read, if it is here."""
+        with self._lock:
+            last_stamp, key = self._stamps.get(str(path), (None, ""))
+        return self._known(key) if last_stamp == stamp else None
+
+    def _known(self, key: str) -> Adapter | None:
+        with self._lock:
+            adapter: Adapter | None = self._pinned.get(key) or self._kept.get(key)
+            return adapter
 
     def _read(self, content: lora_file.Content, key: str, sha256: str, trigger: str) -> Adapter:
         words = {
             word: {name: vectors.clone() for name, vectors in parts.items()}
             for word, parts in lora_file.words(content).items()
         }
-        self.check(words, content.path.name)
         updates, components = pack(lora_file.matched(content, self.file_keys, self.shapes))
         # Packs have memory of their own; what isn't low-rank lies in the file's.
         num_bytes = sum(pack.num_bytes for packed in components.values() for pack in packed.packs)
@@ -79,4 +126,5 @@ class Shelf:
     @property
     def num_bytes(self) -> int:
         """Of what is kept now, as it is counted."""
-        return int(self._kept.currsize)
+        with self._lock:
+            return int(self._kept.currsize) + sum(adapter.num_bytes for adapter in self._pinned.values())

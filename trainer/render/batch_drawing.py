@@ -56,6 +56,7 @@ class Drawing:
         self._live: tuple[_Key, LiveAdapters] | None = None  # those of the last batch
         self._prepared: tuple[_Key, Any] | None = None  # what a mode made of the adapters it last had
         self.watch: Watch | None = None  # called after each sampling step; what it raises ends the drawing there
+        self.look: pipeline_call.Look | None = None  # called with the latents after each sampling step
 
     def draw(self, batch: Batch) -> list[picture_metadata.Picture]:
         """The batch's pictures, in its order."""
@@ -67,7 +68,7 @@ class Drawing:
         try:
             with self._beside(batch) as step_done:
                 drawn = pipeline_call.draw_batch(
-                    pipe, self.base.family, list(batch.stacks), self._watched(step_done, batch)
+                    pipe, self.base.family, list(batch.stacks), self._watched(step_done, batch), self.look
                 )
         finally:
             sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")

@@ -40,6 +40,8 @@ class Batch:
     def at(self, step: int, turns: list[float] | None = None) -> Tensor:
         """The live adapters' weights in the denoiser at a step (A, B); `turns` are a mode's factors for them."""
         turns = turns or [1.0] * len(self.live)
+        if all(effect.is_steady for effect in self.live) and set(turns) <= {1.0}:
+            return self.denoiser  # the very same, by which it is known that nothing has changed
         factors = [effect.at(step) * turn for effect, turn in zip(self.live, turns, strict=True)]
         return self.denoiser * torch.tensor(factors)[:, None]
 
@@ -74,13 +76,17 @@ def groups(pictures: Iterable[Resolved], base: OpenedBase) -> Iterator[list[Reso
     """
     group: list[Resolved] = []
     for picture in pictures:
-        most = max(1, _MAX_PIXELS // (picture.stack.width_px * picture.stack.height_px))
-        if group and (kind(picture, base) != kind(group[0], base) or len(group) >= most):
+        if group and (kind(picture, base) != kind(group[0], base) or len(group) >= most(picture.stack)):
             yield group
             group = []
         group.append(picture)
     if group:
         yield group
+
+
+def most(stack: StackConfig) -> int:
+    """How many pictures of this size make a full batch."""
+    return max(1, _MAX_PIXELS // (stack.width_px * stack.height_px))
 
 
 def kind(picture: Resolved, base: OpenedBase) -> tuple[Any, ...]:

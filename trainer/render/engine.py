@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import base_match
 from trainer.config import StackConfig
@@ -24,6 +24,7 @@ from trainer.render.batch_drawing import Drawing, Watch
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.new_words import Vocabulary, Words
 from trainer.render.opened_base import open_base
+from trainer.render.pipeline_call import Look
 from trainer.render.resolving import Effect, Library, Resolved, Resolving, Weights
 from trainer.render.sharing import acts
 
@@ -88,23 +89,24 @@ class Engine:
     # Pictures.
 
     @contextmanager
-    def watched(self, watch: Watch) -> Iterator[None]:
+    def watched(self, watch: Watch, look: Look | None = None) -> Iterator[None]:
         """For the body, `watch` is told after each sampling step: how many are over, of how many, of how many pictures.
 
-        What it raises ends the drawing there; what is folded then stays so until the next picture or `restore`.
+        What it raises ends the drawing there; what is folded then stays so until the next picture or `restore`. `look`
+        is given the latents as the pipeline has them.
         """
-        self._drawing.watch = watch
+        self._drawing.watch, self._drawing.look = watch, look
         try:
             yield
         finally:
-            self._drawing.watch = None
+            self._drawing.watch = self._drawing.look = None
 
     def render(self, stack: StackConfig) -> picture_metadata.Picture:
         """The stack's picture.
 
         Raises: AdapterError, ConfigError before anything is changed; the stack that was on stays on.
         """
-        return self._draw([self._resolving.resolved(stack)])[0]
+        return self.draw([self.resolved(stack)])[0]
 
     def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[picture_metadata.Picture]:
         """The pictures of several stacks, in their order; neighbours that can be one batch are.
@@ -112,10 +114,18 @@ class Engine:
         Raises: as `render`, when it comes to that stack.
         """
         for group in batching.groups(map(self._resolving.resolved, stacks), self.opened):
-            yield from self._draw(group)
+            yield from self.draw(group)
 
-    def _draw(self, pictures: list[Resolved]) -> list[picture_metadata.Picture]:
-        """Pictures of resolved stacks of one kind, in halves if memory runs out."""
+    def resolved(self, stack: StackConfig) -> Resolved:
+        """What a stack means here, for `kind` and `draw`. Raises: AdapterError, ConfigError."""
+        return self._resolving.resolved(stack)
+
+    def kind(self, picture: Resolved) -> tuple[Any, ...]:
+        """Equal for pictures that can be drawn together."""
+        return batching.kind(picture, self.opened)
+
+    def draw(self, pictures: list[Resolved]) -> list[picture_metadata.Picture]:
+        """Pictures of resolved stacks of one kind, in halves if memory runs out. Raises: AdapterError, ConfigError."""
         try:
             return self._drawing.draw(batching.together(pictures))
         except (RuntimeError, MemoryError) as error:
@@ -123,7 +133,7 @@ class Engine:
                 raise
         # After the `except`, whose error holds the tensors of the step that failed.
         half = len(pictures) // 2
-        return self._draw(pictures[:half]) + self._draw(pictures[half:])
+        return self.draw(pictures[:half]) + self.draw(pictures[half:])
 
     # What is folded.
 

@@ -3,7 +3,8 @@
 For what can't be folded: weights that differ from image to image of one batch, follow a schedule, act in a region or
 take turns. All low-rank updates of a layer are one pair of products, down (R, in) and up (out, R), with a factor for
 each image and each of the R ranks between them (S-LoRA's idea, arXiv 2311.03285, with a weight instead of an adapter a
-row); others are a dense product each. Guidance doubles the batch: rows are counted modulo the number of images.
+row), or a pair for each image where not every image has every adapter (`own_ranks`); others are a dense product each.
+Guidance doubles the batch: rows are counted modulo the number of images.
 
 A region acts on image tokens by their place. It is one for all images or another in each, and may be found while the
 model runs. What an adapter does to the keys and values of the text has no place, so cross-attention is computed once
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from trainer import forwards
 from trainer.deltas import Delta, Update
 from trainer.render.masks import Kind, Masks
+from trainer.render.own_ranks import Gathered, OwnRanks
 
 # Component.module.path -> for each adapter there its number, its factor in this layer, and its update.
 Updates = dict[str, list[tuple[int, float, Update]]]
@@ -42,6 +44,17 @@ class Moment:
     @property
     def num_images(self) -> int:
         return int(self.denoiser.shape[1])
+
+    def weighs_as(self, other: Moment | None) -> bool:
+        """Whether each adapter has the same weights in the other moment, so that what they come to can be kept."""
+        return (
+            other is not None
+            and self.denoiser is other.denoiser
+            and self.text is other.text
+            and self.only == other.only
+            and self.on_text == other.on_text
+            and self.masks.regional == other.masks.regional
+        )
 
 
 class LiveAdapters:
@@ -148,12 +161,17 @@ class _Layer:
         ]
         # What holds now, and what it comes to for each number of rows.
         self.moment: Moment | None = None
-        self._scales: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._scales: dict[int, _Scales | None] = {}
+        self._own_ranks: OwnRanks | None = None  # made when images first differ in their adapters
+        self._gathered: dict[int, tuple[Tensor, list[Gathered]]] = {}  # by number of rows: of which scales, and what
 
     def enter(self, moment: Moment | None) -> None:
         """Act as this moment says."""
+        if moment is None or not moment.weighs_as(self.moment):
+            self._scales = {}
+        if moment is None:
+            self._gathered = {}
         self.moment = moment
-        self._scales = {}
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x, moment = inputs[0], self.moment
@@ -163,25 +181,32 @@ class _Layer:
         scales = self._scales[len(x)]
         if scales is None:
             return output
-        weights, rank_scales = scales  # (A, n), (n, R)
-        if self.pair is not None:
+        for gathered in scales.gathered:
+            output = gathered.add(module, x, output)
+        if scales.ranks is not None and self.pair is not None:
             down, up = self.pair
             inner = _apply(module, x.to(down.dtype), down)
-            inner = inner * _spread(rank_scales, inner)
+            inner = inner * _spread(scales.ranks, inner)
             if self.has_place:
                 inner = inner * moment.masks.fit(inner, self.owners, self.kind)
             lifted = nn.functional.conv2d(inner, up) if up.ndim == 4 else nn.functional.linear(inner, up)
             output = output + lifted.to(output.dtype)
         for number, factor, weight in self.dense:
-            added = _apply(module, x.to(weight.dtype), weight)
-            added = added * _spread(weights[number][:, None] * factor, added)
+            rows, row_weights = scales.rows[number]
+            if not len(rows):
+                continue
+            added = _apply(module, x[rows].to(weight.dtype), weight)
+            added = added * _spread(row_weights[:, None] * factor, added)
             if self.has_place:
                 added = added * moment.masks.fit(added, [number], self.kind)
-            output = output + added.to(output.dtype)
+            output = output.index_add(0, rows, added.to(output.dtype))
         return output
 
-    def _scales_at(self, moment: Moment, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Each adapter's weight in each row (A, n) and each rank's (n, R), as this layer has it; None if all are 0."""
+    def _scales_at(self, moment: Moment, like: Tensor) -> _Scales | None:
+        """What each row has of each adapter and rank, as this layer has it; None if all is 0.
+
+        It is found on the CPU, so that no GPU is waited for.
+        """
         num_rows = len(like)
         weights = moment.text if self.is_text_encoder else moment.denoiser
         if self.path in moment.only:
@@ -192,10 +217,40 @@ class _Layer:
         if not bool(weights.any()):
             return None
         # Guidance repeats the images. Experts get any number of rows, with one weight for all of them.
-        rows = weights.repeat(1, -(-num_rows // moment.num_images))[:, :num_rows]  # (A, n)
-        ranks = (rows[self.owners] * self.factors[:, None]).T if self.owners else rows.T[:, :0]  # (n, R)
-        dtype = like.dtype if self.pair is None else self.pair[0].dtype
-        return rows.to(like.device, dtype), ranks.to(like.device, dtype)
+        each = weights.repeat(1, -(-num_rows // moment.num_images))[:, :num_rows]  # (A, n)
+        # Masks are of all images, so an adapter that has a place is computed for all rows.
+        rows = {
+            number: torch.arange(num_rows) if self.has_place else each[number].nonzero().flatten()
+            for number, _, _ in self.dense
+        }
+        of_dense = {
+            number: (own.to(like.device), each[number][own].to(like.device, like.dtype)) for number, own in rows.items()
+        }
+        if self.pair is None:
+            return _Scales(None, [], of_dense)
+        ranks = (each[self.owners] * self.factors[:, None]).T  # (n, R)
+        if not self.has_place and not bool(ranks.all()):
+            return _Scales(None, self._gather(ranks), of_dense)
+        return _Scales(ranks.to(like.device, self.pair[0].dtype), [], of_dense)
+
+    def _gather(self, ranks: Tensor) -> list[Gathered]:
+        """Each row's own ranks, those of the last step where the scales are the same."""
+        last_ranks, gathered = self._gathered.get(len(ranks), (None, []))
+        if last_ranks is None or not torch.equal(last_ranks, ranks):
+            assert self.pair is not None
+            self._own_ranks = self._own_ranks or OwnRanks(*self.pair)
+            gathered = self._own_ranks.gathered(ranks)
+            self._gathered[len(ranks)] = ranks, gathered
+        return gathered
+
+
+@dataclass(frozen=True, eq=False)
+class _Scales:
+    """What each of n rows has of a layer's adapters."""
+
+    ranks: Tensor | None  # (n, R), where all rows have all ranks, or masks say where
+    gathered: list[Gathered]  # where they don't
+    rows: Mapping[int, tuple[Tensor, Tensor]]  # by the number of a dense adapter: the rows that have it, their weights
 
 
 def _side_by_side(deltas: list[Delta], base: Tensor) -> tuple[Tensor, Tensor]:

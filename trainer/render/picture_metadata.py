@@ -11,6 +11,7 @@ was renamed or moved is found again. Where what stands:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -121,6 +122,13 @@ def save_free(picture: Picture, folder: Path, stem: str) -> Path:
     with unique_names.temporary(folder, ".tmp") as unfinished:
         picture.image.save(unfinished, "PNG", **_png(picture))
         return unique_names.put(unfinished, unique_names.numbered(folder, stem, ".png"))
+
+
+def png(picture: Picture) -> bytes:
+    """The bytes of the PNG that `save` writes."""
+    written = io.BytesIO()
+    picture.image.save(written, "PNG", **_png(picture))
+    return written.getvalue()
 
 
 def save_sheet(sheet: Image.Image, path: Path, stem: str) -> Path:

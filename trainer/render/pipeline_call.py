@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Conditioning = dict[str, Tensor]
 
 
+Look = Callable[[int, "Tensor"], None]  # is given the number of a step that is over, and the pipeline's latents
+
 _RESCALE = 0.7
 
 
@@ -36,19 +38,24 @@ def draw(pipe: DiffusionPipeline, stack: StackConfig) -> Image:
 
 @torch.no_grad()
 def draw_batch(
-    pipe: DiffusionPipeline, family: Family, stacks: list[StackConfig], step_done: Callable[[int], None] | None = None
+    pipe: DiffusionPipeline,
+    family: Family,
+    stacks: list[StackConfig],
+    step_done: Callable[[int], None] | None = None,
+    look: Look | None = None,
 ) -> list[Image]:
     """Pictures that differ in prompt and seed only, as one batch.
 
-    `step_done` is called with the number of each step that is over.
+    `step_done` is called with the number of each step that is over, `look` before it with the latents too.
     """
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step_done:
-            step_done(step)
+        callback(step, timestep, tensors["latents"])
         return tensors
 
     def callback(step: int, timestep: Any, latents: Tensor) -> None:
+        if look:
+            look(step, latents)
         if step_done:
             step_done(step)
 

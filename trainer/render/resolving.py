@@ -64,6 +64,11 @@ class Effect:
         return self.curve[min(step, len(self.curve) - 1)]
 
     @property
+    def is_steady(self) -> bool:
+        """True if its weight is the same at every step."""
+        return set(self.curve) <= {1.0}
+
+    @property
     def is_constant(self) -> bool:
         """True if it does the same at every step and in every place."""
         return not (self.choice.schedule or self.choice.region)

@@ -1,0 +1,213 @@
+"""The one thread that draws: takes from the line what can be one batch, whoever asked for it, and draws it.
+
+diffusers' pipelines take no picture in the middle of a call, so who comes while a batch is drawn waits for the next
+one. A batch that can't be drawn is tried again picture by picture, so that a stack that can't be drawn is nobody
+else's trouble.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from trainer.errors import UserError
+from trainer.render import batching, picture_metadata
+from trainer.serving import api_error, reading
+from trainer.serving.line import Line
+from trainer.serving.log_lines import Log
+from trainer.serving.metrics import Metrics
+from trainer.serving.settings import ServeSettings
+from trainer.serving.wanted import Drawn, Wanted, late, not_finite
+from trainer.serving.watching import Unwanted, Watching
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
+
+_POLL_S = 0.25
+_SMOOTH = 0.2  # share of the newest batch in what a picture is expected to take
+# What drawing may raise but for what a user can mend; all of it is told of in the log.
+_FAULTS = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, MemoryError,
+    AssertionError,
+)  # fmt: skip
+
+
+class Drawing:
+    """Draws what waits in a line."""
+
+    def __init__(self, engine: Engine, line: Line, settings: ServeSettings, metrics: Metrics, log: Log) -> None:
+        self.engine, self.line, self.settings, self.metrics, self.log = engine, line, settings, metrics, log
+        self.picture_s = 1.0  # what a picture takes, as it went so far
+        self._is_ending = False
+        self._encoders = ThreadPoolExecutor(1, "encoding")
+        self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Draw no further than the step that is drawn now, and wait until what is done is given out."""
+        self._is_ending = True
+        with self.line.changed:
+            self.line.changed.notify_all()
+        self._thread.join()
+        self._encoders.shutdown()
+
+    def _run(self) -> None:
+        try:
+            while pictures := self._next():
+                self._draw(pictures)
+        finally:
+            for picture in self.line.drop(lambda picture: True):
+                picture.fail(api_error.draining() if self._is_ending else api_error.broken(picture.order.request_id))
+
+    # What is next.
+
+    def _next(self) -> list[Wanted]:
+        """Pictures that can be one batch, taken out of the line; none at the end."""
+        while not self._is_ending:
+            self._drop()
+            with self.line.changed:
+                fresh = [picture for picture in self._ahead() if picture.reads is not None and not picture.resolved]
+            # Not under the lock, which those who come need.
+            for picture in fresh:
+                self._resolve(picture)
+            with self.line.changed:
+                ready = [picture for picture in self._ahead() if picture.resolved and not picture.order.is_cancelled]
+                pictures = self._together(ready)
+                left_s = self._window_left(pictures)
+                if pictures and left_s <= 0:
+                    self.line.take(pictures)
+                    return pictures
+                if not self._is_ending:
+                    self.line.changed.wait(left_s if pictures else _POLL_S)
+        return []
+
+    def _ahead(self) -> list[Wanted]:
+        return list(islice(self.line.in_order(), 4 * reading.AHEAD))
+
+    def _together(self, ready: list[Wanted]) -> list[Wanted]:
+        """The first in line, and those behind it that can be drawn with it."""
+        if not ready:
+            return []
+        first = ready[0]
+        most = min(self.settings.batch_pictures, batching.most(first.stack))
+        return list(islice((picture for picture in ready if picture.kind == first.kind), most))
+
+    def _window_left(self, pictures: list[Wanted]) -> float:
+        """How many seconds a batch waits still for others."""
+        if not pictures or len(pictures) >= min(self.settings.batch_pictures, batching.most(pictures[0].stack)):
+            return 0.0
+        return min(picture.came for picture in pictures) + self.settings.window_s - time.monotonic()
+
+    def _drop(self) -> None:
+        """Take out what nobody waits for, and what came too late."""
+        for picture in self.line.drop(lambda picture: picture.order.is_cancelled or picture.order.is_late):
+            self._give_up(picture)
+
+    def _give_up(self, picture: Wanted) -> None:
+        """Say why a picture isn't drawn that nobody waits for, that is too late, or that the end came before."""
+        reason = "client gone" if picture.order.is_cancelled else "server ends" if self._is_ending else "deadline"
+        self.metrics.dropped.labels(reason).inc()
+        if not picture.order.is_cancelled:
+            picture.fail(api_error.draining() if self._is_ending else late())
+
+    def _resolve(self, picture: Wanted) -> None:
+        """Find what a picture's stack means here, or refuse it."""
+        try:
+            self._hand_over(picture)
+            resolved = self.engine.resolved(picture.stack)
+            picture.kind = self._kind(picture, self.engine.kind(resolved))
+            picture.resolved = resolved
+        except UserError as error:
+            self.line.drop(lambda other: other is picture)
+            self.metrics.dropped.labels("refused").inc()
+            picture.fail(error)
+        except _FAULTS as error:
+            self.line.drop(lambda other: other is picture)
+            self._say_fault(error, [picture])
+
+    def _kind(self, picture: Wanted, kind: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+        """What pictures of one batch have in common."""
+        adapters = picture.stack.adapters
+        # Masks lie over all pictures of a batch, and a number that isn't finite would not stay in its place.
+        own = picture.order.key_name if any(adapter.region for adapter in adapters) else ""
+        alike = () if self.settings.mixed_batches else adapters
+        return (*kind, own, alike)
+
+    def _hand_over(self, picture: Wanted) -> None:
+        for read in picture.reads or ():
+            self.engine.shelf.keep(read)
+
+    # Drawing.
+
+    def _draw(self, pictures: list[Wanted]) -> None:
+        """Draw a batch and hand its pictures out, or say why not."""
+        began = time.monotonic()
+        for picture in pictures:
+            self.metrics.waited_s.observe(began - picture.came)
+        watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
+        try:
+            for picture in pictures:
+                self._hand_over(picture)
+            with self.engine.watched(watching.watch, watching.look):
+                drawn = self.engine.draw([picture.resolved for picture in pictures if picture.resolved])
+        except Unwanted:
+            for picture in pictures:
+                self._give_up(picture)
+            return
+        except UserError as error:
+            if len(pictures) == 1:
+                pictures[0].fail(error)
+        except _FAULTS as error:
+            self._say_fault(error, pictures if len(pictures) == 1 else [])
+        else:
+            self._count(pictures, time.monotonic() - began)
+            for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
+                if place in watching.broken:
+                    self.metrics.dropped.labels("not finite").inc()
+                    picture.fail(not_finite())
+                else:
+                    self._encoders.submit(self._hand_out, picture, result, len(pictures))
+            return
+        if len(pictures) > 1:
+            for picture in pictures:
+                self._draw([picture])
+
+    def _count(self, pictures: list[Wanted], seconds: float) -> None:
+        """Remember what a batch took."""
+        self.picture_s += _SMOOTH * (seconds / len(pictures) - self.picture_s)
+        num_stacks = len({picture.stack.adapters for picture in pictures})
+        self.metrics.batch_s.observe(seconds)
+        self.metrics.batch_pictures.observe(len(pictures))
+        self.metrics.batch_stacks.observe(num_stacks)
+        self.metrics.adapter_bytes.set(self.engine.shelf.num_bytes)
+        self.log.write("batch", pictures=len(pictures), stacks=num_stacks, seconds=round(seconds, 4))
+
+    def _hand_out(self, picture: Wanted, result: picture_metadata.Picture, num_together: int) -> None:
+        """Encode a picture and give it to its order; beside the drawing of the next batch."""
+        try:
+            png = picture_metadata.png(result)
+        except _FAULTS as error:
+            self._say_fault(error, [picture])
+            return
+        self.metrics.pictures.labels(picture.order.key_name).inc()
+        picture.order.tell(Drawn(picture.number, png, result.stack, num_together))
+
+    def _say_fault(self, error: BaseException, pictures: list[Wanted]) -> None:
+        """Log a mistake of ours, and answer those that it befell."""
+        trace = "".join(traceback.format_exception(error))[-4000:]
+        request_id = pictures[0].order.request_id if pictures else ""
+        self.log.write("fault", request=request_id, error=type(error).__name__, trace=trace)
+        for picture in pictures:
+            self.metrics.dropped.labels("fault").inc()
+            picture.fail(api_error.broken(picture.order.request_id))

@@ -1,0 +1,129 @@
+"""The LoRAs that each key may name: those of the workspace, which all share, and the key's own uploads.
+
+A name is compared with what is here and never opened as a path. What was read of a file is kept by its path, time and
+size, since each file is read whole for its hash; new files are looked for when a name isn't found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import lora_file
+from trainer.errors import AdapterError
+from trainer.lora_file import LoraInfo
+from trainer.render import lora_lookup
+
+_Stamp = tuple[int, int]  # time of change in nanoseconds, and size in bytes
+
+
+@dataclass(frozen=True)
+class View:
+    """What one key sees: a name means its own LoRA before one that all share."""
+
+    own: dict[str, LoraInfo]
+    shared: dict[str, LoraInfo]
+
+    @property
+    def all(self) -> dict[str, LoraInfo]:
+        """By hash."""
+        return self.shared | self.own
+
+    def named(self, name: str, where: str) -> LoraInfo:
+        """The LoRA of that name. Raises: AdapterError naming those there are."""
+        infos = self.own if lora_lookup.matches(name, self.own.values()) else self.all
+        return lora_lookup.one(name, infos.values(), where)
+
+    def hashed(self, sha256: str, where: str) -> LoraInfo:
+        """The LoRA of that hash. Raises: AdapterError."""
+        if (info := self.all.get(sha256)) is None:
+            raise AdapterError(
+                f"{where} names the hash {sha256[:12]}, which isn't here; allowed: one of GET /v1/loras."
+            )
+        return info
+
+    def for_tags(self, names: Sequence[str]) -> dict[str, LoraInfo]:
+        """What tags in a prompt are looked up in: those of these names that are the key's own hide shared ones."""
+        hidden = {
+            sha256
+            for name in names
+            if lora_lookup.matches(name, self.own.values())
+            for sha256 in self.shared
+            if sha256 not in self.own and lora_lookup.matches(name, [self.shared[sha256]])
+        }
+        return {sha256: info for sha256, info in self.all.items() if sha256 not in hidden}
+
+
+class LoraViews:
+    """Finds LoRAs below some folders. For any thread."""
+
+    def __init__(self, folders: Sequence[Path], uploads: Path) -> None:
+        self.folders, self.uploads = tuple(folders), uploads
+        self._read: dict[Path, tuple[_Stamp, LoraInfo | None]] = {}
+        self._shared: dict[str, LoraInfo] = {}
+        self._own: dict[str, dict[str, LoraInfo]] = {}
+        self._lock = threading.Lock()
+        self._looked = float("-inf")  # when the last look began
+
+    def view(self, key_name: str) -> View:
+        """What a key sees, as last looked for."""
+        return View(self._own.get(key_name, {}), self._shared)
+
+    def folder(self, key_name: str) -> Path:
+        """Where a key's uploads lie; its name is hashed, so that it is no path."""
+        return self.uploads / hashlib.sha256(key_name.encode()).hexdigest()[:24]
+
+    def look(self, key_names: Sequence[str] = ()) -> None:
+        """Look for new and changed files; who asks while another looks waits, and shares what the next look finds."""
+        asked = time.monotonic()
+        with self._lock:
+            if self._looked < asked:
+                self._looked = time.monotonic()
+                self._shared = self._below(self.folders)
+            for name in key_names:
+                self._own = {**self._own, name: self._below([self.folder(name)])}
+
+    def _below(self, folders: Sequence[Path]) -> dict[str, LoraInfo]:
+        """By hash, the newest file of each content, a run's own before its best."""
+        infos: list[tuple[_Stamp, LoraInfo]] = []
+        for folder in folders:
+            for path in folder.rglob("*.safetensors"):
+                parts = path.relative_to(folder).parts
+                # Caches, checkpoints and other keys' uploads are no LoRAs to choose from.
+                if any(part.startswith(".") or part == "checkpoints" for part in parts) or self._is_anothers(
+                    path, folder
+                ):
+                    continue
+                if found := self._inspected(path):
+                    infos.append(found)
+        found_by_hash: dict[str, LoraInfo] = {}
+        for _, info in sorted(infos, key=lambda pair: pair[0]):
+            before = found_by_hash.get(info.sha256)
+            if before is None or not lora_file.is_earlier(info.path):
+                found_by_hash[info.sha256] = info
+        return found_by_hash
+
+    def _is_anothers(self, path: Path, folder: Path) -> bool:
+        return not folder.is_relative_to(self.uploads) and path.is_relative_to(self.uploads)
+
+    def _inspected(self, path: Path) -> tuple[_Stamp, LoraInfo] | None:
+        """A file's stamp and what is known of it; None if it is no LoRA or gone."""
+        try:
+            status = os.stat(path)
+            stamp = (status.st_mtime_ns, status.st_size)
+            if self._read.get(path, (None, None))[0] != stamp:
+                try:
+                    info = dataclasses.replace(lora_file.inspect(path), blocks={}, places=())
+                except AdapterError:
+                    info = None
+                self._read[path] = (stamp, info)
+            known = self._read[path][1]
+        except OSError:
+            return None
+        return None if known is None else (stamp, known)

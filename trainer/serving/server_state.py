@@ -1,0 +1,109 @@
+"""What all routes share: the settings, who may ask, the line, and the threads behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.requests import Request
+
+from trainer.render.engine import Engine
+from trainer.serving import api_error, gate
+from trainer.serving.api_error import NO_KEY, ApiError
+from trainer.serving.drawing import Drawing
+from trainer.serving.keys import Key, KeyRing
+from trainer.serving.line import Line
+from trainer.serving.log_lines import Log
+from trainer.serving.lora_views import LoraViews
+from trainer.serving.metrics import Metrics
+from trainer.serving.model_names import ModelNames
+from trainer.serving.quotas import Quotas
+from trainer.serving.reading import Reading
+from trainer.serving.results import Results
+from trainer.serving.settings import ServeSettings
+from trainer.serving.stack_of_request import StackMaker
+
+_SAVE_S = 5.0
+
+
+@dataclass(eq=False)
+class ServerState:
+    """One server's parts."""
+
+    settings: ServeSettings
+    ring: KeyRing
+    quotas: Quotas
+    views: LoraViews
+    names: ModelNames
+    maker: StackMaker
+    line: Line
+    drawing: Drawing
+    reading: Reading
+    results: Results
+    metrics: Metrics
+    log: Log
+    is_draining: bool = False
+    uploading: dict[str, asyncio.Lock] = field(default_factory=dict)  # by key: one upload at a time
+    num_open: int = 0  # requests for pictures that aren't answered yet
+
+    @property
+    def engine(self) -> Engine:
+        return self.drawing.engine
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return not self.is_draining and self.drawing.is_alive
+
+    def key(self, request: Request) -> Key:
+        """Whose request it is, counted. Raises: ApiError 401, 403, 429, 503."""
+        if gate.is_of_another_site(request.headers, request.method):
+            raise ApiError(403, "a page of another site may not ask here.", api_error.FORBIDDEN, code="cross_origin")
+        key = self.ring.of(request.headers.get("authorization", ""))
+        if key is None:
+            raise ApiError(
+                401,
+                "the API key is missing or not known; send it as 'Authorization: Bearer KEY'.",
+                NO_KEY,
+                code="invalid_api_key",
+            )
+        request.state.key_name = key.name
+        self.quotas.ask(key)
+        return key
+
+    def wait_s(self, num_pictures: int) -> float:
+        """How long so many pictures take, as it went so far."""
+        return min(3600.0, max(1.0, num_pictures * self.drawing.picture_s))
+
+    async def save_now_and_then(self) -> None:
+        """Write the day's counts every few seconds, for as long as the server runs."""
+        while True:
+            await asyncio.sleep(_SAVE_S)
+            await asyncio.to_thread(self.save)
+
+    def save(self) -> None:
+        """Write the day's counts; a disk that is full is told of, and harms nobody."""
+        try:
+            self.quotas.save()
+        except OSError as error:
+            self.log.write("counts not written", error=error.strerror or str(error))
+
+
+def make(settings: ServeSettings, engine: Engine, log: Log, loras: tuple[Path, ...] = ()) -> ServerState:
+    """A server's parts, its threads not started yet. `loras` are more folders of LoRAs.
+
+    Raises: ConfigError, AdapterError for pinned LoRAs that aren't here.
+    """
+    ring, metrics = KeyRing(settings.keys), Metrics()
+    views = LoraViews((settings.workspace, *loras), settings.uploads_folder)
+    views.look(ring.names)
+    for name in settings.pinned:
+        engine.shelf.pin(views.view("").named(name, "--pin").path)
+    names = ModelNames(settings.base, settings.stacks_folder)
+    line = Line(settings.queue_pictures, shares=settings.keys is not None)
+    return ServerState(
+        settings, ring, Quotas(settings.folder / "pictures_today.json"), views, names, StackMaker(settings, names),
+        line, Drawing(engine, line, settings, metrics, log), Reading(engine.shelf, line, metrics),
+        Results(settings.results_bytes, settings.results_s), metrics, log,
+    )  # fmt: skip
