@@ -20,7 +20,8 @@ from trainer.errors import ConfigError
 from trainer.render import quantised
 
 if TYPE_CHECKING:
-    from trainer.render.batch import Ended, Event, Rendered, Renders
+    from trainer.render.batch import Ended, Event, Rendered
+    from trainer.render.batch_chunks import Renders
     from trainer.render.batch_ledger import Plan
 
 _PLAIN_EVERY_S = 10.0  # between two lines where there is no terminal to redraw
