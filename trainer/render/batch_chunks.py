@@ -6,7 +6,7 @@ it is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 from trainer.config import StackConfig
@@ -34,7 +34,9 @@ OpenEngine = Callable[[str, str], Renders]  # of a base and its family
 class Draws(Protocol):
     """What draws a batch's chunks; it writes nothing into the batch's folder."""
 
-    def draw(self, chunks: Iterator[list[Work]], begin: Begin, stop: Stop) -> Iterator[tuple[Work, Result]]:
+    def draw(
+        self, chunks: Iterator[list[Work]], begin: Begin, stop: Stop
+    ) -> Generator[tuple[Work, Result], None, None]:
         """Every picture of every chunk once, as they come; once `stop` says so, no further chunk is begun."""
         ...
 
@@ -45,7 +47,9 @@ class InOrder:
     def __init__(self, open_engine: OpenEngine) -> None:
         self.warm = WarmEngine(open_engine)
 
-    def draw(self, chunks: Iterator[list[Work]], begin: Begin, stop: Stop) -> Iterator[tuple[Work, Result]]:
+    def draw(
+        self, chunks: Iterator[list[Work]], begin: Begin, stop: Stop
+    ) -> Generator[tuple[Work, Result], None, None]:
         """A chunk that was begun is drawn to its end, since its pictures come together."""
         for chunk in chunks:
             if stop():

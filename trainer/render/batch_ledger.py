@@ -149,7 +149,9 @@ class Plan:
 
     def is_done(self, work: Work) -> bool:
         """Whether a picture is done by now: it may stand in two batches that were broken off."""
-        return bool(self.db.execute("SELECT state FROM pictures WHERE place = ?", (work.place,)).fetchone()[0] == "done")
+        return bool(
+            self.db.execute("SELECT state FROM pictures WHERE place = ?", (work.place,)).fetchone()[0] == "done"
+        )
 
     def groups(self) -> Iterator[tuple[str, int]]:
         """What is to be drawn: base, size, steps and LoRAs together in words, and how many pictures."""
@@ -191,7 +193,7 @@ class Plan:
                 if len(batches) > _MOST_OPEN:
                     del batches[next(iter(batches))]
                 continue
-            digest = record.get("done") or record.get("failed")
+            digest = record.get("done") or record["failed"]
             for begun_at in turns.pop(digest, ()):
                 if begun_at in batches:
                     batches[begun_at][1].discard(digest)
