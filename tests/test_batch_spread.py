@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -233,6 +234,7 @@ class FakeRay:
         self.workers: list[FakeWorker] = []
         self.chance = random.Random(deaths)
         self.num_dead = 0
+        self.ended: Counter[tuple[str, ...]] = Counter()  # workers by what they drew
         self.lacks = lambda worker: False
 
     @contextmanager
@@ -253,7 +255,11 @@ class FakeRay:
             worker = self.chance.choice(busy)
             sent = getattr(worker.calls[0].work, "args", ())
             is_poisoned = sent and self.poison and any(self.poison in stack for stack in sent[0].stacks)
-            if is_poisoned or sent and self.num_dead < self.deaths and self.chance.random() < 0.5:
+            # By chance, but not so often at one chunk that it would be suspected itself.
+            key = sent[0].stacks if sent else ()
+            is_unlucky = self.num_dead < self.deaths and self.ended[key] < 3 and self.chance.random() < 0.9
+            if is_poisoned or sent and is_unlucky:
+                self.ended[key] += 1
                 self._end(worker)
             else:
                 call = worker.calls.pop(0)
