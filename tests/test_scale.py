@@ -1,4 +1,4 @@
-"""The simulation of servers: it agrees with arithmetic where that can tell, and the page on scale shows what there is."""
+"""The simulation of servers agrees with arithmetic where that can tell, and the page on scale shows what there is."""
 
 from __future__ import annotations
 
