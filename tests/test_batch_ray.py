@@ -109,14 +109,17 @@ def test_workers_killed_at_random_leave_each_picture_once_and_the_same(tmp_path:
     jobs(tmp_path / "x.csv", [("prompt", "seed", "steps", "lora"), *rows])
     done = run(tmp_path, "--base", str(tiny), "--out", "local")
     assert done.returncode == 0, done.stderr
-    chance, killed = random.Random(0), 0
-    with started(tmp_path, "--base", str(tiny), "--out", "ray", "--engine", "ray", "--workers", "2") as process:
-        while killed < KILLS and process.poll() is None:
-            time.sleep(chance.uniform(1, 5))
-            if there := workers(process):
-                chance.choice(there).kill()
-                killed += 1
-        output, wrong = process.communicate()
+    chance, killed, num_drawn = random.Random(0), 0, 0
+    with started(tmp_path, "--base", str(tiny), "--out", "ray", "--engine", "ray", "--workers", "3") as process:
+        assert process.stdout
+        for line in process.stdout:
+            num_drawn += '"rendered"' in line
+            if killed < KILLS and num_drawn >= 8 * (killed + 1):
+                time.sleep(chance.uniform(0, 1.5))
+                if there := workers(process):
+                    chance.choice(there).kill()
+                    killed += 1
+        _, wrong = process.communicate()
     assert process.returncode == 0, wrong
     assert killed == KILLS and files(tmp_path / "ray") == files(tmp_path / "local")
     assert manifest(tmp_path / "ray") == manifest(tmp_path / "local")

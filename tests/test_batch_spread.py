@@ -149,14 +149,14 @@ def test_what_only_ray_reads_is_refused_without_it_and_without_ray_the_extra_is_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="--address, --workers: read with --engine ray only"):
-        batch_command._check_engine("local", "head:6379", 2, 20.0)
+        batch_command._draws("local", "none", False, batch_command.Spreading("head:6379", 2))
     with pytest.raises(ConfigError, match="allowed: local, ray"):
-        batch_command._check_engine("dask", "", 0, 20.0)
+        batch_command._draws("dask", "none", False, batch_command.Spreading())
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_DISABLE_IMPORT_WARNING"):
         monkeypatch.setenv(name, os.environ.get(name, "token"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'velatura\[ray\]'"):
-        batch_command._check_engine("ray", "", 0, 20.0)
+        batch_command._draws("ray", "none", False, batch_command.Spreading())
 
 
 def test_an_address_is_refused_unless_it_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def batch(
 
     # What there is to do. Everything that can be refused is, before a base is loaded.
     folder = out or Path("outputs") / "batch" / jobs.stem
-    _check_engine(engine, address, workers, sent_gib)
+    draws = _draws(engine, quantise, download, Spreading(address, workers, sent_gib))
     if folder.suffix.lower() in picture_names.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
     defaults = jobs_file.Defaults(
@@ -140,10 +140,7 @@ def batch(
 
     stop = StopRequest()
     try:
-        if engine == "ray":
-            events = drawing.run_by(_on_ray(quantise, address, workers, sent_gib), plan, folder, stop, sheets)
-        else:
-            events = drawing.run(plan, folder, _engine_opener(quantise, download), stop, sheets)
+        events = drawing.run_by(draws, plan, folder, stop, sheets)
         last = _show_json(events) if as_json else _show(events, folder)
     finally:
         stop.restore()
@@ -151,24 +148,33 @@ def batch(
         sys.exit(130 if last.stopped else 1)
 
 
-def _check_engine(engine: str, address: str, workers: int, sent_gib: float) -> None:
-    """Raises: ConfigError for an engine that isn't there, and for what only Ray would read."""
+@dataclasses.dataclass(frozen=True)
+class Spreading:
+    """The options that only Ray reads."""
+
+    address: str = ""
+    workers: int = 0
+    sent_gib: float = _SENT_GIB
+
+
+def _draws(engine: str, quantise: str, download: bool, spreading: Spreading) -> Draws:
+    """What draws the batch. Raises: ConfigError for an engine that isn't there, and for what only Ray would read."""
     if engine not in ("local", "ray"):
         raise ConfigError(f"--engine is {engine!r}; allowed: local, ray.")
-    given = {"--address": address, "--workers": workers, "--sent-gib": sent_gib != _SENT_GIB}
-    if engine == "local" and (names := [name for name, value in given.items() if value]):
-        raise ConfigError(f"{', '.join(names)}: read with --engine ray only, and --engine is local.")
-    if engine == "ray":
-        from trainer.render.spreading import ray_access
+    if engine == "local":
+        usual = dataclasses.asdict(Spreading())
+        if names := [name for name, value in dataclasses.asdict(spreading).items() if value != usual[name]]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise ConfigError(f"{options}: read with --engine ray only, and --engine is local.")
+        from trainer.render.batch_chunks import InOrder
 
-        ray_access.prepare(address)
+        return InOrder(_engine_opener(quantise, download))
+    from trainer.render.spreading import ray_access
 
-
-def _on_ray(quantise: str, address: str, workers: int, sent_gib: float) -> Draws:
-    """What draws on Ray's workers; `_check_engine` has let Ray be imported."""
+    ray_access.prepare(spreading.address)
     from trainer.render.spreading.spread import Options, Spread
 
-    return Spread(Options(address, workers, quantise, int(sent_gib * (1 << 30))))
+    return Spread(Options(spreading.address, spreading.workers, quantise, int(spreading.sent_gib * (1 << 30))))
 
 
 def _engine_opener(quantise: str, download: bool) -> Callable[[str, str], Renders]:
