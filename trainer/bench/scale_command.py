@@ -46,8 +46,8 @@ def scale(
         return
     if abs(measured.off) > _TOLERANCE:
         typer.echo(
-            f"warning: at a batch that they weren't made from, these costs are off by {measured.off:+.0%}; measure again "
-            f"on a machine that does nothing else.",
+            f"warning: at a batch that they weren't made from, these costs are off by {measured.off:+.0%}; measure "
+            f"again on a machine that does nothing else.",
             err=True,
         )
     load = simulation.Load(tenants, loras, requests, steps, servers, routing, memory_loras=memory_loras, seed=seed)
