@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 ROUTINGS = ("random", "shortest", "affinity")
 _MOST_LORAS = 3
+_MOST_OVER_MEAN, _OTHERS = 1.25, 4  # of the requests that a server has open, and how many others are asked
 
 
 @dataclass(frozen=True)
@@ -176,15 +177,23 @@ class _Simulation:
     def _route(self, loras: tuple[int, ...]) -> int:
         """The server that a request goes to.
 
-        affinity: the one of two to which its rarest LoRA always belongs, of which the shorter line is taken.
+        affinity: the one of two to which its rarest LoRA always belongs that has less to do; where even that one has
+        much more than the mean (consistent hashing with bounded loads, arXiv 1608.01350), the best of some others.
         """
+        everyone = range(self.load.servers)
         if self.load.routing == "random" or not loras:
-            return self.router.randrange(self.load.servers)
-        places = range(self.load.servers)
-        if self.load.routing == "affinity":
-            digest = zlib.crc32(str(max(loras)).encode())
-            places = [digest % self.load.servers, (digest >> 16) % self.load.servers]  # type: ignore[assignment]
-        return min(places, key=lambda place: len(self.servers[place].line) + len(self.drawn.get(place, ())))
+            return self.router.choice(everyone)
+        if self.load.routing == "shortest":
+            return min(everyone, key=self._open)
+        digest = zlib.crc32(str(max(loras)).encode())
+        best = min((digest % self.load.servers, (digest >> 16) % self.load.servers), key=self._open)
+        if self._open(best) <= _MOST_OVER_MEAN * self.load.tenants / self.load.servers:
+            return best
+        return min((best, *self.router.choices(everyone, k=_OTHERS)), key=self._open)
+
+    def _open(self, place: int) -> int:
+        """Requests that a server was given and hasn't drawn."""
+        return len(self.servers[place].line) + len(self.drawn.get(place, ()))
 
     # A batch.
 
