@@ -40,6 +40,7 @@ MANY_PARAMETERS = {
     "trainer.cli.train": "a command's parameters are its options",
     "trainer.cli.render": "a command's parameters are its options",
     "trainer.render.batch_command.batch": "a command's parameters are its options",
+    "trainer.bench.scale_command.scale": "a command's parameters are its options",
     "trainer.lora_tools.command.extract": "a command's parameters are its options",
     "trainer.lora_tools.command.to_plain": "a command's parameters are its options",
     "trainer.preset_command.export": "a command's parameters are its options",

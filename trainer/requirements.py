@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PURPOSES = {
     "bitsandbytes": "bases quantised to 4 and 8 bit, 8-bit optimizers",
     "xformers": "another attention kernel for NVIDIA GPUs; no use without one",
+    "ray": "batches over several processes or machines",
     "playwright": "the tests of the web UI",
 }
 

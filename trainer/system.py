@@ -17,8 +17,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -60,6 +60,21 @@ def on_signals(
             signal.signal(number, earlier)
 
     return restore
+
+
+@contextmanager
+def signals_kept(names: tuple[str, ...] = STOPPING) -> Iterator[None]:
+    """For the body, a library may set handlers of these signals; afterwards they are as before.
+
+    Raises: ValueError outside the main thread.
+    """
+    numbers = [number for number in (getattr(signal, name, None) for name in names) if number is not None]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def own_group(platform: str = sys.platform) -> dict[str, Any]:

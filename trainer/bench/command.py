@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from trainer import families
-from trainer.bench import full_size, training
+from trainer.bench import full_size, scale_command, training
 from trainer.errors import ConfigError
 
 app = typer.Typer(help="Measure Velatura against a plain training loop.", no_args_is_help=True)
+app.command("scale")(scale_command.scale)
 
 
 @app.command()

@@ -10,33 +10,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
 
 from trainer import system
-from trainer.config import StackConfig
 from trainer.errors import RunError, UserError
-from trainer.memory import mechanics
 from trainer.render import batch_manifest, picture_metadata
+from trainer.render.batch_chunks import Draws, InOrder, OpenEngine, Result, Stop
 from trainer.render.batch_ledger import HIDDEN, Journal, Plan, Work, seal, thrown
 
 _MAX_TAKEN = 99  # names tried beside the wanted one
 _MANIFEST_EVERY_S = 30.0
-
-
-class Renders(Protocol):
-    """The part of an `engine.Engine` that a batch uses."""
-
-    def resolve(self, stack: StackConfig) -> StackConfig: ...
-    def render(self, stack: StackConfig) -> picture_metadata.Picture: ...
-    def render_all(self, stacks: Iterable[StackConfig]) -> Iterator[picture_metadata.Picture]: ...
-
-
-OpenEngine = Callable[[str, str], Renders]  # of a base and its family
 
 
 # Events.
@@ -96,13 +85,21 @@ Event = Planned | Rendered | Refused | Ended
 
 
 def run(
-    plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool] = lambda: False, sheets: bool = True
+    plan: Plan, out: Path, open_engine: OpenEngine, stop: Stop = lambda: False, sheets: bool = True
 ) -> Iterator[Event]:
-    """Draw what isn't there, and write the manifest and the contact sheets.
+    """Draw what isn't there in this process, and write the manifest and the contact sheets.
+
+    Raises: RunError if another process works in the folder.
+    """
+    yield from run_by(InOrder(open_engine), plan, out, stop, sheets)
+
+
+def run_by(drawing: Draws, plan: Plan, out: Path, stop: Stop = lambda: False, sheets: bool = True) -> Iterator[Event]:
+    """The same with whatever draws the chunks; the folder, its lock and its journal are this process's alone.
 
     Raises: RunError if another process works in the folder.
 
-    `stop` is asked after each picture; a batch that was begun is drawn to its end, since its pictures come together.
+    Once `stop` says so, what was begun is drawn to its end, since pictures of one chunk come together.
     """
     try:
         (out / HIDDEN).mkdir(parents=True, exist_ok=True)
@@ -110,7 +107,7 @@ def run(
         raise RunError(f"--out is {str(out)!r}, where no folder can be made: {error.strerror}.") from None
     try:
         with FileLock(str(out / HIDDEN / "lock")).acquire(timeout=0):
-            yield from _Runner(plan, out, open_engine, stop).run(sheets)
+            yield from _Runner(plan, out, drawing, stop).run(sheets)
     except Timeout:
         raise RunError(f"another batch is at work in {out}; wait for it, or name another folder with --out.") from None
 
@@ -118,12 +115,11 @@ def run(
 class _Runner:
     """One run of a batch, with the folder's lock held."""
 
-    def __init__(self, plan: Plan, out: Path, open_engine: OpenEngine, stop: Callable[[], bool]) -> None:
-        self.plan, self.out, self.open_engine, self.stop = plan, out, open_engine, stop
+    def __init__(self, plan: Plan, out: Path, drawing: Draws, stop: Stop) -> None:
+        self.plan, self.out, self.drawing, self.stop = plan, out, drawing, stop
         self.staging = out / HIDDEN
         self.made = 0
         self.started = time.monotonic()
-        self.engine: tuple[tuple[str, str], Renders | UserError] | None = None
         self.manifest = batch_manifest.manifest_file(out)
         self.next_manifest_s = time.monotonic() + _MANIFEST_EVERY_S
 
@@ -143,10 +139,12 @@ class _Runner:
 
             # What isn't there, batch by batch.
             self.there, self.total = counts["done"], counts["pictures"]
-            for chunk in self.plan.chunks(torn):
-                if stopped := self.stop():
-                    break
-                yield from self._chunk(chunk)
+            with closing(self.drawing.draw(self.plan.chunks(torn), self._begin, self.stop)) as results:
+                for work, result in results:
+                    if not self.plan.is_done(work):
+                        yield self._keep(work, result)
+                    self._write_manifest_now_and_then()
+            stopped = self.plan.counts()["todo"] > 0  # what is drawn to its end leaves none
             if sheets and not stopped:
                 num_sheets = batch_manifest.write_sheets(self.plan, self.out)
         finally:
@@ -179,62 +177,18 @@ class _Runner:
             if path.suffix in (*picture_metadata.FORMATS, ".tmp") and path.name not in kept:
                 path.unlink()
 
-    def _chunk(self, chunk: list[Work]) -> Iterator[Event]:
+    def _begin(self, chunk: list[Work]) -> None:
         self.journal.write({"begun": [work.digest for work in chunk]})
-        for work, result in self._draw(chunk):
-            if work.state != "done":
-                yield self._keep(work, result)
-            # Not when all is done: the last manifest comes after the sheets, and says that.
-            if time.monotonic() > self.next_manifest_s and self.plan.counts()["todo"]:
-                before = time.monotonic()
-                batch_manifest.write_manifest(self.plan, self.manifest)
-                # A manifest of many rows takes long; it may take up to a twentieth of the time.
-                self.next_manifest_s = time.monotonic() + max(_MANIFEST_EVERY_S, 20 * (time.monotonic() - before))
 
-    def _draw(self, chunk: list[Work]) -> Iterator[tuple[Work, picture_metadata.Picture | UserError]]:
-        """The pictures of a batch, or why there is none; one that is refused doesn't take the others with it."""
-        # Which of them can be drawn at all.
-        engine = self._engine(chunk[0].stack)
-        valid = []
-        for work in chunk:
-            if isinstance(engine, UserError):
-                yield work, engine
-                continue
-            try:
-                engine.resolve(work.stack)
-                valid.append(work)
-            except UserError as error:
-                yield work, error
-        if isinstance(engine, UserError):
-            return
+    def _write_manifest_now_and_then(self) -> None:
+        # Not when all is done: the last manifest comes after the sheets, and says that.
+        if time.monotonic() > self.next_manifest_s and self.plan.counts()["todo"]:
+            before = time.monotonic()
+            batch_manifest.write_manifest(self.plan, self.manifest)
+            # A manifest of many rows takes long; it may take up to a twentieth of the time.
+            self.next_manifest_s = time.monotonic() + max(_MANIFEST_EVERY_S, 20 * (time.monotonic() - before))
 
-        # Together.
-        pictures, num_drawn = engine.render_all(work.stack for work in valid), 0
-        try:
-            for picture in pictures:
-                num_drawn += 1
-                yield valid[num_drawn - 1], picture
-        except (UserError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, UserError) and not mechanics.is_shortage(error):
-                raise
-
-        # Where that failed, each alone, so that only what itself is refused or too large fails. After the `except`,
-        # whose error holds the tensors of a step.
-        for work in valid[num_drawn:]:
-            yield work, _alone(engine, work)
-
-    def _engine(self, stack: StackConfig) -> Renders | UserError:
-        """The base, loaded once while its pictures are drawn; the one before is let go first."""
-        key = (stack.base, stack.family)
-        if self.engine is None or self.engine[0] != key:
-            self.engine = None
-            try:
-                self.engine = (key, self.open_engine(*key))
-            except UserError as error:
-                self.engine = (key, error)
-        return self.engine[1]
-
-    def _keep(self, work: Work, result: picture_metadata.Picture | UserError) -> Event:
+    def _keep(self, work: Work, result: Result) -> Event:
         """Save a picture, or note why there is none."""
         try:
             if isinstance(result, UserError):
@@ -270,23 +224,6 @@ class _Runner:
 
     def _staged(self, digest: str, name: str) -> Path:
         return self.staging / f"{digest}{Path(name).suffix.lower()}"
-
-
-def _alone(engine: Renders, work: Work) -> picture_metadata.Picture | UserError:
-    """One picture, or why there is none."""
-    try:
-        return engine.render(work.stack)
-    except UserError as error:
-        return error
-    except (RuntimeError, MemoryError) as error:
-        if not mechanics.is_shortage(error):
-            raise
-        size = f"{work.stack.width_px}x{work.stack.height_px}"
-        lines = str(error).strip().splitlines() or ["MemoryError"]
-        return RunError(
-            f"memory ran out for this picture of {size} px with {len(work.stack.adapters)} LoRAs, drawn alone; a "
-            f"smaller one may fit. {lines[0][:200]}"
-        )
 
 
 def _link(staged: Path, target: Path) -> bool:

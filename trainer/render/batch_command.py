@@ -20,7 +20,8 @@ from trainer.errors import ConfigError
 from trainer.render import quantised
 
 if TYPE_CHECKING:
-    from trainer.render.batch import Ended, Event, Rendered, Renders
+    from trainer.render.batch import Ended, Event, Rendered
+    from trainer.render.batch_chunks import Draws, Renders
     from trainer.render.batch_ledger import Plan
 
 _PLAIN_EVERY_S = 10.0  # between two lines where there is no terminal to redraw
@@ -71,6 +72,19 @@ Sheets = Annotated[bool, typer.Option(help="Make contact sheets.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a base from the hub if it isn't here.")]
+EngineName = Annotated[
+    str, typer.Option(help="local, or ray: spread over processes of this machine, or of a cluster with --address.")
+]
+Address = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="With --engine ray: a cluster that is running, and asks for a token.")
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="With --engine ray: processes that draw; 0 is one a GPU, or one a machine.")
+]
+SentGib = Annotated[
+    float, typer.Option(min=0, help="With --engine ray: GiB of sent LoRAs that each machine keeps for later.")
+]
+_SENT_GIB = 20.0
 
 
 def batch(
@@ -92,6 +106,10 @@ def batch(
     dry_run: DryRun = False,
     as_json: Json = False,
     download: Download = False,
+    engine: EngineName = "local",
+    address: Address = "",
+    workers: Workers = 0,
+    sent_gib: SentGib = _SENT_GIB,
 ) -> None:
     """Render every row of a file, each picture once: broken off anywhere, the same command goes on where it was."""
     from trainer import lora_file
@@ -99,6 +117,7 @@ def batch(
 
     # What there is to do. Everything that can be refused is, before a base is loaded.
     folder = out or Path("outputs") / "batch" / jobs.stem
+    draws = _draws(engine, quantise, download, Spreading(address, workers, sent_gib))
     if folder.suffix.lower() in picture_names.ENDINGS:
         raise ConfigError(f"--out is {str(folder)!r}; allowed: a folder. How files are called is --name's to say.")
     defaults = jobs_file.Defaults(
@@ -122,12 +141,41 @@ def batch(
 
     stop = StopRequest()
     try:
-        events = drawing.run(plan, folder, _engine_opener(quantise, download), stop, sheets)
+        events = drawing.run_by(draws, plan, folder, stop, sheets)
         last = _show_json(events) if as_json else _show(events, folder)
     finally:
         stop.restore()
     if last.stopped or last.failed:
         sys.exit(130 if last.stopped else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spreading:
+    """The options that only Ray reads."""
+
+    address: str = ""
+    workers: int = 0
+    sent_gib: float = _SENT_GIB
+
+
+def _draws(engine: str, quantise: str, download: bool, spreading: Spreading) -> Draws:
+    """What draws the batch. Raises: ConfigError for an engine that isn't there, and for what only Ray would read."""
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine is {engine!r}; allowed: local, ray.")
+    if engine == "local":
+        usual = dataclasses.asdict(Spreading())
+        if names := [name for name, value in dataclasses.asdict(spreading).items() if value != usual[name]]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise ConfigError(f"{options}: read with --engine ray only, and --engine is local.")
+        from trainer.render.batch_chunks import InOrder
+
+        return InOrder(_engine_opener(quantise, download))
+    from trainer.render.spreading import ray_access
+
+    ray_access.prepare(spreading.address)
+    from trainer.render.spreading.spread import Options, Spread
+
+    return Spread(Options(spreading.address, spreading.workers, quantise, int(spreading.sent_gib * (1 << 30))))
 
 
 def _engine_opener(quantise: str, download: bool) -> Callable[[str, str], Renders]:

@@ -36,6 +36,7 @@ from trainer.render.jobs_file import Row
 PIXELS_AT_ONCE = 1 << 20  # of a batch, as in `engine`
 _MOST_ADAPTERS = 8  # of a batch: those that not every picture has at one weight cost something at every step
 _MOST_PROBLEMS = 5
+_MOST_OPEN = 4096  # batches that were being drawn at once when a run was killed
 _PAGE = 512  # rows that a query reads at once
 _SCHEMA = """
 CREATE TABLE pictures (
@@ -146,6 +147,12 @@ class Plan:
         file: str = self.db.execute("SELECT file FROM pictures WHERE place = ?", (work.place,)).fetchone()[0]
         return file
 
+    def is_done(self, work: Work) -> bool:
+        """Whether a picture is done by now: it may stand in two batches that were broken off."""
+        return bool(
+            self.db.execute("SELECT state FROM pictures WHERE place = ?", (work.place,)).fetchone()[0] == "done"
+        )
+
     def groups(self) -> Iterator[tuple[str, int]]:
         """What is to be drawn: base, size, steps and LoRAs together in words, and how many pictures."""
         for kind, stack_key, count in self.db.execute(
@@ -176,15 +183,22 @@ class Plan:
         Reads, and changes no file.
         """
         # What the journal says. A batch was broken off if a digest of it is neither done nor failed.
-        batches: list[tuple[list[str], set[str]]] = []  # digests, and those of them that are still open
-        for record in read_journal(out):
+        batches: dict[int, tuple[list[str], set[str]]] = {}  # by turn: digests, and those of them that are still open
+        turns: dict[str, list[int]] = {}  # of the open batches that a digest is in
+        for turn, record in enumerate(read_journal(out)):
             if (begun := record.get("begun")) is not None:
-                # At most 64, since each record goes through them all; only as many kills leave as many open.
-                batches = [batch for batch in batches if batch[1]][-64:] + [(begun, set(begun))]
+                batches[turn] = (begun, set(begun))
+                for digest in batches[turn][1]:
+                    turns.setdefault(digest, []).append(turn)
+                if len(batches) > _MOST_OPEN:
+                    del batches[next(iter(batches))]
                 continue
-            digest = record.get("done") or record.get("failed")
-            for _, still_open in batches:
-                still_open.discard(digest)
+            digest = record.get("done") or record["failed"]
+            for begun_at in turns.pop(digest, ()):
+                if begun_at in batches:
+                    batches[begun_at][1].discard(digest)
+                    if not batches[begun_at][1]:
+                        del batches[begun_at]
             if "done" in record:
                 self.db.execute(
                     "UPDATE pictures SET failed = 0, file = ?, bytes = ?, mtime_ns = ?, sha256 = ? WHERE digest = ?",
@@ -205,7 +219,7 @@ class Plan:
                 self.mark(work, "staged", work.file)
             elif work.file in gone:
                 self.mark(work, "done", work.file, "thrown away")
-        return [digests for digests, still_open in batches if still_open]
+        return [digests for digests, _ in batches.values()]
 
     def staged(self) -> Iterator[Work]:
         return self._where("state = 'staged'")

@@ -1,0 +1,105 @@
+"""`velatura bench scale`: what one server and many would do under many tenants' load, by simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.bench import scale as simulation
+from trainer.errors import ConfigError
+
+_TOLERANCE = 0.15  # of what was measured
+
+
+def scale(
+    tenants: Annotated[int, typer.Option(min=1, help="Who ask at once, each for one picture after the other.")] = 16,
+    loras: Annotated[int, typer.Option(min=0, help="LoRAs of Zipf popularity, one to three in a stack.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="Pictures that each tenant asks for.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 25,
+    servers: Annotated[int, typer.Option(min=1, max=10_000, help="Servers that a router sends them to.")] = 1,
+    routing: Annotated[str, typer.Option(help=f"One of {', '.join(simulation.ROUTINGS)}.")] = "affinity",
+    memory_loras: Annotated[int, typer.Option(min=1, help="LoRAs that a server keeps in memory.")] = 200,
+    costs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Costs that --measure printed; measured here if left out.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Print this machine's costs as JSON, and no more.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `bench serve --json` printed, to be compared with.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same load.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Pictures a minute and latencies of servers with mixed batches, simulated from costs measured here."""
+    if routing not in simulation.ROUTINGS:
+        raise ConfigError(f"--routing is {routing!r}; allowed: {', '.join(simulation.ROUTINGS)}.")
+    from trainer.bench import scale_costs
+
+    measured = scale_costs.read(costs) if costs else scale_costs.measure(3, lambda text: typer.echo(text, err=True))
+    if measure:
+        typer.echo(scale_costs.write(measured))
+        return
+    if abs(measured.off) > _TOLERANCE:
+        typer.echo(
+            f"warning: at a batch that they weren't made from, these costs are off by {measured.off:+.0%}; measure "
+            f"again on a machine that does nothing else.",
+            err=True,
+        )
+    load = simulation.Load(tenants, loras, requests, steps, servers, routing, memory_loras=memory_loras, seed=seed)
+    outcomes = {
+        "base": simulation.simulate(dataclasses.replace(load, loras=0), measured.costs),
+        "mixed": simulation.simulate(load, measured.costs),
+        "unmixed": simulation.simulate(dataclasses.replace(load, batch_pictures=1), measured.costs),
+    }
+    typer.echo(_to_json(load, outcomes) if as_json else describe(load, outcomes))
+    if against:
+        typer.echo(compared(outcomes, against))
+
+
+def _to_json(load: simulation.Load, outcomes: dict[str, simulation.Outcome]) -> str:
+    rows = [{"name": name} | dataclasses.asdict(outcome) for name, outcome in outcomes.items()]
+    return json.dumps({"size": dataclasses.asdict(load), "rows": rows}, indent=2)
+
+
+def describe(load: simulation.Load, outcomes: dict[str, simulation.Outcome]) -> str:
+    """The table for people, in the columns of `bench serve`."""
+    lines = [
+        f"simulated: {load.tenants} tenants, {load.loras} LoRAs, {load.steps} steps, {load.servers} servers",
+        f"{'served':<10}{'pictures':>10}{'a minute':>10}{'p50 s':>9}{'p95 s':>9}{'a batch':>9}{'LoRAs':>8}{'reads':>8}"
+        f"{'busy':>7}",
+    ]
+    lines += [
+        f"{name:<10}{row.pictures:>10}{row.pictures_a_minute:>10.1f}{row.p50_s:>9.2f}{row.p95_s:>9.2f}"
+        f"{row.mean_batch:>9.1f}{row.mean_loras:>8.1f}{row.reads:>8.2f}{row.busy:>7.0%}"
+        for name, row in outcomes.items()
+    ]
+    return "\n".join(lines)
+
+
+def compared(outcomes: dict[str, simulation.Outcome], path: Path) -> str:
+    """How far the simulation is from a measured load test, and whether it may predict. Raises: ConfigError."""
+    try:
+        rows = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        pairs = [
+            (name, what, getattr(outcomes[name], what), float(rows[name][what]))
+            for name in outcomes
+            if name in rows
+            for what in ("pictures_a_minute", "p95_s")
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"--against is {str(path)[:300]!r}, which is no report of bench serve --json: {error}."
+        ) from None
+    lines = [
+        f"{name}, {what}: simulated {ours:.2f}, measured {theirs:.2f}, {ours / theirs - 1:+.0%}"
+        for name, what, ours, theirs in pairs
+    ]
+    worst = max(abs(ours / theirs - 1) for _, _, ours, theirs in pairs)
+    verdict = "yes" if worst <= _TOLERANCE else "no, so what it says of more servers is no guide"
+    lines.append(f"within {_TOLERANCE:.0%}: {verdict}")
+    return "\n".join(lines)
