@@ -20,6 +20,7 @@ from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
 from trainer.config.parsing import from_json, from_toml
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, ConfigError
+from trainer.other_trainers import presets_from
 from trainer.printing import plain
 
 MAX_BYTES = 8 << 20
@@ -82,7 +83,7 @@ def _tool_of(path: Path) -> str:
 
 def _of_other_trainer(path: Path, tool: str) -> Arrival:
     """Another trainer's recipe, kept as a preset of one's own. Raises: ConfigError for one that can't be taken over."""
-    from trainer.other_trainers import importing, presets_from
+    from trainer.other_trainers import importing
 
     recipe = importing.read(path)
     preset = presets_from.keep(recipe, path).stem

@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 from app.job_table import Job
-from trainer import system
+from trainer import processes
 
 MARK = "VELATURA_JOB"  # in a child's environment: which job it is, since a process id and a start time may come again
 
@@ -34,6 +34,6 @@ def orphan(job: Job) -> psutil.Process | None:
 def began_s(pid: int) -> float:
     """When the process began; now, if it has ended already."""
     try:
-        return system.began_s(pid)
+        return processes.began_s(pid)
     except psutil.NoSuchProcess:
         return time.time()

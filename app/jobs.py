@@ -27,7 +27,7 @@ import trainer
 from app import job_order, job_output, job_plans, job_process, job_table
 from app.job_table import Job, State
 from app.job_work import REHEARSAL, TRAINING, Work
-from trainer import runs, system
+from trainer import processes, runs, system
 from trainer.errors import RunError, UserError
 
 LIVE: tuple[State, ...] = ("running", "stopping", "pausing")
@@ -306,7 +306,7 @@ class JobRunner:
         """The job's process if it is alive and still the one that was started, whoever started it."""
         if job.pid is None or job.pid_start is None:
             return None
-        return system.same_process(job.pid, job.pid_start, (job_process.MARK, job_process.mark(job)))
+        return processes.same_process(job.pid, job.pid_start, (job_process.MARK, job_process.mark(job)))
 
     def _is_alive(self, job: Job) -> bool:
         child = self._children.get(job.id)

@@ -300,7 +300,8 @@ def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn],
 
     for one in drawn:
         if one.tab is not None:
-            one.tab.select(selecting(one.name), None, None, queue=False, **STILL)
+            # In turn: Gradio selects the first tab as the page is drawn, and who is quick has chosen another meanwhile.
+            one.tab.select(selecting(one.name), None, None, concurrency_id="tab", concurrency_limit=1, **STILL)
     if "dataset" in kept and "train" in kept:
         here, there = (kept["dataset"], "dataset"), (kept["train"], "train-dataset")
         follow(page, here, there, "change")

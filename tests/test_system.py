@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from trainer import system
+from trainer import processes, system
 
 SYSTEMS = ["linux", "darwin", "win32"]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="asks POSIX itself")
@@ -123,16 +123,18 @@ def test_a_number_is_the_same_process_only_with_its_time_and_its_mark() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | {"MARK": "7"}
     ) as child:
-        began = system.began_s(child.pid)
+        began = processes.began_s(child.pid)
         deadline = time.monotonic() + 10
-        while system.same_process(child.pid, began, ("MARK", "7")) is None and time.monotonic() < deadline:
+        while processes.same_process(child.pid, began, ("MARK", "7")) is None and time.monotonic() < deadline:
             time.sleep(0.05)  # between fork and exec the environment is still the parent's
-        assert system.same_process(child.pid, began, ("MARK", "7")) == psutil.Process(child.pid)
-        assert system.same_process(child.pid, began, ("MARK", "8")) is None
-        assert system.same_process(child.pid, began - 60, ("MARK", "7")) is None
+        assert processes.same_process(child.pid, began, ("MARK", "7")) == psutil.Process(child.pid)
+        assert processes.same_process(child.pid, began, ("MARK", "8")) is None
+        assert processes.same_process(child.pid, began - 60, ("MARK", "7")) is None
         child.kill()
-    assert system.same_process(child.pid, began, ("MARK", "7")) is None
-    assert system.same_process(-1, began, ("MARK", "7")) is None is system.same_process(2**70, began, ("MARK", "7"))
+    assert processes.same_process(child.pid, began, ("MARK", "7")) is None
+    assert (
+        processes.same_process(-1, began, ("MARK", "7")) is None is processes.same_process(2**70, began, ("MARK", "7"))
+    )
 
 
 def test_only_on_windows_a_child_must_be_told_to_write_utf8() -> None:

@@ -36,7 +36,6 @@ _PROC = Path("/proc")
 # What a program is asked to end by; Windows can send only the second, which is Ctrl-Break.
 ENDING = ("SIGTERM", "SIGBREAK")
 STOPPING = ("SIGINT", *ENDING)  # and Ctrl-C
-_SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 _CTRL_BREAK, _NEW_GROUP = 1, 0x200  # CTRL_BREAK_EVENT and CREATE_NEW_PROCESS_GROUP, which Python names on Windows only
 _BY_CTRL_C, _NO_MEMORY, _NO_COMMIT = 0xC000013A, 0xC0000017, 0xC000012D  # of ntstatus.h
 
@@ -112,32 +111,6 @@ def was_asked_to_end(code: int, platform: str = sys.platform) -> bool:
 def was_ended_by_system(code: int, platform: str = sys.platform) -> bool:
     """True for the exit code of a process that the system killed, or to which it gave no more memory."""
     return code & 0xFFFFFFFF in (_NO_MEMORY, _NO_COMMIT) if platform == WINDOWS else code in (-9, 137)
-
-
-def began_s(pid: int) -> float:
-    """When the process with this number began, in seconds since 1970. Raises: psutil.NoSuchProcess."""
-    import psutil
-
-    return float(psutil.Process(pid).create_time())
-
-
-def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Process | None:
-    """The live process with this number if it is still the one that began then; None if not.
-
-    A number is given to another process once it is free, and number and time can both come again after the clock was
-    set. `mark` is a name and value in its environment, which settles it.
-    """
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        began_then = abs(process.create_time() - began) < _SAME_START_S
-        # A zombie has ended, and waits only for its parent to look.
-        if not began_then or process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return process if process.environ().get(mark[0]) == mark[1] else None
-    except (psutil.Error, OSError, ValueError, OverflowError):  # gone, another user's, or a number that no process has
-        return None
 
 
 # Files.
