@@ -150,6 +150,13 @@ def cells(sheet: Image.Image, size: tuple[int, int]) -> set[bytes]:
     return {rectangle.tobytes() for rectangle in rectangles if rectangle.shape[:2] == size[::-1]}
 
 
+def is_among(picture: bytes, cells: set[bytes]) -> bool:
+    import numpy
+
+    wanted, *others = (numpy.frombuffer(raw, numpy.uint8).astype(int) for raw in (picture, *cells))
+    return any(abs(wanted - other).max() <= 2 for other in others)
+
+
 def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictures(context: Context) -> None:
     stack = made(context)
 
@@ -174,7 +181,8 @@ def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictur
         for weight in (0.0, 1.0)
         for prompt in ("a fox, red", "an owl")
     ]
-    assert len(set(drawn)) > 4 and set(drawn) <= cells(sheet, (64, 64))
+    # Seeds are drawn together, which may round otherwise than alone: by 1 of 255, and by 2 once it is enlarged.
+    assert len(set(drawn)) > 4 and all(is_among(picture, cells(sheet, (64, 64))) for picture in drawn)
 
 
 @pytest.mark.parametrize(

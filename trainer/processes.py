@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import psutil
+import psutil
 
 _SAME_START_S = 2.0  # a start time is read from the clock, which may be set in between
 
 
 def began_s(pid: int) -> float:
     """When the process with this number began, in seconds since 1970. Raises: psutil.NoSuchProcess."""
-    import psutil
-
     return float(psutil.Process(pid).create_time())
 
 
@@ -23,8 +18,6 @@ def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Proces
     A number is given to another process once it is free, and number and time can both come again after the clock was
     set. `mark` is a name and value in its environment, which settles it.
     """
-    import psutil
-
     try:
         process = psutil.Process(pid)
         began_then = abs(process.create_time() - began) < _SAME_START_S
