@@ -199,6 +199,7 @@ def go_on_to_a_batch(page: Page, server: Server) -> None:
     assert len(list((server.workspace / "batches" / "batch").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, browser: Browser) -> None:
     copy_sample(page)
     try_conditions(page)
@@ -254,6 +255,7 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     go_on_to_a_batch(page, server)
 
 
+@pytest.mark.slow
 def test_training_outlives_the_server_and_can_be_stopped_after(page: Page, server: Server) -> None:
     copy_sample(page)
     begin_training(page, steps=2000)

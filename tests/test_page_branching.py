@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 expect = browsing.playwright_api.expect
 WAIT_MS = 240_000  # the suite's other files train beside this one
-pytestmark = [browsing.pytestmark, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, browsing.pytestmark, pytest.mark.timeout(1200)]
 PROMPT = "a red apple, outline style"
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 expect = playwright_api.expect
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BLIP and a LLaVA, tiny and random."""

@@ -17,7 +17,7 @@ from tests import test_browser as server_side
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = server_side.pytestmark
+pytestmark = [pytest.mark.slow, server_side.pytestmark]
 expect = server_side.playwright_api.expect
 WIDTHS_PX = (1440, 420)
 

@@ -19,7 +19,7 @@ from tests import test_browser as browsing
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = browsing.pytestmark
+pytestmark = [pytest.mark.slow, browsing.pytestmark]
 expect = browsing.playwright_api.expect
 WAIT_MS = 120_000  # the suite's other files train beside this one
 

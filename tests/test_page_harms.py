@@ -52,7 +52,7 @@ from tests import browsing, test_browser
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [test_browser.pytestmark, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, test_browser.pytestmark, pytest.mark.timeout(600)]
 expect = test_browser.playwright_api.expect
 HERE = Path(__file__).parent
 # Words that only a command, a settings file or a log has.

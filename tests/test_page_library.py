@@ -16,9 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 from tests import test_browser
 from tests.test_browser import HOSTILE, Server, browser, server  # noqa: F401  # fixtures
 from tests.test_library_keeping import lora
-from tests.test_recognising import KOHYA
 from trainer import lora_file, presets
 from trainer.config import StackConfig
+from trainer.other_trainers import importing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -29,6 +29,11 @@ pytestmark = [
 ]
 expect = test_browser.playwright_api.expect
 expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -175,11 +180,16 @@ def test_the_trash_gives_back_and_asks_twice(page: Page, server: Server) -> None
 
 def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_path: Path) -> None:  # noqa: F811
     """Harm 11: a kohya config gave nine errors; and a file of any kind is taken by the one zone."""
-    (tmp_path / "config.toml").write_text(KOHYA)
-    drop(page, tmp_path / "config.toml")
+    recipe = Path(__file__).parent / "other_trainers" / "recipes" / "sdxl_sd_scripts.toml"
+    drop(page, recipe)
     arrivals = page.locator("#library-arrival")
-    expect(arrivals).to_contain_text("This is a settings file of kohya's scripts; taking over its settings is not")
-    expect(page.locator("#open-arrival")).to_be_hidden()
+    expect(arrivals).to_contain_text("A recipe of sd-scripts.")
+    expect(page.locator("#library-details .recipe-keys summary")).to_contain_text("What became of its")
+    page.locator("#open-arrival").click()
+    expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+    steps = str(importing.read(recipe).settings["max_steps"])
+    expect(box(page, "field-max_steps")).to_have_value(steps)
+    page.get_by_role("tab", name="Library").click()
 
     # A zip opens in Dataset.
     with zipfile.ZipFile(tmp_path / "paintings.zip", "w") as archive:

@@ -28,7 +28,7 @@ from trainer.render import picture_metadata, regions, strength
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = browsing.pytestmark
+pytestmark = [pytest.mark.slow, browsing.pytestmark]
 expect = browsing.playwright_api.expect
 WAIT_MS = 120_000  # the suite's other files train beside this one
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

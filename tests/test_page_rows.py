@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 expect = browsing.playwright_api.expect
 WAIT_MS = 120_000  # the suite's other files train beside this one
-pytestmark = [browsing.pytestmark, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, browsing.pytestmark, pytest.mark.timeout(900)]
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 NAMES = ("ash", "birch", "cedar")
 

@@ -28,7 +28,7 @@ PROMPTS = ("a penguin, outline style", "a red apple, outline style")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)  # the suite's other files train beside this one
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")]
 
 
 @pytest.fixture
