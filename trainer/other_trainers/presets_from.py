@@ -34,7 +34,7 @@ def name_of(imported: Imported, path: Path) -> str:
 
 def keep(imported: Imported, path: Path, name: str = "") -> Path:
     """Keep a recipe as a preset of the user's own; its file. Raises: ConfigError."""
-    return presets.add(name or name_of(imported, path), _text(imported, path))
+    return presets.add(name or name_of(imported, path), text_of(imported, path))
 
 
 def in_short(keys: tuple[Key, ...]) -> str:
@@ -58,7 +58,8 @@ def report_of(preset: Path) -> list[Key]:
     return keys
 
 
-def _text(imported: Imported, path: Path) -> str:
+def text_of(imported: Imported, path: Path) -> str:
+    """The preset's text: its head, a title, the settings in the order in which a preset has them, and the report."""
     head = [
         f"From {printable(path.name[:80])}, a recipe of {imported.tool} (keys as of {imported.version}), imported by "
         f"Velatura {__version__}.",

@@ -43,7 +43,7 @@ class Holding:
         """Note that it was given this to draw."""
         if wanted.base != self.base:
             self.base, self.adapters = wanted.base, {}
-        for sha256 in wanted.adapters:
+        for sha256 in sorted(wanted.adapters):
             self.adapters.pop(sha256, None)
             self.adapters[sha256] = None
         while len(self.adapters) > _REMEMBERED:
