@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import browsing, plain, slow, warm
+from tests.page_fixtures import browser, chromium, open_page  # noqa: F401  # fixtures
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning
 # threads.

@@ -11,12 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from test_browser import CHROMIUM, _free_port
 
 from app import request_guard
+from tests.page_fixtures import NEEDS_CHROMIUM
+from tests.test_browser import _free_port
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "a long enough one"
@@ -161,40 +163,36 @@ def test_the_page_says_what_it_may_load_on_every_answer(address: str) -> None:
     assert "content-security-policy" in ask(address, "POST", "/gradio_api/upload", Origin="http://evil.example")[1]
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium")
-def test_the_policy_holds_in_a_real_browser_and_breaks_nothing_of_the_login(address: str) -> None:
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "console",
-            lambda message: (
-                problems.append(message.text)
-                if "Content Security Policy" in message.text and address in message.text
-                else None
-            ),
-        )
-        page.goto(address)
-        page.get_by_label("username").fill("me")
-        page.get_by_label("password").fill(PASSWORD)
-        page.get_by_role("button", name="Login").click()
-        page.locator("#dataset").wait_for(timeout=60_000)
-        assert not problems, problems
-        fetched = """async url => {
-            try { await fetch(url, {mode: 'no-cors'}); return 'sent' } catch (error) { return 'kept' }
-        }"""
-        assert page.evaluate(fetched, "http://localhost:9/x") == "kept"
-        blocked = page.evaluate("""() => new Promise(done => {
-            document.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
-            const image = new Image();
-            image.src = 'http://localhost:9/a.png';
-            setTimeout(() => done('loaded'), 5000);
-        })""")
-        assert blocked == "img-src"
-        browser.close()
+@NEEDS_CHROMIUM
+def test_the_policy_holds_in_a_real_browser_and_breaks_nothing_of_the_login(address: str, browser: Any) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            problems.append(message.text)
+            if "Content Security Policy" in message.text and address in message.text
+            else None
+        ),
+    )
+    page.goto(address)
+    page.get_by_label("username").fill("me")
+    page.get_by_label("password").fill(PASSWORD)
+    page.get_by_role("button", name="Login").click()
+    page.locator("#dataset").wait_for(timeout=60_000)
+    assert not problems, problems
+    fetched = """async url => {
+        try { await fetch(url, {mode: 'no-cors'}); return 'sent' } catch (error) { return 'kept' }
+    }"""
+    assert page.evaluate(fetched, "http://localhost:9/x") == "kept"
+    blocked = page.evaluate("""() => new Promise(done => {
+        document.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
+        const image = new Image();
+        image.src = 'http://localhost:9/a.png';
+        setTimeout(() => done('loaded'), 5000);
+    })""")
+    assert blocked == "img-src"
 
 
 def test_importing_the_page_forgets_what_the_environment_says_to_gradio() -> None:

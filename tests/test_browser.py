@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import time
@@ -21,22 +20,18 @@ import psutil
 import pytest
 
 from tests import browsing, warm
+from tests.page_fixtures import ARGUMENTS, CHROMIUM, HOSTILE, NEEDS_CHROMIUM  # noqa: F401  # theirs who import these from here
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ROOT = Path(__file__).parents[1]
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
-HOSTILE = "<img src=x onerror=window.__owned=1>"
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
 )
 playwright_api.expect.set_options(timeout=30_000)  # the suite's other files train beside this one, on two cores
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium"
-)
+pytestmark = NEEDS_CHROMIUM
 
 
 @dataclass
@@ -98,14 +93,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.kill()
     for process in made.trainers():
         os.kill(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
 
 
 @pytest.fixture

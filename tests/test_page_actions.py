@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import test_browser
-from tests.test_browser import Server, browser, server  # noqa: F401  # fixtures
+from tests.test_browser import Server, server  # noqa: F401  # fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,28 +13,22 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app import item_notes, request_guard, tabs, theme, ui
+from app import item_notes, tabs, ui
 from app.context import Context
 from app.tabs import batch, library, stack
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
 from trainer.config import StackConfig
 from trainer.render import picture_metadata
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
-HOSTILE = "<img src=x onerror=window.__owned=1>"
 SMALL = "64x64\t2"  # size and steps
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 expect.set_options(timeout=240_000)  # the suite's other files train beside this one
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), NEEDS_CHROMIUM]
 
 
 @pytest.fixture
@@ -48,47 +41,11 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
     made.runner.halt()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def open_page(context: Context, browser: Browser) -> Iterator[Callable[[], Page]]:
-    """Opens the page on the workspace as it is by then; fails on an error in the page and on a request that leaves."""
-    problems: list[str] = []
-    closing: list[Any] = []
-
-    def opened() -> Page:
-        made = ui.compose(context)
-        middleware = {"middleware": list(request_guard.middleware("127.0.0.1"))}
-        address = ui.launch(
-            made, server_name="127.0.0.1", app_kwargs=middleware, theme=theme.theme(), css=theme.CSS,
-        )  # fmt: skip
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        closing.extend([page, made])
-        page.set_default_timeout(240_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
-                else problems.append(request.url))  # fmt: skip
-        page.goto(address)
-        show(page)
-        return page
-
-    yield opened
-    if closing:
-        assert closing[0].evaluate("window.__owned") is None
-    for one in closing:
-        one.close()
-    assert not problems, problems
-
-
 @pytest.fixture
 def page(open_page: Callable[[], Page]) -> Page:
-    return open_page()
+    opened = open_page()
+    show(opened)
+    return opened
 
 
 def show(page: Page) -> None:
@@ -158,6 +115,7 @@ def test_pictures_are_kept_rejected_and_rated_where_the_library_keeps_ratings(
 ) -> None:
     a_batch(context, 4)
     page = open_page()
+    show(page)
     pictures = page.locator("#batch-pictures")
     expect(pictures.locator(".grid button")).to_have_count(4)
     expect(pictures.locator(".seen img")).to_be_visible()
@@ -255,6 +213,7 @@ def test_pictures_of_a_batch_fit_the_window_and_can_be_reached(
 ) -> None:
     a_batch(context, 5)
     page = open_page()
+    show(page)
     page.set_viewport_size({"width": width, "height": 900})
     paste(page, rows(2))
     page.locator("#batch-pictures .grid button").first.click()

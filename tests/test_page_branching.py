@@ -47,14 +47,6 @@ def server(tmp_path: Path, pictures: Path) -> Iterator[browsing.Server]:
         os.kill(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing.playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
-        yield made
-        made.close()
-
-
 @pytest.fixture
 def page(browser: Browser, server: browsing.Server) -> Iterator[Page]:
     """The Train tab; fails on an error in the page."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app import captioning, request_guard, tabs, theme, ui
+from app import captioning, tabs, ui
 from app.context import Context
 from app.job_table import Job
 from app.tabs import dataset
 from tests import captioners
-from tests.test_browser import ARGUMENTS, CHROMIUM, HOSTILE, fill, playwright_api, unfold
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
+from tests.test_browser import fill, playwright_api, unfold
 from tests.test_captioning import draw, texts
 from trainer.data import edits
 from trainer.errors import ConfigError
@@ -116,33 +117,18 @@ def test_a_log_that_holds_anything_shows_as_nothing(context: Context) -> None:
 
 
 @pytest.fixture
-def page(context: Context) -> Iterator[Page]:
-    """The tab in a browser, and the server's thread that starts jobs; fails on an error in the page."""
+def page(context: Context, open_page: Callable[[], Page]) -> Iterator[Page]:
+    """The tab in a browser, and the server's thread that starts jobs."""
     draw(context.datasets / "mine", 3, {1: "a person's"})
-    problems: list[str] = []
-    made = ui.compose(context)
-    middleware = {"middleware": list(request_guard.middleware("127.0.0.1"))}
-    address = ui.launch(
-        made, server_name="127.0.0.1", app_kwargs=middleware, theme=theme.theme(),
-        css=theme.CSS,
-    )  # fmt: skip
+    opened = open_page()
+    opened.set_viewport_size({"width": 1440, "height": 1300})
     context.runner.start()
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1440, "height": 1300})
-        opened.set_default_timeout(60_000)
-        opened.on("pageerror", lambda error: problems.append(str(error)))
-        opened.goto(address)
-        opened.locator("#dataset-gallery img").first.wait_for()
-        yield opened
-        assert opened.evaluate("window.__owned") is None
-        browser.close()
+    opened.locator("#dataset-gallery img").first.wait_for()
+    yield opened
     context.runner.halt()
-    made.close()
-    assert not problems, problems
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium")
+@NEEDS_CHROMIUM
 @pytest.mark.timeout(400)
 def test_captions_come_as_they_are_written_and_one_undo_takes_them_back(context: Context, page: Page) -> None:
     folder = context.datasets / "mine"

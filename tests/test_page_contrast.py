@@ -15,7 +15,7 @@ from tests import browsing, wcag
 from tests import test_browser as server_side
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, server_side.pytestmark]
 expect = server_side.playwright_api.expect
@@ -23,20 +23,17 @@ WIDTHS_PX = (1440, 420)
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def opened(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> Iterator[Page]:
     """The page of a workspace with one of everything."""
     server = server_side.Server(tmp_path_factory.mktemp("page") / "workspace")
     browsing.fill_workspace(server.workspace)
     server.start()
-    with server_side.playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=server_side.CHROMIUM, args=server_side.ARGUMENTS)
-        page = browser.new_page(viewport={"width": WIDTHS_PX[0], "height": 900})
-        page.set_default_timeout(60_000)
-        page.goto(server.address)
-        page.get_by_role("tab", name="Train").wait_for()
-        wcag.hold_still(page)
-        yield page
-        browser.close()
+    page = chromium.new_page(viewport={"width": WIDTHS_PX[0], "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(server.address)
+    page.get_by_role("tab", name="Train").wait_for()
+    wcag.hold_still(page)
+    yield page
     server.kill()
 
 

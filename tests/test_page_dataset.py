@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.test_browser import ARGUMENTS, CHROMIUM, HOSTILE, Server, fill, playwright_api, unfold
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM, WIDE
+from tests.test_browser import Server, fill, playwright_api, unfold
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 expect = playwright_api.expect
 
 
@@ -34,14 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def opened(server: Server) -> Iterator[Page]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(60_000)
-        page.goto(server.address)
-        yield page
-        browser.close()
+def opened(server: Server, chromium: Browser) -> Page:
+    page = chromium.new_page(viewport=WIDE)
+    page.set_default_timeout(60_000)
+    page.goto(server.address)
+    return page
 
 
 @pytest.fixture

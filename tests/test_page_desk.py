@@ -36,14 +36,6 @@ def server(tmp_path: Path, trained: Path, trained_style: Path) -> Iterator[brows
 
 
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    with browsing.playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
-        yield made
-        made.close()
-
-
-@pytest.fixture
 def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
     """The Stack tab at 1440 x 900 with two LoRAs chosen; fails on an error in the page."""
     problems: list[str] = []

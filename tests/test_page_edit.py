@@ -11,21 +11,19 @@ import numpy
 import pytest
 from PIL import Image
 
-from app import request_guard, tabs, theme, ui
+from app import tabs, ui
 from app.context import Context
 from app.tabs import dataset
 from tests import captioners, timing
-from tests.test_browser import ARGUMENTS, CHROMIUM, HOSTILE, playwright_api, unfold
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM, WIDE, launch
+from tests.test_browser import playwright_api, unfold
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.data import edits, opening, scanning
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
-pytestmark = [
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}: apt-get install chromium"),
-    pytest.mark.timeout(400),
-]
+pytestmark = [NEEDS_CHROMIUM, pytest.mark.timeout(400)]
 expect = playwright_api.expect
 CROP, MASK = "dialog.act-large .crop-frame", "dialog.act-large canvas"
 USE = "dialog.act-large .act-use"
@@ -54,23 +52,17 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 def address(context: Context) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tabs, "registry", lambda: [dataset])
-        made = ui.compose(context)
-    middleware = {"middleware": list(request_guard.middleware("127.0.0.1"))}
-    yield ui.launch(
-        made, server_name="127.0.0.1", app_kwargs=middleware, theme=theme.theme(), css=theme.CSS,
-    )  # fmt: skip
+        made, at = launch(context)
+    yield at
     made.close()
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """The tab in a browser that has a touch screen too."""
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_context(viewport={"width": 1440, "height": 900}, has_touch=True).new_page()
-        opened.set_default_timeout(60_000)
-        yield opened
-        browser.close()
+def page(chromium: Browser) -> Page:
+    """A browser that has a touch screen too."""
+    opened = chromium.new_context(viewport=WIDE, has_touch=True).new_page()
+    opened.set_default_timeout(60_000)
+    return opened
 
 
 @pytest.fixture

@@ -48,9 +48,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import browsing, test_browser
+from tests.page_fixtures import WIDE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, test_browser.pytestmark, pytest.mark.timeout(600)]
 expect = test_browser.playwright_api.expect
@@ -87,14 +88,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[test_browser.Se
 
 
 @pytest.fixture(scope="module")
-def opened(server: test_browser.Server) -> Iterator[Page]:
-    with test_browser.playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=test_browser.CHROMIUM, args=test_browser.ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(60_000)
-        page.goto(server.address)
-        yield page
-        browser.close()
+def opened(server: test_browser.Server, chromium: Browser) -> Page:
+    page = chromium.new_page(viewport=WIDE)
+    page.set_default_timeout(60_000)
+    page.goto(server.address)
+    return page
 
 
 def test_each_harm_has_a_test_that_exists() -> None:

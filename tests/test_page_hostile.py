@@ -18,10 +18,11 @@ from PIL import Image
 
 from app import browser_state, kept_fields, ui
 from tests import browsing, test_browser
+from tests.page_fixtures import WIDE
 from tests.test_library_keeping import lora
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [test_browser.pytestmark, pytest.mark.timeout(900)]
 expect = test_browser.playwright_api.expect
@@ -123,15 +124,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[test_browser.Se
 
 
 @pytest.fixture(scope="module")
-def opened(server: test_browser.Server) -> Iterator[Page]:
-    with test_browser.playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=test_browser.CHROMIUM, args=test_browser.ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(60_000)
-        page.on("dialog", lambda dialog: browsing.problems.append(f"a dialog: {dialog.message}") or dialog.dismiss())
-        page.goto(server.address)
-        yield page
-        browser.close()
+def opened(server: test_browser.Server, chromium: Browser) -> Page:
+    page = chromium.new_page(viewport=WIDE)
+    page.set_default_timeout(60_000)
+    page.on("dialog", lambda dialog: browsing.problems.append(f"a dialog: {dialog.message}") or dialog.dismiss())
+    page.goto(server.address)
+    return page
 
 
 def prepare(page: Page, title: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from app import browser_state, kept_fields
 from tests import test_browser
-from tests.test_browser import Server, browser, copy_sample, fill, page, server  # noqa: F401  # fixtures
+from tests.test_browser import Server, copy_sample, fill, page, server  # noqa: F401  # fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -39,7 +39,7 @@ def wait_kept(page: Page, server: Server, text: str) -> None:  # noqa: F811
     raise AssertionError(f"{text} was not kept")
 
 
-@pytest.mark.skipif(not Path(test_browser.CHROMIUM).exists(), reason="no chromium")
+@test_browser.pytestmark
 def test_the_form_the_tab_and_the_dataset_outlive_a_reload_and_a_killed_server(
     page: Page,  # noqa: F811
     server: Server,  # noqa: F811

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import browsing, captioners, test_browser
-from tests.test_browser import Server, browser, fill, server  # noqa: F401  # fixtures
+from tests.test_browser import Server, fill, server  # noqa: F401  # fixtures
 from tests.test_captioning import draw, texts
 from trainer.data import edits
 

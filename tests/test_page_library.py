@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests import test_browser
-from tests.test_browser import HOSTILE, Server, browser, server  # noqa: F401  # fixtures
+from tests.test_browser import HOSTILE, Server, server  # noqa: F401  # fixtures
 from tests.test_library_keeping import lora
 from trainer import lora_file, presets
 from trainer.config import StackConfig
@@ -23,10 +23,7 @@ from trainer.other_trainers import importing
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(not Path(test_browser.CHROMIUM).exists(), reason="no chromium"),
-]
+pytestmark = [pytest.mark.timeout(400), test_browser.pytestmark]
 expect = test_browser.playwright_api.expect
 expect.set_options(timeout=60_000)
 

@@ -55,14 +55,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, trained: Path, trained_styl
     made.kill()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing.playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
-        yield made
-        made.close()
-
-
 @pytest.fixture
 def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
     """The Stack tab with `cat` in its first row; fails on an error in the page."""

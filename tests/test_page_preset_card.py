@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import test_browser
-from tests.test_browser import HOSTILE, Server, browser  # noqa: F401  # fixture
+from tests.test_browser import HOSTILE, Server  # fixture
 from trainer import card_file, events, presets, runs
 from trainer.card_file import reading
 from trainer.card_file.contents import Card
@@ -24,11 +24,7 @@ from trainer.events import Sampled
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not Path(test_browser.CHROMIUM).exists(), reason="no chromium"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), test_browser.pytestmark]
 expect = test_browser.playwright_api.expect
 WAIT_MS = 120_000
 
@@ -36,7 +32,7 @@ WAIT_MS = 120_000
 class Place:
     """A workspace of its own, with its own presets and cards, and its pages."""
 
-    def __init__(self, folder: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def __init__(self, folder: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "workspace").mkdir(parents=True)
         self.home, self.browser, self.problems = folder / "home", browser, list[str]()
         self.pages: list[Page] = []
@@ -71,7 +67,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:  # noqa: F811
+def place(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes places; fails on an error in any of their pages, and on any request that leaves this machine."""
     made: list[Place] = []
 

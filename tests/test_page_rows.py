@@ -44,14 +44,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browsing.Server
     made.kill()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing.playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
-        yield made
-        made.close()
-
-
 @pytest.fixture
 def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
     """The Stack tab with three LoRAs, each with its own weight, the second soloed and the third told where it acts."""

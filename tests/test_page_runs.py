@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
-from app import request_guard, tabs, theme, ui
+from app import tabs, ui
 from app.context import Context
 from app.tabs import train
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
 from trainer import presets
 from trainer.events import Event, Planned, Sampled, Started, Step, Validated, to_line
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
-HOSTILE = "<img src=x onerror=window.__owned=1>"
 PROMPTS = ("a penguin, outline style", "a red apple, outline style")
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)  # the suite's other files train beside this one
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
 @pytest.fixture
@@ -36,40 +34,6 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     monkeypatch.setattr(tabs, "registry", lambda: [train])
     return ui.open_workspace(tmp_path / "workspace")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def open_page(context: Context, browser: Browser) -> Iterator[Callable[[], Page]]:
-    """Opens the page on the workspace as it is by then; fails on an error in the page."""
-    problems: list[str] = []
-    closing: list[Any] = []
-
-    def opened() -> Page:
-        made = ui.compose(context)
-        middleware = {"middleware": list(request_guard.middleware("127.0.0.1"))}
-        address = ui.launch(
-            made, server_name="127.0.0.1", app_kwargs=middleware,
-            theme=theme.theme(), css=theme.CSS,
-        )  # fmt: skip
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(120_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        closing.extend([page, made])
-        return page
-
-    yield opened
-    for one in closing:
-        one.close()
-    assert not problems, problems
 
 
 def a_dataset(context: Context, name: str, pictures: Sequence[str]) -> None:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
-from app import request_guard, tabs, theme, ui
+from app import tabs, ui
 from app.context import Context
 from app.tabs import train
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
-HOSTILE = "<img src=x onerror=window.__owned=1>"
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)  # the suite's other files train beside this one
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture
@@ -42,40 +38,6 @@ def draw_pictures(context: Context, name: str, captioned: int, bare: int) -> Non
         Image.new("RGB", (64, 64), (number * 5 % 255, 90, 40)).save(folder / f"{number:02}.png")
         if number < captioned:
             (folder / f"{number:02}.txt").write_text("a square")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def open_page(context: Context, browser: Browser) -> Iterator[Any]:
-    """Opens the page on the workspace as it is by then; fails on an error in the page."""
-    problems: list[str] = []
-    closing: list[Any] = []
-
-    def opened() -> Page:
-        made = ui.compose(context)
-        middleware = {"middleware": list(request_guard.middleware("127.0.0.1"))}
-        address = ui.launch(
-            made, server_name="127.0.0.1", app_kwargs=middleware,
-            theme=theme.theme(), css=theme.CSS,
-        )  # fmt: skip
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(120_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        closing.extend([page, made])
-        return page
-
-    yield opened
-    for one in closing:
-        one.close()
-    assert not problems, problems
 
 
 def says(page: Page, pattern: str) -> None:

@@ -15,17 +15,10 @@ import pytest
 from app import ui
 from app.context import Refresh
 from app.page_values import PageValues
-from tests.test_page_train import ARGUMENTS, CHROMIUM, expect, playwright_api
+from tests.page_fixtures import NEEDS_CHROMIUM
+from tests.test_page_train import expect
 
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield made
-        made.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 class Small:

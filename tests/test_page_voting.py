@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from app import voting
 from app.context import Context
 from tests import plain
-from tests.test_page_batch_rating import CHROMIUM, box, browser, context, expect, open_page, show  # noqa: F401
+from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
+from tests.test_page_batch_rating import box, context, expect, show  # noqa: F401
 from trainer import lora_file, presets, session
 from trainer.config import StackConfig
 from trainer.render import picture_metadata
@@ -24,13 +24,8 @@ from trainer.render import picture_metadata
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no chromium at {CHROMIUM}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), NEEDS_CHROMIUM]
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-HOSTILE = "<img src=x onerror=window.__owned=1>"
 
 
 def step_file(context: Context, step: int) -> lora_file.LoraInfo:  # noqa: F811
@@ -76,11 +71,12 @@ def voted(page: Page, key: str) -> None:
 @pytest.mark.parametrize("width", [1440, 420])
 def test_two_are_voted_on_until_one_wins_and_it_is_taken_to_stack(
     context: Context,  # noqa: F811
-    open_page: Callable[[], Page],  # noqa: F811
+    open_page: Callable[[], Page],
     width: int,
 ) -> None:
     steps = a_grid(context)
     page = open_page()
+    show(page)
     page.set_viewport_size({"width": width, "height": 900})
     vote = page.locator("#batch-vote .vote")
     expect(vote).to_contain_text("No vote yet: 3 to choose from.")
@@ -126,7 +122,7 @@ def test_two_are_voted_on_until_one_wins_and_it_is_taken_to_stack(
 
 def test_a_runs_steps_at_two_weights_are_drawn_from_the_page(
     context: Context,  # noqa: F811
-    open_page: Callable[[], Page],  # noqa: F811
+    open_page: Callable[[], Page],
 ) -> None:
     pictures = context.datasets / "cat"
     pictures.mkdir()
@@ -142,6 +138,7 @@ def test_a_runs_steps_at_two_weights_are_drawn_from_the_page(
     assert list(stream)
 
     page = open_page()
+    show(page)
     page.locator("#batch-source").get_by_text("Checkpoints", exact=True).click()
     expect(box(page, "batch-run")).to_have_value("cat")
     for elem_id, text in (("batch-steps", "9"), ("batch-seeds", "1"), ("batch-weights", "0.5, 1")):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests import browsing, test_browser
-from tests.test_browser import Server, browser, server  # noqa: F401  # fixtures
+from tests.test_browser import Server, server  # noqa: F401  # fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
