@@ -54,6 +54,11 @@ READ_AT_WORK = {"NO_COLOR", "COLUMNS", "TERM", "VELATURA_HOME"}  # variables tha
 COMMAND_TIMEOUT_S = 280  # below pytest's own, so that a hanging command is reported with what it said
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: the tests of the page wait more than they compute."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = slow.listed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 
 import parsed
 import pytest
@@ -26,17 +27,20 @@ NOWHERE = (
 )
 
 
-def users(name: str) -> set[str]:
-    """The modules in whose code this name stands as an attribute or as a text."""
-    modules = set()
+@functools.cache
+def all_users() -> dict[str, set[str]]:
+    """Of each name that stands in our code as an attribute or as a text, the modules."""
+    found: dict[str, set[str]] = {}
     for module, path in parsed.sources("trainer", "app").items():
-        nodes = ast.walk(parsed.tree(path))
-        if any(
-            getattr(node, "attr", None) == name or (isinstance(node, ast.Constant) and node.value == name)
-            for node in nodes
-        ):
-            modules.add(module)
-    return modules
+        for node in ast.walk(parsed.tree(path)):
+            name = getattr(node, "attr", None) or (node.value if isinstance(node, ast.Constant) else None)
+            if isinstance(name, str):
+                found.setdefault(name, set()).add(module)
+    return found
+
+
+def users(name: str) -> set[str]:
+    return all_users().get(name, set())
 
 
 @pytest.mark.parametrize("name", OWNERS)
