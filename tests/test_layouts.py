@@ -116,7 +116,7 @@ def test_a_mask_is_that_pictures_mask(name: str, tmp_path: Path) -> None:
     assert [item.mask for item in dataset.items] == [tmp_path / name] and not dataset.problems
     loaded = data.load_mask(dataset.items[0], (40, 30), 0, False)
     assert float(loaded[0, :, :18].min()) > 0.9 and float(loaded[0, :, 22:].max()) < 0.1
-    assert sources.mask_beside(tmp_path / "cat.jpg") == (tmp_path / name if name.islower() else None)
+    assert sources.mask_beside(tmp_path / "cat.jpg") == tmp_path / name
     (line,) = scan(tmp_path).problems
     assert name in line and "data.mask is off: not used" in line
 

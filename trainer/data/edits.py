@@ -20,7 +20,7 @@ from trainer.data.edit_log import FOLDER as FOLDER
 from trainer.data.edit_log import SIDECARS, Change, Edit, Move, entry_of, next_number, now
 from trainer.data.edit_log import history as history
 from trainer.data.formats import IMAGE_SUFFIXES
-from trainer.data.sources import mask_beside
+from trainer.data.sources import masks_beside
 from trainer.data.swaps import opened
 from trainer.errors import DataError
 
@@ -164,7 +164,7 @@ def trashed(folder: Path) -> list[Path]:
     """The pictures in the set's trash, newest first; masks go with their picture."""
     trash = folder / FOLDER / _TRASH
     pictures = [path for path in trash.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    masks = {mask for path in pictures if (mask := mask_beside(path))}
+    masks = set(masks_beside(pictures).values())
     return sorted((path for path in pictures if path not in masks), key=_trash_order)
 
 
@@ -195,12 +195,13 @@ def _with_companions(pictures: Sequence[Path]) -> list[Path]:
     """These pictures, and what lies beside each for it alone: captions and its mask."""
     leaving = set(pictures)
     paths: dict[Path, None] = dict.fromkeys(pictures)
+    masks = masks_beside(pictures)
     for picture in pictures:
         twins = {picture.with_suffix(suffix) for suffix in IMAGE_SUFFIXES} - leaving
         if not any(os.path.isfile(twin) for twin in twins):  # a.jpg beside a.png has the same caption
             paths |= dict.fromkeys(picture.with_suffix(suffix) for suffix in SIDECARS)
-            if mask := mask_beside(picture):
-                paths[mask] = None
+            if picture in masks:
+                paths[masks[picture]] = None
     return [path for path in paths if os.path.isfile(path)]
 
 

@@ -9,6 +9,7 @@ captions beside the pictures, an imagefolder's `metadata.jsonl`/`metadata.csv` (
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,20 +91,23 @@ def with_foreign_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def mask_beside(picture: Path) -> Path | None:
     """The mask that lies beside a picture; the one that training would take."""
-    candidates = [
-        picture.with_name(f"{picture.stem}{end}{suffix}")
-        for suffix in IMAGE_SUFFIXES
-        for end in (*other_tools_files.MASKS, *other_tools_files.MASKS_BESIDE)
-    ]
-    paths = [path for path in candidates if os.path.isfile(path)]
-    captioned = {
-        path.with_name(path.stem)
-        for path in paths
-        if any(os.path.isfile(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)
-    }
-    return other_tools_files.best_masks(other_tools_files.masks([*paths, picture], captioned)).get(
-        picture.with_name(picture.stem)
-    )
+    return masks_beside([picture]).get(picture)
+
+
+def masks_beside(pictures: Iterable[Path]) -> dict[Path, Path]:
+    """The masks that lie beside these pictures, by picture; those that training would take.
+
+    The pictures are a dataset's, or lie in its trash: each folder is listed once.
+    """
+    by_folder: dict[Path, list[Path]] = {}
+    for picture in pictures:
+        by_folder.setdefault(picture.parent, []).append(picture)
+    beside = {}
+    for folder, ours in by_folder.items():
+        paths = [folder / entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
+        best = other_tools_files.best_masks(_sort_out(list({*paths, *ours}))[1])
+        beside |= {picture: best[owner] for picture in ours if (owner := picture.with_name(picture.stem)) in best}
+    return beside
 
 
 def _sort_out(files: list[Path]) -> tuple[list[Path], dict[Path, Path], list[Path]]:
