@@ -71,6 +71,8 @@ def open_page(context: Context, browser: Browser) -> Iterator[Callable[[], Page]
         return page
 
     yield open_it
-    assert not any(page.evaluate("window.__owned") for page in opened)
+    for page in opened:
+        assert page.evaluate("window.__owned") is None
+        page.context.close()  # before its server, which it would miss
     for made in served:
         made.close()

@@ -43,14 +43,14 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
 
 @pytest.fixture
 def page(open_page: Callable[[], Page]) -> Page:
-    opened = open_page()
-    show(opened)
-    return opened
+    return show(open_page())
 
 
-def show(page: Page) -> None:
+def show(page: Page) -> Page:
+    """The Batch tab of this page."""
     page.get_by_role("tab", name="Batch").click()
     expect(page.locator("#batch-source")).to_be_visible()
+    return page
 
 
 def box(page: Page, elem_id: str) -> Any:
@@ -114,8 +114,7 @@ def test_pictures_are_kept_rejected_and_rated_where_the_library_keeps_ratings(
     context: Context, open_page: Callable[[], Page]
 ) -> None:
     a_batch(context, 4)
-    page = open_page()
-    show(page)
+    page = show(open_page())
     pictures = page.locator("#batch-pictures")
     expect(pictures.locator(".grid button")).to_have_count(4)
     expect(pictures.locator(".seen img")).to_be_visible()
@@ -212,8 +211,7 @@ def test_pictures_of_a_batch_fit_the_window_and_can_be_reached(
     context: Context, open_page: Callable[[], Page], width: int
 ) -> None:
     a_batch(context, 5)
-    page = open_page()
-    show(page)
+    page = show(open_page())
     page.set_viewport_size({"width": width, "height": 900})
     paste(page, rows(2))
     page.locator("#batch-pictures .grid button").first.click()

@@ -75,8 +75,7 @@ def test_two_are_voted_on_until_one_wins_and_it_is_taken_to_stack(
     width: int,
 ) -> None:
     steps = a_grid(context)
-    page = open_page()
-    show(page)
+    page = show(open_page())
     page.set_viewport_size({"width": width, "height": 900})
     vote = page.locator("#batch-vote .vote")
     expect(vote).to_contain_text("No vote yet: 3 to choose from.")
@@ -137,8 +136,7 @@ def test_a_runs_steps_at_two_weights_are_drawn_from_the_page(
     _, stream = session.start(presets.load(plain.CHARACTER, small), context.runs, "cat", None)
     assert list(stream)
 
-    page = open_page()
-    show(page)
+    page = show(open_page())
     page.locator("#batch-source").get_by_text("Checkpoints", exact=True).click()
     expect(box(page, "batch-run")).to_have_value("cat")
     for elem_id, text in (("batch-steps", "9"), ("batch-seeds", "1"), ("batch-weights", "0.5, 1")):
