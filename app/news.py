@@ -24,17 +24,31 @@ from app.jobs import LIVE
 
 Version = Callable[[gr.Request], Any]  # what a look depends on, cheap to tell
 
+
+def _nothing(_: gr.Request) -> None:
+    """What never grows."""
+
+
 _SCRIPT = """
-const names = %s, known = {};
+const names = %(names)s, tabs = new Set(%(tabs)s), every = %(every)s;
+const known = {}, grown = {}, looked = {};
+let now = {};
+const isSeen = name => !tabs.has(name) || document.getElementById('tab-' + name)?.offsetParent;
+const look = () => {
+  for (const name of names) {
+    if (!(name in now) || !isSeen(name)) continue;
+    const [version, growth] = now[name], time = Date.now();
+    const is_due = known[name] !== version || (grown[name] !== growth && time - (looked[name] ?? 0) >= every);
+    if (!is_due) continue;
+    [known[name], grown[name], looked[name]] = [version, growth, time];
+    trigger(name);
+  }
+};
 const ask = async () => {
   try {
     if (!document.hidden) {
-      const now = await server.versions(null);
-      for (const name of names) {
-        if (known[name] === now[name]) continue;
-        known[name] = now[name];
-        trigger(name);
-      }
+      now = await server.versions(null);
+      look();
     }
   } catch {
     trigger(names[0]);  // by which Gradio sees that the server is gone, and waits for it
@@ -42,29 +56,41 @@ const ask = async () => {
   if (element.isConnected) setTimeout(ask, 1000);
 };
 ask();
+// A tab that is opened has not been looked at for as long as it was not seen.
+document.addEventListener('click', event => { if (event.target.closest?.('[role=tab]')) setTimeout(look, 50); });
 """
+_GROWTH_S = 3  # how often the page looks at what only grows: each look costs a browser, and a training that core
 
 
 class News:
     """What the page looks at anew; `listen` for each, then `draw`."""
 
     def __init__(self) -> None:
-        self._looks: dict[str, tuple[Version, Refresh]] = {}
+        self._looks: dict[str, tuple[Version, Version, Refresh]] = {}
+        self._tabs: list[str] = []
 
-    def listen(self, name: str, version: Version, look: Refresh) -> None:
-        """Have the page look when it is opened, and whenever the version is another; `name` is a plain word."""
-        self._looks[name] = (version, look)
+    def listen(self, name: str, version: Version, look: Refresh, growth: Version = _nothing, tab: bool = False) -> None:
+        """Have the page look when it is opened, at once when the version is another, every few seconds while it grows.
+
+        `name` is a plain word; with `tab` it is a tab's, which is looked at while it is the one that is seen.
+        """
+        self._looks[name] = (version, growth, look)
+        self._tabs += [name] if tab else []
 
     def draw(self) -> None:
         """Draw what asks; call once."""
 
-        def versions(_: Any, request: gr.Request) -> dict[str, str]:
-            return {name: _digest(version(request)) for name, (version, _) in self._looks.items()}
+        def versions(_: Any, request: gr.Request) -> dict[str, list[str]]:
+            return {
+                name: [_digest(version(request)), _digest(growth(request))]
+                for name, (version, growth, _) in self._looks.items()
+            }
 
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
-        script = _SCRIPT % json.dumps(list(self._looks)).replace('"', "'")
+        values = {"names": list(self._looks), "tabs": self._tabs, "every": _GROWTH_S * 1000}
+        script = _SCRIPT % {name: json.dumps(value).replace('"', "'") for name, value in values.items()}
         asking = gr.HTML(js_on_load=script, server_functions=[versions], visible="hidden")
-        for name, (_, look) in self._looks.items():
+        for name, (_, _, look) in self._looks.items():
             event = getattr(asking, name)
             # A change while a look goes on is looked at after it.
             event(
@@ -91,16 +117,23 @@ class JobNews:
         waiting = [job.id for job in self._runner.waiting()]
         return self._runner.shown(), [waiting, sorted(job_plans.grids_wanted(database)), job_plans.goes_on(database)]
 
-    def of(self, kinds: Iterable[str], folder: Path, of_all: bool = False) -> Version:
-        """What the list of jobs says, of every kind if `of_all`, and the files of those of these kinds at work."""
+    def states(self, kinds: Iterable[str], of_all: bool = False) -> Version:
+        """What the list says of jobs of these kinds, or of every kind."""
         wanted = set(kinds)
 
         def version(_: gr.Request) -> Any:
             shown, waiting = self._listed()
-            jobs = [job for job in shown if of_all or job.kind in wanted]
-            live = [job for job in jobs if job.kind in wanted and job.state in LIVE]
-            paths = [path for job in live for path in (self._runner.log_file(job), *_written(folder / job.name))]
-            return [[(job.id, job.state, job.error) for job in jobs], waiting, _marks(paths)]
+            return [[(job.id, job.state, job.error) for job in shown if of_all or job.kind in wanted], waiting]
+
+        return version
+
+    def files(self, kinds: Iterable[str], folder: Path) -> Version:
+        """What those of these kinds that are at work have written so far."""
+        wanted = set(kinds)
+
+        def version(_: gr.Request) -> Any:
+            live = [job for job in self._listed()[0] if job.kind in wanted and job.state in LIVE]
+            return _marks(path for job in live for path in (self._runner.log_file(job), *_written(folder / job.name)))
 
         return version
 

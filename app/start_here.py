@@ -56,7 +56,7 @@ class StartHere:
             self.panel, self.scene, self.progress, self.gallery, self.cancel, self.open, self.close, self.wanted,
             self.seen,
         ]  # fmt: skip
-        news.listen("start", self._version, Refresh(self.look, [self.seen], view))
+        news.listen("start", self._version, Refresh(self.look, [self.seen], view), self._progress)
         self.show.click(self.begin, None, view, **STILL)
         self.cancel.click(self.end, self.seen, view, **STILL)
         self.close.click(self.closed, None, view, **STILL)
@@ -74,9 +74,14 @@ class StartHere:
         return not self.context.dataset_names() and not self.context.runner.every()
 
     def _version(self, _: gr.Request) -> Any:
-        """What `look` depends on."""
+        """What `look` depends on, but for how far it is."""
         shown = show_me.read(self.context)
-        return [self._is_empty(), show_me.scene(self.context, shown) if shown else None]
+        scene = show_me.scene(self.context, shown) if shown else None
+        return [self._is_empty(), scene and [scene.pictures, scene.is_over, scene.progress.headline]]
+
+    def _progress(self, _: gr.Request) -> Any:
+        shown = show_me.read(self.context)
+        return show_me.scene(self.context, shown).progress if shown else None
 
     @mended
     def begin(self) -> dict[Any, Any]:

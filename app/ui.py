@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,16 @@ def compose(context: Context) -> gr.Blocks:
 def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) -> None:
     """Have the page look at jobs, and be told what became of their table."""
     jobs = JobNews(context)
-    versions = {
-        "train": jobs.of((TRAINING, REHEARSAL), context.runs, of_all=True),
-        "batch": jobs.of(KINDS.values(), context.batches),
-        "dataset": jobs.of((CAPTIONS,), context.batches),
+    kinds: dict[str, tuple[Iterable[str], Path]] = {
+        "train": ((TRAINING, REHEARSAL), context.runs),
+        "batch": (KINDS.values(), context.batches),
+        "dataset": ((CAPTIONS,), context.batches),
     }
     for one in drawn:
         if one.refresh and one.refresh.look:
-            news.listen(one.name, versions[one.name], one.refresh.look)
+            of_tab, folder = kinds[one.name]
+            states = jobs.states(of_tab, of_all=one.name == "train")
+            news.listen(one.name, states, one.refresh.look, jobs.files(of_tab, folder), tab=True)
 
     def warn_of_table() -> None:
         if context.runner.table.notice:

@@ -102,7 +102,7 @@ def masks_beside(pictures: Iterable[Path]) -> dict[Path, Path]:
     by_folder: dict[Path, list[Path]] = {}
     for picture in pictures:
         by_folder.setdefault(picture.parent, []).append(picture)
-    beside = {}
+    beside: dict[Path, Path] = {}
     for folder, ours in by_folder.items():
         paths = [folder / entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
         best = other_tools_files.best_masks(_sort_out(list({*paths, *ours}))[1])
