@@ -1,9 +1,10 @@
 """Replicas as deployments of Ray Serve, one deployment for each base, and the carrier that brings pictures to them.
 
 Pictures are routed by Ray Serve's consistent hashing over `session_id`: a LoRA's pictures go to one replica, to the
-next on the ring where that one is full, and a replica that comes or goes moves its own share of LoRAs only. That is routing
-with bounded loads (arXiv 1608.01350) by what a replica may hold. `multiplexed_model_id` was not taken: its router needs
-the model to be loaded through Serve's own cache, and knows one model a request where a stack has several.
+next on the ring where that one is full, and a replica that comes or goes moves its own share of LoRAs only. That is
+routing with bounded loads (arXiv 1608.01350) by what a replica may hold. `multiplexed_model_id` was not taken: its
+router wants the model to be loaded through Serve's own cache, and knows one model of a request where a stack has
+several.
 
 Nothing of Serve listens for requests: its proxies stay off, and only handles of this process call replicas. Imported
 only once `ray_access` has said how Ray may be used.
