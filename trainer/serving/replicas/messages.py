@@ -80,6 +80,7 @@ class LogLine:
     """A line of a replica's log, in JSON."""
 
     text: str
+    replica: str  # its machine and process
 
 
 Told = Drawn | Stepped | Refusal | LogLine

@@ -209,7 +209,7 @@ class Remote:
             self.metrics.batch_s.observe(facts["seconds"])
             self.metrics.batch_pictures.observe(facts["pictures"])
             self.metrics.batch_stacks.observe(facts["stacks"])
-        self.log.write(event, **facts)
+        self.log.write(event, **facts, replica=line.replica)
 
 
 class _Teller:

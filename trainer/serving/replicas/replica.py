@@ -7,15 +7,16 @@ no path that it was sent, and starts only with the server's own versions and the
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import torch
 
-from trainer import bases, families
+from trainer import bases, families, system
 from trainer.errors import RunError, UserError
 from trainer.render.batch_recipe import base_hash
 from trainer.render.engine import Engine
@@ -36,6 +37,8 @@ _MOST_LINES = 1000  # of its log that wait to travel
 class _Lines:
     """The stream of a replica's log: lines wait until news of a picture take them along."""
 
+    name = f"{system.host()} {os.getpid()}"  # of the replica
+
     def __init__(self) -> None:
         self.waiting: deque[str] = deque(maxlen=_MOST_LINES)
 
@@ -50,7 +53,7 @@ class _Lines:
         """The lines that wait, which wait no longer."""
         lines: list[LogLine] = []
         while self.waiting:
-            lines.append(LogLine(self.waiting.popleft()))
+            lines.append(LogLine(self.waiting.popleft(), self.name))
         return lines
 
 
@@ -88,7 +91,7 @@ class Replica:
         """What a LoRA file must fit."""
         return About(dict(self._engine.file_keys), dict(self._engine.shapes))
 
-    async def news(self, sent: Sent, content_of: Callable[[str], bytes]) -> AsyncIterator[Told]:
+    async def news(self, sent: Sent, content_of: Callable[[str], bytes]) -> AsyncGenerator[Told, None]:
         """What becomes of a picture; the last is a `Drawn` or a `Refusal`. Who stops listening cancels it.
 
         `content_of` a sha256 is asked, in another thread, for files that aren't here.
