@@ -71,25 +71,11 @@ def serve(
     bases = base or [_BASE]
     check_options(ray, bases, replicas, address, bool(pin))
     settings = ServeSettings(
-        base=bases[0],
-        more_bases=tuple(bases[1:]),
-        workspace=workspace,
-        host=host,
-        port=port,
-        hosts=tuple(names or ()),
-        public_url=public_url,
-        keys=keys_file,
-        mixed_batches=mixed_batches,
-        batch_pictures=batch,
-        window_s=window_ms / 1000,
-        queue_pictures=queue,
-        deadline_s=deadline_s,
-        drain_s=drain_s,
-        kept_bytes=int(memory_gib * (1 << 30)),
-        pinned=tuple(pin or ()),
-        uploads=uploads,
-        log_prompts=log_prompts,
-    )
+        base=bases[0], more_bases=tuple(bases[1:]), workspace=workspace, host=host, port=port,
+        hosts=tuple(names or ()), public_url=public_url, keys=keys_file, mixed_batches=mixed_batches,
+        batch_pictures=batch, window_s=window_ms / 1000, queue_pictures=queue, deadline_s=deadline_s, drain_s=drain_s,
+        kept_bytes=int(memory_gib * (1 << 30)), pinned=tuple(pin or ()), uploads=uploads, log_prompts=log_prompts,
+    )  # fmt: skip
     _serve(settings, tuple(loras or ()), parsed(replicas or "1", address) if ray else None)
 
 

@@ -35,6 +35,7 @@ BATCHES_AHEAD = 2  # that a replica is given, so that it never waits for the nex
 MOST_SENDS = 4  # of one picture
 _POLL_S = 0.25
 _AGAIN_S = 0.5  # before a picture is sent again, for each time that it was
+_END_S = 30.0  # for what is under way to be given up
 _SMOOTH = 0.05  # share of the newest picture in what one is expected to take
 
 
@@ -72,7 +73,7 @@ class Remote:
             self.line.changed.notify_all()
         self._handing.join()
         with self.line.changed:
-            self.line.changed.wait_for(lambda: not self._under_way.total())
+            self.line.changed.wait_for(lambda: not self._under_way.total(), _END_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._looping.join()
         self._loop.close()
