@@ -92,6 +92,7 @@ class RayCarrier:
         self._handles: dict[str, Any] = {}
         self._num_replicas = dict.fromkeys(plans, 0)
         self._is_ended = threading.Event()
+        self._looking = threading.Thread(target=self._look_now_and_then, name="counting replicas", daemon=True)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location=ProxyLocation.Disabled)
         for base, plan in plans.items():
@@ -102,7 +103,6 @@ class RayCarrier:
                 self.end()
                 raise RunError(f"no replica of {base[:200]!r} starts: {_reason(self._message(base), error)}") from None
         self._look()
-        self._looking = threading.Thread(target=self._look_now_and_then, name="counting replicas", daemon=True)
         self._looking.start()
 
     def about(self) -> dict[str, About]:
@@ -128,6 +128,8 @@ class RayCarrier:
     def end(self) -> None:
         """Take the deployments down."""
         self._is_ended.set()
+        if self._looking.is_alive():  # to ask Ray Serve after Ray has ended would start it again
+            self._looking.join()
         for name in self._apps.values():
             with suppress(RuntimeError, RayError, RayServeException):
                 serve.delete(name)
