@@ -62,7 +62,13 @@ def serving(engine: Engine, workspace: Path, **settings: Any) -> Iterator[Served
     made = ServeSettings(base="imprimatura", workspace=workspace, port=0, **settings)
     server.check(made)
     log = io.StringIO()
-    state = server_state.make(made, engine, Log(made.log_prompts, log))
+    with served(server_state.make(made, engine, Log(made.log_prompts, log)), log) as running:
+        yield running
+
+
+@contextmanager
+def served(state: ServerState, log: io.StringIO) -> Iterator[Served]:
+    """A server of these parts on its port."""
     running = server.Server(state)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from trainer.errors import AdapterError
+from trainer.serving import model_names
 from trainer.serving.api_error import ApiError
 from trainer.serving.server_state import ServerState
 
@@ -16,13 +18,15 @@ _MOST_MODELS = 10_000
 
 
 async def models(state: ServerState, request: Request) -> Response:
-    """The base, the base with each LoRA that the key sees, and saved stacks. Raises: ApiError."""
+    """The bases, saved stacks, and each base with each LoRA that the key sees. Raises: ApiError."""
     key = state.key(request)
     await asyncio.to_thread(state.views.look)
-    base = state.names.shown
-    names = [base, *state.names.saved()]
-    names += sorted(f"{base}+{info.name}" for info in state.views.view(key.name).all.values())
-    listed = [_model(name, base) for name in dict.fromkeys(names[:_MOST_MODELS])]
+    roots = {base: base for base in state.names.bases}
+    roots |= dict.fromkeys(state.names.saved(), state.names.shown)
+    loras = sorted(info.name for info in state.views.view(key.name).all.values())
+    for base in state.names.bases:
+        roots |= {f"{base}+{lora}": base for lora in loras}
+    listed = [_model(name, root) for name, root in islice(roots.items(), _MOST_MODELS)]
     return JSONResponse({"object": "list", "data": listed})
 
 
@@ -38,7 +42,7 @@ async def model(state: ServerState, request: Request) -> Response:
             view.named(lora, "the model")
     except AdapterError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from None
-    return JSONResponse(_model(named.name, state.names.shown))
+    return JSONResponse(_model(named.name, model_names.shown(named.base)))
 
 
 async def picture(state: ServerState, request: Request) -> Response:

@@ -9,9 +9,11 @@ import typer
 
 from trainer.errors import ConfigError
 from trainer.serving import keys
+from trainer.serving.replicas.wanted_replicas import Replicas, check_options, parsed
 from trainer.serving.settings import ServeSettings
 
 _WORKSPACE = Path("outputs")
+_BASE = "imprimatura"
 _KEYS_HELP = "The file of API keys; outputs/serve/keys.toml if left out."
 
 app = typer.Typer(help="Serve pictures over HTTP, by OpenAI's images API.", invoke_without_command=True)
@@ -25,7 +27,10 @@ _KEYS = _WORKSPACE / "serve" / "keys.toml"
 @app.callback()
 def serve(
     context: typer.Context,
-    base: Annotated[str, typer.Option(help="The base that all pictures are drawn with.")] = "imprimatura",
+    base: Annotated[
+        list[str] | None,
+        typer.Option(help="The base that pictures are drawn with: imprimatura; repeatable with --ray."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; another than 127.0.0.1 needs --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     workspace: Annotated[Path, typer.Option(help="Its LoRAs and saved stacks are offered.")] = _WORKSPACE,
@@ -49,6 +54,13 @@ def serve(
     pin: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A LoRA that always stays in memory.")] = None,
     uploads: Annotated[bool, typer.Option("--uploads", help="Let keys upload LoRAs of their own.")] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Draw on replicas of Ray Serve, not in this process.")] = False,
+    replicas: Annotated[
+        str, typer.Option(metavar="LEAST:MOST", help="Replicas of each base with --ray; 1 if left out.")
+    ] = "",
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A Ray cluster to join with --ray; else one of this machine's own.")
+    ] = "",
 ) -> None:
     """Serve pictures over HTTP, by OpenAI's images API: many people's stacks in one batch on one base."""
     if context.invoked_subcommand is not None:
@@ -56,28 +68,31 @@ def serve(
     for folder in loras or []:
         if not folder.is_dir():
             raise ConfigError(f"--loras is {str(folder)!r}, which is no folder.")
-    from trainer.serving import server
-
+    bases = base or [_BASE]
+    check_options(ray, bases, replicas, address, bool(pin))
     settings = ServeSettings(
-        base=base,
-        workspace=workspace,
-        host=host,
-        port=port,
-        hosts=tuple(names or ()),
-        public_url=public_url,
-        keys=keys_file,
-        mixed_batches=mixed_batches,
-        batch_pictures=batch,
-        window_s=window_ms / 1000,
-        queue_pictures=queue,
-        deadline_s=deadline_s,
-        drain_s=drain_s,
-        kept_bytes=int(memory_gib * (1 << 30)),
-        pinned=tuple(pin or ()),
-        uploads=uploads,
-        log_prompts=log_prompts,
-    )
-    server.serve(settings, tuple(loras or ()))
+        base=bases[0], more_bases=tuple(bases[1:]), workspace=workspace, host=host, port=port,
+        hosts=tuple(names or ()), public_url=public_url, keys=keys_file, mixed_batches=mixed_batches,
+        batch_pictures=batch, window_s=window_ms / 1000, queue_pictures=queue, deadline_s=deadline_s, drain_s=drain_s,
+        kept_bytes=int(memory_gib * (1 << 30)), pinned=tuple(pin or ()), uploads=uploads, log_prompts=log_prompts,
+    )  # fmt: skip
+    _serve(settings, tuple(loras or ()), parsed(replicas or "1", address) if ray else None)
+
+
+def _serve(settings: ServeSettings, loras: tuple[Path, ...], replicas: Replicas | None) -> None:
+    """Serve with an engine of this process's own, or with replicas."""
+    if replicas is None:
+        from trainer.serving import server
+
+        server.serve(settings, loras)
+        return
+    from trainer.render.spreading import ray_access
+
+    ray_access.prepare(replicas.address, "--ray")
+    from trainer.serving import server
+    from trainer.serving.replicas.opening import on_ray
+
+    server.serve(settings, loras, on_ray(replicas))
 
 
 @keys_app.command("add")

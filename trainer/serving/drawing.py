@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
 from trainer.render import batching, picture_metadata
-from trainer.serving import api_error, reading
+from trainer.serving import giving_up, reading
+from trainer.serving.giving_up import FAULTS
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Wanted, late, not_finite
+from trainer.serving.wanted import Drawn, Wanted, not_finite
 from trainer.serving.watching import Unwanted, Watching
 
 if TYPE_CHECKING:
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _SMOOTH = 0.2  # share of the newest batch in what a picture is expected to take
-# What drawing may raise but for what a user can mend; all of it is told of in the log.
-_FAULTS = (
-    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, MemoryError,
-    AssertionError,
-)  # fmt: skip
 
 
 class Drawing:
@@ -67,15 +62,14 @@ class Drawing:
             while pictures := self._next():
                 self._draw(pictures)
         finally:
-            for picture in self.line.drop(lambda picture: True):
-                picture.fail(api_error.draining() if self._is_ending else api_error.broken(picture.order.request_id))
+            giving_up.drop_rest(self.line, self._is_ending)
 
     # What is next.
 
     def _next(self) -> list[Wanted]:
         """Pictures that can be one batch, taken out of the line; none at the end."""
         while not self._is_ending:
-            self._drop()
+            giving_up.drop_unwanted(self.line, self.metrics, self._is_ending)
             with self.line.changed:
                 fresh = [picture for picture in self._ahead() if picture.reads is not None and not picture.resolved]
             # Not under the lock, which those who come need.
@@ -109,18 +103,6 @@ class Drawing:
             return 0.0
         return min(picture.came for picture in pictures) + self.settings.window_s - time.monotonic()
 
-    def _drop(self) -> None:
-        """Take out what nobody waits for, and what came too late."""
-        for picture in self.line.drop(lambda picture: picture.order.is_cancelled or picture.order.is_late):
-            self._give_up(picture)
-
-    def _give_up(self, picture: Wanted) -> None:
-        """Say why a picture isn't drawn that nobody waits for, that is too late, or that the end came before."""
-        reason = "client gone" if picture.order.is_cancelled else "server ends" if self._is_ending else "deadline"
-        self.metrics.dropped.labels(reason).inc()
-        if not picture.order.is_cancelled:
-            picture.fail(api_error.draining() if self._is_ending else late())
-
     def _resolve(self, picture: Wanted) -> None:
         """Find what a picture's stack means here, or refuse it."""
         try:
@@ -132,9 +114,9 @@ class Drawing:
             self.line.drop(lambda other: other is picture)
             self.metrics.dropped.labels("refused").inc()
             picture.fail(error)
-        except _FAULTS as error:
+        except FAULTS as error:
             self.line.drop(lambda other: other is picture)
-            self._say_fault(error, [picture])
+            giving_up.say_fault(error, [picture], self.metrics, self.log)
 
     def _kind(self, picture: Wanted, kind: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
         """What pictures of one batch have in common."""
@@ -163,13 +145,13 @@ class Drawing:
                 drawn = self.engine.draw([picture.resolved for picture in pictures if picture.resolved])
         except Unwanted:
             for picture in pictures:
-                self._give_up(picture)
+                giving_up.give_up(picture, self.metrics, self._is_ending)
             return
         except UserError as error:
             if len(pictures) == 1:
                 pictures[0].fail(error)
-        except _FAULTS as error:
-            self._say_fault(error, pictures if len(pictures) == 1 else [])
+        except FAULTS as error:
+            giving_up.say_fault(error, pictures if len(pictures) == 1 else [], self.metrics, self.log)
         else:
             self._count(pictures, time.monotonic() - began)
             for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
@@ -197,17 +179,8 @@ class Drawing:
         """Encode a picture and give it to its order; beside the drawing of the next batch."""
         try:
             png = picture_metadata.png(result)
-        except _FAULTS as error:
-            self._say_fault(error, [picture])
+        except FAULTS as error:
+            giving_up.say_fault(error, [picture], self.metrics, self.log)
             return
         self.metrics.pictures.labels(picture.order.key_name).inc()
         picture.order.tell(Drawn(picture.number, png, result.stack, num_together))
-
-    def _say_fault(self, error: BaseException, pictures: list[Wanted]) -> None:
-        """Log a mistake of ours, and answer those that it befell."""
-        trace = "".join(traceback.format_exception(error))[-4000:]
-        request_id = pictures[0].order.request_id if pictures else ""
-        self.log.write("fault", request=request_id, error=type(error).__name__, trace=trace)
-        for picture in pictures:
-            self.metrics.dropped.labels("fault").inc()
-            picture.fail(api_error.broken(picture.order.request_id))

@@ -6,15 +6,25 @@ import json
 import sys
 import threading
 import time
-from typing import TextIO
+from typing import Any, Protocol
 
 from trainer import printing
+
+
+class Stream(Protocol):
+    """Where a log is written: a text file, or what stands for one."""
+
+    def write(self, text: str, /) -> Any:
+        """Take a line."""
+
+    def flush(self) -> Any:
+        """Hold no line back."""
 
 
 class Log:
     """Writes lines from any thread; a place that takes no more is no reason to stop."""
 
-    def __init__(self, prompts: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(self, prompts: bool = False, stream: Stream | None = None) -> None:
         self.prompts = prompts
         self._stream = stream
         self._lock = threading.Lock()

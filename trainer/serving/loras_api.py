@@ -143,10 +143,10 @@ async def _received(request: Request, path: Path, room: int) -> None:
 
 
 def _checked(state: ServerState, path: Path) -> LoraInfo:
-    """What is known of an uploaded file. Raises: ApiError if it is no LoRA that fits the base."""
+    """What is known of an uploaded file. Raises: ApiError if it is no LoRA that fits a base that is served."""
     try:
         info = lora_file.inspect(path)
-        lora_file.read(path, state.engine.file_keys, state.engine.shapes)
+        state.renderer.check(path)
     except AdapterError as error:
         problem = str(error).replace(str(path), "the file").replace(path.name, "the file")
         raise ApiError(400, problem, code="lora_refused") from None

@@ -1,4 +1,4 @@
-"""What `model` may be: the base, `BASE+lora:weight+...`, or a stack that was saved under a name."""
+"""What `model` may be: a base, `BASE+lora:weight+...`, or a stack that was saved under a name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from trainer.config import StackConfig, parse
 from trainer.config.parsing import from_toml
 from trainer.config.stack import WIDEST_WEIGHT
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 from trainer.printing import plain, some
 from trainer.serving.api_error import ApiError
 
@@ -21,6 +21,7 @@ class Named:
     """What a model's name stands for."""
 
     name: str
+    base: str  # as the server was given it: a name or a folder
     loras: tuple[tuple[str, float], ...] = ()  # name and weight
     saved: StackConfig | None = None
 
@@ -28,10 +29,17 @@ class Named:
 class ModelNames:
     """The names of one server."""
 
-    def __init__(self, base: str, stacks: Path) -> None:
-        self.base, self.stacks = base, stacks
-        path = Path(base)
-        self.shown = path.name if path.is_absolute() or len(path.parts) > 1 else base
+    def __init__(self, bases: tuple[str, ...], stacks: Path) -> None:
+        """Raises: ConfigError if two bases would have one name."""
+        self.stacks = stacks
+        self.bases = {shown(base): base for base in bases}  # by the name that requests know; the first is the usual one
+        if len(self.bases) < len(bases):
+            raise ConfigError(f"--base is {some(list(bases))}, of which two have one name; allowed: a name each.")
+
+    @property
+    def shown(self) -> str:
+        """The name of the usual base."""
+        return next(iter(self.bases))
 
     def saved(self) -> dict[str, Path]:
         """The files of saved stacks by name."""
@@ -40,15 +48,21 @@ class ModelNames:
 
     def meant(self, name: str | None) -> Named:
         """What a name stands for; no name is the base. Raises: ApiError 404 naming what there is."""
-        if not name or name == self.shown:
-            return Named(self.shown)
+        if not name:
+            name = self.shown
+        if name in self.bases:
+            return Named(name, self.bases[name])
         saved = self.saved()
         if name in saved:
-            return Named(name, saved=self._read(name, saved[name]))
-        start = f"{self.shown}+"
-        if name.startswith(start):
-            return Named(name, tuple(_lora(part, name) for part in name.removeprefix(start).split("+")))
-        allowed = some([self.shown, f"{self.shown}+lora:weight", *saved])
+            stack = self._read(name, saved[name])
+            # On one base all saved stacks are drawn; of several, each on its own if that is here.
+            base = stack.base if stack.base in self.bases.values() else self.bases[self.shown]
+            return Named(name, base, saved=stack)
+        for start, base in self.bases.items():
+            if name.startswith(f"{start}+"):
+                loras = name.removeprefix(f"{start}+").split("+")
+                return Named(name, base, tuple(_lora(part, name) for part in loras))
+        allowed = some([*self.bases, f"{self.shown}+lora:weight", *saved])
         raise ApiError(
             404,
             f"the model {plain(name, 200)!r} does not exist here; allowed: {allowed}.",
@@ -66,6 +80,12 @@ class ModelNames:
             raise ApiError(
                 500, f"the saved stack {plain(name, 120)} can't be read: {error}", code="stack_damaged"
             ) from None
+
+
+def shown(base: str) -> str:
+    """A base's name as requests know it: of a folder the last part, since where it lies is nobody's business."""
+    path = Path(base)
+    return path.name if path.is_absolute() or len(path.parts) > 1 else base
 
 
 def _lora(part: str, whole: str) -> tuple[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -38,15 +39,22 @@ def check(settings: ServeSettings) -> None:
         raise ConfigError(f"--public-url is {settings.public_url[:200]!r}; allowed: http:// or https:// and a name.")
 
 
-def serve(settings: ServeSettings, loras: tuple[Path, ...] = ()) -> None:
-    """Serve until asked to end. Raises: ConfigError, ModelError, AdapterError before anything is opened."""
+Opening = Callable[[ServeSettings, Log, tuple[Path, ...]], AbstractContextManager[ServerState]]
+
+
+def serve(settings: ServeSettings, loras: tuple[Path, ...] = (), opening: Opening | None = None) -> None:
+    """Serve until asked to end; `opening` gives the server's parts, with the base in this process if left out.
+
+    Raises: ConfigError, ModelError, AdapterError before anything is opened.
+    """
     check(settings)
     log = Log(settings.log_prompts)
     system.allow_open_files()
-    with _listening(settings) as socket_:
-        state = opened(settings, log, loras)
+    with _listening(settings) as socket_, (opening or opened)(settings, log, loras) as state:
         port = socket_.getsockname()[1]
-        log.write("serving", host=settings.host, port=port, base=state.names.shown, keys=len(state.ring.names))
+        log.write(
+            "serving", host=settings.host, port=port, base=" ".join(state.names.bases), keys=len(state.ring.names)
+        )
         Server(state).run([socket_])
     log.write("ended")
 
@@ -64,11 +72,12 @@ def _listening(settings: ServeSettings) -> socket.socket:
         ) from None
 
 
-def opened(settings: ServeSettings, log: Log, loras: tuple[Path, ...] = ()) -> ServerState:
+@contextmanager
+def opened(settings: ServeSettings, log: Log, loras: tuple[Path, ...] = ()) -> Iterator[ServerState]:
     """The server's parts with the base in memory; no thread runs yet. Raises: ConfigError, ModelError, AdapterError."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     engine = Engine(settings.base, bases.family_of(settings.base), kept_bytes=settings.kept_bytes)
-    return server_state.make(settings, engine, log, loras)
+    yield server_state.make(settings, engine, log, loras)
 
 
 class Server(uvicorn.Server):
@@ -102,8 +111,7 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Serve until it is asked to end and nothing is left to do."""
-        self.state.reading.start()
-        self.state.drawing.start()
+        self.state.renderer.start()
         saving = asyncio.ensure_future(self.state.save_now_and_then())
         draining = asyncio.ensure_future(self._drain())
         try:
@@ -127,6 +135,5 @@ class Server(uvicorn.Server):
 
     def _end(self) -> None:
         """End the threads; who waits still is told so."""
-        self.state.drawing.end()
-        self.state.reading.end()
+        self.state.renderer.end()
         self.state.save()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from starlette.requests import Request
 from trainer.render.engine import Engine
 from trainer.serving import api_error, gate
 from trainer.serving.api_error import NO_KEY, ApiError
-from trainer.serving.drawing import Drawing
 from trainer.serving.keys import Key, KeyRing
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
@@ -19,7 +19,7 @@ from trainer.serving.lora_views import LoraViews
 from trainer.serving.metrics import Metrics
 from trainer.serving.model_names import ModelNames
 from trainer.serving.quotas import Quotas
-from trainer.serving.reading import Reading
+from trainer.serving.renderer import OwnEngine, Renderer
 from trainer.serving.results import Results
 from trainer.serving.settings import ServeSettings
 from trainer.serving.stack_of_request import StackMaker
@@ -38,8 +38,7 @@ class ServerState:
     names: ModelNames
     maker: StackMaker
     line: Line
-    drawing: Drawing
-    reading: Reading
+    renderer: Renderer
     results: Results
     metrics: Metrics
     log: Log
@@ -48,13 +47,9 @@ class ServerState:
     num_open: int = 0  # requests for pictures that aren't answered yet
 
     @property
-    def engine(self) -> Engine:
-        return self.drawing.engine
-
-    @property
     def is_ready(self) -> bool:
         """Whether new requests are taken."""
-        return not self.is_draining and self.drawing.is_alive
+        return not self.is_draining and self.renderer.is_alive
 
     def key(self, request: Request) -> Key:
         """Whose request it is, counted. Raises: ApiError 401, 403, 429, 503."""
@@ -74,7 +69,7 @@ class ServerState:
 
     def wait_s(self, num_pictures: int) -> float:
         """How long so many pictures take, as it went so far."""
-        return min(3600.0, max(1.0, num_pictures * self.drawing.picture_s))
+        return min(3600.0, max(1.0, num_pictures * self.renderer.picture_s))
 
     async def save_now_and_then(self) -> None:
         """Write the day's counts every few seconds, for as long as the server runs."""
@@ -91,19 +86,26 @@ class ServerState:
 
 
 def make(settings: ServeSettings, engine: Engine, log: Log, loras: tuple[Path, ...] = ()) -> ServerState:
-    """A server's parts, its threads not started yet. `loras` are more folders of LoRAs.
+    """A server's parts with an engine of its own, its threads not started yet. `loras` are more folders of LoRAs.
 
     Raises: ConfigError, AdapterError for pinned LoRAs that aren't here.
     """
+    state = make_with(settings, lambda line, metrics: OwnEngine(engine, line, settings, metrics, log), log, loras)
+    for name in settings.pinned:
+        engine.shelf.pin(state.views.view("").named(name, "--pin").path)
+    return state
+
+
+def make_with(
+    settings: ServeSettings, renderer_of: Callable[[Line, Metrics], Renderer], log: Log, loras: tuple[Path, ...] = ()
+) -> ServerState:
+    """A server's parts with any renderer, which is made for the server's line. Raises: ConfigError."""
     ring, metrics = KeyRing(settings.keys), Metrics()
     views = LoraViews((settings.workspace, *loras), settings.uploads_folder)
     views.look(ring.names)
-    for name in settings.pinned:
-        engine.shelf.pin(views.view("").named(name, "--pin").path)
-    names = ModelNames(settings.base, settings.stacks_folder)
+    names = ModelNames(settings.bases, settings.stacks_folder)
     line = Line(settings.queue_pictures, shares=settings.keys is not None)
     return ServerState(
         settings, ring, Quotas(settings.folder / "pictures_today.json"), views, names, StackMaker(settings, names),
-        line, Drawing(engine, line, settings, metrics, log), Reading(engine.shelf, line, metrics),
-        Results(settings.results_bytes, settings.results_s), metrics, log,
+        line, renderer_of(line, metrics), Results(settings.results_bytes, settings.results_s), metrics, log,
     )  # fmt: skip

@@ -13,7 +13,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 class ServeSettings:
     """Limits of one server; times are in seconds, sizes in bytes."""
 
-    base: str
+    base: str  # the one that a request means that names none
     workspace: Path  # its runs, loras and stacks are offered, and `serve` in it is the server's own folder
     host: str = "127.0.0.1"
     port: int = 8000
@@ -35,6 +35,12 @@ class ServeSettings:
     uploads: bool = False
     upload_bytes: int = 512 << 20  # of one LoRA
     log_prompts: bool = False
+    more_bases: tuple[str, ...] = ()  # that requests may name besides; for replicas only
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """All bases that are served."""
+        return (self.base, *self.more_bases)
 
     @property
     def folder(self) -> Path:

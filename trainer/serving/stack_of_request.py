@@ -25,12 +25,15 @@ _MOST_SEEDS = 2**32
 
 
 class StackMaker:
-    """Makes stacks for one base."""
+    """Makes stacks for the bases of a server."""
 
     def __init__(self, settings: ServeSettings, names: ModelNames) -> None:
+        """Raises: ConfigError, ModelError for a base that isn't here."""
         self.settings, self.names = settings, names
-        self.family = bases.family_of(settings.base)
-        self.folder: Path = bases.resolve(settings.base, families.registry()[self.family])
+        self.families = {base: bases.family_of(base) for base in settings.bases}
+        self.folders: dict[str, Path] = {
+            base: bases.resolve(base, families.registry()[family]) for base, family in self.families.items()
+        }
 
     def stacks(self, request: ImageRequest, view: View) -> list[StackConfig]:
         """A stack for each picture: seeds follow each other, the first one drawn at random if none is given.
@@ -42,7 +45,7 @@ class StackMaker:
             stack = self._stack(request, named, view)
             choices.check(stack)
             modes.chosen(stack.mode, sum(map(sharing.acts, stack.adapters)), stack.guidance_scale)
-            samplers.check(stack.sampler, families.registry()[self.family])
+            samplers.check(stack.sampler, families.registry()[stack.family])
         except AdapterError as error:
             raise ApiError(404, str(error), param="loras", code="lora_not_found") from None
         except UserError as error:
@@ -75,10 +78,11 @@ class StackMaker:
             asked.append(LoraAsked(name=request.lora.name, weight=request.lora.scale))
         adapters += [_choice(_found(lora, view), lora) for lora in asked]
         is_wide = any(max(abs(one.weight), abs(one.text_weight or 0)) > USUAL_WEIGHT for one in adapters)
-        values |= {"base": self.settings.base, "family": self.family, "adapters": adapters, "wide_weights": is_wide}
+        family = self.families[named.base]
+        values |= {"base": named.base, "family": family, "adapters": adapters, "wide_weights": is_wide}
         stack = base_defaults.completed(parse(StackConfig, values, "the request"))
         sides = {"width_px": stack.width_px, "height_px": stack.height_px}
-        bases.check_pixels(self.folder, sides)
+        bases.check_pixels(self.folders[named.base], sides)
         names = [lora.name for text in (stack.prompt, stack.negative_prompt) for lora in tags.take_tags(text).loras]
         return prompting.without_tags(stack, None, lambda: view.for_tags(names))
 

@@ -72,7 +72,7 @@ def _hosts(settings: ServeSettings) -> list[str]:
 
 async def _health(state: ServerState, request: Request) -> Response:
     """200 while the server can draw; 503 once its drawing thread has died."""
-    is_alive = state.drawing.is_alive
+    is_alive = state.renderer.is_alive
     return JSONResponse({"status": "ok" if is_alive else "broken"}, 200 if is_alive else 503)
 
 
@@ -89,7 +89,7 @@ async def _metrics(state: ServerState, request: Request) -> Response:
         raise ApiError(403, "this key may not read the metrics.", api_error.FORBIDDEN, code="forbidden")
     state.metrics.queue.set(len(state.line))
     state.metrics.is_ready.set(int(state.is_ready))
-    state.metrics.adapter_bytes.set(state.engine.shelf.num_bytes)
+    state.metrics.adapter_bytes.set(state.renderer.adapter_bytes)
     return Response(await asyncio.to_thread(state.metrics.text), media_type=metrics.MEDIA_TYPE)
 
 

@@ -26,7 +26,7 @@ from trainer.render.spreading.actor import RayWorker
 _STORE_BYTES = 1 << 30  # of the cluster's memory for files and pictures; Ray puts more on the disk
 _OWN = "velatura-ray"
 # As the command itself has it, for workers of machines where it wasn't started; nothing is fetched there.
-_ENVIRONMENT = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")} | {
+ENVIRONMENT = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")} | {
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1"
 }
 
@@ -47,7 +47,7 @@ class Layout:
             num_gpus=self.num_gpus,
             max_restarts=0,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _ENVIRONMENT},
+            runtime_env={"env_vars": ENVIRONMENT},
         )(RayWorker)
         return actor.remote(quantise, self.threads, limit_bytes, folder)
 

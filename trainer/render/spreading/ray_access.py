@@ -36,8 +36,10 @@ except AuthenticationError:
 """
 
 
-def prepare(address: str) -> None:
+def prepare(address: str, option: str = "--engine") -> None:
     """Have Ray ask for a token and keep to itself; for an `address`, only a cluster that does so is taken.
+
+    `option` is how Ray was asked for, as a message has it.
 
     Raises: ConfigError if Ray isn't installed, or the cluster can't be used safely.
     """
@@ -52,7 +54,8 @@ def prepare(address: str) -> None:
         import ray
     except ImportError:
         raise ConfigError(
-            "--engine is ray, which isn't installed; install it: pip install 'velatura[ray]', or leave --engine out."
+            f"{option} asks for Ray, which isn't installed; install it: pip install 'velatura[ray]', or leave {option} "
+            f"out."
         ) from None
     assert ray.__version__
     if address:

@@ -20,12 +20,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from trainer import bases, families, files, last_used, printing
+from trainer import bases, families, printing
 from trainer.errors import RunError, UserError
 from trainer.render.batch_chunks import Begin, Result, Stop
 from trainer.render.batch_ledger import Work
 from trainer.render.batch_recipe import base_hash
 from trainer.render.spreading import cluster, messages, routing
+from trainer.render.spreading.sent_files import SentFiles
 from trainer.render.spreading.worker import versions
 
 _MOST_DEATHS = 4  # of workers that drew a chunk, and then of those that drew one of its pictures alone
@@ -35,7 +36,6 @@ _START_S = 300.0  # a worker that has said nothing for so long isn't waited for 
 _AHEAD = 2  # chunks that a worker has been given, so that it never waits for the next one
 _WINDOW = 64  # chunks that are chosen from, and as many again for each 16 workers
 _POLL_S = 0.2
-_SENT_BYTES = 1 << 30  # of files that are kept in the cluster's memory for the next chunk
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Spread:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._hashes: dict[routing.Base, str] = {}
-        self._digests: dict[tuple[Path, int, int], str] = {}  # by file, its size and time
-        self._sent = last_used.kept(_SENT_BYTES, lambda sent: sent[1])  # references and sizes by sha256
+        self._files = SentFiles()
         self._waiting: list[Task] = []
         self._suspects: list[Task] = []  # single pictures of chunks that ended workers; they come last
         self._members: list[Member] = []
@@ -140,7 +139,7 @@ class Spread:
         for work in works:
             try:
                 base_sha256 = self._hash((work.stack.base, work.stack.family))
-                leaving = messages.outgoing(work.stack, self._digest)
+                leaving = messages.outgoing(work.stack, self._files.digest)
             except UserError as error:
                 yield work, error
                 continue
@@ -151,14 +150,6 @@ class Spread:
         if going:
             wanted = routing.Wanted.of(work.stack for work in going)
             self._waiting.append(Task(going, messages.Request(tuple(stacks), parts, base_sha256), places, wanted))
-
-    def _digest(self, path: Path) -> str:
-        """sha256 of a file, read once while it stays as it is. Raises: OSError."""
-        status = path.stat()
-        key = (path, status.st_size, status.st_mtime_ns)
-        if key not in self._digests:
-            self._digests[key] = files.sha256(path)
-        return self._digests[key]
 
     def _hash(self, base: routing.Base) -> str:
         """The base's hash. Raises: ModelError if it has gone."""
@@ -176,7 +167,7 @@ class Spread:
                 return
             task = self._waiting.pop(place)
             try:
-                contents = {sha256: self._content(path, sha256) for sha256, path in task.places.items()}
+                contents = {sha256: self._files.content(path, sha256) for sha256, path in task.places.items()}
             except RunError as error:
                 yield from ((work, error) for work in task.works)
                 continue
@@ -185,16 +176,6 @@ class Spread:
                 task.is_begun = True
             member.holding.take(task.wanted)
             member.given.append((member.handle.draw_sent.remote(task.request, contents), task))
-
-    def _content(self, path: Path, sha256: str) -> Any:
-        """A reference to a file's content in the cluster's memory. Raises: RunError if it can't be read."""
-        if sha256 not in self._sent:
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise RunError(f"{str(path)[:200]!r} can't be read: {error.strerror}.") from None
-            self._sent[sha256] = (ray.put(content), len(content))
-        return self._sent[sha256][0]
 
     def _impossible(self) -> Iterator[tuple[Work, Result]]:
         """The pictures that every worker has refused, with what each says."""

@@ -1,0 +1,246 @@
+"""The renderer whose replicas are elsewhere: hands pictures on from the line, and tells their orders what comes back.
+
+Pictures leave the line in its fair order and as late as can be: each base's replicas are given a few batches ahead, and
+what they can't hold waits here, where it may still be overtaken, cancelled or given up. A picture whose replica dies is
+sent again, to another one; its order is told of steps that it knows once only, and has one answer in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from trainer import lora_file
+from trainer.errors import AdapterError, UserError
+from trainer.render.spreading import messages as files_sent
+from trainer.serving import giving_up
+from trainer.serving.api_error import BROKEN, ApiError
+from trainer.serving.line import Line
+from trainer.serving.log_lines import Log
+from trainer.serving.metrics import Metrics
+from trainer.serving.replicas import messages
+from trainer.serving.replicas.carrier import Call, Carrier, Lost
+from trainer.serving.replicas.messages import About, LogLine, Told
+from trainer.serving.replicas.popularity import Popularity
+from trainer.serving.settings import ServeSettings
+from trainer.serving.wanted import Drawn, Failed, Stepped, Wanted
+
+BATCHES_AHEAD = 2  # that a replica is given, so that it never waits for the next one
+MOST_SENDS = 4  # of one picture
+_POLL_S = 0.25
+_AGAIN_S = 0.5  # before a picture is sent again, for each time that it was
+_END_S = 30.0  # for what is under way to be given up
+_SMOOTH = 0.05  # share of the newest picture in what one is expected to take
+
+
+class Remote:
+    """Hands on what waits in a line."""
+
+    def __init__(
+        self, carrier: Carrier, about: Mapping[str, About], line: Line, settings: ServeSettings, metrics: Metrics,
+        log: Log,
+    ) -> None:  # fmt: skip
+        """`about` tells of each base what a LoRA must fit."""
+        self.carrier, self.about, self.line, self.settings = carrier, about, line, settings
+        self.metrics, self.log = metrics, log
+        self.picture_s = 1.0
+        self.adapter_bytes = 0  # replicas keep them
+        self._under_way: Counter[str] = Counter()  # pictures by base; read and written under `line.changed`
+        self._popularity = Popularity()
+        self._is_ending = False
+        self._loop = asyncio.new_event_loop()
+        self._looping = threading.Thread(target=self._loop.run_forever, name="replicas' news", daemon=True)
+        self._handing = threading.Thread(target=self._run, name="handing on", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._handing.is_alive() and self._looping.is_alive()
+
+    def start(self) -> None:
+        self._looping.start()
+        self._handing.start()
+
+    def end(self) -> None:
+        """Take no more; what is under way is given up, and each order told so."""
+        self._is_ending = True
+        with self.line.changed:
+            self.line.changed.notify_all()
+        self._handing.join()
+        with self.line.changed:
+            self.line.changed.wait_for(lambda: not self._under_way.total(), _END_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._looping.join()
+        self._loop.close()
+
+    def check(self, path: Path) -> None:
+        """Raises: AdapterError of the first base, if none could use it."""
+        errors: list[AdapterError] = []
+        for about in self.about.values():
+            try:
+                lora_file.read(path, about.file_keys, about.shapes)
+                return
+            except AdapterError as error:
+                errors.append(error)
+        raise errors[0]
+
+    # Handing on.
+
+    def _run(self) -> None:
+        try:
+            while picture := self._next():
+                asyncio.run_coroutine_threadsafe(self._bring(picture), self._loop)
+        finally:
+            giving_up.drop_rest(self.line, self._is_ending)
+
+    def _next(self) -> Wanted | None:
+        """The first picture in line whose base has room, taken out of it; None at the end."""
+        while not self._is_ending:
+            giving_up.drop_unwanted(self.line, self.metrics, self._is_ending)
+            room = self._room()
+            with self.line.changed:
+                in_order = self.line.in_order() if any(room.values()) else iter(())
+                picture = next((picture for picture in in_order if room[picture.stack.base] > 0), None)
+                if picture is not None:
+                    self.line.take([picture])
+                    self._under_way[picture.stack.base] += 1
+                    return picture
+                if not self._is_ending:
+                    self.line.changed.wait(_POLL_S)
+        return None
+
+    def _room(self) -> dict[str, int]:
+        """How many pictures more each base's replicas may be given."""
+        most = BATCHES_AHEAD * self.settings.batch_pictures
+        held = {base: most * self.carrier.num_replicas(base) for base in self.settings.bases}
+        with self.line.changed:
+            return {base: max(0, number - self._under_way[base]) for base, number in held.items()}
+
+    # A picture on its way. All of this runs in the loop.
+
+    async def _bring(self, picture: Wanted) -> None:
+        """Have a picture drawn and tell its order, whatever happens."""
+        began, together = time.monotonic(), self._under_way[picture.stack.base]
+        self.metrics.waited_s.observe(began - picture.came)
+        try:
+            if await self._drawn(picture):
+                self.picture_s += _SMOOTH * ((time.monotonic() - began) / max(1, together) - self.picture_s)
+        except UserError as error:
+            self.metrics.dropped.labels("lora unreadable").inc()
+            picture.fail(error, "lora_unreadable")
+        except giving_up.FAULTS as error:
+            giving_up.say_fault(error, [picture], self.metrics, self.log)
+        finally:
+            with self.line.changed:
+                self._under_way[picture.stack.base] -= 1
+                self.line.changed.notify_all()
+
+    async def _drawn(self, picture: Wanted) -> bool:
+        """Send a picture until it is answered; whether it was drawn. Raises: UserError for an unreadable file."""
+        outgoing = await asyncio.to_thread(files_sent.outgoing, picture.stack, self.carrier.digest)
+        key = self._popularity.rarest(_loras(picture, outgoing))
+        teller = _Teller(picture)
+        for number in range(MOST_SENDS):
+            if number:
+                await asyncio.sleep(_AGAIN_S * number)
+            if self._is_unwanted(picture):
+                break
+            sent = messages.sent(picture, outgoing)
+            call = await self.carrier.call(picture.stack.base, key, sent, outgoing.places)
+            try:
+                return await self._listened(call, teller)
+            except Lost as lost:
+                request_id = picture.order.request_id
+                self.log.write("replica lost", request=request_id, sends=number + 1, error=str(lost)[:300])
+        else:
+            self.metrics.dropped.labels("replica lost").inc()
+            picture.order.tell(Failed(picture.number, _lost()))
+            return False
+        giving_up.give_up(picture, self.metrics, self._is_ending)
+        return False
+
+    def _is_unwanted(self, picture: Wanted) -> bool:
+        return self._is_ending or picture.order.is_cancelled or picture.order.is_late
+
+    async def _listened(self, call: Call, teller: _Teller) -> bool:
+        """Tell an order what its picture's replica says, up to its answer; whether it was drawn. Raises: Lost."""
+        picture, news = teller.picture, call.news()
+        coming: asyncio.Future[Told] = asyncio.ensure_future(anext(news))
+        try:
+            while True:
+                await asyncio.wait({coming}, timeout=_POLL_S)
+                if not coming.done():
+                    if self._is_unwanted(picture):
+                        giving_up.give_up(picture, self.metrics, self._is_ending)
+                        return False
+                    continue
+                try:
+                    told = coming.result()
+                except StopAsyncIteration:
+                    raise Lost("it stopped without an answer") from None
+                if isinstance(told, LogLine):
+                    self._write(told)
+                elif teller.tell(told):
+                    self._count(picture, told)
+                    return isinstance(told, Drawn)
+                coming = asyncio.ensure_future(anext(news))
+        finally:
+            call.cancel()
+            coming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, Lost):
+                await coming
+
+    def _count(self, picture: Wanted, told: Told) -> None:
+        if isinstance(told, Drawn):
+            self.metrics.pictures.labels(picture.order.key_name).inc()
+        else:
+            self.metrics.dropped.labels("refused").inc()
+
+    def _write(self, line: LogLine) -> None:
+        """A line of a replica's log into the one here; batches are counted by it."""
+        facts = json.loads(line.text)
+        event = facts.pop("event")
+        facts.pop("time")
+        if event == "batch":
+            self.metrics.batch_s.observe(facts["seconds"])
+            self.metrics.batch_pictures.observe(facts["pictures"])
+            self.metrics.batch_stacks.observe(facts["stacks"])
+        self.log.write(event, **facts, replica=line.replica)
+
+
+class _Teller:
+    """Tells an order of one picture: nothing twice, however often the picture is sent."""
+
+    def __init__(self, picture: Wanted) -> None:
+        self.picture = picture
+        self._told = -1  # step
+
+    def tell(self, told: Drawn | Stepped | messages.Refusal) -> bool:
+        """Whether that was the picture's answer."""
+        if isinstance(told, Stepped):
+            if told.step <= self._told:
+                return False
+            self._told = told.step
+        self.picture.order.tell(messages.returned(told, self.picture.stack))
+        return not isinstance(told, Stepped)
+
+
+def _loras(picture: Wanted, outgoing: files_sent.Outgoing) -> list[str]:
+    """The sha256 of a picture's LoRA files, each once."""
+    files = {adapter.file for adapter in picture.stack.adapters}
+    return sorted(sha256 for sha256, path in outgoing.places.items() if str(path) in files)
+
+
+def _lost() -> ApiError:
+    """Why a picture isn't given whose replicas all died."""
+    return ApiError(
+        503,
+        f"what drew the picture died {MOST_SENDS} times; a smaller picture or fewer LoRAs may fit its memory.",
+        BROKEN,
+        code="replica_lost",
+    )
