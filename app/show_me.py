@@ -36,12 +36,11 @@ _PREVIEW_EVERY = 20
 
 @dataclass(frozen=True)
 class Shown:
-    """The numbers of its jobs, and the picture of the untrained base once it is drawn."""
+    """The numbers of its jobs."""
 
     style: int
     character: int
     both: int
-    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ def read(context: Context) -> Shown | None:
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     numbers = (shown.style, shown.character, shown.both)
-    return shown if all(type(number) is int for number in numbers) and isinstance(shown.base, str) else None
+    return shown if all(type(number) is int for number in numbers) else None
 
 
 def begin(context: Context) -> Shown:
-    """The jobs, on their way; the untrained base is drawn meanwhile. Raises: ConfigError, DataError, RunError."""
+    """The jobs, on their way. Raises: ConfigError, DataError, RunError."""
     earlier = read(context)
     if earlier and not scene(context, earlier).is_over:
         return earlier
@@ -82,7 +81,6 @@ def begin(context: Context) -> Shown:
     both = context.runner.submit("show-me", text, batches.KINDS[".toml"])
     shown = Shown(style.id, character.id, both.id)
     _write(context, shown)
-    threading.Thread(target=_draw_base, args=(context, shown), name="show-me", daemon=True).start()
     return shown
 
 
@@ -99,15 +97,14 @@ def scene(context: Context, shown: Shown) -> Scene:
     """What there is to see of it now."""
     jobs = _jobs(context, shown)
     pictures = _examples(context) if len(jobs) == 3 else []
-    if shown.base:
-        base = context.renders / Path(shown.base).name
-        pictures += [(base, "the base, before it learns")] if base.is_file() else []
     steps = 0
     for job, what in zip(jobs[:2], ("style", "character"), strict=False):
         folder = context.runs / job.name
         events = context.logs.read(folder / "events.jsonl")
         samples = views.samples(folder, events)[::-1]
-        pictures += [(path, f"{what}, {caption.split(' · ')[0]}") for path, caption in samples]
+        for path, caption in samples:
+            when = caption.split(" · ")[0]
+            pictures.append((path, f"{what}, {'before it learns' if when == 'step 0' else when}"))
         step = views.last(events, Step)
         steps += STEPS if job.state == "finished" else min(step.step, STEPS) if step else 0
     if len(jobs) == 3:
@@ -131,6 +128,8 @@ def result(context: Context, shown: Shown) -> Path | None:
     if not target.is_file():
         with files.replacing(target) as unnamed:
             unnamed.write_bytes(picture.read_bytes())
+        # Whoever opens it in Stack finds the base loaded. Not earlier: the trainings need the processor.
+        threading.Thread(target=_load_base, args=(context,), name="show-me", daemon=True).start()
     return target
 
 
@@ -196,15 +195,9 @@ def _train(context: Context, name: str, preset: str, sample: str, prompt: str, t
     return context.runner.submit(name, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
 
-def _draw_base(context: Context, shown: Shown) -> None:
-    """Draw what the base makes of the same words, and write down where it is."""
-    from trainer.render.picture_metadata import save  # loads torch
-
-    with suppress(UserError, OSError):
-        stack = StackConfig.model_validate({"prompt": PROMPT, "seed": _SEED})
-        path = save(context.render(stack), context.renders)
-        if (now := read(context)) and now.both == shown.both:
-            _write(context, Shown(now.style, now.character, now.both, path.name))
+def _load_base(context: Context) -> None:
+    with suppress(UserError, OSError), context.engine(StackConfig.model_validate({})):
+        pass
 
 
 def _write(context: Context, shown: Shown) -> None:

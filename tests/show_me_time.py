@@ -35,7 +35,7 @@ def measure() -> dict[str, float]:
             seconds = {}
             for name, words in (
                 ("anything", "#show-me-pictures img"),
-                ("first drawn", "#show-me-pictures :text('the base, before it learns')"),
+                ("first drawn", "#show-me-pictures :text('before it learns')"),
                 ("stacked", "#show-me-pictures :text('both together')"),
             ):
                 page.locator(words).first.wait_for(state="attached")
