@@ -60,6 +60,15 @@ def test_every_link_joins_an_output_and_an_input_of_its_type(num: int, rescale: 
     assert any(node["type"] == "RescaleCFG" for node in nodes.values()) == (rescale > 0)
 
 
+def test_what_a_lora_named_in_the_prompt_leaves_behind_is_not_in_the_graph() -> None:
+    prompt, workflow = comfy.graphs(stack(1, prompt=" a fox ", negative_prompt=" blur"), "base", "ddim")
+    for texts in (
+        [node["inputs"]["text"] for node in prompt.values() if node["class_type"] == "CLIPTextEncode"],
+        [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"],
+    ):
+        assert texts == ["a fox", "blur"]
+
+
 def test_both_forms_are_one_graph() -> None:
     prompt, workflow = comfy.graphs(stack(3), "base", "ddim")
     links = {link[0]: link for link in workflow["links"]}

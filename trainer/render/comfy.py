@@ -71,8 +71,8 @@ def _nodes(stack: StackConfig, base_name: str, sampler: str) -> list[_Node]:
         model, clip, column = (lora, 0), (lora, 1), column + 1
 
     # Prompts and guidance.
-    positive = add("CLIPTextEncode", {"clip": clip}, {"text": stack.prompt}, column)
-    negative = add("CLIPTextEncode", {"clip": clip}, {"text": stack.negative_prompt}, column, 1)
+    positive = add("CLIPTextEncode", {"clip": clip}, {"text": stack.prompt.strip()}, column)
+    negative = add("CLIPTextEncode", {"clip": clip}, {"text": stack.negative_prompt.strip()}, column, 1)
     family = families.registry()[stack.family]
     scale = stack.guidance_scale
     if family.guidance == "distilled":
