@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import gradio as gr
+from cachetools import TTLCache, cached
 
 from app import show_me, views
 from app.context import Context, Refresh
@@ -27,6 +29,8 @@ class StartHere:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        # Read once for all that ask within half a second, of every page.
+        self._scene = cached(TTLCache(maxsize=1, ttl=0.5), lock=threading.Lock())(self._scene_now)
         with gr.Column(visible=False, elem_id="start-here", elem_classes="start") as self.panel:
             gr.HTML(_WELCOME)
             with gr.Row():
@@ -75,13 +79,16 @@ class StartHere:
 
     def _version(self, _: gr.Request) -> Any:
         """What `look` depends on, but for how far it is."""
-        shown = show_me.read(self.context)
-        scene = show_me.scene(self.context, shown) if shown else None
+        scene = self._scene()
         return [self._is_empty(), scene and [scene.pictures, scene.is_over, scene.progress.headline]]
 
     def _progress(self, _: gr.Request) -> Any:
+        scene = self._scene()
+        return scene and scene.progress
+
+    def _scene_now(self) -> show_me.Scene | None:
         shown = show_me.read(self.context)
-        return show_me.scene(self.context, shown).progress if shown else None
+        return show_me.scene(self.context, shown) if shown else None
 
     @mended
     def begin(self) -> dict[Any, Any]:
