@@ -14,20 +14,17 @@ from app.texts import say
 from trainer.config import TrainConfig
 
 # Whole phrases of messages, and what the page says in their place; tried in this order.
-_PHRASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"\(write [^()]{1,300}?\.txt, or set data\.trigger to train it on the trigger alone\)",
-         say("settings.or_trigger")),
-        (r"\(write [^()]{1,300}?\.txt, or name its folder like [^()]{1,80}\)", say("settings.write_caption")),
-        (r" ?\(--json lists all\)", ""),
-        (r"; go on with --resume\b", say("settings.press_resume")),
-        (r", then: velatura [^.\n]{1,300}\.?", say("settings.then_press_resume")),
-        (r"(?<=\d)\.0 or (?=less|more)", " or "),
-        (r"; add --download to fetch it", ""),
-        (r" Start it with --base to offer another\.", ""),
-        (r"a name (?:in|from) `velatura models list`", say("settings.model_added")),
-    )
+_PHRASES = (
+    (re.compile(r"\(write [^()]{1,300}?\.txt, or set data\.trigger to train it on the trigger alone\)"),
+     say("settings.or_trigger")),
+    (re.compile(r"\(write [^()]{1,300}?\.txt, or name its folder like [^()]{1,80}\)"), say("settings.write_caption")),
+    (re.compile(r" ?\(--json lists all\)"), ""),
+    (re.compile(r"; go on with --resume\b"), say("settings.press_resume")),
+    (re.compile(r", then: velatura [^.\n]{1,300}\.?"), say("settings.then_press_resume")),
+    (re.compile(r"(?<=\d)\.0 or (?=less|more)"), " or "),
+    (re.compile(r"; add --download to fetch it"), ""),
+    (re.compile(r" Start it with --base to offer another\."), ""),
+    (re.compile(r"a name (?:in|from) `velatura models list`"), say("settings.model_added")),
 )  # fmt: skip
 
 
