@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import batch_pictures, browser_state, cards, voting
+from app import batch_pictures, browser_state, cards, scripts, voting
 from app.browser_state import BrowserStates
 from app.context import Context
 from app.job_table import Job
@@ -23,7 +23,6 @@ from app.voting import Contest
 from trainer.errors import DataError
 from trainer.printing import plain
 
-_HERE = Path(__file__)
 _MOST = 20_000  # pictures that are asked for at once
 _KEPT_AS = "batch-gallery"  # of what a browser left
 _STARS = "".join(
@@ -77,11 +76,11 @@ class BatchGallery:
         """Draw both here; they are empty until a batch is chosen."""
         asked = [_named(self.look, "look"), _named(self.rate, "rate"), _named(self.act, "act")]
         self.gallery = gr.HTML(
-            None, html_template=_TEMPLATE, js_on_load=_script("batch_gallery.js"), server_functions=asked,
+            None, html_template=_TEMPLATE, js_on_load=scripts.read("batch_gallery.js"), server_functions=asked,
             elem_id="batch-pictures",
         )  # fmt: skip
         self.vote = gr.HTML(
-            None, html_template=_VOTE_TEMPLATE, js_on_load=_script("batch_vote.js"),
+            None, html_template=_VOTE_TEMPLATE, js_on_load=scripts.read("batch_vote.js"),
             server_functions=[_named(self.match, "match"), _named(self.cast, "cast")], elem_id="batch-vote",
         )  # fmt: skip
 
@@ -151,10 +150,6 @@ class BatchGallery:
 
     def _out(self, job: Job) -> Path:
         return self.context.batches / job.name
-
-
-def _script(name: str) -> str:
-    return _HERE.with_name(name).read_text(encoding="utf-8")
 
 
 def _named(handler: Callable[..., dict[str, Any]], name: str) -> Callable[..., dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from app import dataset_checks
+from app import dataset_checks, scripts
 from app.context import Context
 from app.dataset_measures import Look, Looks
 from app.texts import say, say_num
@@ -24,7 +24,7 @@ from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
 from trainer.printing import plain
 
-SCRIPT = Path(__file__).with_name("dataset_gallery.js").read_text(encoding="utf-8")
+SCRIPT = scripts.read("dataset_gallery.js")
 TEMPLATE = f"""<div class="pictures">
 <div class="reasons" aria-live="polite"></div>
 <div class="kinds" role="group" aria-label="{say("dataset.filters")}"></div>

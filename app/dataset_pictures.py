@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import dataset_gallery, masks
+from app import dataset_gallery, masks, scripts
 from app.context import Context
 from app.notices import mended_answer
 from app.texts import say
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from trainer.data.picture_edits import Opened
 
-_SCRIPTS = ("overlay.js", "paint.js", "dataset_crop.js", "dataset_pictures.js")  # as one
-_SCRIPT = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS)
+_SCRIPT = scripts.read("overlay.js", "paint.js", "dataset_crop.js", "dataset_pictures.js")
 _TEMPLATE = f"""<div class="act-openers picture-acts" role="group" aria-label="{say("picture.edit")}">
 <button type="button" class="begin" data-tool="crop" id="crop-picture" disabled>{say("picture.crop")}</button>
 <button type="button" class="begin" data-tool="mask" id="mask-picture" disabled>{say("picture.paint_mask")}</button>

@@ -7,20 +7,18 @@ One overlay for all rows and all three (`stack_panel.js`). It reads what the row
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import masks, stack_blocks
+from app import masks, scripts, stack_blocks
 from app.context import Context
 from app.notices import mended_answer
 from app.stack_rows import lora_choices
 from app.texts import say
 from trainer.errors import AdapterError
 
-_SCRIPTS = ("overlay.js", "paint.js", "stack_region.js", "stack_panel.js")  # as one
-_SCRIPT = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS)
+_SCRIPT = scripts.read("overlay.js", "paint.js", "stack_region.js", "stack_panel.js")
 _TEMPLATE = f"""<dialog class="act" aria-labelledby="act-title"><div class="act-head"><h2 id="act-title"></h2>
 <button type="button" class="act-close" aria-label="{say("button.close")}">✕</button></div>
 <p class="act-said" role="status"></p><button type="button" class="act-anew" hidden>{say("region.anew")}</button>

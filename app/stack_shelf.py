@@ -7,12 +7,11 @@ there is looked up here.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import cards
+from app import cards, scripts
 from app.context import OWN_BASE, Context
 from app.library_items import Item, Shelf, family_title
 from app.notices import mended
@@ -23,7 +22,7 @@ from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 from trainer.printing import plain
 
-_SCRIPT = Path(__file__).with_name("stack_shelf.js").read_text(encoding="utf-8")
+_SCRIPT = scripts.read("stack_shelf.js")
 _TEMPLATE = f"""<div class="shelf" hidden><div class="shelf-head">
 <span class="shelf-title">{say("stack.your_loras")}</span>
 <input class="find" type="search" placeholder="{say("stack.find")}" aria-label="{say("stack.find_lora")}"

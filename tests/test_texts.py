@@ -6,14 +6,16 @@ import ast
 import re
 import string
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from parsed import functions, name_of, sources, tree
+from parsed import ROOT, functions, name_of, sources, tree
 
-from app import texts, views
+from app import scripts, texts, views
 from app.job_table import Job
 from trainer.events import Failed
 
+SCRIPTS = sorted((ROOT / "app").glob("*.js"))
 FILLED = ("say", "say_num")
 # Whose words go to the terminal: of the command, and what the server prints.
 OF_COMMAND = ("app.__main__", "app.ui.known_bases", "app.ui.open_workspace", "app.ui.serve")
@@ -33,7 +35,7 @@ NO_TEXTS = {
 }
 SENTENCE = re.compile(r"[A-Za-z’']{2,}[,;:.]? +[A-Za-z’']{2,}")
 CODE = re.compile(
-    r"=>|\(\);|!important|^[\w-]+: [^;]+;|^\s*(SELECT|INSERT|UPDATE|CREATE|PRAGMA) |^\w+(, \w+)+$"
+    r"=>|\(\);|^const |!important|^[\w-]+: [^;]+;|^\s*(SELECT|INSERT|UPDATE|CREATE|PRAGMA) |^\w+(, \w+)+$"
     r"|^(default|script|style|img|media|font|connect|worker|frame|object|base|form)-(src|uri|action|ancestors) "
 )
 SHOWN = re.compile(r'(?:aria-label|title|placeholder|alt)="([^"]*[A-Za-z]{2}[^"]*)"')
@@ -71,7 +73,18 @@ def test_each_text_is_filled_as_it_asks_and_all_are_used() -> None:
             of_pair = {"num"} if len(keys) > 1 else set()  # a pair may leave its number out
             assert wanted | of_pair == given, f"{name}, line {call.lineno}: {keys} asks for {wanted}, is given {given}"
             used |= set(keys)
+    used |= {key for path in SCRIPTS for key in scripts.asked(path.read_text(encoding="utf-8"))}
     assert set(texts.TEXTS) == used
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_each_text_of_a_script_is_filled_as_it_asks(path: Path) -> None:
+    code = path.read_text(encoding="utf-8")
+    for call in re.finditer(r"\bphrase(Num)?\('([\w.]+)'(.*)", code):
+        for key in (f"{call[2]}.one", f"{call[2]}.many") if call[1] else (call[2],):
+            given = set(re.findall(r"[{,] *(\w+)[:,}]", call[3])) | ({"num"} if call[1] else set())
+            plain_fields = set(re.findall(r"\{(\w+)\}", texts.TEXTS[key]))
+            assert plain_fields == fields(texts.TEXTS[key]) and plain_fields <= given, (path.name, key, given)
 
 
 def test_a_text_has_plain_fields_alone() -> None:
@@ -139,6 +152,20 @@ def left(module: ast.AST, name: str) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in sources("app") if name not in OF_COMMAND])
 def test_no_text_stands_in_the_code(name: str) -> None:
     assert not (found := left(tree(sources("app")[name]), name)), "\n".join(found)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_text_stands_in_a_script(path: Path) -> None:
+    code = re.sub(r"(?m)(^|\s)//.*", "", path.read_text(encoding="utf-8"))
+    strings = [re.sub(r"\$\{.*?\}", "\0", one) for one in re.findall(r"'[^'\n]*'|`[^`]*`", code)]
+    # What has a sign of these is a class, a selector or a setting's value.
+    found = [
+        one
+        for one in strings
+        if SENTENCE.search(one) and not re.search(r"[-#\[=>]|^'(\.|seen |chip |button|steps|linear)", one)
+    ]
+    found += re.findall(r"(?:'aria-label'|textContent =|title:|hint:|use:|\.title =),? '[^']*[A-Za-z][^']*'", code)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
