@@ -40,24 +40,7 @@ def opened(server: Server, chromium: Browser) -> Page:
 
 
 @pytest.fixture
-def problems(opened: Page, server: Server) -> Iterator[list[str]]:
-    """Errors in the page and requests that leave this machine; a test that has one fails."""
-    found: list[str] = []
-
-    def asked(url: str) -> None:
-        if not url.startswith((server.address, "data:", "blob:")):
-            found.append(f"asked for {url}")
-
-    opened.on("pageerror", lambda error: found.append(f"error in the page: {error}"))
-    opened.on("request", lambda request: asked(request.url))
-    yield found
-    assert opened.evaluate("window.__owned") is None
-    assert not found, found
-    assert "Traceback" not in server.log(), server.log()
-
-
-@pytest.fixture
-def choose(opened: Page, server: Server, problems: list[str]) -> Callable[..., Path]:
+def choose(opened: Page, server: Server) -> Iterator[Callable[..., Path]]:
     """`choose("mine", captions)`: a set of small pictures `00.png` ... on the disk, chosen on the page."""
 
     def make(name: str, captions: list[str], prepare: Callable[[Path], object] | None = None) -> Path:
@@ -82,7 +65,9 @@ def choose(opened: Page, server: Server, problems: list[str]) -> Callable[..., P
         expect(opened.locator("#dataset-gallery .card")).to_have_count(len(captions))
         return folder
 
-    return make
+    yield make
+    assert opened.evaluate("window.__owned") is None
+    assert "Traceback" not in server.log(), server.log()
 
 
 def card(page: Page, number: int) -> None:

@@ -32,7 +32,7 @@ from trainer.serving import keys
 serving_parts = pytest.importorskip("serving_parts")  # the openai client
 # On a busy machine a replica takes minutes to import torch: Ray gives it the least of the processor (niceness 15).
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray isn't installed: extra `ray`"),
+    pytest.mark.skipif(importlib.util.find_spec("grpc_reflection") is None, reason="no Ray Serve: extra `ray`"),
     pytest.mark.timeout(1200),
     pytest.mark.slow,
 ]

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import pickle
 import sys
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -249,9 +250,14 @@ def test_replicas_are_a_number_or_a_range() -> None:
     assert parsed("3", "") == Replicas(3, 3) and parsed("1:4", "h:6379") == Replicas(1, 4, "h:6379")
 
 
-def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize("part", ["ray", "ray.serve"])
+def test_without_ray_or_a_part_of_it_one_sentence_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    without_parts = types.ModuleType("ray")
+    without_parts.__path__ = []
+    monkeypatch.setitem(sys.modules, "ray", None if part == "ray" else without_parts)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_DISABLE_IMPORT_WARNING"):
         monkeypatch.setenv(name, "token")
     with pytest.raises(ConfigError, match=r"^--ray asks for Ray.*pip install 'velatura\[ray\]', or leave --ray out"):
-        ray_access.prepare("", "--ray")
+        ray_access.prepare("", "--ray", part)

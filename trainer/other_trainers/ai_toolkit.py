@@ -231,6 +231,6 @@ def _put_previews(reading: Reading) -> None:
 
 
 TOOL = Tool(
-    name="ai-toolkit", title="ai-toolkit", version=VERSION, rows=ROWS, recognises=_recognises,
+    name="ai-toolkit", turn=40, title="ai-toolkit", version=VERSION, rows=ROWS, recognises=_recognises,
     flatten=lambda document: documents.flatten(document.values), read=_read,
 )  # fmt: skip

@@ -43,6 +43,8 @@ class Tool:
     """One trainer whose recipes are read."""
 
     name: str  # as `--json` says it
+    # Tools are asked in this order whether a file is theirs: who knows it by one sure sign before who would take more.
+    turn: int
     title: str
     version: str  # whose keys and defaults these are
     rows: Mapping[str, Row]  # by key; `[]` stands for any place in a list

@@ -256,6 +256,6 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
 
 
 TOOL = Tool(
-    name="diffusers", title="diffusers' scripts", version=VERSION, rows=ROWS, recognises=_recognises,
+    name="diffusers", turn=80, title="diffusers' scripts", version=VERSION, rows=ROWS, recognises=_recognises,
     flatten=lambda document: dict(document.values), read=_read,
 )  # fmt: skip

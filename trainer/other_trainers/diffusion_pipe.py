@@ -294,6 +294,6 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
 
 
 TOOL = Tool(
-    name="diffusion-pipe", title="diffusion-pipe", version=VERSION, rows=ROWS, recognises=_recognises,
+    name="diffusion-pipe", turn=90, title="diffusion-pipe", version=VERSION, rows=ROWS, recognises=_recognises,
     flatten=lambda document: documents.flatten(document.values), read=_read,
 )  # fmt: skip

@@ -19,6 +19,6 @@ def _recognises(document: Document) -> bool:
 
 
 TOOL = Tool(
-    name="fluxgym", title="fluxgym", version=VERSION, rows=sd_scripts.TOOL.rows, recognises=_recognises,
+    name="fluxgym", turn=60, title="fluxgym", version=VERSION, rows=sd_scripts.TOOL.rows, recognises=_recognises,
     flatten=sd_scripts.TOOL.flatten, read=sd_scripts.TOOL.read,
 )  # fmt: skip

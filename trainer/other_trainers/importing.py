@@ -6,28 +6,19 @@ every key what became of it. A tool is a file here with a `TOOL` (see `contract`
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
+from trainer import other_trainers
 from trainer.config import TrainConfig, parse
 from trainer.config.refusals import sentences
 from trainer.errors import ConfigError
-from trainer.other_trainers import (
-    ai_toolkit,
-    diffusers_scripts,
-    diffusion_pipe,
-    documents,
-    fluxgym,
-    kohya_gui,
-    lora_header,
-    musubi,
-    onetrainer,
-    sd_scripts,
-    simpletuner,
-)  # fmt: skip
+from trainer.other_trainers import documents
 from trainer.other_trainers.contract import Imported, Tool
 from trainer.other_trainers.documents import Document
 from trainer.other_trainers.reading import Reading
@@ -38,19 +29,9 @@ _ROUNDS = 6  # of leaving out what our own rules refuse
 @lru_cache(maxsize=1)
 def tools() -> tuple[Tool, ...]:
     """All tools whose recipes are read, in the order in which they are asked."""
-    files = (
-        lora_header,
-        kohya_gui,
-        onetrainer,
-        ai_toolkit,
-        simpletuner,
-        fluxgym,
-        musubi,
-        diffusers_scripts,
-        diffusion_pipe,
-        sd_scripts,
-    )
-    return tuple(file.TOOL for file in files)
+    files = (f"{other_trainers.__name__}.{info.name}" for info in pkgutil.iter_modules(other_trainers.__path__))
+    found = (getattr(importlib.import_module(file), "TOOL", None) for file in files)
+    return tuple(sorted((tool for tool in found if isinstance(tool, Tool)), key=lambda tool: tool.turn))
 
 
 def recognised(path: Path) -> str:

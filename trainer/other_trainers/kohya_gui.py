@@ -202,6 +202,6 @@ def _network(values: dict[str, Any]) -> dict[str, Any]:
 
 
 TOOL = Tool(
-    name="kohya_ss", title="kohya_ss (GUI)", version=VERSION, rows=_ROWS, recognises=_recognises,
+    name="kohya_ss", turn=20, title="kohya_ss (GUI)", version=VERSION, rows=_ROWS, recognises=_recognises,
     flatten=lambda document: documents.flatten(document.values), read=_read,
 )  # fmt: skip

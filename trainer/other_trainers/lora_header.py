@@ -160,6 +160,6 @@ def _read_ours(reading: Reading) -> None:
 
 
 TOOL = Tool(
-    name="lora-header", title="a LoRA's header", version="sd-scripts 0.10.1", rows=_ROWS, recognises=_recognises,
-    flatten=_flatten, read=_read,
+    name="lora-header", turn=10, title="a LoRA's header", version="sd-scripts 0.10.1", rows=_ROWS,
+    recognises=_recognises, flatten=_flatten, read=_read,
 )  # fmt: skip

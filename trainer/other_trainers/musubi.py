@@ -158,6 +158,6 @@ def _put_objective(reading: Reading) -> None:
 
 
 TOOL = Tool(
-    name="musubi-tuner", title="musubi-tuner", version=VERSION, rows=ROWS, recognises=_recognises, flatten=_flatten,
-    read=_read,
+    name="musubi-tuner", turn=70, title="musubi-tuner", version=VERSION, rows=ROWS, recognises=_recognises,
+    flatten=_flatten, read=_read,
 )  # fmt: skip

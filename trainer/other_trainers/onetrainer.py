@@ -330,6 +330,6 @@ def _put_samples(reading: Reading) -> None:
 
 
 TOOL = Tool(
-    name="onetrainer", title="OneTrainer", version=VERSION, rows=ROWS, recognises=_recognises, flatten=_flatten,
-    read=_read,
+    name="onetrainer", turn=30, title="OneTrainer", version=VERSION, rows=ROWS, recognises=_recognises,
+    flatten=_flatten, read=_read,
 )  # fmt: skip

@@ -161,6 +161,6 @@ def _by_keys(reading: Reading) -> str:
 
 
 TOOL = Tool(
-    name="sd-scripts", title="sd-scripts", version=VERSION, rows=_ROWS, recognises=_recognises, flatten=_flatten,
-    read=_read,
+    name="sd-scripts", turn=100, title="sd-scripts", version=VERSION, rows=_ROWS, recognises=_recognises,
+    flatten=_flatten, read=_read,
 )  # fmt: skip

@@ -368,6 +368,6 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
 
 
 TOOL = Tool(
-    name="simpletuner", title="SimpleTuner", version=VERSION, rows=ROWS, recognises=_recognises, flatten=_flatten,
-    read=_read,
+    name="simpletuner", turn=50, title="SimpleTuner", version=VERSION, rows=ROWS, recognises=_recognises,
+    flatten=_flatten, read=_read,
 )  # fmt: skip

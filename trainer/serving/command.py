@@ -88,7 +88,7 @@ def _serve(settings: ServeSettings, loras: tuple[Path, ...], replicas: Replicas 
         return
     from trainer.render.spreading import ray_access
 
-    ray_access.prepare(replicas.address, "--ray")
+    ray_access.prepare(replicas.address, "--ray", "ray.serve")
     from trainer.serving import server
     from trainer.serving.replicas.opening import on_ray
 

@@ -15,7 +15,7 @@ import uvicorn
 from trainer import bases, system
 from trainer.errors import ConfigError
 from trainer.render.engine import Engine
-from trainer.serving import server_state, web
+from trainer.serving import routes, server_state
 from trainer.serving.log_lines import Log
 from trainer.serving.server_state import ServerState
 from trainer.serving.settings import EVERYWHERE, LOOPBACK, ServeSettings
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         settings = state.settings
         super().__init__(
             uvicorn.Config(
-                web.app(state),
+                routes.app(state),
                 settings.host,
                 settings.port,
                 lifespan="off",

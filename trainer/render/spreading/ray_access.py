@@ -8,6 +8,7 @@ stays off, and so do Ray's usage statistics. Ray reads all of that as it is impo
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import secrets
@@ -36,12 +37,12 @@ except AuthenticationError:
 """
 
 
-def prepare(address: str, option: str = "--engine") -> None:
+def prepare(address: str, option: str = "--engine", part: str = "ray") -> None:
     """Have Ray ask for a token and keep to itself; for an `address`, only a cluster that does so is taken.
 
-    `option` is how Ray was asked for, as a message has it.
+    `option` is how Ray was asked for, as a message has it, and `part` the module of it that is needed.
 
-    Raises: ConfigError if Ray isn't installed, or the cluster can't be used safely.
+    Raises: ConfigError if that isn't installed, or the cluster can't be used safely.
     """
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DISABLE_IMPORT_WARNING="1")
     if address:
@@ -51,13 +52,12 @@ def prepare(address: str, option: str = "--engine") -> None:
         if _TOKEN_PATH not in os.environ:
             os.environ.setdefault(_TOKEN, secrets.token_hex(32))
     try:
-        import ray
-    except ImportError:
+        importlib.import_module(part)
+    except ImportError as error:
+        without = "Ray, which isn't" if error.name == "ray" else "Ray, not all of which is"
         raise ConfigError(
-            f"{option} asks for Ray, which isn't installed; install it: pip install 'velatura[ray]', or leave {option} "
-            f"out."
+            f"{option} asks for {without} installed; install it: pip install 'velatura[ray]', or leave {option} out."
         ) from None
-    assert ray.__version__
     if address:
         _check_cluster(address)
 
