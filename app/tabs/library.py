@@ -31,16 +31,14 @@ _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 # What `Open` opens, by kind, and what its button says.
 _OPENS = {
     "loras": ("lora", say("library.use_in_stack")), "runs": ("run", say("library.open_in_train")),
-    "pictures": ("picture", say("button.open_in_stack")),
-    "stacks": ("stack", say("button.open_in_stack")), "datasets": ("dataset", say("library.open_in_dataset")),
-    "presets": ("preset", say("library.train_like_this")),
+    "pictures": ("picture", say("button.open_in_stack")), "stacks": ("stack", say("button.open_in_stack")),
+    "datasets": ("dataset", say("library.open_in_dataset")), "presets": ("preset", say("library.train_like_this")),
 }  # fmt: skip
 _SOURCES = ("loras", "runs")  # kinds that a training can go on from
 _WHERE = {
     "lora": say("library.use_in_stack"), "stack": say("button.open_in_stack"), "picture": say("button.open_in_stack"),
-    "config": say("library.open_in_train"),
-    "jobs": say("library.open_in_batch"), "dataset": say("library.open_in_dataset"),
-    "run": say("library.open_in_train"),
+    "config": say("library.open_in_train"), "jobs": say("library.open_in_batch"),
+    "dataset": say("library.open_in_dataset"), "run": say("library.open_in_train"),
     "preset": say("library.train_like_this"), "card-stack": say("library.render_like_this"),
 }  # fmt: skip
 _NOTHING = f'<div class="cards-empty">{say("library.choose_card")}</div>'
