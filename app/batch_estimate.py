@@ -9,6 +9,7 @@ from contextlib import suppress
 from app import batches
 from app.context import Context
 from app.job_table import Job
+from app.texts import say
 from app.views import duration
 
 _MOST_JOBS = 10  # the newest batches that are looked at
@@ -19,9 +20,9 @@ def words(context: Context, work: Mapping[str, float]) -> str:
     """`About 3 min, as the last batch went.`; `work` is pixels times steps by base."""
     paces = _paces(context)
     if not work or any(base not in paces for base in work):
-        return "How long it takes is known after a first batch on this base."
+        return say("batch.time_unknown")
     seconds = sum(amount * paces[base] for base, amount in work.items())
-    return f"About {duration(max(seconds, 1))}, as the last batch went."
+    return say("batch.time_about", time=duration(max(seconds, 1)))
 
 
 def _paces(context: Context) -> dict[str, float]:

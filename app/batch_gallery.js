@@ -3,7 +3,10 @@
 // New pictures are put at the end, so that nothing moves under the hand. What comes from a picture is put in as text.
 const root = element.querySelector('.sift'), PAGE = 96;
 const part = name => root.querySelector(`.${name}`);
-const WORDS = {all: 'All', unrated: 'Unrated', kept: 'Kept', rejected: 'Rejected'};
+const WORDS = {
+  all: phrase('word.all'), unrated: phrase('gallery.unrated'), kept: phrase('gallery.kept'),
+  rejected: phrase('gallery.rejected_ones'),
+};
 let job = 0, view = '', num = PAGE, active = '', asked = 0, items = [], counts = {}, trash = 0;
 const cards = new Map();
 
@@ -18,8 +21,8 @@ const current = () => items.find(item => item.n === active);
 
 // What is shown.
 
-const words = item => [item.v === 'kept' ? 'kept' : item.v === 'rejected' ? 'rejected' : '',
-  item.r ? `${item.r} of 5 stars` : ''].filter(Boolean).join(', ') || 'not rated';
+const words = item => [item.v === 'kept' ? phrase('gallery.is_kept') : item.v === 'rejected' ? phrase('gallery.is_rejected') : '',
+  item.r ? phrase('gallery.num_stars', {num: item.r}) : ''].filter(Boolean).join(', ') || phrase('gallery.not_rated');
 const newCard = item => {
   const card = make('button', 'thumbnail-item'), image = make('img');
   card.type = 'button';
@@ -65,7 +68,7 @@ const chips = () => {
   root.querySelector('[data-act=zip]').disabled = !counts.kept;
   root.querySelector('[data-act=throw]').disabled = !counts.rejected;
   const restore = root.querySelector('[data-act=restore]');
-  restore.textContent = trash ? `Restore ${trash}` : 'Restore';
+  restore.textContent = trash ? phrase('gallery.restore_num', {num: trash}) : phrase('button.restore');
   restore.hidden = !trash;
 };
 const draw = sheets => {
@@ -84,7 +87,7 @@ const draw = sheets => {
     }
   }
   part('empty').hidden = items.length > 0;
-  part('empty').textContent = counts.all ? 'None of the pictures is in this view.' : 'No picture yet.';
+  part('empty').textContent = counts.all ? phrase('gallery.none_in_view') : phrase('gallery.no_picture');
   chips(); stage();
 };
 
@@ -115,7 +118,7 @@ const tell = async change => {
   Object.assign(item, 'verdict' in change ? {v: change.verdict} : {r: change.rating});
   dress(item); stage();
   let answer;
-  try { answer = await server.rate({job, name: item.n, ...change}); } catch { answer = {problem: 'The server is not there; this was not kept.'}; }
+  try { answer = await server.rate({job, name: item.n, ...change}); } catch { answer = {problem: phrase('gallery.not_kept')}; }
   Object.assign(item, answer.problem ? before : {v: answer.v, r: answer.r});
   if (!answer.problem) { counts = answer.counts; trash = answer.trash; }
   say(answer.problem ?? '');
@@ -126,7 +129,7 @@ const act = async name => {
   if (name === 'open') { if (active) trigger('open', {opens: `picture ${jobKey()}${active}`}); return; }
   let answer;
   say('…');
-  try { answer = await server.act({job, act: name}); } catch { answer = {problem: 'The server is not there.'}; }
+  try { answer = await server.act({job, act: name}); } catch { answer = {problem: phrase('problems.no_server')}; }
   say(answer.problem ?? answer.said);
   if (answer.at) {
     const link = make('a');

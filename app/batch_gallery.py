@@ -12,50 +12,56 @@ from typing import Any
 
 import gradio as gr
 
-from app import batch_pictures, browser_state, cards, voting
+from app import batch_pictures, browser_state, cards, scripts, voting
 from app.browser_state import BrowserStates
 from app.context import Context
 from app.job_table import Job
 from app.library_items import Shelf
 from app.notices import mended_answer
+from app.texts import say, say_num
 from app.voting import Contest
 from trainer.errors import DataError
 from trainer.printing import plain
 
-_HERE = Path(__file__)
 _MOST = 20_000  # pictures that are asked for at once
 _KEPT_AS = "batch-gallery"  # of what a browser left
-_BUTTONS = """<button type="button" data-verdict="kept" aria-keyshortcuts="k">Keep<kbd>K</kbd></button>
-<button type="button" data-verdict="rejected" aria-keyshortcuts="x">Reject<kbd>X</kbd></button>
-<span class="rates" role="group" aria-label="Rating">{stars}</span>
-<button type="button" data-act="open">Open in Stack</button>"""
 _STARS = "".join(
-    f'<button type="button" data-rating="{stars}" aria-label="{stars} star{"" if stars == 1 else "s"}" '
+    f'<button type="button" data-rating="{stars}" aria-label="{say_num("gallery.stars", stars)}" '
     f'aria-keyshortcuts="{stars}">★</button>'
     for stars in range(1, 6)
 )
-_TEMPLATE = f"""<div class="pictures sift" hidden><div class="kinds" role="group" aria-label="Filter"></div>
+_BUTTONS = f"""<button type="button" data-verdict="kept"
+ aria-keyshortcuts="k">{say("gallery.keep")}<kbd>K</kbd></button>
+<button type="button" data-verdict="rejected" aria-keyshortcuts="x">{say("gallery.reject")}<kbd>X</kbd></button>
+<span class="rates" role="group" aria-label="{say("word.rating")}">{_STARS}</span>
+<button type="button" data-act="open">{say("button.open_in_stack")}</button>"""
+_TEMPLATE = f"""<div class="pictures sift" hidden>
+<div class="kinds" role="group" aria-label="{say("gallery.filter")}"></div>
 <figure class="seen"><a target="_blank" rel="noopener"><img alt=""></a><figcaption></figcaption></figure>
-<div class="rate" role="group" aria-label="This picture">{_BUTTONS.format(stars=_STARS)}</div>
-<div class="grid" role="group" aria-label="Pictures of the batch"></div><p class="empty" hidden>None yet.</p>
-<div class="tools"><button type="button" class="more" hidden>Show more</button><span class="gap"></span>
-<button type="button" data-act="zip">Zip the kept</button><button type="button" data-act="throw">Trash rejected</button>
-<button type="button" data-act="restore">Restore</button></div><p class="said" role="status"></p></div>"""
-_VOTE_TEMPLATE = """<section class="vote" hidden aria-label="Vote"><h3>Which is better?</h3>
-<div class="pair"><button type="button" class="side" data-won="left"><img alt="the left picture"></button>
-<button type="button" class="side" data-won="right"><img alt="the right picture"></button></div><p class="prompt"></p>
-<div class="choices"><button type="button" data-won="left" aria-keyshortcuts="ArrowLeft">Left<kbd>←</kbd></button>
-<button type="button" data-won="tie" aria-keyshortcuts="ArrowDown">Alike<kbd>↓</kbd></button>
-<button type="button" data-won="right" aria-keyshortcuts="ArrowRight">Right<kbd>→</kbd></button>
-<button type="button" data-won="skip" aria-keyshortcuts="s">Skip<kbd>S</kbd></button>
-<button type="button" data-won="undo" aria-keyshortcuts="u">Undo<kbd>U</kbd></button></div>
+<div class="rate" role="group" aria-label="{say("gallery.this_picture")}">{_BUTTONS}</div>
+<div class="grid" role="group" aria-label="{say("gallery.pictures")}"></div>
+<p class="empty" hidden>{say("gallery.none")}</p>
+<div class="tools"><button type="button" class="more" hidden>{say("button.show_more")}</button><span class="gap"></span>
+<button type="button" data-act="zip">{say("gallery.zip")}</button>
+<button type="button" data-act="throw">{say("gallery.trash")}</button>
+<button type="button" data-act="restore">{say("button.restore")}</button></div>
+<p class="said" role="status"></p></div>"""
+_VOTE_TEMPLATE = f"""<section class="vote" hidden aria-label="{say("vote.vote")}"><h3>{say("vote.which")}</h3>
+<div class="pair"><button type="button" class="side" data-won="left"><img alt="{say("vote.left_picture")}"></button>
+<button type="button" class="side" data-won="right"><img alt="{say("vote.right_picture")}"></button></div>
+<p class="prompt"></p><div class="choices">
+<button type="button" data-won="left" aria-keyshortcuts="ArrowLeft">{say("vote.left")}<kbd>←</kbd></button>
+<button type="button" data-won="tie" aria-keyshortcuts="ArrowDown">{say("vote.alike")}<kbd>↓</kbd></button>
+<button type="button" data-won="right" aria-keyshortcuts="ArrowRight">{say("vote.right")}<kbd>→</kbd></button>
+<button type="button" data-won="skip" aria-keyshortcuts="s">{say("vote.skip")}<kbd>S</kbd></button>
+<button type="button" data-won="undo" aria-keyshortcuts="u">{say("button.undo")}<kbd>U</kbd></button></div>
 <p class="result" role="status"></p><ol class="strengths"></ol>
-<button type="button" class="use">Use this</button><p class="said" role="status"></p></section>"""
+<button type="button" class="use">{say("vote.use")}</button><p class="said" role="status"></p></section>"""
 KEYS = [
-    ("k, x", "in Batch: keep or reject the picture"),
-    ("1–5, 0", "in Batch: rate the picture, or unrate it"),
-    ("← →", "in Batch: the picture before or after; while voting: left or right is better"),
-    ("↓, s, u", "while voting: alike, skip, undo"),
+    ("k, x", say("keys.keep")),
+    ("1–5, 0", say("keys.rate")),
+    ("← →", say("keys.before_after")),
+    ("↓, s, u", say("keys.vote")),
 ]
 
 
@@ -70,11 +76,11 @@ class BatchGallery:
         """Draw both here; they are empty until a batch is chosen."""
         asked = [_named(self.look, "look"), _named(self.rate, "rate"), _named(self.act, "act")]
         self.gallery = gr.HTML(
-            None, html_template=_TEMPLATE, js_on_load=_script("batch_gallery.js"), server_functions=asked,
+            None, html_template=_TEMPLATE, js_on_load=scripts.read("batch_gallery.js"), server_functions=asked,
             elem_id="batch-pictures",
         )  # fmt: skip
         self.vote = gr.HTML(
-            None, html_template=_VOTE_TEMPLATE, js_on_load=_script("batch_vote.js"),
+            None, html_template=_VOTE_TEMPLATE, js_on_load=scripts.read("batch_vote.js"),
             server_functions=[_named(self.match, "match"), _named(self.cast, "cast")], elem_id="batch-vote",
         )  # fmt: skip
 
@@ -100,13 +106,13 @@ class BatchGallery:
         job, act = self._job(asked), _text(asked, "act")
         if act == "throw":
             num = batch_pictures.throw(self.shelf, job)
-            return {"said": f"{_pictures(num)} in the trash; Restore brings {'it' if num == 1 else 'them'} back."}
+            return {"said": say_num("gallery.in_trash", num)}
         if act == "restore":
-            return {"said": f"{_pictures(batch_pictures.restore(self.shelf, job))} back."}
+            return {"said": say_num("gallery.back", batch_pictures.restore(self.shelf, job))}
         if act != "zip":
-            raise DataError(f"there is nothing called {act[:40]!r} to do here; allowed: throw, restore, zip.")
+            raise DataError(say("gallery.no_act", act=act[:40]))
         path = batch_pictures.kept_zip(self.shelf, job)
-        return {"said": f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB", "file": path.name,
+        return {"said": say("gallery.zipped", name=path.name, mib=path.stat().st_size / 2**20), "file": path.name,
                 "at": cards.address(path)}  # fmt: skip
 
     # Votes.
@@ -146,10 +152,6 @@ class BatchGallery:
         return self.context.batches / job.name
 
 
-def _script(name: str) -> str:
-    return _HERE.with_name(name).read_text(encoding="utf-8")
-
-
 def _named(handler: Callable[..., dict[str, Any]], name: str) -> Callable[..., dict[str, Any]]:
     """A handler that answers in words where it can't, under the name by which its script asks."""
     answering = mended_answer(handler)
@@ -170,7 +172,3 @@ def _number(asked: Any, name: str) -> int:
     """The whole number of that name, -1 for what is none."""
     value = _given(asked).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
-
-
-def _pictures(num: int) -> str:
-    return f"{num} picture{'' if num == 1 else 's'}"

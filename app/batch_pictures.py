@@ -14,6 +14,7 @@ from app.context import Context
 from app.item_notes import KEPT, MOST_RATING, REJECTED, VERDICTS, Note
 from app.job_table import Job
 from app.library_items import BATCH_PICTURES, Shelf, picture_line
+from app.texts import say
 from trainer.errors import DataError
 from trainer.printing import plain
 
@@ -28,7 +29,7 @@ def job_of(context: Context, wanted: Any) -> Job:
     for job in context.runner.every():
         if isinstance(wanted, int) and job.id == wanted and job.kind in batches.KINDS.values():
             return job
-    raise DataError("that batch is not here any more; reload the page.")
+    raise DataError(say("gallery.batch_gone"))
 
 
 def key(job: Job, name: str) -> str:
@@ -50,7 +51,7 @@ def path_of(context: Context, wanted: str) -> Path:
             for path in batches.drawn(out):
                 if f"{prefix}{path.relative_to(out).as_posix()}" == wanted:
                     return path
-    raise DataError("that picture is not here any more; it was thrown away meanwhile.")
+    raise DataError(say("gallery.picture_gone"))
 
 
 def notes(shelf: Shelf, job: Job) -> dict[str, Note]:
@@ -76,8 +77,10 @@ def page(shelf: Shelf, job: Job, view: str, num: int) -> dict[str, Any]:
     return {
         "job": job.id, "name": plain(job.name, 120), "view": view, "more": len(chosen) > num,
         "items": [item for name in chosen[:num] if (item := _item(shelf, name, pictures[name], said.get(name)))],
-        "sheets": [[cards.address(thumbnail), cards.address(context.published(path)), f"Sheet {number}"]
-                   for number, (path, thumbnail) in enumerate(context.thumbnails(sheets), 1)],
+        "sheets": [
+            [cards.address(thumbnail), cards.address(context.published(path)), say("gallery.sheet", number=number)]
+            for number, (path, thumbnail) in enumerate(context.thumbnails(sheets), 1)
+        ],
         **_numbers(shelf, job, list(pictures), said),
     }  # fmt: skip
 
@@ -111,16 +114,16 @@ def rate(shelf: Shelf, job: Job, name: str, changes: dict[str, Any]) -> dict[str
     """
     names = list(named(shelf.context, job))
     if name not in names:
-        raise DataError("that picture is not here any more; it was thrown away meanwhile.")
+        raise DataError(say("gallery.picture_gone"))
     rating, verdict = changes.get("rating"), changes.get("verdict")
     given: dict[str, Any] = {}
     if rating is not None:
         if not isinstance(rating, int) or isinstance(rating, bool):
-            raise DataError(f"the rating is {str(rating)[:40]!r}; allowed: 0 to {MOST_RATING}.")
+            raise DataError(say("gallery.rating", rating=str(rating)[:40], most=MOST_RATING))
         given["rating"] = rating
     if verdict is not None:
         if verdict not in VERDICTS:
-            raise DataError(f"the verdict is {str(verdict)[:40]!r}; allowed: {KEPT}, {REJECTED} or none.")
+            raise DataError(say("gallery.verdict", verdict=str(verdict)[:40], kept=KEPT, rejected=REJECTED))
         given["verdict"] = verdict
     note = item_notes.change(shelf.notes, KIND, key(job, name), **given)
     return {"n": name, "v": note.verdict, "r": note.rating, **_numbers(shelf, job, names, notes(shelf, job))}
@@ -130,7 +133,7 @@ def kept_zip(shelf: Shelf, job: Job) -> Path:
     """A zip of the kept pictures, byte for byte. Raises: DataError if none is kept."""
     paths = list(_of(shelf, job, KEPT).values())
     if not paths:
-        raise DataError("no picture of this batch is kept yet; keep one first.")
+        raise DataError(say("gallery.none_kept"))
     return batches.zipped(shelf.context, shelf.context.batches / job.name, paths, f"{job.name}-kept")
 
 
@@ -147,9 +150,9 @@ def throw(shelf: Shelf, job: Job) -> int:
     """How many rejected pictures were moved to the trash, as one thing. Raises: DataError if none is rejected."""
     rejected = _of(shelf, job, REJECTED)
     if not rejected:
-        raise DataError("no picture of this batch is rejected; there is nothing to throw away.")
+        raise DataError(say("gallery.none_rejected"))
     note_thrown(shelf.context.batches / job.name, list(rejected))
-    words = f"{len(rejected)} rejected of {plain(job.name, 80)}"
+    words = say("gallery.rejected", num=len(rejected), batch=plain(job.name, 80))
     shelf.trash.throw(KIND, key(job, next(iter(rejected))), words, list(rejected.values()))
     return len(rejected)
 
@@ -173,4 +176,4 @@ def note_thrown(out: Path, names: list[str]) -> None:
     try:
         batch_journal.note_thrown(out, names)
     except OSError as error:
-        raise DataError(f"the batch's folder can't be written: {error.strerror or error}.") from None
+        raise DataError(say("gallery.cannot_write", reason=error.strerror or error)) from None

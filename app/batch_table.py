@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from app import batches
 from app.batches import Jobs
 from app.context import Context
+from app.texts import say, say_num
 from app.views import notice_html
 from trainer import spreadsheet
 from trainer.errors import ConfigError, UserError
@@ -42,21 +43,21 @@ class Table:
     def complaint(self) -> str:
         """All problems as one text, the first of them in full."""
         more = len(self.problems) - _MOST_PROBLEMS
-        return "\n".join([*self.problems[:_MOST_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])])
+        return "\n".join([*self.problems[:_MOST_PROBLEMS], *([say("table.more", more=more)] if more > 0 else [])])
 
 
 def read(context: Context, text: str) -> Table:
     """The table of a text. Raises: ConfigError for one that is longer than a page may send."""
     if len(text) > MAX_CHARS:
-        raise ConfigError(f"the table has {len(text):,} characters; allowed: up to {MAX_CHARS:,}.")
+        raise ConfigError(say("table.too_long", num=len(text), most=MAX_CHARS))
     try:
         rows = _rows(text)
     except csv.Error as error:
-        return Table((), (), (f"the table can't be read: {str(error)[:200]}; is a quote left open?",), None)
+        return Table((), (), (say("table.unreadable", reason=str(error)[:200]),), None)
     if not rows:
         return Table((), (), (), None)
     if len(rows) > batches.MAX_PAGE_PICTURES + 1:
-        problem = f"the table has {len(rows) - 1:,} rows; allowed here: up to {batches.MAX_PAGE_PICTURES:,}."
+        problem = say("table.too_many", num=len(rows) - 1, most=batches.MAX_PAGE_PICTURES)
         return Table((), (), (problem,), None)
     return _checked(context, rows[0], [tuple(row) for row in rows[1:]])
 
@@ -77,12 +78,12 @@ def _checked(context: Context, first: list[str], rows: list[tuple[str, ...]]) ->
     # The columns.
     head = [jobs_file.column_of(cell) for cell in first]
     columns = tuple((plain(cell.strip(), 80), column) for cell, column in zip(first, head, strict=True))
-    problems = [f"{problem.removesuffix('?')}; allowed, each once: {', '.join(jobs_file.COLUMNS)}."
+    problems = [say("table.head", problem=problem.removesuffix("?"), columns=", ".join(jobs_file.COLUMNS))
                 for problem in jobs_file.head_problems(first)]  # fmt: skip
     if not any(head):
-        problems.insert(0, "the first row names no column; begin with one such as: prompt, seed, lora.")
+        problems.insert(0, say("table.no_column"))
         return Table(columns, tuple(rows), tuple(problems), None)
-    problems += [] if rows else ["the table has no row below its first; write one for each picture."]
+    problems += [] if rows else [say("table.no_row")]
 
     # Each row, its names looked up once however many rows have them.
     known: dict[tuple[str, str], str | UserError] = {}
@@ -95,14 +96,20 @@ def _checked(context: Context, first: list[str], rows: list[tuple[str, ...]]) ->
             if cell.strip() and (column == "lora" or jobs_file.is_path(column)):
                 answer = _looked_up(context, column, cell, known)
                 if isinstance(answer, UserError):
-                    wrong.append(f"row {number}, {column}: {plain(str(answer), 300)}")
+                    wrong.append(say("table.row_column", row=number, column=column, problem=plain(str(answer), 300)))
                     given[column] = ""
                 else:
                     given[column] = answer
-        row = jobs_file.row_of(number, f"row {number}", given, list(cells[len(head) :]), jobs_file.Defaults())
+        row = jobs_file.row_of(
+            number, say("table.row", row=number), given, list(cells[len(head) :]), jobs_file.Defaults()
+        )
         if row.stack is None:
             num_bad += 1
-            wrong += _wrong_cells(row, given) if num_bad <= _MOST_CHECKED else [f"row {number}: {_words(row)}"]
+            wrong += (
+                _wrong_cells(row, given)
+                if num_bad <= _MOST_CHECKED
+                else [say("table.row_problem", row=number, problem=_words(row))]
+            )
         problems += wrong
         written.append([given.get(column, "") for column in written[0]])
     if problems:
@@ -134,8 +141,8 @@ def _wrong_cells(row: Row, given: dict[str, str]) -> list[str]:
     for column, cell in given.items():
         alone = jobs_file.row_of(row.number, row.where, {column: cell}, [], jobs_file.Defaults())
         if alone.stack is None:
-            wrong.append(f"row {row.number}, {column}: {_words(alone)}")
-    return wrong or [f"row {row.number}: {_words(row)}"]
+            wrong.append(say("table.row_column", row=row.number, column=column, problem=_words(alone)))
+    return wrong or [say("table.row_problem", row=row.number, problem=_words(row))]
 
 
 def _words(row: Row) -> str:
@@ -149,7 +156,7 @@ def _words(row: Row) -> str:
 def html(table: Table, estimate: str) -> str:
     """What each column became, the first rows, and what is wrong or how many pictures it makes."""
     heads = "".join(
-        f"<th>{escape(written or '(empty)', 80)}<small>{escape(_became(column))}</small></th>"
+        f"<th>{escape(written or say('table.empty'), 80)}<small>{escape(_became(column))}</small></th>"
         for written, column in table.columns
     )
     body = "".join(
@@ -157,18 +164,25 @@ def html(table: Table, estimate: str) -> str:
         for number, row in enumerate(table.rows[:_PREVIEW], 1)
     )
     more = len(table.rows) - _PREVIEW
-    rest = f"<p>and {more:,} more row{'' if more == 1 else 's'}</p>" if more > 0 else ""
-    shown = f'<div class="table-view"><table><tr><th>Row</th>{heads}</tr>{body}</table></div>{rest}' if heads else ""
+    rest = f"<p>{say_num('table.more_rows', more)}</p>" if more > 0 else ""
+    shown = (
+        f'<div class="table-view"><table><tr><th>{say("table.row_head")}</th>{heads}</tr>{body}</table></div>{rest}'
+        if heads
+        else ""
+    )
     if table.problems:
-        num = len(table.problems)
-        words = notice_html("bad", f"{num} problem{'' if num == 1 else 's'}", table.complaint.splitlines())
+        words = notice_html("bad", say_num("table.problems", len(table.problems)), table.complaint.splitlines())
     else:
-        num = len(table.rows)
-        words = notice_html("good", f"{num:,} picture{'' if num == 1 else 's'}", [estimate])
+        words = notice_html("good", say_num("table.pictures", len(table.rows)), [estimate])
     return f'<div class="pasted">{words}{shown}</div>'
 
 
 def _became(column: str) -> str:
-    words = {"negative": "negative prompt", "rescale": "guidance rescale", "true_guidance": "true guidance",
-             "wide_weights": "wide weights", "name": "file name"}  # fmt: skip
-    return f"→ {words.get(column, column)}" if column else "not known"
+    words = {
+        "negative": say("table.negative_prompt"),
+        "rescale": say("table.guidance_rescale"),
+        "true_guidance": say("table.true_guidance"),
+        "wide_weights": say("table.wide_weights"),
+        "name": say("table.file_name"),
+    }
+    return f"→ {words.get(column, column)}" if column else say("table.unknown")

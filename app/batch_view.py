@@ -17,11 +17,9 @@ from app.context import Context, Refresh
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.notices import mended
+from app.texts import say
 
-_NOTHING_YET = (
-    '<div class="progress"><div class="detail">No batch yet. Render a picture in the Stack tab, then draw '
-    "many like it here.</div></div>"
-)
+_NOTHING_YET = f'<div class="progress"><div class="detail">{say("batch.none_yet")}</div></div>'
 
 
 class BatchView:
@@ -33,20 +31,24 @@ class BatchView:
 
     def draw(self) -> None:
         """Draw the job's own column."""
-        self.job = gr.Dropdown([], label="Batch", interactive=True, elem_id="batch-job")
+        self.job = gr.Dropdown([], label=say("batch.batch"), interactive=True, elem_id="batch-job")
         self.progress = gr.HTML(_NOTHING_YET, elem_id="batch-progress")
         with gr.Row():
-            self.stop = gr.Button("Stop", variant="stop", interactive=False, min_width=100, elem_id="stop-batch")
-            self.resume = gr.Button("Go on", interactive=False, min_width=100, elem_id="resume-batch")
+            self.stop = gr.Button(
+                say("button.stop"), variant="stop", interactive=False, min_width=100, elem_id="stop-batch"
+            )
+            self.resume = gr.Button(say("button.go_on"), interactive=False, min_width=100, elem_id="resume-batch")
         self.pictures.draw()
         with gr.Row():
             self.manifest = gr.DownloadButton(
-                "Manifest", visible=False, size="md", min_width=110, elem_id="batch-manifest"
+                say("batch.manifest"), visible=False, size="md", min_width=110, elem_id="batch-manifest"
             )
-            self.pack = gr.Button("Pack a zip", visible=False, size="md", min_width=110, elem_id="batch-pack")
-            self.zip = gr.DownloadButton("Download zip", visible=False, size="md", min_width=110, elem_id="batch-zip")
+            self.pack = gr.Button(say("batch.pack_zip"), visible=False, size="md", min_width=110, elem_id="batch-pack")
+            self.zip = gr.DownloadButton(
+                say("button.download_zip"), visible=False, size="md", min_width=110, elem_id="batch-zip"
+            )
         self.log = gr.Textbox(
-            label="What could not be drawn", lines=2, max_lines=10, interactive=False, visible=False,
+            label=say("batch.not_drawn"), lines=2, max_lines=10, interactive=False, visible=False,
             elem_id="batch-messages",
         )  # fmt: skip
 
@@ -91,7 +93,7 @@ class BatchView:
     def pack_one(self, chosen: int | None) -> Any:
         job = self.context.runner.get(chosen or 0)
         path = batches.packed(self.context, self.context.batches / job.name)
-        label = f"Download {path.name} ({path.stat().st_size / 2**20:.1f} MiB)"
+        label = say("button.download_mib", name=path.name, mib=path.stat().st_size / 2**20)
         return gr.update(value=str(path), label=label, visible=True)
 
     def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:

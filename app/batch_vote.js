@@ -16,9 +16,9 @@ const row = one => {
   range.style.width = `${(one.high - one.low) * 100}%`;
   middle.style.left = `${one.share * 100}%`;
   bar.append(range, middle);
-  bar.title = `wins ${percent(one.share)} of votes against an average one, 95 % sure of ${percent(one.low)} to ${percent(one.high)}`;
+  bar.title = phrase('vote.share', {share: percent(one.share), low: percent(one.low), high: percent(one.high)});
   made.append(make('b', '', one.label), bar, make('span', 'share', `${percent(one.share)} (${percent(one.low)}–${percent(one.high)})`),
-    make('span', 'votes', `${one.votes} vote${one.votes === 1 ? '' : 's'}`));
+    make('span', 'votes', phraseNum('vote.votes', one.votes)));
   return made;
 };
 const draw = answer => {
@@ -46,7 +46,7 @@ const vote = async won => {
   busy = true;
   ++asked;
   try { draw(await server.cast({job, turn: shown.turn, won})); }
-  catch { part('said').textContent = 'The server is not there; this vote was not kept.'; }
+  catch { part('said').textContent = phrase('vote.not_kept'); }
   busy = false;
 };
 root.addEventListener('click', event => {

@@ -23,6 +23,7 @@ import tomli_w
 from app import path_gate
 from app.context import Context, newest_first
 from app.job_table import Job
+from app.texts import say
 from app.views import Progress, duration, notice_html
 from trainer import files, lora_file, spreadsheet
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
@@ -42,15 +43,15 @@ _TAIL_BYTES = 64 << 10
 _FIGURES = {"rendered": ("done", "total", "seconds"), "ended": ("seconds", "failed")}
 _IMAGES = (".png", ".webp", ".jpg", ".jpeg")
 _STATES = {
-    "queued": "Waiting its turn",
-    "running": "Drawing",
-    "stopping": "Stopping: finishes what it draws",
-    "pausing": "Pausing: finishes what it draws",
-    "stopped": "Stopped; it can go on",
-    "paused": "Paused; it goes on when you resume it",
-    "finished": "Finished",
-    "failed": "Failed",
-    "interrupted": "Interrupted; goes on by itself",
+    "queued": say("job.queued"),
+    "running": say("batch.drawing"),
+    "stopping": say("batch.stopping"),
+    "pausing": say("batch.pausing"),
+    "stopped": say("job.stopped"),
+    "paused": say("batch.paused"),
+    "finished": say("job.finished"),
+    "failed": say("job.failed"),
+    "interrupted": say("job.interrupted"),
 }
 
 
@@ -88,47 +89,46 @@ def composed(context: Context, stack: StackConfig, prompts: str, weights: str, s
     }
     if name.strip():
         values["name"] = name.strip()
-    return as_toml(path_gate.checked(context, parse(BatchConfig, values, "the batch")))
+    return as_toml(path_gate.checked(context, parse(BatchConfig, values, say("where.batch"))))
 
 
 def lines_of(prompts: str) -> list[str]:
     """The prompts, one a line. Raises: ConfigError for too many letters."""
-    return [line.strip() for line in _short("prompts", prompts, MAX_PROMPTS_CHARS).splitlines() if line.strip()]
+    return [
+        line.strip()
+        for line in _short(say("batch.the_prompts"), prompts, MAX_PROMPTS_CHARS).splitlines()
+        if line.strip()
+    ]
 
 
 def seeds_of(seeds: str) -> list[int | str]:
     """Seeds and ranges as typed. Raises: ConfigError for too many letters."""
-    return [part.strip() for part in _short("seeds", seeds, MAX_LIST_CHARS).split(",") if part.strip()]
+    return [part.strip() for part in _short(say("batch.the_seeds"), seeds, MAX_LIST_CHARS).split(",") if part.strip()]
 
 
 def _short(label: str, text: str, most: int) -> str:
     if len(text) > most:
-        raise ConfigError(f"{label} have {len(text):,} characters; allowed: up to {most:,}.")
+        raise ConfigError(say("problems.have_too_many", what=label, num=len(text), most=most))
     return text
 
 
 def numbers(text: str) -> list[float]:
     """Weights as typed, 1 where nothing is. Raises: ConfigError."""
-    _short("weights", text, MAX_LIST_CHARS)
+    _short(say("batch.the_weights"), text, MAX_LIST_CHARS)
     parts = [part for part in text.split(",") if part.strip()]
     try:
         return typed.numbers(",".join(parts), WIDEST_WEIGHT) if parts else [1.0]
     except ValueError as error:
-        raise ConfigError(
-            f"weights are {text[:80]!r}; write numbers with commas between, such as 0.5, 1: {error}"
-        ) from None
+        raise ConfigError(say("batch.weights", weights=text[:80], reason=error)) from None
 
 
 def uploaded(context: Context, path: Path) -> Jobs:
     """A jobs file from the browser, its LoRAs and bases found here. Raises: ConfigError, AdapterError."""
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise ConfigError(f"the jobs file is {path.name[:80]!r}; allowed: a .csv or a .toml.")
+        raise ConfigError(say("batch.jobs_file_kind", name=path.name[:80]))
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(
-            f"the jobs file has {path.stat().st_size >> 20} MiB; allowed here: up to {MAX_BYTES >> 20}. `velatura "
-            f"batch` takes more."
-        )
+        raise ConfigError(say("batch.jobs_file_size", mib=path.stat().st_size >> 20, most=MAX_BYTES >> 20))
     return read(context, path.read_bytes(), path.name[:80])
 
 
@@ -138,11 +138,13 @@ def read(context: Context, content: bytes, name: str) -> Jobs:
         text = text_of(content, name)
         return _csv(context, text) if name.lower().endswith(".csv") else _toml(context, text)
     except (ValueError, csv.Error, RecursionError) as error:
-        raise ConfigError(f"{name} can't be read: {str(error)[:400]}") from None
+        raise ConfigError(say("problems.unreadable", name=name, reason=str(error)[:400])) from None
 
 
 def _toml(context: Context, text: str) -> Jobs:
-    return as_toml(path_gate.checked(context, parse(BatchConfig, from_toml(text, "the jobs file"), "the jobs file")))
+    return as_toml(
+        path_gate.checked(context, parse(BatchConfig, from_toml(text, say("where.jobs_file")), say("where.jobs_file")))
+    )
 
 
 def as_toml(batch: BatchConfig) -> Jobs:
@@ -192,10 +194,12 @@ def found(context: Context, column: str, cell: str) -> str:
     if column != "lora":
         field = jobs_file.COLUMNS[column]
         return str(
-            getattr(path_gate.checked(context, parse(StackConfig, {field: cell.strip()}, "the jobs file")), field)
+            getattr(
+                path_gate.checked(context, parse(StackConfig, {field: cell.strip()}, say("where.jobs_file"))), field
+            )
         )
     chosen = [
-        path_gate.checked(context, parse(AdapterChoice, adapter(part), "the jobs file"))
+        path_gate.checked(context, parse(AdapterChoice, adapter(part), say("where.jobs_file")))
         for part in cell.split(";")
         if part.strip()
     ]
@@ -203,9 +207,7 @@ def found(context: Context, column: str, cell: str) -> str:
 
 
 def _too_many(num: int) -> ConfigError:
-    return ConfigError(
-        f"the batch has {num:,} pictures; allowed here: up to {MAX_PAGE_PICTURES:,}. `velatura batch` takes more."
-    )
+    return ConfigError(say("batch.too_many", num=num, most=MAX_PAGE_PICTURES))
 
 
 # The plan.
@@ -321,27 +323,34 @@ def progress(job: Job, events: list[dict[str, Any]]) -> Progress:
     begun = len(kinds) - kinds[::-1].index("planned") if "planned" in kinds else 0
     drawn = [event for event in events[begun:] if event["event"] == "rendered"]
     if job.state == "running" and not drawn:
-        return Progress("Loading the base model", "The first seconds of a batch.", 0.0, job.state)
+        return Progress(say("job.loading_base"), say("batch.first_seconds"), 0.0, job.state)
     ended = next((event for event in reversed(events) if event["event"] == "ended"), None)
     newest = next((event for event in reversed(events) if event["event"] == "rendered"), None)
 
     parts, share = [], 1.0 if job.state == "finished" else 0.0
     if newest:
-        parts.append(f"{newest['done']:,} of {newest['total']:,} pictures")
+        parts.append(say("job.pictures_done", done=newest["done"], total=newest["total"]))
         share = newest["done"] / max(newest["total"], 1)
         if job.state == "running" and len(drawn) > 1:
             pace = (drawn[-1]["seconds"] - drawn[0]["seconds"]) / (len(drawn) - 1)
-            parts += [f"{pace:.2f} s a picture", f"about {duration(pace * (newest['total'] - newest['done']))} left"]
+            parts += [
+                say("batch.pace", pace=pace),
+                say("job.time_left", time=duration(pace * (newest["total"] - newest["done"]))),
+            ]
     if ended and job.state not in ("running", "queued"):
-        parts.append(f"took {duration(ended['seconds'])}")
-        parts += [f"{ended['failed']:,} can't be drawn, see below"] if ended["failed"] else []
+        parts.append(say("job.took", time=duration(ended["seconds"])))
+        parts += [say("batch.num_failed", failed=ended["failed"])] if ended["failed"] else []
     return Progress(_STATES[job.state], " · ".join(parts), share, job.state)
 
 
 def problems(job: Job, rows: list[dict[str, str]]) -> str:
     """Why the job failed, and which rows can't be drawn."""
-    failed = [plain(f"row {row['row']}: {row['problem']}") for row in rows if row["state"] == "failed"]
-    more = [f"... and {len(failed) - 20} more, in the manifest"] if len(failed) > 20 else []
+    failed = [
+        plain(say("table.row_problem", row=row["row"], problem=row["problem"]))
+        for row in rows
+        if row["state"] == "failed"
+    ]
+    more = [say("batch.more_failed", num=len(failed) - 20)] if len(failed) > 20 else []
     return "\n".join(filter(None, [plain(job.error, 8000), *failed[:20], *more]))
 
 
@@ -377,7 +386,7 @@ def packed(context: Context, out: Path) -> Path:
     """A zip of a batch's folder where the browser can fetch it. Raises: ConfigError if there is nothing yet."""
     paths, num = pictures(out, MAX_PAGE_PICTURES)
     if not num:
-        raise ConfigError("no picture has been drawn yet.")
+        raise ConfigError(say("batch.none_drawn"))
     return zipped(context, out, [*paths, *out.glob("manifest*.csv")], out.name)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from app import start_choices
 from app.context import Context
+from app.texts import say
 from trainer import runs
 from trainer.config import StartConfig, TrainConfig
 from trainer.errors import ConfigError
@@ -18,7 +19,7 @@ def of_run(context: Context, key: str, with_optimizer: bool) -> TrainConfig:
     Raises: ConfigError, RunError.
     """
     if key not in start_choices.checkpoints(context):
-        raise ConfigError("that saved step is not here any more; choose another.")
+        raise ConfigError(say("train.step_gone"))
     config = runs.Run(context.runs / key.partition("/")[0]).config()
     # As the form names it; the gate makes a path of it again.
     start = StartConfig(source=key, optimizer=with_optimizer)

@@ -17,6 +17,7 @@ from app.context import Context
 from app.job_table import Job
 from app.job_work import CAPTIONS
 from app.jobs import LIVE, WAITING
+from app.texts import say
 from app.views import Progress, duration
 from trainer.captioning import kinds, rules
 from trainer.captioning.contract import Kind
@@ -27,10 +28,10 @@ from trainer.printing import plain, some
 MAX_INSTRUCTION_CHARS, MAX_TRIGGER_CHARS = 4000, 80
 _FIGURES = ("done", "total", "left_s")
 _STATES = {
-    "queued": "Waiting its turn", "running": "Writing captions", "stopping": "Stopping: finishes this picture",
-    "pausing": "Pausing", "paused": "Paused",
-    "stopped": "Stopped; it can go on", "finished": "Finished", "failed": "Failed",
-    "interrupted": "Interrupted; goes on by itself",
+    "queued": say("job.queued"), "running": say("captions.writing"), "stopping": say("captions.stopping"),
+    "pausing": say("job.pausing"), "paused": say("job.paused"),
+    "stopped": say("job.stopped"), "finished": say("job.finished"), "failed": say("job.failed"),
+    "interrupted": say("job.interrupted"),
 }  # fmt: skip
 
 
@@ -64,9 +65,9 @@ def model(context: Context, name: str) -> Path:
     """The folder of that model. Raises: ConfigError if it is not offered."""
     here = models(context)
     if name not in here:
-        what = f"{plain(name, 80)!r} is not here" if name else "none is chosen"
-        allowed = some(list(here)) or "none yet: put a model's folder into captioners in the workspace"
-        raise ConfigError(f"captioning model: {what}; allowed: {allowed}.")
+        what = say("problems.is_not_here", name=plain(name, 80)) if name else say("problems.none_chosen")
+        allowed = some(list(here)) or say("captions.no_models")
+        raise ConfigError(say("captions.model", what=what, allowed=allowed))
     return here[name]
 
 
@@ -91,17 +92,17 @@ def begin(context: Context, order: Order) -> Job:
     kinds.opener(model(context, order.model), asked.purpose, order.instruction)
     for job in context.runner.shown():
         if job.kind == CAPTIONS and job.state in (*LIVE, *WAITING) and _order(job).dataset == order.dataset:
-            raise ConfigError(f"{job.name} is writing captions for this dataset; stop it, or wait until it is done.")
+            raise ConfigError(say("captions.is_writing", name=job.name))
     return context.runner.submit(f"captions-{order.dataset}", json.dumps(asdict(order)), CAPTIONS)
 
 
 def _check_lengths(order: Order) -> None:
     for what, text, most in (
-        ("instruction", order.instruction, MAX_INSTRUCTION_CHARS),
-        ("trigger", order.trigger, MAX_TRIGGER_CHARS),
+        (say("captions.the_instruction"), order.instruction, MAX_INSTRUCTION_CHARS),
+        (say("captions.the_trigger"), order.trigger, MAX_TRIGGER_CHARS),
     ):
         if len(text) > most:
-            raise ConfigError(f"the {what} has {len(text):,} characters; allowed: up to {most:,}.")
+            raise ConfigError(say("problems.too_long", what=what, num=len(text), most=most))
 
 
 def _order(job: Job) -> Order:
@@ -109,7 +110,7 @@ def _order(job: Job) -> Order:
     try:
         return Order(**json.loads(job.config))
     except (ValueError, TypeError, RecursionError):
-        raise ConfigError(f"{job.name} does not say what is to be captioned; start it anew.") from None
+        raise ConfigError(say("captions.no_order", name=job.name)) from None
 
 
 @dataclass(frozen=True)
@@ -176,19 +177,21 @@ def progress(context: Context, job: Job) -> Progress:
     here = [event for event in events[begun:] if event["event"] in ("captioned", "skipped")]
     newest_event = next((event for event in reversed(events) if event["event"] in ("captioned", "skipped")), None)
     if job.state == "running" and not here:
-        return Progress("Opening the model", "This may take a minute.", 0.0, job.state)
+        return Progress(say("captions.opening"), say("captions.opening_long"), 0.0, job.state)
     parts, share = [], 1.0 if job.state == "finished" else 0.0
     if newest_event:
-        parts.append(f"{newest_event['done']:,} of {newest_event['total']:,} pictures")
+        parts.append(say("job.pictures_done", done=newest_event["done"], total=newest_event["total"]))
         share = min(newest_event["done"] / max(newest_event["total"], 1), 1.0)
         if job.state == "running":
-            parts.append(f"about {duration(newest_event['left_s'])} left")
+            parts.append(say("job.time_left", time=duration(newest_event["left_s"])))
     elif job.state == "finished":
-        parts.append("no picture was without a caption")
+        parts.append(say("captions.none_bare"))
     skipped = [event for event in events if event["event"] == "skipped" and isinstance(event.get("why"), str)]
     if skipped:
         last = skipped[-1]
-        parts.append(f"{len(skipped)} got none, the last {plain(last.get('name', ''), 60)}: {plain(last['why'], 160)}")
+        parts.append(
+            say("captions.skipped", num=len(skipped), name=plain(last.get("name", ""), 60), why=plain(last["why"], 160))
+        )
     if job.state == "failed":
         parts.append(plain(job.error, 600))
     return Progress(_STATES[job.state], " · ".join(parts), share, job.state)

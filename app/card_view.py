@@ -12,6 +12,7 @@ from app.arrival import PRESET
 from app.context import Context
 from app.form_words import labels
 from app.library_items import Item
+from app.texts import say
 from trainer import preset_heads
 from trainer.card_file.reading import Opened
 from trainer.cards import comparing, describing
@@ -35,17 +36,17 @@ _MOST_LINES = 60
 def difference_html(found: Sequence[Difference], now: str) -> str:
     """The settings that differ, as they are `now` and as the card has them."""
     if not found:
-        return '<p class="quietly">It changes nothing: the settings are the same.</p>'
+        return f'<p class="quietly">{say("card.no_change")}</p>'
     lines = ""
     for one in found[:_MOST_LINES]:
         title = labels().get(one.key) or one.title
         values = (comparing.spelled(one.before), comparing.spelled(one.after))
         cells = "".join(f"<td>{escape(value, 200)}</td>" for value in values)
         lines += f"<tr><th>{escape(title, 80)}</th>{cells}</tr>"
-    more = f"<p>And {len(found) - _MOST_LINES} more.</p>" if len(found) > _MOST_LINES else ""
+    more = f"<p>{say('card.more', num=len(found) - _MOST_LINES)}</p>" if len(found) > _MOST_LINES else ""
     return (
-        f'<h4>What it changes</h4><div class="table-view"><table><tr><th></th><th>{escape(now)}</th><th>This</th></tr>'
-        f"{lines}</table></div>{more}"
+        f'<h4>{say("card.changes")}</h4><div class="table-view"><table><tr><th></th><th>{escape(now)}</th>'
+        f"<th>{say('card.this')}</th></tr>{lines}</table></div>{more}"
     )
 
 
@@ -58,7 +59,7 @@ def beside(folder: Path, events: list[Event]) -> str:
     if not table:
         return ""
     inner = table.replace('class="wide"', 'class="table-view"').replace('<figure class="chart">', "<figure>")
-    title = "<h4>Beside its card and what was predicted</h4>"
+    title = f"<h4>{say('card.beside')}</h4>"
     return f'<div class="beside-card">{title}<div class="chart-view">{inner}</div></div>'
 
 
@@ -76,7 +77,7 @@ def html(context: Context, item: Item) -> str:
     facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text, 2000)}</dd>" for label, text in rows if label)
     words = "".join(f"<p>{escape(text, 2000)}</p>" for label, text in rows if not label and text)
     warned = "".join(f'<p class="warned">{escape(line, 1000)}</p>' for line in lines)
-    kind = "Card" if kept.card else "Preset"
+    kind = say("kind.card") if kept.card else say("kind.preset")
     return (
         f'<div class="panel">{pictures}<h3>{escape(kept.name, 120)}</h3><p class="kind">{kind}</p>{warned}{words}'
         f"<dl>{facts}</dl>{curve}</div>"
@@ -86,8 +87,8 @@ def html(context: Context, item: Item) -> str:
 def _head(name: str, item: Item) -> list[str]:
     """What a preset says of itself, a sentence each."""
     head = preset_heads.of(item.key.removeprefix(PRESET))
-    made = f"For {head.made_for}." if head.made_for else ""
-    return [item.facts, made, f"Memory: {head.memory}." if head.memory else ""]
+    made = say("card.made_for", made_for=head.made_for) if head.made_for else ""
+    return [item.facts, made, say("card.memory", memory=head.memory) if head.memory else ""]
 
 
 def _keys(preset: Path) -> str:
@@ -97,8 +98,8 @@ def _keys(preset: Path) -> str:
     for key in keys:
         cells = (key.key, str(key.value), key.status, "; ".join(filter(None, (key.became, key.why))))
         lines += f"<tr>{''.join(f'<td>{escape(plain(cell, 300))}</td>' for cell in cells)}</tr>"
-    head = "<tr><th>Key</th><th>Value</th><th></th><th>Here</th></tr>"
-    title = f"<summary>What became of its {len(keys)} keys</summary>"
+    head = f"<tr><th>{say('card.key')}</th><th>{say('card.value')}</th><th></th><th>{say('card.here')}</th></tr>"
+    title = f"<summary>{say('card.keys', num=len(keys))}</summary>"
     table = f'<div class="table-view"><table>{head}{lines}</table></div>'
     return f'<details class="recipe-keys">{title}{table}</details>' if keys else ""
 
@@ -114,8 +115,8 @@ def _strip(opened: Opened) -> str:
         source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         prompt = escape(plain(sample.prompt, 300))
         figures.append(
-            f'<figure title="{prompt}"><img src="{source}" alt="{prompt}"><figcaption>step {sample.step} · seed '
-            f"{sample.seed}</figcaption></figure>"
+            f'<figure title="{prompt}"><img src="{source}" alt="{prompt}"><figcaption>'
+            f"{say('card.step_and_seed', step=sample.step, seed=sample.seed)}</figcaption></figure>"
         )
     return f'<div class="card-strip">{"".join(figures)}</div>' if figures else ""
 
@@ -124,8 +125,8 @@ def _curve(opened: Opened) -> str:
     """The gain on held-out pictures by step."""
     points = opened.card.evidence.heldout if opened.card.evidence else ()
     line = Series(
-        "held-out pictures", "held", [(0.0, 0.0), *((float(point.step), point.gain) for point in points)],
+        say("card.heldout"), "held", [(0.0, 0.0), *((float(point.step), point.gain) for point in points)],
         [0.0, *(point.gain_low for point in points)], [0.0, *(point.gain_high for point in points)],
     )  # fmt: skip
-    chart = charts.lines([line], "Gain on held-out pictures by step", lambda value: f"{value * 100:.3g} %", 0.0)
-    return f'<h4>On pictures it never saw</h4><div class="chart-view">{chart}</div>' if chart else ""
+    chart = charts.lines([line], say("card.gain_by_step"), lambda value: f"{value * 100:.3g} %", 0.0)
+    return f'<h4>{say("card.never_saw")}</h4><div class="chart-view">{chart}</div>' if chart else ""

@@ -14,6 +14,7 @@ from app.context import Context
 from app.item_details import Details
 from app.item_notes import MOST_RATING
 from app.library_items import ONE, Item
+from app.texts import say
 from app.trash import Entry
 from trainer.errors import DataError
 from trainer.printing import escape, plain
@@ -73,20 +74,24 @@ def address(path: Path) -> str:
 
 def _stars(rating: int) -> str:
     shown = "★" * rating
-    return f'<span class="stars" aria-label="rated {rating} of {MOST_RATING}">{shown}</span>' if rating else ""
+    return (
+        f'<span class="stars" aria-label="{say("library.rated", rating=rating, most=MOST_RATING)}">{shown}</span>'
+        if rating
+        else ""
+    )
 
 
 def empty_html(kind: str, is_searched: bool) -> str:
     """What stands where there are no cards."""
     texts = {
-        "loras": "No LoRA yet. Train one, or drop a LoRA of any tool above.",
-        "runs": "No run yet. Each training you start appears here.",
-        "pictures": "No picture yet. What you render in Stack appears here.",
-        "stacks": "No saved stack yet. Drop a picture of any tool above, and the stack it was made with is kept here.",
-        "datasets": "No dataset yet. Drop a zip or some pictures above.",
-        "trash": "The trash is empty.",
+        "loras": say("library.no_lora"),
+        "runs": say("library.no_run"),
+        "pictures": say("library.no_picture"),
+        "stacks": say("library.no_stack"),
+        "datasets": say("library.no_dataset"),
+        "trash": say("library.trash_empty"),
     }
-    text = "Nothing here fits the search." if is_searched else texts.get(kind, "")
+    text = say("library.none_fits") if is_searched else texts.get(kind, "")
     return f'<div class="cards-empty">{escape(text)}</div>'
 
 
@@ -95,7 +100,8 @@ def trash_html(entries: Sequence[Entry], days: Sequence[str], chosen: str) -> st
     cards = "".join(
         f'<button type="button" class="card thrown" data-key="{escape(entry.id)}" '
         f'aria-pressed="{str(entry.id == chosen).lower()}"><span class="name">{escape(plain(entry.name, 120))}</span>'
-        f'<span class="facts">{escape(ONE.get(entry.kind, "Thing"))} · thrown away {escape(day)}</span></button>'
+        f'<span class="facts">{escape(say("library.thrown", kind=ONE.get(entry.kind, say("kind.thing")), day=day))}'
+        "</span></button>"
         for entry, day in zip(entries, days, strict=True)
     )
     return f'<div class="cards">{cards}</div>'
@@ -110,8 +116,12 @@ def panel_html(context: Context, item: Item, details: Details) -> str:
     uses = "".join(f"<li>{escape(text, 600)}</li>" for text in details.uses)
     shown = context.thumbnails(details.pictures[:MOST_USES])
     pictures = "".join(f'<img src="{address(thumbnail)}" alt="" loading="lazy">' for _, thumbnail in shown)
-    used = f'<h4>Where used</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
-    unused = "" if uses or item.kind in ("pictures", "stacks") else "<h4>Where used</h4><p>Nowhere yet.</p>"
+    used = f'<h4>{say("library.where_used")}</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
+    unused = (
+        ""
+        if uses or item.kind in ("pictures", "stacks")
+        else f"<h4>{say('library.where_used')}</h4><p>{say('library.nowhere')}</p>"
+    )
     return (
         f'<div class="panel">{picture(context, item.picture, item.key)}<h3>{escape(item.name, 120)}</h3>'
         f'<p class="kind">{escape(ONE[item.kind])}</p>{warning}<dl>{rows}</dl>{used}{unused}</div>'

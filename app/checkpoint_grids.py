@@ -14,6 +14,7 @@ from app import batches, voting
 from app.batches import Jobs
 from app.context import Context
 from app.render_requests import Rendering
+from app.texts import say
 from trainer import lora_file, runs
 from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
 from trainer.errors import ConfigError
@@ -32,8 +33,8 @@ def _run(context: Context, name: str | None) -> runs.Run:
     """The run of that name. Raises: ConfigError if it isn't here."""
     every = {run.name: run for run in runs.every(context.runs)}
     if name not in every:
-        what = f"{plain(name, 80)!r} is not here" if name else "none is chosen"
-        raise ConfigError(f"run: {what}; allowed: {some(list(every)) or 'none yet, train something first'}.")
+        what = say("problems.is_not_here", name=plain(name, 80)) if name else say("problems.none_chosen")
+        raise ConfigError(say("batch.no_run", what=what, allowed=some(list(every)) or say("batch.no_run_yet")))
     return every[name or ""]
 
 
@@ -59,8 +60,7 @@ def composed(context: Context, name: str | None, steps: str, prompts: str, weigh
     factors = batches.numbers(weights)
     if (num := len(chosen) * len(factors)) > voting.MOST_CANDIDATES:
         raise ConfigError(
-            f"the grid has {len(chosen)} steps at {len(factors)} weights, {num} to choose from; allowed: up to "
-            f"{voting.MOST_CANDIDATES}. Name fewer steps."
+            say("batch.too_many_steps", steps=len(chosen), weights=len(factors), num=num, most=voting.MOST_CANDIDATES)
         )
     stack = _stack(context, config)
     lines = batches.lines_of(prompts) or list(config.preview.prompts) or [config.data.trigger]
@@ -73,7 +73,7 @@ def composed(context: Context, name: str | None, steps: str, prompts: str, weigh
         "height_px": stack.height_px, "guidance_scale": stack.guidance_scale,
         "guidance_rescale": stack.guidance_rescale,
     }  # fmt: skip
-    return batches.as_toml(parse(BatchConfig, values, "the batch"))
+    return batches.as_toml(parse(BatchConfig, values, say("where.batch")))
 
 
 def _stack(context: Context, config: TrainConfig) -> StackConfig:
@@ -83,7 +83,7 @@ def _stack(context: Context, config: TrainConfig) -> StackConfig:
         "base": context.base(config.base), "family": config.family, "width_px": side, "height_px": side,
         "steps": preview.steps, "guidance_scale": preview.guidance_scale, "guidance_rescale": preview.guidance_rescale,
     }  # fmt: skip
-    return parse(StackConfig, values, f"the previews of {config.base}")
+    return parse(StackConfig, values, say("where.previews", base=config.base))
 
 
 def files_of(run: runs.Run) -> dict[int, Path]:
@@ -101,12 +101,12 @@ def files_of(run: runs.Run) -> dict[int, Path]:
 
 def _chosen(files: dict[int, Path], steps: str) -> dict[int, Path]:
     """The files of the steps that are typed, of all where none is. Raises: ConfigError."""
-    allowed = f"allowed: {some([str(step) for step in files], most=20) or 'none, as nothing was saved yet'}."
+    allowed = some([str(step) for step in files], most=20) or say("batch.nothing_saved")
     if len(steps) > _LONGEST:
-        raise ConfigError(f"steps have {len(steps):,} characters; allowed: up to {_LONGEST:,}.")
+        raise ConfigError(say("problems.have_too_many", what=say("batch.the_steps"), num=len(steps), most=_LONGEST))
     parts = [part for part in re.split(r"[,;\s]+", steps) if part]
     unknown = [part for part in parts if not (part.isdecimal() and len(part) < 10 and int(part) in files)]
     if unknown or not files:
-        raise ConfigError(f"steps: {some(unknown) or 'none'} can't be drawn; {allowed}")
+        raise ConfigError(say("batch.no_such_steps", steps=some(unknown) or say("word.none"), allowed=allowed))
     wanted = {int(part) for part in parts} or set(files)
     return {step: path for step, path in files.items() if step in wanted}

@@ -22,6 +22,7 @@ from PIL import Image
 from app.jobs import JobRunner
 from app.logs import EventLogs
 from app.render_requests import POLL_S, Desks, Rendering
+from app.texts import say
 from trainer import files, lora_file, system, unique_names
 from trainer.config import StackConfig
 from trainer.data import open_image
@@ -128,9 +129,9 @@ class Context:
     def dataset(self, name: str | None) -> Path:
         """The folder of a dataset. Raises: DataError if there is none of that name."""
         if not name:
-            raise DataError("no dataset is chosen; make one or copy a sample set in the Dataset tab.")
+            raise DataError(say("dataset.none_chosen"))
         if name not in self.dataset_names():
-            raise DataError(f"dataset {name!r} is not here; reload the page to see what is.")
+            raise DataError(say("dataset.gone", name=name))
         return self.datasets / name
 
     def pictures(self, folder: Path) -> list[Path]:
@@ -152,7 +153,7 @@ class Context:
                 image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
                 _write_webp(image, thumbnail)
         except OSError as error:
-            raise DataError(f"can't be shown: {error.strerror or error}") from None
+            raise DataError(say("problems.cannot_show", reason=error.strerror or error)) from None
         return thumbnail
 
     def thumbnails(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -209,10 +210,7 @@ class Context:
         named = [base for label, base in self.base_choices() if wanted in (label, base)]
         if not named:
             allowed = some([label for label, _ in self.base_choices()])
-            raise ConfigError(
-                f"base is {wanted[:200]!r}, which this server does not offer; allowed: {allowed}. Start it with "
-                f"--base to offer another."
-            )
+            raise ConfigError(say("problems.base", base=wanted[:200], allowed=allowed))
         return named[0]
 
     # LoRAs.
@@ -267,7 +265,7 @@ class Context:
         """The LoRA of that hash. Raises: AdapterError if it isn't here."""
         info = self.known_loras().get(sha256) or self.find_loras().get(sha256)
         if info is None:
-            raise AdapterError("that LoRA is not here any more; reload the page to see what is.")
+            raise AdapterError(say("problems.lora_gone"))
         return info
 
     # Rendering.
@@ -307,7 +305,7 @@ class Context:
             stack = engine.resolve(stack)
             chosen = [adapter for adapter in stack.adapters if adapter.enabled]
             if not chosen:
-                raise ConfigError("no LoRA is on; choose one, or several to see how they meet.")
+                raise ConfigError(say("stack.no_lora_on"))
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             engine.restore()
             updates = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]

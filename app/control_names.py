@@ -5,6 +5,12 @@ get their block's label; a picture whose label is not shown is a Picture. A list
 focus and vanish with it.
 """
 
+from __future__ import annotations
+
+import json
+
+from app.texts import say
+
 SCRIPT = """() => {
   if (window.__named) return;
   window.__named = true;
@@ -16,7 +22,7 @@ SCRIPT = """() => {
   const name = () => {
     waits = false;
     for (const control of document.querySelectorAll(unnamed))
-      control.setAttribute('aria-label', label(control.closest('.block')) || 'Picture');
+      control.setAttribute('aria-label', label(control.closest('.block')) || PICTURE);
   };
   new MutationObserver(() => {
     if (!waits) setTimeout(name, 300);
@@ -26,4 +32,4 @@ SCRIPT = """() => {
   document.addEventListener('keydown', event => {
     if (event.key === 'Tab') document.querySelectorAll('[role=listbox]').forEach(list => { list.tabIndex = -1; });
   }, true);
-}"""
+}""".replace("PICTURE", json.dumps(say("word.picture")))

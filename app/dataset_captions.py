@@ -13,6 +13,7 @@ from app.context import Context, Refresh
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.notices import mended, tell
+from app.texts import say
 from trainer.captioning import kinds, rules
 from trainer.errors import ConfigError
 from trainer.printing import escape, plain
@@ -25,11 +26,7 @@ element.addEventListener('click', event => {
   if (pressed === 'resume') trigger('resume');
 });
 """
-_PURPOSES = [("A character", "character"), ("A style", "style")]
-_NO_MODEL = (
-    "No model is here yet. Put the folder of one (BLIP, GIT, Florence-2, a chat model that sees, a WD tagger; "
-    "safetensors) into <b>captioners</b> in the workspace, and reload the page."
-)
+_PURPOSES = [(say("captions.character"), "character"), (say("captions.style"), "style")]
 _USUAL = {"character": "", "style": ", ".join(rules.STYLE_WORDS)}
 _TOLD = {text for kind in kinds.KINDS for text in kind.instructions.values()}
 _PICTURES_A_SECOND = 100  # of which all are sent to the browser again
@@ -40,32 +37,34 @@ class CaptionPanel:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        with gr.Accordion("Write captions", open=False, elem_id="write-captions"):
+        with gr.Accordion(say("captions.title"), open=False, elem_id="write-captions"):
             with gr.Row():
                 names = list(captioning.models(context))
                 self.model = gr.Dropdown(
-                    _choices(names), value=names[0] if names else None, label="Model", min_width=180, interactive=True,
-                    info="A folder in captioners; it runs on this machine.", elem_id="captioner",
+                    _choices(names), value=names[0] if names else None, label=say("captions.model_label"),
+                    min_width=180, interactive=True,
+                    info=say("captions.model_help"), elem_id="captioner",
                 )  # fmt: skip
                 self.purpose = gr.Radio(
-                    _PURPOSES, value="character", label="The set teaches", min_width=180, elem_id="caption-for",
-                    info="Captions leave out what the trigger should mean.",
+                    _PURPOSES, value="character", label=say("captions.teaches"), min_width=180, elem_id="caption-for",
+                    info=say("captions.teaches_help"),
                 )  # fmt: skip
                 self.leave_out = gr.Textbox(
-                    label="Leave out", info="Tags or phrases with commas between.", placeholder="red scarf, brown hair",
+                    label=say("captions.leave_out"), info=say("captions.leave_out_help"),
+                    placeholder=say("captions.leave_out_example"),
                     lines=2, max_lines=5, max_length=rules.MAX_LIST_CHARS, min_width=220, scale=2,
                     elem_id="caption-leave-out",
                 )  # fmt: skip
             self.instruction = gr.Textbox(
-                label="Instruction", lines=2, max_lines=6, max_length=captioning.MAX_INSTRUCTION_CHARS,
+                label=say("captions.instruction"), lines=2, max_lines=6, max_length=captioning.MAX_INSTRUCTION_CHARS,
                 elem_id="caption-instruction", **self._instruction(names[0] if names else "", "character", ""),
             )  # fmt: skip
             with gr.Row():
                 self.bare = gr.Checkbox(
-                    True, label="Only pictures without a caption", min_width=220, scale=3, elem_id="caption-bare"
+                    True, label=say("captions.only_bare"), min_width=220, scale=3, elem_id="caption-bare"
                 )
                 self.begin_button = gr.Button(
-                    "Start writing", variant="primary", min_width=140, scale=1, elem_id="begin-captions"
+                    say("captions.begin"), variant="primary", min_width=140, scale=1, elem_id="begin-captions"
                 )
             self.progress = gr.HTML(self._progress(None), js_on_load=_SCRIPT, elem_id="caption-progress", padding=False)
         self.told = [self.model, self.purpose, self.instruction]  # what `opened` goes by
@@ -124,7 +123,7 @@ class CaptionPanel:
             instruction = ""  # its box is hidden
         order = captioning.Order(dataset, model, purpose, trigger, leave_out, instruction, not held[self.bare])
         job = captioning.begin(self.context, order)
-        tell(f"{job.name} is on its way.")
+        tell(say("job.on_its_way", name=job.name))
         return self._progress(job)
 
     @mended
@@ -138,7 +137,7 @@ class CaptionPanel:
     def _job(self, name: str | None) -> Job:
         job = captioning.newest(self.context, name)
         if job is None:
-            raise ConfigError("no captions are being written for this dataset; reload the page.")
+            raise ConfigError(say("captions.no_job"))
         return job
 
     @mended
@@ -173,11 +172,11 @@ class CaptionPanel:
     def _progress(self, job: Job | None) -> str:
         """The line on the newest job of a set, with what can be done about it."""
         if job is None:
-            words = _NO_MODEL if not captioning.models(self.context) else ""
+            words = say("captions.no_model") if not captioning.models(self.context) else ""
             return f'<p class="keys">{words}</p>' if words else ""
         bar = views.progress_html(job.name, captioning.progress(self.context, job))
-        acts = [("halt", "Stop")] if job.state in (*LIVE, *WAITING) else []
-        acts += [("resume", "Go on")] if job.state in ("stopped", "failed") else []
+        acts = [("halt", say("button.stop"))] if job.state in (*LIVE, *WAITING) else []
+        acts += [("resume", say("button.go_on"))] if job.state in ("stopped", "failed") else []
         buttons = [
             f'<button type="button" class="cure" data-act="{act}">{escape(label)}</button>' for act, label in acts
         ]

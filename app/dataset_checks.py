@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from app.context import Context
+from app.texts import say
 from trainer import families, presets
 from trainer.config import CaptionsConfig, DataConfig
 from trainer.errors import ConfigError
@@ -55,9 +56,7 @@ def check(context: Context, name: str | None, resolution_px: int | None, trigger
     folder = context.dataset(name)
     multiple = multiple_px()
     if resolution_px is None or not trains(resolution_px):
-        raise ConfigError(
-            f"resolution is {resolution_px}; allowed: a multiple of {multiple} from {2 * multiple} to 4096."
-        )
+        raise ConfigError(say("check.resolution", resolution=resolution_px, multiple=multiple, least=2 * multiple))
     settings = DataConfig(folder=str(folder), trigger=trigger.strip())
     return dataset_check.check(folder, settings, CaptionsConfig(), int(resolution_px), multiple)
 
@@ -67,23 +66,27 @@ def cards(report: Report) -> list[Card]:
     copies = tuple(name for names in report.duplicates for name in names[1:])
     every = [
         Card(
-            "No caption", "Left out, unless there is a trigger.", report.missing_captions,
-            (("trigger", "Add trigger", report.missing_captions),),
+            say("check.no_caption"), say("check.no_caption_why"), report.missing_captions,
+            (("trigger", say("edits.add_trigger"), report.missing_captions),),
         ),
         Card(
-            "Copies", "The same file more than once counts as often.", _flat(report.duplicates),
-            (("delete", "Delete copies", copies),),
+            say("check.copies"), say("check.copies_why"), _flat(report.duplicates),
+            (("delete", say("check.delete_copies"), copies),),
         ),
-        Card("Look alike", "Keep the best, or this one is learnt by heart.", _flat(report.near_duplicates)),
-        Card("Blurred", "The blur would be learnt too.", tuple(found.name for found in report.blurred)),
+        Card(say("check.alike"), say("check.alike_why"), _flat(report.near_duplicates)),
+        Card(say("check.blurred"), say("check.blurred_why"), tuple(found.name for found in report.blurred)),
         Card(
-            "Small", f"The shorter side is below {report.resolution_px // 2} px: enlarged, it is soft.",
+            say("check.small"), say("check.small_why", px=report.resolution_px // 2),
             tuple(found.name for found in report.small),
         ),
-        Card("Same caption", "Nothing tells these apart.", _flat(found.names for found in report.identical_captions)),
         Card(
-            "Without trigger", f"{plain(report.trigger, 40)!r} will be put in front.", report.without_trigger,
-            (("trigger", "Add trigger", report.without_trigger),),
+            say("check.same_caption"), say("check.same_caption_why"),
+            _flat(found.names for found in report.identical_captions),
+        ),
+        Card(
+            say("check.without_trigger"), say("check.without_trigger_why", trigger=plain(report.trigger, 40)),
+            report.without_trigger,
+            (("trigger", say("edits.add_trigger"), report.without_trigger),),
         ),
     ]  # fmt: skip
     return [card for card in every if card.names]
@@ -97,14 +100,14 @@ def as_html(report: Report) -> str:
     """The cards, and lines that are about no single picture."""
     found = cards(report)
     lines = "".join(f"<li>{escape(line, 400)}</li>" for line in report.problems[:20])
-    notes = f'<div class="finding notes"><h3>To know</h3><ul>{lines}</ul></div>' if lines else ""
+    notes = f'<div class="finding notes"><h3>{say("check.to_know")}</h3><ul>{lines}</ul></div>' if lines else ""
     if not found and not notes:
-        return '<div class="findings"><div class="finding good"><h3>Nothing to mend</h3></div></div>'
+        return f'<div class="findings"><div class="finding good"><h3>{say("check.fine")}</h3></div></div>'
     return f'<div class="findings">{"".join(map(_card, found))}{notes}</div>'
 
 
 def _card(card: Card) -> str:
-    buttons = [_button("show", "Show", card.names, card.title)]
+    buttons = [_button("show", say("button.show"), card.names, card.title)]
     buttons += [_button(act, label, names, card.title) for act, label, names in card.cures]
     return (
         f'<div class="finding"><h3><b>{len(card.names)}</b> {escape(card.title)}</h3><p>{escape(card.why)}</p>'

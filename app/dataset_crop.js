@@ -3,7 +3,9 @@
 const cropping = changed => {
   const LEAST = 16, NEAR = {mouse: 10, pen: 16, touch: 24};
   const stage = make('div', 'act-stage crop-stage'), frame = make('div', 'crop-frame'), readout = make('p', 'act-readout');
-  const aspect = make('select'), fields = ['Left', 'Top', 'Width', 'Height'].map(word => {
+  const aspect = make('select');
+  const words = [phrase('picture.left'), phrase('picture.top'), phrase('picture.width'), phrase('picture.height')];
+  const fields = words.map(word => {
     const label = make('label', 'act-size', word), input = make('input');
     Object.assign(input, {type: 'number', min: 0, step: 1});
     label.append(input);
@@ -12,10 +14,10 @@ const cropping = changed => {
   let width = 512, height = 512, box = {x: 0, y: 0, w: 512, h: 512}, ratio = 0, going = null;
   for (const corner of ['nw', 'ne', 'sw', 'se']) frame.append(make('i', `corner ${corner}`));
   stage.append(frame);
-  aspect.setAttribute('aria-label', 'Shape');
+  aspect.setAttribute('aria-label', phrase('picture.shape'));
   frame.tabIndex = 0;
   frame.setAttribute('role', 'application');
-  frame.setAttribute('aria-label', 'Crop: arrows move it, Shift with arrows changes its size');
+  frame.setAttribute('aria-label', phrase('picture.crop_keys'));
 
   const edges = () => {
     const left = within(Math.round(box.x), 0, width - LEAST), top = within(Math.round(box.y), 0, height - LEAST);
@@ -29,8 +31,8 @@ const cropping = changed => {
       if (document.activeElement !== fields[index].input) fields[index].input.value = value;
     });
     const chosen = buckets[aspect.value], more = chosen && Math.max(chosen[0] / (right - left), chosen[1] / (bottom - top));
-    readout.textContent = `${right - left} × ${bottom - top} of ${width} × ${height} px`
-      + (more > 1 ? `; enlarged ${more.toFixed(1)} times for its bucket` : '');
+    readout.textContent = phrase('picture.crop_size', {width: right - left, height: bottom - top, of: `${width} × ${height}`})
+      + (more > 1 ? phrase('picture.enlarged', {times: more.toFixed(1)}) : '');
   };
   const set = next => { box = next; changed(); show(); };
   const place = event => {
@@ -110,11 +112,10 @@ const cropping = changed => {
     made.value = value;
     return made;
   };
-  const shape = make('label', 'act-size', 'Shape');
+  const shape = make('label', 'act-size', phrase('picture.shape'));
   shape.append(aspect);
   return {
-    key: 'crop', title: 'Crop', use: 'Crop',
-    hint: 'Drag a corner, or the inside. Arrows move it, Shift with arrows changes its size.',
+    key: 'crop', title: phrase('picture.crop'), use: phrase('picture.crop'), hint: phrase('picture.crop_hint'),
     begin: picture => {
       [width, height] = picture.size;
       stage.style.aspectRatio = `${width} / ${height}`;
@@ -122,13 +123,13 @@ const cropping = changed => {
       stage.style.backgroundImage = `url(${JSON.stringify(picture.url)})`;
       const shapes = window.velaturaDataset.shapes();
       buckets = Object.fromEntries(shapes.map(({size}) => [size.join(' × '), size]));
-      aspect.replaceChildren(option('', 'Free'), option('same', 'As the picture'),
+      aspect.replaceChildren(option('', phrase('picture.free')), option('same', phrase('picture.same_shape')),
         ...shapes.map(({size, count}) => option(size.join(' × '), size.join(' × ') + (count ? ` (${count})` : ''))));
       ratio = 0; going = null;
       box = {x: 0, y: 0, w: width, h: height};
       show();
     },
-    body: () => [stage, group('Crop', shape, ...fields.map(({label}) => label)), readout],
+    body: () => [stage, group(phrase('picture.crop'), shape, ...fields.map(({label}) => label)), readout],
     call: () => ['crop', {box: edges()}],
     press: event => {
       if (event.target !== frame || event.ctrlKey || event.metaKey || event.altKey) return false;

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.context import Context
 from app.dataset_gallery import Scene, picture
 from app.notices import warn
+from app.texts import say, say_num
 from trainer.data import caption_edits, caption_files, edits
 from trainer.errors import ConfigError, DataError
 from trainer.printing import plain, some
@@ -27,16 +28,25 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "Replace": Operation(
-        "Find", "Replace with", lambda text, find, put, _: caption_edits.replaced(text, find, put), "first"
+    say("edits.replace"): Operation(
+        say("edits.find"),
+        say("edits.replace_with"),
+        lambda text, find, put, _: caption_edits.replaced(text, find, put),
+        "first",
     ),
-    "Prefix": Operation(
-        "Words in front", "", lambda text, words, _, __: caption_edits.with_prefix(text, words), "first"
+    say("edits.prefix"): Operation(
+        say("edits.words_in_front"), "", lambda text, words, _, __: caption_edits.with_prefix(text, words), "first"
     ),
-    "Suffix": Operation("Words behind", "", lambda text, words, _, __: caption_edits.with_suffix(text, words), "first"),
-    "Remove tag": Operation("Tag", "", lambda text, tag, _, __: caption_edits.without_tag(text, tag), "first"),
-    "Sort tags": Operation("", "", lambda text, _, __, trigger: caption_edits.sorted_tags(text, trigger), ""),
-    "Add trigger": Operation(
+    say("edits.suffix"): Operation(
+        say("edits.words_behind"), "", lambda text, words, _, __: caption_edits.with_suffix(text, words), "first"
+    ),
+    say("edits.remove_tag"): Operation(
+        say("edits.tag"), "", lambda text, tag, _, __: caption_edits.without_tag(text, tag), "first"
+    ),
+    say("edits.sort_tags"): Operation(
+        "", "", lambda text, _, __, trigger: caption_edits.sorted_tags(text, trigger), ""
+    ),
+    say("edits.add_trigger"): Operation(
         "", "", lambda text, _, __, trigger: caption_edits.with_trigger_in_front(text, trigger), "trigger"
     ),
 }
@@ -57,12 +67,12 @@ def keep(context: Context, opened: object, text: str, visit: str = "", typed: bo
     try:
         path = picture(context, name, chosen)
     except DataError:
-        warn(f"{plain(chosen, 80)} is not here any more. Its caption was: {text[:2000]}")
+        warn(say("edits.picture_gone", name=plain(chosen, 80), caption=text[:2000]))
         return False
     folder = context.dataset(name)
     if edits.kept(folder, path, text):
         return False
-    return edits.write(folder, f"Caption of {path.name}", {path: text}, visit[:_VISIT_CHARS]) is not None
+    return edits.write(folder, say("edits.caption_of", name=path.name), {path: text}, visit[:_VISIT_CHARS]) is not None
 
 
 def _text(mapping: object, key: str) -> str:
@@ -76,26 +86,26 @@ def _text(mapping: object, key: str) -> str:
 def bulk(scene: Scene, names: Sequence[str], operation: str, boxes: tuple[str, str], trigger: str) -> str:
     """Make one edit of all these pictures' captions; what was changed, in words. Raises: DataError, ConfigError."""
     if operation not in OPERATIONS:
-        raise ConfigError(f"edit is {operation[:40]!r}; allowed: {', '.join(OPERATIONS)}.")
+        raise ConfigError(say("edits.no_edit", edit=operation[:40], allowed=", ".join(OPERATIONS)))
     wanted, trigger = OPERATIONS[operation], trigger.strip()
     if wanted.wants == "first" and not boxes[0].strip():
-        raise ConfigError(f"{wanted.first} is empty; fill it in first.")
+        raise ConfigError(say("edits.empty", box=wanted.first))
     if wanted.wants == "trigger" and not trigger:
-        raise ConfigError("the trigger is empty; write your word into Trigger first.")
+        raise ConfigError(say("edits.no_trigger"))
     return _written(scene, names, operation, lambda text: wanted.made(text, *boxes, trigger))
 
 
 def with_trigger(scene: Scene, names: Sequence[str], trigger: str) -> str:
     """Put the trigger in front of these captions; what was changed, in words. Raises: DataError, ConfigError."""
-    return bulk(scene, names, "Add trigger", ("", ""), trigger)
+    return bulk(scene, names, say("edits.add_trigger"), ("", ""), trigger)
 
 
 def repair(scene: Scene, names: Sequence[str]) -> str:
     """Write captions anew that are not UTF-8, read as Western European text. Raises: DataError."""
     bad = {name: repaired(scene, name) for name in names if name in scene.refusals}
     texts = {scene.pictures[name]: text for name, text in bad.items() if text}
-    edits.write(scene.folder, "Repair text", texts)
-    return f"{len(texts)} of {len(names)} captions were repaired; look whether their letters are right."
+    edits.write(scene.folder, say("edits.repair"), texts)
+    return say("edits.repaired", num=len(texts), names=len(names))
 
 
 def repaired(scene: Scene, name: str) -> str:
@@ -115,9 +125,9 @@ def _written(scene: Scene, names: Sequence[str], what: str, made: Callable[[str]
     texts = {scene.pictures[name]: made(scene.captions[name]) for name in known}
     changed = {path: text for path, text in texts.items() if text != scene.captions[_below(scene, path)]}
     if not changed:
-        raise DataError(f"{what}: none of {len(known)} captions is changed by that.")
+        raise DataError(say("edits.nothing_changed", edit=what, num=len(known)))
     edits.write(scene.folder, what, changed)
-    return f"{what}: {len(changed)} of {len(known)} captions changed."
+    return say("edits.changed", edit=what, changed=len(changed), num=len(known))
 
 
 def _below(scene: Scene, path: Path) -> str:
@@ -132,15 +142,15 @@ def discard(scene: Scene, names: Sequence[str]) -> str:
     foreign = {name: scene.folder / name for name in scene.foreign}
     paths = [path for name in dict.fromkeys(names) if (path := scene.pictures.get(name) or foreign.get(name))]
     if not paths:
-        raise DataError("no picture is marked or open; choose one first.")
+        raise DataError(say("edits.none_marked"))
     edits.discard(scene.folder, paths)
-    return f"{len(paths)} picture{'' if len(paths) == 1 else 's'} put in the trash."
+    return say_num("edits.in_trash", len(paths))
 
 
 def restore(scene: Scene, names: Sequence[str]) -> str:
     """Take pictures out of the trash; what was done, in words. Raises: DataError."""
     edit = edits.restore(scene.folder, names)
-    return f"{edit.num_pictures} picture{'' if edit.num_pictures == 1 else 's'} restored."
+    return say_num("edits.restored", edit.num_pictures)
 
 
 def undo(context: Context, name: str | None, chosen: str, number: int | None) -> str:
@@ -151,10 +161,10 @@ def undo(context: Context, name: str | None, chosen: str, number: int | None) ->
         # Captions that came with an upload are logged folder by folder.
         older = caption_files.undo(picture(context, name, chosen).parent if chosen else folder)
         if older:
-            return f"Undone: caption of {plain(older.picture, 120)}"
+            return say("edits.undone_caption", name=plain(older.picture, 120))
     if undone is None:
-        raise DataError("there is no edit left to undo in this dataset.")
-    count = f" ({undone.edit.num_pictures})" if undone.edit.num_pictures > 1 else ""
+        raise DataError(say("edits.nothing_to_undo"))
     if undone.left:
-        warn(f"changed elsewhere since, so left as it is: {some(undone.left)}.")
-    return f"Undone: {plain(undone.edit.what, 120)}{count}"
+        warn(say("edits.left", names=some(undone.left)))
+    what, num = plain(undone.edit.what, 120), undone.edit.num_pictures
+    return say("edits.undone_many", edit=what, num=num) if num > 1 else say("edits.undone_one", edit=what)

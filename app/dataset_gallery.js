@@ -24,7 +24,6 @@ const button = (className, text, act) => {
 };
 const part = name => root.querySelector(`.${name}`);
 const newVisit = () => `${Date.now()}-${Math.random().toString(36).slice(2)}`;
-const plural = (count, noun) => `${count} ${noun}${count === 1 ? '' : 's'}`;
 const tagsOf = item => item.tags ??= [...new Set(item.c.split(',').map(tag => tag.trim()).filter(Boolean))];
 const bucketOf = item => item.k?.length ? item.k.join(' × ') : '';
 const inTrash = () => filter.kind === 'trash';
@@ -46,12 +45,12 @@ const visible = () => all().filter(item => fits(item) || item.n === active && !i
 const targets = () => marked.size ? [...marked] : visible().filter(fits).map(item => item.n);
 
 const dressed = (card, item) => {
-  card.open.setAttribute('aria-label', `${item.l}: ${item.c || 'no caption yet'}`);
+  card.open.setAttribute('aria-label', `${item.l}: ${item.c || phrase('dataset.no_caption_yet')}`);
   card.open.title = item.l;
-  card.text.textContent = item.c.replace(/\s+/g, ' ') || (inTrash() ? item.l : 'no caption yet');
+  card.text.textContent = item.c.replace(/\s+/g, ' ') || (inTrash() ? item.l : phrase('dataset.no_caption_yet'));
   card.text.classList.toggle('missing', !item.c && !inTrash());
   card.badges.replaceChildren(...item.b.map(word => make('span', 'badge', word)));
-  card.box.setAttribute('aria-label', `Mark ${item.l}`);
+  card.box.setAttribute('aria-label', phrase('dataset.mark', {picture: item.l}));
   if (item.s && card.image.getAttribute('src') !== item.s) card.image.src = item.s;
   card.image.hidden = item.f.includes('broken') || !card.image.hasAttribute('src');  // the old one until there is a new
 };
@@ -101,9 +100,11 @@ const marks = () => {
     card.open.setAttribute('aria-current', !inTrash() && item.n === active);
   }
   const count = visible().filter(fits).length, of = all().length;
-  const what = filter.title || (inTrash() ? 'In the trash' : '');
-  part('count').textContent = `${what ? `${what}: ` : ''}${count === of ? plural(of, 'picture') : `${count} of ${of}`}`
-    + (marked.size ? `, ${marked.size} marked` : '') + (scene.pending ? `; looking at ${scene.pending} more ...` : '');
+  const what = filter.title || (inTrash() ? phrase('dataset.in_trash') : '');
+  const num = count === of ? phraseNum('dataset.pictures', of) : phrase('dataset.some_of', {num: count, all: of});
+  part('count').textContent = `${what ? `${what}: ` : ''}${num}`
+    + (marked.size ? phrase('dataset.num_marked', {num: marked.size}) : '')
+    + (scene.pending ? phrase('dataset.looking', {num: scene.pending}) : '');
   part('unmark').disabled = !marked.size;
   part('everything').disabled = !count;
   part('mirror').hidden = part('discard').hidden = inTrash();
@@ -111,7 +112,7 @@ const marks = () => {
   part('discard').disabled = !marked.size;
   part('restore').hidden = !inTrash();
   part('restore').disabled = !of;
-  part('restore').textContent = marked.size ? 'Restore' : 'Restore all';
+  part('restore').textContent = marked.size ? phrase('button.restore') : phrase('dataset.restore_all');
 };
 const chip = (text, count, pressed, act) => {
   const made = button('chip', text, act);
@@ -149,7 +150,7 @@ const chips = () => {
     made.dataset.key = `bucket ${name}`;
     return made;
   }));
-  if (sizes.length) part('buckets').prepend(make('span', 'what', `Buckets at ${scene.resolution} px`));
+  if (sizes.length) part('buckets').prepend(make('span', 'what', phrase('dataset.buckets_at', {px: scene.resolution})));
 
   const counts = new Map();
   if (!inTrash()) for (const item of visible()) for (const tag of tagsOf(item)) counts.set(tag, (counts.get(tag) ?? 0) + 1);
@@ -169,7 +170,7 @@ const chips = () => {
     return made;
   });
   const rest = sorted.length - first.length;
-  if (rest) tags.push(button('chip more', allTags ? 'Fewer tags' : `${plural(rest, 'tag')} more`, () => {
+  if (rest) tags.push(button('chip more', allTags ? phrase('dataset.fewer_tags') : phraseNum('dataset.more_tags', rest), () => {
     allTags = !allTags;
     narrow();
   }));
@@ -248,10 +249,13 @@ const flip = async names => {
     part('done').textContent = text;
     part('sided').hidden = !sided.length || going === run;
   };
-  part('sided').onclick = () => { part('working').hidden = true; show({names: new Set(sided), title: 'Left or right in the caption'}); };
+  part('sided').onclick = () => {
+    part('working').hidden = true;
+    show({names: new Set(sided), title: phrase('dataset.left_or_right')});
+  };
   try {
     for (let at = 0; at < names.length && !run.halted; at += AT_ONCE) {
-      say(`Flipping ${Math.min(at + AT_ONCE, names.length)} of ${names.length} …`);
+      say(phrase('dataset.flipping', {num: Math.min(at + AT_ONCE, names.length), all: names.length}));
       const {dataset, visit} = run, answer = await server.flip({dataset, visit, names: names.slice(at, at + AT_ONCE)});
       if (answer.problem) throw new Error(answer.problem);
       done += answer.done;
@@ -259,11 +263,13 @@ const flip = async names => {
       sided.push(...answer.sided);
     }
   } catch (error) {
-    problems.push(error.message || 'The server does not answer; try again.');
+    problems.push(error.message || phrase('problems.no_answer'));
   }
   going = null;
-  const words = sided.length ? ` ${plural(sided.length, 'caption')} ${sided.length === 1 ? 'says' : 'say'} left or right: look.` : '';
-  say(`${plural(done, 'picture')} flipped.${problems.length ? ` ${problems.length} not: ${problems.slice(0, 3).join(' ')}` : ''}${words}`);
+  const words = [phraseNum('dataset.num_flipped', done)];
+  if (problems.length) words.push(phrase('dataset.not_flipped', {num: problems.length, why: problems.slice(0, 3).join(' ')}));
+  if (sided.length) words.push(phraseNum('dataset.say_left', sided.length));
+  say(words.join(' '));
   changed(run.dataset);
 };
 const changed = dataset => { if (dataset === scene.dataset) tell('look', {}); };
@@ -280,7 +286,7 @@ document.addEventListener('input', event => {
   pending = {dataset: opened.dataset, name: opened.name, text: event.target.value, visit};
   const item = opened.dataset === scene.dataset && scene.items.find(one => one.n === opened.name);
   if (item) { item.c = event.target.value.trim(); delete item.tags; dressed(cards.get(item.n) ?? newCard(item), item); }
-  state('Not saved yet');
+  state(phrase('dataset.not_saved'));
   clearTimeout(timer);
   timer = setTimeout(() => flush('typed'), TYPED_MS);
 });

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from app import dataset_checks
+from app import dataset_checks, scripts
 from app.context import Context
 from app.dataset_measures import Look, Looks
+from app.texts import say, say_num
 from trainer import files
 from trainer.config import DataConfig
 from trainer.data import buckets, edits, open_image, sources, swaps
@@ -24,22 +24,26 @@ from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
 from trainer.printing import plain
 
-SCRIPT = Path(__file__).with_name("dataset_gallery.js").read_text(encoding="utf-8")
-TEMPLATE = """<div class="pictures">
+SCRIPT = scripts.read("dataset_gallery.js")
+TEMPLATE = f"""<div class="pictures">
 <div class="reasons" aria-live="polite"></div>
-<div class="kinds" role="group" aria-label="Filters"></div>
-<div class="buckets" role="group" aria-label="Buckets"></div>
-<div class="tools"><input class="find" type="search" placeholder="Find in captions and names"
-  aria-label="Find in captions and names" maxlength="200">
+<div class="kinds" role="group" aria-label="{say("dataset.filters")}"></div>
+<div class="buckets" role="group" aria-label="{say("check.buckets")}"></div>
+<div class="tools"><input class="find" type="search" placeholder="{say("dataset.find")}"
+  aria-label="{say("dataset.find")}" maxlength="200">
 <span class="count" role="status"></span><span class="gap"></span>
-<button type="button" class="everything">Mark all</button><button type="button" class="unmark">Unmark</button>
-<button type="button" class="mirror">Flip marked</button>
-<button type="button" class="discard">Delete marked</button><button type="button" class="restore">Restore</button></div>
-<div class="working" hidden><progress aria-label="Flipped"></progress><span class="done" role="status"></span>
-<button type="button" class="sided">Show them</button><button type="button" class="halt">Stop</button></div>
-<div class="grid" role="group" aria-label="Pictures"></div>
-<p class="empty" hidden>No picture is like this.</p>
-<div class="tags" role="group" aria-label="Tags"></div></div>"""
+<button type="button" class="everything">{say("dataset.mark_all")}</button>
+<button type="button" class="unmark">{say("dataset.unmark")}</button>
+<button type="button" class="mirror">{say("dataset.flip_marked")}</button>
+<button type="button" class="discard">{say("dataset.delete_marked")}</button>
+<button type="button" class="restore">{say("button.restore")}</button></div>
+<div class="working" hidden><progress aria-label="{say("dataset.flipped")}"></progress>
+<span class="done" role="status"></span>
+<button type="button" class="sided">{say("button.show_them")}</button>
+<button type="button" class="halt">{say("button.stop")}</button></div>
+<div class="grid" role="group" aria-label="{say("word.pictures")}"></div>
+<p class="empty" hidden>{say("dataset.none_like_this")}</p>
+<div class="tags" role="group" aria-label="{say("dataset.tags")}"></div></div>"""
 _PREVIEW_PX = 768
 _HISTORY = 30
 
@@ -85,7 +89,7 @@ def read(context: Context, looks: Looks, name: str, budget_s: float = 0.4) -> Sc
     swaps.settle(folder)
     paths, foreign = sources.with_foreign_below(folder)
     scene = Scene(folder, {path.relative_to(folder).as_posix(): path for path in paths})
-    survey = sources.survey(folder, DataConfig(folder=str(folder), mask="file"), "the dataset")
+    survey = sources.survey(folder, DataConfig(folder=str(folder), mask="file"), say("where.dataset"))
     surveyed = {picture.name: picture for picture in survey.pictures}
     known = looks.of(paths, budget_s)
     for below, path in scene.pictures.items():
@@ -110,45 +114,42 @@ def headline(scene: Scene) -> str:
     """How many of how many pictures will train."""
     found, trained = len(scene.pictures) + len(scene.foreign), len(scene.trained)
     if not found:
-        return "0 pictures: drop some to begin."
-    masked = f", {len(scene.masks)} with {'a mask' if len(scene.masks) == 1 else 'masks'}" if scene.masks else ""
-    captioned = ", all with captions" if trained == found else ""
-    return f"{trained} of {found} picture{'' if found == 1 else 's'} will train{captioned}{masked}."
+        return say("dataset.no_pictures")
+    masked = say_num("dataset.with_masks", len(scene.masks)) if scene.masks else ""
+    captioned = say("dataset.all_captioned") if trained == found else ""
+    return say_num("dataset.will_train", found, trained=trained, captioned=captioned, masked=masked)
 
 
 def reasons(scene: Scene, trigger: str) -> list[Reason]:
     """Why the others won't, each with what can be done about it."""
     found = []
-    show, delete = ("show", "Show them"), ("delete", "Delete")
+    show, delete = ("show", say("button.show_them")), ("delete", say("button.delete"))
     bare = [
         name for name, text in scene.captions.items()
         if not text and name not in {*scene.broken, *scene.refusals, *scene.unrepeated}
     ]  # fmt: skip
     if bare:
-        word = f"Caption with “{plain(trigger, 30)}”" if trigger else "Caption with the trigger"
-        text = f"{_have(bare, 'has', 'have')} no caption: left out, unless Train is given a trigger."
-        found.append(Reason(text, "No caption", tuple(bare), (show, ("trigger", word))))
+        word = (
+            say("dataset.caption_with", trigger=plain(trigger, 30)) if trigger else say("dataset.caption_with_trigger")
+        )
+        text = say_num("dataset.bare", len(bare))
+        found.append(Reason(text, say("dataset.no_caption"), tuple(bare), (show, ("trigger", word))))
     if scene.refusals:
-        text = f"{_have(list(scene.refusals), 'has', 'have')} a caption that can't be read: left out."
-        cures = (show, ("utf8", "Repair text"))
-        found.append(Reason(text, "Caption can't be read", tuple(scene.refusals), cures))
+        text = say_num("dataset.refused", len(scene.refusals))
+        cures = (show, ("utf8", say("edits.repair")))
+        found.append(Reason(text, say("dataset.unreadable_caption"), tuple(scene.refusals), cures))
     if scene.broken:
         words = Counter(scene.broken.values()).most_common(1)[0][0]
-        text = f"{_have(list(scene.broken), 'does', 'do')} not open ({plain(words, 160)}): left out."
-        found.append(Reason(text, "Does not open", tuple(scene.broken), (show, delete)))
+        text = say_num("dataset.broken", len(scene.broken), why=plain(words, 160))
+        found.append(Reason(text, say("dataset.shut"), tuple(scene.broken), (show, delete)))
     if scene.foreign:
         kinds = ", ".join(sorted({name.rpartition(".")[2].lower() for name in scene.foreign}))
-        verb = "is of a kind" if len(scene.foreign) == 1 else "are of kinds"
-        text = f"{len(scene.foreign)} {verb} that is not read ({plain(kinds, 60)}): save as PNG or JPEG."
-        found.append(Reason(text, "Not read", tuple(scene.foreign), (delete,)))
+        text = say_num("dataset.foreign", len(scene.foreign), kinds=plain(kinds, 60))
+        found.append(Reason(text, say("dataset.unread"), tuple(scene.foreign), (delete,)))
     if scene.unrepeated:
-        text = f"{_have(list(scene.unrepeated), 'lies', 'lie')} in a folder whose name begins with 0_: left out."
-        found.append(Reason(text, "In a folder of 0 repeats", tuple(scene.unrepeated), (show, delete)))
+        text = say_num("dataset.in_folder_0", len(scene.unrepeated))
+        found.append(Reason(text, say("dataset.unrepeated"), tuple(scene.unrepeated), (show, delete)))
     return found
-
-
-def _have(names: Sequence[str], one: str, many: str) -> str:
-    return f"{len(names)} {one if len(names) == 1 else many}"
 
 
 # Data for the browser.
@@ -162,7 +163,13 @@ def data(context: Context, looks: Looks, name: str, scene: Scene, resolution_px:
     known = looks.of(trash, 0.2)
     discarded = [_discarded(scene, path, known.get(path)) for path in trash]
     counts = Counter(flag for item in items for flag in item["f"])
-    kinds = [("all", "All"), ("none", "No caption"), ("double", "Doubles"), ("blurred", "Blurred"), ("small", "Small")]
+    kinds = [
+        ("all", say("word.all")),
+        ("none", say("dataset.no_caption")),
+        ("double", say("dataset.doubles")),
+        ("blurred", say("dataset.blurred")),
+        ("small", say("dataset.small")),
+    ]
     sized = resolution_px if dataset_checks.trains(resolution_px) else 0
     shapes = buckets.shapes(sized, DataConfig(), dataset_checks.multiple_px()) if sized else []
     return {
@@ -174,7 +181,7 @@ def data(context: Context, looks: Looks, name: str, scene: Scene, resolution_px:
         "pending": len(scene.pictures) + len(trash) - len(scene.looks) - len(known),
         "kinds": [
             *([kind, words, len(items) if kind == "all" else counts[kind]] for kind, words in kinds),
-            ["trash", "Trash", len(trash)],
+            ["trash", say("word.trash"), len(trash)],
         ],
         "reasons": [
             {"text": why.text, "title": why.title, "names": list(why.names), "cures": list(map(list, why.cures))}
@@ -200,7 +207,13 @@ def empty() -> dict[str, Any]:
 def _item(scene: Scene, name: str, group: int, resolution_px: int) -> dict[str, Any]:
     """One picture: name, label, address of its thumbnail, caption, filters, badges, group of doubles, bucket."""
     look = scene.looks.get(name)
-    words = {"double": "double", "blurred": "blurred", "small": "small", "broken": "does not open", "mask": "mask"}
+    words = {
+        "double": say("dataset.is_double"),
+        "blurred": say("dataset.is_blurred"),
+        "small": say("dataset.is_small"),
+        "broken": say("dataset.does_not_open"),
+        "mask": say("dataset.has_mask"),
+    }
     flags = []
     if not scene.captions[name]:
         flags.append("none")
@@ -289,4 +302,4 @@ def picture(context: Context, name: str | None, chosen: str) -> Path:
     for path in context.pictures(folder):
         if path.relative_to(folder).as_posix() == chosen:
             return path
-    raise DataError("that picture is not here any more; reload the page.")
+    raise DataError(say("problems.picture_gone"))

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.context import Context
+from app.texts import say
 from trainer import files
 from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
@@ -78,7 +79,7 @@ class Looks:
 
         measured = dataset_check.measure(PictureFile(path, path.name, ""), dataset_check.MEASURED_PX)
         if isinstance(measured, str):
-            return Look("", problem="can't be opened")
+            return Look("", problem=say("problems.cannot_open"))
         look = Look(str(thumbnail), *measured.size, measured.sha256, measured.sharpness, measured.phash)
         facts = {key: value for key, value in asdict(look).items() if key not in ("thumbnail", "problem")}
         with suppress(OSError):

@@ -11,17 +11,18 @@ from app.dataset_edits import OPERATIONS
 from app.dataset_pictures import PictureEditor
 from app.dataset_sets import sample_sets
 from app.notices import mended_answer
+from app.texts import say
 from trainer import presets
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from trainer.printing import escape
 
 _FIRST_SAMPLE = "outline-style"  # it has a held-out part
 _KEYS = (
-    ("→", "next"), ("←", "previous"), ("E", "write the caption"), ("Ctrl Enter", "save, and next"), ("Ctrl S", "save"),
-    ("Delete", "delete"), ("Ctrl Z", "undo"), ("X", "mark"), ("Esc", "unmark"), ("C", "crop"),
-    ("M", "paint the mask"), ("F", "flip"),
+    ("→", say("keys.next")), ("←", say("keys.previous")), ("E", say("keys.write_caption")),
+    ("Ctrl Enter", say("keys.save_next")), ("Ctrl S", say("keys.save")), ("Delete", say("keys.delete")),
+    ("Ctrl Z", say("keys.undo")), ("X", say("keys.mark")), ("Esc", say("keys.unmark")), ("C", say("keys.crop")),
+    ("M", say("keys.paint_mask")), ("F", say("keys.flip")),
 )  # fmt: skip
-_HELD = "While you write: Alt N next, Alt P previous, Alt Z undo, Alt Delete delete."
 # A press on an edit's button takes that edit back.
 _TAKE_BACK = """
 element.addEventListener('click', event => {
@@ -56,43 +57,50 @@ class Parts:
 
     def _draw_sources(self) -> None:
         self.dataset = gr.Dropdown(
-            self.context.dataset_choices(), label="Dataset", info="What the other tabs train on.", interactive=True,
+            self.context.dataset_choices(), label=say("word.dataset"), info=say("dataset.dataset_help"),
+            interactive=True,
             elem_id="dataset",
         )  # fmt: skip
         self.trigger = gr.Textbox(
-            label="Trigger", info="Your word for it, as the buttons here put it into captions.", placeholder="none",
+            label=say("word.trigger"), info=say("dataset.trigger_help"), placeholder=say("word.none"),
             max_length=80, elem_id="check-trigger",
         )  # fmt: skip
         self.files = gr.File(
             file_count="multiple", file_types=[*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".zip"],
-            label="Drop pictures, captions or a zip", height=150, elem_id="dataset-files",
+            label=say("dataset.drop"), height=150, elem_id="dataset-files",
         )  # fmt: skip
         self.report = gr.Textbox(
-            label="What happened", lines=2, max_lines=10, interactive=False, visible=False, elem_id="dataset-report"
+            label=say("dataset.what_happened"),
+            lines=2,
+            max_lines=10,
+            interactive=False,
+            visible=False,
+            elem_id="dataset-report",
         )
-        self.export = gr.Button("Export zip", size="sm", elem_id="export-dataset")
-        self.download = gr.DownloadButton("Download zip", visible="hidden", elem_id="dataset-zip")
+        self.export = gr.Button(say("dataset.export"), size="sm", elem_id="export-dataset")
+        self.download = gr.DownloadButton(say("button.download_zip"), visible="hidden", elem_id="dataset-zip")
         with gr.Row(elem_classes="tight"):
             self.new_name = gr.Textbox(
-                label="New dataset", placeholder="my-cat", max_length=80, scale=3, min_width=110,
+                label=say("dataset.new"), placeholder=say("dataset.new_example"), max_length=80, scale=3, min_width=110,
                 elem_id="new-dataset",
             )  # fmt: skip
             self.create = gr.Button(
-                "Create", scale=1, min_width=58, size="sm", elem_id="create-dataset", elem_classes="beside"
+                say("dataset.create"), scale=1, min_width=58, size="sm", elem_id="create-dataset", elem_classes="beside"
             )
         with gr.Row(elem_classes="tight"):
             samples = sample_sets()
             self.sample = gr.Dropdown(
-                samples, value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None, label="Sample set", scale=3,
-                min_width=140, interactive=True, elem_id="sample-set",
+                samples, value=_FIRST_SAMPLE if _FIRST_SAMPLE in samples else None, label=say("dataset.sample"),
+                scale=3, min_width=140, interactive=True, elem_id="sample-set",
             )  # fmt: skip
             self.copy = gr.Button(
-                "Copy", scale=1, min_width=58, size="sm", elem_id="copy-sample", elem_classes="beside"
+                say("dataset.copy"), scale=1, min_width=58, size="sm", elem_id="copy-sample", elem_classes="beside"
             )
 
     def _draw_pictures(self) -> None:
         self.summary = gr.Textbox(
-            label="What will train", show_label=False, container=False, lines=1, max_lines=8, interactive=False,
+            label=say("dataset.what_will_train"), show_label=False, container=False, lines=1, max_lines=8,
+            interactive=False,
             elem_id="dataset-summary", elem_classes="text-line headline",
         )  # fmt: skip
         self.gallery = gr.HTML(
@@ -109,29 +117,32 @@ class Parts:
             "window.velaturaPicture?.opened(props.value); });",
         )  # fmt: skip
         self.large = gr.Image(
-            label="Picture", height=300, interactive=False, visible=False, type="filepath", format="webp", buttons=[],
+            label=say("word.picture"), height=300, interactive=False, visible=False, type="filepath", format="webp",
+            buttons=[],
             elem_id="dataset-picture",
         )  # fmt: skip
         self.pictures.draw()
         self.caption = gr.Textbox(
-            label="Caption", info="Click a picture to write its caption; it is saved as you type.", lines=4,
+            label=say("word.caption"), info=say("dataset.caption_help"), lines=4,
             max_lines=10, interactive=False, elem_id="caption", elem_classes="unkept",
         )  # fmt: skip
         self.said = gr.HTML(said(""), elem_id="caption-state")
         with gr.Row():
-            self.save = gr.Button("Save", variant="primary", elem_id="save-caption", min_width=70)
-            self.undo = gr.Button("Undo", elem_id="undo-caption", min_width=70)
-            self.delete = gr.Button("Delete", elem_id="delete-picture", min_width=70)
+            self.save = gr.Button(say("button.save"), variant="primary", elem_id="save-caption", min_width=70)
+            self.undo = gr.Button(say("button.undo"), elem_id="undo-caption", min_width=70)
+            self.delete = gr.Button(say("button.delete"), elem_id="delete-picture", min_width=70)
         keys = "".join(f"<span><kbd>{escape(key)}</kbd> {escape(what)}</span>" for key, what in _KEYS)
-        gr.HTML(f'<p class="keys">{keys}</p><p class="keys">{escape(_HELD)}</p>', elem_id="dataset-keys")
+        gr.HTML(
+            f'<p class="keys">{keys}</p><p class="keys">{escape(say("keys.while_writing"))}</p>', elem_id="dataset-keys"
+        )
 
     def _draw_bulk(self) -> None:
-        with gr.Accordion("Edit many captions", open=False, elem_id="bulk"):
-            gr.HTML("<p class='keys'>Done to the marked pictures, or to all that are shown if none is marked.</p>")
+        with gr.Accordion(say("edits.title"), open=False, elem_id="bulk"):
+            gr.HTML(f"<p class='keys'>{say('edits.help')}</p>")
             with gr.Row():
                 first = next(iter(OPERATIONS))
                 self.operation = gr.Dropdown(
-                    list(OPERATIONS), value=first, label="Edit", min_width=140, interactive=True,
+                    list(OPERATIONS), value=first, label=say("edits.edit"), min_width=140, interactive=True,
                     elem_id="bulk-operation", elem_classes="unkept",
                 )  # fmt: skip
                 self.first = gr.Textbox(
@@ -142,25 +153,27 @@ class Parts:
                     label=OPERATIONS[first].second, min_width=140, max_length=2000, elem_id="bulk-second",
                     elem_classes="unkept",
                 )  # fmt: skip
-                self.apply = gr.Button("Apply", min_width=90, elem_id="bulk-apply", elem_classes="beside")
+                self.apply = gr.Button(say("edits.apply"), min_width=90, elem_id="bulk-apply", elem_classes="beside")
             self.targets = gr.JSON(visible=False)  # the browser puts in what is marked or shown
 
     def _draw_check(self) -> None:
-        with gr.Accordion("Check before training", open=False, elem_id="check"):
+        with gr.Accordion(say("check.title"), open=False, elem_id="check"):
             with gr.Row():
                 self.resolution = gr.Number(
-                    presets.load(presets.names()[0], {}).resolution_px, label="Resolution", precision=0, step=8,
+                    presets.load(presets.names()[0], {}).resolution_px, label=say("check.resolution_label"),
+                    precision=0, step=8,
                     min_width=110, elem_id="check-resolution",
                 )  # fmt: skip
-                self.check = gr.Button("Check", min_width=90, elem_id="check-dataset", elem_classes="beside")
+                self.check = gr.Button(say("check.check"), min_width=90, elem_id="check-dataset", elem_classes="beside")
             self.cards = gr.HTML("", js_on_load=dataset_checks.SCRIPT, visible=False, elem_id="findings")
             self.buckets = gr.Textbox(
-                label="Buckets", lines=3, max_lines=12, interactive=False, visible=False, elem_id="check-buckets",
+                label=say("check.buckets"), lines=3, max_lines=12, interactive=False, visible=False,
+                elem_id="check-buckets",
                 elem_classes="mono",
             )  # fmt: skip
 
     def _draw_history(self) -> None:
-        with gr.Accordion("Edits", open=False, elem_id="dataset-edits"):
+        with gr.Accordion(say("edits.edits"), open=False, elem_id="dataset-edits"):
             self.history = gr.HTML(edits_html([]), js_on_load=_TAKE_BACK, elem_id="dataset-history")
 
 
@@ -172,15 +185,15 @@ def said(text: str, number: int = 0) -> str:
 def edits_html(edits: list[dict[str, object]]) -> str:
     """The edits of a set, each with a button that takes it back."""
     if not edits:
-        return '<p class="keys">No edit yet. Each is kept here, and can be taken back alone.</p>'
+        return f'<p class="keys">{say("edits.none_yet")}</p>'
     rows = []
     for edit in edits:
         text = escape(edit["text"])
         end = (
-            '<span class="state">undone</span>'
+            f'<span class="state">{say("edits.undone")}</span>'
             if edit["undone"]
             else f'<button type="button" class="cure" data-number="{edit["number"]}" '
-            f'aria-label="Undo {text}">Undo</button>'
+            f'aria-label="{say("edits.undo_this", edit=text)}">{say("button.undo")}</button>'
         )
         rows.append(f"<li><time>{escape(edit['when'])}</time> <span>{text}</span> {end}</li>")
     return f'<ol class="edits">{"".join(rows)}</ol>'

@@ -8,10 +8,9 @@ const say = text => { part('said').textContent = text; };
 const changed = () => { touched = true; say(''); };
 
 const masking = () => {
-  const paint = painting('Mask to paint', changed);
+  const paint = painting(phrase('picture.mask_to_paint'), changed);
   return {
-    key: 'mask', title: 'Mask', use: 'Save mask',
-    hint: 'Coloured parts count less where Mask is “file” in Train. Ctrl+Z undoes, [ and ] change the brush.',
+    key: 'mask', title: phrase('picture.mask'), use: phrase('picture.save_mask'), hint: phrase('picture.mask_hint'),
     begin: async picture => {
       paint.begin(...picture.painted);
       paint.over(picture.url);
@@ -36,7 +35,7 @@ const open = async key => {
   part('use').textContent = tool.use;
   part('body').replaceChildren(...tool.body());
   part('body').inert = part('use').disabled = true;
-  say('Opening …');
+  say(phrase('picture.opening'));
   dialog.showModal();
   try {
     const picture = await server.look(edited);
@@ -47,7 +46,7 @@ const open = async key => {
     say('');
     tool.first().focus();
   } catch (error) {
-    say(error.message || 'The server does not answer; try again.');
+    say(error.message || phrase('problems.no_answer'));
   }
 };
 const use = async () => {
@@ -61,7 +60,7 @@ const use = async () => {
     close();
     window.velaturaDataset.changed(edited.dataset);
   } catch (error) {
-    say(error.message || 'The server does not answer; try again.');
+    say(error.message || phrase('problems.no_answer'));
   } finally {
     part('use').disabled = false;
   }
@@ -71,7 +70,7 @@ dialog.addEventListener('close', () => opener?.focus());
 dialog.addEventListener('cancel', event => {
   if (!touched) return;
   event.preventDefault();
-  say(`Not saved yet: ${tool.use}, or Cancel to leave it as it was.`);
+  say(phrase('picture.not_saved', {act: tool.use}));
 });
 part('close').addEventListener('click', close);
 part('cancel').addEventListener('click', close);

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import dataset_gallery, masks
+from app import dataset_gallery, masks, scripts
 from app.context import Context
 from app.notices import mended_answer
+from app.texts import say
 from trainer.data import caption_files, opening
 from trainer.errors import ConfigError, DataError
 
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
     from trainer.data.picture_edits import Opened
 
-_SCRIPTS = ("overlay.js", "paint.js", "dataset_crop.js", "dataset_pictures.js")  # as one
-_SCRIPT = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS)
-_TEMPLATE = """<div class="act-openers picture-acts" role="group" aria-label="Edit the picture">
-<button type="button" class="begin" data-tool="crop" id="crop-picture" disabled>Crop</button>
-<button type="button" class="begin" data-tool="mask" id="mask-picture" disabled>Paint mask</button>
-<button type="button" class="mirror" id="flip-picture" disabled>Flip</button></div>
+_SCRIPT = scripts.read("overlay.js", "paint.js", "dataset_crop.js", "dataset_pictures.js")
+_TEMPLATE = f"""<div class="act-openers picture-acts" role="group" aria-label="{say("picture.edit")}">
+<button type="button" class="begin" data-tool="crop" id="crop-picture" disabled>{say("picture.crop")}</button>
+<button type="button" class="begin" data-tool="mask" id="mask-picture" disabled>{say("picture.paint_mask")}</button>
+<button type="button" class="mirror" id="flip-picture" disabled>{say("picture.flip")}</button></div>
 <dialog class="act act-large" aria-labelledby="picture-title"><div class="act-head"><h2 id="picture-title"></h2>
-<button type="button" class="act-close" aria-label="Close">✕</button></div>
+<button type="button" class="act-close" aria-label="{say("button.close")}">✕</button></div>
 <p class="act-said" role="status"></p><div class="act-body"></div>
-<div class="act-foot"><span class="act-hint"></span><button type="button" class="act-cancel">Cancel</button>
+<div class="act-foot"><span class="act-hint"></span>
+<button type="button" class="act-cancel">{say("button.cancel")}</button>
 <button type="button" class="act-use"></button></div></dialog>"""
 _SHOWN_PX = 1536  # the longer side of a picture in the overlay
 _PAINTED_PX = 2048  # of its mask
@@ -81,7 +82,7 @@ class PictureEditor:
         folder, opened = self._same(asked)
         box = _part(asked, "box")
         if not isinstance(box, list) or len(box) != 4 or not all(type(edge) is int for edge in box):
-            raise ConfigError("the crop came without its four edges; reload the page.")
+            raise ConfigError(say("picture.no_edges"))
         left, top, right, bottom = box
         picture_edits.crop(folder, opened, (left, top, right, bottom))
         return {}
@@ -94,7 +95,7 @@ class PictureEditor:
         try:
             painted = opening.open_mask(io.BytesIO(masks.bytes_of(_part(asked, "url"), _MOST_BYTES)))
         except DataError as error:
-            raise DataError(f"the painted mask {error}") from None
+            raise DataError(say("picture.bad_mask", problem=error)) from None
         picture_edits.paint(folder, opened, _inverted(painted))
         return {}
 
@@ -107,7 +108,7 @@ class PictureEditor:
         folder, known = self._set(asked)
         names, visit = (_part(asked, key) for key in ("names", "visit"))
         if not isinstance(names, list) or not isinstance(visit, str) or len(names) > _MOST_AT_ONCE:
-            raise ConfigError("the pictures to flip came unnamed; reload the page.")
+            raise ConfigError(say("picture.flip_unnamed"))
         paths = {name: known[name] for name in names if isinstance(name, str) and name in known}
         visit = f"flip {visit[:64]}" if visit else ""
         done, problems = list(paths), []
@@ -138,7 +139,7 @@ class PictureEditor:
         folder, known = self._set(asked)
         name = _part(asked, "name")
         if not isinstance(name, str) or name not in known:
-            raise DataError("that picture is not here any more; reload the page.")
+            raise DataError(say("problems.picture_gone"))
         return folder, known[name]
 
     @staticmethod
@@ -155,7 +156,7 @@ class PictureEditor:
         folder, picture = self._picture(asked)
         opened = self._opened(folder, picture)
         if _part(asked, "version") != opened.version:
-            raise DataError(f"{opened.picture.name} or its mask was changed meanwhile; close this and open it anew.")
+            raise DataError(say("picture.changed_meanwhile", name=opened.picture.name))
         return folder, opened
 
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from app.context import EXAMPLES, Context
+from app.texts import say
 from trainer import files, unique_names
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, imagefolder, uploads
 from trainer.errors import DataError
@@ -26,14 +27,14 @@ def make(context: Context, name: str) -> str:
     try:
         (context.datasets / wanted).mkdir(parents=True)
     except FileExistsError:
-        raise DataError(f"dataset {wanted!r} exists already; choose another name.") from None
+        raise DataError(say("dataset.exists", name=wanted)) from None
     return wanted
 
 
 def copy_sample(context: Context, sample: str) -> str:
     """The name of a new copy of a sample set, `-2` if it is there already; its held-out part is `<name>-heldout`."""
     if sample not in sample_sets():
-        raise DataError(f"sample set {sample!r} is unknown; allowed: {', '.join(sample_sets())}.")
+        raise DataError(say("dataset.no_sample", sample=sample, allowed=", ".join(sample_sets())))
     context.datasets.mkdir(parents=True, exist_ok=True)
     # The first name that is free for both parts; the folder itself claims it, as two may ask at once.
     for path in unique_names.numbered(context.datasets, sample, ""):
@@ -80,7 +81,7 @@ def packed(context: Context, name: str | None) -> Path:
             and not path.is_symlink()
         ]  # fmt: skip
     if not inside:
-        raise DataError("there is nothing in this dataset yet; drop some pictures first.")
+        raise DataError(say("dataset.nothing_in_it"))
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     target = context.cache / "files" / f"zip-{digest}" / f"{folder.name}.zip"
     with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w") as archive:  # pictures don't pack smaller

@@ -15,6 +15,7 @@ import tomli_w
 from app import batches, path_gate, saved_stacks
 from app.arrival import PRESET, Arrival
 from app.context import Context
+from app.texts import say
 from trainer import encodings, presets, unique_names
 from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
 from trainer.config.parsing import from_json, from_toml
@@ -32,11 +33,11 @@ _OURS: dict[str, type[TrainConfig] | type[StackConfig] | type[BatchConfig]] = {
 def take(context: Context, path: Path) -> Arrival:
     """What a text file is and where it went. Raises: ConfigError, AdapterError in words for what can't be taken."""
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"This file is no picture, model or zip, and too large for settings: {_mib(path)} MiB.")
+        raise ConfigError(say("dropped.too_large", mib=_mib(path)))
     try:
         text = encodings.text(path.read_bytes())
     except ValueError:
-        raise ConfigError("This kind of file is not known here.") from None
+        raise ConfigError(say("dropped.unknown")) from None
     values = _table(text, path.name)
     is_ours = values is not None and max(_share(values, TrainConfig), _share(values, StackConfig)) > 0.8
     if not is_ours and (tool := _tool_of(path)):
@@ -44,11 +45,11 @@ def take(context: Context, path: Path) -> Arrival:
     if values is None:
         return _jobs_lines(context, path, text)
     if _is_graph(values):
-        raise ConfigError("This is a ComfyUI workflow; drop a picture that was made with it instead.")
+        raise ConfigError(say("dropped.workflow"))
     kind = _ours(values)
     makers = {"train": _train, "stack": _stack, "batch": _batch}
     if kind not in makers:
-        raise ConfigError("This is a text with settings of no tool that is known here.")
+        raise ConfigError(say("dropped.unknown_settings"))
     return makers[kind](context, path, values)
 
 
@@ -87,10 +88,10 @@ def _of_other_trainer(path: Path, tool: str) -> Arrival:
 
     recipe = importing.read(path)
     preset = presets_from.keep(recipe, path).stem
-    told = [f"It is kept as the preset {preset}. Of its {len(recipe.keys)} keys: {presets_from.in_short(recipe.keys)}."]
+    told = [say("dropped.kept_preset", preset=preset, keys=len(recipe.keys), became=presets_from.in_short(recipe.keys))]
     told += [f"{plain(note, 200)}." for note in recipe.notes[:4]]
     key = f"{PRESET}{preset}"
-    return Arrival(path.name, f"A recipe of {tool}.", " ".join(told), ("preset", key), ("presets", key))
+    return Arrival(path.name, say("dropped.recipe", tool=tool), " ".join(told), ("preset", key), ("presets", key))
 
 
 def _share(values: dict[str, Any], model: type[TrainConfig] | type[StackConfig] | type[BatchConfig]) -> float:
@@ -123,8 +124,8 @@ def _train(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
     with unique_names.temporary(folder, ".tmp") as unnamed:
         presets.save(config, unnamed)
         saved = unique_names.put(unnamed, unique_names.numbered(folder, safe_stem(path.name), ".toml"))
-    where = f"They are kept as {plain(saved.stem, 120)}; open them to fill the form in Train."
-    return Arrival(path.name, "Settings of a training.", where, ("config", saved.name))
+    where = say("dropped.kept_settings", name=plain(saved.stem, 120))
+    return Arrival(path.name, say("dropped.settings"), where, ("config", saved.name))
 
 
 def _stack(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
@@ -135,8 +136,8 @@ def _stack(context: Context, path: Path, values: dict[str, Any]) -> Arrival:
     except AdapterError as error:  # it can be put by until its LoRAs come
         note = f" {error}"
     saved = saved_stacks.save(context, stack, path.stem)
-    where = f"It is in the Library as {plain(saved.stem, 120)}.{plain(note, 400)}"
-    return Arrival(path.name, "A stack of LoRAs.", where, ("stack", saved.name), ("stacks", saved.name))
+    where = say("dropped.in_library_but", name=plain(saved.stem, 120), note=plain(note, 400))
+    return Arrival(path.name, say("dropped.stack"), where, ("stack", saved.name), ("stacks", saved.name))
 
 
 # Jobs.
@@ -162,8 +163,7 @@ def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
         strange = {key for row in rows for key in row} - set(jobs_file.COLUMNS)
         if strange:
             raise ConfigError(
-                f"This is a jobs file with {plain(sorted(strange)[0], 60)!r} in it, which is no column; allowed: "
-                f"{', '.join(jobs_file.COLUMNS)}."
+                say("dropped.no_column", column=plain(sorted(strange)[0], 60), allowed=", ".join(jobs_file.COLUMNS))
             )
         written = io.StringIO()
         writer = csv.DictWriter(written, columns, restval="")
@@ -173,7 +173,7 @@ def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
     first = next((line for line in text.splitlines() if line.strip()), "")
     cells = {cell.strip().strip('"').lower() for cell in first.replace(";", ",").replace("\t", ",").split(",")}
     if "prompt" not in cells:
-        raise ConfigError("This is a text with nothing in it that is known here: no settings, no table of prompts.")
+        raise ConfigError(say("dropped.unknown_text"))
     return _jobs(context, path, text, ".csv")
 
 
@@ -213,6 +213,6 @@ def _jobs(context: Context, path: Path, text: str, suffix: str) -> Arrival:
             tried, unique_names.numbered(context.workspace / "jobs", tried.stem, suffix), context.workspace / "jobs"
         )
     num = max(len([line for line in text.splitlines() if line.strip()]) - 1, 1)
-    what = f"A jobs file of {num} rows." if suffix == ".csv" and num > 1 else "A jobs file."
-    where = f"It is kept as {plain(saved.stem, 120)}; open it to draw it in Batch."
+    what = say("dropped.jobs_rows", num=num) if suffix == ".csv" and num > 1 else say("dropped.jobs")
+    where = say("dropped.kept_jobs", name=plain(saved.stem, 120))
     return Arrival(path.name, what, where, ("jobs", saved.name))

@@ -20,6 +20,7 @@ from app.job_table import Job
 from app.job_work import TRAINING
 from app.notices import mended_for_programs
 from app.opened_pictures import OpenedPictures
+from app.texts import say
 from trainer import presets
 from trainer.config import StackConfig, parse
 from trainer.errors import ConfigError
@@ -95,7 +96,7 @@ class Endpoints:
     ) -> dict[str, Any]:
         """A training of a dataset by a preset, as a job; `settings` by dotted name change the preset's."""
         if not presets.has(preset):
-            raise ConfigError(f"preset is {preset[:80]!r}; allowed: {some(presets.names())}.")
+            raise ConfigError(say("preset.no_such", preset=preset[:80], allowed=some(presets.names())))
         base = {"base": preset_choices.filled(self.context, preset).base}
         values = presets.load(preset, base | (settings or {})).model_dump(mode="json")
         data = values["data"]
@@ -112,7 +113,7 @@ class Endpoints:
     def batch(self, jobs: str, kind: str = "csv", name: str = "") -> dict[str, Any]:
         """A batch as a job; `jobs` is the text of a jobs file, `kind` says whether it is csv or toml."""
         if f".{kind}" not in batches.KINDS:
-            raise ConfigError(f"kind is {kind[:80]!r}; allowed: csv, toml.")
+            raise ConfigError(say("batch.kind", kind=kind[:80]))
         wanted = batches.read(self.context, jobs.encode(), f"jobs.{kind}")
         batches.plan_text(wanted, [self.context.loras, self.context.runs])  # begins nothing that can't be drawn
         return _row(self.context.runner.submit(name or "batch", wanted.text, wanted.kind))
@@ -134,7 +135,7 @@ class Endpoints:
         """
         from trainer.render.picture_metadata import save  # loads torch
 
-        config = path_gate.checked(self.context, parse(StackConfig, stack, "the stack"))
+        config = path_gate.checked(self.context, parse(StackConfig, stack, say("where.stack")))
         with self.context.engine(config) as engine:
             picture = engine.render(config)
             warnings = engine.warnings(picture.stack)

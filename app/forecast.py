@@ -18,6 +18,7 @@ from app import form_words, path_gate, preset_choices, start_choices
 from app.context import Context
 from app.form_problems import Cure, Problem, of_form, of_sentence
 from app.opened_pictures import OpenedPictures
+from app.texts import say, say_num
 from trainer import bases, families, presets, run_facts
 from trainer.card_file.contents import DatasetFacts
 from trainer.cards import keeping, suiting
@@ -59,11 +60,11 @@ def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
     """What a start would do as the form stands."""
     config, problems = _config(context, wish)
     if config is None:
-        return Forecast("These settings can't be trained with", problems=tuple(problems))
+        return Forecast(say("forecast.cannot_train"), problems=tuple(problems))
     problems += _base_problems(context, config)
     if not wish.dataset:
-        text = "No dataset is chosen. Copy a sample set or make one in Dataset."
-        return Forecast("Choose a dataset", problems=(Problem(text, "data.folder"), *problems))
+        text = say("forecast.no_dataset")
+        return Forecast(say("forecast.choose_dataset"), problems=(Problem(text, "data.folder"), *problems))
     pictures = _pictures(config, wish, seen)
     problems += pictures.problems
     facts = [_base_fact(config), _start_fact(config), _length_fact(config, pictures.num_used), _disk_fact(context)]
@@ -121,12 +122,20 @@ def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
     """What stands against the base: it isn't here, is of another family, or is no base."""
     name = Path(config.base).name
     if config.base not in context.bases:
-        text = f"The base {plain(config.base, 80)} isn't on this machine."
+        base = plain(config.base, 80)
         if instead := preset_choices.base_here(context, config):
-            return [Problem(text, "base", Cure(f"Use {Path(instead).name}", {"base": instead}))]
-        text += " Whoever runs Velatura can add it."
+            return [
+                Problem(
+                    say("forecast.base_gone", base=base),
+                    "base",
+                    Cure(say("forecast.use", base=Path(instead).name), {"base": instead}),
+                )
+            ]
+        text = say("forecast.base_gone_add", base=base)
         like = preset_choices.like(context, config)
-        return [Problem(text, "base", Cure(f"Take {presets.title(like)}", preset=like) if like else None)]
+        return [
+            Problem(text, "base", Cure(say("forecast.take", preset=presets.title(like)), preset=like) if like else None)
+        ]
 
     # Its family, by what lies there.
     family = preset_choices.family(config.base)
@@ -134,9 +143,14 @@ def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
         title = families.registry()[config.family].title
         return [
             Problem(
-                f"{plain(name, 80)} is a {families.registry()[family].title} base, and the family is {title}.",
+                say(
+                    "forecast.other_family",
+                    name=plain(name, 80),
+                    theirs=families.registry()[family].title,
+                    family=title,
+                ),
                 "base",
-                Cure(f"Set family to {families.registry()[family].title}", {"family": family}),
+                Cure(say("forecast.set_family", family=families.registry()[family].title), {"family": family}),
             )
         ]
     try:
@@ -179,16 +193,19 @@ def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Picture
     causes = []
     if lacking:
         word = trigger_for(wish.dataset)
-        bare_ones = _count(lacking, "has no caption", "have no caption")
-        text = f"{bare_ones}. Write captions in Dataset, or train them on a trigger alone."
-        causes.append(Problem(text, "data.trigger", Cure(f"Use “{word}” as trigger", {"data.trigger": word})))
+        text = say_num("forecast.no_caption", len(lacking), names=_first(lacking))
+        causes.append(
+            Problem(text, "data.trigger", Cure(say("forecast.use_trigger", trigger=word), {"data.trigger": word}))
+        )
     if shut:
         first, why = next((p.name, reasons.get(p.path) or p.refusal) for p in survey.pictures if p.name in shut)
-        causes.append(Problem(f"{_count(shut, 'can’t be read', 'can’t be read')}: {first} {plain(why, 200)}."))
+        causes.append(
+            Problem(say("forecast.shut", num=len(shut), names=_first(shut), first=first, why=plain(why, 200)))
+        )
     if survey.num_foreign:
-        causes.append(Problem(f"{survey.num_foreign} are in a format that isn't read; save them as PNG, JPEG or WebP."))
+        causes.append(Problem(say("forecast.foreign", num=survey.num_foreign)))
     if not num_found:
-        causes = [Problem("The dataset has no pictures. Add some in Dataset.", "data.folder")]
+        causes = [Problem(say("forecast.no_pictures_yet"), "data.folder")]
 
     # Too few are a problem; fewer than all are a note.
     problems = tuple(causes) if num_used <= 0 else ()
@@ -196,15 +213,13 @@ def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Picture
     if num_used > 0 and (apart := max(config.validation.leave_out, config.validation.folds)) >= num_used:
         key = "validation.leave_out" if config.validation.leave_out else "validation.folds"
         label, fifth = form_words.labels()[key], max(num_used // 5, 2 if key.endswith("folds") else 1)
-        cure = Cure(f"Set it to {fifth}", {key: fifth}) if fifth < num_used else None
-        problems = (
-            Problem(f"“{label}” is {apart}; allowed for {num_used} pictures: less than {num_used}.", key, cure),
-        )
+        cure = Cure(say("settings.set_to", value=fifth), {key: fifth}) if fifth < num_used else None
+        problems = (Problem(say("forecast.too_many_apart", label=label, apart=apart, num=num_used), key, cure),)
     if config.data.heldout and config.data.heldout == config.data.folder:
-        text = "The held-out set is the training set itself: what is measured on it says nothing about new pictures."
-        notes.append(Problem(text, "data.heldout", Cure("Use none", {"data.heldout": ""})))
+        text = say("forecast.heldout_is_training")
+        notes.append(Problem(text, "data.heldout", Cure(say("forecast.use_none"), {"data.heldout": ""})))
     if config.data.trigger and bare:
-        notes.append(Problem(f"{_count(bare, 'has no caption', 'have no caption')}: trained on the trigger alone."))
+        notes.append(Problem(say_num("forecast.on_trigger", len(bare), names=_first(bare))))
     texts = [picture.text for picture in survey.pictures if picture.name not in shut]
     facts = run_facts.of_captions(texts, config.data.trigger).model_copy(update={"num_pictures": max(num_used, 0)})
     return _Pictures(max(num_used, 0), num_found, problems, tuple(notes), num_unseen, facts)
@@ -221,9 +236,8 @@ def _card_notes(digest: str, config: TrainConfig, own: DatasetFacts) -> tuple[Pr
     return tuple(Problem(line) for line in suiting.differences(config, card.evidence, card.head, own))
 
 
-def _count(names: list[str], one: str, several: str) -> str:
-    """`2 have no caption (a.png, b.png)`."""
-    return f"{len(names)} {one if len(names) == 1 else several} ({plain(first_names(names), 200)})"
+def _first(names: list[str]) -> str:
+    return plain(first_names(names), 200)
 
 
 def trigger_for(dataset: str) -> str:
@@ -235,43 +249,44 @@ def trigger_for(dataset: str) -> str:
 def _headline(pictures: _Pictures) -> str:
     used, found = pictures.num_used, pictures.num_found
     if not found:
-        return "No pictures to train on"
-    all_of = "The picture trains" if found == 1 else f"All {found} pictures train"
-    return all_of if used == found else f"{used} of {found} pictures train"
+        return say("forecast.none_train")
+    all_of = say("forecast.one_trains") if found == 1 else say("forecast.all_train", num=found)
+    return all_of if used == found else say("forecast.some_train", num=used, all=found)
 
 
 # The rest of it.
 
 
 def _base_fact(config: TrainConfig) -> str:
-    return f"on {plain(Path(config.base).name, 60)}"
+    return say("forecast.on_base", base=plain(Path(config.base).name, 60))
 
 
 def _start_fact(config: TrainConfig) -> str:
     """What it goes on from; "" where it begins anew."""
     name = start_choices.of_source(config.start.source)
-    return f"goes on from {name}" if name else ""
+    return say("forecast.goes_on_from", name=name) if name else ""
 
 
 def _length_fact(config: TrainConfig, num_pictures: int) -> str:
     """Steps, and how often each picture is seen."""
-    steps = f"{config.max_steps:,} step{'' if config.max_steps == 1 else 's'}"
+    steps = say_num("forecast.steps", config.max_steps)
     if not num_pictures:
         return steps
     times = config.max_steps * config.batch_size * config.accumulation / num_pictures
-    seen = f"{times:.0f} times" if times >= 2 else "once" if times >= 0.75 else "not even once"
-    return f"{steps}, each picture seen {'about ' if times >= 2 else ''}{seen}"
+    if times >= 2:
+        return say("forecast.seen_often", steps=steps, times=times)
+    return say("forecast.seen_once", steps=steps) if times >= 0.75 else say("forecast.seen_less", steps=steps)
 
 
 def _disk_fact(context: Context) -> str:
-    return f"{_free_bytes(context) / (1 << 30):,.0f} GiB free on disk"
+    return say("forecast.disk", gib=_free_bytes(context) / (1 << 30))
 
 
 def _disk_notes(context: Context) -> tuple[Problem, ...]:
     free = _free_bytes(context)
     if free >= _LITTLE_DISK_BYTES:
         return ()
-    return (Problem(f"Only {free / (1 << 20):,.0f} MiB are free on disk; a run that finds it full stops and waits."),)
+    return (Problem(say("forecast.little_disk", mib=free / (1 << 20))),)
 
 
 def _free_bytes(context: Context) -> int:

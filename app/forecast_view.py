@@ -13,6 +13,7 @@ import gradio as gr
 
 from app.forecast import Forecast
 from app.form_problems import Cure, Problem
+from app.texts import say, say_num
 from trainer.printing import escape
 
 MOST_ROWS = 8
@@ -84,12 +85,11 @@ def _head(forecast: Forecast, num_more: int) -> str:
     state = "bad" if forecast.problems else "warn" if forecast.notes else "good"
     headline, facts, count = forecast.headline, list(forecast.facts), len(forecast.problems)
     if count:
-        things = "One thing" if count == 1 else f"{count} things"
-        headline, facts = f"{things} to mend before it can start", [headline, *facts]
+        headline, facts = say_num("forecast.to_mend", count), [headline, *facts]
     if forecast.num_unseen:
-        facts.append(f"looking at the pictures, {forecast.num_unseen} to go")
+        facts.append(say("forecast.looking", num=forecast.num_unseen))
     if num_more > 0:
-        facts.append(f"{num_more} more to know")
+        facts.append(say("forecast.more", num=num_more))
     return (
         f'<div class="will {state}" role="status" aria-live="polite"><h3>{escape(headline)}</h3>'
         f'<p class="facts">{" · ".join(map(escape, facts))}</p></div>'
@@ -98,10 +98,10 @@ def _head(forecast: Forecast, num_more: int) -> str:
 
 def _line(number: int, problem: Problem, is_bad: bool, ids: Mapping[str, str]) -> str:
     """A problem's sentence, which leads to its field, and the button that cures it."""
-    word = "Mend" if is_bad else "Note"
+    word = say("forecast.mend") if is_bad else say("forecast.note")
     text = f'<span class="kind {"bad" if is_bad else "warn"}">{word}</span> {escape(problem.text)}'
     if problem.key in ids:
-        text += f' <a href="#{escape(ids[problem.key])}">Show</a>'
+        text += f' <a href="#{escape(ids[problem.key])}">{say("button.show")}</a>'
     cure = (
         f'<button type="button" id="cure-{number + 1}" data-line="{number}">{escape(problem.cure.label)}</button>'
         if problem.cure

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app import form_words
+from app.texts import say, say_num
 from trainer.config import TrainConfig
 from trainer.config.refusals import sentences
 
@@ -78,17 +79,17 @@ def _cure(key: str, line: str, value: Any, filled: Mapping[str, Any]) -> Cure | 
         better = int(most[1])
     if better is None or better == value or isinstance(better, list | tuple | dict):
         return None
-    return Cure(f"Set it to {in_words(better)}", {key: better})
+    return Cure(say("settings.set_to", value=in_words(better)), {key: better})
 
 
 def in_words(value: Any) -> str:
     """A setting's value on a button or in a line."""
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return say("word.on") if value else say("word.off")
     if isinstance(value, list | tuple):
-        return f"{len(value)} line{'' if len(value) == 1 else 's'}" if value else "nothing"
+        return say_num("settings.lines", len(value)) if value else say("settings.nothing")
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return (text if len(text) <= 32 else f"{text[:31]}…") or "nothing"
+    return (text if len(text) <= 32 else f"{text[:31]}…") or say("settings.nothing")
 
 
 def _get(values: Mapping[str, Any], key: str) -> Any:

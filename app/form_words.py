@@ -10,23 +10,21 @@ import re
 from functools import cache
 
 from app.form_fields import specs
+from app.texts import say
 from trainer.config import TrainConfig
 
 # Whole phrases of messages, and what the page says in their place; tried in this order.
-_PHRASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"\(write [^()]{1,300}?\.txt, or set data\.trigger to train it on the trigger alone\)",
-         "(write its caption in Dataset, or give a Trigger)"),
-        (r"\(write [^()]{1,300}?\.txt, or name its folder like [^()]{1,80}\)", "(write its caption in Dataset)"),
-        (r" ?\(--json lists all\)", ""),
-        (r"; go on with --resume\b", "; press Resume"),
-        (r", then: velatura [^.\n]{1,300}\.?", ", then press Resume."),
-        (r"(?<=\d)\.0 or (?=less|more)", " or "),
-        (r"; add --download to fetch it", ""),
-        (r" Start it with --base to offer another\.", ""),
-        (r"a name (?:in|from) `velatura models list`", "a model that was added"),
-    )
+_PHRASES = (
+    (re.compile(r"\(write [^()]{1,300}?\.txt, or set data\.trigger to train it on the trigger alone\)"),
+     say("settings.or_trigger")),
+    (re.compile(r"\(write [^()]{1,300}?\.txt, or name its folder like [^()]{1,80}\)"), say("settings.write_caption")),
+    (re.compile(r" ?\(--json lists all\)"), ""),
+    (re.compile(r"; go on with --resume\b"), say("settings.press_resume")),
+    (re.compile(r", then: velatura [^.\n]{1,300}\.?"), say("settings.then_press_resume")),
+    (re.compile(r"(?<=\d)\.0 or (?=less|more)"), " or "),
+    (re.compile(r"; add --download to fetch it"), ""),
+    (re.compile(r" Start it with --base to offer another\."), ""),
+    (re.compile(r"a name (?:in|from) `velatura models list`"), say("settings.model_added")),
 )  # fmt: skip
 
 
@@ -46,11 +44,11 @@ def as_done_here(text: str) -> str:
 def said(text: str) -> str:
     """The text with labels for settings, and the page's ways for the command's."""
     text = as_done_here(text)
-    text = _assigned().sub(lambda found: f"“{labels()[found[1]]}” {_value(found[2])}", text)
-    text = _named().sub(lambda found: f"“{labels()[found[0]]}”", text)
+    text = _assigned().sub(lambda found: f"{_quoted(found[1])} {_value(found[2])}", text)
+    text = _named().sub(lambda found: _quoted(found[0]), text)
     # A setting of one plain word, such as seed, is meant only where it begins the sentence.
     word = re.match(r"([a-z]+)(?= (?:is|has) )", text)
-    return f"“{labels()[word[1]]}”{text[word.end() :]}" if word and word[1] in labels() else text
+    return f"{_quoted(word[1])}{text[word.end() :]}" if word and word[1] in labels() else text
 
 
 def key_of(text: str) -> str:
@@ -62,9 +60,13 @@ def key_of(text: str) -> str:
     return path
 
 
+def _quoted(path: str) -> str:
+    return say("settings.quoted", label=labels()[path])
+
+
 def _value(text: str) -> str:
     plain = text.strip("'\"")
-    return {"true": "on", "false": "off"}.get(plain, f"at {plain}")
+    return {"true": say("word.on"), "false": say("word.off")}.get(plain, say("settings.at", value=plain))
 
 
 @cache

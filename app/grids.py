@@ -15,6 +15,7 @@ from app import sheets
 from app.context import Context
 from app.render_requests import mended_turns
 from app.stack_pictures import Make
+from app.texts import say
 from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from trainer.render.axes import Axis
 
 GRID = "grid-"  # how its sheets' names begin
-_NUM_AXES = 3
 _LONGEST = 4000  # characters of an axis's values
 _CHECKPOINTS = "checkpoint"
 _WEIGHT = "weight "
@@ -34,9 +34,9 @@ _SETTINGS = ["seed", "prompt", "negative_prompt", "steps", "guidance_scale", "sa
 
 def settings(num_rows: int) -> list[tuple[str, str]]:
     """What a grid may go over, as (label, key)."""
-    weights = [(f"Weight of LoRA {number}", f"{_WEIGHT}{number}") for number in range(1, num_rows + 1)]
+    weights = [(say("grid.weight_of", number=number), f"{_WEIGHT}{number}") for number in range(1, num_rows + 1)]
     named = [(StackConfig.model_fields[key].title or key, key) for key in _SETTINGS]
-    return [("-", ""), *weights, *named, ("Checkpoints of a run", _CHECKPOINTS)]
+    return [("-", ""), *weights, *named, (say("grid.checkpoints"), _CHECKPOINTS)]
 
 
 def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> Axis:
@@ -47,34 +47,27 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
     from trainer.render import axes
 
     if len(values) > _LONGEST:
-        raise ConfigError(f"the values of a grid have {len(values):,} characters; allowed: up to {_LONGEST:,}.")
+        raise ConfigError(say("problems.have_too_many", what=say("grid.the_values"), num=len(values), most=_LONGEST))
 
     # The setting.
     if key == _CHECKPOINTS:
         names = [run.name for run in runs.every(context.runs)]
         if values.strip() not in names:
-            raise ConfigError(
-                f"run is {values.strip()[:80]!r}; allowed: "
-                f"{some(names) or 'a run that has saved something, and there is none yet'}."
-            )
+            allowed = some(names) or say("grid.no_run_yet")
+            raise ConfigError(say("grid.no_run", run=values.strip()[:80], allowed=allowed))
         return axes.Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
     if key.startswith(_WEIGHT):
         row = key.removeprefix(_WEIGHT)
         if row not in map(str, places):
-            raise ConfigError(f"the grid goes over the weight of LoRA {row[:20]}, which is not on; choose one that is.")
+            raise ConfigError(say("grid.not_on", row=row[:20]))
         key = f"adapters.{places[int(row)]}.weight"
     elif key not in _SETTINGS:
-        raise ConfigError(
-            f"the grid goes over {key[:80]!r}; allowed: {', '.join(_SETTINGS)}, a LoRA's weight, or a run's "
-            f"checkpoints."
-        )
+        raise ConfigError(say("grid.no_such", setting=key[:80], allowed=", ".join(_SETTINGS)))
 
     # Its values.
     parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
     if not all(parts):
-        raise ConfigError(
-            f"values are {values[:80]!r}; write some with commas between, such as 0, 0.5, 1. Between prompts goes |."
-        )
+        raise ConfigError(say("grid.values", values=values[:80]))
     return axes.Axis(key, tuple(parts))
 
 
@@ -85,20 +78,21 @@ class Grids:
         self.context = context
         self.keys: list[gr.Dropdown] = []
         self.values: list[gr.Textbox] = []
-        with gr.Accordion("A grid over any settings", open=False, elem_id="grids"):
-            for number, where in enumerate(("columns", "rows", "pages")[:_NUM_AXES], 1):
+        with gr.Accordion(say("grid.title"), open=False, elem_id="grids"):
+            for number, where in enumerate((say("grid.columns"), say("grid.rows"), say("grid.pages")), 1):
                 with gr.Row():
                     key = gr.Dropdown(
-                        settings(num_rows), value="", label=where.capitalize(), min_width=130, scale=2,
+                        settings(num_rows), value="", label=where, min_width=130, scale=2,
                         elem_id=f"axis-{number}",
                     )  # fmt: skip
                     values = gr.Textbox(
-                        "", label="Values", placeholder="1, 2, 3", max_length=_LONGEST, min_width=150, scale=3,
+                        "", label=say("grid.values_label"), placeholder=say("grid.values_example"),
+                        max_length=_LONGEST, min_width=150, scale=3,
                         elem_id=f"axis-values-{number}",
                     )  # fmt: skip
                 self.keys.append(key)
                 self.values.append(values)
-            self.draw = gr.Button("Render this grid", size="sm", elem_id="render-axes")
+            self.draw = gr.Button(say("grid.render"), size="sm", elem_id="render-axes")
 
     def connect(
         self,
@@ -115,7 +109,7 @@ class Grids:
                 (held[key], held[values] or "") for key, values in zip(self.keys, self.values, strict=True) if held[key]
             ]
             if not axes:
-                raise ConfigError("the grid goes over nothing; choose a setting and some values.")
+                raise ConfigError(say("grid.nothing"))
             yield from sheet_of(held, axes[::-1], request)
 
         self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
@@ -127,5 +121,5 @@ def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], 
 
     axes = [axis_of(context, key, values, places) for key, values in typed]
     if (num := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:  # before a base is loaded for it
-        raise ConfigError(f"the grid has {num:,} pictures; allowed: up to {MAX_CELLS} pictures.")
+        raise ConfigError(say("grid.too_many", num=num, most=MAX_CELLS))
     return lambda engine, expect: sheets.over_axes(engine, stack, axes, expect)

@@ -17,6 +17,7 @@ from app.context import Context, Refresh
 from app.job_work import REHEARSAL, TRAINING
 from app.kept_fields import PAGE
 from app.news import News
+from app.texts import say
 from trainer.data import caption_files
 from trainer.errors import DataError
 from trainer.printing import escape
@@ -57,12 +58,14 @@ class Guide:
         jobs = self.context.runner.every()
         trained = [job for job in jobs if job.kind == TRAINING]
         return [
-            Step("Pictures", "Dataset", has_pictures),
-            Step("Captions", "Dataset", all_captioned),
-            Step("Preset", "Train", bool(trained) or "preset" in self.states.read(browser, "train")),
-            Step("Check", "Train", bool(trained) or any(job.kind == REHEARSAL for job in jobs)),
-            Step("Train", "Train", any(job.state == "finished" for job in trained)),
-            Step("Stack", "Stack", any(self.context.renders.glob("[!.]*.png"))),
+            Step(say("word.pictures"), say("page.dataset"), has_pictures),
+            Step(say("word.captions"), say("page.dataset"), all_captioned),
+            Step(
+                say("word.preset"), say("page.train"), bool(trained) or "preset" in self.states.read(browser, "train")
+            ),
+            Step(say("page.check"), say("page.train"), bool(trained) or any(job.kind == REHEARSAL for job in jobs)),
+            Step(say("page.train"), say("page.train"), any(job.state == "finished" for job in trained)),
+            Step(say("page.stack"), say("page.stack"), any(self.context.renders.glob("[!.]*.png"))),
         ]
 
     def _of_dataset(self, folder: Path) -> tuple[bool, bool]:
@@ -93,9 +96,13 @@ def html(steps: list[Step]) -> str:
     parts = []
     for step in steps:
         state = "done" if step.is_done else "next" if step is following else "later"
-        words = {"done": ", done", "next": ", next", "later": ""}[state]
+        label = {
+            "done": say("page.done", step=step.word),
+            "next": say("page.next", step=step.word),
+            "later": step.word,
+        }[state]
         parts.append(
             f'<li class="{state}"><button type="button" data-tab="{escape(step.tab)}" '
-            f'aria-label="{escape(step.word + words)}">{escape(step.word)}</button></li>'
+            f'aria-label="{escape(label)}">{escape(step.word)}</button></li>'
         )
-    return f'<nav class="guide" aria-label="From pictures to a stack"><ol>{"".join(parts)}</ol></nav>'
+    return f'<nav class="guide" aria-label="{say("page.steps")}"><ol>{"".join(parts)}</ol></nav>'

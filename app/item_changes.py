@@ -15,6 +15,7 @@ from app import batch_pictures, item_notes, library_items, saved_stacks
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.library_items import BATCH_PICTURES, Item, Shelf
+from app.texts import say
 from app.trash import Entry
 from trainer import runs, system, unique_names
 from trainer.config.parsing import from_toml
@@ -33,18 +34,18 @@ def rename(shelf: Shelf, item: Item, name: str) -> str:
     _refuse_preset(item)
     name = name.strip()
     if not name:
-        raise DataError("the new name is empty; write one.")
+        raise DataError(say("item.name_empty"))
     if len(name) > item_notes.LONGEST_TITLE:
-        raise DataError(f"the name has {len(name)} characters; allowed: up to {item_notes.LONGEST_TITLE}.")
+        raise DataError(say("item.name_too_long", num=len(name), most=item_notes.LONGEST_TITLE))
     try:
         if item.kind == "runs" or item.key.startswith(BATCH_PICTURES):
             item_notes.change(shelf.notes, item.kind, item.key, title="" if name == item.key else name)
             return item.key
         key = {"loras": _rename_lora, "datasets": _rename_dataset}.get(item.kind, _rename_files)(shelf, item, name)
     except FileExistsError:
-        raise DataError(f"the name {plain(name, 80)!r} is taken; choose another.") from None
+        raise DataError(say("item.name_taken", name=plain(name, 80))) from None
     except OSError as error:
-        raise DataError(f"it can't be renamed: {error.strerror or error}.") from None
+        raise DataError(say("item.cannot_rename", reason=error.strerror or error)) from None
     item_notes.move(shelf.notes, item.kind, item.key, key)
     return key
 
@@ -74,10 +75,7 @@ def _rename_dataset(shelf: Shelf, item: Item, name: str) -> str:
     folder = item.paths[0]
     _refuse_used(shelf, [folder])
     if unfinished := _can_go_on(shelf, folder):
-        raise DataError(
-            f"{plain(item.key, 80)} can't be renamed while {some(unfinished)} can still go on with it; let that finish "
-            f"first, or throw the run away."
-        )
+        raise DataError(say("item.still_used", name=plain(item.key, 80), jobs=some(unfinished)))
     for tail in ("", _HELDOUT):
         source, target = folder.with_name(f"{item.key}{tail}"), folder.with_name(f"{wanted}{tail}")
         if os.path.lexists(target) and not (source.exists() and os.path.samefile(source, target)):
@@ -111,7 +109,7 @@ def throw(shelf: Shelf, item: Item) -> Entry:
     if item.kind == "loras":
         paths = _of_library(shelf, item)
         if not paths:
-            raise DataError("this LoRA lies in its run's folder; throw the run away to be rid of both.")
+            raise DataError(say("item.lora_of_run"))
     if item.kind == "runs":
         _refuse_training(shelf, item.key)
     else:
@@ -129,7 +127,7 @@ def restore(shelf: Shelf, entry_id: str) -> tuple[str, str]:
     """Kind and key of a thing that was put back. Raises: DataError."""
     entry = shelf.trash.entry(entry_id)
     if entry.kind == "runs" and any(os.path.lexists(shelf.context.workspace / place) for place in entry.places):
-        raise DataError(f"there is a run called {plain(entry.key, 80)} now; throw that one away first.")
+        raise DataError(say("trash.run_of_same_name", name=plain(entry.key, 80)))
     places = shelf.trash.restore(entry_id)
     if entry.key.startswith(BATCH_PICTURES):
         return entry.kind, library_items.picture_key(shelf.context, places[0]) if places else entry.key
@@ -149,7 +147,7 @@ def _key_in_trash(entry: Entry) -> str:
 def _refuse_preset(item: Item) -> None:
     """Raises: DataError for a preset or card, which lies outside the workspace, for every workspace of this machine."""
     if item.kind == "presets":
-        raise DataError("a preset can't be changed here: it is there for every workspace of this machine.")
+        raise DataError(say("item.preset_fixed"))
 
 
 def _of_library(shelf: Shelf, item: Item) -> list[Path]:
@@ -161,7 +159,7 @@ def _refuse_training(shelf: Shelf, name: str) -> None:
     """Raises: RunError for a run that trains or waits to."""
     at_work = any(job.name == name for job in _at_work(shelf))
     if at_work or runs.Run(shelf.context.runs / name).state() == "running":
-        raise RunError(f"{plain(name, 80)} trains or waits its turn; stop it in Train first.")
+        raise RunError(say("item.run_at_work", name=plain(name, 80)))
 
 
 def _refuse_used(shelf: Shelf, paths: Sequence[Path]) -> None:
@@ -169,7 +167,7 @@ def _refuse_used(shelf: Shelf, paths: Sequence[Path]) -> None:
     for job in _at_work(shelf):
         if any(path.is_dir() and str(path) in _folders(job) or path.is_file() and str(path) in job.config
                for path in paths):  # fmt: skip
-            raise RunError(f"{plain(job.name, 80)} works with it or waits to; stop that first.")
+            raise RunError(say("item.job_at_work", job=plain(job.name, 80)))
 
 
 def _at_work(shelf: Shelf) -> list[Job]:
@@ -179,7 +177,7 @@ def _at_work(shelf: Shelf) -> list[Job]:
 def _folders(job: Job) -> list[str]:
     """The datasets of a training job."""
     try:
-        data = from_toml(job.config, "the job").get("data")
+        data = from_toml(job.config, say("where.job")).get("data")
     except UserError:  # a batch's table
         return []
     return [str(data.get(key)) for key in ("folder", "heldout", "regularisation")] if isinstance(data, dict) else []

@@ -10,6 +10,7 @@ from typing import Any
 
 from app import library_items, saved_stacks, shared_cards, start_choices, views
 from app.library_items import Item, Shelf
+from app.texts import say, say_num
 from trainer import base_match, methods, runs
 from trainer.errors import UserError
 from trainer.lora_file import LoraInfo
@@ -44,21 +45,21 @@ def of(shown: Shelf, item: Item) -> Details:
 def _lora(shown: Shelf, item: Item) -> Details:
     info = shown.context.lora(item.key)
     lines = [
-        ("Trigger", plain(info.trigger, 200)),
-        ("For", f"{info.model or library_items.family_title(info.family)}{_base(info)}".strip()),
-        ("Kind", f"{_method(info.method)}, inner size {info.rank}"),
-        ("Goes on from", _goes_on_from(info)),
-        ("New words", some([f"{word} ({num})" for word, num in info.embeddings.items()])),
-        ("Size", size(info.size_bytes)),
-        ("Made", _day(info.path)),
+        (say("word.trigger"), plain(info.trigger, 200)),
+        (say("item.for"), _for(info.model or library_items.family_title(info.family), str(info.base or ""))),
+        (say("item.kind"), say("item.method", method=_method(info.method), rank=info.rank)),
+        (say("item.goes_on_from"), _goes_on_from(info)),
+        (say("item.new_words"), some([f"{word} ({num})" for word, num in info.embeddings.items()])),
+        (say("item.size"), size(info.size_bytes)),
+        (say("item.made"), _day(info.path)),
     ]
     # Where it is used, and where it comes from.
     pictures = shown.index.drawn_with().get(item.key, [])
-    uses = [f"{_count(len(pictures), 'picture')} drawn with it"] if pictures else []
+    uses = [say_num("item.drawn_with", len(pictures))] if pictures else []
     stacks = [path.stem for path in saved_stacks.every(shown.context) if item.key in _hashes(path)]
-    uses += [f"in {_count(len(stacks), 'saved stack')}: {some(stacks)}"] if stacks else []
+    uses += [say_num("item.in_stacks", len(stacks), names=some(stacks))] if stacks else []
     made = run_of(shown, item)
-    uses += [f"made by the run {plain(made, 120)}, which keeps it too"] if made else []
+    uses += [say("item.made_by", run=plain(made, 120))] if made else []
     return Details(lines, uses, pictures, base_match.at_home(info.path) or "", header(info))
 
 
@@ -75,8 +76,9 @@ def run_of(shown: Shelf, item: Item) -> str:
     return next((path.parent.name for path in item.paths if path.parent.parent == shown.context.runs), "")
 
 
-def _base(info: LoraInfo) -> str:
-    return f", trained on {plain(Path(str(info.base)).name, 80)}" if info.base else ""
+def _for(family: str, base: str) -> str:
+    """What a LoRA is for: a family, and the base that it was trained on."""
+    return (say("item.family_trained_on", family=family, base=plain(Path(base).name, 80)) if base else family).strip()
 
 
 def _hashes(path: Path) -> set[str]:
@@ -90,20 +92,20 @@ def _run(shown: Shelf, item: Item) -> Details:
     facts, done = shown.index.run(run), library_items.finished(shown.context, run)
     best = views.last(shown.context.logs.read(run.events_file), views.Recommended)
     lines = [
-        ("State", next(iter(plain(item.facts, 200).split(" · ")), "")),
-        ("Dataset", plain(Path(facts.dataset).name, 120)),
-        ("Trigger", plain(facts.trigger, 120)),
-        ("For", f"{library_items.family_title(facts.family)}, trained on {plain(Path(facts.base).name, 80)}"),
-        ("Goes on from", start_choices.of_source(facts.source)),
-        ("Best step", f"{best.step}: {plain(best.reason, 300)}" if best else ""),
-        ("Took", views.duration(done.seconds) if done else ""),
-        ("Folder", plain(item.key, 120) if item.note.title else ""),
+        (say("item.state"), next(iter(plain(item.facts, 200).split(" · ")), "")),
+        (say("word.dataset"), plain(Path(facts.dataset).name, 120)),
+        (say("word.trigger"), plain(facts.trigger, 120)),
+        (say("item.for"), _for(library_items.family_title(facts.family), facts.base)),
+        (say("item.goes_on_from"), start_choices.of_source(facts.source)),
+        (say("item.best_step"), f"{best.step}: {plain(best.reason, 300)}" if best else ""),
+        (say("item.took"), views.duration(done.seconds) if done else ""),
+        (say("item.folder"), plain(item.key, 120) if item.note.title else ""),
     ]
     made = [info for info in shown.context.known_loras().values() if run.folder in [path.parent for path in _of(info)]]
     drawn = shown.index.drawn_with()
     pictures = [path for info in made for path in drawn.get(info.sha256, [])]
-    uses = [f"it made {some([plain(info.name, 80) for info in made])}"] if made else []
-    uses += [f"{_count(len(pictures), 'picture')} drawn with what it made"] if pictures else []
+    uses = [say("item.run_made", loras=some([plain(info.name, 80) for info in made]))] if made else []
+    uses += [say_num("item.drawn_with_made", len(pictures))] if pictures else []
     return Details(lines, uses, pictures)
 
 
@@ -114,17 +116,17 @@ def _of(info: LoraInfo) -> list[Path]:
 def _picture(shown: Shelf, item: Item) -> Details:
     path = item.paths[0]
     facts = shown.index.picture(path)
-    loras = [f"{plain(name, 60)} at {weight:g}" for _, name, weight in facts.loras]
+    loras = [say("item.at_weight", name=plain(name, 60), weight=weight) for _, name, weight in facts.loras]
     here = shown.context.known_loras()
     gone = [plain(name, 60) for sha256, name, _ in facts.loras if sha256 not in here]
     lines = [
-        ("Prompt", plain(facts.prompt, 1000)),
-        ("LoRAs", some(loras, most=8)),
-        ("Seed", "" if facts.seed is None else str(facts.seed)),
-        ("Base", plain(Path(facts.base).name, 80)),
-        ("Drawn", _day(path)),
+        (say("item.prompt"), plain(facts.prompt, 1000)),
+        (say("word.loras"), some(loras, most=8)),
+        (say("word.seed"), "" if facts.seed is None else str(facts.seed)),
+        (say("word.base"), plain(Path(facts.base).name, 80)),
+        (say("item.drawn"), _day(path)),
     ]
-    warning = f"Not here any more: {some(gone)}." if gone else ""
+    warning = say("item.gone", names=some(gone)) if gone else ""
     return Details(lines, [], [], warning)
 
 
@@ -133,17 +135,20 @@ def _stack(shown: Shelf, item: Item) -> Details:
         stack = saved_stacks.settings(item.paths[0])
     except UserError as error:
         return Details([], [], [], plain(str(error)))
-    loras = [f"{plain(lora.name or 'a LoRA', 60)} at {lora.weight:g}" for lora in stack.adapters]
+    loras = [
+        say("item.at_weight", name=plain(lora.name or say("word.a_lora"), 60), weight=lora.weight)
+        for lora in stack.adapters
+    ]
     here = shown.context.known_loras()
     gone = [plain(lora.name, 60) for lora in stack.adapters if lora.sha256 not in here]
     lines = [
-        ("LoRAs", some(loras, most=8)),
-        ("Prompt", plain(stack.prompt, 1000)),
-        ("Seed", str(stack.seed)),
-        ("Base", plain(Path(stack.base).name, 80)),
-        ("Size", f"{stack.width_px} x {stack.height_px}"),
+        (say("word.loras"), some(loras, most=8)),
+        (say("item.prompt"), plain(stack.prompt, 1000)),
+        (say("word.seed"), str(stack.seed)),
+        (say("word.base"), plain(Path(stack.base).name, 80)),
+        (say("item.size"), f"{stack.width_px} x {stack.height_px}"),
     ]
-    return Details(lines, [], [], f"Not here: {some(gone)}. Drop the LoRA here to use the stack." if gone else "")
+    return Details(lines, [], [], say("item.stack_gone", names=some(gone)) if gone else "")
 
 
 def _preset(shown: Shelf, item: Item) -> Details:
@@ -159,11 +164,12 @@ def _dataset(shown: Shelf, item: Item) -> Details:
     folder = item.paths[0]
     num, with_captions = len(shown.context.pictures(folder)), library_items.captioned(shown.context, folder)
     trained = shown.index.trained_on(folder)
-    words = f"{with_captions} of {num} have a caption" if num else ""
-    uses = [f"trained on or measured by {_count(len(trained), 'run')}: {some(trained)}"] if trained else []
+    words = say("item.with_caption", num=with_captions, all=num) if num else ""
+    uses = [say_num("item.used_by_runs", len(trained), names=some(trained))] if trained else []
     made = [info.name for info in shown.context.known_loras().values() if _trained_on(info) == item.key]
-    uses += [f"{_count(len(made), 'LoRA')} trained on it: {some([plain(name, 80) for name in made])}"] if made else []
-    return Details([("Captions", words), ("Made", _day(folder))], uses, [])
+    names = some([plain(name, 80) for name in made])
+    uses += [say_num("item.trained_loras", len(made), names=names)] if made else []
+    return Details([(say("word.captions"), words), (say("item.made"), _day(folder))], uses, [])
 
 
 def _trained_on(info: LoraInfo) -> str:
@@ -179,11 +185,7 @@ def _trained_on(info: LoraInfo) -> str:
 
 def size(num_bytes: int) -> str:
     """`3.4 MB`, `6.5 GB`."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num} {noun}{'' if num == 1 else 's'}"
+    return say("item.gb", gb=num_bytes / 1e9) if num_bytes >= 1e9 else say("item.mb", mb=num_bytes / 1e6)
 
 
 def _day(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from app.texts import say
 from trainer import files, unique_names
 from trainer.errors import DataError
 
@@ -46,11 +47,11 @@ def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str
     Raises: DataError for a text, rating or verdict that is none, or where nothing can be written.
     """
     if text is not None and len(text) > LONGEST_NOTE:
-        raise DataError(f"the note has {len(text):,} characters; allowed: up to {LONGEST_NOTE:,}.")
+        raise DataError(say("item.note_too_long", num=len(text), most=LONGEST_NOTE))
     if not 0 <= changes.get("rating", 0) <= MOST_RATING:
-        raise DataError(f"the rating is {changes['rating']}; allowed: 0 to {MOST_RATING}.")
+        raise DataError(say("gallery.rating_is", rating=changes["rating"], most=MOST_RATING))
     if changes.get("verdict", "") not in VERDICTS:
-        raise DataError(f"the verdict is {str(changes['verdict'])[:40]!r}; allowed: {KEPT}, {REJECTED} or none.")
+        raise DataError(say("gallery.verdict", verdict=str(changes["verdict"])[:40], kept=KEPT, rejected=REJECTED))
     path = folder / f"{kind}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +66,9 @@ def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str
                 _write(path, values, key, after)
             return after
     except Timeout:
-        raise DataError("the notes are being written by others; try again in a moment.") from None
+        raise DataError(say("item.notes_busy")) from None
     except OSError as error:
-        raise DataError(f"the notes can't be written: {error.strerror or error}.") from None
+        raise DataError(say("item.notes_unwritable", reason=error.strerror or error)) from None
 
 
 def move(folder: Path, kind: str, old: str, new: str) -> None:

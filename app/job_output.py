@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from app.texts import say
+
 _MOST_BYTES = 64 << 10
 _LONGEST_ERROR = 4000  # characters
 _LAST_LINES = 12  # of a log without an error of ours: where a traceback ends
@@ -34,7 +36,7 @@ def error_text(log: Path) -> str:
     # A traceback below our error means that something else went wrong later.
     if not error or any(line.startswith("Traceback") for line in error):
         error = lines[-_LAST_LINES:]
-    return "\n".join(error).removeprefix("error: ")[:_LONGEST_ERROR] or "it said nothing."
+    return "\n".join(error).removeprefix("error: ")[:_LONGEST_ERROR] or say("job.said_nothing")
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from app.texts import say
 from trainer import runs
 from trainer.errors import RunError
 
@@ -62,15 +63,10 @@ def open_table(path: Path) -> str:
     notice = ""
     try:
         if problem := _problem(path):
-            notice = (
-                f"{path.name} {problem}: it is kept as {_set_aside(path).name}, and the list of jobs begins anew; "
-                f"the runs themselves are all there."
-            )
+            notice = say("job.table_anew", name=path.name, problem=problem, aside=_set_aside(path).name)
         _make(path)
     except (sqlite3.Error, OSError) as error:
-        raise RunError(
-            f"the list of jobs, {path}, can't be used: {error}. Let go of the file, or make it and its folder writable."
-        ) from None
+        raise RunError(say("job.table_unusable", path=path, reason=error)) from None
     return notice
 
 
@@ -90,7 +86,7 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         with connection:
             yield connection
     except UnicodeDecodeError:  # of SQLite's own message, which names what it found
-        raise sqlite3.DatabaseError("it is damaged") from None
+        raise sqlite3.DatabaseError(say("job.table_it_is_damaged")) from None
     finally:
         connection.close()
 
@@ -134,7 +130,7 @@ def _problem(path: Path) -> str:
     if not path.exists():
         return ""
     if not path.is_file():
-        return "is no file"
+        return say("job.table_no_file")
     try:
         with closing(sqlite3.connect(path, timeout=10)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
@@ -144,14 +140,14 @@ def _problem(path: Path) -> str:
             # Columns that must be given, by NOT NULL without a default, and that we don't give.
             unfilled = [name for name, row in columns.items() if name not in ours and row[3] and row[4] is None]
             if tables and (ours - columns.keys() or unfilled):
-                return "is another program's"
-            return "" if connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok" else "is damaged"
+                return say("job.table_foreign")
+            return "" if connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok" else say("job.table_damaged")
     except sqlite3.DatabaseError as error:
         if _may_pass(error):
             raise
-        return f"can't be read ({error})"
+        return say("job.table_unreadable", reason=error)
     except UnicodeDecodeError:  # of SQLite's own message, which names what it found
-        return "is damaged"
+        return say("job.table_damaged")
 
 
 def _set_aside(path: Path) -> Path:
@@ -205,7 +201,7 @@ class Table:
         """The job as it is now. Raises: RunError if there is none, sqlite3.Error for what may pass."""
         job = next((job for job in self.every() if job.id == job_id), None)
         if job is None:
-            raise RunError(f"there is no job {job_id}.")
+            raise RunError(say("job.none", job=job_id))
         return job
 
     def put(self, job: Job, **changes: Any) -> None:
@@ -232,12 +228,12 @@ class Table:
         """Write the last known rows into a table that lacks them. Raises: sqlite3.Error for what may pass."""
         # A file that is no table of ours goes out of the way.
         problem = _problem(self.path)
-        fate = " was gone or lacked jobs;"
+        aside = ""
         try:
             if problem:
-                fate = f" {problem}: it is kept as {_set_aside(self.path).name}, and"
+                aside = _set_aside(self.path).name
         except OSError as error:
-            raise sqlite3.OperationalError(f"it {problem}, and can't be set aside: {error}") from None
+            raise sqlite3.OperationalError(say("job.table_stuck", problem=problem, reason=error)) from None
 
         # Rows that the table still has stay as they are there.
         _make(self.path)
@@ -247,6 +243,7 @@ class Table:
             num = connection.executemany(f"INSERT OR IGNORE INTO job ({_COLUMNS}) VALUES ({marks})", rows).rowcount
         if num > 0 or problem:
             self.notice = (
-                f"{self.path.name}{fate} the list of jobs was written anew, with the {len(rows)} last read; "
-                f"what runs goes on."
+                say("job.table_kept", name=self.path.name, problem=problem, aside=aside, num=len(rows))
+                if problem
+                else say("job.table_gone", name=self.path.name, num=len(rows))
             )

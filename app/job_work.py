@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.job_table import Job
+from app.texts import say
 from trainer import runs
 from trainer.config.parsing import from_toml
 from trainer.errors import RunError
@@ -65,7 +66,7 @@ class Training:
         if not run.folder.is_dir() or run.state() != "finished":
             return False
         # One that is to be extended was finished before: its child was killed before it began.
-        wanted = from_toml(job.config, "the job").get("max_steps")
+        wanted = from_toml(job.config, say("where.job")).get("max_steps")
         return wanted is None or wanted == run.config().max_steps
 
     def saved_step(self, job: Job) -> int:
@@ -86,10 +87,7 @@ class ByKind:
 
     def _work(self, job: Job) -> Work:
         if job.kind not in self.works:
-            raise RunError(
-                f"{job.name} is a job of kind {job.kind[:40]!r}, which this version can't do; allowed: "
-                f"{', '.join(self.works)}."
-            )
+            raise RunError(say("job.strange_kind", name=job.name, kind=job.kind[:40], allowed=", ".join(self.works)))
         return self.works[job.kind]
 
     def command(self, job: Job) -> list[str]:

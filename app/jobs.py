@@ -27,6 +27,7 @@ import trainer
 from app import job_order, job_output, job_plans, job_process, job_table
 from app.job_table import Job, State
 from app.job_work import REHEARSAL, TRAINING, Work
+from app.texts import say
 from trainer import processes, runs, system
 from trainer.errors import RunError, UserError
 
@@ -86,10 +87,7 @@ class JobRunner:
         try:
             yield
         except sqlite3.Error as error:
-            raise RunError(
-                f"the list of jobs, {self.database.name}, can't be used now: {error}. Let go of the file, or make it "
-                f"and its folder writable; then try again."
-            ) from None
+            raise RunError(say("job.table_busy", name=self.database.name, reason=error)) from None
 
     def _put(self, job: Job, state: State, error: str = "", ended: bool = False) -> None:
         self.table.put(job, state=state, error=error, ended=time.time() if ended else None)
@@ -137,7 +135,7 @@ class JobRunner:
             if job.state in (*WAITING, "paused"):
                 self._put(job, "stopped", ended=True)
             elif job.state not in LIVE:
-                raise RunError(f"{job.name} is {job.state}; there is nothing to stop.")
+                raise RunError(say("job.cannot_stop", name=job.name, state=job.state))
             elif job.state == "pausing":  # it was asked to end already
                 self._put(job, "stopping")
             elif job.state == "running" or time.monotonic() - self._stop_asked.get(job.id, 0.0) > _SECOND_STOP_AFTER_S:
@@ -160,7 +158,7 @@ class JobRunner:
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
             if job.state != "running" or job.kind != TRAINING:
-                raise RunError(f"{job.name} is {job.state}; only a training that runs can be paused.")
+                raise RunError(say("job.cannot_pause", name=job.name, state=job.state))
             self._ask_to_end(job, "pausing")
             return self.get(job_id)
 
@@ -172,7 +170,7 @@ class JobRunner:
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
             if job.state not in ("stopped", "paused", "failed", *(("finished",) if config else ())):
-                raise RunError(f"{job.name} is {job.state}; only a stopped, paused or failed one can go on.")
+                raise RunError(say("job.cannot_resume", name=job.name, state=job.state))
             state = "interrupted" if job.state == "paused" else "queued"
             self.table.put(job, state=state, attempt=0, error="", ended=None, config=config or job.config)
             return self.get(job_id)
@@ -193,7 +191,7 @@ class JobRunner:
             alike = [other for other in self.waiting() if other.state == job.state]
             place = next((place for place, other in enumerate(alike) if other.id == job_id), None)
             if job.state not in WAITING or place is None:
-                raise RunError(f"{job.name} is {job.state}; only one that waits can be moved.")
+                raise RunError(say("job.cannot_move", name=job.name, state=job.state))
             if 0 <= place + by < len(alike):
                 alike[place], alike[place + by] = alike[place + by], alike[place]
                 job_order.arrange(self.database, alike)
@@ -203,7 +201,7 @@ class JobRunner:
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
             if job.state in LIVE:
-                raise RunError(f"{job.name} is {job.state}; stop it first.")
+                raise RunError(say("job.stop_first", name=job.name, state=job.state))
             if job.state in (*WAITING, "paused"):
                 self._put(job, "stopped", ended=True)
             job_order.hide(self.database, job)
@@ -296,10 +294,7 @@ class JobRunner:
             act(job)
         except _FILE_ERRORS as error:
             problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:300]}"
-            message = (
-                f"what it wrote can't be read, so it is not known how far it is ({problem}). Mend or remove that file, "
-                f"then go on."
-            )
+            message = say("job.strange_files", problem=problem)
             self._put(job, "failed", message, ended=True)
 
     def _process(self, job: Job) -> psutil.Process | None:
@@ -325,12 +320,10 @@ class JobRunner:
         elif code == 2:  # a user error, which would only come again
             self._put(job, "failed", job_output.error_text(self.log_file(job)), ended=True)
         elif self._attempts(job) >= MAX_ATTEMPTS:
-            message = (
-                f"it ended {MAX_ATTEMPTS} times without getting further:\n{job_output.error_text(self.log_file(job))}"
-            )
+            message = say("job.gave_up", num=MAX_ATTEMPTS, output=job_output.error_text(self.log_file(job)))
             self._put(job, "failed", message, ended=True)
         else:
-            self._put(job, "interrupted", "it ended before it was done; it goes on where it was.")
+            self._put(job, "interrupted", say("job.ended_early"))
 
     def _attempts(self, job: Job) -> int:
         """Starts so far without a new checkpoint."""
@@ -354,7 +347,7 @@ class JobRunner:
         try:
             child = self._popen(job)
         except OSError as error:
-            self._put(job, "failed", f"it can't be started: {error}", ended=True)
+            self._put(job, "failed", say("job.cannot_start", reason=error), ended=True)
             return
         try:
             write_down(child.pid, job_process.began_s(child.pid), time.time())

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from types import ModuleType
 
+from app.texts import say
 from trainer.printing import escape
 
 Keys = Sequence[tuple[str, str]]
@@ -17,9 +18,9 @@ Keys = Sequence[tuple[str, str]]
 def of_page(modules: Sequence[ModuleType]) -> list[tuple[str, str]]:
     """Every key of the page with what it does."""
     letters = _letters([module.TITLE for module in modules])
-    keys = [("?", "these keys")]
+    keys = [("?", say("keys.these"))]
     keys += [
-        (f"g {letter} or Ctrl+{number}", f"open {module.TITLE}")
+        (say("keys.open_keys", letter=letter, number=number), say("keys.open", tab=module.TITLE))
         for number, (module, letter) in enumerate(zip(modules, letters, strict=True), 1)
     ]
     for module in modules:
@@ -31,8 +32,8 @@ def dialog_html(keys: Keys) -> str:
     """The dialog, closed."""
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(words)}</dd>" for key, words in keys)
     return (
-        f'<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2><dl>{rows}</dl>'
-        f'<form method="dialog"><button type="submit">Close</button></form></dialog>'
+        f'<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">{say("keys.title")}</h2><dl>{rows}</dl>'
+        f'<form method="dialog"><button type="submit">{say("button.close")}</button></form></dialog>'
     )
 
 

@@ -14,6 +14,7 @@ from app import item_notes, saved_stacks, shared_cards, views
 from app.context import Context, newest_first
 from app.item_notes import REJECTED, Note
 from app.recipe_index import PictureFacts, RecipeIndex
+from app.texts import say, say_num
 from app.trash import Trash
 from trainer import families, runs
 from trainer.data import caption_files
@@ -23,12 +24,12 @@ from trainer.lora_file import LoraInfo
 from trainer.printing import plain
 
 KINDS = {
-    "loras": "LoRAs", "runs": "Runs", "pictures": "Pictures", "stacks": "Stacks", "presets": "Presets",
-    "datasets": "Datasets",
+    "loras": say("word.loras"), "runs": say("library.runs"), "pictures": say("word.pictures"),
+    "stacks": say("library.stacks"), "presets": say("library.presets"), "datasets": say("library.datasets"),
 }  # fmt: skip
 ONE = {
-    "loras": "LoRA", "runs": "Run", "pictures": "Picture", "stacks": "Stack", "presets": "Preset",
-    "datasets": "Dataset",
+    "loras": say("word.lora"), "runs": say("kind.run"), "pictures": say("word.picture"), "stacks": say("kind.stack"),
+    "presets": say("kind.preset"), "datasets": say("word.dataset"),
 }  # fmt: skip
 BATCH_PICTURES = "batches/"  # how the keys of a batch's pictures begin; their place below the workspace follows
 _PICTURE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
@@ -69,7 +70,7 @@ class Shelf:
         """The thing of that key. Raises: DataError if it isn't here."""
         found = next((item for item in self.every(kind) if item.key == key), None)
         if found is None:
-            raise DataError("that is not here any more; it was renamed or thrown away meanwhile.")
+            raise DataError(say("library.gone"))
         return found
 
     def _loras(self, notes: dict[str, Note]) -> list[Item]:
@@ -106,11 +107,14 @@ class Shelf:
         try:
             state = state or run.state()
         except OSError:  # a folder that nothing can be written into, or what is none
-            state = "unreadable"
+            state = say("item.run_unreadable")
         at = step.step if step else 0
-        parts = [state, f"step {at} of {facts.max_steps}" if facts.max_steps > at else f"{at} steps"]
-        parts += [f"on {Path(facts.dataset).name}"] if facts.dataset else []
-        parts += [f"{measured.gain:.1%} better than the base"] if measured and measured.gain > 0 else []
+        parts = [
+            state,
+            say("job.step", step=at, all=facts.max_steps) if facts.max_steps > at else say("item.steps", steps=at),
+        ]
+        parts += [say("item.on", dataset=Path(facts.dataset).name)] if facts.dataset else []
+        parts += [say("item.better", gain=measured.gain)] if measured and measured.gain > 0 else []
         return plain(" · ".join(parts), 200)
 
     def _pictures(self, notes: dict[str, Note]) -> list[Item]:
@@ -140,11 +144,13 @@ class Shelf:
         for path in saved_stacks.every(self.context):
             try:
                 stack = saved_stacks.settings(path)
-                names = [plain(lora.name or "a LoRA", 60) for lora in stack.adapters]
-                line = f"{' + '.join(names) or 'no LoRA'} · {plain(stack.prompt, 80) or 'no prompt'}"
+                names = [plain(lora.name or say("word.a_lora"), 60) for lora in stack.adapters]
+                line = (
+                    f"{' + '.join(names) or say('item.no_lora')} · {plain(stack.prompt, 80) or say('item.no_prompt')}"
+                )
                 words = plain(stack.prompt, 4000)
             except UserError:
-                line, words = "can't be read", ""
+                line, words = say("item.unreadable"), ""
             picture = saved_stacks.picture(path)
             paths = (path, *([picture] if picture else []))
             item = Item("stacks", path.name, plain(path.stem, 120), line, picture, paths, words)
@@ -167,7 +173,7 @@ class Shelf:
         for name in self.context.dataset_names():
             folder = self.context.datasets / name
             pictures = self.context.pictures(folder)
-            line = f"{len(pictures)} picture{'' if len(pictures) == 1 else 's'}"
+            line = say_num("item.pictures", len(pictures))
             picture = pictures[0] if pictures else None
             items.append(_noted(Item("datasets", name, plain(name, 120), line, picture, (folder,)), notes))
         return items
@@ -213,19 +219,19 @@ def family_title(name: str | None) -> str:
 
 def lora_line(info: LoraInfo) -> str:
     """Trigger, family, base and steps of a LoRA; a header of another tool may hold anything."""
-    parts = [f"“{plain(info.trigger, 60)}”" if info.trigger else "", family_title(info.family)]
+    parts = [say("item.trigger", trigger=plain(info.trigger, 60)) if info.trigger else "", family_title(info.family)]
     parts += [plain(Path(str(info.base)).name, 60) if info.base else ""]
     recipe = info.recipe.get("config") if isinstance(info.recipe, dict) else None
     steps = info.metadata.get("ss_steps") or (recipe.get("max_steps") if isinstance(recipe, dict) else None)
-    parts += [f"{plain(steps, 12)} steps" if steps else ""]
-    return " · ".join(part for part in parts if part) or "says nothing of itself"
+    parts += [say("item.steps", steps=plain(steps, 12)) if steps else ""]
+    return " · ".join(part for part in parts if part) or say("item.says_nothing")
 
 
 def picture_line(facts: PictureFacts) -> str:
     """Prompt and LoRAs of a picture."""
     loras = " + ".join(f"{plain(name, 40)} {weight:g}" for _, name, weight in facts.loras)
-    parts = [plain(facts.prompt, 80), loras, f"seed {facts.seed}" if facts.seed is not None else ""]
-    return " · ".join(part for part in parts if part) or "a sheet of pictures"
+    parts = [plain(facts.prompt, 80), loras, say("item.seed", seed=facts.seed) if facts.seed is not None else ""]
+    return " · ".join(part for part in parts if part) or say("item.sheet")
 
 
 def captioned(context: Context, folder: Path) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.context import Context
+from app.texts import say
 from trainer import files
 from trainer.data.opening import Source, open_mask
 from trainer.data.uploads import safe_stem
@@ -44,29 +45,26 @@ def add_painted(context: Context, url: object) -> str:
     try:
         return _kept(context, io.BytesIO(bytes_of(url, MOST_BYTES)), "painted")
     except DataError as error:
-        raise DataError(f"the painted region {error}") from None
+        raise DataError(say("region.bad_paint", problem=error)) from None
 
 
 def bytes_of(url: object, most_bytes: int) -> bytes:
     """The PNG that a browser sends as a data URL. Raises: DataError if it is none, or too large; what it is or has."""
     if not isinstance(url, str) or not url.startswith(_PNG):
-        raise DataError("is no PNG; reload the page and paint it again.")
+        raise DataError(say("region.no_png"))
     if len(url) > most_bytes:
-        raise DataError(
-            f"has {len(url) / 1e6:.1f} MB; allowed: up to {most_bytes / 1e6:.0f} MB. Paint with a "
-            f"larger brush, or choose a mask picture."
-        )
+        raise DataError(say("region.too_large", mb=len(url) / 1e6, most=most_bytes / 1e6))
     try:
         return base64.b64decode(url.removeprefix(_PNG), validate=True)
     except (binascii.Error, ValueError):
-        raise DataError("came damaged; paint it again.") from None
+        raise DataError(say("region.damaged")) from None
 
 
 def as_url(context: Context, name: object) -> str:
     """A mask as a browser shows it, a PNG as data URL. Raises: DataError if there is none of that name."""
     matches = [mask for mask in names(context) if mask == name]
     if not matches:
-        raise DataError(f"the mask {str(name)[:80]!r} is not here any more; paint it anew.")
+        raise DataError(say("region.mask_gone", name=str(name)[:80]))
     return _PNG + base64.b64encode((context.masks / matches[0]).read_bytes()).decode()
 
 

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
+from app.texts import say
 from trainer.errors import ConfigError, UserError
 from trainer.printing import escape, whole
 
@@ -57,7 +58,7 @@ def _guarded(handler: Callable[_P, _R], shown: Callable[[str], str]) -> Callable
         except UserError as error:
             # Gradio shows what is raised; `from None` keeps the terminal free of what a user can mend.
             raise gr.Error(
-                shown(str(error)), duration=_DURATION_S, title="That did not work", print_exception=False
+                shown(str(error)), duration=_DURATION_S, title=say("notice.failed"), print_exception=False
             ) from None
 
     return guarded
@@ -72,9 +73,8 @@ def _refuse_long(args: tuple[Any, ...]) -> None:
         for box, value in argument.items() if isinstance(argument, dict) else [(None, argument)]:
             most = getattr(box, "max_length", None) or LONGEST_TEXT
             if isinstance(value, str) and len(value) > most:
-                raise ConfigError(
-                    f"{getattr(box, 'label', None) or 'a text'} has {len(value):,} characters; allowed: up to {most:,}."
-                )
+                what = getattr(box, "label", None) or say("notice.a_text")
+                raise ConfigError(say("problems.too_long", what=what, num=len(value), most=most))
 
 
 def _sendable(value: Any) -> Any:
@@ -90,16 +90,16 @@ def _sendable(value: Any) -> Any:
 
 def warn(message: str) -> None:
     """A warning toast; the message may hold anything."""
-    gr.Warning(_toast(message), duration=_DURATION_S, title="Please look")
+    gr.Warning(_toast(message), duration=_DURATION_S, title=say("notice.look"))
 
 
 def tell(message: str) -> None:
     """A short note that something was done."""
-    gr.Info(_toast(message), duration=4, title="Done")
+    gr.Info(_toast(message), duration=4, title=say("notice.done"))
 
 
 def _toast(message: str) -> str:
     """Toasts are HTML: hostile names are escaped, lines kept, and at most a screenful shown."""
     lines = message[:_LONGEST_TOAST].splitlines()  # cut before anything is done with it, as it may be huge
-    shown = lines[:12] + ([f"... and {len(lines) - 12} lines more."] if len(lines) > 12 else [])
+    shown = lines[:12] + ([say("notice.more", num=len(lines) - 12)] if len(lines) > 12 else [])
     return "<br>".join(escape(line) for line in shown)

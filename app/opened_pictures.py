@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.texts import say
 from trainer.data.opening import open_whole
 from trainer.errors import DataError
 
@@ -32,7 +33,7 @@ class OpenedPictures:
             try:
                 status = path.stat()
             except OSError as error:
-                found[path] = f"can't be read ({error.strerror})"
+                found[path] = say("problems.cannot_read", reason=error.strerror)
                 continue
             key = (path, status.st_mtime_ns, status.st_size)
             reason = self._reasons.get(key)
@@ -58,5 +59,5 @@ def _reason(path: Path) -> str:
     except DataError as error:
         return str(error)
     except OSError as error:
-        return f"can't be read ({error.strerror})"
+        return say("problems.cannot_read", reason=error.strerror)
     return ""

@@ -23,6 +23,7 @@ from app.kept_fields import Drawn
 from app.library_items import BATCH_PICTURES
 from app.notices import mended
 from app.stack_rows import ROWS, lora_choices
+from app.texts import say
 from trainer.config import StackConfig
 from trainer.errors import DataError
 from trainer.runs import Run, every
@@ -41,7 +42,7 @@ class Target:
 def _among(paths: Sequence[Path], key: str) -> Path:
     found = next((path for path in paths if path.name == key), None)
     if found is None:
-        raise DataError("that is not here any more; it was renamed or thrown away meanwhile.")
+        raise DataError(say("library.gone"))
     return found
 
 
@@ -77,7 +78,7 @@ def _card_stack(context: Context, key: str) -> str:
     """The stack of a card, as a picture that carries it. Raises: DataError for a card without one."""
     kept = shared_cards.of_key(key)
     if kept.card is None or not isinstance(kept.card.settings, StackConfig):
-        raise DataError("this card holds no stack; what it holds stands under “What its file says”.")
+        raise DataError(say("card.no_stack"))
     return str(saved_stacks.carrying(context, kept.card.settings, f"{kept.card.digest[:12]}.x"))
 
 
@@ -91,7 +92,7 @@ def _run(context: Context, key: str) -> int:
     _among([Run(context.runs / key).folder], key)
     job = next((job for job in context.runner.every() if job.name == key and job.kind == "train"), None)
     if job is None:
-        raise DataError("this run was not started on this page, so Train does not list it.")
+        raise DataError(say("item.run_from_elsewhere"))
     return job.id
 
 
@@ -103,7 +104,7 @@ def _start(context: Context, key: str) -> str:
     folder = _among([run.folder for run in every(context.runs)], name)
     saved = start_choices.saved(Run(folder))
     if not saved:
-        raise DataError("this run has saved no step yet; wait for its first one.")
+        raise DataError(say("item.run_saved_nothing"))
     return f"{name}/{saved[0].name}"
 
 
@@ -151,7 +152,7 @@ class _Opener:
         """What the page becomes when `wanted`, a word for what it is and a key, is opened. Raises: UserError."""
         what, _, key = wanted.partition(" ")
         if what not in self.fields:
-            raise DataError("there is nothing to open here; choose something first.")
+            raise DataError(say("library.nothing_to_open"))
         target, field = TARGETS[what], self.fields[what]
         value = target.value(self.context, key)
         shown = {self.tabs: gr.update(selected=target.tab)}

@@ -18,6 +18,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.context import Refresh
+from app.texts import say
 
 Keep = Callable[[Mapping[Component, Any], gr.Request], None]
 
@@ -178,7 +179,7 @@ class PageValues:
         def opened(held: dict[Any, Any]) -> dict[Any, Any]:
             packed = held.get(self._packed)
             if not isinstance(packed, dict) or any(str(number) not in packed for number in numbers):
-                raise gr.Error("The page is older than the server; reload it.", print_exception=False)
+                raise gr.Error(say("problems.old_page"), print_exception=False)
             values = {self._fields[number]: self._fields[number].preprocess(packed[str(number)]) for number in numbers}
             return {part: value for part, value in held.items() if part is not self._packed} | values
 

@@ -68,17 +68,17 @@ const painting = (label, changed) => {
   canvas.addEventListener('pointerleave', () => { at = null; show(); });
   canvas.tabIndex = 0;
   canvas.setAttribute('role', 'application');
-  canvas.setAttribute('aria-label', `${label}: arrows move the brush, Space paints, E changes to erasing`);
+  canvas.setAttribute('aria-label', phrase('region.brush_keys', {label}));
   Object.assign(size, {type: 'range', min: 4});
-  size.setAttribute('aria-label', 'Brush size');
+  size.setAttribute('aria-label', phrase('region.brush_size'));
   size.addEventListener('input', show);
-  const modes = ['Paint', 'Erase'].map((word, index) => button(word, () => choose(index === 1)));
+  const modes = [phrase('region.to_paint'), phrase('region.to_erase')].map((word, index) => button(word, () => choose(index === 1)));
   const choose = erase => {
     erasing = erase;
     modes.forEach((mode, index) => mode.setAttribute('aria-pressed', erase === (index === 1)));
   };
   const undo = () => { if (strokes.length > held) { strokes.pop(); replay(); changed(); } };
-  const brushSize = make('label', 'act-size', 'Brush');
+  const brushSize = make('label', 'act-size', phrase('region.brush'));
   brushSize.append(size);
   const layerOf = async url => {
     const image = new Image(), layer = make('canvas');
@@ -99,8 +99,9 @@ const painting = (label, changed) => {
   stage.append(canvas, ring);
   return {
     canvas, stage, hold,
-    tools: group('Brush', ...modes, brushSize, button('Undo', undo), button('Invert', () => add({all: 'invert'})),
-      button('Clear', () => add({all: 'clear'}))),
+    tools: group(phrase('region.brush'), ...modes, brushSize, button(phrase('button.undo'), undo),
+      button(phrase('region.invert'), () => add({all: 'invert'})),
+      button(phrase('region.clear'), () => add({all: 'clear'}))),
     begin: (wide, high) => {
       width = canvas.width = wide;
       height = canvas.height = high;

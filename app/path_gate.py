@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from app import masks, start_choices
 from app.context import Context
+from app.texts import say
 from trainer import runs
 from trainer.config import AdapterChoice, Settings
 from trainer.errors import ConfigError, UserError
@@ -31,7 +32,7 @@ def checked(context: Context, config: AnyConfig) -> AnyConfig:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise ConfigError(f"{len(problems)} settings name what is not here: {some(list(map(str, problems)), '; ')}")
+        raise ConfigError(say("problems.many_gone", num=len(problems), problems=some(list(map(str, problems)), "; ")))
     return checked_config
 
 
@@ -76,7 +77,7 @@ def dataset(context: Context, label: str, value: str) -> str:
     matches = [name for name in names if value in (name, str(context.datasets / name))]
     if not matches:
         raise ConfigError(
-            f"{label} is {value[:80]!r}, which is no dataset of this server; allowed: {some(names) or 'none yet'}."
+            say("problems.no_dataset", label=label, value=value[:80], allowed=some(names) or say("word.none_yet"))
         )
     return str(context.datasets / matches[0])
 
@@ -102,16 +103,13 @@ def _mask(context: Context, label: str, value: str) -> str:
     name = text.removeprefix("mask ").strip()
     here = [mask for mask in masks.names(context) if name in (mask, str(context.masks / mask))]
     if not text.startswith("mask ") or not here:
-        raise ConfigError(
-            f"{label} is {text[:80]!r}; allowed on the page: 'box LEFT TOP RIGHT BOTTOM', or a mask picture that you "
-            f"choose below; no file of the server's."
-        )
+        raise ConfigError(say("region.allowed", label=label, text=text[:80]))
     return f"mask {context.masks / here[0]}"
 
 
 def _lora(context: Context, choice: AdapterChoice) -> dict[str, Any]:
     """What a chosen LoRA's settings become: its file here, by hash if one is given, else by name."""
-    info = context.lora(choice.sha256) if choice.sha256 else named(context, choice.file, "LoRA")
+    info = context.lora(choice.sha256) if choice.sha256 else named(context, choice.file, say("word.lora"))
     return {"file": str(info.path), "name": str(info.name), "sha256": info.sha256}
 
 
@@ -125,12 +123,9 @@ def named(context: Context, wanted: str, label: str) -> Any:
     ]
     if len(matches) != 1:
         names = sorted({str(info.name) for info in context.known_loras().values()})
-        problem = (
-            "no LoRA of the library has that name"
-            if not matches
-            else f"{len(matches)} LoRAs have that name; give the hash of one"
-        )
-        raise ConfigError(f"{label} is {wanted[:80]!r}: {problem}; allowed: {some(names) or 'none yet'}.")
+        problem = say("stack.no_lora_named") if not matches else say("stack.many_named", num=len(matches))
+        allowed = some(names) or say("word.none_yet")
+        raise ConfigError(say("problems.no_lora", label=label, value=wanted[:80], problem=problem, allowed=allowed))
     return matches[0]
 
 
@@ -144,7 +139,7 @@ def _run(context: Context, label: str, value: str) -> str:
     matches = [name for name in names if value in (name, str(context.runs / name))]
     if not matches:
         raise ConfigError(
-            f"{label} is {value[:80]!r}, which is no run of this server; allowed: {some(names) or 'none yet'}."
+            say("problems.no_run", label=label, value=value[:80], allowed=some(names) or say("word.none_yet"))
         )
     return str(context.runs / matches[0])
 

@@ -13,6 +13,7 @@ import gradio as gr
 from app import preset_choices
 from app.context import Context
 from app.form_words import said
+from app.texts import say
 from trainer import families, preset_heads, preset_listing, presets
 from trainer.cards.comparing import scale
 from trainer.printing import escape
@@ -47,7 +48,7 @@ class PresetPicker:
     def draw(self) -> None:
         titles, first = preset_choices.choices(self.context), preset_choices.first()
         self.cards = gr.HTML(self.html(first), js_on_load=_JS_ON_LOAD, elem_id="preset-cards")
-        self.preset = gr.Dropdown(titles, value=first, label="Preset", interactive=True, elem_id="preset")
+        self.preset = gr.Dropdown(titles, value=first, label=say("word.preset"), interactive=True, elem_id="preset")
 
     def connect(self) -> None:
         """Have the mark follow the dropdown, whoever sets it."""
@@ -63,8 +64,8 @@ class PresetPicker:
         if elsewhere:
             is_open = " open" if not here or chosen in presets.names() and not _is_here(self.context, chosen) else ""
             parts.append(
-                f"<details{is_open}><summary>For other models <b>{len(elsewhere)}</b></summary><p>Their bases are not "
-                f"on this machine. Whoever started this page adds one there; it is then offered under Base.</p>"
+                f"<details{is_open}><summary>{say('preset.for_other_models', num=len(elsewhere))}</summary>"
+                f"<p>{say('preset.bases_elsewhere')}</p>"
                 f'<div class="preset-cards">{"".join(elsewhere)}</div></details>'
             )
         return "".join(parts)
@@ -83,17 +84,21 @@ def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
     config, head = preset_choices.load(name), preset_heads.of(name)
     labels = {value: label for label, value in context.base_choices()}
     # A base that stands in for the preset's own is named, so that nobody takes it for that.
-    where = f"on {labels[base]}" if base else f"needs {config.base}"
-    if base and base != config.base:
-        where += ", which is of the same family"
+    family = families.registry()[config.family].title
+    if not base:
+        where = say("preset.needs", family=family, base=config.base)
+    elif base == config.base:
+        where = say("preset.on", family=family, base=labels[base])
+    else:
+        where = say("preset.on_alike", family=family, base=labels[base])
     lines = [
-        ("for", f"For {head.made_for}" if head.made_for else ""),
-        ("facts", f"{config.max_steps:,} steps · rank {config.adapter.rank} · {config.resolution_px} px"),
-        ("facts", f"Scale {factor:.3g}, alpha / rank" if (factor := scale(config)) is not None else ""),
-        ("facts", f"Fits: {tiers}" if (tiers := preset_listing.tiers_in_words(name)) else ""),
-        ("facts", f"Memory: {said(head.memory)}" if head.memory else ""),
-        ("facts", f"{families.registry()[config.family].title}, {where}"),
-        ("run", {True: "Tried in a real run", False: "Not tried at this size yet", None: ""}[head.was_run]),
+        ("for", say("preset.for", made_for=head.made_for) if head.made_for else ""),
+        ("facts", say("preset.facts", steps=config.max_steps, rank=config.adapter.rank, px=config.resolution_px)),
+        ("facts", say("preset.scale", scale=factor) if (factor := scale(config)) is not None else ""),
+        ("facts", say("preset.fits", tiers=tiers) if (tiers := preset_listing.tiers_in_words(name)) else ""),
+        ("facts", say("preset.memory", memory=said(head.memory)) if head.memory else ""),
+        ("facts", where),
+        ("run", {True: say("preset.tried"), False: say("preset.not_tried"), None: ""}[head.was_run]),
     ]
     shown = "".join(f'<span class="{kind}">{escape(text, 300)}</span>' for kind, text in lines if text)
     return (

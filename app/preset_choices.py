@@ -11,6 +11,7 @@ import time
 from functools import lru_cache
 
 from app.context import OWN_BASE, Context
+from app.texts import say
 from trainer import bases, preset_tiers, presets
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -28,14 +29,18 @@ def choices(context: Context) -> list[tuple[str, str]]:
     """The presets as (title, name), those that can be started first; the others say what they lack."""
     here = [(presets.title(name), name) for name in presets.names() if base_here(context, load(name))]
     names = [name for _, name in here]
-    absent = [(f"{presets.title(name)} · base not here", name) for name in presets.names() if name not in names]
+    absent = [
+        (say("preset.base_not_here", preset=presets.title(name)), name) for name in presets.names() if name not in names
+    ]
     return here + absent
 
 
 def base_choices(context: Context) -> list[tuple[str, str]]:
     """The bases as (label, base): those that are here, then those that presets name."""
     wanted = dict.fromkeys(load(name).base for name in presets.names())
-    return context.base_choices() + [(f"{base} · not here", base) for base in wanted if base not in context.bases]
+    return context.base_choices() + [
+        (say("preset.not_here", base=base), base) for base in wanted if base not in context.bases
+    ]
 
 
 def load(name: str) -> TrainConfig:
@@ -63,7 +68,7 @@ def filled(context: Context, name: str) -> TrainConfig:
     Raises: ConfigError for a name that is none of those that ship: the page may send anything.
     """
     if not presets.has(name):
-        raise ConfigError("that preset is not here any more; reload the page to see what is.")
+        raise ConfigError(say("preset.gone"))
     config = load(fitted(name))
     return config.model_copy(update={"base": base_here(context, config) or config.base})
 

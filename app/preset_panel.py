@@ -15,6 +15,7 @@ from app.form_components import as_model_value
 from app.library_items import Item
 from app.notices import mended, tell
 from app.preset_choices import first, load
+from app.texts import say
 from trainer import families
 from trainer.cards import comparing, places
 from trainer.cards.making import Wishes
@@ -22,7 +23,6 @@ from trainer.config import TrainConfig, parse
 from trainer.errors import UserError
 
 FORM = "form"
-_THE_FORM = ("The form in Train", FORM)
 _OWN = frozenset({"version", "data.folder", "data.heldout"})
 
 
@@ -37,25 +37,33 @@ class PresetPanel:
         """Draw them; none is seen before something is chosen."""
         with gr.Column(visible=False) as self.compared:
             self.versus = gr.Dropdown(
-                [_THE_FORM], value=FORM, label="Compare with", interactive=True,
+                [(say("preset.form_in_train"), FORM)], value=FORM, label=say("preset.compare_with"), interactive=True,
                 elem_id="preset-versus", elem_classes="unkept",
             )  # fmt: skip
             self.difference = gr.HTML(elem_id="preset-difference")
-            self.keep = gr.Button("Keep preset", elem_id="keep-preset")
-        with gr.Accordion("Share", open=False, visible=False, elem_id="share") as self.share:
+            self.keep = gr.Button(say("preset.keep"), elem_id="keep-preset")
+        with gr.Accordion(say("preset.share"), open=False, visible=False, elem_id="share") as self.share:
             with gr.Row():
-                self.author = gr.Textbox(label="Author", max_length=200, min_width=110, elem_id="share-author")
-                self.licence = gr.Textbox(
-                    label="Licence", placeholder="CC-BY-4.0", max_length=200, min_width=110, elem_id="share-licence"
+                self.author = gr.Textbox(
+                    label=say("preset.author"), max_length=200, min_width=110, elem_id="share-author"
                 )
-            self.words = gr.Textbox(label="Note", lines=2, max_lines=6, max_length=4000, elem_id="share-note")
+                self.licence = gr.Textbox(
+                    label=say("preset.licence"),
+                    placeholder=say("preset.licence_example"),
+                    max_length=200,
+                    min_width=110,
+                    elem_id="share-licence",
+                )
+            self.words = gr.Textbox(label=say("word.note"), lines=2, max_lines=6, max_length=4000, elem_id="share-note")
             self.samples = gr.Checkbox(
-                label="With previews", elem_id="share-samples",
-                info="Puts in what the run drew; likely copies of your pictures stay out.",
+                label=say("preset.with_previews"), elem_id="share-samples",
+                info=say("preset.with_previews_help"),
             )  # fmt: skip
             with gr.Row():
-                self.make = gr.Button("Make card", variant="primary", min_width=110, elem_id="make-card")
-                self.card = gr.DownloadButton("Download card", visible=False, min_width=110, elem_id="download-card")
+                self.make = gr.Button(say("preset.make_card"), variant="primary", min_width=110, elem_id="make-card")
+                self.card = gr.DownloadButton(
+                    say("preset.download_card"), visible=False, min_width=110, elem_id="download-card"
+                )
 
     def outputs(self) -> list[Any]:
         """Everything that `updates` may change."""
@@ -87,7 +95,7 @@ class PresetPanel:
         return shown | {
             self.compared: gr.update(visible=True),
             self.versus: gr.update(
-                choices=[("The form in Train", FORM), *shared_cards.choices(self.context)], value=FORM
+                choices=[(say("preset.form_in_train"), FORM), *shared_cards.choices(self.context)], value=FORM
             ),
             self.difference: self._table(item.key, FORM, browser),
             self.keep: gr.update(visible=kept.card is not None),
@@ -102,7 +110,7 @@ class PresetPanel:
         kind, _, key = chosen.partition(" ")
         wishes = Wishes(author=author or "", licence=licence or "", note=note or "", with_samples=bool(with_samples))
         path, notes = shared_cards.shared(self.context, kind, key, wishes)
-        tell(" ".join(["The card is ready.", *notes]))
+        tell(" ".join([say("preset.card_ready"), *notes]))
         return gr.update(value=str(path), visible=True)
 
     # What it would change.
@@ -112,10 +120,10 @@ class PresetPanel:
         new = shared_cards.named(self.context, key)
         old = self._form(browser) if versus == FORM else shared_cards.named(self.context, versus)
         if new is None or old is None:
-            return '<p class="quietly">The other settings can’t be read as they stand.</p>'
+            return f'<p class="quietly">{say("preset.other_unreadable")}</p>'
         pair = [places.without(config, with_names=True) for config in (old, new)]
         found = comparing.differences(*pair)
-        return card_view.difference_html(found, "Form now" if versus == FORM else "The other")
+        return card_view.difference_html(found, say("preset.form_now") if versus == FORM else say("preset.the_other"))
 
     def _form(self, browser: str) -> TrainConfig | None:
         """The settings in this browser's form, as it was kept; None while they can't be used."""
@@ -134,7 +142,7 @@ class PresetPanel:
                     here = here.setdefault(part, {})
                 here[form.specs[key].path[-1]] = values[key]
         try:
-            return parse(TrainConfig, tree, "the form")
+            return parse(TrainConfig, tree, say("where.form"))
         except UserError:
             return None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app import cards, views
 from app.context import Context
+from app.texts import say
 from trainer.config import TrainConfig
 from trainer.data import sources
 from trainer.errors import DataError, UserError
@@ -92,8 +93,8 @@ def html(context: Context, rows: Sequence[Strip], config: TrainConfig | None) ->
     learned = _learned_from(context, rows[:_MOST_ROWS], config)
     parts = [_row(context, row, beside) for row, beside in zip(rows, learned, strict=False)]
     more = len(rows) - _MOST_ROWS
-    hidden = f'<p class="between">and {more} more prompts</p>' if more > 0 else ""
-    return f'<div class="strips"><h3>Previews</h3>{"".join(parts)}{hidden}</div>' if any(parts) else ""
+    hidden = f'<p class="between">{say("run.more_prompts", num=more)}</p>' if more > 0 else ""
+    return f'<div class="strips"><h3>{say("run.previews")}</h3>{"".join(parts)}{hidden}</div>' if any(parts) else ""
 
 
 def link(context: Context, preview: Preview) -> str:
@@ -120,10 +121,11 @@ def _row(context: Context, row: Strip, beside: Path | None) -> str:
         for number, (preview, picture) in enumerate(shown)
     )
     prompt, turn = escape(row.prompt, 300), f" ({row.turn})" if row.turn > 1 else ""
-    between = f'<span class="between">one preview in {stride} is shown</span>' if stride > 1 else ""
+    between = f'<span class="between">{say("run.one_in", num=stride)}</span>' if stride > 1 else ""
     return (
-        f'<section class="strip"><h4><span>{prompt or "no prompt"}{turn}</span>{between}</h4><div class="beside-set">'
-        f'<div class="frames" role="group" tabindex="0" aria-label="Previews of {prompt}, by step">{frames}</div>'
+        f'<section class="strip"><h4><span>{prompt or say("item.no_prompt")}{turn}</span>{between}</h4>'
+        '<div class="beside-set"><div class="frames" role="group" tabindex="0" '
+        f'aria-label="{say("run.previews_of", prompt=prompt)}">{frames}</div>'
         f"{_training_picture(context, beside)}</div></section>"
     )
 
@@ -137,8 +139,9 @@ def _words(preview: Preview) -> str:
     """The step under a picture, and whether it looks like a copy."""
     event = preview.event
     copies = event.nearest is not None and event.nearest >= COPY
-    alarm = f'<b class="alarm">a copy of {escape(event.nearest_picture, 60) or "one"}?</b>' if copies else ""
-    return f"step {event.step:,}{alarm}"
+    picture = escape(event.nearest_picture, 60) or say("run.one_picture")
+    alarm = f'<b class="alarm">{say("run.a_copy", picture=picture)}</b>' if copies else ""
+    return f"{say('run.at_step', step=event.step)}{alarm}"
 
 
 def _spread(previews: Sequence[Preview]) -> tuple[list[Preview], int]:
@@ -165,8 +168,9 @@ def _training_picture(context: Context, path: Path | None) -> str:
         return ""
     name = escape(path.name, 120)
     return (
-        f'<figure class="frame learned"><img src="{shown}" alt="training picture {name}" title="{name}" loading="lazy">'
-        f"<figcaption>it learns from this</figcaption></figure>"
+        f'<figure class="frame learned"><img src="{shown}" alt="{say("run.training_picture", name=name)}" '
+        f'title="{name}" loading="lazy">'
+        f"<figcaption>{say('run.learns_from_this')}</figcaption></figure>"
     )
 
 

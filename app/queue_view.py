@@ -16,18 +16,24 @@ from app.context import Context
 from app.job_table import Job
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING
 from app.jobs import LIVE
+from app.texts import say, say_num
 from trainer.errors import RunError
 from trainer.printing import escape
 
 MOST_ROWS = 8
-_WORDS = {"up": "Up", "down": "Down", "resume": "Resume", "remove": "Remove"}
+_WORDS = {
+    "up": say("button.up"),
+    "down": say("button.down"),
+    "resume": say("button.resume"),
+    "remove": say("button.remove"),
+}
 _SCRIPT = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-act]');
   if (button) trigger('acted', {act: button.dataset.act, job: Number(button.dataset.job)});
 });
 """
-_KINDS = {TRAINING: "training", REHEARSAL: "trying a few steps", CAPTIONS: "captions"}
+_KINDS = {TRAINING: say("queue.training"), REHEARSAL: say("queue.rehearsal"), CAPTIONS: say("queue.captions")}
 Part = tuple[Any, Callable[[], dict[Any, Any]]]
 
 
@@ -43,7 +49,7 @@ class QueueView:
             self.head = gr.HTML(elem_id="queue-head", padding=False)
             self.list = gr.HTML(elem_id="queue-list", js_on_load=_SCRIPT, padding=False)
             self.goes_on = gr.Checkbox(
-                False, label="Queue goes on", info="While a training is paused, the others may begin.", visible=False,
+                False, label=say("queue.goes_on"), info=say("queue.goes_on_help"), visible=False,
                 elem_id="queue-goes-on", elem_classes="unkept",
             )  # fmt: skip
 
@@ -65,13 +71,13 @@ class QueueView:
     def _updates(self, begun: list[Job], waiting: list[Job], with_grid: set[int], goes_on: bool) -> dict[Any, Any]:
         listed, can_pause = [*begun, *waiting], any(job.state in ("pausing", "paused") for job in begun)
         is_held = waiting and not goes_on and any(job.state == "paused" for job in begun)
-        more = f", {len(listed) - MOST_ROWS} of them not shown" if len(listed) > MOST_ROWS else ""
-        count = f"{len(waiting)} {'waits' if len(waiting) == 1 else 'wait'}{more}" if waiting else "nothing waits"
-        count += " for what is paused" if is_held else ""
+        more = say("queue.not_shown", num=len(listed) - MOST_ROWS) if len(listed) > MOST_ROWS else ""
+        count = say_num("queue.wait", len(waiting), more=more) if waiting else say("queue.nothing_waits")
+        count += say("queue.for_paused") if is_held else ""
         rows = [_row(job, number - len(begun), waiting, job.id in with_grid) for number, job in enumerate(listed)]
         return {
             self.box: gr.update(visible=bool(listed)),
-            self.head: f'<p class="queue-head"><b>Queue</b> {count}</p>',
+            self.head: f'<p class="queue-head"><b>{say("queue.queue")}</b> {count}</p>',
             self.list: f"<ol>{''.join(rows[:MOST_ROWS])}</ol>" if rows else "",
             self.goes_on: gr.update(visible=can_pause, value=goes_on),
         }
@@ -81,7 +87,7 @@ def acted(event: gr.EventData) -> tuple[str, int]:
     """What a press in the list asks for and of which job. Raises: RunError for what no button of it sends."""
     act, job = getattr(event, "act", None), getattr(event, "job", None)
     if not isinstance(act, str) or act not in _WORDS or not isinstance(job, int) or isinstance(job, bool):
-        raise RunError("the queue has no such button; reload the page.")
+        raise RunError(say("queue.no_button"))
     return act, job
 
 
@@ -94,7 +100,8 @@ def _row(job: Job, place: int, waiting: list[Job], has_grid: bool) -> str:
         alike = [other for other in waiting if other.state == job.state]
         acts = {"up": alike[0] is not job, "down": alike[-1] is not job, "remove": True}
     buttons = "".join(
-        f'<button type="button" data-act="{act}" data-job="{job.id}" aria-label="{_WORDS[act]} {escape(job.name)}"'
+        f'<button type="button" data-act="{act}" data-job="{job.id}" '
+        f'aria-label="{say("queue.act_on", act=_WORDS[act], job=escape(job.name))}"'
         f"{'' if can else ' disabled'}>{_WORDS[act]}</button>"
         for act, can in acts.items()
     )
@@ -104,7 +111,8 @@ def _row(job: Job, place: int, waiting: list[Job], has_grid: bool) -> str:
 def _line(job: Job, place: int, has_grid: bool) -> str:
     """A job of the list: its place, its name, what kind it is and how it stands."""
     mark = f"{place + 1}." if place >= 0 else "Ⅱ" if job.state == "paused" else "▸"
-    kind = _KINDS.get(job.kind, "batch") + (" and its grid" if has_grid else "")
-    doing = "at work" if job.state == "running" else views.STATES[job.state].partition(":")[0].lower()
-    doing = "paused" if job.state == "paused" else doing
-    return f'<p><span class="place">{mark}</span> <b>{escape(job.name)}</b> <span>{kind}, {doing}</span></p>'
+    kind = _KINDS.get(job.kind, say("queue.batch"))
+    doing = say("queue.at_work") if job.state == "running" else views.STATES[job.state].partition(":")[0].lower()
+    doing = say("queue.paused") if job.state == "paused" else doing
+    words = say("queue.with_grid", kind=kind, doing=doing) if has_grid else say("queue.job", kind=kind, doing=doing)
+    return f'<p><span class="place">{mark}</span> <b>{escape(job.name)}</b> <span>{words}</span></p>'

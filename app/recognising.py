@@ -14,6 +14,7 @@ from pathlib import Path
 from app import dropped_settings, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
+from app.texts import say, say_num
 from trainer import card_file, lora_file, runs, single_file, unique_names
 from trainer.config import StackConfig, parse
 from trainer.data import CAPTION_SUFFIXES, caption_files, uploads
@@ -25,7 +26,10 @@ from trainer.printing import plain, printable, some
 MOST_FILES = uploads.MAX_ENTRIES
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_ARCHIVES = {b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"\x1f\x8b": "a gzip archive"}
+_ARCHIVES = {
+    b"7z\xbc\xaf": say("dropped.archive_7z"), b"Rar!": say("dropped.archive_rar"),
+    b"\x1f\x8b": say("dropped.archive_gzip"),
+}  # fmt: skip
 _TORCH_ENTRY = b"data.pkl"
 
 
@@ -40,7 +44,7 @@ class _Set:
 def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
     """What each file is and where it went, in their order; pictures for training become one new dataset together."""
     if len(paths) > MOST_FILES:
-        return [Arrival("", f"{len(paths)} files are too many at once; allowed: up to {MOST_FILES}.", is_taken=False)]
+        return [Arrival("", say("dropped.too_many", num=len(paths), most=MOST_FILES), is_taken=False)]
     arrivals: list[Arrival] = []
     training = _Set([], [])
     stems = Counter(path.stem for path in paths)
@@ -54,7 +58,7 @@ def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
         except UserError as error:
             arrival = refused(path, str(error))
         except OSError as error:
-            arrival = refused(path, f"can't be read: {error.strerror or error}.")
+            arrival = refused(path, say("dropped.unreadable", reason=error.strerror or error))
         arrivals += [arrival] if arrival else []
     return arrivals + _dataset_of(context, training)
 
@@ -70,7 +74,7 @@ def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
-        return refused(path, "The file is empty.")
+        return refused(path, say("dropped.empty"))
     if card_file.is_card(path):
         return shared_cards.take(context, path)
     if head.startswith(b"PK\x03\x04"):
@@ -82,17 +86,14 @@ def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
     if head.startswith(b"GGUF") or head.startswith(_PICKLES):
         return refused(path, _unsafe(head))
     if archive := next((what for first, what in _ARCHIVES.items() if head.startswith(first)), ""):
-        return refused(path, f"This is {archive}; pack it as a zip and drop that.")
+        return refused(path, say("dropped.archive", archive=archive))
     return dropped_settings.take(context, path)
 
 
 def _unsafe(head: bytes) -> str:
     if head.startswith(b"GGUF"):
-        return "This is a GGUF model, whose weights are packed; it can't be trained on. Use the model's .safetensors."
-    return (
-        "This is a model in an old format (pickle), which can run programs when it is opened, so it is not opened "
-        "here. Look for the same model as .safetensors."
-    )
+        return say("dropped.gguf")
+    return say("dropped.pickle")
 
 
 # LoRAs and models.
@@ -102,7 +103,7 @@ def add_lora(context: Context, source: Path, name: str = "") -> LoraInfo:
     """A LoRA, copied into the library once it has been read whole. Raises: AdapterError, also if it is here already."""
     info = lora_file.inspect(source)
     if info.sha256 in context.find_loras():
-        raise AdapterError(f"{source.name} is here already, as {context.lora(info.sha256).name}.")
+        raise AdapterError(say("dropped.lora_is_here", file=source.name, name=context.lora(info.sha256).name))
     names = unique_names.numbered(context.loras, safe_stem(name or source.name), ".safetensors")
     unique_names.copied(source, names, context.loras)
     return next(lora for lora in context.find_loras().values() if lora.sha256 == info.sha256)
@@ -114,11 +115,7 @@ def _safetensors(context: Context, path: Path) -> Arrival:
     except ModelError:
         return _lora(context, path)
     size = path.stat().st_size / 1e9
-    return refused(
-        path,
-        f"This is a whole model, {model.title} ({size:.1f} GB), not a LoRA. It can be the base that you train and draw "
-        f"with: whoever started this page adds it there once, and then it is offered under Base.",
-    )
+    return refused(path, say("dropped.whole_model", model=model.title, gb=size))
 
 
 def _lora(context: Context, path: Path) -> Arrival:
@@ -134,13 +131,13 @@ def _added(context: Context, source: Path, dropped: Path) -> Arrival:
     info = lora_file.inspect(source)
     known = context.find_loras().get(info.sha256)
     if known is not None:
-        what = f"This LoRA is here already, as {plain(known.name, 120)}."
+        what = say("dropped.this_lora_is_here", name=plain(known.name, 120))
         return Arrival(dropped.name, what, "", ("lora", known.sha256), ("loras", known.sha256))
     added = add_lora(context, source, dropped.name)
-    trigger = f", trigger “{plain(added.trigger, 60)}”" if added.trigger else ""
-    kind = f" for {added.model}" if added.model else ""
-    what = f"A LoRA{kind}{trigger}."
-    where = f"It is in the Library as {plain(added.name, 120)}."
+    trigger = say("dropped.with_trigger", trigger=plain(added.trigger, 60)) if added.trigger else ""
+    kind = say("dropped.for_model", model=added.model) if added.model else ""
+    what = say("dropped.lora", kind=kind, trigger=trigger)
+    where = say("dropped.in_library", name=plain(added.name, 120))
     return Arrival(dropped.name, what, where, ("lora", added.sha256), ("loras", added.sha256))
 
 
@@ -158,22 +155,21 @@ def _picture(context: Context, path: Path, training: _Set) -> Arrival | None:
         return None
     notes: list[str] = []
     if carried.recipe is not None:
-        stack = parse(StackConfig, carried.recipe, "the picture's recipe")
+        stack = parse(StackConfig, carried.recipe, say("where.picture_recipe"))
         here = context.find_loras()
         gone = [plain(lora.name or lora.sha256[:12], 60) for lora in stack.adapters if lora.sha256 not in here]
-        notes += [f"These LoRAs are not here yet: {some(gone)}; drop them too."] if gone else []
-        made = "A picture made here"
+        notes += [say("dropped.loras_gone", names=some(gone))] if gone else []
     else:
         try:
             stack, notes = recipes.read_picture(context, path)
         except DataError:
             training.pictures.append(path)
             return None
-        made = "A picture of another tool"
     saved = saved_stacks.save(context, stack, path.stem, path)
     num = len(stack.adapters)
-    what = f"{made}, with {num} LoRA{'' if num == 1 else 's'} and its prompt."
-    where = f"What it was made with is kept as the stack {plain(saved.stem, 120)}."
+    is_ours = carried.recipe is not None
+    what = say_num("dropped.picture_made_here", num) if is_ours else say_num("dropped.picture_of_tool", num)
+    where = say("dropped.kept_stack", name=plain(saved.stem, 120))
     return Arrival(path.name, what, " ".join([where, *notes[:6]]), ("stack", saved.name), ("stacks", saved.name))
 
 
@@ -186,12 +182,12 @@ def _new_dataset(context: Context, name: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise DataError("there is no free name for a dataset.")  # never: numbers don't end
+    raise DataError(say("dropped.no_free_name"))  # never: numbers don't end
 
 
 def _filled(context: Context, name: str, fill: Callable[[Path], uploads.Report]) -> tuple[Path | None, uploads.Report]:
     """A new dataset with what `fill` adds; no dataset if that is nothing."""
-    with caption_files.writable("the dataset"):
+    with caption_files.writable(say("where.dataset")):
         folder = _new_dataset(context, name)
         try:
             report = fill(folder)
@@ -209,14 +205,14 @@ def _zip(context: Context, path: Path) -> Arrival:
             return refused(path, _unsafe(b"PK"))
     folder, report = _filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
     if folder is None:
-        return refused(path, f"A zip without a picture that can be trained on. {some(report.left_out, ' ')}")
-    return _dataset_arrival(path.name, f"A zip of {_pictures(len(report.added))}.", folder, report)
+        return refused(path, say("dropped.bad_zip", problems=some(report.left_out, " ")))
+    return _dataset_arrival(path.name, say_num("dropped.zip", len(report.added)), folder, report)
 
 
 def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
     """One new dataset of the pictures without a recipe and the captions that came with them."""
     if not training.pictures:
-        return [refused(path, "A text without a picture; drop it together with its picture.") for path in
+        return [refused(path, say("dropped.lone_text")) for path in
                 training.captions]  # fmt: skip
     first = training.pictures[0]
     name = first.stem if len(training.pictures) == 1 else "dropped"
@@ -226,17 +222,13 @@ def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
     except UserError as error:
         return [refused(first, str(error))]
     if folder is None:
-        return [refused(first, f"No picture that opens. {some(report.left_out, ' ')}")]
-    label = first.name if len(every) == 1 else f"{len(every)} files"
-    return [_dataset_arrival(label, f"{_pictures(len(report.added))} to train on.".capitalize(), folder, report)]
+        return [refused(first, say("dropped.none_opens", problems=some(report.left_out, " ")))]
+    label = first.name if len(every) == 1 else say("dropped.files", num=len(every))
+    return [_dataset_arrival(label, say_num("dropped.pictures", len(report.added)), folder, report)]
 
 
 def _dataset_arrival(label: str, what: str, folder: Path, report: uploads.Report) -> Arrival:
-    where = f"They are the new dataset {plain(folder.name, 120)}."
+    where = say("dropped.new_dataset", name=plain(folder.name, 120))
     if report.left_out:
-        where += f" {len(report.left_out)} left out: {some(report.left_out, ' ')}"
+        where += say("dropped.left_out", num=len(report.left_out), problems=some(report.left_out, " "))
     return Arrival(label, what, printable(where), ("dataset", folder.name), ("datasets", folder.name))
-
-
-def _pictures(num: int) -> str:
-    return f"{num} picture{'' if num == 1 else 's'}"

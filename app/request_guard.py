@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import browser_state
+from app.texts import say
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EVERYWHERE = ("0.0.0.0", "::")
@@ -124,7 +125,7 @@ class Guard:
             await send(message)
 
         if (method not in _SAFE_METHODS or scope["type"] == "websocket") and not self._same_origin(headers):
-            await PlainTextResponse("This page may not write here.", status_code=403)(scope, receive, send_with_headers)
+            await PlainTextResponse(say("page.no_writing"), status_code=403)(scope, receive, send_with_headers)
         elif method == "POST" and scope["path"].rstrip("/").endswith("/login"):
             await self._login(scope, receive, send_with_headers)
         elif method == "GET" and scope["path"] in ("/", "/config"):
@@ -178,7 +179,7 @@ class Guard:
 
 
 async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    await PlainTextResponse("Too many tries; wait a minute.", status_code=429)(scope, receive, send)
+    await PlainTextResponse(say("page.too_many_tries"), status_code=429)(scope, receive, send)
 
 
 def address_of(scope: Scope) -> str:

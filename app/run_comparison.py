@@ -16,6 +16,7 @@ import gradio as gr
 from app import preview_strip
 from app.context import Context
 from app.form_words import labels
+from app.texts import say
 from trainer import runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -29,7 +30,7 @@ MOST = 4  # runs at once; as many colours there are in page.css
 _MOST_OFFERED = 200
 _MOST_PROMPTS = 6
 _POINTS = 400  # after as many parts of a run its curve is drawn anew
-_EMPTY = '<p class="quietly">Choose two to four runs to see their losses, settings and previews side by side.</p>'
+_EMPTY = f'<p class="quietly">{say("compare.choose")}</p>'
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class RunComparison:
         self.context = context
 
     def draw(self) -> None:
-        with gr.Accordion("Compare with other runs", open=False, elem_id="compare"):
+        with gr.Accordion(say("compare.title"), open=False, elem_id="compare"):
             self.chosen = gr.Dropdown(
-                [], value=[], multiselect=True, max_choices=MOST, label="Runs", interactive=True,
+                [], value=[], multiselect=True, max_choices=MOST, label=say("library.runs"), interactive=True,
                 elem_id="compare-runs", elem_classes="unkept",
             )  # fmt: skip
             self.view = gr.HTML(_EMPTY, elem_id="comparison")
@@ -124,12 +125,12 @@ def _chart(compared: Sequence[_Run]) -> str:
     for run in compared:
         series.append(Series(plain(run.name, 80), run.style, curves.running_mean(run.events), dots=False))
         series.append(Series("", f"{run.style} dashed", curves.heldout_loss(run.events)))
-    chart = charts.lines(series, "Loss by step of each run", lambda value: f"{value:.3g}")
+    chart = charts.lines(series, say("compare.chart"), lambda value: f"{value:.3g}")
     if not chart:
-        return '<p class="quietly">None of them has made two steps yet.</p>'
+        return f'<p class="quietly">{say("compare.no_steps")}</p>'
     is_held = any(line.points for line in series[1::2])
-    dashes = "; dashed: on held-out pictures" if is_held else ""
-    return f'<div class="chart-view">{chart}</div><p class="quietly">Training loss, running mean{dashes}</p>'
+    words = say("compare.losses_and_heldout") if is_held else say("compare.losses")
+    return f'<div class="chart-view">{chart}</div><p class="quietly">{words}</p>'
 
 
 # Settings.
@@ -139,7 +140,7 @@ def _table(compared: Sequence[_Run]) -> str:
     """The settings that are not the same in all, in the form's words."""
     known = [run for run in compared if run.config is not None]
     unread = [run for run in compared if run.config is None]
-    note = "".join(f'<p class="quietly">The settings of {escape(run.name, 80)} can’t be read.</p>' for run in unread)
+    note = "".join(f'<p class="quietly">{say("compare.unreadable", run=escape(run.name, 80))}</p>' for run in unread)
     if len(known) < 2:
         return note
     values = [{key: (label, value) for key, label, value, _ in rows(run.config)} for run in known]
@@ -151,10 +152,10 @@ def _table(compared: Sequence[_Run]) -> str:
             cells = "".join(f"<td>{_said(value)}</td>" for value in of_each)
             lines.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     if not lines:
-        return f'<p class="quietly">Their settings are the same.</p>{note}'
+        return f'<p class="quietly">{say("compare.same_settings")}</p>{note}'
     heads = "".join(f"<th>{_named(run)}</th>" for run in known)
     return (
-        f'<h4>Settings that differ</h4><div class="table-view"><table><tr><th></th>{heads}</tr>{"".join(lines)}'
+        f'<h4>{say("compare.differ")}</h4><div class="table-view"><table><tr><th></th>{heads}</tr>{"".join(lines)}'
         f"</table></div>{note}"
     )
 
@@ -164,7 +165,7 @@ def _said(value: str | None) -> str:
     if value is None:
         return "–"
     lines = [Path(line).name if Path(line).is_absolute() else line for line in value.split("\n")]
-    words = [{"True": "on", "False": "off"}.get(line, line) for line in lines if line]
+    words = [{"True": say("word.on"), "False": say("word.off")}.get(line, line) for line in lines if line]
     return "<br>".join(escape(word, 200) for word in words[:8]) or "–"
 
 
@@ -185,18 +186,18 @@ def _previews(context: Context, compared: Sequence[_Run]) -> str:
             by_prompt.setdefault((strip.prompt, strip.turn, seed), []).append((run, strip.previews[-1]))
     shared = [(key[0], shown) for key, shown in by_prompt.items() if len(shown) > 1]
     if not shared:
-        none = '<p class="quietly">They have no preview of the same prompt and seed.</p>'
+        none = f'<p class="quietly">{say("compare.no_preview")}</p>'
         return none if len(compared) > 1 else ""
     parts = []
     for prompt, shown in shared[:_MOST_PROMPTS]:
         figures = "".join(
-            f'<figure class="frame">{picture}<figcaption>{_named(run)}<br>step {preview.event.step:,}</figcaption>'
-            f"</figure>"
+            f'<figure class="frame">{picture}<figcaption>{_named(run)}<br>'
+            f"{say('run.at_step', step=preview.event.step)}</figcaption></figure>"
             for run, preview in shown
             if (picture := preview_strip.link(context, preview))
         )
         parts.append(f'<section class="strip"><h4><span>{escape(prompt, 300)}</span></h4>')
         parts.append(f'<div class="frames">{figures}</div></section>')
     more = len(shared) - _MOST_PROMPTS
-    hidden = f'<p class="between">and {more} more prompts</p>' if more > 0 else ""
-    return f'<h4>Last previews</h4><div class="strips">{"".join(parts)}{hidden}</div>'
+    hidden = f'<p class="between">{say("run.more_prompts", num=more)}</p>' if more > 0 else ""
+    return f'<h4>{say("compare.last_previews")}</h4><div class="strips">{"".join(parts)}{hidden}</div>'

@@ -8,6 +8,7 @@ import tomli_w
 
 from app.batches import KINDS
 from app.job_table import Job
+from app.texts import say
 from trainer.config import BatchConfig, TrainConfig, parse
 from trainer.printing import plain
 from trainer.runs import Run
@@ -33,7 +34,7 @@ def batch_of(runs_folder: Path, job: Job) -> tuple[str, str, str]:
         "guidance_scale": config.preview.guidance_scale,
         "guidance_rescale": config.preview.guidance_rescale,
     }
-    batch = parse(BatchConfig, values, f"the grid of {plain(job.name, 80)}")
+    batch = parse(BatchConfig, values, say("where.grid_of", job=plain(job.name, 80)))
     text = tomli_w.dumps(batch.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
     return f"{job.name}-grid", text, KINDS[".toml"]
 

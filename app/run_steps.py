@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.context import Context
+from app.texts import say
 from trainer import lora_file, system, unique_names
 from trainer.errors import AdapterError, DataError, UserError
 
@@ -42,4 +43,4 @@ def _take(context: Context, step: Path) -> None:
             system.link_or_copy(step, unnamed)
             unique_names.put(unnamed, unique_names.numbered(context.loras, step.stem, step.suffix))
     except OSError as error:
-        raise DataError(f"{step.name} can't be put into the library: {error.strerror or error}.") from None
+        raise DataError(say("run.step_not_taken", name=step.name, reason=error.strerror or error)) from None

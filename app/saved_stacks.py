@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from app import path_gate
 from app.context import Context, newest_first
+from app.texts import say
 from trainer import files, unique_names
 from trainer.config import StackConfig, parse
 from trainer.config.parsing import from_toml
@@ -52,7 +53,7 @@ def save(context: Context, stack: StackConfig, name: str, picture: Path | None =
             with files.replacing(path.with_suffix(PICTURE)) as unnamed:
                 image.save(unnamed, "WEBP", quality=85)
     except OSError as error:
-        raise ConfigError(f"the stack can't be written: {error.strerror or error}.") from None
+        raise ConfigError(say("stack.unwritable", reason=error.strerror or error)) from None
     return path
 
 
@@ -61,7 +62,7 @@ def settings(path: Path) -> StackConfig:
     try:
         raw = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b"\xff"
     except OSError as error:
-        raise ConfigError(f"{path.name} can't be read: {error.strerror}.") from None
+        raise ConfigError(say("stack.unreadable", name=path.name, reason=error.strerror)) from None
     return parse(StackConfig, from_toml(raw, path.name), path.name)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from app.form import Form
+from app.texts import say
 
 # Folded groups of advanced settings in the order of the work; a group that is not named here comes last.
 _GROUPS = {
-    "captions": "Captions", "data": "Data", "objective": "Objective", "optimizer": "Optimizer", "adapter": "Adapter",
-    "inversion": "New word", "against": "Train against", "validation": "Validation", "preview": "Previews",
-    "memory": "Memory", "run": "Run",
+    "captions": say("word.captions"), "data": say("settings.data"), "objective": say("settings.objective"),
+    "optimizer": say("settings.optimizer"), "adapter": say("settings.adapter"),
+    "inversion": say("settings.new_word"), "against": say("settings.against"), "validation": say("settings.validation"),
+    "preview": say("run.previews"), "memory": say("settings.memory"), "run": say("kind.run"),
 }  # fmt: skip
 _BELONGS = {"validate_every_steps": "validation", "accumulation": "optimizer"}  # settings of no group; others: "run"
 

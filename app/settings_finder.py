@@ -14,6 +14,7 @@ import gradio as gr
 
 from app.form import Form
 from app.form_problems import in_words
+from app.texts import say, say_num
 from trainer.printing import escape
 
 MOST_ROWS = 10
@@ -35,9 +36,9 @@ class SettingsFinder:
     def draw(self) -> None:
         """Draw the box and the rows."""
         self.search = gr.Textbox(
-            label="Find a setting", placeholder="rank, mirror, memory", max_length=60, elem_id="find-setting"
+            label=say("settings.find"), placeholder=say("settings.find_example"), max_length=60, elem_id="find-setting"
         )
-        with gr.Accordion("Changed settings", open=False, visible=False, elem_id="changed-settings") as self.box:
+        with gr.Accordion(say("settings.changed"), open=False, visible=False, elem_id="changed-settings") as self.box:
             self.lines = gr.HTML(elem_id="changed-lines", js_on_load=_SCRIPT, padding=False)
 
     def outputs(self) -> list[Any]:
@@ -61,7 +62,7 @@ class SettingsFinder:
         if lines == sent:
             return {}
         count = len(changed)
-        title = f"{count} changed setting{'' if count == 1 else 's'}"
+        title = say_num("settings.num_changed", count)
         rows = [self._line(key, *changed[key]) for key in list(changed)[:MOST_ROWS]]
         return {
             self.box: gr.update(visible=bool(count), label=title),
@@ -73,8 +74,9 @@ class SettingsFinder:
         label = escape(self.form.specs[key].info.title or key)
         return (
             f'<li class="queued"><p><b>{label}</b> {escape(in_words(now))} '
-            f"<span>was {escape(in_words(before))}</span></p>"
-            f'<button type="button" data-key="{escape(key)}" aria-label="Reset {label}">Reset</button></li>'
+            f"<span>{say('settings.was', value=escape(in_words(before)))}</span></p>"
+            f'<button type="button" data-key="{escape(key)}" aria-label="{say("settings.reset_this", setting=label)}">'
+            f"{say('settings.reset')}</button></li>"
         )
 
     def found(self, held: Mapping[Any, Any], words: str, keys: list[str]) -> dict[Any, Any]:

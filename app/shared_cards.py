@@ -9,6 +9,7 @@ from pathlib import Path
 from app import job_work, preset_choices, saved_stacks
 from app.arrival import CARD, PRESET, Arrival
 from app.context import Context
+from app.texts import say
 from trainer import card_file, files, presets
 from trainer.card_file.reading import Opened
 from trainer.cards import describing, keeping, places, sources, suiting
@@ -25,8 +26,8 @@ def take(context: Context, path: Path) -> Arrival:
     """A dropped card, kept under its digest. Raises: ConfigError for one that can't be trusted."""
     opened = card_file.read(path)
     keeping.keep(path.read_bytes())
-    author = f" by {plain(opened.card.author, 60)}" if opened.card.author else ""
-    what = f"A card{author}: {plain(opened.card.title, 120)}."
+    author, title = plain(opened.card.author or "", 60), plain(opened.card.title, 120)
+    what = say("dropped.card_by", author=author, title=title) if author else say("dropped.card", title=title)
     told = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened)]
     key = f"{CARD}{opened.digest}"
     return Arrival(path.name, what, " ".join(told), (target(opened), key), ("presets", key))
@@ -67,7 +68,7 @@ def of_key(key: str) -> Kept:
         return Kept(plain(opened.card.title, 120), settings, opened, (keeping.every()[opened.digest],))
     name = key.removeprefix(PRESET)
     if not presets.has(name):
-        raise DataError("that preset is not here any more; reload the page to see what is.")
+        raise DataError(say("preset.gone"))
     return Kept(plain(presets.title(name), 120), preset_choices.load(name), None, (presets.path_of(name),))
 
 
@@ -139,9 +140,9 @@ def shared(context: Context, kind: str, key: str, wishes: Wishes) -> tuple[Path,
     elif kind == "presets" and (config := of_key(key).settings):
         source = Source("preset", key.removeprefix(PRESET), config)
     else:
-        raise DataError("this has no settings that a card can hold; choose a run, a preset, a stack or a LoRA.")
+        raise DataError(say("card.nothing_to_share"))
     made = make(source, wishes)
-    opened = card_file.opened(made.raw, "the card")
+    opened = card_file.opened(made.raw, say("where.card"))
     folder = context.workspace / "cache" / "shared"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{keeping.preset_name(opened.card.title)}-{opened.digest[:12]}{card_file.SUFFIX}"
@@ -160,7 +161,7 @@ def _stack(context: Context, key: str) -> Path:
     """The file of a saved stack. Raises: DataError if it is not here."""
     path = next((path for path in saved_stacks.every(context) if path.name == key), None)
     if path is None:
-        raise DataError("that stack is not here any more; reload the page to see what is.")
+        raise DataError(say("card.stack_gone"))
     return path
 
 
@@ -168,18 +169,24 @@ def keep_preset(key: str) -> str:
     """A kept card as a preset of the user's own; its name. Raises: ConfigError."""
     kept = of_key(key)
     if kept.card is None:
-        raise ConfigError("it is a preset already.")
+        raise ConfigError(say("card.is_preset"))
     return presets.add(keeping.preset_name(kept.card.card.title), keeping.preset_text(kept.card)).stem
 
 
 def line(kept: Kept) -> str:
     """A preset or card in a line."""
     if kept.card:
-        by = f"by {plain(kept.card.card.author, 60)} · " if kept.card.card.author else ""
-        return f"{by}{describing.in_short(kept.card)}"
+        author, facts = kept.card.card.author, describing.in_short(kept.card)
+        return say("card.by", author=plain(author, 60), facts=facts) if author else facts
     config = kept.settings
     assert config is not None
-    return f"{config.max_steps:,} steps, rank {config.adapter.rank}, {config.resolution_px} px, {some([config.base])}"
+    return say(
+        "preset.facts_and_base",
+        steps=config.max_steps,
+        rank=config.adapter.rank,
+        px=config.resolution_px,
+        base=some([config.base]),
+    )
 
 
 def named(context: Context, key: str) -> TrainConfig | None:
@@ -199,7 +206,7 @@ def _run(context: Context, name: str) -> Path:
     """The folder of a run of this server. Raises: DataError for a name that none has."""
     folder = next((path for path in _runs(context) if path.name == name), None)
     if folder is None:
-        raise DataError("that run is not here any more; reload the page to see what is.")
+        raise DataError(say("card.run_gone"))
     return folder
 
 
@@ -209,5 +216,7 @@ def choices(context: Context) -> list[tuple[str, str]]:
     for key in every_key():
         with suppress(UserError):
             if (kept := of_key(key)).settings is not None:
-                found.append((f"{kept.name}{' (card)' if kept.card else ''}", key))
-    return found + [(f"{plain(path.name, 80)} (run)", f"run:{path.name}") for path in sorted(_runs(context))]
+                found.append((say("card.card_choice", name=kept.name) if kept.card else kept.name, key))
+    return found + [
+        (say("card.run_choice", name=plain(path.name, 80)), f"run:{path.name}") for path in sorted(_runs(context))
+    ]

@@ -18,6 +18,7 @@ from app import batches, dataset_sets, views
 from app.context import Context
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
+from app.texts import say
 from trainer import files, presets
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.errors import ConfigError, UserError
@@ -98,18 +99,22 @@ def scene(context: Context, shown: Shown) -> Scene:
     jobs = _jobs(context, shown)
     pictures = _examples(context) if len(jobs) == 3 else []
     steps = 0
-    for job, what in zip(jobs[:2], ("style", "character"), strict=False):
+    for job, what in zip(jobs[:2], (say("start.style"), say("start.character")), strict=False):
         folder = context.runs / job.name
         events = context.logs.read(folder / "events.jsonl")
         samples = views.samples(folder, events)[::-1]
         for path, caption in samples:
             when = caption.split(" · ")[0]
-            pictures.append((path, f"{what}, {'before it learns' if when == 'step 0' else when}"))
+            is_untrained = when == say("run.step", step=0)
+            when = say("start.before") if is_untrained else when
+            pictures.append((path, say("start.picture", what=what, when=when)))
         step = views.last(events, Step)
         steps += STEPS if job.state == "finished" else min(step.step, STEPS) if step else 0
     if len(jobs) == 3:
         drawn, _ = batches.pictures(context.batches / jobs[2].name, 4)
-        pictures += [(path, "both together") for path in drawn if path.parent == context.batches / jobs[2].name]
+        pictures += [
+            (path, say("start.both_together")) for path in drawn if path.parent == context.batches / jobs[2].name
+        ]
     states = [job.state for job in jobs]
     is_over = len(jobs) < 3 or states[2] == "finished" or bool({"failed", "stopped"} & set(states))
     return Scene(pictures[::-1], _progress(context, jobs, steps), is_over)
@@ -136,28 +141,24 @@ def result(context: Context, shown: Shown) -> Path | None:
 def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
     """One bar for all three jobs."""
     if len(jobs) < 3:
-        return views.Progress("It is not here any more", "Its jobs were removed.", 0.0, "stopped")
+        return views.Progress(say("start.gone"), say("start.jobs_removed"), 0.0, "stopped")
     states = [job.state for job in jobs]
     share = 0.95 * steps / (2 * STEPS)
     if states[2] == "finished":
-        return views.Progress(
-            "Here it is", "A style and a character, learned here and laid over one another.", 1.0, "finished"
-        )
+        return views.Progress(say("start.here_it_is"), say("start.here_it_is_long"), 1.0, "finished")
     if "failed" in states:
-        return views.Progress("It failed", jobs[states.index("failed")].error[:300], share, "failed")
+        return views.Progress(say("start.failed"), jobs[states.index("failed")].error[:300], share, "failed")
     if "stopped" in states or "stopping" in states:
-        return views.Progress(
-            "Cancelled", "Show me begins anew; what was learned stays in the Library.", share, "stopped"
-        )
-    for job, words in zip(jobs[:2], ("Learning a style", "Learning a character"), strict=True):
+        return views.Progress(say("job.cancelled"), say("start.begins_anew"), share, "stopped")
+    for job, words in zip(jobs[:2], (say("start.learning_style"), say("start.learning_character")), strict=True):
         if job.state != "finished":
             events = context.logs.read(context.runs / job.name / "events.jsonl")
             step, started = views.last(events, Step), views.last(events, Started)
-            detail = f"step {step.step} of {STEPS}" if step else "loading the base"
+            detail = say("job.step", step=step.step, all=STEPS) if step else say("start.loading_base")
             if step is None and started:
-                detail = "preparing pictures and captions"
+                detail = say("start.preparing")
             return views.Progress(words, detail, share, "running")
-    return views.Progress("Drawing both together", "", share, "running")
+    return views.Progress(say("start.drawing_both"), "", share, "running")
 
 
 def _jobs(context: Context, shown: Shown) -> list[Job]:
@@ -169,7 +170,7 @@ def _jobs(context: Context, shown: Shown) -> list[Job]:
 def _examples(context: Context) -> list[tuple[Path, str]]:
     """A picture of each sample set, to be seen at once."""
     shown = []
-    for name, words in (("outline-style", "it learns this style"), ("grey-cat", "and this character")):
+    for name, words in (("outline-style", say("start.learns_style")), ("grey-cat", say("start.learns_character"))):
         if name in context.dataset_names() and (pictures := context.pictures(context.datasets / name)):
             shown.append((pictures[0], words))
     return shown
@@ -188,9 +189,7 @@ def _train(context: Context, name: str, preset: str, sample: str, prompt: str, t
         "preview.prompts": [prompt],
     }
     if not context.pictures(context.datasets / sample):
-        raise ConfigError(
-            f"dataset {sample} has no pictures any more; remove it in the Dataset tab, and it is copied anew."
-        )
+        raise ConfigError(say("start.no_pictures", dataset=sample))
     config = presets.load(preset, settings)
     return context.runner.submit(name, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 

@@ -14,6 +14,7 @@ import gradio as gr
 from app.context import Context
 from app.notices import mended, tell
 from app.stack_rows import LoraRows
+from app.texts import say
 from app.views import notice_html
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
@@ -39,17 +40,24 @@ def report_html(analysis: Analysis, unseen: list[str]) -> str:
     lines = [
         analysis.verdict[:1].upper() + analysis.verdict[1:],
         *analysis.warnings,
-        *([f"Left out of account: {', '.join(unseen)}."] if unseen else []),
+        *([say("analysis.unseen", settings=", ".join(unseen))] if unseen else []),
     ]
     if analysis.not_analysed:
         more = len(analysis.not_analysed) - 3
+        names = "; ".join(analysis.not_analysed[:3])
         lines.append(
-            f"Not analysed: {'; '.join(analysis.not_analysed[:3])}" + (f" and {more} more." if more > 0 else ".")
+            say("analysis.skipped_more", names=names, num=more) if more > 0 else say("analysis.skipped", names=names)
         )
 
     # The tables.
-    heads = ["LoRA", "weight", "modules", "rank", "alpha", "strength", "strongest in"]
-    boxes = [notice_html("plain", "Conflict map", lines), _table(heads, [_adapter(lora) for lora in analysis.adapters])]
+    heads = [
+        say("word.lora"), say("analysis.weight"), say("analysis.modules"), say("analysis.its_rank"),
+        say("analysis.alpha"), say("analysis.strength"), say("analysis.strongest_in"),
+    ]  # fmt: skip
+    boxes = [
+        notice_html("plain", say("analysis.map"), lines),
+        _table(heads, [_adapter(lora) for lora in analysis.adapters]),
+    ]
     if analysis.pairs:
         rows = [
             [
@@ -60,7 +68,10 @@ def report_html(analysis: Analysis, unseen: list[str]) -> str:
             ]
             for pair in analysis.pairs
         ]
-        boxes.append(_table(["pair, the worst first", "interference", "overlap (by chance)", "cosine"], rows))
+        heads = [
+            say("analysis.pair"), say("analysis.interference"), say("analysis.overlap"), say("analysis.cosine"),
+        ]  # fmt: skip
+        boxes.append(_table(heads, rows))
     return "".join(boxes)
 
 
@@ -75,8 +86,8 @@ def _adapter(lora: AdapterReport) -> list[str]:
     return [
         lora.name,
         f"{lora.weight:g}",
-        f"{lora.matched} of {lora.modules}",
-        str(low) if low == high else f"{low} to {high}",
+        say("analysis.of", num=lora.matched, all=lora.modules),
+        str(low) if low == high else say("analysis.to", low=low, high=high),
         lora.alpha,
         _strength(lora.total),
         strongest,
@@ -85,20 +96,20 @@ def _adapter(lora: AdapterReport) -> list[str]:
 
 def _strength(total: Strength) -> str:
     """The size of an update, against the base's where that is known."""
-    return f"{total.energy**0.5:.3g}" if total.relative is None else f"{total.relative:.2%} of the base"
+    return f"{total.energy**0.5:.3g}" if total.relative is None else say("analysis.of_base", share=total.relative)
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     """The first rows as HTML, and how many more there are."""
     head = "".join(f"<th>{escape(title)}</th>" for title in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[:_MOST_ROWS])
-    more = f"<p>and {len(rows) - _MOST_ROWS} more</p>" if len(rows) > _MOST_ROWS else ""
+    more = f"<p>{say('word.and_more', num=len(rows) - _MOST_ROWS)}</p>" if len(rows) > _MOST_ROWS else ""
     return f'<div class="table-view"><table><tr>{head}</tr>{body}</table>{more}</div>'
 
 
 def unseen(stack: StackConfig) -> list[str]:
     """What of a stack the conflict map leaves out of account."""
-    return [] if modes.known(stack.mode).only_acting else [f"mode {stack.mode}"]
+    return [] if modes.known(stack.mode).only_acting else [say("analysis.mode", mode=stack.mode)]
 
 
 class AnalysisSection:
@@ -107,12 +118,14 @@ class AnalysisSection:
     def __init__(self, context: Context, stacked: Stacked) -> None:
         self.context, self.stacked = context, stacked
         self.before = gr.State([])  # weights as they were before they were balanced
-        with gr.Accordion("How these LoRAs go together", open=False, elem_id="insight"):
+        with gr.Accordion(say("analysis.title"), open=False, elem_id="insight"):
             with gr.Row():
-                self.map_button = gr.Button("Conflict map", size="sm", min_width=110, elem_id="conflict-map")
-                self.level = gr.Button("Balance the weights", size="sm", min_width=130, elem_id="balance")
-                self.undo = gr.Button("Weights as before", size="sm", min_width=130, visible=False, elem_id="unbalance")
-                self.modes = gr.Button("Every mode", size="sm", min_width=110, elem_id="every-mode")
+                self.map_button = gr.Button(say("analysis.map"), size="sm", min_width=110, elem_id="conflict-map")
+                self.level = gr.Button(say("analysis.balance"), size="sm", min_width=130, elem_id="balance")
+                self.undo = gr.Button(
+                    say("analysis.as_before"), size="sm", min_width=130, visible=False, elem_id="unbalance"
+                )
+                self.modes = gr.Button(say("analysis.every_mode"), size="sm", min_width=110, elem_id="every-mode")
             self.report = gr.HTML(visible=False, elem_id="conflicts")
             self.map = gr.Image(
                 visible=False, show_label=False, format="png", interactive=False, buttons=["fullscreen"],
@@ -120,15 +133,17 @@ class AnalysisSection:
             )  # fmt: skip
             with gr.Row():
                 self.name = gr.Textbox(
-                    "", label="One LoRA of them all", placeholder="its name", max_length=80, min_width=150, scale=3,
-                    elem_id="bake-name",
+                    "", label=say("analysis.one_lora"), placeholder=say("analysis.its_name"), max_length=80,
+                    min_width=150, scale=3, elem_id="bake-name",
                 )  # fmt: skip
                 self.rank = gr.Number(
-                    0, label="Rank", info="0 keeps it exact.", precision=0, minimum=0, maximum=_MAX_RANK, min_width=90,
-                    scale=1, elem_id="bake-rank",
+                    0, label=say("analysis.rank"), info=say("analysis.rank_help"), precision=0, minimum=0,
+                    maximum=_MAX_RANK, min_width=90, scale=1, elem_id="bake-rank",
                 )  # fmt: skip
-                self.bake = gr.Button("Bake", min_width=90, scale=1, elem_id="bake", elem_classes="beside")
-            self.baked = gr.DownloadButton("Download", visible=False, size="sm", elem_id="download-baked")
+                self.bake = gr.Button(
+                    say("analysis.bake"), min_width=90, scale=1, elem_id="bake", elem_classes="beside"
+                )
+            self.baked = gr.DownloadButton(say("button.download"), visible=False, size="sm", elem_id="download-baked")
 
     def connect(
         self,
@@ -190,10 +205,13 @@ class AnalysisSection:
         """The stack as one LoRA of the library, and its download."""
         stack, name = self.stacked(held), (held[self.name] or "").strip()
         if not name:
-            raise ConfigError("the baked LoRA has no name; give it one.")
+            raise ConfigError(say("analysis.no_name"))
         baked = self.context.bake(stack, name, int(held[self.rank] or 0))
         # Below this an exact sum differs by rounding alone.
-        lost = f", {baked.residual:.1%} of the stack left out" if baked.residual > 5e-5 else ""
-        tell(f"{baked.path.stem} is in the library: rank {baked.rank}{lost}.")
+        lost = say("analysis.lost", share=baked.residual) if baked.residual > 5e-5 else ""
+        tell(say("analysis.baked", name=baked.path.stem, rank=baked.rank, lost=lost))
         public = str(self.context.published(Path(baked.path)))
-        return {self.baked: gr.update(value=public, label=f"Download {baked.path.name}", visible=True), self.name: ""}
+        return {
+            self.baked: gr.update(value=public, label=say("button.download_named", name=baked.path.name), visible=True),
+            self.name: "",
+        }

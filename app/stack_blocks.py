@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from app.texts import say
 from trainer import families
 from trainer.lora_file import LoraInfo
 from trainer.render import strength
@@ -43,14 +44,14 @@ def groups(info: LoraInfo) -> list[Group]:
 def presets(sliders: list[Group]) -> list[tuple[str, list[float]]]:
     """Settings of all sliders at once, as (name, factors)."""
     labels = [group.label for group in sliders]
-    made = [("All", [1.0] * len(labels))]
-    kinds = {"IN": "Only down blocks", "MID": "Only the middle", "OUT": "Only up blocks"}
+    made = [(say("word.all"), [1.0] * len(labels))]
+    kinds = {"IN": say("region.only_down"), "MID": say("region.only_middle"), "OUT": say("region.only_up")}
     for kind, name in kinds.items():
         wanted = [float(label.startswith(kind)) for label in labels]
         made += [(name, wanted)] if 0 < sum(wanted) < len(labels) else []
-    for kind in ("content", "style"):
+    for kind, name in (("content", say("region.only_content")), ("style", say("region.only_style"))):
         wanted = [float(label.endswith(f" {kind}")) for label in labels]
-        made += [(f"Only {kind} layers", wanted)] if any(wanted) else []
+        made += [(name, wanted)] if any(wanted) else []
     return made
 
 

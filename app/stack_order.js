@@ -15,8 +15,8 @@ const grips = () => {
     grip.textContent = '⠿';
     grip.tabIndex = 0;
     grip.setAttribute('role', 'button');
-    grip.setAttribute('aria-label', `Move LoRA ${number(row) + 1}: drag, or Alt and an arrow`);
-    grip.title = 'Drag to another place, or Alt+Up and Alt+Down';
+    grip.setAttribute('aria-label', phrase('stack.move', {number: number(row) + 1}));
+    grip.title = phrase('stack.move_help');
     tools.prepend(grip);
   }
   if (focusOn !== null) {

@@ -6,15 +6,16 @@ between the two what it holds from then on.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app import scripts
 from app.notices import mended
 from app.stack_rows import LoraRows
+from app.texts import say
 
-_SCRIPT = Path(__file__).with_name("stack_order.js").read_text(encoding="utf-8")
+_SCRIPT = scripts.read("stack_order.js")
 _TEMPLATE = '<p class="order-said" role="status"></p>'
 
 
@@ -50,5 +51,5 @@ class RowOrder:
         if len(places) != len(sent) or not all(0 <= place < num for place in places):
             return answer
         start, end = places
-        answer[self.html]["text"] = f"LoRA {start + 1} is now LoRA {end + 1} of {num}."
+        answer[self.html]["text"] = say("stack.moved", before=start + 1, now=end + 1, num=num)
         return answer | self.rows.moved(start, end, held)

@@ -30,12 +30,13 @@ const schedule = () => {
   let points = [], linear = true, chosen = 0, going = -1;
   svg.setAttribute('viewBox', '0 0 570 286');
   svg.setAttribute('role', 'group');
-  svg.setAttribute('aria-label', 'Schedule: the factor of the weight over the steps');
+  svg.setAttribute('aria-label', phrase('region.schedule'));
   const grid = draw('g', svg, {class: 'act-grid'}), line = draw('path', svg, {class: 'act-line'}), dots = draw('g', svg, {});
   const readout = make('p', 'act-readout');
   const x = share => LEFT + share * (RIGHT - LEFT), y = factor => BOTTOM - factor / MOST * (BOTTOM - TOP);
   const stepOf = share => 1 + Math.round(share * (Math.max(1, number('field-steps', 25)) - 1));
-  const wordsOf = ([share, factor]) => `step ${stepOf(share)} of ${number('field-steps', 25)}: factor ${rounded(factor)}`;
+  const wordsOf = ([share, factor]) =>
+    phrase('region.factor_at', {step: stepOf(share), all: number('field-steps', 25), factor: rounded(factor)});
   const parse = text => {
     const [kind, ...parts] = text.split(/\s+/);
     let read;
@@ -61,7 +62,7 @@ const schedule = () => {
       'aria-valuemin': 0, 'aria-valuemax': MOST, class: 'act-dot'});
     [...dots.children].forEach((dot, index) => {
       const [share, factor] = points[index];
-      Object.entries({cx: x(share), cy: y(factor), 'aria-label': `Point ${index + 1}`, 'aria-valuenow': factor,
+      Object.entries({cx: x(share), cy: y(factor), 'aria-label': phrase('region.point', {number: index + 1}), 'aria-valuenow': factor,
         'aria-valuetext': wordsOf(points[index])}).forEach(([name, value]) => dot.setAttribute(name, value));
       dot.classList.toggle('chosen', index === chosen);
     });
@@ -69,7 +70,7 @@ const schedule = () => {
     for (const [share, factor] of points) path += linear ? `L${x(share)} ${y(factor)}` : `H${x(share)}V${y(factor)}`;
     line.setAttribute('d', `${path}H${RIGHT}`);
     kinds.forEach((kind, index) => kind.setAttribute('aria-pressed', linear === (index === 0)));
-    readout.textContent = `${wordsOf(points[chosen] ?? points[0])}. Click adds a point, a double click or Delete removes it.`;
+    readout.textContent = phrase('region.points_help', {point: wordsOf(points[chosen] ?? points[0])});
   };
   const frame = () => {
     grid.replaceChildren();
@@ -79,7 +80,7 @@ const schedule = () => {
     }
     for (const share of number('field-steps', 25) < 5 ? [0, 1] : [0, .25, .5, .75, 1])
       draw('text', grid, {x: x(share), y: BOTTOM + 22, 'text-anchor': 'middle'}).textContent =
-        share ? stepOf(share) : `step ${stepOf(share)}`;
+        share ? stepOf(share) : phrase('run.step', {step: stepOf(share)});
   };
   const move = (index, share, factor) => {
     const least = index ? points[index - 1][0] + .01 : 0, most = index < points.length - 1 ? points[index + 1][0] - .01 : 1;
@@ -131,11 +132,13 @@ const schedule = () => {
     if (index >= 0 && index !== chosen) { chosen = index; show(); }
   });
   const set = text => { ({points, linear} = parse(text)); chosen = 0; changed(); show(); };
-  const kinds = [['Lines', true], ['Steps', false]].map(([word, on]) => button(word, () => { linear = on; changed(); show(); }));
-  const presets = Object.entries({Constant: '', 'Fade in': 'linear 0 1', 'Fade out': 'linear 1 0',
-    'First half': 'steps 0:1 0.5:0', 'Second half': 'steps 0:0 0.5:1'}).map(([word, text]) => button(word, () => set(text)));
+  const kinds = [[phrase('region.lines'), true], [phrase('word.steps'), false]].map(([word, on]) =>
+    button(word, () => { linear = on; changed(); show(); }));
+  const presets = [[phrase('region.constant'), ''], [phrase('region.fade_in'), 'linear 0 1'],
+    [phrase('region.fade_out'), 'linear 1 0'], [phrase('region.first_half'), 'steps 0:1 0.5:0'],
+    [phrase('region.second_half'), 'steps 0:0 0.5:1']].map(([word, text]) => button(word, () => set(text)));
   return {
-    key: 'schedule', title: 'When it acts', hint: 'Arrows move the chosen point.',
+    key: 'schedule', title: phrase('region.when'), hint: phrase('region.when_hint'),
     begin: text => {
       const read = parse(text);
       ({points, linear} = read ?? parse(''));
@@ -144,7 +147,7 @@ const schedule = () => {
       show();
       return Boolean(read);
     },
-    body: () => [svg, readout, group('Presets', ...presets), group('Between points', ...kinds)],
+    body: () => [svg, readout, group(phrase('library.presets'), ...presets), group(phrase('region.between_points'), ...kinds)],
     text: spell,
     press: event => {
       const index = [...dots.children].indexOf(event.target);
@@ -163,7 +166,7 @@ const schedule = () => {
 // Blocks: a slider for each group of the LoRA's own blocks.
 
 const blocks = () => {
-  const sliders = make('div', 'act-sliders'), presets = group('Presets');
+  const sliders = make('div', 'act-sliders'), presets = group(phrase('library.presets'));
   let groups = [], factors = [];
   const inherited = index => groups[index].inside < 0 ? 1 : factors[groups[index].inside];
   const parse = text => {
@@ -207,7 +210,7 @@ const blocks = () => {
     return made;
   };
   const tool = {
-    key: 'blocks', title: 'Which blocks act', hint: '1 is as trained, 0 is off. Up and down move the chosen slider.',
+    key: 'blocks', title: phrase('region.which'), hint: phrase('region.which_hint'),
     begin: async text => {
       groups = []; factors = [];
       sliders.replaceChildren();
@@ -235,14 +238,14 @@ const blocks = () => {
 // The three, and the overlay they share.
 
 const tools = {region: region(), schedule: schedule(), blocks: blocks()};
-const named = () => document.querySelector(`#lora-${row} input`)?.value || `LoRA ${row}`;
+const named = () => document.querySelector(`#lora-${row} input`)?.value || phrase('stack.lora', {number: row});
 const begin = async text => {
   say('');
   part('anew').hidden = true;
   part('body').inert = false;
   try {
     if (await tool.begin(text)) return;
-    say(`“${text.length > 120 ? `${text.slice(0, 120)}…` : text}” can't be drawn here and is left alone.`);
+    say(phrase('region.cannot_draw', {text: text.length > 120 ? `${text.slice(0, 120)}…` : text}));
     part('anew').hidden = false;
   } catch (error) {
     say(error.message);
@@ -275,7 +278,7 @@ const use = async () => {
     for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}));
     trigger('used', {row});
   } catch (error) {
-    say(error.message || 'The server does not answer; try again.');
+    say(error.message || phrase('problems.no_answer'));
   } finally {
     part('use').disabled = false;
   }

@@ -7,25 +7,25 @@ One overlay for all rows and all three (`stack_panel.js`). It reads what the row
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import masks, stack_blocks
+from app import masks, scripts, stack_blocks
 from app.context import Context
 from app.notices import mended_answer
 from app.stack_rows import lora_choices
+from app.texts import say
 from trainer.errors import AdapterError
 
-_SCRIPTS = ("overlay.js", "paint.js", "stack_region.js", "stack_panel.js")  # as one
-_SCRIPT = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS)
-_TEMPLATE = """<dialog class="act" aria-labelledby="act-title"><div class="act-head"><h2 id="act-title"></h2>
-<button type="button" class="act-close" aria-label="Close">✕</button></div>
-<p class="act-said" role="status"></p><button type="button" class="act-anew" hidden>Start anew</button>
+_SCRIPT = scripts.read("overlay.js", "paint.js", "stack_region.js", "stack_panel.js")
+_TEMPLATE = f"""<dialog class="act" aria-labelledby="act-title"><div class="act-head"><h2 id="act-title"></h2>
+<button type="button" class="act-close" aria-label="{say("button.close")}">✕</button></div>
+<p class="act-said" role="status"></p><button type="button" class="act-anew" hidden>{say("region.anew")}</button>
 <div class="act-body"></div>
-<div class="act-foot"><span class="act-hint"></span><button type="button" class="act-cancel">Cancel</button>
-<button type="button" class="act-use">Use</button></div></dialog>"""
+<div class="act-foot"><span class="act-hint"></span>
+<button type="button" class="act-cancel">{say("button.cancel")}</button>
+<button type="button" class="act-use">{say("region.use")}</button></div></dialog>"""
 
 
 class ActPanel:
@@ -58,9 +58,9 @@ class ActPanel:
         """
         hashes = [sha256 for shown, sha256 in lora_choices(self.context) if shown == label]
         if not hashes:
-            raise AdapterError("choose a LoRA in this row first: the sliders are its blocks.")
+            raise AdapterError(say("region.no_lora"))
         sliders = stack_blocks.groups(self.context.lora(hashes[0]))
         if not sliders:
-            raise AdapterError("which blocks this LoRA changes can't be told, or it changes none of the denoiser.")
+            raise AdapterError(say("region.no_blocks"))
         presets = [{"name": name, "factors": factors} for name, factors in stack_blocks.presets(sliders)]
         return {"groups": [asdict(group) for group in sliders], "presets": presets}

@@ -19,6 +19,7 @@ from app.notices import mended, tell
 from app.recipes import recent
 from app.render_requests import Cancelled, Desk, Rendering, Work
 from app.sheets import Expect, Sheet
+from app.texts import say
 from trainer.config import StackConfig
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 QUICK_STEPS = 4
 _HEIGHT_PX = 384
-_CANCEL, _PIN, _UNPIN, _IDLE = "Cancel", "Pin to compare", "Unpin", "Ctrl+Enter renders."
-_WITH_RECIPE, _SHEET = "Download PNG with its recipe", "Download sheet"
 _OURS = re.compile(r"(\d{1,10})-[0-9a-f]{8}(-\d+)?")  # a picture's name: its seed, and its recipe's digest
 # Ctrl+Enter renders; a slider moved by keys has stopped when the key is up.
 _KEYS = """
@@ -68,47 +67,54 @@ class Stage:
         """Draw the picture and what belongs to it here."""
         with gr.Column(elem_classes="easel", elem_id="easel"):
             self.picture = gr.Image(
-                label="Picture", type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
+                label=say("word.picture"), type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
                 buttons=["fullscreen"], elem_id="picture", elem_classes="canvas",
             )  # fmt: skip
             self.compare = gr.ImageSlider(
-                label="Pinned left, present right", type="filepath", format="png", interactive=False, visible=False,
+                label=say("stack.compare"), type="filepath", format="png", interactive=False, visible=False,
                 max_height=_HEIGHT_PX, height=_HEIGHT_PX, buttons=["fullscreen"], elem_id="compare",
                 elem_classes="canvas",
             )  # fmt: skip
             self.cells = gr.Gallery(
-                label="Click one to get its stack", height=_HEIGHT_PX, visible=False, object_fit="contain",
+                label=say("stack.cells"), height=_HEIGHT_PX, visible=False, object_fit="contain",
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
             )  # fmt: skip
-            self.progress = gr.HTML(_line(_IDLE), js_on_load=_KEYS, elem_id="drawing")
+            self.progress = gr.HTML(_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
             with gr.Row(elem_classes="easel-buttons"):
-                self.render = gr.Button("Render", variant="primary", min_width=110, scale=3, elem_id="render")
-                self.cancel = gr.Button(_CANCEL, interactive=False, min_width=80, scale=1, elem_id="cancel-render")
+                self.render = gr.Button(
+                    say("stack.render"), variant="primary", min_width=110, scale=3, elem_id="render"
+                )
+                self.cancel = gr.Button(
+                    say("button.cancel"), interactive=False, min_width=80, scale=1, elem_id="cancel-render"
+                )
                 self.live = gr.Checkbox(
-                    True, label="Live", container=False, min_width=76, scale=0, elem_classes="toggle", elem_id="live"
+                    True,
+                    label=say("stack.live"),
+                    container=False,
+                    min_width=76,
+                    scale=0,
+                    elem_classes="toggle",
+                    elem_id="live",
                 )
             with gr.Row(elem_classes="easel-buttons"):
-                self.pin = gr.Button(_PIN, size="sm", min_width=110, interactive=False, elem_id="pin")
+                self.pin = gr.Button(say("stack.pin"), size="sm", min_width=110, interactive=False, elem_id="pin")
                 self.download = gr.DownloadButton(
-                    _WITH_RECIPE, size="sm", min_width=110, interactive=False, elem_id="download"
+                    say("stack.download"), size="sm", min_width=110, interactive=False, elem_id="download"
                 )
         with gr.Column(elem_classes="stage-rest"):
             self._draw_rest()
 
     def _draw_rest(self) -> None:
         self.gallery = gr.Gallery(
-            label="Recent: click one to get its stack back", columns=8, height=150, object_fit="contain",
+            label=say("stack.recent"), columns=8, height=150, object_fit="contain",
             allow_preview=False, interactive=False, buttons=[], fit_columns=False, elem_id="recent",
         )  # fmt: skip
         self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
         self.infotext = gr.Textbox(
-            label="Made from", lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext"
+            label=say("stack.made_from"), lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext"
         )
         self.dropped = gr.File(
-            file_types=[".png", ".webp", ".jpg", ".jpeg"],
-            label="Drop a picture made here or in another tool to get its stack",
-            height=110,
-            elem_id="recipe-png",
+            file_types=[".png", ".webp", ".jpg", ".jpeg"], label=say("stack.drop"), height=110, elem_id="recipe-png"
         )
 
     def outputs(self) -> list[Any]:
@@ -134,11 +140,11 @@ class Stage:
             if with_quick:
                 few = stack.model_copy(update={"steps": QUICK_STEPS})
                 first = Work(rendering, lambda: self.context.render(few, rendering))
-                yield from self._turns(first, "Preview")
+                yield from self._turns(first, say("stack.preview"))
                 yield self._placed(desk, first.result.image)
                 rendering.restart()
             whole = Work(rendering, lambda: self._drawn(stack, rendering))
-            yield from self._turns(whole, "Picture")
+            yield from self._turns(whole, say("word.picture"))
             yield self._finished(desk, *whole.result)
 
         yield from self._answered(desk, draw, stack)
@@ -153,7 +159,7 @@ class Stage:
 
         def draw(rendering: Rendering) -> Iterator[Update]:
             work = Work(rendering, lambda: drawn(rendering))
-            yield from self._turns(work, "Sheet")
+            yield from self._turns(work, say("stack.sheet"))
             yield self._finished_sheet(desk, *work.result, name)
 
         yield from self._answered(desk, draw, None)
@@ -164,10 +170,10 @@ class Stage:
         """What drawing answers, and the end of it on the page; a request that was superseded says nothing more."""
         rendering = desk.begin(stack)
         # Every turn says both buttons' labels: Gradio 6.31 empties those of buttons that a turn leaves out.
-        going = {self.cancel: _button(_CANCEL, True), self.pin: self._pin_button(desk)}
-        over = going | {self.progress: _line(_IDLE), self.cancel: _button(_CANCEL, False)}
+        going = {self.cancel: _button(say("button.cancel"), True), self.pin: self._pin_button(desk)}
+        over = going | {self.progress: _line(say("stack.idle")), self.cancel: _button(say("button.cancel"), False)}
         try:
-            yield going | {self.progress: _line("Beginning", 0.0)}
+            yield going | {self.progress: _line(say("stack.beginning"), 0.0)}
             for update in draw(rendering):
                 going[self.pin] = self._pin_button(desk)
                 yield going | update
@@ -175,7 +181,7 @@ class Stage:
             yield over
         except Cancelled:
             if not rendering.is_superseded:
-                yield over | {self.progress: _line("Cancelled")}
+                yield over | {self.progress: _line(say("job.cancelled"))}
         except Exception:
             yield over
             raise
@@ -211,11 +217,11 @@ class Stage:
         cells = gr.update(value=pictures, columns=sheet.num_columns, visible=True, selected_index=None)
         hidden = {part: gr.update(visible=False) for part in (self.picture, self.compare)}
         shown = hidden | {self.cells: cells, self.infotext: gr.update(visible=False)}
-        return shown | self._downloading(path, _SHEET) | self.show_recent() | self._warn(warnings)
+        return shown | self._downloading(path, say("stack.download_sheet")) | self.show_recent() | self._warn(warnings)
 
     def _warn(self, lines: list[str]) -> Update:
         """Lines in a box that stays until the next picture."""
-        html = views.notice_html("plain", "Made for another base", lines)
+        html = views.notice_html("plain", say("stack.other_base"), lines)
         return {self.warned: gr.update(value=html, visible=bool(lines))}
 
     # What is shown.
@@ -225,13 +231,13 @@ class Stage:
         public = self.context.published(path)
         desk.shown = public
         shown = self._placed(desk, str(public)) | {self.infotext: gr.update(value=text, visible=True)}
-        return shown | self._downloading(path, _WITH_RECIPE) | {self.pin: self._pin_button(desk)}
+        return shown | self._downloading(path, say("stack.download")) | {self.pin: self._pin_button(desk)}
 
     def show_sheet(self, desk: Desk, path: Path) -> Update:
         """A sheet that was drawn before, whose cells are only seen."""
         shown = {self.picture: gr.update(value=str(self.context.published(path)), visible=True)}
         hidden = {part: gr.update(visible=False) for part in (self.compare, self.cells, self.infotext)}
-        return shown | hidden | self._downloading(path, _SHEET)
+        return shown | hidden | self._downloading(path, say("stack.download_sheet"))
 
     def show_recent(self) -> Update:
         """The newest pictures, each with its seed."""
@@ -260,15 +266,15 @@ class Stage:
     # Buttons.
 
     def _pin_button(self, desk: Desk) -> Any:
-        return _button(_UNPIN if desk.pinned else _PIN, desk.shown is not None)
+        return _button(say("stack.unpin") if desk.pinned else say("stack.pin"), desk.shown is not None)
 
     @mended
     def stop(self, request: gr.Request) -> Update:
         """End what is drawn for this page."""
         stopped = self.context.desks.of(request.session_hash).cancel()
         return {
-            self.progress: _line("Cancelled" if stopped else "Nothing is being drawn"),
-            self.cancel: _button(_CANCEL, False),
+            self.progress: _line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
+            self.cancel: _button(say("button.cancel"), False),
         }
 
     @mended
@@ -279,7 +285,7 @@ class Stage:
             return gr.skip()
         desk.pinned = None if desk.pinned else desk.shown
         if desk.pinned:
-            tell("This picture stays on the left; the next ones are laid beside it.")
+            tell(say("stack.pinned"))
         update = self._placed(desk, str(desk.shown)) | {self.pin: self._pin_button(desk)}
         update.pop(self.cells)
         return update | ({} if desk.pinned else {self.compare: gr.update(visible=False)})
@@ -293,25 +299,30 @@ def _button(label: str, interactive: bool) -> Any:
 def _caption(path: Path) -> str:
     """A recent picture's seed, or that it is a sheet."""
     match = _OURS.fullmatch(path.stem)
-    return f"seed {match[1]}" if match else "sheet"
+    return say("item.seed", seed=match[1]) if match else say("stack.a_sheet")
 
 
 def _words(rendering: Rendering, what: str) -> str:
     """How far it is."""
     if not rendering.num_steps:
-        return f"{what}: loading"
+        return say("stack.loading", what=what)
     parts = []
     if rendering.num_pictures > 1:
-        parts.append(f"{min(rendering.num_done + 1, rendering.num_pictures)} of {rendering.num_pictures} pictures")
-    parts.append(f"step {rendering.step} of {rendering.num_steps}")
+        num = min(rendering.num_done + 1, rendering.num_pictures)
+        parts.append(say("stack.nth_picture", num=num, all=rendering.num_pictures))
+    parts.append(say("job.step", step=rendering.step, all=rendering.num_steps))
     left = rendering.seconds_left
     if left is not None and left >= 2:
-        parts.append(f"{views.duration(left)} left")
-    return f"{what}: {', '.join(parts)}"
+        parts.append(say("stack.time_left", time=views.duration(left)))
+    return say("stack.doing", what=what, parts=", ".join(parts))
 
 
 def _line(words: str, share: float | None = None) -> str:
     """The line below the picture: words of ours, and a bar while it is drawn."""
     shown = "" if share is None else f'<i style="width:{share:.1%}"></i>'
-    role = "" if share is None else f'role="progressbar" aria-label="Drawing" aria-valuenow="{share * 100:.0f}"'
+    role = (
+        ""
+        if share is None
+        else f'role="progressbar" aria-label="{say("batch.drawing")}" aria-valuenow="{share * 100:.0f}"'
+    )
     return f'<div class="drawing"><span>{words}</span><div class="bar" {role}>{shown}</div></div>'

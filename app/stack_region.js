@@ -3,9 +3,9 @@
 // Regions: the colour's opacity is the mask.
 
 const region = () => {
-  const paint = painting('Region to paint', () => changed());
+  const paint = painting(phrase('region.to_be_painted'), () => changed());
   return {
-    key: 'region', title: 'Where it acts', hint: 'Coloured: it acts here. Ctrl+Z undoes, [ and ] change the brush.',
+    key: 'region', title: phrase('region.where'), hint: phrase('region.where_hint'),
     begin: async text => {
       const wide = number('field-width_px', 512), high = number('field-height_px', 512);
       const share = within(Math.max(wide, high), 512, 1024) / Math.max(wide, high);
@@ -32,7 +32,7 @@ const region = () => {
     body: () => [paint.stage, paint.tools],
     text: async () => {
       const {least, most, url} = paint.mask();
-      if (!most) throw new Error('Nothing is painted, so it would act nowhere. Paint where it should act, or cancel.');
+      if (!most) throw new Error(phrase('region.nothing_painted'));
       if (least === 255) return '';
       const answer = await server.keep_mask(url());
       if (answer.problem) throw new Error(answer.problem);

@@ -17,6 +17,7 @@ from app import leftovers, masks
 from app.context import Context
 from app.form import Form
 from app.notices import mended, tell
+from app.texts import say
 from trainer.config import AdapterChoice
 from trainer.printing import plain
 
@@ -25,7 +26,11 @@ _SHOWN_AT_START = 2
 _IN_ROW = frozenset({"file", "name", "sha256", "weight", "enabled"})  # of an adapter: what its row itself says
 
 # What opens the overlay of `stack_panel`.
-_DRAWN = (("region", "Paint region"), ("schedule", "Draw schedule"), ("blocks", "Set blocks"))
+_DRAWN = (
+    ("region", say("region.paint")),
+    ("schedule", say("region.draw_schedule")),
+    ("blocks", say("region.set_blocks")),
+)
 
 RowValue = tuple[str | None, float, bool, dict[str, Any]]  # hash, weight, on, the other settings
 
@@ -46,7 +51,7 @@ def _drawing_html(number: int) -> str:
         f'<button type="button" data-act="{act}" data-row="{number}" id="draw-{act}-{number}">{words}</button>'
         for act, words in _DRAWN
     )
-    return f'<div class="act-openers" role="group" aria-label="Draw where and when LoRA {number} acts">{buttons}</div>'
+    return f'<div class="act-openers" role="group" aria-label="{say("region.draw", number=number)}">{buttons}</div>'
 
 
 class LoraRows:
@@ -74,7 +79,7 @@ class LoraRows:
             with gr.Column(visible=visible, elem_classes="layer-all", elem_id=f"layer-{number}") as group:
                 self._draw_row(number)
                 with gr.Accordion(
-                    "Where and when it acts", open=False, elem_classes="fields", elem_id=f"more-{number}"
+                    say("region.where_and_when"), open=False, elem_classes="fields", elem_id=f"more-{number}"
                 ):
                     more = Form(AdapterChoice, AdapterChoice(), _IN_ROW, {}, name=f"layer-{number}")
                     more.draw_rest(advanced=False)
@@ -82,30 +87,30 @@ class LoraRows:
                     gr.HTML(_drawing_html(number), js_on_load=None)
                     self._masks.append(
                         gr.UploadButton(
-                            "Choose a mask picture", file_types=["image"], size="sm", elem_id=f"mask-{number}"
+                            say("region.choose_mask"), file_types=["image"], size="sm", elem_id=f"mask-{number}"
                         )
                     )
             self.groups.append(group)
-        self.more = gr.Button("Add a LoRA", size="sm", elem_id="add-row")
+        self.more = gr.Button(say("stack.add_lora"), size="sm", elem_id="add-row")
 
     def _draw_row(self, number: int) -> None:
         with gr.Row(elem_classes="layer"):
             choice = gr.Dropdown(
-                [], value=None, label=f"LoRA {number}", min_width=150, scale=3, interactive=True,
+                [], value=None, label=say("stack.lora", number=number), min_width=150, scale=3, interactive=True,
                 elem_id=f"lora-{number}",
             )  # fmt: skip
             weight = gr.Slider(
-                -2, 2, value=1.0, step=0.05, label="Weight", min_width=150, scale=4, interactive=True,
+                -2, 2, value=1.0, step=0.05, label=say("stack.weight"), min_width=150, scale=4, interactive=True,
                 elem_id=f"weight-{number}",
             )  # fmt: skip
         toggle: dict[str, Any] = {"min_width": 76, "scale": 0, "container": False, "elem_classes": "toggle"}
         small: dict[str, Any] = {"size": "sm", "min_width": 62, "scale": 0}
         with gr.Row(elem_classes="layer-tools"):
-            self.mutes.append(gr.Checkbox(False, label="Mute", elem_id=f"mute-{number}", **toggle))
-            self.solos.append(gr.Checkbox(False, label="Solo", elem_id=f"solo-{number}", **toggle))
-            up = gr.Button("Up", elem_id=f"up-{number}", interactive=number > 1, **small)
-            down = gr.Button("Down", elem_id=f"down-{number}", interactive=number < ROWS, **small)
-            remove = gr.Button("Remove", elem_id=f"remove-{number}", **small)
+            self.mutes.append(gr.Checkbox(False, label=say("stack.mute"), elem_id=f"mute-{number}", **toggle))
+            self.solos.append(gr.Checkbox(False, label=say("stack.solo"), elem_id=f"solo-{number}", **toggle))
+            up = gr.Button(say("button.up"), elem_id=f"up-{number}", interactive=number > 1, **small)
+            down = gr.Button(say("button.down"), elem_id=f"down-{number}", interactive=number < ROWS, **small)
+            remove = gr.Button(say("button.remove"), elem_id=f"remove-{number}", **small)
         self._buttons.append((up, down, remove))
         self.choices.append(choice)
         self.weights.append(weight)
@@ -234,5 +239,5 @@ class LoraRows:
             name = masks.add(self.context, Path(file))
         finally:
             leftovers.taken(self.context, [file])
-        tell(f"The LoRA acts where {name} is white.")
+        tell(say("region.white", name=name))
         return f"mask {name}"

@@ -10,6 +10,7 @@ import gradio as gr
 from app import saved_stacks
 from app.context import Context
 from app.notices import mended, tell
+from app.texts import say
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import plain
@@ -22,19 +23,23 @@ class Saving:
 
     def __init__(self, context: Context, stacked: Callable[[Update], StackConfig]) -> None:
         self.context, self.stacked = context, stacked
-        with gr.Accordion("Saved stacks", open=False, elem_id="saved-stacks"):
+        with gr.Accordion(say("stack.saved_stacks"), open=False, elem_id="saved-stacks"):
             with gr.Row():
                 self.saved = gr.Dropdown(
-                    [], value=None, label="Saved stack", min_width=150, scale=3, interactive=True,
+                    [], value=None, label=say("stack.saved_stack"), min_width=150, scale=3, interactive=True,
                     elem_id="saved-stack", elem_classes="unkept",
                 )  # fmt: skip
-                self.load = gr.Button("Load", min_width=90, scale=1, elem_id="load-stack", elem_classes="beside")
+                self.load = gr.Button(
+                    say("stack.load"), min_width=90, scale=1, elem_id="load-stack", elem_classes="beside"
+                )
             with gr.Row():
                 self.name = gr.Textbox(
-                    "", label="Name", placeholder="for this stack", max_length=80, min_width=150, scale=3,
-                    elem_id="stack-name",
+                    "", label=say("word.name"), placeholder=say("stack.name_example"), max_length=80, min_width=150,
+                    scale=3, elem_id="stack-name",
                 )  # fmt: skip
-                self.save = gr.Button("Save", min_width=90, scale=1, elem_id="save-stack", elem_classes="beside")
+                self.save = gr.Button(
+                    say("button.save"), min_width=90, scale=1, elem_id="save-stack", elem_classes="beside"
+                )
 
     def connect(self, inputs: set[Any], restore: Callable[[StackConfig], Update], restored: list[Any]) -> None:
         """Answer the buttons; `restore` gives what puts a stack into the form, which changes `restored`."""
@@ -44,7 +49,7 @@ class Saving:
         def load(name: str | None) -> Update:
             path = next((path for path in saved_stacks.every(self.context) if path.name == name), None)
             if path is None:
-                raise ConfigError("no saved stack is chosen; choose one of those that are here.")
+                raise ConfigError(say("stack.none_saved_chosen"))
             return restore(saved_stacks.read(self.context, path))
 
         self.load.click(load, self.saved, restored, **still)
@@ -55,11 +60,11 @@ class Saving:
         """Save what the form holds, with the picture that is shown."""
         name = (held[self.name] or "").strip()
         if not name:
-            raise ConfigError("the stack has no name; give it one.")
+            raise ConfigError(say("stack.no_name"))
         desk = self.context.desks.of(request.session_hash)
         shown = desk.shown if desk.shown is not None and desk.shown.is_file() else None
         path = saved_stacks.save(self.context, self.stacked(held), name, shown)
-        tell(f"{plain(path.stem)} is saved; the library has it too.")
+        tell(say("stack.is_saved", name=plain(path.stem)))
         return {self.name: "", **self.offer(path.name)}
 
     def offer(self, chosen: str | None = None) -> Update:

@@ -20,7 +20,7 @@ const newCard = item => {
   card.dataset.key = item.key;
   card.innerHTML = item.picture;
   card.note = make('span', 'shelf-note');
-  words.append(make('b', 'shelf-name', item.name), make('span', 'shelf-trigger', item.trigger && `“${item.trigger}”`),
+  words.append(make('b', 'shelf-name', item.name), make('span', 'shelf-trigger', item.trigger && phrase('item.trigger', {trigger: item.trigger})),
     card.note);
   card.append(words);
   card.title = item.name;
@@ -30,7 +30,7 @@ const newCard = item => {
 const dress = (card, item) => {
   const fit = fits(item);
   card.classList.toggle('unfit', !fit);
-  card.note.textContent = fit ? item.title : 'for another model';
+  card.note.textContent = fit ? item.title : phrase('stack.other_model');
 };
 const narrow = () => {
   const parts = find.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -40,8 +40,8 @@ const narrow = () => {
     card.hidden = !has;
     shown += has;
   }
-  count.textContent = parts.length ? `${shown} of ${scene.items.length}` : `${scene.items.length}`;
-  count.setAttribute('aria-label', `${shown} LoRAs`);
+  count.textContent = parts.length ? phrase('dataset.some_of', {num: shown, all: scene.items.length}) : `${scene.items.length}`;
+  count.setAttribute('aria-label', phrase('stack.num_loras', {num: shown}));
 };
 const heard = () => {
   scene = props.value ? JSON.parse(JSON.stringify(props.value)) : scene;  // a copy: to change `props` would call us again

@@ -7,26 +7,27 @@ there is looked up here.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import cards
+from app import cards, scripts
 from app.context import OWN_BASE, Context
 from app.library_items import Item, Shelf, family_title
 from app.notices import mended
 from app.stack_rows import ROWS, LoraRows, lora_choices
+from app.texts import say
 from trainer import base_match
 from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 from trainer.printing import plain
 
-_SCRIPT = Path(__file__).with_name("stack_shelf.js").read_text(encoding="utf-8")
-_TEMPLATE = """<div class="shelf" hidden><div class="shelf-head"><span class="shelf-title">Your LoRAs</span>
-<input class="find" type="search" placeholder="Find by name, trigger or family" aria-label="Find a LoRA"
+_SCRIPT = scripts.read("stack_shelf.js")
+_TEMPLATE = f"""<div class="shelf" hidden><div class="shelf-head">
+<span class="shelf-title">{say("stack.your_loras")}</span>
+<input class="find" type="search" placeholder="{say("stack.find")}" aria-label="{say("stack.find_lora")}"
   maxlength="200"><span class="count" role="status"></span></div>
-<div class="shelf-cards" role="group" aria-label="LoRAs: a press puts one into the first free row"></div></div>"""
+<div class="shelf-cards" role="group" aria-label="{say("stack.shelf_cards")}"></div></div>"""
 _BUDGET_S = 0.6  # for pictures that were never shown small; the rest of them come when the tab is opened again
 _NOTHING: dict[str, Any] = {"items": [], "family": "", "own": True}
 
@@ -90,7 +91,7 @@ class LoraShelf:
         self.context.lora(sha256)
         free = next((row for row, value in enumerate(chosen) if not value), None)
         if free is None:
-            raise AdapterError(f"all {ROWS} rows hold a LoRA; remove one of them first.")
+            raise AdapterError(say("stack.rows_full", rows=ROWS))
         num = max(held[rows.num_shown], free + 1)
         return {
             rows.choices[free]: gr.update(choices=lora_choices(self.context), value=sha256),

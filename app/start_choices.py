@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from app.context import Context
+from app.texts import say
 from trainer import runs
 from trainer.config import parsing
 from trainer.printing import plain
@@ -32,9 +33,14 @@ def saved(run: runs.Run) -> list[Path]:
 
 def label(key: str) -> str:
     """`fox, step 50` of a checkpoint's key."""
-    run, _, step = key.rpartition("/")
-    match = _STEP.fullmatch(step)
-    return f"{plain(run, 80)}, step {int(match[1])}" if match else plain(key, 80)
+    run, step = plain(key.rpartition("/")[0], 80), step_label(key)
+    return say("train.step_of_run", run=run, step=step) if step else plain(key, 80)
+
+
+def step_label(key: str) -> str:
+    """`step 50` of a checkpoint's key; "" for what is none."""
+    match = _STEP.fullmatch(key.rpartition("/")[2])
+    return say("run.step", step=int(match[1])) if match else ""
 
 
 def of_source(source: str) -> str:
@@ -50,6 +56,13 @@ def offered(context: Context, chosen: str = "") -> list[tuple[str, str]]:
     files = []
     for info in loras:
         name = plain(info.name, 80)
-        files.append((f"LoRA {name}" if names[name] == 1 else f"LoRA {name} ({info.sha256[:8]})", info.sha256))
-    choices = [("nothing", ""), *files, *steps]
+        files.append(
+            (
+                say("train.from_lora", name=name)
+                if names[name] == 1
+                else say("train.from_one_of", name=name, hash=info.sha256[:8]),
+                info.sha256,
+            )
+        )
+    choices = [(say("train.from_nothing"), ""), *files, *steps]
     return choices if chosen in dict((value, 0) for _, value in choices) else [*choices, (label(chosen), chosen)]

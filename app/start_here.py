@@ -13,12 +13,9 @@ from app.context import Context, Refresh
 from app.kept_fields import STILL
 from app.news import News
 from app.notices import mended, tell
+from app.texts import say
 from trainer.errors import DataError
 
-_WELCOME = (
-    '<div class="welcome"><h2>Start here</h2><p>Watch a style and a character being learned and laid over one another, '
-    "or begin with pictures of your own.</p></div>"
-)
 _FOCUS_UPLOAD = (
     "() => setTimeout(() => document.querySelector('#dataset-files button, #dataset-files input')?.focus(), 400)"
 )
@@ -32,24 +29,24 @@ class StartHere:
         # Read once for all that ask within half a second, of every page.
         self._scene = cached(TTLCache(maxsize=1, ttl=0.5), lock=threading.Lock())(self._scene_now)
         with gr.Column(visible=False, elem_id="start-here", elem_classes="start") as self.panel:
-            gr.HTML(_WELCOME)
+            gr.HTML(f'<div class="welcome"><h2>{say("start.title")}</h2><p>{say("start.welcome")}</p></div>')
             with gr.Row():
-                self.show = gr.Button("Show me", variant="primary", min_width=130, elem_id="show-me")
-                self.pictures = gr.Button("My pictures", min_width=130, elem_id="my-pictures")
-                self.model = gr.Button("My model", min_width=130, elem_id="my-model")
+                self.show = gr.Button(say("start.show_me"), variant="primary", min_width=130, elem_id="show-me")
+                self.pictures = gr.Button(say("start.my_pictures"), min_width=130, elem_id="my-pictures")
+                self.model = gr.Button(say("start.my_model"), min_width=130, elem_id="my-model")
             self.bases = gr.HTML(visible=False, elem_id="my-bases")
         with gr.Column(visible=False, elem_id="show-me-scene", elem_classes="start") as self.scene:
             self.progress = gr.HTML(elem_id="show-me-progress")
             self.gallery = gr.Gallery(
-                label="What it draws, newest first", columns=8, height=230, object_fit="contain", fit_columns=False,
+                label=say("start.gallery"), columns=8, height=230, object_fit="contain", fit_columns=False,
                 interactive=False, buttons=[], elem_id="show-me-pictures",
             )  # fmt: skip
             with gr.Row():
-                self.cancel = gr.Button("Cancel", variant="stop", min_width=110, elem_id="show-me-cancel")
+                self.cancel = gr.Button(say("button.cancel"), variant="stop", min_width=110, elem_id="show-me-cancel")
                 self.open = gr.Button(
-                    "Open in Stack", variant="primary", visible=False, min_width=110, elem_id="show-me-open"
+                    say("button.open_in_stack"), variant="primary", visible=False, min_width=110, elem_id="show-me-open"
                 )
-                self.close = gr.Button("Close", visible=False, min_width=110, elem_id="show-me-close")
+                self.close = gr.Button(say("button.close"), visible=False, min_width=110, elem_id="show-me-close")
         self.wanted = gr.Textbox(visible=False)  # what `open` opens, as `opening` takes it
         self.seen = gr.State({})
         self.opens = [(self.open, self.wanted)]
@@ -98,7 +95,7 @@ class StartHere:
     @mended
     def end(self, before: dict[str, Any]) -> dict[Any, Any]:
         show_me.cancel(self.context)
-        tell("It was cancelled.")
+        tell(say("start.was_cancelled"))
         return self._changes(before)
 
     def closed(self) -> dict[Any, Any]:
@@ -111,18 +108,14 @@ class StartHere:
 
     def tell_bases(self) -> Any:
         names = ", ".join(label for label, _ in self.context.base_choices())
-        lines = [
-            f"Here: {names}.",
-            "To use another one, whoever started this page adds it there by its folder or file; it is then listed "
-            "under Base in Train and in Stack.",
-        ]
-        return gr.update(value=views.notice_html("plain", "Models that are here", lines), visible=True)
+        lines = [say("start.bases", names=names), say("start.other_base")]
+        return gr.update(value=views.notice_html("plain", say("start.models"), lines), visible=True)
 
     def _changes(self, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what is new since this page last looked."""
         shown = show_me.read(self.context)
         if shown is None:
-            raise DataError("there is nothing to be seen any more; choose Show me again.")
+            raise DataError(say("start.nothing_to_see"))
         scene = show_me.scene(self.context, shown)
         result = show_me.result(self.context, shown)
         after: dict[str, Any] = {
@@ -134,7 +127,7 @@ class StartHere:
         update: dict[Any, Any] = {
             self.panel: gr.update(visible=False),
             self.scene: gr.update(visible=True),
-            self.progress: views.progress_html("Show me", scene.progress),
+            self.progress: views.progress_html(say("start.show_me"), scene.progress),
             self.cancel: gr.update(visible=not scene.is_over),
             self.close: gr.update(visible=scene.is_over),
             self.open: gr.update(visible=result is not None),

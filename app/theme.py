@@ -10,6 +10,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils import colors, sizes
 
+from app.texts import say
+
 # Scales from light to dark, as Gradio takes them.
 _SIENNA = colors.Color(
     name="sienna",
@@ -43,13 +45,13 @@ _GROUND = colors.Color(
 _FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
-HEADER = """
+HEADER = f"""
 <div class="masthead">
-<svg viewBox="0 0 64 40" width="52" height="32" role="img" aria-label="three thin layers of paint">
+<svg viewBox="0 0 64 40" width="52" height="32" role="img" aria-label="{say("page.logo")}">
 <ellipse cx="22" cy="20" rx="18" ry="15" fill="#b9623a" fill-opacity=".55"/>
 <ellipse cx="34" cy="20" rx="18" ry="15" fill="#2f8086" fill-opacity=".45"/>
 <ellipse cx="45" cy="20" rx="17" ry="14" fill="#d9a441" fill-opacity=".45"/></svg>
-<div><h1>Velatura</h1><p>Train LoRAs, lay them over one another, see the picture.</p></div></div>
+<div><h1>Velatura</h1><p>{say("page.motto")}</p></div></div>
 """
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 from app import path_gate, preset_choices, shared_cards
 from app.context import Context
+from app.texts import say
 from trainer import card_file, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
@@ -20,14 +21,14 @@ def config_of(
 
     folder = context.dataset(dataset)
     if not context.pictures(folder):
-        raise ConfigError(f"dataset {dataset} has no pictures; add some in the Dataset tab.")
+        raise ConfigError(say("train.no_pictures", dataset=dataset))
     data = form_values.setdefault("data", {})
     data |= {
         "folder": str(folder),
         "heldout": str(context.dataset(heldout)) if heldout else "",
         "trigger": trigger.strip(),
     }
-    return session.absolute(path_gate.checked(context, parse(TrainConfig, form_values, "the form")))
+    return session.absolute(path_gate.checked(context, parse(TrainConfig, form_values, say("where.form"))))
 
 
 def recipe_of(context: Context, preset: str) -> tuple[TrainConfig, str]:
@@ -43,5 +44,5 @@ def recipe_of(context: Context, preset: str) -> tuple[TrainConfig, str]:
     try:
         config = presets.load(preset, {"start.source": "", "start.optimizer": False})  # a path of another time or place
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{Path(preset).name} can't be read as a recipe: {error}") from None
+        raise ConfigError(say("train.no_recipe", name=Path(preset).name, reason=error)) from None
     return config.model_copy(update={"base": context.base(config.base)}), ""

@@ -20,6 +20,7 @@ from app.notices import mended, tell
 from app.queue_view import QueueView, acted
 from app.run_comparison import RunComparison
 from app.run_onward import RunOnward
+from app.texts import say
 from trainer import phases, runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -41,12 +42,12 @@ class TrainingView:
     def draw_rehearsal(self) -> None:
         """Draw what a rehearsal said, which stands beside the settings."""
         self.rehearsal = gr.HTML(visible=False, elem_id="rehearsal")
-        self.adopt = gr.Button("Use these settings", visible=False, elem_id="use-suggested")
+        self.adopt = gr.Button(say("train.use_these"), visible=False, elem_id="use-suggested")
 
     def draw(self) -> None:
         """Draw the job's own column."""
         # How far it is, and what to do with it.
-        self.job = gr.Dropdown([], label="Job", interactive=True, elem_id="job")
+        self.job = gr.Dropdown([], label=say("train.job"), interactive=True, elem_id="job")
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
@@ -54,17 +55,23 @@ class TrainingView:
         with gr.Row():
             hidden: dict[str, Any] = {"visible": False, "size": "md", "min_width": 110}
             self.downloads = [
-                gr.DownloadButton(f"Download {name}", elem_id=f"download-{name}", **hidden)
-                for name in ("best", "last", "report")
+                gr.DownloadButton(label, elem_id=f"download-{name}", **hidden)
+                for name, label in (
+                    ("best", say("train.download_best")),
+                    ("last", say("train.download_last")),
+                    ("report", say("train.download_report")),
+                )
             ]
         with gr.Row():
             self.stop = gr.Button(
-                "Stop and save", variant="stop", interactive=False, elem_id="stop-training", min_width=120
+                say("train.stop_and_save"), variant="stop", interactive=False, elem_id="stop-training", min_width=120
             )
-            self.pause = gr.Button("Pause", interactive=False, elem_id="pause-training", min_width=90)
-            self.resume = gr.Button("Resume", interactive=False, elem_id="resume-training", min_width=90)
-            self.duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate-training", min_width=90)
-            self.remove = gr.Button("Remove", interactive=False, elem_id="remove-training", min_width=90)
+            self.pause = gr.Button(say("train.pause"), interactive=False, elem_id="pause-training", min_width=90)
+            self.resume = gr.Button(say("button.resume"), interactive=False, elem_id="resume-training", min_width=90)
+            self.duplicate = gr.Button(
+                say("train.duplicate"), interactive=False, elem_id="duplicate-training", min_width=90
+            )
+            self.remove = gr.Button(say("button.remove"), interactive=False, elem_id="remove-training", min_width=90)
         self.queue.draw()
         self.onward.draw()
 
@@ -73,10 +80,15 @@ class TrainingView:
         self.plot = gr.HTML(visible=False, elem_id="loss")
         self.heldout_plot = gr.HTML(visible=False, elem_id="heldout-plot")
         self.result = gr.Textbox(
-            label="Held-out result", lines=2, max_lines=4, interactive=False, visible=False, elem_id="heldout-result"
+            label=say("measured.result"),
+            lines=2,
+            max_lines=4,
+            interactive=False,
+            visible=False,
+            elem_id="heldout-result",
         )
         self.comparison.draw()
-        self.log = gr.Textbox(label="Messages", lines=4, max_lines=10, interactive=False, elem_id="messages")
+        self.log = gr.Textbox(label=say("train.messages"), lines=4, max_lines=10, interactive=False, elem_id="messages")
 
     def outputs(self) -> list[Any]:
         """Everything that `changes` may change."""
@@ -160,7 +172,7 @@ class TrainingView:
         again = self.context.runner.submit(job.name, job.config, job.kind)
         if self.context.runner.wants_grid(job):
             self.context.runner.want_grid(again.id)
-        tell(f"{again.name} waits its turn, with the settings of {job.name}.")
+        tell(say("train.duplicated", again=again.name, job=job.name))
         return self.changes(again.id, {})
 
     @mended

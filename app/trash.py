@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from app.texts import say
 from trainer import files, unique_names
 from trainer.errors import DataError
 
@@ -69,7 +70,7 @@ class Trash:
         """The thing of that id. Raises: DataError if it isn't in the trash."""
         found = next((entry for entry in self.entries() if entry.id == entry_id), None)
         if found is None:
-            raise DataError("that is not in the trash any more; open the tab again to see what is.")
+            raise DataError(say("trash.gone"))
         return found
 
     def restore(self, entry_id: str) -> list[Path]:
@@ -107,9 +108,9 @@ class Trash:
             with FileLock(str(self.folder / ".lock"), timeout=_PATIENCE_S):
                 yield
         except Timeout:
-            raise DataError("the trash is in use by others; try again in a minute.") from None
+            raise DataError(say("trash.busy")) from None
         except OSError as error:
-            raise DataError(f"the trash can't be used: {error.strerror or error}.") from None
+            raise DataError(say("trash.unusable", reason=error.strerror or error)) from None
 
     def _read(self) -> list[Entry]:
         path = self.folder / _JOURNAL
@@ -119,10 +120,7 @@ class Trash:
         except FileNotFoundError:
             return []
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise DataError(
-                f"the list of what lies in the trash, trash/{_JOURNAL}, is damaged; the things themselves are below "
-                f"that folder."
-            ) from None
+            raise DataError(say("trash.damaged", journal=_JOURNAL)) from None
 
     def _write(self, entries: Sequence[Entry]) -> None:
         text = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False, indent=1)
@@ -133,7 +131,7 @@ class Trash:
         entries = self._settled()
         marked = [dataclasses.replace(entry, state=state) for entry in entries if entry.id in entry_ids]
         if len(marked) < len(entry_ids):
-            raise DataError("that is not in the trash any more; open the tab again to see what is.")
+            raise DataError(say("trash.gone"))
         by_id = {entry.id: entry for entry in marked}
         self._write([by_id.get(entry.id, entry) for entry in entries])
         return marked

@@ -134,9 +134,10 @@ def compose(context: Context) -> gr.Blocks:
         news, start = News(), StartHere(context)
         with gr.Tabs(elem_id="tabs") as all_tabs:
             for module in tabs.registry():
-                with gr.Tab(module.TITLE, id=module.TITLE.lower(), elem_id=f"tab-{module.TITLE.lower()}") as tab:
+                name = module.__name__.rpartition(".")[2]
+                with gr.Tab(module.TITLE, id=name, elem_id=f"tab-{name}") as tab:
                     refresh: Refresh | None = module.build(context)
-                drawn.append(kept_fields.Drawn(module.TITLE.lower(), tab, refresh))
+                drawn.append(kept_fields.Drawn(name, tab, refresh))
         kept_fields.connect(page, context, all_tabs, drawn, _offers(context))
         guide.connect(news)
         start.connect(news, all_tabs)

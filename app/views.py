@@ -13,6 +13,7 @@ from typing import Any
 
 from app.form_words import labels, said
 from app.job_table import Job
+from app.texts import say, say_num
 from trainer import console, presets, report
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -45,21 +46,18 @@ _MAX_BUCKETS = 10
 _LONGEST_S = 30 * 86400  # of which an end is named
 
 STATES = {
-    "queued": "Waiting its turn",
-    "running": "Training",
-    "stopping": "Stopping: finishes this step and saves",
-    "pausing": "Pausing: finishes this step and saves",
-    "stopped": "Stopped; it can go on",
-    "paused": "Paused and saved; it goes on when you resume it",
-    "finished": "Finished",
-    "failed": "Failed",
-    "interrupted": "Interrupted; goes on by itself",
+    "queued": say("job.queued"),
+    "running": say("job.training"),
+    "stopping": say("job.stopping"),
+    "pausing": say("job.pausing_training"),
+    "stopped": say("job.stopped"),
+    "paused": say("job.paused_training"),
+    "finished": say("job.finished"),
+    "failed": say("job.failed"),
+    "interrupted": say("job.interrupted"),
 }
 
-NOTHING_YET = (
-    '<div class="progress"><div class="detail">Nothing has been trained here yet. Choose a preset and a '
-    "dataset, then start.</div></div>"
-)
+NOTHING_YET = f'<div class="progress"><div class="detail">{say("train.none_yet")}</div></div>'
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,13 @@ class Progress:
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return say("time.seconds", seconds=seconds)
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return (
+        say("time.minutes", minutes=minutes)
+        if minutes < 90
+        else say("time.hours", hours=minutes // 60, minutes=minutes % 60)
+    )
 
 
 def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None = None) -> Progress:
@@ -88,7 +90,7 @@ def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None =
     """
     # Before the run itself begins.
     started, step, done = last(events, Started), last(events, Step), last(events, Finished)
-    headline = f"Training fold {fold} to find the best step" if fold and job.state == "running" else STATES[job.state]
+    headline = say("job.fold", fold=fold) if fold and job.state == "running" else STATES[job.state]
     if job.state == "running" and started is None:
         return _before_events(phase)
     if started is None:
@@ -96,24 +98,24 @@ def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None =
 
     # Step, pace, time left.
     at = step.step if step else started.from_step
-    parts = [f"step {at} of {started.max_steps}"]
+    parts = [say("job.step", step=at, all=started.max_steps)]
     recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]
     if recent:
         pace = statistics.median(recent)
-        parts.append(f"{pace:.2f} s a step")
+        parts.append(say("job.pace", pace=pace))
         if job.state == "running" and at < started.max_steps:
-            parts.append(f"about {duration(pace * (started.max_steps - at))} left")
+            parts.append(say("job.time_left", time=duration(pace * (started.max_steps - at))))
     if done:
-        parts.append(f"took {duration(done.seconds)}")
+        parts.append(say("job.took", time=duration(done.seconds)))
 
     # What it does while no step is made.
     if job.state == "running" and at >= started.max_steps:
-        headline = "Measuring and writing the file"
+        headline = say("job.measuring")
     elif job.state == "running" and last(events, Cached) is None:
-        headline = "Preparing pictures and captions"
+        headline = say("job.preparing")
     elif job.state == "running" and step is None:
         headline = _before_first_step(events)
-    parts.append(f"{started.num_pictures} pictures, {started.device}, {started.dtype}")
+    parts.append(say("job.works_with", num=started.num_pictures, device=started.device, dtype=started.dtype))
     share = 1.0 if job.state == "finished" else at / max(started.max_steps, 1)
     return Progress(headline, " · ".join(parts), share, job.state)
 
@@ -122,15 +124,15 @@ def _before_events(phase: Phase | None) -> Progress:
     """What a run does that has begun and has no event yet."""
     match phase:
         case None:
-            return Progress("Starting", "Reading the pictures and the settings.", 0.0, "running")
+            return Progress(say("job.starting"), say("job.reading"), 0.0, "running")
         case Phase(what="encoding"):
             share = phase.done / phase.total if phase.total else 0.0
-            detail = "Each picture and caption is encoded once, and kept for other runs."
-            return Progress(f"Encoding {phase.done} of {phase.total}", detail, share, "running")
+            detail = say("job.encoding_long")
+            return Progress(say("job.encoding", done=phase.done, total=phase.total), detail, share, "running")
         case Phase(what="adapting"):
-            return Progress("Putting the adapter on the base", "", 0.0, "running")
+            return Progress(say("job.adapting"), "", 0.0, "running")
         case _:
-            return Progress("Loading the base", "A large one takes a minute or more.", 0.0, "running")
+            return Progress(say("job.loading_the_base"), say("job.loading_long"), 0.0, "running")
 
 
 def _before_first_step(events: list[Event]) -> str:
@@ -139,8 +141,8 @@ def _before_first_step(events: list[Event]) -> str:
     if any(isinstance(event, Sampled | Validated) for event in events[since:]):
         begun = last(events, Started)
         compiles = begun is not None and begun.device.startswith("cuda")
-        return "Taking the first step, for which it may compile" if compiles else "Taking the first step"
-    return "Measuring and drawing before the first step"
+        return say("job.first_step_compiles") if compiles else say("job.first_step")
+    return say("job.before_first_step")
 
 
 def progress_html(name: str, shown: Progress) -> str:
@@ -167,9 +169,10 @@ def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
     pictures = []
     for event in sorted((event for event in events if isinstance(event, Sampled)), key=lambda event: -event.step):
         if path := _inside(folder, event.file):
-            caption = f"step {event.step} · {event.prompt}"
+            caption = f"{say('run.step', step=event.step)} · {event.prompt}"
             if event.nearest is not None and event.nearest >= COPY:
-                caption += f" · looks like a copy of {event.nearest_picture or 'a training picture'}"
+                picture = event.nearest_picture or say("run.a_training_picture")
+                caption += f" · {say('run.looks_copied', picture=picture)}"
             pictures.append((path, plain(caption)))
     return pictures
 
@@ -179,14 +182,12 @@ def gain(events: list[Event]) -> str:
     measured = last(events, Validated)
     if measured is None:
         return ""
-    doubt = " The interval holds zero: not yet sure that it learned anything that carries over."
-    word = "fell" if measured.gain >= 0 else "rose"
-    return (
-        f"At step {measured.step} the loss on {measured.num_pictures} pictures it never saw {word} by "
-        f"{abs(measured.gain):.1%} against the base "
-        f"(95 % interval {measured.gain_low:.1%} to {measured.gain_high:.1%}); {measured.share_better:.0%} of them "
-        f"got better.{'' if measured.gain_low > 0 else doubt}"
-    )
+    words = say(
+        "measured.loss", step=measured.step, num=measured.num_pictures, change=abs(measured.gain),
+        moved=say("measured.fell") if measured.gain >= 0 else say("measured.rose"),
+        low=measured.gain_low, high=measured.gain_high, better=measured.share_better,
+    )  # fmt: skip
+    return words if measured.gain_low > 0 else f"{words} {say('measured.doubt')}"
 
 
 def best_step(events: list[Event]) -> str:
@@ -195,7 +196,7 @@ def best_step(events: list[Event]) -> str:
     if len(measured) < 2:
         return ""
     best = min(measured, key=lambda event: event.loss)
-    return f" Best so far: step {best.step}, {best.gain:.1%}." if best is not measured[-1] else ""
+    return say("measured.best_so_far", step=best.step, gain=best.gain) if best is not measured[-1] else ""
 
 
 def messages(job: Job, events: list[Event]) -> str:
@@ -205,25 +206,25 @@ def messages(job: Job, events: list[Event]) -> str:
     for event in reversed(events):
         match event:
             case Warned():
-                lines.append(f"look: {event.message}")
+                lines.append(say("log.look", message=event.message))
             case Adjusted():
-                lines.append(f"memory ran out at step {event.step}; from there on {event.message}")
+                lines.append(say("log.memory", step=event.step, message=event.message))
             case Overtrained():
-                lines.append(f"over-training, seen at step {event.step}: {event.message}")
+                lines.append(say("log.overtrained", step=event.step, message=event.message))
             case Recommended():
-                lines.append(f"use step {event.step}, {event.file}")
+                lines.append(say("log.use", step=event.step, file=event.file))
             case Folded():
-                lines.append(f"fold {event.fold}: {console.fold(event)}")
+                lines.append(say("log.fold", fold=event.fold, result=console.fold(event)))
             case Failed() if not job.error:
-                lines.append(f"failed: {event.message}")
+                lines.append(say("log.failed", message=event.message))
             case Stopped():
-                lines.append(f"stopped after step {event.step}, saved")
+                lines.append(say("log.stopped", step=event.step))
             case Saved():
-                lines.append(f"checkpoint at step {event.step}")
+                lines.append(say("log.saved", step=event.step))
             case Finished():
-                lines.append(f"finished: {event.file}, opened again and complete")
+                lines.append(say("log.finished", file=event.file))
             case Cached():
-                lines.append(f"{event.num_entries} pictures and captions prepared in {duration(event.seconds)}")
+                lines.append(say("log.prepared", num=event.num_entries, time=duration(event.seconds)))
     return "\n".join(plain(said(line)) for line in dict.fromkeys(lines))
 
 
@@ -243,23 +244,22 @@ def plan_html(events: list[Event]) -> str:
         f"{height}<b>{count}</b></span>"
         for width, height, count in rows[:_MAX_BUCKETS]
     )
-    more = f"<span>and {len(rows) - _MAX_BUCKETS} more sizes</span>" if len(rows) > _MAX_BUCKETS else ""
-    cropped, batches = "", "batch" if plan.num_batches == 1 else "batches"
-    if plan.num_cropped:
-        verb = "lose" if plan.num_cropped > 1 else "loses"
-        cropped = f"; {plan.num_cropped} {verb} more than a tenth to the crop"
-    return (
-        f'<div class="plan"><p>{plan.num_batches} {batches} an epoch{cropped}</p><div '
-        f'class="shapes">{shapes}{more}</div></div>'
-    )
+    more = f"<span>{say('run.more_sizes', num=len(rows) - _MAX_BUCKETS)}</span>" if len(rows) > _MAX_BUCKETS else ""
+    cropped = say_num("run.cropped", plan.num_cropped) if plan.num_cropped else ""
+    words = say_num("run.batches", plan.num_batches, cropped=cropped)
+    return f'<div class="plan"><p>{words}</p><div class="shapes">{shapes}{more}</div></div>'
 
 
 def notices_html(events: list[Event]) -> str:
     """What must be seen while it trains: the over-training alarm and what was changed to fit into memory."""
     alarm = last(events, Overtrained)
-    boxes = [_box("bad", f"It over-trains from step {alarm.best_step} on", [said(alarm.message)])] if alarm else []
-    if adjusted := [f"At step {event.step}: {event.message}." for event in events if isinstance(event, Adjusted)]:
-        boxes.append(_box("plain", "Memory ran out, so this was changed; nothing was lost", adjusted))
+    boxes = [_box("bad", say("run.overtrains", step=alarm.best_step), [said(alarm.message)])] if alarm else []
+    if adjusted := [
+        say("run.adjusted_at", step=event.step, message=event.message)
+        for event in events
+        if isinstance(event, Adjusted)
+    ]:
+        boxes.append(_box("plain", say("run.adjusted"), adjusted))
     return "".join(boxes)
 
 
@@ -267,9 +267,9 @@ def recommendation_html(events: list[Event], config: TrainConfig | None) -> str:
     """Which file to use and why, and what to do another time; "" while it trains."""
     best, boxes = last(events, Recommended), []
     if best:
-        boxes.append(_box("good", f"Use step {best.step}: {best.file}", [best.reason]))
+        boxes.append(_box("good", say("run.use", step=best.step, file=best.file), [best.reason]))
     if last(events, Finished) and (lines := advice(events, config)):
-        boxes.append(_box("plain", "Next time", list(map(said, lines))))
+        boxes.append(_box("plain", say("run.next_time"), list(map(said, lines))))
     return "".join(boxes)
 
 
@@ -298,12 +298,14 @@ def heldout_html(events: list[Event]) -> str:
     # Gains begin with the base, whose gain is 0.
     lows, highs = [event.gain_low for event in measured], [event.gain_high for event in measured]
     gains = [(0, 0.0), *((event.step, event.gain) for event in measured)]
-    held = Series("gain, held-out", "held", gains, [0.0, *lows], [0.0, *highs])
+    held = Series(say("measured.gain_heldout"), "held", gains, [0.0, *lows], [0.0, *highs])
     train_gains = [(event.step, event.train_gain) for event in measured if event.train_gain is not None]
-    own = Series("gain, training", "own", train_gains)
-    drift = Series("drift", "drift", [(event.step, event.drift) for event in measured if event.drift is not None])
+    own = Series(say("measured.gain_training"), "own", train_gains)
+    drift = Series(
+        say("measured.drift"), "drift", [(event.step, event.drift) for event in measured if event.drift is not None]
+    )
     chart = report_charts.lines(
-        [held, own, drift], "Gain against the base by step", lambda value: f"{value * 100:.3g} %", base=0.0
+        [held, own, drift], say("measured.chart"), lambda value: f"{value * 100:.3g} %", base=0.0
     )
     return f'<div class="chart-view">{chart}</div>'
 
@@ -331,34 +333,37 @@ def _inside(folder: Path, name: str) -> Path | None:
 def rehearsal_html(job: Job, answer: dict[str, Any]) -> str:
     """What a dry run found, in words; where it stands while it is under way."""
     if job.state == "failed":
-        return _box("bad", "The try failed", [said(line) for line in job.error.splitlines()])
+        return _box("bad", say("try.failed"), [said(line) for line in job.error.splitlines()])
     if job.state != "finished":
-        titles = {"running": "Trying a few steps", "queued": "The try waits its turn"}
-        return _box("plain", titles.get(job.state, "The try was stopped"), [])
+        titles = {"running": say("try.trying"), "queued": say("try.waits")}
+        return _box("plain", titles.get(job.state, say("try.stopped")), [])
 
     # Time and memory, those it knows.
     seconds, eta = _number(answer, "step_s"), _number(answer, "eta_s")
     peak, disk = _number(answer, "peak_bytes"), _number(answer, "disk_bytes")
-    facts = [f"{seconds:.2f} s a step" if seconds < 10 else f"{seconds:.0f} s a step"] if seconds else []
-    facts += [f"about {duration(eta)} in all"] if eta else []
-    facts += [f"at most {console.memory(int(peak))} of memory"] if peak else []
-    facts += [f"{console.memory(int(disk))} on disk"] if disk else []
+    facts = [say("try.pace", pace=seconds) if seconds < 10 else say("try.pace_slow", pace=seconds)] if seconds else []
+    facts += [say("try.in_all", time=duration(eta))] if eta else []
+    facts += [say("try.memory", memory=console.memory(int(peak)))] if peak else []
+    facts += [say("try.disk", disk=console.memory(int(disk)))] if disk else []
 
     # Whether it fits, and with which settings.
     fits, changes = answer.get("fits") is not False, suggested(answer)
-    lines = [", ".join(facts) or "It went through."]
+    lines = [", ".join(facts) or say("try.went_through")]
     if eta and eta < _LONGEST_S:
-        lines.append(f"Started now, it ends about {time.strftime('%A %H:%M', time.localtime(time.time() + eta))}.")
+        lines.append(say("try.ends", when=time.strftime("%A %H:%M", time.localtime(time.time() + eta))))
     if changes:
-        settings = ", ".join(f"“{labels().get(key, key)}” {_value(value)}" for key, value in changes.items())
-        lines.append(f"{'With' if fits else 'Even with'} {settings}.")
+        settings = ", ".join(
+            f"{say('settings.quoted', label=labels().get(key, key))} {_value(value)}" for key, value in changes.items()
+        )
+        lines.append(say("try.with", settings=settings) if fits else say("try.even_with", settings=settings))
     if not fits:
-        lines.append("A lower resolution or a smaller base needs less.")
+        lines.append(say("try.needs_less"))
     budget = _number(answer, "budget_bytes")
-    into = f"into {console.memory(int(budget))}" if budget else "into memory"
-    title = f"Tried: it does not fit {into}"
-    if fits:
-        title = f"Tried: it fits {into}" if budget else "Tried: it goes through"
+    if budget:
+        memory = console.memory(int(budget))
+        title = say("try.fits", memory=memory) if fits else say("try.does_not_fit", memory=memory)
+    else:
+        title = say("try.goes_through") if fits else say("try.does_not_fit_memory")
     return _box("good" if fits else "bad", title, lines)
 
 
@@ -380,7 +385,7 @@ def _number(answer: dict[str, Any], key: str) -> float:
 
 
 def _value(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return {True: say("word.on"), False: say("word.off")}[value] if isinstance(value, bool) else str(value)
 
 
 def job_label(job: Job) -> str:

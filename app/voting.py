@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from app.recipe_index import PictureFacts, RecipeIndex
+from app.texts import say, say_num
 from trainer import bradley_terry, files
 from trainer.errors import DataError
 from trainer.printing import plain
@@ -119,8 +120,9 @@ def _label(facts: PictureFacts) -> str:
     parts = []
     for _, name, weight in facts.loras:
         step = _STEP.search(name)
-        parts.append(f"{f'step {step[1]}' if step else plain(name or 'a LoRA', 60)} at {weight:g}")
-    return " + ".join(parts) or "no LoRA"
+        what = say("run.step", step=step[1]) if step else plain(name or say("word.a_lora"), 60)
+        parts.append(say("item.at_weight", name=what, weight=weight))
+    return " + ".join(parts) or say("vote.no_lora")
 
 
 def next_match(contest: Contest) -> Match | None:
@@ -193,7 +195,7 @@ def cast(index: RecipeIndex, out: Path, pictures: dict[str, Path], turn: int, wo
     Nothing is written where `turn` is past: then it was said of two that are not shown any more. Raises: DataError.
     """
     if won not in (*_WON, SKIP, UNDO):
-        raise DataError(f"the vote is {won[:40]!r}; allowed: {LEFT}, {RIGHT}, {TIE}, {SKIP}, {UNDO}.")
+        raise DataError(say("vote.strange", vote=won[:40], left=LEFT, right=RIGHT, tie=TIE, skip=SKIP, undo=UNDO))
     try:
         with FileLock(str(out / f".{VOTES}.lock"), timeout=_PATIENCE_S):
             before = contest(index, out, pictures)
@@ -204,9 +206,9 @@ def cast(index: RecipeIndex, out: Path, pictures: dict[str, Path], turn: int, wo
             line = dict(zip(("left", "right", "scene", "won"), (*shown, won), strict=True)) | {"at": time.time()}
             files.append_lines(out / VOTES, [json.dumps(line)])
     except Timeout:
-        raise DataError("the votes are being written by others; try again in a moment.") from None
+        raise DataError(say("vote.busy")) from None
     except OSError as error:
-        raise DataError(f"the vote can't be written: {error.strerror or error}.") from None
+        raise DataError(say("vote.unwritable", reason=error.strerror or error)) from None
     return contest(index, out, pictures)
 
 
@@ -218,16 +220,16 @@ def sentence(contest: Contest) -> str:
     if len(contest.candidates) < 2:
         return ""
     if not contest.num_votes:
-        return f"No vote yet: {len(contest.candidates)} to choose from."
+        return say("vote.none_yet", num=len(contest.candidates))
     first, second, distance = bradley_terry.rival(contest.strengths)
     leader, rival = contest.candidates[first].label, contest.candidates[second].label
     if distance >= bradley_terry.Z_95:
-        return f"{leader} wins: with {contest.num_votes} votes it is told from every other."
+        return say("vote.wins", leader=leader, num=contest.num_votes)
     needed = bradley_terry.votes_needed(contest.strengths, first, second)
     if needed > _FAR:
-        return f"{leader} leads by so little that {rival} is as good: more than {_FAR} votes would be needed."
+        return say("vote.as_good", leader=leader, rival=rival, far=_FAR)
     num = max(1, round(needed))
-    return f"{leader} leads; about {num} more vote{'' if num == 1 else 's'} would tell it from {rival}."
+    return say_num("vote.leads", num, leader=leader, rival=rival)
 
 
 def table(contest: Contest) -> list[dict[str, Any]]:

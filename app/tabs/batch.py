@@ -19,16 +19,17 @@ from app.context import Context, Refresh
 from app.notices import mended, tell
 from app.recipes import read_recipe, recent
 from app.render_requests import Rendering, Work, mended_turns
+from app.texts import say
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
 from trainer.printing import plain
 
-TITLE = "Batch"
+TITLE = say("page.batch")
 ORDER = 40
 KEYS = batch_gallery.KEYS
 _STACK, _TABLE, _RUN = "stack", "table", "run"
 _MOST_PLANNED = 2000  # rows of a table whose time is told while it is typed; of more at `Show the plan`
-_EMPTY_TABLE = '<div class="cards-empty">Copy cells in a spreadsheet and paste them above, column names first.</div>'
+_EMPTY_TABLE = f'<div class="cards-empty">{say("table.none_yet")}</div>'
 # One after the other, or an older answer could come after a newer one.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "batch-table", "concurrency_limit": 1}
 
@@ -52,66 +53,78 @@ class _Tab:
         Which of them is seen follows from the choice in the page's CSS, so no answer comes late.
         """
         self.source = gr.Radio(
-            [("A picture's stack", _STACK), ("A table", _TABLE), ("Checkpoints", _RUN)], value=_STACK, label="Draw",
+            [(say("batch.of_stack"), _STACK), (say("batch.of_table"), _TABLE), (say("batch.of_run"), _RUN)],
+            value=_STACK, label=say("batch.draw_what"),
             show_label=False, container=False, elem_id="batch-source", elem_classes="tabs-like",
         )  # fmt: skip
         with gr.Row(elem_id="batch-of-stack"):
             self.like = gr.Dropdown(
-                [], label="Everything as in the picture", min_width=170, scale=3, interactive=True, elem_id="batch-like"
+                [], label=say("batch.like"), min_width=170, scale=3, interactive=True, elem_id="batch-like"
             )
             self.sample = gr.Image(
                 show_label=False, interactive=False, height=110, min_width=90, scale=1, buttons=[],
                 elem_id="batch-sample",
             )  # fmt: skip
         with gr.Row(elem_id="batch-of-run"):
-            self.run = gr.Dropdown([], label="Run", min_width=150, scale=3, interactive=True, elem_id="batch-run")
+            self.run = gr.Dropdown(
+                [], label=say("kind.run"), min_width=150, scale=3, interactive=True, elem_id="batch-run"
+            )
             self.steps = gr.Textbox(
-                "", label="Steps", placeholder="all that were saved", max_length=4000, min_width=120, scale=2,
-                elem_id="batch-steps",
+                "", label=say("word.steps"), placeholder=say("batch.steps_example"), max_length=4000, min_width=120,
+                scale=2, elem_id="batch-steps",
             )  # fmt: skip
         with gr.Column(elem_id="batch-of-table"):
             self.table = gr.Textbox(
-                "", label="Table", placeholder="prompt\tseed\tlora\na red fox\t7\tfox:0.8", lines=7, max_lines=14,
+                "", label=say("batch.table"), placeholder=say("batch.table_example"), lines=7, max_lines=14,
                 max_length=batch_table.MAX_CHARS, elem_id="batch-table", elem_classes="mono",
-                info="Cells of a spreadsheet, or CSV; a column left out is as the base usually draws.",
+                info=say("batch.table_help"),
             )  # fmt: skip
             self.pasted = gr.HTML(_EMPTY_TABLE, elem_id="batch-pasted")
         with gr.Column(elem_id="batch-lists"):
             self.prompts = gr.Textbox(
-                "", label="Prompts, one a line", placeholder="the picture's own, or the run's previews", lines=5,
+                "", label=say("batch.prompts"), placeholder=say("batch.prompts_example"), lines=5,
                 max_lines=14, max_length=batches.MAX_PROMPTS_CHARS, elem_id="batch-prompts",
             )  # fmt: skip
             with gr.Row():
                 self.seeds = gr.Textbox(
-                    "1-4", label="Seeds", info="1-4, 17", max_length=4000, min_width=110, elem_id="batch-seeds"
+                    "1-4",
+                    label=say("batch.seeds"),
+                    info=say("batch.seeds_help"),
+                    max_length=4000,
+                    min_width=110,
+                    elem_id="batch-seeds",
                 )
                 self.weights = gr.Textbox(
-                    "1", label="All weights times", info="0.5, 1", max_length=2000, min_width=110,
-                    elem_id="batch-weights",
+                    "1", label=say("batch.weights_times"), info=say("batch.weights_help"), max_length=2000,
+                    min_width=110, elem_id="batch-weights",
                 )  # fmt: skip
 
     def _draw_end(self) -> None:
         self.file = gr.File(
-            file_types=[".csv", ".toml"],
-            label="Or a jobs file (.csv, .toml), which then says it all",
-            height=120,
-            elem_id="batch-file",
+            file_types=[".csv", ".toml"], label=say("batch.jobs_file"), height=120, elem_id="batch-file"
         )
-        with gr.Accordion("Names", open=False), gr.Row():
+        with gr.Accordion(say("batch.names"), open=False), gr.Row():
             self.name = gr.Textbox(
-                "", label="Batch", placeholder="batch", max_length=80, min_width=120, elem_id="batch-name"
+                "",
+                label=say("batch.batch"),
+                placeholder=say("batch.name_example"),
+                max_length=80,
+                min_width=120,
+                elem_id="batch-name",
             )
             fields = " ".join(f"{{{field}}}" for field in NAME_FIELDS)
             self.template = gr.Textbox(
-                NAME, label="Pictures", info=fields, max_length=200, min_width=170, elem_id="batch-template"
+                NAME, label=say("word.pictures"), info=fields, max_length=200, min_width=170, elem_id="batch-template"
             )
         with gr.Row():
             self.start = gr.Button(
-                "Draw the batch", variant="primary", size="lg", scale=2, min_width=150, elem_id="start-batch"
+                say("batch.begin"), variant="primary", size="lg", scale=2, min_width=150, elem_id="start-batch"
             )
-            self.plan_button = gr.Button("Show the plan", size="lg", scale=1, min_width=110, elem_id="plan-batch")
+            self.plan_button = gr.Button(
+                say("batch.show_plan"), size="lg", scale=1, min_width=110, elem_id="plan-batch"
+            )
         self.plan = gr.HTML(visible=False, elem_id="batch-plan")
-        self.cancel = gr.Button("Cancel", visible=False, size="sm", elem_id="cancel-batch")
+        self.cancel = gr.Button(say("button.cancel"), visible=False, size="sm", elem_id="cancel-batch")
 
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -159,13 +172,11 @@ class _Tab:
         if held[self.source] == _TABLE:
             table = batch_table.read(self.context, held[self.table] or "")
             if table.jobs is None:
-                raise ConfigError(table.complaint or "the table is empty; paste cells of a spreadsheet, or type some.")
+                raise ConfigError(table.complaint or say("table.is_empty"))
             return table.jobs
         path = next((path for path in recent(self.context) if path.name == held[self.like]), None)
         if path is None:
-            raise ConfigError(
-                "no picture to draw more like is chosen; render one in the Stack tab, or drop a jobs file."
-            )
+            raise ConfigError(say("batch.none_like"))
         stack = read_recipe(self.context, path)
         return batches.composed(self.context, stack, prompts, weights, seeds, held[self.template] or "")
 
@@ -182,15 +193,18 @@ class _Tab:
             return
         rendering, began, said = Rendering(), time.monotonic(), -1
         work = Work(rendering, lambda: checkpoint_grids.write_files(self.context, held[self.run], rendering))
-        hidden = {self.plan: gr.update(visible=False), self.cancel: gr.update(value="Cancel", visible=False)}
+        hidden = {
+            self.plan: gr.update(visible=False),
+            self.cancel: gr.update(value=say("button.cancel"), visible=False),
+        }
         try:
             # A turn each second, at which it can be cancelled.
             for _ in work.turns():
                 if (seconds := int(time.monotonic() - began)) != said:
                     said = seconds
-                    words = views.notice_html("plain", f"Reading the checkpoints, {seconds} s", [])
+                    words = views.notice_html("plain", say("batch.reading", seconds=seconds), [])
                     shown = gr.update(value=words, visible=True)
-                    yield {self.plan: shown, self.cancel: gr.update(value="Cancel", visible=True)}
+                    yield {self.plan: shown, self.cancel: gr.update(value=say("button.cancel"), visible=True)}
         except UserError:
             yield hidden
             raise
@@ -215,7 +229,7 @@ class _Tab:
         planned = batches.planned(jobs, self._library())
         name = (held[self.name] or "").strip() or (f"{held[self.run]}-steps" if self._is_of_run(held) else "batch")
         job = self.context.runner.submit(name, jobs.text, jobs.kind)
-        tell(f"{job.name} is on its way.")
+        tell(say("job.on_its_way", name=job.name))
         leftovers.taken(self.context, [held[self.file]])
         return {
             **self.view.changes(job.id, {}),

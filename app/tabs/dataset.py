@@ -17,13 +17,14 @@ from app.dataset_measures import Looks
 from app.dataset_parts import NOTHING_OPENED, Parts, edits_html, said
 from app.dataset_sets import add, copy_sample, make, packed, sample_sets
 from app.notices import mended, tell, warn
+from app.texts import say
 from trainer.data import caption_files
 from trainer.errors import ConfigError, DataError
 from trainer.printing import plain
 
 __all__ = ["ORDER", "TITLE", "add", "build", "copy_sample", "make", "picture", "sample_sets"]
 
-TITLE = "Dataset"
+TITLE = say("page.dataset")
 ORDER = 10
 _LOOK_S = 1.0  # of looking at pictures, between two updates of the page
 _SELECTS = "(...all) => { all[all.length - 1] = window.velaturaDataset.targets(); return all; }"
@@ -105,10 +106,9 @@ class _Tab(Parts):
         self, scene: Scene | None, name: str | None, resolution_px: float | None, trigger: str
     ) -> dict[Any, Any]:
         if scene is None or not name:
-            words = "Make a dataset, or copy a sample set to try things out."
             return {
-                self.gallery: dataset_gallery.empty(), self.summary: words, self.history: edits_html([]),
-                self.looking: gr.update(active=False),
+                self.gallery: dataset_gallery.empty(), self.summary: say("dataset.make_one"),
+                self.history: edits_html([]), self.looking: gr.update(active=False),
             }  # fmt: skip
         trigger = (trigger or "").strip()
         data = dataset_gallery.data(self.context, self.looks, name, scene, int(resolution_px or 0), trigger)
@@ -122,7 +122,7 @@ class _Tab(Parts):
     def _nothing_opened(self) -> dict[Any, Any]:
         return {
             self.opened: NOTHING_OPENED,
-            self.caption: gr.update(value="", interactive=False, label="Caption"),
+            self.caption: gr.update(value="", interactive=False, label=say("word.caption")),
             self.large: gr.update(value=None, visible=False),
             self.said: said(""),
         }
@@ -132,17 +132,17 @@ class _Tab(Parts):
         path = scene.pictures.get(chosen)
         if path is None:
             return self._nothing_opened()
-        text, label = self._text(scene, chosen), "Picture"
+        text, caption = self._text(scene, chosen), say("edits.caption_of", name=plain(path.name, 120))
         try:
             mask = scene.masks.get(chosen)
             large = self.context.masked_thumbnail(path, mask) if mask else dataset_gallery.preview(self.context, path)
-            label = "Picture; the tinted part counts less" if mask else label
+            label = say("dataset.picture_masked") if mask else say("word.picture")
             shown = gr.update(value=str(large), visible=True, label=label)
         except DataError as error:
-            shown = gr.update(value=None, visible=True, label=plain(f"Picture {error}", 120))
+            shown = gr.update(value=None, visible=True, label=plain(say("dataset.picture_problem", problem=error), 120))
         return {
             self.opened: {"dataset": name, "name": chosen, "shown": text, "seen": _seen(scene, chosen)},
-            self.caption: gr.update(value=text, interactive=True, label=f"Caption of {plain(path.name, 120)}"),
+            self.caption: gr.update(value=text, interactive=True, label=caption),
             self.large: shown,
             self.said: said("", next(self._counter)),
         }
@@ -203,7 +203,7 @@ class _Tab(Parts):
         self, new: str, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str
     ) -> dict[Any, Any]:
         dataset_edits.keep(self.context, opened, text or "")
-        with caption_files.writable("the dataset"):
+        with caption_files.writable(say("where.dataset")):
             return {self.new_name: "", **self._created(make(self.context, new), resolution_px, trigger)}
 
     @mended
@@ -211,9 +211,9 @@ class _Tab(Parts):
         self, sample: str, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str
     ) -> dict[Any, Any]:
         dataset_edits.keep(self.context, opened, text or "")
-        with caption_files.writable("the copy"):
+        with caption_files.writable(say("where.copy")):
             copied = copy_sample(self.context, sample)
-        tell(f"Copied as {copied}.")
+        tell(say("dataset.copied", name=copied))
         return self._created(copied, resolution_px, trigger)
 
     @mended
@@ -231,7 +231,7 @@ class _Tab(Parts):
 
     @mended
     def export_one(self, name: str | None) -> str:
-        with caption_files.writable("the zip"):
+        with caption_files.writable(say("where.zip")):
             return str(packed(self.context, name))
 
     @mended
@@ -264,13 +264,16 @@ class _Tab(Parts):
     def keep_typed(self, name: str | None, resolution_px: float | None, trigger: str, event: gr.EventData) -> Any:
         """What is being typed, saved."""
         self._keep_event(event)
-        return {self.said: said("Saved", next(self._counter))}
+        return self._saved()
 
     @mended
     def leave(self, name: str | None, resolution_px: float | None, trigger: str, event: gr.EventData) -> Any:
         """What was typed, saved, and shown everywhere."""
         self._keep_event(event)
-        return self._shown(name, resolution_px, trigger, 0) | {self.said: said("Saved", next(self._counter))}
+        return self._shown(name, resolution_px, trigger, 0) | self._saved()
+
+    def _saved(self) -> dict[Any, Any]:
+        return {self.said: said(say("dataset.saved"), next(self._counter))}
 
     def _keep_event(self, event: gr.EventData) -> None:
         parts = {key: _said(event, key) for key in ("dataset", "name")}
@@ -284,12 +287,10 @@ class _Tab(Parts):
     @mended
     def save_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
         if not isinstance(opened, dict) or not opened.get("name"):
-            raise DataError("no picture is chosen; click one first.")
+            raise DataError(say("dataset.none_opened"))
         dataset_edits.keep(self.context, opened, text or "")
-        return self.after("", name, resolution_px, trigger, opened, text) | {
-            self.opened: opened | {"shown": (text or "").strip()},
-            self.said: said("Saved", next(self._counter)),
-        }
+        shown = self.after("", name, resolution_px, trigger, opened, text)
+        return shown | {self.opened: opened | {"shown": (text or "").strip()}} | self._saved()
 
     @mended
     def undo_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:
@@ -339,7 +340,7 @@ class _Tab(Parts):
             case "utf8":
                 done = dataset_edits.repair(scene, names)
             case _:
-                raise ConfigError(f"{act[:40]!r} is nothing that can be done here; reload the page.")
+                raise ConfigError(say("dataset.no_act", act=act[:40]))
         return self.after(done, name, resolution_px, trigger, opened, text) | update
 
     @mended
@@ -348,9 +349,8 @@ class _Tab(Parts):
     ) -> Any:
         operation, first, second, names = boxes
         dataset_edits.keep(self.context, opened, text or "")
-        done = dataset_edits.bulk(
-            self._scene(name), _names(names), operation or "", (first or "", second or ""), trigger or ""
-        )
+        scene, words = self._scene(name), (first or "", second or "")
+        done = dataset_edits.bulk(scene, _names(names), operation or "", words, trigger or "")
         return self.after(done, name, resolution_px, trigger, opened, text)
 
     @mended
@@ -358,7 +358,7 @@ class _Tab(Parts):
         """The boxes that an edit has."""
         wanted = OPERATIONS.get(operation)
         labels = (wanted.first, wanted.second) if wanted else ("", "")
-        return [gr.update(visible=bool(label), label=label or "Words") for label in labels]
+        return [gr.update(visible=bool(label), label=label or say("edits.words")) for label in labels]
 
     def _scene(self, name: str | None) -> Scene:
         self.context.dataset(name)

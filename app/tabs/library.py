@@ -15,11 +15,12 @@ from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
 from app.library_items import KINDS, Item, Shelf, wanted
 from app.notices import mended, tell
 from app.preset_panel import PresetPanel, browser_of
+from app.texts import say, say_num
 from app.views import notice_html
 from trainer.errors import DataError
 from trainer.printing import plain
 
-TITLE = "Library"
+TITLE = say("page.library")
 ORDER = 50
 TRASH = "trash"
 PAGE = 48  # cards that are shown at first, and more each time
@@ -29,18 +30,19 @@ _IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
 _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
 # What `Open` opens, by kind, and what its button says.
 _OPENS = {
-    "loras": ("lora", "Use in Stack"), "runs": ("run", "Open in Train"), "pictures": ("picture", "Open in Stack"),
-    "stacks": ("stack", "Open in Stack"), "datasets": ("dataset", "Open in Dataset"),
-    "presets": ("preset", "Train like this"),
+    "loras": ("lora", say("library.use_in_stack")), "runs": ("run", say("library.open_in_train")),
+    "pictures": ("picture", say("button.open_in_stack")), "stacks": ("stack", say("button.open_in_stack")),
+    "datasets": ("dataset", say("library.open_in_dataset")), "presets": ("preset", say("library.train_like_this")),
 }  # fmt: skip
 _SOURCES = ("loras", "runs")  # kinds that a training can go on from
 _WHERE = {
-    "lora": "Use in Stack", "stack": "Open in Stack", "picture": "Open in Stack", "config": "Open in Train",
-    "jobs": "Open in Batch", "dataset": "Open in Dataset", "run": "Open in Train",
-    "preset": "Train like this", "card-stack": "Render like this",
+    "lora": say("library.use_in_stack"), "stack": say("button.open_in_stack"), "picture": say("button.open_in_stack"),
+    "config": say("library.open_in_train"), "jobs": say("library.open_in_batch"),
+    "dataset": say("library.open_in_dataset"), "run": say("library.open_in_train"),
+    "preset": say("library.train_like_this"), "card-stack": say("library.render_like_this"),
 }  # fmt: skip
-_NOTHING = '<div class="cards-empty">Choose a card to see what it is.</div>'
-_RATINGS = [("none", 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]
+_NOTHING = f'<div class="cards-empty">{say("library.choose_card")}</div>'
+_RATINGS = [(say("word.none"), 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]
 
 
 class _Tab:
@@ -74,60 +76,62 @@ class _Tab:
     def _draw_drop(self) -> None:
         self.drop = gr.File(
             file_count="multiple", height=120, elem_id="library-drop",
-            label="Drop anything: a LoRA, a card, pictures, settings, a jobs file, a zip",
+            label=say("library.drop"),
         )  # fmt: skip
         with gr.Row(visible=False, elem_id="library-arrival") as self.arrival_row:
             self.arrivals = gr.HTML()
-            self.go = gr.Button("Open", scale=0, min_width=150, elem_id="open-arrival")
+            self.go = gr.Button(say("button.open"), scale=0, min_width=150, elem_id="open-arrival")
 
     def _draw_cards(self) -> None:
-        choices = [(label, kind) for kind, label in KINDS.items()] + [("Trash", TRASH)]
+        choices = [(label, kind) for kind, label in KINDS.items()] + [(say("word.trash"), TRASH)]
         self.kind = gr.Radio(
-            choices, value="loras", label="Kind", show_label=False, container=False, elem_id="library-kind",
-            elem_classes="tabs-like",
+            choices, value="loras", label=say("library.kind"), show_label=False, container=False,
+            elem_id="library-kind", elem_classes="tabs-like",
         )  # fmt: skip
         with gr.Row():
             self.search = gr.Textbox(
-                "", label="Search", placeholder="name, trigger, prompt, note", max_length=200, min_width=150, scale=4,
-                elem_id="library-search",
+                "", label=say("library.search"), placeholder=say("library.search_example"), max_length=200,
+                min_width=150, scale=4, elem_id="library-search",
             )  # fmt: skip
             self.least = gr.Dropdown(
-                [("any", 0), *[(f"{'★' * stars} or more", stars) for stars in range(1, MOST_RATING + 1)]], value=0,
-                label="Rating", min_width=120, scale=1, interactive=True, elem_id="library-least",
+                [(say("library.any"), 0), *[(say("library.or_more", stars=stars), num) for stars, num in _RATINGS[1:]]],
+                value=0, label=say("word.rating"), min_width=120, scale=1, interactive=True, elem_id="library-least",
             )  # fmt: skip
         self.cards = gr.HTML(js_on_load=cards.JS_ON_LOAD, elem_id="library-cards")
-        self.more = gr.Button("Show more", visible=False, elem_id="library-more")
+        self.more = gr.Button(say("button.show_more"), visible=False, elem_id="library-more")
         with gr.Row(visible=False) as self.empty_row:
-            self.empty = gr.Button("Empty trash", size="sm", scale=0, min_width=150, elem_id="empty-trash")
+            self.empty = gr.Button(say("trash.empty"), size="sm", scale=0, min_width=150, elem_id="empty-trash")
         with gr.Row(visible=False) as self.sure_row:
-            self.sure = gr.Button("Delete for good", variant="stop", size="sm", elem_id="empty-trash-sure")
-            self.keep = gr.Button("Keep", size="sm", elem_id="empty-trash-keep")
+            self.sure = gr.Button(say("trash.delete"), variant="stop", size="sm", elem_id="empty-trash-sure")
+            self.keep = gr.Button(say("trash.keep"), size="sm", elem_id="empty-trash-keep")
 
     def _draw_panel(self) -> None:
         self.panel = gr.HTML(_NOTHING, elem_id="library-details")
         with gr.Column(visible=False) as self.acts:
             with gr.Row():
-                self.open = gr.Button("Open", variant="primary", min_width=130, elem_id="library-open")
-                self.onward = gr.Button("Go on from it", min_width=110, elem_id="library-onward")
+                self.open = gr.Button(say("button.open"), variant="primary", min_width=130, elem_id="library-open")
+                self.onward = gr.Button(say("library.go_on"), min_width=110, elem_id="library-onward")
             self.presets.draw()
-            self.rating = gr.Radio(_RATINGS, value=0, label="Rating", elem_id="library-rating", elem_classes="stars")
+            self.rating = gr.Radio(
+                _RATINGS, value=0, label=say("word.rating"), elem_id="library-rating", elem_classes="stars"
+            )
             self.note = gr.Textbox(
-                "", label="Note", placeholder="What you want to remember", lines=2, max_lines=8,
+                "", label=say("word.note"), placeholder=say("library.note_example"), lines=2, max_lines=8,
                 max_length=LONGEST_NOTE, elem_id="library-note",
             )  # fmt: skip
             with gr.Row() as self.name_row:
                 self.name = gr.Textbox(
-                    "", label="Name", max_length=LONGEST_TITLE, scale=3, min_width=150, elem_id="library-name"
+                    "", label=say("word.name"), max_length=LONGEST_TITLE, scale=3, min_width=150, elem_id="library-name"
                 )
                 self.rename = gr.Button(
-                    "Rename", scale=1, min_width=90, elem_id="library-rename", elem_classes="beside"
+                    say("library.rename"), scale=1, min_width=90, elem_id="library-rename", elem_classes="beside"
                 )
             with gr.Row():
-                self.download = gr.DownloadButton("Download", min_width=110, elem_id="library-download")
-                self.throw = gr.Button("Move to trash", min_width=110, elem_id="library-throw")
-            with gr.Accordion("What its file says", open=False, visible=False) as self.raw:
+                self.download = gr.DownloadButton(say("button.download"), min_width=110, elem_id="library-download")
+                self.throw = gr.Button(say("library.throw"), min_width=110, elem_id="library-throw")
+            with gr.Accordion(say("library.file_says"), open=False, visible=False) as self.raw:
                 self.file = gr.JSON(show_label=False, elem_id="library-raw", max_height=480)
-        self.restore = gr.Button("Put back", variant="primary", visible=False, elem_id="library-restore")
+        self.restore = gr.Button(say("trash.put_back"), variant="primary", visible=False, elem_id="library-restore")
 
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private", **_IN_TURN}
@@ -218,7 +222,7 @@ class _Tab:
         """Everything about one thing. Raises: DataError if it isn't here."""
         if kind == TRASH:
             entry = self.shelf.trash.entry(key)
-            html = notice_html("plain", entry.name, ["It lies in the trash. Put it back, and it is as it was."])
+            html = notice_html("plain", entry.name, [say("trash.lies_there")])
             return self._nothing() | {
                 self.key: f"{kind} {key}",
                 self.panel: html,
@@ -246,7 +250,7 @@ class _Tab:
             self.onward: gr.update(visible=kind in _SOURCES),
             self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
             self.name_row: gr.update(visible=not is_preset),
-            self.throw: gr.update(value="Move to trash", interactive=True, visible=not is_preset),
+            self.throw: gr.update(value=say("library.throw"), interactive=True, visible=not is_preset),
             self.raw: gr.update(visible=details.raw is not None),
             self.file: details.raw,
             self.download: self._download(item),
@@ -277,7 +281,7 @@ class _Tab:
         """The chosen thing. Raises: DataError."""
         item = self._item(chosen)
         if item is None:
-            raise DataError("nothing is chosen; click a card first.")
+            raise DataError(say("library.none_chosen"))
         return item
 
     @mended
@@ -296,7 +300,7 @@ class _Tab:
     def keep_preset(self, kind: str, search: str, least: int, num: int, key: str, request: gr.Request) -> Any:
         """The card as a preset, which is then shown in its place."""
         name = shared_cards.keep_preset(self._chosen(key).key)
-        tell(f"It is kept as the preset {name}; Train offers it.")
+        tell(say("library.kept_preset", preset=name))
         panel = self._panel("presets", f"{PRESET}{name}", browser_of(request))
         return self._list(kind, search, least, num, panel[self.key]) | panel
 
@@ -304,7 +308,7 @@ class _Tab:
     def throw_one(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
         item = self._chosen(key)
         item_changes.throw(self.shelf, item)
-        tell(f"{item.name} is in the trash, under Trash.")
+        tell(say("trash.thrown", name=item.name))
         return self._list(kind, search, least, num, "") | self._nothing()
 
     @mended
@@ -320,7 +324,7 @@ class _Tab:
         """Asked once more before anything is deleted; what is thrown away meanwhile is not meant."""
         entries = self.shelf.trash.entries()
         num = len(entries)
-        label = f"Delete {num} thing{'' if num == 1 else 's'} for good"
+        label = say_num("trash.delete_things", num)
         return {
             self.condemned: [entry.id for entry in entries],
             self.sure: gr.update(value=label),
@@ -331,7 +335,7 @@ class _Tab:
     @mended
     def delete(self, entry_ids: list[str], *listed: Any) -> dict[Any, Any]:
         num = self.shelf.trash.empty(entry_ids or [])
-        tell(f"{num} deleted for good.")
+        tell(say("trash.deleted", num=num))
         return self._list(*listed) | self._nothing()
 
     # What is dropped.
@@ -367,13 +371,13 @@ def arrivals_html(arrivals: list[Arrival]) -> str:
     boxes = [
         notice_html(
             "good" if arrival.is_taken else "bad",
-            plain(arrival.file, 120) or "Not taken",
+            plain(arrival.file, 120) or say("dropped.not_taken"),
             [line for line in (arrival.what, arrival.where) if line],
         )
         for arrival in arrivals[:_MOST_ARRIVALS]
     ]
     if len(arrivals) > _MOST_ARRIVALS:
-        boxes.append(notice_html("plain", f"and {len(arrivals) - _MOST_ARRIVALS} more", []))
+        boxes.append(notice_html("plain", say("word.and_more", num=len(arrivals) - _MOST_ARRIVALS), []))
     return f'<div class="arrivals" role="status">{"".join(boxes)}</div>'
 
 

@@ -23,6 +23,7 @@ from app.stack_pictures import Make, Stage
 from app.stack_rows import ROWS, LoraRows, RowValue
 from app.stack_saving import Saving
 from app.stack_shelf import LoraShelf
+from app.texts import say
 from trainer import base_defaults, bases, families
 from trainer.config import StackConfig, parse
 from trainer.config import weights as typed
@@ -33,7 +34,7 @@ from trainer.render import modes, samplers
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
 
-TITLE = "Stack"
+TITLE = say("page.stack")
 ORDER = 30
 _MAX_SEED = 2**32
 _MOST_NOTES = 20  # about a dropped picture
@@ -46,15 +47,16 @@ _SHEETS = (GRID, _STRIP, MODES)
 def weights_of(text: str) -> list[float]:
     """The weights of a grid's axis. Raises: ConfigError."""
     if len(text) > _LONGEST_WEIGHTS:
-        raise ConfigError(f"weights have {len(text):,} characters; allowed: up to {_LONGEST_WEIGHTS}.")
+        what = say("batch.the_weights")
+        raise ConfigError(say("problems.have_too_many", what=what, num=len(text), most=_LONGEST_WEIGHTS))
     parts = [part for part in text.replace(";", ",").split(",") if part.strip()]
-    allowed = f"allowed: 1 to {_MOST_WEIGHTS} numbers from -2 to 2"
     try:
         weights = typed.numbers(",".join(parts), USUAL_WEIGHT)
     except ValueError as error:
-        raise ConfigError(f"weights are {text[:80]!r}; {allowed}, such as 0, 0.5, 1: {error}") from None
+        problem = say("grid.bad_weights", weights=text[:80], most=_MOST_WEIGHTS, reason=error)
+        raise ConfigError(problem) from None
     if len(weights) > _MOST_WEIGHTS:
-        raise ConfigError(f"weights are {text[:80]!r}; {allowed}.")
+        raise ConfigError(say("grid.many_weights", weights=text[:80], most=_MOST_WEIGHTS))
     return weights
 
 
@@ -62,15 +64,15 @@ def stack_of(context: Context, form_values: dict[str, Any], rows: list[RowValue]
     """The stack of the form and its rows. Raises: ConfigError, AdapterError."""
     chosen = [(sha256, weight, more) for sha256, weight, on, more in rows if sha256 and on]
     if len({sha256 for sha256, _, _ in chosen}) < len(chosen):
-        raise ConfigError("one LoRA is chosen in two rows; set its weight in one of them.")
+        raise ConfigError(say("stack.chosen_twice"))
     adapters = [{**more, "sha256": sha256, "weight": round(weight, 4)} for sha256, weight, more in chosen]
-    return path_gate.checked(context, parse(StackConfig, {**form_values, "adapters": adapters}, "the form"))
+    return path_gate.checked(context, parse(StackConfig, {**form_values, "adapters": adapters}, say("where.form")))
 
 
 def weight_sheet(stack: StackConfig, weights: list[float]) -> Make:
     """A sheet of the stack's first one or two LoRAs at every weight. Raises: ConfigError."""
     if not stack.adapters:
-        raise ConfigError("a weight grid needs a LoRA that is on; choose one.")
+        raise ConfigError(say("grid.needs_lora"))
     axes = [weights] * min(2, len(stack.adapters))
     return lambda engine, expect: sheets.over_weights(engine, stack, axes, expect)
 
@@ -92,7 +94,7 @@ class _Tab:
             "family": [(family.title, name) for name, family in all_families.items()],
             "base": context.base_choices(),
             "mode": [(f"{mode.title}: {mode.says}", name) for name, mode in modes.registry().items()],
-            "sampler": [("the base's own", ""), *samplers.SAMPLERS],
+            "sampler": [(say("stack.own_sampler"), ""), *samplers.SAMPLERS],
         }
         offers = {
             name: {"prediction": family.prediction, "guidance": (family.guidance,)}
@@ -119,23 +121,25 @@ class _Tab:
     def _draw_settings(self) -> None:
         with gr.Row():
             self.form.draw("seed")
-            self.dice = gr.Button("New seed", min_width=130, scale=0, elem_classes="beside", elem_id="new-seed")
+            self.dice = gr.Button(
+                say("stack.new_seed"), min_width=130, scale=0, elem_classes="beside", elem_id="new-seed"
+            )
         with gr.Row():
             self.form.draw("steps", "guidance_scale")
         with gr.Row():
             self.form.draw("width_px", "height_px")
-        with gr.Accordion("Base model", open=False):
+        with gr.Accordion(say("stack.base_model"), open=False):
             self.form.draw_rest(advanced=False)
             self.form.draw_rest(advanced=True)
         with gr.Row():
             self.axis = gr.Textbox(
-                "0, 0.5, 1", label="Weights of a grid", info="For the first two LoRAs that are on.", min_width=150,
+                "0, 0.5, 1", label=say("grid.weights"), info=say("grid.weights_help"), min_width=150,
                 scale=3, elem_id="grid-weights",
             )  # fmt: skip
             self.grid = gr.Button(
-                "Render weight grid", min_width=120, scale=1, elem_id="render-grid", elem_classes="beside"
+                say("grid.render_weights"), min_width=120, scale=1, elem_id="render-grid", elem_classes="beside"
             )
-        self.strip = gr.Button("Show what each LoRA does", size="sm", elem_id="render-strip")
+        self.strip = gr.Button(say("stack.show_each"), size="sm", elem_id="render-strip")
         self.grids = Grids(self.context, ROWS)
         self.analysis = AnalysisSection(self.context, self._stack)
         self.saving = Saving(self.context, self._stack)
@@ -242,12 +246,12 @@ class _Tab:
     def _fitting(self, stack: StackConfig) -> StackConfig:
         """The same stack. Raises: AdapterError if the page has too few rows for it."""
         if len(stack.adapters) > ROWS:
-            raise AdapterError(f"the picture was made from {len(stack.adapters)} LoRAs; this page holds up to {ROWS}.")
+            raise AdapterError(say("stack.too_many_loras", num=len(stack.adapters), most=ROWS))
         return stack
 
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
         update = self.form.fill(stack) | self.rows.fill(stack.adapters)
-        tell("The form now has the picture's stack.")
+        tell(say("stack.form_of_picture"))
         return update
 
     @mended
@@ -265,15 +269,13 @@ class _Tab:
 
         # Another tool's stack may be cut to the rows there are; our own is taken whole or not at all.
         if notes and len(stack.adapters) > ROWS:
-            notes.append(
-                f"it names {len(stack.adapters)} LoRAs; this page holds up to {ROWS}, and the first of them are taken."
-            )
+            notes.append(say("stack.cut", num=len(stack.adapters), most=ROWS))
             stack = stack.model_copy(update={"adapters": stack.adapters[:ROWS]})
 
         lines = notes[:_MOST_NOTES]
         if len(notes) > _MOST_NOTES:
-            lines.append(f"and {len(notes) - _MOST_NOTES} more.")
-        html = views.notice_html("plain", "Not taken from the picture", lines)
+            lines.append(say("stack.more_notes", num=len(notes) - _MOST_NOTES))
+        html = views.notice_html("plain", say("stack.not_taken"), lines)
         shown = gr.update(value=html, visible=bool(notes))
         return self._restore(self._fitting(stack)) | {self.stage.dropped: None, self.stage.warned: shown}
 

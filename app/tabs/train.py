@@ -22,16 +22,16 @@ from app.opened_pictures import OpenedPictures
 from app.preset_cards import PresetPicker
 from app.setting_groups import grouped
 from app.settings_finder import SettingsFinder
+from app.texts import say
 from app.train_settings import config_of, recipe_of
 from app.training_view import TrainingView
 from trainer import families, methods
 from trainer.config import TrainConfig
 
-TITLE = "Train"
+TITLE = say("page.train")
 ORDER = 20
 # Settings that the form does not draw: the version, which nobody sets, and those that the tab draws itself.
 _OWN = frozenset({"version", "data.folder", "data.heldout", "data.trigger"})
-_NONE = ("none", "")
 
 
 class _Tab:
@@ -69,18 +69,20 @@ class _Tab:
             self.preset = self.picker.preset
             with gr.Row():
                 self.dataset = gr.Dropdown(
-                    [], label="Dataset", min_width=140, interactive=True, elem_id="train-dataset"
+                    [], label=say("word.dataset"), min_width=140, interactive=True, elem_id="train-dataset"
                 )
                 self.heldout = gr.Dropdown(
-                    [_NONE], value="", label="Held-out set", min_width=140, interactive=True, elem_id="train-heldout"
-                )
+                    [(say("word.none"), "")], value="", label=say("train.heldout"), min_width=140, interactive=True,
+                    elem_id="train-heldout",
+                )  # fmt: skip
             with gr.Row():
                 self.name = gr.Textbox(
-                    label="Name", placeholder="as the dataset", max_length=80, min_width=140, elem_id="run-name"
-                )
+                    label=say("word.name"), placeholder=say("train.name_example"), max_length=80, min_width=140,
+                    elem_id="run-name",
+                )  # fmt: skip
                 self.trigger = gr.Textbox(
-                    self.start_config.data.trigger, label="Trigger", placeholder="word for a character", max_length=80,
-                    min_width=140, elem_id="trigger",
+                    self.start_config.data.trigger, label=say("word.trigger"), placeholder=say("train.trigger_example"),
+                    max_length=80, min_width=140, elem_id="trigger",
                 )  # fmt: skip
 
     def _draw_settings(self) -> None:
@@ -92,12 +94,12 @@ class _Tab:
             form.draw("learning_rate", "resolution_px")
         with gr.Row():
             self.start = gr.Button(
-                "Start training", variant="primary", size="lg", scale=2, min_width=150, elem_id="start-training"
+                say("train.start"), variant="primary", size="lg", scale=2, min_width=150, elem_id="start-training"
             )
-            self.rehearse = gr.Button("Try a few steps", size="lg", scale=1, min_width=110, elem_id="rehearse")
+            self.rehearse = gr.Button(say("train.try"), size="lg", scale=1, min_width=110, elem_id="rehearse")
         self.grid_after = gr.Checkbox(
-            False, label="Then render its grid", elem_id="grid-after", container=False,
-            info="Its saved steps at three weights, as a batch once it is finished.",
+            False, label=say("train.grid_after"), info=say("train.grid_after_help"), container=False,
+            elem_id="grid-after",
         )  # fmt: skip
         self.panel.draw()
         self.view.draw_rehearsal()
@@ -105,23 +107,23 @@ class _Tab:
 
         # Everything else, folded by how seldom it is needed.
         self.folds: dict[str, list[gr.Accordion]] = {}  # by key: the folded groups that it lies in
-        with gr.Accordion("Adapter and previews", open=True, elem_classes="fields") as everyday:
+        with gr.Accordion(say("train.adapter_and_previews"), open=True, elem_classes="fields") as everyday:
             of_methods = [key for key, spec in form.specs.items() if spec.kind and not spec.advanced]
             usual = ["start.source", "start.optimizer", "adapter.method", *of_methods, "preview.prompts"]
             form.draw(*usual)
-        with gr.Accordion("More settings", open=False, elem_classes="fields") as more:
+        with gr.Accordion(say("train.more_settings"), open=False, elem_classes="fields") as more:
             rest = form.undrawn(advanced=False)
             form.draw(*rest)
-        with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
+        with gr.Accordion(say("train.advanced"), open=False, elem_id="advanced") as advanced:
             for title, keys in grouped(form, form.undrawn(advanced=True)).items():
                 form.draw_group(title, keys)
         self.folds |= {key: [everyday] for key in usual}
         self.folds |= {key: [more] for key in rest}
         self.folds |= {key: [advanced, group] for group, keys in form.groups for key in keys}
-        with gr.Accordion("Take the settings of a card, a LoRA or a config.toml", open=False):
+        with gr.Accordion(say("train.take_settings"), open=False):
             self.recipe = gr.File(
-                file_types=[".safetensors", ".toml", ".velatura"],
-                label="Drop a card, a LoRA made here, or a config.toml", height=120, elem_id="recipe-file",
+                file_types=[".safetensors", ".toml", ".velatura"], label=say("train.drop_settings"), height=120,
+                elem_id="recipe-file",
             )  # fmt: skip
 
         # What the form was filled from and with, which problems were already unfolded, and what looks again.
@@ -223,7 +225,7 @@ class _Tab:
         if config and (problems := forecast.at_start(self.context, wish, config)):
             config, ahead = None, dataclasses.replace(ahead, problems=tuple(problems))
         if config is None:
-            warn("It can't start yet: " + " ".join(problem.text for problem in ahead.problems[:3]))
+            warn(say("train.cannot_start", problems=" ".join(problem.text for problem in ahead.problems[:3])))
         return config, self._shown(held, ahead)
 
     @mended
@@ -273,7 +275,7 @@ class _Tab:
         job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
         if held.get(self.grid_after) is True:
             self.context.runner.want_grid(job.id)
-        tell(f"{job.name} is on its way.")
+        tell(say("job.on_its_way", name=job.name))
         return {**shown, **self.view.changes(job.id, {}), self.name: ""}
 
     @mended
@@ -298,7 +300,7 @@ class _Tab:
     def adopt_suggested(self, held: dict[Any, Any]) -> dict[Any, Any]:
         job = next((job for job in self.context.runner.every() if job.kind == REHEARSAL), None)
         changes = views.suggested(self.context.runner.answer(job)) if job else {}
-        tell("The form now has the rehearsal's settings.")
+        tell(say("train.form_of_rehearsal"))
         return self.form.change(held, changes)
 
     # What fills the form.
@@ -334,13 +336,13 @@ class _Tab:
             config, card = recipe_of(self.context, file)
         finally:
             leftovers.taken(self.context, [file])
-        tell("The form now has that recipe's settings; choose a dataset.")
+        tell(say("train.form_of_recipe"))
         return {**self._fill(held, config, card), self.recipe: None}
 
     @mended
     def branch_off(self, held: dict[Any, Any]) -> dict[Any, Any]:
         key = str(held.get(self.view.onward.step) or "")
-        tell(f"The form goes on from {start_choices.label(key)}; change what you like, then start.")
+        tell(say("train.goes_on_from", step=start_choices.label(key)))
         return self._branched(held, key, held.get(self.view.onward.with_optimizer) is True)
 
     @mended
@@ -379,12 +381,10 @@ class _Tab:
         """The datasets and bases that are here now; what was chosen stays if it is still here."""
         names, choices = self.context.dataset_names(), self.context.dataset_choices()
         kept = chosen if chosen in names else next((name for name in names if not name.endswith("-heldout")), None)
-        heldout = other if other in names else ""
-        if kept != chosen:
-            heldout = self._heldout_for(kept, other or "")
+        heldout = (other if other in names else "") if kept == chosen else self._heldout_for(kept, other or "")
         return {
             self.dataset: gr.update(choices=choices, value=kept),
-            self.heldout: gr.update(choices=[_NONE, *choices], value=heldout),
+            self.heldout: gr.update(choices=[(say("word.none"), ""), *choices], value=heldout),
             self.preset: gr.update(choices=preset_choices.choices(self.context)),
             self.picker.cards: self.picker.html(preset),
             self.again: gr.Timer(active=True),
