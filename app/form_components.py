@@ -9,6 +9,7 @@ from gradio.components import Component
 
 from app.form_fields import Spec
 from app.form_words import as_done_here
+from app.texts import say
 
 _SLIDER_STEPS = 100
 _MAX_INT_SLIDER = 64  # a slider of more whole numbers is hard to set by hand
@@ -19,7 +20,7 @@ def new_component(spec: Spec, value: Any, allowed: list[Any] | None, elem_id: st
     value_type, value = spec.value_type, as_shown(value)
     common: dict[str, Any] = {
         "label": spec.info.title or spec.path[-1],
-        "info": spec.kinds.get(str(value), "") if spec.kinds else as_done_here(spec.info.description or ""),
+        "info": spec.kinds.get(str(value), "") if spec.kinds else explained(spec),
         "elem_id": elem_id,
         "visible": visible,
     }
@@ -45,6 +46,20 @@ def new_component(spec: Spec, value: Any, allowed: list[Any] | None, elem_id: st
         elem_classes="wide" if lines > 1 else None,
         **common,
     )
+
+
+def explained(spec: Spec) -> str:
+    """What a setting does, and its usual value where the words of the setting itself don't name one."""
+    words, usual = as_done_here(spec.info.description or ""), spec.default
+    if usual is None or "sual" in words:
+        return words
+    if isinstance(usual, bool):
+        usual = say("word.on") if usual else say("word.off")
+    elif isinstance(usual, int | float):
+        usual = f"{usual:g}" if isinstance(usual, float) else usual
+    elif not usual:  # a text or a list
+        return words if "empty" in words else say("settings.usually_empty", words=words)
+    return say("settings.usual", words=words, usual=usual)
 
 
 def _number(spec: Spec, value: Any, common: dict[str, Any]) -> Component:

@@ -101,6 +101,7 @@ def mixed(tmp_path: Path) -> Path:
     return jobs(tmp_path / "x.csv", [("prompt", "seed", "steps", "lora"), *rows, *wrong])
 
 
+@pytest.mark.slow
 def test_the_pictures_and_the_problems_are_those_of_a_batch_without_ray(
     tmp_path: Path, tiny: Path, mixed: Path
 ) -> None:
@@ -154,7 +155,6 @@ def test_killed_with_its_cluster_and_started_again_the_pictures_are_the_same(
     assert files(tmp_path / "ray") == files(tmp_path / "local")
 
 
-@pytest.mark.slow
 def test_on_a_cluster_of_two_nodes_one_of_which_goes_away_the_pictures_are_the_same(
     tmp_path: Path, tiny: Path, mixed: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ BOMBS = {
     "zeros": "\0" * 4000,
     "own alias": "a: &a [*a]\n",
 }  # fmt: skip
+NUMBER = re.compile(r"(?<=[:=,\[ ])-?\d+(\.\d+)?(e-?\d+)?(?=[\s,\]}]|$)")
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +120,17 @@ def test_a_damaged_value_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     keys = {key.key: key for key in importing.read(path).keys}
     assert keys["seed"].status == "can't be" and "a number" in keys["seed"].why and "\u202e" not in keys["seed"].why
     assert keys["network_dim"].status == "translated"
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", f"{10**30}", "0", "-1", "0.5"])
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.*")), ids=lambda path: path.name)
+def test_with_any_number_everywhere_it_is_read_or_refused_in_words(recipe: Path, number: str, tmp_path: Path) -> None:
+    path = tmp_path / recipe.name
+    path.write_text(NUMBER.sub(number, recipe.read_text(encoding="utf-8")), encoding="utf-8")
+    try:
+        importing.read(path)
+    except ConfigError as error:
+        assert 0 < len(str(error)) < 2000 and str(error).isprintable()
 
 
 # The header of a LoRA.

@@ -15,6 +15,7 @@ from trainer.other_trainers.documents import Document, beside
 from trainer.printing import printable
 
 MAX_TEXT_CHARS = 2000
+_LARGEST = 1e20  # a seed may have 64 bits
 _SHOWN_CHARS = 200
 _SECRET = re.compile(r"token$|api_?key|secret|password|credential|_key_id|hf_token", re.IGNORECASE)
 _OFF: tuple[Any, ...] = (None, False, "", 0, "none", "None", "NONE", "no", "false", [], {})
@@ -42,6 +43,7 @@ class Reading:
         return self.seen.get(key) is not None and self.seen[key] != ""
 
     def number(self, key: str, default: float = 0.0) -> float:
+        """A number, none of which is so large that sums and products of a few overflow."""
         value = self.seen.get(key)
         if value is None or value == "":
             return default
@@ -49,7 +51,7 @@ class Reading:
             if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)[:64]) > 60:
                 raise ValueError
             number = float(value)
-            if math.isfinite(number):
+            if abs(number) <= _LARGEST:  # not a number isn't
                 return number
         except (ValueError, OverflowError):
             pass

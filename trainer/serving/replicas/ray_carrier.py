@@ -24,7 +24,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.config import AutoscalingConfig, ProxyLocation, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from trainer.errors import RunError
@@ -145,7 +145,7 @@ class RayCarrier:
         for base, name in self._apps.items():
             if name in apps:
                 states = apps[name].deployments[_REPLICA].replica_states
-                self._num_replicas[base] = states.get("RUNNING", 0)
+                self._num_replicas[base] = sum(num for state, num in states.items() if state == "RUNNING")
 
     def _message(self, base: str) -> str:
         """What Ray Serve says of a base's replicas."""
@@ -176,7 +176,7 @@ def _deployment(plan: Plan, layout: Layout, replicas: tuple[int, int]) -> Any:
             "num_gpus": layout.num_gpus,
             "runtime_env": {"env_vars": ENVIRONMENT},
         },
-        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+        request_router_config={"request_router_class": _ROUTER},
         graceful_shutdown_timeout_s=plan.settings.drain_s,
         health_check_period_s=_HEALTH_S,
         health_check_timeout_s=_UNHEALTHY_S,
