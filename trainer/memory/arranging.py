@@ -184,7 +184,8 @@ def limit(device: str, budget_gib: float) -> None:
         free, total = torch.cuda.mem_get_info(device)
         usual = free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total
         most = budget_gib * mechanics.GIB or usual
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
+        # By number: of all torch.cuda's calls that take a device this one refuses "cuda". None is the current device.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device).index)
 
 
 @contextmanager
