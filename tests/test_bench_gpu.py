@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainer import error_output
 from trainer.bench import estimating, folding, full_size, gpu, side_by_side, stacking, targets, tiers
 from trainer.errors import ConfigError
 
@@ -121,10 +122,11 @@ def test_values_are_the_same_every_time_and_norms_leave_things_as_they_are() -> 
 
 
 def test_a_fault_is_told_by_its_last_error() -> None:
-    assert gpu.cause(OUT_OF_MEMORY).startswith(
-        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered CUDA kernel"
+    assert error_output.cause(OUT_OF_MEMORY).startswith(
+        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
     )
-    assert gpu.cause("error: two things\n  one\n  another") == "error: two things one another"
+    assert "TORCH_USE_CUDA_DSA" in OUT_OF_MEMORY and "TORCH_USE_CUDA_DSA" not in error_output.cause(OUT_OF_MEMORY)
+    assert error_output.cause("error: two things\n  one\n  another") == "error: two things one another"
 
 
 def test_settings_that_there_are_not_are_refused_before_anything_is_measured() -> None:
@@ -190,7 +192,7 @@ def test_a_process_that_fails_says_why_and_what_had_no_time_is_told() -> None:
     hangs = side_by_side.Task("hangs", (sys.executable, "-c", "import time; time.sleep(600)"), 1.0)
     later = side_by_side.Task("later", hangs.command, 1.0)
     failed, hung, unstarted = side_by_side.run([[fails], [hangs], [later]], time.monotonic() + 5)
-    assert gpu.cause(failed.error) == "ValueError: no such thing" and failed.has_run
+    assert error_output.cause(failed.error) == "ValueError: no such thing" and failed.has_run
     assert not hung.has_run and not unstarted.has_run
 
 
