@@ -25,7 +25,7 @@ from trainer.distributed import World
 from trainer.encoded_data import Batch, Conditioning, EncodedData, Part
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
-from trainer.memory import arranging, compiling, convolving, fused_lora, quantising
+from trainer.memory import arranging, attention_probe, compiling, convolving, fused_lora, quantising
 from trainer.new_word import Word
 from trainer.optim import scaling
 from trainer.start_weights import Source
@@ -156,8 +156,8 @@ class TrainingModel:
         config = self.config
         saved = checkpoint.tensors["adapter"] if checkpoint else source.tensors() if source else None
         shapes = {path: tuple(weight.shape) for path, weight in self.base_weights().items()}
-        if checkpoint and checkpoint.state.get("kernels"):
-            self.kernels = tuple(checkpoint.state["kernels"])
+        if checkpoint:
+            self.kernels = attention_probe.restored(checkpoint.state.get("kernels"), self.device)
 
         # The base: with the stack in it, then quantised, since a stack can't be added to quantised weights.
         if config.against.adapters:

@@ -22,7 +22,6 @@ import peft
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import cast_training_params
-from filelock import FileLock
 from peft import LoraConfig
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer import bases, families, session, system
 from trainer.bench import full_size, profile, training
 from trainer.events import Adjusted, Step
-from trainer.memory import attention_probe, mechanics
+from trainer.memory import mechanics
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +139,6 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
         return pipe
 
     bases.open_pipeline = opened
-    _probe_in_turn(Path(job.scratch).parent / "attention.lock")
     step = _ours(job, notes) if job.loop == "ours" else _plain(job, device, dtype)
     seconds = []
     for number in range(job.warm + job.steps):
@@ -159,19 +157,6 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
     )
     flop = _count(step, device) if job.loop == "plain" else 0
     return Measured(seconds[job.warm :], peak, reserved, stood[1] - stood[0], first, flop, rate, about, notes)
-
-
-def _probe_in_turn(lock: Path) -> None:
-    """Let one process at a time try kernels of attention: what they take decides which one a run uses."""
-    verdict = attention_probe.verdict
-
-    def locked(
-        shapes: list[attention_probe.Shape], candidates: list[str], known: Path, device: str
-    ) -> attention_probe.Verdict:
-        with FileLock(str(lock)):
-            return verdict(shapes, candidates, known, device)
-
-    attention_probe.verdict = locked
 
 
 def _count(step: Callable[[], None], device: str) -> int:

@@ -76,7 +76,8 @@ def _choose_kernels(model: TrainingModel) -> None:
     """Attention by the kernels that the checkpoint names, or that are good and fast here, until the next call."""
     if model.kernels is None:
         shapes = attention_probe.recorded(lambda: sample_passes.each_shape(model))
-        candidates, known = attention_probe.candidates(model.denoiser), model.encoded.store.folder / "attention.json"
+        torch.cuda.empty_cache()  # the process that tries them shares the card with this one
+        candidates, known = attention_probe.candidates(model.denoiser), attention_probe.known_file()
         verdict = attention_probe.verdict(shapes, candidates, known, model.device)
         model.kernels, model.faults = verdict.kernels, verdict.faults
     model.lasting.close()
