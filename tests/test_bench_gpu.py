@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from trainer import error_output
-from trainer.bench import estimating, folding, full_size, gpu, side_by_side, stacking, targets, tiers
+from trainer.bench import estimating, folding, full_size, gpu, gpu_loops, side_by_side, stacking, targets, tiers
 from trainer.errors import ConfigError
 
 PARAMETERS = {
@@ -36,6 +36,7 @@ RuntimeError: something before
 Traceback (most recent call last):
 torch.AcceleratorError: CUDA error: an illegal memory access was encountered
 CUDA kernel errors might be asynchronously reported.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
 """
 
 
@@ -200,6 +201,38 @@ def test_groups_are_what_fits_and_keep_the_order() -> None:
     tasks = [side_by_side.Task(name, (), gib) for name, gib in (("a", 10), ("b", 50), ("c", 30), ("d", 20))]
     groups = [[task.name for task in group] for group in side_by_side.grouped(tasks, 60, 2)]
     assert groups == [["a", "b"], ["c", "d"]]
+
+
+PREPARING = """
+import sys
+from pathlib import Path
+from trainer.bench import gpu_loops
+
+job = gpu_loops.Job.read(sys.argv[1])
+write, draw, diary = gpu_loops.full_size.write, gpu_loops.training.draw_pictures, Path(job.scratch) / "diary"
+gpu_loops.full_size.write = lambda *made: (diary.open("a").write("base\\n"), write(*made))
+gpu_loops.training.draw_pictures = lambda *made: (diary.open("a").write("pictures\\n"), draw(*made))
+print("ready", flush=True)
+sys.stdin.readline()
+gpu_loops.prepare(job)
+"""
+
+
+def test_processes_side_by_side_make_one_base_and_one_set_of_pictures(tmp_path: Path) -> None:
+    job = gpu_loops.Job("sdxl", "ours", (), 3, 1, 1, 64, 1, str(tmp_path))
+    command = [sys.executable, "-c", PREPARING, job.written()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    children = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for child in children:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go on\n")
+        child.stdin.flush()
+    errors = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    assert (tmp_path / "diary").read_text().split() == ["base", "pictures"]
+    assert (job.base / "model_index.json").is_file() and len([*job.pictures.glob("*.png")]) == 3
 
 
 def stepped(name: str, seconds: float, peak_gib: float = 10.0, **values: Any) -> gpu.Row:

@@ -22,6 +22,7 @@ import peft
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import cast_training_params
+from filelock import FileLock
 from peft import LoraConfig
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -126,8 +127,7 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
     rate = profile.peak_rate(dtype, device, _SIDE.get(device, 1024))
     if device == "cuda":
         torch.cuda.empty_cache()  # of the products, which would count as reserved
-    if not (job.base / "model_index.json").is_file():
-        full_size.write(job.model, job.depth, job.base)
+    prepare(job)
     stood: list[float] = []  # when making the base began, and when it was there
     notes: list[str] = []
 
@@ -159,6 +159,17 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
     return Measured(seconds[job.warm :], peak, reserved, stood[1] - stood[0], first, flop, rate, about, notes)
 
 
+def prepare(job: Job) -> None:
+    """Make the job's base and pictures, once of all processes that get ready side by side."""
+    Path(job.scratch).mkdir(parents=True, exist_ok=True)
+    with FileLock(str(Path(job.scratch) / "lock")):
+        if not (job.base / "model_index.json").is_file():  # which is written last
+            full_size.write(job.model, job.depth, job.base)
+        # Never drawn anew: another process may be reading them.
+        if len([*job.pictures.glob("*.txt")]) < job.batch:
+            training.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
+
+
 def _count(step: Callable[[], None], device: str) -> int:
     """Floating-point operations of one more step: products, convolutions and attention. Attention's own kernel for CPUs
     has no count, plain products have.
@@ -180,7 +191,6 @@ def _device(device: str, dtype: torch.dtype) -> dict[str, str]:
 
 def _ours(job: Job, notes: list[str]) -> Callable[[], None]:
     """Takes a step of a run; the first call starts it. What the run had to change for lack of memory is noted."""
-    training.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
     _, stream = session.start(config(job), Path(job.scratch) / "runs", None, None)
 
     def step() -> None:

@@ -60,8 +60,8 @@ def _measured(kernel: str, shape: Shape, device: str) -> dict[str, Any]:
     query, key, value, mask = _inputs(shape, device)
 
     # Its numbers beside those of the plain way, of one head alone: all scores of all heads might not fit in memory.
-    one = [tensor[-1:, -1:].detach().requires_grad_() for tensor in (query, key, value)]
-    expected = _attended("math", *one, None if mask is None else mask[-1:])
+    head_query, head_key, head_value = (tensor[-1:, -1:].detach().requires_grad_() for tensor in (query, key, value))
+    expected = _attended("math", head_query, head_key, head_value, None if mask is None else mask[-1:])
     results = _attended(kernel, query, key, value, mask)
     apart = max(
         float((ours[-1:, -1:].float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-9))
