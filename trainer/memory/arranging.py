@@ -55,7 +55,7 @@ def arrange(model: TrainingModel) -> None:
     def num_shapes() -> int:
         return len({entry.bucket for entry in model.encoded.entries})
 
-    model.memory = compiling.choose(denoiser, settings, num_passes(model), num_shapes, model.device)
+    model.memory = compiling.choose(denoiser, settings, passes(model), num_shapes, model.device)
     if model.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
@@ -66,10 +66,11 @@ def _move_encoders(model: TrainingModel) -> None:
     model.encoded.encoders = lambda: drawing(model)
 
 
-def num_passes(model: TrainingModel) -> int:
+def passes(model: TrainingModel) -> compiling.Passes:
     """Forward and backward passes of the whole run, about."""
     rows = -(-model.config.batch_size // model.world.size)
-    return model.config.max_steps * model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
+    a_step = model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
+    return compiling.Passes(model.config.max_steps, a_step)
 
 
 def _choose_kernels(model: TrainingModel) -> None:
