@@ -42,7 +42,9 @@ def arrange(model: TrainingModel) -> None:
             _move_encoders(model)
         case "blocks":
             _move_encoders(model)
-            fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(model.device))
+            layers = _in_blocks(denoiser)
+            if any(getattr(layer, "ring", None) is None for layer in layers):  # else they wait there already
+                fetching.keep_on_cpu(layers, torch.device(model.device))
             _bring_the_rest(denoiser, torch.device(model.device))
         case other:
             choices.never(other)

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException  # what torch.compile raises, for which torch has no public name
 
 from trainer import choices, forwards, system
 from trainer.config import MemoryConfig
@@ -110,11 +109,11 @@ def _missing_compiler(device: str) -> str:
 
 def failure(error: BaseException) -> str:
     """What compiling, or what was compiled, failed of, in a line; empty if the error is about something else."""
-    frames = traceback.walk_tb(error.__traceback__)
-    compiled = any(
-        str(frame.f_globals.get("__name__")).startswith(("torch._inductor", "triton")) for frame, _ in frames
-    )
-    if not compiled and not isinstance(error, TorchDynamoException):
+    # By the modules: to import torch.compile's own errors would load all of it.
+    raised = [kind.__module__ for kind in type(error).__mro__]
+    passed = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    compiled = any(module.startswith(("torch._inductor", "triton")) for module in [*raised, *passed])
+    if not compiled and not any(module.startswith("torch._dynamo") for module in raised):
         return ""
     inner = getattr(error, "inner_exception", error)  # torch's own words around it tell how to debug
     return (str(inner).strip().split("\n")[0] or type(inner).__name__)[:_LONGEST]
