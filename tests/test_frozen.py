@@ -4,11 +4,14 @@ stays what it was.
 
 import copy
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from trainer import bases, families
 from trainer.memory import attention, fetching
@@ -192,19 +195,42 @@ def test_a_quantised_layer_compiles_whole_and_keeps_nothing_wide_for_backward(ki
     assert max(kept) < 64 * 128 * 4, "the widened weight is not among what is kept"
 
 
-def test_fp8_multiplied_as_it_is_is_near_the_widened_product_and_its_gradient_is_exact() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_multiplied_as_it_is_is_near_the_widened_product_and_its_gradient_is_exact(compiled: bool) -> None:
     torch.manual_seed(0)
     layer = NarrowLinear(nn.Linear(128, 64).requires_grad_(False), "fp8")
     inputs, again = (
-        torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_() for _ in range(2)
+        torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_() for _ in range(2)
     )
     wide = layer(inputs)
     layer.scales_inputs = True
-    scaled = layer(again)
-    assert scaled.dtype == torch.bfloat16 and 0 < float((scaled - wide).float().norm() / wide.float().norm()) < 0.05
+    graphs: list[torch.fx.GraphModule] = []
+
+    def collected(graph: torch.fx.GraphModule, given: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=collected)
+    scaled = (torch.compile(layer, fullgraph=True, backend=backend) if compiled else layer)(again)
+    assert scaled.dtype == torch.bfloat16
+    assert 0 < float((scaled.detach() - wide.detach()).float().norm() / wide.detach().float().norm()) < 0.05
     wide.sum().backward()
     scaled.sum().backward()
     torch.testing.assert_close(again.grad, inputs.grad, rtol=0, atol=0)
+    if compiled:
+        names = [str(node.target) for node in graphs[0].graph.nodes]
+        assert any("amax" in name for name in names), "the compiler sees the rounding, and can make one pass of it"
+        assert any("velatura.scaled_product" in name for name in names)
+
+
+@pytest.mark.parametrize(("rows", "is_scaled"), [(1, False), (16, False), (17, True)])
+def test_few_rows_are_multiplied_with_the_widened_weight(rows: int, is_scaled: bool) -> None:
+    """Kernels for float8 may refuse a single row, which a norm's own layer is given at batch 1."""
+    layer = NarrowLinear(nn.Linear(128, 64).requires_grad_(False), "fp8")
+    inputs = torch.randn(rows, 128).bfloat16()
+    wide = layer(inputs)
+    layer.scales_inputs = True
+    assert torch.equal(layer(inputs), wide) != is_scaled
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(5, 5), (64, 77), (130, 130)])
