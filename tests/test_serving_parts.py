@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from trainer.render.engine import Engine
 from trainer.render.own_ranks import OwnRanks
 from trainer.serving.api_error import ApiError
 from trainer.serving.line import Line
+from trainer.serving.log_lines import Log
 from trainer.serving.lora_views import LoraViews
 from trainer.serving.metrics import Metrics
 from trainer.serving.reading import Reading
@@ -148,7 +150,7 @@ def test_a_picture_never_meets_anothers_numbers() -> None:
 
 def test_the_oldest_results_go_first_and_all_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(10, 60)
-    tokens = [results.put(b"12345") for _ in range(3)]
+    tokens = [results.put(b"12345", "ann") for _ in range(3)]
     assert [results.get(token) for token in tokens] == [None, b"12345", b"12345"]
     assert len(set(tokens)) == 3 and min(map(len, tokens)) >= 43
     late = time.monotonic() + 61
@@ -166,7 +168,7 @@ def test_a_slow_file_is_read_beside_what_is_drawn(tmp_path: Path, monkeypatch: p
         return real(file)
 
     monkeypatch.setattr(engine.shelf, "read", slow)
-    reading = Reading(engine.shelf, line, Metrics())
+    reading = Reading(engine.shelf, line, Metrics(), Log(stream=io.StringIO()))
     reading.start()
     picture = wanted("a")
     picture.reads = None

@@ -141,7 +141,7 @@ def test_pictures_wait_here_while_no_replica_is_there(carrier: Here, workspace: 
     carrier.num_there = 0
     with serving_from(carrier, workspace, str(tiny)) as running, ThreadPoolExecutor(1) as pool:
         asking = pool.submit(of_tiny, running, tiny)
-        wait_until(lambda: asked(running, "/ready")[1]["queue_pictures"] == 1)
+        wait_until(lambda: len(running.state.line) == 1)
         status, body, _ = of_tiny(running, tiny, deadline_s=0.3)
         assert (status, body["error"]["code"]) == (504, "deadline_exceeded") and not carrier.calls
         carrier.num_there = 1

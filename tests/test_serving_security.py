@@ -159,8 +159,7 @@ def test_pictures_a_day_outlast_a_new_start_and_end_with_the_day(tmp_path: Path)
     now = [1_700_000_000.0]
     key = keys.Key(name="ann", pictures_per_day=5)
     quotas = Quotas(tmp_path / "x.json", lambda: now[0])
-    quotas.take(key, 4)
-    quotas.give_back(key, 1)
+    quotas.give_back(key, 1, quotas.take(key, 4))
     quotas.save()
     again = Quotas(tmp_path / "x.json", lambda: now[0])
     again.take(key, 2)
@@ -338,7 +337,7 @@ def test_what_is_no_lora_for_this_base_is_refused_and_leaves_nothing(
     two: tuple[Served, str, str], engine: Engine, tmp_path: Path
 ) -> None:
     served, ann, _ = two
-    folder = served.state.views.folder("ann")
+    folder = served.state.views.folder(next(key.owner for key in served.state.ring.all if key.name == "ann"))
     before = sorted(folder.rglob("*")) if folder.exists() else []
     for name, raw in hostile_files(engine, tmp_path).items():
         status, body, _ = upload(served, ann, raw, name.replace(" ", ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from trainer import damaged_pictures
 from trainer.card_file import bundle
 from trainer.card_file.bundle import CARD, SETTINGS
 from trainer.card_file.contents import Card
@@ -21,7 +22,6 @@ from trainer.lazy import Image
 from trainer.printing import plain
 
 MAX_SIDE_PX = 512
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, TypeError, LookupError)  # Pillow's
 Config = TrainConfig | StackConfig | BatchConfig
 _KINDS: dict[str, type[Config]] = {"train": TrainConfig, "stack": StackConfig, "batch": BatchConfig}
 
@@ -136,6 +136,6 @@ def _no_picture(raw: bytes) -> str:
         return f"has {width} x {height} pixels; allowed: up to {MAX_SIDE_PX} a side"
     try:
         Image.open(io.BytesIO(raw), formats=["WEBP"]).load()
-    except _DAMAGED as error:
+    except damaged_pictures.errors() as error:
         return f"is no picture that opens: {plain(error, 100)}"
     return ""

@@ -8,7 +8,6 @@ profile.
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
+from trainer import damaged_pictures
 from trainer.data import colour
 from trainer.data.formats import FORMATS
 from trainer.errors import DataError
@@ -32,11 +32,6 @@ WHITE = "#ffffff"
 _OUTSIDE = "#000000"  # of a mask
 ONE_FRAME = "more than one frame: only the first is used"
 Source: TypeAlias = "Path | str | IO[bytes]"
-# What Pillow raises for damaged files, found by fuzzing its formats; RuntimeError is the codecs' of AVIF and HEIC.
-_DAMAGED = (
-    OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError, LookupError, ArithmeticError,
-    RuntimeError,
-)  # fmt: skip
 _CHUNKS = (b"IHDR", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"tRNS")
 _MAX_CHUNKS = 4096  # of a PNG before its pixels
 _MAX_PROFILE_TEXT_BYTES = 16 << 20  # a profile in a PNG may be larger than the 1 MiB that Pillow allows
@@ -173,7 +168,7 @@ def turned(image: Image.Image) -> Image.Image:
     """The picture as its EXIF says; damaged EXIF says nothing."""
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:
+    except damaged_pictures.errors():
         return image
 
 
@@ -246,7 +241,7 @@ def _in_words(source: Source) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+    except damaged_pictures.errors() as error:
         raise DataError(_reason(source, error)) from None
 
 

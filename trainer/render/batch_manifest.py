@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer import files
+from trainer import damaged_pictures, files
 from trainer.config.batch import SHEETS
 from trainer.render.batch_journal import HIDDEN
 from trainer.render.batch_ledger import Plan, Work
@@ -146,7 +146,7 @@ def _sheet(page: list[Work], out: Path) -> Image.Image:
                 picture = opened.convert("RGB")
             picture.thumbnail((_CELL_PX, _CELL_PX))
             sheet.paste(picture, (left + (_CELL_PX - picture.width) // 2, top + (_CELL_PX - picture.height) // 2))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # taken away meanwhile
+        except damaged_pictures.errors():  # taken away or damaged meanwhile
             pen.rectangle((left, top, left + _CELL_PX, top + _CELL_PX), outline=_GREY)
         # Its labels below.
         for line, text in enumerate(_labels(work)):

@@ -22,7 +22,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from trainer import families, files, unique_names
+from trainer import damaged_pictures, families, files, unique_names
 from trainer.config import StackConfig, parse
 from trainer.errors import AdapterError, ConfigError, DataError
 from trainer.lazy import Image
@@ -42,11 +42,6 @@ _RECIPE_MARKER, _RECIPE_APP = b"\xff\xef", "APP15"
 _GRAPHS = ("prompt", "workflow")
 # Tags of EXIF.
 _EXIF, _USER_COMMENT, _DESCRIPTION, _MAKE, _MODEL = 0x8769, 0x9286, 0x010E, 0x010F, 0x0110
-# What Pillow raises for damaged files; DecompressionBombError comes to it where Pillow is imported.
-_DAMAGED = (
-    *(OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, TypeError),
-    *(LookupError, ArithmeticError, RuntimeError, AttributeError),
-)
 
 
 @dataclass(frozen=True)
@@ -247,7 +242,7 @@ def read(source: Path | IO[bytes]) -> Carried:
             file.seek(0)
             with Image.open(file, formats=_formats()) as image:
                 info, segments = dict(image.info), list(getattr(image, "applist", []))
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+    except damaged_pictures.errors() as error:
         raise DataError(f"the picture can't be read as PNG, WebP or JPEG: {error}") from None
     exif_texts = _exif_texts(info.get("exif"))
     texts = exif_texts | {key: text for key, text in info.items() if isinstance(key, str) and isinstance(text, str)}
@@ -276,7 +271,7 @@ def _exif_texts(raw: Any) -> dict[str, str]:
         comment = exif.get_ifd(_EXIF).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
         # ComfyUI begins at Model and goes down, a tag for each text.
         values = {tag: exif.get(tag) for tag in (_DESCRIPTION, *range(_MODEL, _MODEL - 16, -1))}
-    except _DAMAGED:
+    except damaged_pictures.errors():
         return {}
     description = values[_DESCRIPTION]
     texts: dict[str, str] = {"description": description} if isinstance(description, str) else {}

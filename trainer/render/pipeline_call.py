@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Conditioning = dict[str, Tensor]
 
 
-Look = Callable[[int, "Tensor"], None]  # is given the number of a step that is over, and the pipeline's latents
+# Is given the number of a step that is over, the pipeline's latents, and the stacks that they become pictures of.
+Look = Callable[[int, "Tensor", Sequence[StackConfig]], None]
 
 _RESCALE = 0.7
 
@@ -55,7 +56,7 @@ def draw_batch(
 
     def callback(step: int, timestep: Any, latents: Tensor) -> None:
         if look:
-            look(step, latents)
+            look(step, latents, stacks)
         if step_done:
             step_done(step)
 

@@ -7,7 +7,6 @@ base64.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -18,6 +17,7 @@ import numpy
 import torch
 from PIL import Image
 
+from trainer import damaged_pictures
 from trainer.config import AdapterChoice
 from trainer.data.opening import open_mask
 from trainer.errors import ConfigError
@@ -73,14 +73,20 @@ def _covered(start: float, end: float, num: int) -> list[float]:
 
 
 def _open(adapter: AdapterChoice, name: str) -> bytes:
-    """The mask file's bytes. Raises: ConfigError if it isn't there."""
+    """The mask file's bytes. Raises: ConfigError if it isn't there, or can't be read."""
     path = Path(name)
     if not os.path.isfile(path):  # pathlib's own raises for a name that is too long
         raise ConfigError(
             f"region of {(adapter.name or adapter.file)[:80]} names the mask {name[:400]!r}: no such file; allowed: "
             f"{_ALLOWED}."
         )
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"region of {(adapter.name or adapter.file)[:80]} names the mask {name[:400]!r}, which can't be read: "
+            f"{error.strerror or error}."
+        ) from None
 
 
 def _packed(raw: bytes, size: tuple[int, int]) -> str:
@@ -104,7 +110,7 @@ def _unpacked(adapter: AdapterChoice, text: str, size: tuple[int, int]) -> Image
                     f"{(size[1], size[0])}."
                 )
             return opened.convert("L")
-    except (binascii.Error, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+    except damaged_pictures.errors():
         raise ConfigError(
             f"region of {adapter.name or adapter.file} is a mask that can't be read; allowed: {_ALLOWED}."
         ) from None

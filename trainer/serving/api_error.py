@@ -55,6 +55,12 @@ def draining(retry_after_s: float = 5.0) -> ApiError:
     return ApiError(503, message, CLOSED, code="draining", retry_after_s=retry_after_s)
 
 
+def cannot_draw() -> ApiError:
+    """The refusal of a server in which nothing draws any more, status 503."""
+    message = "the server can't draw any more, and its log says why; it must be started again."
+    return ApiError(503, message, CLOSED, code="cannot_draw")
+
+
 def broken(request_id: str) -> ApiError:
     """What is said of our own mistakes, status 500: nothing but where the log has it."""
     return ApiError(500, f"the server made a mistake; its log has it under {request_id}.", BROKEN, code="internal")

@@ -23,7 +23,7 @@ async def models(state: ServerState, request: Request) -> Response:
     await asyncio.to_thread(state.views.look)
     roots = {base: base for base in state.names.bases}
     roots |= dict.fromkeys(state.names.saved(), state.names.shown)
-    loras = sorted(info.name for info in state.views.view(key.name).all.values())
+    loras = sorted(info.name for info in state.views.view(key.owner).all.values())
     for base in state.names.bases:
         roots |= {f"{base}+{lora}": base for lora in loras}
     listed = [_model(name, root) for name, root in islice(roots.items(), _MOST_MODELS)]
@@ -36,7 +36,7 @@ async def model(state: ServerState, request: Request) -> Response:
     name: str = request.path_params["name"]
     if any(sign < " " or sign in "/\\" for sign in name):
         raise ApiError(404, "that model does not exist here.", param="model", code="model_not_found")
-    named, view = state.names.meant(name), state.views.view(key.name)
+    named, view = state.names.meant(name), state.views.view(key.owner)
     try:
         for lora, _ in named.loras:
             view.named(lora, "the model")

@@ -15,14 +15,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
-from trainer.render import batching, picture_metadata
+from trainer.render import picture_metadata
 from trainer.serving import giving_up, reading
-from trainer.serving.giving_up import FAULTS
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
+from trainer.serving.room import Room, memory_of
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Wanted, not_finite
+from trainer.serving.wanted import Begun, Drawn, Wanted, not_finite
 from trainer.serving.watching import Unwanted, Watching
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Drawing:
     def __init__(self, engine: Engine, line: Line, settings: ServeSettings, metrics: Metrics, log: Log) -> None:
         self.engine, self.line, self.settings, self.metrics, self.log = engine, line, settings, metrics, log
         self.picture_s = 1.0  # what a picture takes, as it went so far
+        self._room = Room(memory_of(engine.pipe.device))
         self._is_ending = False
         self._encoders = ThreadPoolExecutor(1, "encoding")
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
@@ -58,11 +59,16 @@ class Drawing:
         self._encoders.shutdown()
 
     def _run(self) -> None:
+        pictures: list[Wanted] = []
         try:
             while pictures := self._next():
-                self._draw(pictures)
+                with giving_up.outlasted(pictures, self.metrics, self.log):
+                    self._draw(pictures)
+        except BaseException as error:
+            giving_up.say_fault(error, pictures, self.metrics, self.log)
+            raise
         finally:
-            giving_up.drop_rest(self.line, self._is_ending)
+            giving_up.close(self.line, self._is_ending)
 
     # What is next.
 
@@ -94,29 +100,31 @@ class Drawing:
         if not ready:
             return []
         first = ready[0]
-        most = min(self.settings.batch_pictures, batching.most(first.stack))
-        return list(islice((picture for picture in ready if picture.kind == first.kind), most))
+        alike = (picture for picture in ready if picture.kind == first.kind)
+        return list(islice(alike, self._most(first)))
+
+    def _most(self, picture: Wanted) -> int:
+        return min(self.settings.batch_pictures, self._room.most(picture.stack))
 
     def _window_left(self, pictures: list[Wanted]) -> float:
         """How many seconds a batch waits still for others."""
-        if not pictures or len(pictures) >= min(self.settings.batch_pictures, batching.most(pictures[0].stack)):
+        if not pictures or len(pictures) >= self._most(pictures[0]):
             return 0.0
         return min(picture.came for picture in pictures) + self.settings.window_s - time.monotonic()
 
     def _resolve(self, picture: Wanted) -> None:
         """Find what a picture's stack means here, or refuse it."""
-        try:
-            self._hand_over(picture)
-            resolved = self.engine.resolved(picture.stack)
-            picture.kind = self._kind(picture, self.engine.kind(resolved))
-            picture.resolved = resolved
-        except UserError as error:
+        with giving_up.outlasted([picture], self.metrics, self.log):
+            try:
+                self._hand_over(picture)
+                resolved = self.engine.resolved(picture.stack)
+                picture.kind = self._kind(picture, self.engine.kind(resolved))
+                picture.resolved = resolved
+            except UserError as error:
+                self.metrics.dropped.labels("refused").inc()
+                picture.fail(error)
+        if not picture.resolved:
             self.line.drop(lambda other: other is picture)
-            self.metrics.dropped.labels("refused").inc()
-            picture.fail(error)
-        except FAULTS as error:
-            self.line.drop(lambda other: other is picture)
-            giving_up.say_fault(error, [picture], self.metrics, self.log)
 
     def _kind(self, picture: Wanted, kind: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
         """What pictures of one batch have in common."""
@@ -137,33 +145,41 @@ class Drawing:
         began = time.monotonic()
         for picture in pictures:
             self.metrics.waited_s.observe(began - picture.came)
+            picture.order.tell(Begun(picture.number))
         watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
-        try:
-            for picture in pictures:
-                self._hand_over(picture)
-            with self.engine.watched(watching.watch, watching.look):
-                drawn = self.engine.draw([picture.resolved for picture in pictures if picture.resolved])
-        except Unwanted:
-            for picture in pictures:
-                giving_up.give_up(picture, self.metrics, self._is_ending)
-            return
-        except UserError as error:
-            if len(pictures) == 1:
-                pictures[0].fail(error)
-        except FAULTS as error:
-            giving_up.say_fault(error, pictures if len(pictures) == 1 else [], self.metrics, self.log)
-        else:
-            self._count(pictures, time.monotonic() - began)
-            for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
-                if place in watching.broken:
-                    self.metrics.dropped.labels("not finite").inc()
-                    picture.fail(not_finite())
-                else:
-                    self._encoders.submit(self._hand_out, picture, result, len(pictures))
-            return
-        if len(pictures) > 1:
-            for picture in pictures:
+        drawn: list[picture_metadata.Picture] | None = None
+        with giving_up.outlasted(pictures if len(pictures) == 1 else [], self.metrics, self.log):
+            try:
+                for picture in pictures:
+                    self._hand_over(picture)
+                drawn = self._drawn(pictures, watching)
+            except Unwanted:
+                for picture in pictures:
+                    giving_up.give_up(picture, self.metrics, self._is_ending)
+                return
+            except UserError as error:
+                if len(pictures) == 1:
+                    pictures[0].fail(error)
+        if drawn is None:
+            for picture in pictures if len(pictures) > 1 else ():
                 self._draw([picture])
+            return
+        self._count(pictures, time.monotonic() - began)
+        for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
+            if place in watching.broken:
+                self.metrics.dropped.labels("not finite").inc()
+                picture.fail(not_finite())
+            else:
+                self._encoders.submit(self._hand_out, picture, result, len(pictures))
+
+    def _drawn(self, pictures: list[Wanted], watching: Watching) -> list[picture_metadata.Picture]:
+        """The pictures of a batch; how much memory they took is remembered."""
+        stack, resolved = pictures[0].stack, [picture.resolved for picture in pictures if picture.resolved]
+        with self.engine.watched(watching.watch, watching.look), self._room.drawing(stack, len(pictures)):
+            drawn = self.engine.draw(resolved)
+        if watching.is_in_parts:
+            self._room.ran_out(stack, len(pictures))
+        return drawn
 
     def _count(self, pictures: list[Wanted], seconds: float) -> None:
         """Remember what a batch took."""
@@ -172,15 +188,14 @@ class Drawing:
         self.metrics.batch_s.observe(seconds)
         self.metrics.batch_pictures.observe(len(pictures))
         self.metrics.batch_stacks.observe(num_stacks)
-        self.metrics.adapter_bytes.set(self.engine.shelf.num_bytes)
-        self.log.write("batch", pictures=len(pictures), stacks=num_stacks, seconds=round(seconds, 4))
+        kept = self.engine.shelf.num_bytes
+        self.metrics.adapter_bytes.set(kept)
+        took = round(seconds, 4)
+        self.log.write("batch", pictures=len(pictures), stacks=num_stacks, seconds=took, adapter_bytes=kept)
 
     def _hand_out(self, picture: Wanted, result: picture_metadata.Picture, num_together: int) -> None:
         """Encode a picture and give it to its order; beside the drawing of the next batch."""
-        try:
+        with giving_up.outlasted([picture], self.metrics, self.log):
             png = picture_metadata.png(result)
-        except FAULTS as error:
-            giving_up.say_fault(error, [picture], self.metrics, self.log)
-            return
-        self.metrics.pictures.labels(picture.order.key_name).inc()
-        picture.order.tell(Drawn(picture.number, png, result.stack, num_together))
+            self.metrics.pictures.labels(picture.order.key_name).inc()
+            picture.answer(Drawn(picture.number, png, result.stack, num_together))

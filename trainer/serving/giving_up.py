@@ -6,7 +6,8 @@ Whoever draws does it by these, whether here or on other machines.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from trainer.serving import api_error
 from trainer.serving.line import Line
@@ -14,11 +15,17 @@ from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
 from trainer.serving.wanted import Wanted, late
 
-# What drawing may raise but for what a user can mend; all of it is told of in the log.
-FAULTS = (
-    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, MemoryError,
-    AssertionError,
-)  # fmt: skip
+
+@contextmanager
+def outlasted(pictures: Sequence[Wanted], metrics: Metrics, log: Log) -> Iterator[None]:
+    """Whatever mistake of ours the body raises is logged and answered for these pictures; its thread goes on.
+
+    A thread that ended would end the server for everybody.
+    """
+    try:
+        yield
+    except Exception as error:
+        say_fault(error, pictures, metrics, log)
 
 
 def drop_unwanted(line: Line, metrics: Metrics, is_ending: bool) -> None:
@@ -27,18 +34,18 @@ def drop_unwanted(line: Line, metrics: Metrics, is_ending: bool) -> None:
         give_up(picture, metrics, is_ending)
 
 
-def drop_rest(line: Line, is_ending: bool) -> None:
-    """Empty the line once nothing is drawn any more: at the end, or because what draws has died."""
-    for picture in line.drop(lambda picture: True):
-        picture.fail(api_error.draining() if is_ending else api_error.broken(picture.order.request_id))
+def close(line: Line, is_ending: bool) -> None:
+    """Empty the line and let nothing wait any more: at the end, or because what draws has died."""
+    for picture in line.close():
+        picture.fail(api_error.draining() if is_ending else api_error.cannot_draw())
 
 
 def give_up(picture: Wanted, metrics: Metrics, is_ending: bool) -> None:
     """Say why a picture isn't drawn that nobody waits for, that is too late, or that the end came before."""
-    reason = "client gone" if picture.order.is_cancelled else "server ends" if is_ending else "deadline"
+    order = picture.order
+    reason = "deadline" if order.is_late else "client gone" if order.is_cancelled else "server ends"
     metrics.dropped.labels(reason).inc()
-    if not picture.order.is_cancelled:
-        picture.fail(api_error.draining() if is_ending else late())
+    picture.fail(api_error.draining() if is_ending else late())
 
 
 def say_fault(error: BaseException, pictures: Sequence[Wanted], metrics: Metrics, log: Log) -> None:

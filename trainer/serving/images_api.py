@@ -20,7 +20,7 @@ from trainer.serving.api_error import ApiError
 from trainer.serving.image_request import ImageRequest
 from trainer.serving.keys import Key
 from trainer.serving.server_state import ServerState
-from trainer.serving.wanted import Drawn, Failed, News, Order, Stepped, Wanted
+from trainer.serving.wanted import Begun, Drawn, Failed, News, Order, Stepped, Wanted, late
 
 _ALIVE_S = 15.0  # how often a stream without news says that it lives
 _COMPLETED, _PARTIAL, _PROGRESS = (
@@ -37,6 +37,7 @@ class _Inbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.news: asyncio.Queue[News] = asyncio.Queue()
+        self.begun: set[int] = set()  # numbers of pictures
 
     def tell(self, news: News) -> None:
         """Called from any thread."""
@@ -44,18 +45,31 @@ class _Inbox:
             self.loop.call_soon_threadsafe(self._put, news)
 
     def _put(self, news: News) -> None:
-        if not isinstance(news, Stepped) or self.news.qsize() < _MOST_NEWS:
+        if isinstance(news, Begun):
+            self.begun.add(news.number)
+        elif not isinstance(news, Stepped) or self.news.qsize() < _MOST_NEWS:
             self.news.put_nowait(news)
 
 
 async def generate(state: ServerState, request: Request) -> Response:
     """Pictures. Raises: ApiError."""
-    if state.is_draining:
-        raise api_error.draining()
+    state.refuse_if_closed()
     key = state.key(request)
-    raw = await body(request)
-    image, stacks = await _prepared(state, key, raw)
-    state.quotas.take(key, len(stacks))
+    # A server that ends waits for what is open, from here on: a body may take a while to come.
+    state.num_open += 1
+    try:
+        answering = await _ordered(state, key, request)
+    except BaseException:
+        state.num_open -= 1
+        raise
+    return _Events(answering) if answering.image.stream else await answering.whole(request)
+
+
+async def _ordered(state: ServerState, key: Key, request: Request) -> _Answering:
+    """The order in a request, whose pictures wait in the line from now on. Raises: ApiError."""
+    image, stacks = await _prepared(state, key, await body(request))
+    state.refuse_if_closed()  # once more: the body took its time
+    day = state.quotas.take(key, len(stacks))
     inbox = _Inbox(asyncio.get_running_loop())
     deadline_s = min(state.settings.deadline_s, image.deadline_s or state.settings.deadline_s)
     order = Order(
@@ -72,13 +86,10 @@ async def generate(state: ServerState, request: Request) -> Response:
     try:
         state.line.put(pictures, key.weight, state.wait_s)
     except ApiError:
-        state.quotas.give_back(key, len(stacks))
+        state.quotas.give_back(key, len(stacks), day)
         raise
     _log_order(state, order, image, stacks)
-    answering = _Answering(state, key, order, image, inbox, stacks)
-    if image.stream:
-        return _Events(answering)
-    return await answering.whole(request)
+    return _Answering(state, key, day, order, image, inbox, stacks)
 
 
 async def body(request: Request) -> bytes:
@@ -120,18 +131,18 @@ async def _prepared(state: ServerState, key: Key, raw: bytes) -> tuple[ImageRequ
 
     def make() -> list[StackConfig]:
         try:
-            return state.maker.stacks(image, state.views.view(key.name))
+            return state.maker.stacks(image, state.views.view(key.owner))
         except ApiError as error:
             if error.code != "lora_not_found":
                 raise
         state.views.look()
-        return state.maker.stacks(image, state.views.view(key.name))
+        return state.maker.stacks(image, state.views.view(key.owner))
 
     return image, await asyncio.to_thread(make)
 
 
 def _log_order(state: ServerState, order: Order, image: ImageRequest, stacks: list[StackConfig]) -> None:
-    """A line for an order that was taken; its prompt only where prompts are wanted."""
+    """A line for an order that was taken; what its user wrote, and who that is, only where prompts are wanted."""
     first = stacks[0]
     facts: dict[str, str | int | None] = {
         "request": order.request_id,
@@ -140,23 +151,29 @@ def _log_order(state: ServerState, order: Order, image: ImageRequest, stacks: li
         "steps": first.steps,
         "size": f"{first.width_px}x{first.height_px}",
         "loras": len(first.adapters),
-        "user": image.safety_identifier or image.user,
     }
     if state.log.prompts:
-        facts |= {"prompt": first.prompt, "negative_prompt": first.negative_prompt}
+        user = image.safety_identifier or image.user
+        facts |= {"prompt": first.prompt, "negative_prompt": first.negative_prompt, "user": user}
     state.log.write("order", **facts)
 
 
 class _Answering:
-    """Waits for an order's pictures and answers with them."""
+    """Waits for an order's pictures and answers with them, until its deadline.
+
+    The day's quota pays for what was given, previews too, and where the client left, for what was being drawn.
+    """
 
     def __init__(
-        self, state: ServerState, key: Key, order: Order, image: ImageRequest, inbox: _Inbox, stacks: list[StackConfig]
-    ) -> None:
-        self.state, self.key, self.order, self.image, self.inbox = state, key, order, image, inbox
-        self.first_stack, self.num_pictures, self.num_drawn = stacks[0], len(stacks), 0
+        self, state: ServerState, key: Key, day: str, order: Order, image: ImageRequest, inbox: _Inbox,
+        stacks: list[StackConfig],
+    ) -> None:  # fmt: skip
+        """`day` is whose quota was taken from."""
+        self.state, self.key, self.day, self.order, self.image, self.inbox = state, key, day, order, image, inbox
+        self.first_stack, self.num_pictures = stacks[0], len(stacks)
+        self.given: set[int] = set()  # numbers of pictures of which the client has something
+        self.has_left = True  # until it is answered
         self._is_open = True
-        state.num_open += 1
 
     def end(self) -> None:
         """Whatever isn't drawn yet needn't be."""
@@ -166,7 +183,8 @@ class _Answering:
         self.order.cancel()
         with self.state.line.changed:
             self.state.line.changed.notify_all()
-        self.state.quotas.give_back(self.key, self.num_pictures - self.num_drawn)
+        paid = self.given | self.inbox.begun if self.has_left else self.given
+        self.state.quotas.give_back(self.key, self.num_pictures - len(paid), self.day)
         self.state.num_open -= 1
 
     async def whole(self, request: Request) -> Response:
@@ -177,26 +195,36 @@ class _Answering:
             while len(drawn) < self.num_pictures:
                 news = await self._next(gone)
                 if isinstance(news, Failed):
+                    self.has_left = False
                     raise news.error
                 if isinstance(news, Drawn):
                     drawn[news.number] = news
-                    self.num_drawn += 1
+            self.given, self.has_left = set(drawn), False
         finally:
             gone.cancel()
             self.end()
         return JSONResponse(self._answer([drawn[number] for number in sorted(drawn)], request))
 
     async def _next(self, gone: asyncio.Future[None]) -> News:
-        """The next news. Raises: ApiError if the client goes away first."""
+        """The next news; that it is too late once the deadline is over. Raises: ApiError if the client goes first."""
+        if not self.inbox.news.empty():
+            return self.inbox.news.get_nowait()
         getting = asyncio.ensure_future(self.inbox.news.get())
         try:
             both: set[asyncio.Future[Any]] = {getting, gone}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
+            await asyncio.wait(both, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+            if gone.done():
                 raise client_gone()
-            return getting.result()
+            return Failed(0, late())
         finally:
             getting.cancel()
+
+    @property
+    def _left_s(self) -> float:
+        """Until the deadline. It is watched here too: what draws may be busy with others, or dead."""
+        return max(0.0, self.order.deadline - time.monotonic())
 
     def _answer(self, drawn: list[Drawn], request: Request) -> dict[str, Any]:
         data = []
@@ -211,35 +239,46 @@ class _Answering:
 
     def _url(self, picture: Drawn, request: Request) -> str:
         """Where the picture can be fetched, by whoever knows the address."""
-        token = self.state.results.put(picture.png)
+        token = self.state.results.put(picture.png, self.key.name)
         self.state.metrics.result_bytes.set(self.state.results.num_bytes)
         start = self.state.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
         return f"{start}/v1/pictures/{token}.png"
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events: previews, steps if asked for, each picture, or an error."""
-        num_previews = 0
+        num_previews = num_drawn = 0
         try:
-            while self.num_drawn < self.num_pictures:
-                try:
-                    news = await asyncio.wait_for(self.inbox.news.get(), _ALIVE_S)
-                except asyncio.TimeoutError:
+            while num_drawn < self.num_pictures:
+                news = await self._streamed()
+                if news is None:
                     yield ": waiting\n\n"
-                    continue
-                if isinstance(news, Failed):
+                elif isinstance(news, Failed):
+                    self.has_left = False
                     yield _event("error", news.error.body)
                     return
-                if isinstance(news, Drawn):
-                    self.num_drawn += 1
+                elif isinstance(news, Drawn):
+                    num_drawn += 1
+                    self.given.add(news.number)
                     yield _event(_COMPLETED, self._completed(news))
-                    continue
-                if self.order.wants_steps:
-                    yield _event(_PROGRESS, {"index": news.number, "step": news.step, "num_steps": news.num_steps})
-                if news.preview is not None:
-                    yield _event(_PARTIAL, self._partial(news, num_previews))
-                    num_previews += 1
+                elif isinstance(news, Stepped):
+                    if self.order.wants_steps:
+                        yield _event(_PROGRESS, {"index": news.number, "step": news.step, "num_steps": news.num_steps})
+                    if news.preview is not None:
+                        self.given.add(news.number)
+                        yield _event(_PARTIAL, self._partial(news, num_previews))
+                        num_previews += 1
+            self.has_left = False
         finally:
             self.end()
+
+    async def _streamed(self) -> News | None:
+        """The next news of a stream; None if there is none for a while."""
+        if not self.inbox.news.empty():
+            return self.inbox.news.get_nowait()
+        try:
+            return await asyncio.wait_for(self.inbox.news.get(), min(_ALIVE_S, self._left_s))
+        except asyncio.TimeoutError:
+            return Failed(0, late()) if self.order.is_late else None
 
     def _completed(self, news: Drawn) -> dict[str, Any]:
         tokens = {"image_tokens": 0, "text_tokens": 0}

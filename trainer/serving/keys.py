@@ -42,6 +42,11 @@ class Key(Settings):
     upload_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     metrics: bool = False  # may read /metrics, which tells of all keys
 
+    @property
+    def owner(self) -> str:
+        """Whose its uploads are, as the name of a folder: another key of the same name is another owner."""
+        return digest(self.name + self.sha256)[:24]
+
 
 class _File(Settings):
     """The file of keys."""
@@ -133,9 +138,9 @@ class KeyRing:
                 )
 
     @property
-    def names(self) -> list[str]:
-        """Everybody's names."""
-        return [ANONYMOUS] if self.path is None else [key.name for key in self._current()]
+    def all(self) -> list[Key]:
+        """Everybody's."""
+        return [LOCAL] if self.path is None else self._current()
 
     def of(self, authorization: str) -> Key | None:
         """Whose key an Authorization header has; None if it has none that is known."""

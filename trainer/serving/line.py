@@ -34,6 +34,7 @@ class Line:
         self.most, self.shares = most, shares
         self.changed = threading.Condition()
         self._lanes: dict[str, _Lane] = {}
+        self._is_closed = False
         self._now = 0.0  # the clock of who was served last
 
     def __len__(self) -> int:
@@ -43,10 +44,12 @@ class Line:
     def put(self, pictures: list[Wanted], weight: float, wait_s: Callable[[int], float]) -> None:
         """Let a request's pictures wait; all of them or none. `wait_s` says how long so many take.
 
-        Raises: ApiError 429.
+        Raises: ApiError 429, 503 once it is closed.
         """
         name = pictures[0].order.key_name
         with self.changed:
+            if self._is_closed:
+                raise api_error.cannot_draw()
             waiting = sum(len(lane.pictures) for lane in self._lanes.values())
             lane = self._lanes.setdefault(name, _Lane(weight, self._now))
             most_of_key = self.most // 2 if self.shares else self.most
@@ -88,6 +91,12 @@ class Line:
             self._now = max(self._now, min(left or served or [self._now]))
             # Keys that want nothing are forgotten, unless they are ahead of the others.
             self._lanes = {name: lane for name, lane in self._lanes.items() if lane.pictures or lane.clock > self._now}
+
+    def close(self) -> list[Wanted]:
+        """Let nothing wait from now on; gives back what waited."""
+        with self.changed:
+            self._is_closed = True
+            return self.drop(lambda picture: True)
 
     def drop(self, unwanted: Callable[[Wanted], bool]) -> list[Wanted]:
         """Take out and give back what nobody wants any more; it costs nobody anything."""

@@ -7,7 +7,6 @@ size, since each file is read whole for its hash; new files are looked for when 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import threading
 import time
@@ -64,43 +63,42 @@ class LoraViews:
     """Finds LoRAs below some folders. For any thread."""
 
     def __init__(self, folders: Sequence[Path], uploads: Path) -> None:
-        self.folders, self.uploads = tuple(folders), uploads
+        # By their real places, so that no other way to an upload makes it everybody's.
+        self.folders, self.uploads = tuple(folder.resolve() for folder in folders), uploads.resolve()
         self._read: dict[Path, tuple[_Stamp, LoraInfo | None]] = {}
         self._shared: dict[str, LoraInfo] = {}
         self._own: dict[str, dict[str, LoraInfo]] = {}
         self._lock = threading.Lock()
         self._looked = float("-inf")  # when the last look began
 
-    def view(self, key_name: str) -> View:
-        """What a key sees, as last looked for."""
-        return View(self._own.get(key_name, {}), self._shared)
+    def view(self, owner: str) -> View:
+        """What a key sees, by its `owner`, as last looked for."""
+        return View(self._own.get(owner, {}), self._shared)
 
-    def folder(self, key_name: str) -> Path:
-        """Where a key's uploads lie; its name is hashed, so that it is no path."""
-        return self.uploads / hashlib.sha256(key_name.encode()).hexdigest()[:24]
+    def folder(self, owner: str) -> Path:
+        """Where a key's uploads lie."""
+        return self.uploads / owner
 
-    def look(self, key_names: Sequence[str] = ()) -> None:
+    def look(self, owners: Sequence[str] = ()) -> None:
         """Look for new and changed files; who asks while another looks waits, and shares what the next look finds."""
         asked = time.monotonic()
         with self._lock:
             if self._looked < asked:
                 self._looked = time.monotonic()
                 self._shared = self._below(self.folders)
-            for name in key_names:
-                self._own = {**self._own, name: self._below([self.folder(name)])}
+            for owner in owners:
+                self._own = {**self._own, owner: self._below([self.folder(owner)], are_uploads=True)}
 
-    def _below(self, folders: Sequence[Path]) -> dict[str, LoraInfo]:
-        """By hash, the newest file of each content, a run's own before its best."""
+    def _below(self, folders: Sequence[Path], are_uploads: bool = False) -> dict[str, LoraInfo]:
+        """By hash, the newest file of each content, a run's own before its best; either uploads or none."""
         infos: list[tuple[_Stamp, LoraInfo]] = []
         for folder in folders:
             for path in folder.rglob("*.safetensors"):
                 parts = path.relative_to(folder).parts
-                # Caches, checkpoints and other keys' uploads are no LoRAs to choose from.
-                if any(part.startswith(".") or part == "checkpoints" for part in parts) or self._is_anothers(
-                    path, folder
-                ):
+                # Caches and checkpoints are no LoRAs to choose from.
+                if any(part.startswith(".") or part == "checkpoints" for part in parts):
                     continue
-                if found := self._inspected(path):
+                if path.resolve().is_relative_to(self.uploads) == are_uploads and (found := self._inspected(path)):
                     infos.append(found)
         found_by_hash: dict[str, LoraInfo] = {}
         for _, info in sorted(infos, key=lambda pair: pair[0]):
@@ -108,9 +106,6 @@ class LoraViews:
             if before is None or not lora_file.is_earlier(info.path):
                 found_by_hash[info.sha256] = info
         return found_by_hash
-
-    def _is_anothers(self, path: Path, folder: Path) -> bool:
-        return not folder.is_relative_to(self.uploads) and path.is_relative_to(self.uploads)
 
     def _inspected(self, path: Path) -> tuple[_Stamp, LoraInfo] | None:
         """A file's stamp and what is known of it; None if it is no LoRA or gone."""

@@ -31,8 +31,8 @@ _MOST_FILES = 1000  # of one key
 async def loras(state: ServerState, request: Request) -> Response:
     """What the key may name. Raises: ApiError."""
     key = state.key(request)
-    await asyncio.to_thread(state.views.look, [key.name])
-    view = state.views.view(key.name)
+    await asyncio.to_thread(state.views.look, [key.owner])
+    view = state.views.view(key.owner)
     listed = [_facts(info, info.sha256 in view.own) for info in view.all.values()]
     return JSONResponse({"object": "list", "data": sorted(listed, key=lambda facts: str(facts["name"]))})
 
@@ -59,13 +59,13 @@ async def upload(state: ServerState, request: Request) -> Response:
 
 async def _kept(state: ServerState, key: Key, request: Request, name: str) -> LoraInfo:
     """The LoRA in a request's body, which is the key's from now on. Raises: ApiError."""
-    folder = state.views.folder(key.name)
+    folder = state.views.folder(key.owner)
     try:
         room = await asyncio.to_thread(_room, state, key, folder)
         with unique_names.temporary(folder, ".upload.safetensors") as unfinished:
             await _received(request, unfinished, room)
             info = await asyncio.to_thread(_checked, state, unfinished)
-            known = state.views.view(key.name).own.get(info.sha256)
+            known = state.views.view(key.owner).own.get(info.sha256)
             if known is not None:
                 raise ApiError(409, f"this LoRA is here already, as {known.name}.", code="already_there")
             names = unique_names.numbered(folder, safe_stem(f"{name.removesuffix('.safetensors')}.x"), ".safetensors")
@@ -77,20 +77,20 @@ async def _kept(state: ServerState, key: Key, request: Request, name: str) -> Lo
             api_error.BROKEN,
             code="no_room",
         ) from None
-    await asyncio.to_thread(state.views.look, [key.name])
-    return state.views.view(key.name).own[info.sha256]
+    await asyncio.to_thread(state.views.look, [key.owner])
+    return state.views.view(key.owner).own[info.sha256]
 
 
 async def remove(state: ServerState, request: Request) -> Response:
     """Have a LoRA that the key uploaded be gone. Raises: ApiError 404."""
     _refuse_if_off(state)
     key = state.key(request)
-    await asyncio.to_thread(state.views.look, [key.name])
-    info = state.views.view(key.name).own.get(request.path_params["sha256"])
+    await asyncio.to_thread(state.views.look, [key.owner])
+    info = state.views.view(key.owner).own.get(request.path_params["sha256"])
     if info is None:
         raise ApiError(404, "this key uploaded no LoRA of that sha256.", code="not_found")
     await asyncio.to_thread(info.path.unlink, True)
-    await asyncio.to_thread(state.views.look, [key.name])
+    await asyncio.to_thread(state.views.look, [key.owner])
     return JSONResponse({"id": info.sha256, "object": "lora", "deleted": True})
 
 

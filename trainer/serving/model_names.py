@@ -77,8 +77,10 @@ class ModelNames:
                 raise ApiError(500, f"the saved stack {plain(name, 120)} is too large.", code="stack_damaged")
             return parse(StackConfig, from_toml(path.read_bytes(), path.name), path.name)
         except (UserError, OSError) as error:
+            # Where it lies, which the system's errors say, is nobody's business.
+            problem = error.strerror if isinstance(error, OSError) else error
             raise ApiError(
-                500, f"the saved stack {plain(name, 120)} can't be read: {error}", code="stack_damaged"
+                500, f"the saved stack {plain(name, 120)} can't be read: {problem}", code="stack_damaged"
             ) from None
 
 

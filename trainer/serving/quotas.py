@@ -49,8 +49,8 @@ class Quotas:
                 )
             self._buckets[key.name] = (left - 1, self.now())
 
-    def take(self, key: Key, num_pictures: int) -> None:
-        """Count pictures of today. Raises: ApiError 429 if the key may not have as many."""
+    def take(self, key: Key, num_pictures: int) -> str:
+        """Count pictures of today, and say which day that is. Raises: ApiError 429 if the key may not have as many."""
         with self._lock:
             self._begin_day({})
             had = self._pictures[key.name]
@@ -62,11 +62,13 @@ class Quotas:
                     _DAY_S - self.now() % _DAY_S,
                 )
             self._pictures[key.name] += num_pictures
+            return self._day
 
-    def give_back(self, key: Key, num_pictures: int) -> None:
-        """Pictures that were counted and not drawn."""
+    def give_back(self, key: Key, num_pictures: int, day: str) -> None:
+        """Pictures that were counted on a day and not drawn; another day's count is not theirs."""
         with self._lock:
-            self._pictures[key.name] = max(0, self._pictures[key.name] - num_pictures)
+            if day == self._day:
+                self._pictures[key.name] = max(0, self._pictures[key.name] - num_pictures)
 
     def save(self) -> None:
         """Write today's counts, if there are new ones. Raises: OSError."""

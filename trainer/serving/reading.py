@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
+from trainer.serving import giving_up
 from trainer.serving.api_error import BROKEN, ApiError
 from trainer.serving.line import Line
+from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
 from trainer.serving.wanted import Wanted
 
@@ -28,12 +30,16 @@ _POLL_S = 0.5
 class Reading:
     """Threads that read ahead."""
 
-    def __init__(self, shelf: Shelf, line: Line, metrics: Metrics) -> None:
-        self.shelf, self.line, self.metrics = shelf, line, metrics
+    def __init__(self, shelf: Shelf, line: Line, metrics: Metrics, log: Log) -> None:
+        self.shelf, self.line, self.metrics, self.log = shelf, line, metrics, log
         self._is_ending = False
         self._threads = [
             threading.Thread(target=self._run, name=f"reading-{number}", daemon=True) for number in range(_THREADS)
         ]
+
+    @property
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
 
     def start(self) -> None:
         for thread in self._threads:
@@ -49,17 +55,24 @@ class Reading:
 
     def _run(self) -> None:
         while (picture := self._next()) is not None:
-            try:
-                reads = tuple(self._read(Path(adapter.file)) for adapter in picture.stack.adapters)
-            except UserError as error:
-                self._refuse(picture, error)
-            except (OSError, MemoryError) as error:
-                problem = f"a LoRA can't be read now: {getattr(error, 'strerror', None) or 'out of memory'}."
-                self._refuse(picture, ApiError(503, problem, BROKEN, code="lora_unreadable"))
-            else:
-                with self.line.changed:
-                    picture.reads = reads
-                    self.line.changed.notify_all()
+            with giving_up.outlasted([picture], self.metrics, self.log):
+                self._read_for(picture)
+            if picture.reads is None:
+                self._drop(picture)
+
+    def _read_for(self, picture: Wanted) -> None:
+        """Read a picture's LoRAs, or say why they can't be read."""
+        try:
+            reads = tuple(self._read(Path(adapter.file)) for adapter in picture.stack.adapters)
+        except UserError as error:
+            self._refuse(picture, error)
+        except (OSError, MemoryError) as error:
+            problem = f"a LoRA can't be read now: {getattr(error, 'strerror', None) or 'out of memory'}."
+            self._refuse(picture, ApiError(503, problem, BROKEN, code="lora_unreadable"))
+        else:
+            with self.line.changed:
+                picture.reads = reads
+                self.line.changed.notify_all()
 
     def _next(self) -> Wanted | None:
         """The next picture whose LoRAs are to be read; None at the end."""
@@ -80,7 +93,9 @@ class Reading:
         self.metrics.reads.labels("memory" if self.shelf.has(file) else "disk").inc()
         return self.shelf.read(file)
 
-    def _refuse(self, picture: Wanted, error: UserError | ApiError) -> None:
+    def _drop(self, picture: Wanted) -> None:
         self.line.drop(lambda other: other is picture)
+
+    def _refuse(self, picture: Wanted, error: UserError | ApiError) -> None:
         self.metrics.dropped.labels("lora unreadable").inc()
         picture.fail(error, "lora_unreadable")

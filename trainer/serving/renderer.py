@@ -30,7 +30,7 @@ class Renderer(Protocol):
 
     @property
     def adapter_bytes(self) -> int:
-        """Memory of the LoRAs that this process keeps."""
+        """Memory of the LoRAs that are kept by whoever draws."""
 
     def start(self) -> None:
         """Begin to take pictures."""
@@ -47,7 +47,7 @@ class OwnEngine:
 
     def __init__(self, engine: Engine, line: Line, settings: ServeSettings, metrics: Metrics, log: Log) -> None:
         self.engine = engine
-        self._reading = Reading(engine.shelf, line, metrics)
+        self._reading = Reading(engine.shelf, line, metrics, log)
         self._drawing = Drawing(engine, line, settings, metrics, log)
 
     @property
@@ -56,7 +56,7 @@ class OwnEngine:
 
     @property
     def is_alive(self) -> bool:
-        return self._drawing.is_alive
+        return self._drawing.is_alive and self._reading.is_alive
 
     @property
     def adapter_bytes(self) -> int:

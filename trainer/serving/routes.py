@@ -71,16 +71,15 @@ def _hosts(settings: ServeSettings) -> list[str]:
 
 
 async def _health(state: ServerState, request: Request) -> Response:
-    """200 while the server can draw; 503 once its drawing thread has died."""
+    """200 while the server can draw; 503 once its threads have died."""
     is_alive = state.renderer.is_alive
     return JSONResponse({"status": "ok" if is_alive else "broken"}, 200 if is_alive else 503)
 
 
 async def _ready(state: ServerState, request: Request) -> Response:
     """200 while new requests are taken."""
-    if not state.is_ready:
-        raise api_error.draining()
-    return JSONResponse({"status": "ready", "queue_pictures": len(state.line)})
+    state.refuse_if_closed()
+    return JSONResponse({"status": "ready"})  # how many wait is for /metrics: anybody may ask here
 
 
 async def _metrics(state: ServerState, request: Request) -> Response:

@@ -16,6 +16,7 @@ from trainer import bases, system
 from trainer.errors import ConfigError
 from trainer.render.engine import Engine
 from trainer.serving import routes, server_state
+from trainer.serving.connection import Connection
 from trainer.serving.log_lines import Log
 from trainer.serving.server_state import ServerState
 from trainer.serving.settings import EVERYWHERE, LOOPBACK, ServeSettings
@@ -53,7 +54,7 @@ def serve(settings: ServeSettings, loras: tuple[Path, ...] = (), opening: Openin
     with _listening(settings) as socket_, (opening or opened)(settings, log, loras) as state:
         port = socket_.getsockname()[1]
         log.write(
-            "serving", host=settings.host, port=port, base=" ".join(state.names.bases), keys=len(state.ring.names)
+            "serving", host=settings.host, port=port, base=" ".join(state.names.bases), keys=len(state.ring.all)
         )
         Server(state).run([socket_])
     log.write("ended")
@@ -91,6 +92,8 @@ class Server(uvicorn.Server):
                 routes.app(state),
                 settings.host,
                 settings.port,
+                http=Connection,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

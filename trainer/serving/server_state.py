@@ -51,6 +51,13 @@ class ServerState:
         """Whether new requests are taken."""
         return not self.is_draining and self.renderer.is_alive
 
+    def refuse_if_closed(self) -> None:
+        """Raises: ApiError 503 if nothing new is taken, or nothing is drawn any more."""
+        if self.is_draining:
+            raise api_error.draining()
+        if not self.renderer.is_alive:
+            raise api_error.cannot_draw()
+
     def key(self, request: Request) -> Key:
         """Whose request it is, counted. Raises: ApiError 401, 403, 429, 503."""
         if gate.is_of_another_site(request.headers, request.method):
@@ -102,7 +109,7 @@ def make_with(
     """A server's parts with any renderer, which is made for the server's line. Raises: ConfigError."""
     ring, metrics = KeyRing(settings.keys), Metrics()
     views = LoraViews((settings.workspace, *loras), settings.uploads_folder)
-    views.look(ring.names)
+    views.look([key.owner for key in ring.all])
     names = ModelNames(settings.bases, settings.stacks_folder)
     line = Line(settings.queue_pictures, shares=settings.keys is not None)
     return ServerState(

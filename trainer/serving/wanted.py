@@ -47,7 +47,14 @@ class Failed:
     error: ApiError
 
 
-News = Drawn | Stepped | Failed
+@dataclass(frozen=True)
+class Begun:
+    """A picture of an order is being drawn from now on, so that leaving it costs."""
+
+    number: int
+
+
+News = Drawn | Stepped | Failed | Begun
 
 
 @dataclass(eq=False)
@@ -88,6 +95,7 @@ class Wanted:
     is_being_read: bool = False
     resolved: Resolved | None = None
     kind: tuple[Any, ...] = ()
+    _untold: threading.Lock = field(default_factory=threading.Lock)  # held once it was answered
 
     @property
     def cost(self) -> float:
@@ -101,7 +109,12 @@ class Wanted:
             for adapter in self.stack.adapters:
                 message = message.replace(adapter.file, adapter.name)
             error = ApiError(400, message, code=code)
-        self.order.tell(Failed(self.number, error))
+        self.answer(Failed(self.number, error))
+
+    def answer(self, news: Drawn | Failed) -> None:
+        """Tell its order what became of it; only the first time, whoever else says something of it."""
+        if self._untold.acquire(blocking=False):
+            self.order.tell(news)
 
 
 def late() -> ApiError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.render import step_pictures
@@ -11,6 +11,8 @@ from trainer.serving.wanted import Stepped, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trainer.config import StackConfig
 
 
 class Unwanted(Exception):
@@ -22,20 +24,26 @@ class Watching:
 
     def __init__(self, pictures: list[Wanted], pipe: Any, is_ending: Callable[[], bool]) -> None:
         self.pictures, self.pipe, self.is_ending = pictures, pipe, is_ending
+        # Memory may run out, and a part of the batch be drawn at a time: which places are, told by their very stacks.
+        self._places = {id(picture.resolved.stack): place for place, picture in enumerate(pictures) if picture.resolved}
+        self._here = list(self._places.values())
         self._previews: dict[int, bytes] = {}  # of the step that is over, by place in the batch
+        self.is_in_parts = False  # since memory ran out
         self.broken: set[int] = set()  # places of pictures whose numbers are no numbers any more
 
-    def look(self, step: int, latents: Tensor) -> None:
+    def look(self, step: int, latents: Tensor, stacks: Sequence[StackConfig]) -> None:
         """Make the previews that are due after this step, and after the last see what is no picture."""
         self._previews = {}
-        if len(latents) != len(self.pictures):  # memory ran out, and half of the batch is drawn at a time
-            return
+        self._here = [self._places[id(stack)] for stack in stacks]
+        self.is_in_parts |= len(stacks) < len(self.pictures)
         if step + 1 >= self.pictures[0].stack.steps:
             is_finite = latents.isfinite().flatten(1).all(1).tolist()
-            self.broken = {place for place, finite in enumerate(is_finite) if not finite}
-        for place, picture in enumerate(self.pictures):
+            self.broken -= set(self._here)  # they may be drawn for the second time
+            self.broken |= {place for place, finite in zip(self._here, is_finite, strict=True) if not finite}
+        for row, place in enumerate(self._here):
+            picture = self.pictures[place]
             if not picture.order.is_cancelled and step + 1 in preview_steps(picture):
-                image = step_pictures.decode(self.pipe, latents[place])
+                image = step_pictures.decode(self.pipe, latents[row])
                 if image is not None:
                     written = io.BytesIO()
                     image.save(written, "PNG")
@@ -45,8 +53,8 @@ class Watching:
         """Tell of a step. Raises: Unwanted."""
         if self.is_ending() or all(picture.order.is_cancelled or picture.order.is_late for picture in self.pictures):
             raise Unwanted
-        for place, picture in enumerate(self.pictures):
-            preview = self._previews.get(place)
+        for place in self._here:
+            picture, preview = self.pictures[place], self._previews.get(place)
             if picture.order.wants_steps or preview is not None:
                 picture.order.tell(Stepped(picture.number, step, num_steps, preview))
 

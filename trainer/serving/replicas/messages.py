@@ -14,7 +14,7 @@ from trainer.config import StackConfig
 from trainer.render.spreading.messages import Outgoing, Part
 from trainer.serving.api_error import ApiError
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Failed, News, Stepped, Wanted
+from trainer.serving.wanted import Begun, Drawn, Failed, News, Stepped, Wanted
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LogLine:
     replica: str  # its machine and process
 
 
-Told = Drawn | Stepped | Refusal | LogLine
+Told = Begun | Drawn | Stepped | Refusal | LogLine
 
 
 def sent(picture: Wanted, outgoing: Outgoing) -> Sent:
@@ -101,16 +101,16 @@ def sent(picture: Wanted, outgoing: Outgoing) -> Sent:
     )
 
 
-def told(news: News) -> Drawn | Stepped | Refusal:
+def told(news: News) -> Begun | Drawn | Stepped | Refusal:
     """News as they travel."""
     return Refusal.of(news) if isinstance(news, Failed) else news
 
 
-def returned(told: Drawn | Stepped | Refusal, asked: StackConfig) -> News:
+def returned(told: Begun | Drawn | Stepped | Refusal, asked: StackConfig) -> News:
     """News as the order here is told them: with the LoRAs' files where they lie here."""
     if isinstance(told, Refusal):
         return told.failed
-    if isinstance(told, Stepped):
+    if isinstance(told, Begun | Stepped):
         return told
     adapters = tuple(
         there.model_copy(update={"file": here.file, "region": here.region})

@@ -29,7 +29,7 @@ from trainer.serving.replicas.carrier import Call, Carrier, Lost
 from trainer.serving.replicas.messages import About, LogLine, Told
 from trainer.serving.replicas.popularity import Popularity
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Failed, Stepped, Wanted
+from trainer.serving.wanted import Begun, Drawn, Stepped, Wanted
 
 BATCHES_AHEAD = 2  # that a replica is given, so that it never waits for the next one
 MOST_SENDS = 4  # of one picture
@@ -50,7 +50,7 @@ class Remote:
         self.carrier, self.about, self.line, self.settings = carrier, about, line, settings
         self.metrics, self.log = metrics, log
         self.picture_s = 1.0
-        self.adapter_bytes = 0  # replicas keep them
+        self._kept_bytes: dict[str, int] = {}  # of LoRAs in replicas' memory, by replica, the last to tell last
         self._under_way: Counter[str] = Counter()  # pictures by base; read and written under `line.changed`
         self._popularity = Popularity()
         self._is_ending = False
@@ -61,6 +61,12 @@ class Remote:
     @property
     def is_alive(self) -> bool:
         return self._handing.is_alive() and self._looping.is_alive()
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the replicas that draw now, as each said with its last batch."""
+        num_replicas = sum(map(self.carrier.num_replicas, self.settings.bases))
+        return sum(list(self._kept_bytes.values())[-num_replicas:]) if num_replicas else 0
 
     def start(self) -> None:
         self._looping.start()
@@ -95,8 +101,11 @@ class Remote:
         try:
             while picture := self._next():
                 asyncio.run_coroutine_threadsafe(self._bring(picture), self._loop)
+        except BaseException as error:
+            giving_up.say_fault(error, [], self.metrics, self.log)
+            raise
         finally:
-            giving_up.drop_rest(self.line, self._is_ending)
+            giving_up.close(self.line, self._is_ending)
 
     def _next(self) -> Wanted | None:
         """The first picture in line whose base has room, taken out of it; None at the end."""
@@ -128,13 +137,13 @@ class Remote:
         began, together = time.monotonic(), self._under_way[picture.stack.base]
         self.metrics.waited_s.observe(began - picture.came)
         try:
-            if await self._drawn(picture):
-                self.picture_s += _SMOOTH * ((time.monotonic() - began) / max(1, together) - self.picture_s)
-        except UserError as error:
-            self.metrics.dropped.labels("lora unreadable").inc()
-            picture.fail(error, "lora_unreadable")
-        except giving_up.FAULTS as error:
-            giving_up.say_fault(error, [picture], self.metrics, self.log)
+            with giving_up.outlasted([picture], self.metrics, self.log):
+                try:
+                    if await self._drawn(picture):
+                        self.picture_s += _SMOOTH * ((time.monotonic() - began) / max(1, together) - self.picture_s)
+                except UserError as error:
+                    self.metrics.dropped.labels("lora unreadable").inc()
+                    picture.fail(error, "lora_unreadable")
         finally:
             with self.line.changed:
                 self._under_way[picture.stack.base] -= 1
@@ -159,7 +168,7 @@ class Remote:
                 self.log.write("replica lost", request=request_id, sends=number + 1, error=str(lost)[:300])
         else:
             self.metrics.dropped.labels("replica lost").inc()
-            picture.order.tell(Failed(picture.number, _lost()))
+            picture.fail(_lost())
             return False
         giving_up.give_up(picture, self.metrics, self._is_ending)
         return False
@@ -210,6 +219,8 @@ class Remote:
             self.metrics.batch_s.observe(facts["seconds"])
             self.metrics.batch_pictures.observe(facts["pictures"])
             self.metrics.batch_stacks.observe(facts["stacks"])
+            self._kept_bytes.pop(line.replica, None)
+            self._kept_bytes[line.replica] = facts["adapter_bytes"]
         self.log.write(event, **facts, replica=line.replica)
 
 
@@ -220,14 +231,18 @@ class _Teller:
         self.picture = picture
         self._told = -1  # step
 
-    def tell(self, told: Drawn | Stepped | messages.Refusal) -> bool:
+    def tell(self, told: Begun | Drawn | Stepped | messages.Refusal) -> bool:
         """Whether that was the picture's answer."""
         if isinstance(told, Stepped):
             if told.step <= self._told:
                 return False
             self._told = told.step
-        self.picture.order.tell(messages.returned(told, self.picture.stack))
-        return not isinstance(told, Stepped)
+        news = messages.returned(told, self.picture.stack)
+        if isinstance(news, Begun | Stepped):
+            self.picture.order.tell(news)
+            return False
+        self.picture.answer(news)
+        return True
 
 
 def _loras(picture: Wanted, outgoing: files_sent.Outgoing) -> list[str]:
