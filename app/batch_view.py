@@ -14,6 +14,7 @@ import gradio as gr
 from app import batch_pictures, batches, views
 from app.batch_gallery import BatchGallery
 from app.context import Context, Refresh
+from app.job_picker import JobPicker
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.notices import mended
@@ -31,7 +32,7 @@ class BatchView:
 
     def draw(self) -> None:
         """Draw the job's own column."""
-        self.job = gr.Dropdown([], label=say("batch.batch"), interactive=True, elem_id="batch-job")
+        self.job = JobPicker([], label=say("batch.batch"), interactive=True, elem_id="batch-job")
         self.progress = gr.HTML(_NOTHING_YET, elem_id="batch-progress")
         with gr.Row():
             self.stop = gr.Button(
@@ -98,9 +99,10 @@ class BatchView:
 
     def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked."""
-        # The picker, with the newest batch where none is chosen.
-        jobs = [job for job in self.context.runner.every() if job.kind in batches.KINDS.values()]
-        picked = next((job for job in jobs if job.id == chosen), jobs[0] if jobs else None)
+        # The picker; where none is chosen, with the batch that is at work, else the newest.
+        jobs = [job for job in self.context.runner.shown() if job.kind in batches.KINDS.values()]
+        first = next((job for job in jobs if job.state in LIVE), jobs[0] if jobs else None)
+        picked = next((job for job in jobs if job.id == chosen), first)
         after: dict[str, Any] = {"jobs": [(job.id, job.state) for job in jobs]}
         update: dict[Any, Any] = {}
         if after["jobs"] != before.get("jobs"):

@@ -206,6 +206,11 @@ class JobRunner:
                 self._put(job, "stopped", ended=True)
             job_order.hide(self.database, job)
 
+    def show_again(self, job: Job) -> None:
+        """Put a job back on the list that was taken off it. Raises: RunError."""
+        with self._lock, self._table_errors_in_words():
+            job_order.show_again(self.database, job)
+
     def want_grid(self, job_id: int) -> None:
         """Have a training's grid queued once it is finished. Raises: RunError if there is no such job."""
         with self._lock, self._table_errors_in_words():

@@ -88,11 +88,12 @@ def _jobs(context: Context, key: str) -> str:
 
 
 def _run(context: Context, key: str) -> int:
-    """The run's job. Raises: DataError for a run that was not started here."""
+    """The run's job, back on the list if it was taken off it. Raises: DataError for a run that wasn't started here."""
     _among([Run(context.runs / key).folder], key)
     job = next((job for job in context.runner.every() if job.name == key and job.kind == "train"), None)
     if job is None:
         raise DataError(say("item.run_from_elsewhere"))
+    context.runner.show_again(job)
     return job.id
 
 

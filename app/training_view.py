@@ -13,6 +13,7 @@ import gradio as gr
 
 from app import card_view, preview_strip, views
 from app.context import Context, Refresh
+from app.job_picker import JobPicker
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
 from app.jobs import LIVE, WAITING
@@ -47,7 +48,7 @@ class TrainingView:
     def draw(self) -> None:
         """Draw the job's own column."""
         # How far it is, and what to do with it.
-        self.job = gr.Dropdown([], label=say("train.job"), interactive=True, elem_id="job")
+        self.job = JobPicker([], label=say("train.job"), interactive=True, elem_id="job")
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
@@ -198,10 +199,11 @@ class TrainingView:
 
     def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked: anything else would flicker and cost."""
-        # The picker, with the newest training where none is chosen.
+        # The picker; where none is chosen, with the training that is at work, else the newest.
         every = self.context.runner.shown()
         jobs = [job for job in every if job.kind == TRAINING]
-        picked = next((job for job in jobs if job.id == chosen), jobs[0] if jobs else None)
+        first = next((job for job in jobs if job.state in LIVE), jobs[0] if jobs else None)
+        picked = next((job for job in jobs if job.id == chosen), first)
         after: dict[str, Any] = {"jobs": [(job.id, job.state) for job in jobs]}
         after |= {"comparison": before["comparison"]} if "comparison" in before else {}
         update: dict[Any, Any] = {}

@@ -190,7 +190,7 @@ def _offers(context: Context) -> dict[str, kept_fields.Offer]:
     """What the fields are chosen from that a timer fills, by `elem_id`."""
 
     def jobs_of(*kinds: str) -> kept_fields.Offer:
-        return lambda: [(views.job_label(job), job.id) for job in context.runner.every() if job.kind in kinds]
+        return lambda: [(views.job_label(job), job.id) for job in context.runner.shown() if job.kind in kinds]
 
     return {"job": jobs_of(TRAINING), "batch-job": jobs_of(*KINDS.values())}
 
