@@ -14,7 +14,6 @@ import gradio as gr
 from app import batch_pictures, batches, views
 from app.batch_gallery import BatchGallery
 from app.context import Context, Refresh
-from app.job_picker import JobPicker
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.notices import mended
@@ -32,7 +31,7 @@ class BatchView:
 
     def draw(self) -> None:
         """Draw the job's own column."""
-        self.job = JobPicker([], label=say("batch.batch"), interactive=True, elem_id="batch-job")
+        self.job = gr.Dropdown([], label=say("batch.batch"), interactive=True, elem_id="batch-job")
         self.progress = gr.HTML(_NOTHING_YET, elem_id="batch-progress")
         with gr.Row():
             self.stop = gr.Button(

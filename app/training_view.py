@@ -13,7 +13,6 @@ import gradio as gr
 
 from app import card_view, preview_strip, views
 from app.context import Context, Refresh
-from app.job_picker import JobPicker
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
 from app.jobs import LIVE, WAITING
@@ -48,7 +47,7 @@ class TrainingView:
     def draw(self) -> None:
         """Draw the job's own column."""
         # How far it is, and what to do with it.
-        self.job = JobPicker([], label=say("train.job"), interactive=True, elem_id="job")
+        self.job = gr.Dropdown([], label=say("train.job"), interactive=True, elem_id="job")
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")

@@ -137,10 +137,9 @@ class _Tab:
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         fields = [*self.form.components.values(), self.trigger]
         parts = [*self.form.parts(), self.trigger, self.filled, self.card]
-        given = {
-            *fields, self.dataset, self.heldout, self.name, self.view.job, self.filled, self.card, self.unfolded,
-            self.panel.sent, self.finder.sent, self.grid_after,
-        }  # fmt: skip
+        sent = [self.unfolded, self.panel.sent, self.finder.sent]
+        given = {*fields, self.dataset, self.heldout, self.filled, self.card, *sent}
+        begun = {*given, self.name, self.view.job, self.grid_after}
         shown = [
             *self.panel.outputs(), *self.finder.outputs(), self.start, self.rehearse, self.unfolded, self.again,
             *self._accordions(),
@@ -148,9 +147,9 @@ class _Tab:
 
         # Start, and what may be asked before.
         progress: dict[str, Any] = private | {"show_progress": "minimal", "show_progress_on": self.start}
-        self.start.click(self.begin, given, [*self.view.outputs(), self.name, *shown], **progress)
+        self.start.click(self.begin, begun, [*self.view.outputs(), self.name, *shown], **progress)
         progress["show_progress_on"] = self.rehearse
-        self.rehearse.click(self.rehearse_one, given, [*self.view.outputs(), *shown], **progress)
+        self.rehearse.click(self.rehearse_one, begun, [*self.view.outputs(), *shown], **progress)
 
         # What fills the form; what would happen then is said at once.
         chosen = [*parts, self.preset, self.dataset, self.heldout]
