@@ -55,6 +55,7 @@ class JobRunner:
         self.work = work
         self.runs_folder = runs_folder
         self.grid_of: Callable[[Job], tuple[str, str, str]] | None = None  # a job -> its grid's name, text and kind
+        self.when_finished: Callable[[Job], None] | None = None  # told of each job that is, once its row says so
         self._lock = threading.RLock()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._stop_asked: dict[int, float] = {}
@@ -320,6 +321,8 @@ class JobRunner:
         # A rehearsal's result is its answer: one that finds no way to fit ends with 3, and is done all the same.
         if code == 0 or (self.answer(job) if job.kind == REHEARSAL else self.work.finished(job)):
             self._put(job, "finished", ended=True)
+            if self.when_finished:
+                self.when_finished(job)
         elif job.state in ("stopping", "pausing"):
             self._put(job, "stopped" if job.state == "stopping" else "paused", ended=True)
         elif code == 2:  # a user error, which would only come again

@@ -52,7 +52,19 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
-from app import control_names, kept_fields, keys, leftovers, opening, request_guard, run_grid, tabs, theme, views  # noqa: E402
+from app import (  # noqa: E402
+    control_names,
+    kept_fields,
+    keys,
+    leftovers,
+    opening,
+    request_guard,
+    run_grid,
+    show_me,
+    tabs,
+    theme,
+    views,
+)
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
@@ -112,6 +124,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     )
     context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
     context.runner.grid_of = functools.partial(run_grid.batch_of, context.runs)
+    context.runner.when_finished = functools.partial(show_me.keep_result, context)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     leftovers.old(context)
@@ -130,8 +143,10 @@ def compose(context: Context) -> gr.Blocks:
     with kept_fields.Page(title="Velatura", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(elem_classes="top"):
             gr.HTML(theme.HEADER)
-            guide = Guide(context)
-        news, start = News(), StartHere(context)
+            guide, start = Guide(context), StartHere(context)
+            start.draw_door()
+        news = News()
+        start.draw()
         with gr.Tabs(elem_id="tabs") as all_tabs:
             for module in tabs.registry():
                 name = module.__name__.rpartition(".")[2]
