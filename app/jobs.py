@@ -33,6 +33,7 @@ from trainer.errors import RunError, UserError
 
 LIVE: tuple[State, ...] = ("running", "stopping", "pausing")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
+RESUMABLE: tuple[State, ...] = ("stopped", "paused", "failed")
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
 # `runs.slug` cuts a name at 80 characters and 200 bytes, and a job's number must not be what is cut off.
@@ -170,7 +171,7 @@ class JobRunner:
         """
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
-            if job.state not in ("stopped", "paused", "failed", *(("finished",) if config else ())):
+            if job.state not in (*RESUMABLE, *(("finished",) if config else ())):
                 raise RunError(say("job.cannot_resume", name=job.name, state=job.state))
             state = "interrupted" if job.state == "paused" else "queued"
             self.table.put(job, state=state, attempt=0, error="", ended=None, config=config or job.config)

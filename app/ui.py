@@ -57,6 +57,7 @@ from app import (  # noqa: E402
     kept_fields,
     keys,
     leftovers,
+    notices,
     opening,
     request_guard,
     run_grid,
@@ -161,6 +162,7 @@ def compose(context: Context) -> gr.Blocks:
         gr.HTML(keys.dialog_html(keys.of_page(tabs.registry())))
         page.load(None, js=keys.script([module.TITLE for module in tabs.registry()]))
         page.load(None, js=control_names.SCRIPT)
+        page.load(None, js=notices.SCRIPT)
         Endpoints(context).connect()
         _listen(news, context, drawn)
         news.draw()
@@ -191,14 +193,18 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
 
 
 def _track_little(page: gr.Blocks) -> None:
-    """Have events that show no progress track it on no component.
+    """Have events that show no progress track it on no component, and the others on one.
 
     Else the browser goes through every output of every event so far at each stage of each event, and looks each up in
     the whole page (Gradio 6.31): with a timer and some hundred outputs it does nothing else.
     """
     for event in page.fns.values():
-        if event.show_progress == "hidden" and event.show_progress_on is None:
+        if event.show_progress_on is not None:
+            continue
+        if event.show_progress == "hidden":
             event.show_progress_on = []
+        elif len(event.outputs) > 1:  # or all of them flicker, and what fails is stamped on each
+            event.show_progress_on = [page.blocks[number] for number, _ in event.targets if number in page.blocks][:1]
 
 
 def _offers(context: Context) -> dict[str, kept_fields.Offer]:
