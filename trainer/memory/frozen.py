@@ -238,7 +238,7 @@ class _ScaledLinear(torch.autograd.Function):
         flat = inputs.reshape(-1, inputs.shape[-1])
         largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
         rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
-        product = _scaled_product(rounded, largest, narrow, scale)
+        product: Tensor = _scaled_product(rounded, largest, narrow, scale)
         return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
 
     @staticmethod
@@ -251,10 +251,11 @@ def _scaled_product(rounded: Tensor, largest: Tensor, narrow: Tensor, scale: Ten
     """(rows, out) in bfloat16."""
     by_row = functional.ScalingType.RowWise
     # Sums as the tensor cores make them: exact ones take longer, and both factors have three bits.
-    return functional.scaled_mm(
+    product: Tensor = functional.scaled_mm(
         rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row,
         output_dtype=torch.bfloat16, use_fast_accum=True,
     )  # fmt: skip
+    return product
 
 
 @_scaled_product.register_fake
