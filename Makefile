@@ -70,7 +70,7 @@ test-all: lint
 
 # What only a card can prove, in one process, skipped with a message where there is none.
 test-gpu: setup
-	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py
+	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py tests/test_gpu_kernels.py
 
 # The README's pictures, taken anew from a demo and a page of this checkout; needs Debian's chromium.
 screenshots: setup

@@ -142,9 +142,15 @@ def test_the_real_child_tries_forward_and_backward(tmp_path: Path) -> None:
 def test_the_real_child_loads_nothing_that_its_kernels_do_not_need() -> None:
     code = (
         f"import runpy, sys; runpy.run_path({attention_trial.__file__!r}); "
-        "print([name for name in ('diffusers', 'transformers', 'trainer') if name in sys.modules])"
+        "print([name for name in ('diffusers', 'transformers', 'trainer.memory') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_real_child_calls_diffusers_kernels_by_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention_trial.DIFFUSERS, "xformers", "native")  # which every machine has
+    (line,) = attention_trial.tried([("xformers", SHAPES[1])], "cpu")
+    assert line["seconds"] > 0 and not line["bad"]
 
 
 def test_out_of_memory_in_the_child_is_told_and_the_next_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_a_process_is_held_to_its_budget_on_its_device(device: str, number: int,
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_device_is_asked_with_a_number_or_without(device: str, card: SimpleNamespace) -> None:
-    assert run_facts.device_name(device) == "a card" and "a card" in attention_probe._machine(device)
+    assert run_facts.device_name(device) == "a card" and "a card" in attention_probe.machine(device)
     layer = frozen.NarrowLinear(torch.nn.Linear(32, 32), "fp8")
     for card.minor, wanted in ((0, False), (9, True)):
         card.major = 8

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer import against_stack, bases, families
+from trainer.render import folding
 from trainer.training_model import TrainingModel
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -26,6 +27,7 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.crossed: list[torch.dtype] = []  # what each tensor that was copied over arrived as
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -33,6 +35,10 @@ class Waits(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         kinds = {leaf.device.type for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)}
         flags = [*args[2:], *(kwargs or {}).values()]  # of these two operations only non_blocking is true or false
+        if function is COPIES[0] and len(kinds) == 2:
+            self.crossed.append(output.dtype)
+        elif len(kinds) == 2 and function not in COPIES:
+            self.found.append(f"{function}: {kinds}")
         if function in COPIES and len(kinds) == 2 and True not in [flag for flag in flags if isinstance(flag, bool)]:
             self.found.append(f"{function}: {kinds}")
         return output
@@ -83,6 +89,14 @@ def test_the_penalty_for_doing_what_the_stack_does_waits_for_nothing() -> None:
     with Waits() as waits:
         assert against_stack.overlap(spans, 2.0, pairs).is_meta
     assert not waits.found
+
+
+def test_originals_that_wait_on_the_cpu_are_brought_over_as_they_are() -> None:
+    """Torch would round them to the sums' dtype on the CPU, and copy that from memory that is not pinned."""
+    sums, originals = torch.empty(3, 4, 4, device="meta"), [torch.zeros(4, 4, dtype=torch.bfloat16) for _ in range(3)]
+    with Waits() as waits:
+        folding._copy([*sums.unbind()], originals)
+    assert waits.crossed == [torch.bfloat16] * 3 and not waits.found
 
 
 def test_waits_are_found() -> None:

@@ -17,7 +17,7 @@ from trainer import bases, lora_file
 from trainer.config import AdapterChoice, StackConfig
 from trainer.deltas import Delta, Update, Whole
 from trainer.errors import AdapterError, ConfigError
-from trainer.memory import quantising
+from trainer.memory import frozen, quantising
 from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
 from trainer.render import baking, batch_recipe
 from trainer.render import quantised as quantised_kinds
@@ -310,6 +310,22 @@ def test_a_lora_on_a_quantised_base_is_the_whole_base_with_it_quantised(
     layers = {path: module for path, module in wanted.named_modules() if isinstance(module, nn.Linear)}
     for path, module in layers.items():
         assert torch.equal(full_weight(module), full_weight(narrow.pipe.unet.get_submodule(path))), path
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_layers_of_one_shape_are_quantised_at_once(
+    kind: str, narrow: Engine, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    whole = frozen.narrowed
+
+    def counted(weights: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        sizes.append(len(weights) if weights.ndim == 3 else 1)
+        return whole(weights, kind)
+
+    monkeypatch.setattr(frozen, "narrowed", counted)
+    narrow.fold(narrow.resolve(stack(trained, 0.7)))
+    assert sum(sizes) > 50 and len(sizes) < sum(sizes) / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

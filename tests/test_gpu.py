@@ -6,7 +6,7 @@ VELATURA_TEST_DEVICE=cpu runs what of it a CPU can do, to try the tests themselv
 from __future__ import annotations
 
 import os
-import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Adjusted, Finished, Step
 from trainer.families.contract import Family
-from trainer.memory import attention_probe, quantising
+from trainer.memory import frozen, quantising
 from trainer.render.engine import Engine
 from trainer.training_model import TrainingModel
 
@@ -276,22 +276,67 @@ def test_compiled_blocks_train_what_eager_ones_do(
 
 
 @GPU_ALONE
-def test_attention_kernels_are_found_that_do_not_fault(tmp_path: Path) -> None:
-    """FLUX.1's own shape at 1024 px, which cuDNN's backward dies of on some cards."""
-    shapes = [
-        attention_probe.Shape(1, 24, 4608, 4608, 128, False, "bfloat16"),
-        attention_probe.Shape(1, 10, 4096, 77, 64, False, "bfloat16"),
-    ]
-    known = tmp_path / "known.json"
-    verdict = attention_probe.verdict(shapes, [*attention_probe.TORCH], known, "cuda")
-    assert verdict.kernels and all(kernel in attention_probe.TORCH for kernel in verdict.kernels)
-    assert not any("flash" in fault or "efficient" in fault for fault in verdict.faults), "the plain way is what faults"
-    began = time.monotonic()
-    assert attention_probe.verdict(shapes, [*attention_probe.TORCH], known, "cuda") == verdict
-    assert time.monotonic() - began < 1, "what was found is not tried again"
+@pytest.mark.parametrize("name", ["sd", "flux", "flux2", "qwen", "zimage"])
+def test_a_steps_own_code_waits_for_the_device_nowhere(
+    name: str, config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop's one transfer comes after `learn`. What diffusers' models do themselves is theirs."""
+    waits: list[str] = []
+    learn = loop.learn
+
+    def watched(model: TrainingModel, step: int) -> object:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return learn(model, step)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                waits.extend(
+                    f"{Path(warning.filename).name}:{warning.lineno}"
+                    for warning in caught
+                    if step and "synchroniz" in str(warning.message) and "trainer" in Path(warning.filename).parts
+                )
+
+    monkeypatch.setattr(loop, "learn", watched)
+    train(config(name, memory__compile="off"), tmp_path)
+    assert not waits
+
+
+@GPU_ALONE
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"memory__micro_batch": 1}], ids=str)
+def test_graphs_are_refused_where_a_step_is_several_passes(
+    changes: dict[str, Any], config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="graphs"):
+        train(config(memory__compile="graphs", **changes), tmp_path)
 
 
 # Stacks.
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_stack_on_a_quantised_base_is_the_sum_quantised_and_leaves_it_bitwise(
+    kind: str, name: str, config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    run, _ = train(config(name), tmp_path)
+    whole = Engine(run.config().base, name, device=DEVICE, dtype="bfloat16")
+    narrow = Engine(run.config().base, name, device=DEVICE, dtype="bfloat16", quantise=kind)
+    layers = {
+        path: layer
+        for path, layer in getattr(narrow.pipe, narrow.component).named_modules()
+        if isinstance(layer, frozen.NarrowLinear)
+    }
+    before = {path: frozen.full_weight(layer).clone() for path, layer in layers.items()}
+    made = stack(narrow, run.lora_file, 0.7)
+    with whole.folded(made), narrow.folded(made):
+        for path, layer in layers.items():
+            summed = getattr(whole.pipe, whole.component).get_submodule(path)
+            wanted = frozen.full_weight(frozen.NarrowLinear(summed, kind))  # type: ignore[arg-type]
+            assert torch.equal(frozen.full_weight(layer), wanted), path
+    narrow.restore()
+    assert all(torch.equal(frozen.full_weight(layer), before[path]) for path, layer in layers.items())
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])

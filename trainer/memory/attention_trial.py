@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trainer.lazy import diffusers
+
 FUSED = torch.nn.functional.scaled_dot_product_attention
 # By torch.nn.attention.SDPBackend's names.
 TORCH = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
@@ -95,11 +97,10 @@ def _attended(kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     for tensor in (query, key, value):
         tensor.grad = None
     if kernel in DIFFUSERS:
-        from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
-
-        with attention_backend(DIFFUSERS[kernel]):
+        dispatch = diffusers.models.attention_dispatch
+        with dispatch.attention_backend(DIFFUSERS[kernel]):
             turned = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (batch, tokens, heads, width)
-            output = dispatch_attention_fn(*turned, attn_mask=mask).transpose(1, 2)
+            output = dispatch.dispatch_attention_fn(*turned, attn_mask=mask).transpose(1, 2)
     else:
         with sdpa_kernel(SDPBackend.MATH if kernel == "math" else getattr(SDPBackend, TORCH[kernel])):
             output = FUSED(query, key, value, attn_mask=mask)

@@ -47,10 +47,7 @@ class NarrowLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         self.kind = kind
-        weight = layer.weight.detach().float()
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / _LARGEST[kind]  # (out, 1)
-        scaled = weight / scale
-        narrow = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(_E4M3).view(torch.uint8)
+        narrow, scale = narrowed(layer.weight.detach(), kind)
         self.weight = nn.Parameter(narrow, requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
         self.train(layer.training)
@@ -67,6 +64,14 @@ class NarrowLinear(nn.Linear):
         if self.scales_inputs and given.numel() >= _FEWEST_ROWS * self.in_features:
             return _biased(_ScaledLinear.apply(given, *kept), self.bias)
         return _biased(_product(given, kept, self.kind), self.bias)
+
+
+def narrowed(weights: Tensor, kind: Literal["int8", "fp8"]) -> tuple[Tensor, Tensor]:
+    """Weights (..., out, in) in 8 bits, and the scale (..., out, 1) of each row."""
+    wide = weights.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / _LARGEST[kind]
+    scaled = wide / scale
+    return scaled.round().to(torch.int8) if kind == "int8" else scaled.to(_E4M3).view(torch.uint8), scale
 
 
 class NF4Linear(nn.Linear):
@@ -233,7 +238,7 @@ class _ScaledLinear(torch.autograd.Function):
         flat = inputs.reshape(-1, inputs.shape[-1])
         largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
         rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
-        product = _scaled_product(rounded, largest, narrow, scale)
+        product: Tensor = _scaled_product(rounded, largest, narrow, scale)
         return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
 
     @staticmethod
@@ -246,10 +251,11 @@ def _scaled_product(rounded: Tensor, largest: Tensor, narrow: Tensor, scale: Ten
     """(rows, out) in bfloat16."""
     by_row = functional.ScalingType.RowWise
     # Sums as the tensor cores make them: exact ones take longer, and both factors have three bits.
-    return functional.scaled_mm(
+    product: Tensor = functional.scaled_mm(
         rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row,
         output_dtype=torch.bfloat16, use_fast_accum=True,
     )  # fmt: skip
+    return product
 
 
 @_scaled_product.register_fake

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainer import last_used
 from trainer.deltas import Update
-from trainer.render import fold_groups
+from trainer.render import fold_groups, requantising
 from trainer.render.fold_groups import Chunk, Layout, Name, Share
 from trainer.render.packing import Pack
 from trainer.render.requantising import Narrow
@@ -158,10 +158,17 @@ class Folding:
             )
 
         if weight is None:
-            for path, rounded in zip(chunk.paths, room.to(originals[0].dtype).unbind(), strict=True):
-                self.narrow[path].put(rounded)
+            self._put_narrow([self.narrow[path] for path in chunk.paths], room.to(originals[0].dtype))
         else:
             _copy([self.weights[path] for path in chunk.paths], sums)
+
+    def _put_narrow(self, layers: list[Narrow], weights: Tensor) -> None:
+        """Quantise weights (L, out, in) into these layers."""
+        if pairs := requantising.at_once(layers, weights):
+            _copy(*pairs)
+            return
+        for layer, weight in zip(layers, weights.unbind(), strict=True):
+            layer.put(weight)
 
     def _room_for(self, count: int, shape: torch.Size) -> tuple[Tensor, list[Tensor]]:
         """A float32 tensor of (count, *shape), and a view of each of the `count`.
@@ -197,9 +204,10 @@ def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple
 def _copy(into: list[Tensor], values: list[Tensor]) -> None:
     """Copy each of the values, rounded if need be.
 
-    On a GPU that is one launch for many small weights, for which torch has no public name.
+    On a GPU that is one launch for many small weights, for which torch has no public name. Values that wait on the CPU
+    are brought over as they are, from pinned memory and without waiting: torch would round them there first.
     """
-    torch._foreach_copy_(into, values)
+    torch._foreach_copy_(into, [value.to(into[0].device, non_blocking=True) for value in values])
 
 
 class ByPath(Mapping[str, Tensor]):

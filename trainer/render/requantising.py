@@ -9,7 +9,7 @@ int8, 0.11, 0.31 and 0.84 in fp8, 0.01, 0.02 and 0.05 in NF4; from the files' we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.memory import frozen
 from trainer.memory.frozen import NarrowLinear, NF4Linear
 from trainer.memory.originals import Files
 
@@ -59,9 +60,21 @@ class Narrow:
 
     def _set(self, tensors: dict[str, Tensor], state: Any) -> None:
         for name, tensor in _tensors(self.layer).items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(tensors[name], non_blocking=True)
         if isinstance(self.layer, NF4Linear):
             self.layer.state = state
+
+
+def at_once(layers: Sequence[Narrow], weights: Tensor) -> tuple[list[Tensor], list[Tensor]] | None:
+    """What layers of one shape hold, and what they are to hold for weights (L, out, in); None for NF4, whose scales
+    are rounded a layer at a time.
+    """
+    kept = [narrow.layer for narrow in layers if isinstance(narrow.layer, NarrowLinear)]
+    if len(kept) < len(layers) or len({layer.kind for layer in kept}) > 1:
+        return None
+    narrow, scale = frozen.narrowed(weights, kept[0].kind)
+    into = [*(layer.weight.data for layer in kept), *(layer.get_buffer("scale") for layer in kept)]
+    return into, [*narrow.unbind(), *scale.unbind()]
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
