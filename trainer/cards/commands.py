@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from trainer import card_file, files, presets
+from trainer import card_file, files, lora_file, presets
 from trainer.card_file.reading import Opened
 from trainer.cards import comparing, describing, keeping, making, places, sources, suiting
 from trainer.cards.comparing import Difference
@@ -73,10 +73,11 @@ def _kept_stack(file: Path, opened: Opened, name: str | None, dry_run: bool, as_
 
 
 def _missing(opened: Opened) -> list[str]:
-    """What of a card isn't on this machine, as far as that can be known without a library."""
+    """What of a card isn't on this machine: its base, and LoRAs that lie in none of the usual folders."""
     settings = opened.settings
     is_here = isinstance(settings, BatchConfig) or suiting.base_is_here(settings)
-    return suiting.missing(opened.card, is_here, ())
+    used = any(lora.role == "used" for lora in opened.card.loras)
+    return suiting.missing(opened.card, is_here, lora_file.library([Path("outputs")]) if used else None)
 
 
 def _printed(lines: list[str]) -> str:

@@ -175,7 +175,9 @@ def _put_steps(reading: Reading) -> int:
     source = "" if reading.pictures else ", as the recipe doesn't say how many; give --pictures N"
     epochs = max(1, reading.whole("epochs", 100))
     how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {batches} batches an epoch"
-    steps.put_steps(reading, epochs * batches // accumulation, how, "epochs")  # a step may begin in one, end in the next
+    steps.put_steps(
+        reading, epochs * batches // accumulation, how, "epochs"
+    )  # a step may begin in one, end in the next
     return an_epoch
 
 
