@@ -1,8 +1,9 @@
 """A kept recipe on new pictures: whether the new LoRA is better than the old one, on pictures that neither has seen.
 
 The new one is its run's last step: the step that a run recommends is chosen by its held-out pictures, and would look
-better on them than it is. Both are asked the same questions, as a run's own measurements are (`validation`): the same held-out pictures, captions,
-noise and timesteps. What is told is how much lower the new one's loss is, with a 95 % bootstrap interval over pictures.
+better on them than it is. Both are asked the same questions, as a run's own measurements are (`validation`): the same
+held-out pictures, captions, noise and timesteps. What is told is how much lower the new one's loss is, with a 95 %
+bootstrap interval over pictures.
 """
 
 from __future__ import annotations

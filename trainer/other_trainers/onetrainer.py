@@ -141,7 +141,8 @@ def _family(reading: Reading) -> str:
         return "sdxl"
     if kind not in FAMILIES:
         raise ConfigError(f"{bases.cannot_train(reading, kind)}.")
-    return FAMILIES[kind]
+    is_dev = FAMILIES[kind] == "flux2" and bases.family_of(reading.text("base_model_name")) == "flux2dev"
+    return "flux2dev" if is_dev else FAMILIES[kind]  # one kind there, told apart by the model's own size
 
 
 # How long.

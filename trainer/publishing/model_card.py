@@ -48,7 +48,8 @@ def _head(facts: Facts, images: Sequence[str]) -> str:
 
 
 def _made_with(facts: Facts) -> str:
-    again = f" Its recipe is in the file: `velatura train {facts.file_name}.safetensors --data FOLDER` trains as it was trained."
+    file = f"{facts.file_name}.safetensors"
+    again = f" Its recipe is in the file: `velatura train {file} --data FOLDER` trains as it was trained."
     return f"Made with Velatura {__version__}." + (again if facts.lora.recipe else "")
 
 
