@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from tests import plain
 from trainer import card_file, cli, lora_file, presets
-from trainer.cards import making, sources
+from trainer.cards import keeping, making, sources
 from trainer.cards.making import Wishes
 from trainer.config import BatchConfig, StackConfig, TrainConfig
 from trainer.config.stack import AdapterChoice
+from trainer.errors import ConfigError
 from trainer.schema import Settings, path_kind
 
 SECRET = "secretname"
@@ -93,3 +96,50 @@ def test_a_lora_of_a_card_that_is_here_is_not_said_to_be_missing(tmp_path: Path,
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "moved.safetensors").write_bytes(trained.read_bytes())
     assert "is not here" not in imported(card)
+
+
+@pytest.mark.parametrize("option", ["--family", "--base", "--pictures"])
+def test_what_a_card_says_itself_is_not_ignored_but_refused(option: str, tmp_path: Path) -> None:
+    card = tmp_path / "a.velatura"
+    card.write_bytes(making.make(sources.of("imprimatura-style"), Wishes()).raw)
+    with pytest.raises(ConfigError, match=f"{option}: a card says these itself"):
+        CliRunner().invoke(cli.app, ["preset", "import", str(card), option, "3"], catch_exceptions=False)
+    assert not presets.own()
+
+
+INFOTEXT = "a lighthouse\nNegative prompt: fog\nSteps: 23, Sampler: Euler a, CFG scale: 6.5, Seed: 42, Size: 512x768"
+GRAPH = {
+    "3": {"class_type": "KSampler", "inputs": {
+        "seed": 42, "steps": 23, "cfg": 6.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1,
+        "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a lighthouse", "clip": ["4", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "fog", "clip": ["4", 1]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "graph"])
+def test_a_picture_or_graph_of_another_tool_is_imported_as_a_stack(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "from-elsewhere"
+    if kind == "picture":
+        info = PngInfo()
+        info.add_text("parameters", INFOTEXT)
+        Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    else:
+        file.write_text(INFOTEXT if kind == "text" else json.dumps(GRAPH))
+    dry = CliRunner().invoke(cli.app, ["preset", "import", str(file), "--dry-run"], catch_exceptions=False)
+    assert dry.exit_code == 0 and "nothing was written" in dry.stdout and not keeping.every()
+    assert "kept as" in imported(file)
+    (card,) = keeping.every().values()
+    stack = card_file.read(card).settings
+    assert isinstance(stack, StackConfig)
+    assert (stack.prompt, stack.negative_prompt, stack.seed, stack.steps) == ("a lighthouse", "fog", 42, 23)
+    assert (stack.width_px, stack.height_px, stack.guidance_scale) == (512, 768, 6.5)
+
+
+def test_a_text_that_is_neither_is_refused_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": 1}')
+    with pytest.raises(ConfigError, match="is no recipe that is known"):
+        CliRunner().invoke(cli.app, ["preset", "import", str(file)], catch_exceptions=False)

@@ -63,7 +63,7 @@ def test_a_step_that_was_chosen_by_the_pictures_it_is_compared_on_is_not_compare
     # A rate so high that a step before the last is best, which its run recommends.
     wanted = ("max_steps=6", "validate_every_steps=1", "checkpoint_every_steps=1", "keep_checkpoints=9")
     code, said = retrain(
-        old.folder, "--data", new_pictures, "--out", tmp_path, "--name", "hot", "--set", "learning_rate=3.0",
+        old.folder, "--data", new_pictures, "--out", tmp_path, "--name", "hot", "--set", "learning_rate=1.0",
         *(word for line in wanted for word in ("--set", line)),
     )  # fmt: skip
     assert code == 0, said
