@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from trainer import loss, objective
+from trainer import loss, objective, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
-from trainer.other_trainers import documents, importing, recipes_out
+from trainer.other_trainers import bases, documents, importing, kohya_out, recipes_out
 from trainer.other_trainers.contract import Imported
 
 FLOW = objective.Schedule("flow", 1000)
@@ -129,9 +129,7 @@ MUSUBI = "accelerate launch zimage_train_network.py --network_module=networks.lo
 
 @pytest.mark.parametrize("command", [SD_SCRIPTS, MUSUBI])
 @pytest.mark.parametrize("arguments", ["", "--optimizer_args warmup_init=True relative_step=False"])
-def test_adafactor_that_finds_its_rate_says_that_the_rate_cant_be(
-    command: str, arguments: str, tmp_path: Path
-) -> None:
+def test_adafactor_that_finds_its_rate_says_that_the_rate_cant_be(command: str, arguments: str, tmp_path: Path) -> None:
     text = command.format(f"--optimizer_type=Adafactor --lr_scheduler=cosine {arguments}")
     recipe = imported(tmp_path, text)
     key = "unet_lr" if command == SD_SCRIPTS else "learning_rate"
@@ -214,7 +212,9 @@ def test_an_empty_document_has_no_key() -> None:
 # Steps, by each tool's own formula.
 
 
-@pytest.mark.parametrize(("pictures", "batch", "accumulation", "epochs"), [(12, 1, 8, 100), (7, 1, 4, 10), (21, 4, 1, 10)])
+@pytest.mark.parametrize(
+    ("pictures", "batch", "accumulation", "epochs"), [(12, 1, 8, 100), (7, 1, 4, 10), (21, 4, 1, 10)]
+)
 def test_steps_are_counted_as_each_tool_counts_them(
     pictures: int, batch: int, accumulation: int, epochs: int, tmp_path: Path
 ) -> None:
@@ -259,3 +259,36 @@ def test_keys_of_simpletuners_own_examples_are_known(values: dict[str, Any], key
 def test_a_key_of_kohyas_own_test_configs_is_known(tmp_path: Path) -> None:
     values = {"LoRA_type": "Standard", "network_dim": 8, "use_wandb": True}
     assert "no key of" not in marks(imported(tmp_path, json.dumps(values)))["use_wandb"][1]
+
+
+# Families in what is written for others.
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+@pytest.mark.parametrize(
+    "change",
+    [{"adapter.method": "lokr"}, {"adapter.method": "loha"}, {"adapter.method": "dora"}, {"adapter.method": "oft"}],
+)
+def test_what_is_written_for_kohya_tells_its_family_whatever_the_network_is(
+    family: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    written = recipes_out.write(presets.load(f"{family}-style", change), "kohya")
+    assert "family" not in written.unsaid and "lycoris.kohya" in written.text
+    back = imported(tmp_path, written.text)
+    assert back.settings["family"] == family and back.settings["base"] == presets.load(f"{family}-style", {}).base
+    silent = re.sub(r"(?m)^(ae|clip_l|clip_g|t5xxl|pretrained_model_name_or_path) = .*\n", "", written.text)
+    assert imported(tmp_path, silent).settings["family"] != family
+
+
+def test_a_family_that_the_written_file_doesnt_tell_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kohya_out, "_FILES", {})
+    config = presets.load("flux-style", {"adapter.method": "lokr", "base": "someone/mine"})
+    assert recipes_out.write(config, "kohya").unsaid["family"].startswith("flux here, ")
+
+
+def test_flux2_dev_comes_back_from_onetrainer() -> None:
+    assert "family" not in recipes_out.write(presets.load("flux2dev-style", {}), "onetrainer").unsaid
+
+
+def test_animagine_is_an_sdxl_base() -> None:
+    assert bases.family_of("cagliostrolab/animagine-xl-4.0") == "sdxl" and bases.family_of("anima-base") == ""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.other_trainers import RECIPES
+from trainer import cli, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing
@@ -258,3 +260,14 @@ def test_a_setting_that_ours_refuses_is_left_out_with_its_reason(tmp_path: Path)
     imported = importing.read(path)
     status, why = by_key(imported)["network_dim"]
     assert status == "can't be" and "256 or less" in why and "rank" not in imported.settings["adapter"]
+
+
+def test_a_recipe_can_be_looked_at_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
+    command = ["preset", "import", str(RECIPES / "sdxl_sd_scripts.toml"), "--pictures", "20"]
+    dry = CliRunner().invoke(cli.app, [*command, "--dry-run"], catch_exceptions=False)
+    assert dry.exit_code == 0 and "nothing was written" in dry.stdout and not presets.own()
+    wet = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert wet.exit_code == 0 and wet.stdout.strip() in dry.stdout and len(presets.own()) == 1
+    asked = CliRunner().invoke(cli.app, [*command, "--dry-run", "--json"], catch_exceptions=False)
+    assert json.loads(asked.stdout)["kept"] is False

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ def published(run: runs.Run, out: Path, **wishes: str) -> folder.Published:
 def test_the_folder_has_the_file_a_card_samples_and_the_forms_fields(trained: runs.Run, tmp_path: Path) -> None:
     made = published(trained, tmp_path, author="Ann", note="Dots.")
     assert set(made.files) >= {"README.md", "civitai.txt", "image-1.png"}
-    lora = made.path / made.facts.lora.path.name
+    lora = made.path / f"{made.facts.file_name}.safetensors"
     assert lora.read_bytes() == made.facts.lora.path.read_bytes()
     card = (made.path / "README.md").read_text()
     assert "by Ann." in card and "Dots." in card and "Trigger words: `mokka`" in card
@@ -61,14 +62,14 @@ def test_the_folder_has_the_file_a_card_samples_and_the_forms_fields(trained: ru
 
 def test_the_folder_has_the_runs_card_by_which_others_train_alike(trained: runs.Run, tmp_path: Path) -> None:
     made = published(trained, tmp_path, author="Ann", note="Dots.")
-    opened = card_file.read(made.path / f"{trained.name}.velatura")
+    opened = card_file.read(made.path / f"{made.facts.file_name}.velatura")
     assert (opened.card.author, opened.card.note) == ("Ann", "Dots.") and opened.card.evidence is not None
     assert opened.card.source_url == "https://huggingface.co/ann/dots" and len(opened.pictures) >= 1
     assert opened.card.loras[0].sha256 == made.facts.lora.sha256
     assert opened.train.learning_rate == trained.config().learning_rate
     for hostile in (HOSTILE, "x" * 5000, "a\nb\0c"):
         made = published(trained, tmp_path, title=hostile, author=hostile, note=hostile)
-        assert card_file.read(made.path / f"{trained.name}.velatura").card.title
+        assert card_file.read(made.path / f"{made.facts.file_name}.velatura").card.title
 
 
 def test_the_hub_reads_the_head_of_the_card(trained: runs.Run, tmp_path: Path) -> None:
@@ -88,7 +89,22 @@ def test_no_place_and_nothing_of_the_dataset_but_what_is_said_is_in_any_file(tra
         assert not [name for name, content in raw.items() if word.encode() in content], word
     # The LoRA's own header tells the folder's name, and that is said.
     holds = [name for name, content in raw.items() if b"secret-customer" in content]
-    assert holds == [made.facts.lora.path.name] and any("secret-customer" in line for line in made.tells)
+    assert holds == [f"{made.facts.file_name}.safetensors"] and any("secret-customer" in line for line in made.tells)
+
+
+def test_the_runs_name_which_may_be_the_datasets_is_in_no_file_and_no_files_name(
+    trained: runs.Run, tmp_path: Path
+) -> None:
+    run = runs.Run(shutil.copytree(trained.folder, tmp_path / "anna-kowalski"))
+    run.folder.joinpath(f"{trained.name}.safetensors").rename(run.lora_file)
+    made = published(run, tmp_path / "out")
+    for name in made.files:
+        assert "anna" not in name and b"anna-kowalski" not in (made.path / name).read_bytes(), name
+    title = f"mokka on {facts.family_title(made.facts)}"
+    assert made.facts.title == title and any(title in line for line in made.tells)
+    assert f"# {title}" in (made.path / "README.md").read_text()
+    assert f"  Name: {title}\n" in (made.path / "civitai.txt").read_text()
+    assert card_file.read(made.path / f"{made.facts.file_name}.velatura").card.title == title
 
 
 def test_texts_from_outside_stay_texts(trained: runs.Run, tmp_path: Path) -> None:
@@ -104,8 +120,6 @@ def test_texts_from_outside_stay_texts(trained: runs.Run, tmp_path: Path) -> Non
 
 
 def test_a_log_that_names_files_elsewhere_brings_none_of_them(trained: runs.Run, tmp_path: Path) -> None:
-    import shutil
-
     copy = runs.Run(tmp_path / "copy")
     shutil.copytree(trained.folder, copy.folder)
     copy = runs.Run(copy.folder.rename(tmp_path / trained.name))
@@ -122,8 +136,6 @@ def test_a_log_that_names_files_elsewhere_brings_none_of_them(trained: runs.Run,
 
 
 def test_a_preview_that_is_like_a_training_picture_stays_at_home(trained: runs.Run, tmp_path: Path) -> None:
-    import shutil
-
     copy = runs.Run(shutil.copytree(trained.folder, tmp_path / trained.name))
     shown = facts.gather(copy, facts.Wishes()).samples
     with copy.events_file.open("a") as log:
@@ -249,7 +261,9 @@ def command(own_hub: Any, *arguments: object, answer: str = "", token: str = "hf
 
 def test_nothing_is_sent_unless_it_is_asked_for_and_confirmed(trained: runs.Run, own_hub: Any, tmp_path: Path) -> None:
     dry = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "ann/dots")
-    refused = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "ann/dots", "--push", answer="n\n")
+    refused = command(
+        own_hub, trained.folder, "--out", tmp_path, "--repo", "ann/dots", "--title", "Dots", "--push", answer="n\n"
+    )
     assert dry.returncode == refused.returncode == 0 and own_hub.seen == []
     for result in (dry, refused):
         assert "Nothing was sent." in result.stdout and "README.md" in result.stdout, result
@@ -257,7 +271,9 @@ def test_nothing_is_sent_unless_it_is_asked_for_and_confirmed(trained: runs.Run,
 
 
 def test_what_is_sent_is_what_the_folder_holds(trained: runs.Run, own_hub: Any, tmp_path: Path) -> None:
-    result = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "ann/dots", "--push", answer="y\n")
+    result = command(
+        own_hub, trained.folder, "--out", tmp_path, "--repo", "ann/dots", "--title", "Dots", "--push", answer="y\n"
+    )
     assert result.returncode == 0, result
     assert own_hub.settings.get("private") is True or own_hub.settings.get("visibility") == "private"
     sent = {name: content for name, content in own_hub.received.items() if name != ".gitattributes"}
@@ -269,12 +285,37 @@ def test_without_a_login_or_a_name_it_says_so_and_sends_nothing(
     trained: runs.Run, own_hub: Any, tmp_path: Path
 ) -> None:
     away = {"HF_HOME": str(tmp_path / "hf")}
-    no_login = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "a/b", "--push", "--yes", token="", **away)
+    no_login = command(
+        own_hub,
+        trained.folder,
+        "--out",
+        tmp_path,
+        "--repo",
+        "a/b",
+        "--title",
+        "Dots",
+        "--push",
+        "--yes",
+        token="",
+        **away,
+    )
     assert no_login.returncode == 2 and "hf auth login" in no_login.stderr, no_login
     no_repo = command(own_hub, trained.folder, "--out", tmp_path, "--push")
     assert no_repo.returncode == 2 and "--repo OWNER/NAME" in no_repo.stderr
+    no_title = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "a/b", "--push", "--yes")
+    assert no_title.returncode == 2 and "--push needs --title" in no_title.stderr
     offline = command(
-        own_hub, trained.folder, "--out", tmp_path, "--repo", "a/b", "--push", "--yes", HF_HUB_OFFLINE="1"
+        own_hub,
+        trained.folder,
+        "--out",
+        tmp_path,
+        "--repo",
+        "a/b",
+        "--title",
+        "Dots",
+        "--push",
+        "--yes",
+        HF_HUB_OFFLINE="1",
     )
     assert offline.returncode == 2 and "HF_HUB_OFFLINE" in offline.stderr, offline
     assert own_hub.seen == []
@@ -290,6 +331,6 @@ def test_a_repository_that_can_not_be_one_is_refused(repo: str) -> None:
 
 def test_a_hub_that_is_not_there_is_said(trained: runs.Run, tmp_path: Path) -> None:
     gone = SimpleNamespace(address="http://127.0.0.1:9")
-    result = command(gone, trained.folder, "--out", tmp_path, "--repo", "a/b", "--push", "--yes")
+    result = command(gone, trained.folder, "--out", tmp_path, "--repo", "a/b", "--title", "Dots", "--push", "--yes")
     assert result.returncode == 2 and "could not be reached" in result.stderr, result
     assert (tmp_path / "x" / "README.md").is_file()

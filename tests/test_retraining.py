@@ -43,10 +43,10 @@ def test_new_and_old_are_measured_as_the_run_measures(old: runs.Run, new_picture
     run = runs.Run(tmp_path / "again")
     answer = json.loads((run.folder / "compared.json").read_text())
 
-    # Held out: a fifth of ten. The new one's loss is what its own run measured at the step that is recommended.
+    # Held out: a fifth of ten. The new one's loss is what its own run measured at its last step.
     assert answer["num_pictures"] == run.config().validation.leave_out == 2
-    best = next(event for event in run.events() if isinstance(event, Recommended))
-    measured = next(event for event in run.events() if isinstance(event, Validated) and event.step == best.step)
+    measured = [event for event in run.events() if isinstance(event, Validated)][-1]
+    assert measured.step == 6 and answer["new"] == run.lora_file.name
     assert answer["new_loss"] == pytest.approx(measured.loss, rel=1e-4)
     assert answer["base_loss"] == pytest.approx(measured.base_loss, rel=1e-6)
     assert answer["gain"] == pytest.approx(1 - answer["new_loss"] / answer["old_loss"])
@@ -55,6 +55,25 @@ def test_new_and_old_are_measured_as_the_run_measures(old: runs.Run, new_picture
     assert "Against the old one" in page and escape(answer["sentence"], 400) in page
     config = run.config()
     assert config.learning_rate == old.config().learning_rate and config.data.folder == str(new_pictures)
+
+
+def test_a_step_that_was_chosen_by_the_pictures_it_is_compared_on_is_not_compared(
+    old: runs.Run, new_pictures: Path, tmp_path: Path
+) -> None:
+    # A rate so high that a step before the last is best, which its run recommends.
+    wanted = ("max_steps=6", "validate_every_steps=1", "checkpoint_every_steps=1", "keep_checkpoints=9")
+    code, said = retrain(
+        old.folder, "--data", new_pictures, "--out", tmp_path, "--name", "hot", "--set", "learning_rate=1.0",
+        *(word for line in wanted for word in ("--set", line)),
+    )  # fmt: skip
+    assert code == 0, said
+    run = runs.Run(tmp_path / "hot")
+    best = [event for event in run.events() if isinstance(event, Recommended)][-1]
+    measured = {event.step: event.loss for event in run.events() if isinstance(event, Validated)}
+    answer = json.loads((run.folder / "compared.json").read_text())
+    assert best.step < 6 and answer["new_loss"] == pytest.approx(measured[6], rel=1e-4)
+    assert answer["new_loss"] > measured[best.step]
+    assert "Compared was its last step" in answer["sentence"] and "would look too large" in answer["sentence"]
 
 
 def test_it_can_begin_with_the_old_ones_weights(old: runs.Run, new_pictures: Path, tmp_path: Path) -> None:

@@ -63,25 +63,32 @@ def remove(name: Annotated[str, typer.Argument(help="A preset of your own.")]) -
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .velatura card, a recipe of another trainer, or a LoRA.")],
+    file: Annotated[Path, typer.Argument(help="A card, another trainer's recipe, a LoRA, or a picture of any tool.")],
     name: Annotated[str, typer.Option(help="The preset's name; else what the card or recipe calls itself.")] = "",
     pictures: Annotated[int, typer.Option(min=0, help="How many pictures, for a recipe that counts epochs.")] = 0,
     family: Annotated[str, typer.Option(help="The base's family, where the recipe doesn't say.")] = "",
     base: Annotated[str, typer.Option(help="The base, where the recipe names a file of another machine.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a card would change, and keep nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would change, and keep nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep what others share as a preset: a card, or a recipe of kohya_ss, OneTrainer, ai-toolkit and others."""
     from trainer.cards import commands
 
     if card_file.is_card(file):
+        said = {"--pictures": pictures, "--family": family, "--base": base}
+        if unread := [option for option, value in said.items() if value]:
+            raise ConfigError(
+                f"{' and '.join(unread)}: a card says these itself; they are for recipes of other trainers. Change its "
+                f"settings with `velatura train CARD --set`."
+            )
         typer.echo(commands.imported(file, name or None, dry_run, as_json))
         return
-    if dry_run:
-        raise ConfigError("--dry-run is for a card; a recipe of another trainer is shown by its report.")
     from trainer.other_trainers import commands as of_others
 
-    typer.echo(of_others.imported(file, name, pictures, family, base, as_json))
+    if not of_others.knows(file) and (text := commands.imported_picture(file, name or None, dry_run, as_json)):
+        typer.echo(text)
+        return
+    typer.echo(of_others.imported(file, of_others.Wanted(name, pictures, family, base), dry_run, as_json))
 
 
 @app.command()

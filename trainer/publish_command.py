@@ -20,7 +20,9 @@ _OUT = Path("outputs") / "published"
 def publish(
     run: Annotated[str, typer.Argument(help="A run's folder, or its name below outputs/runs.")],
     out: Annotated[Path, typer.Option(help="Where the folder is made.")] = _OUT,
-    title: Annotated[str, typer.Option(help="What it is called; the run's name if left out.")] = "",
+    title: Annotated[
+        str, typer.Option(help="What it is called, and its files by it; left out: its trigger and base.")
+    ] = "",
     author: Annotated[str, typer.Option(help="Who made it.")] = "",
     licence: Annotated[str, typer.Option(help="By the hub's short name; the base's if left out.")] = "",
     note: Annotated[str, typer.Option(help="A few sentences about it.")] = "",
@@ -37,6 +39,10 @@ def publish(
 
     if push and not repo:
         raise ConfigError("--push needs --repo OWNER/NAME: where to send it.")
+    if push and not title.strip():
+        raise ConfigError(
+            "--push needs --title TEXT: what others will know it by; a run's own name may be its dataset's."
+        )
     if repo:
         hub.check_repo(repo)
     found = facts.gather(runs.named(run), facts.Wishes(title, author, licence, note))
@@ -64,4 +70,4 @@ def _print(made: Published) -> None:
     for name, size in made.files.items():
         typer.echo(f"  {name:<40}{size / 1000:>10.1f} kB")
     typer.echo(f"licence: {made.facts.licence.id}. {made.facts.licence.why}")
-    typer.echo("The LoRA file says: " + "; ".join(made.tells) + ".")
+    typer.echo("The files say: " + "; ".join(made.tells) + ".")

@@ -51,9 +51,10 @@ def retrain(
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)
-    after = retraining.best_of(run)
-    assert after is not None, "a run that ended well has its file"
+    after = run.lora_file  # not the best one: that was chosen by these very pictures, which would favour it
+    assert lora_file.is_there(after), "a run that ended well has its file"
     verdict = retraining.compare(config, before, after, run.cache)
+    verdict = retraining.with_best(verdict, after, retraining.best_of(run))
     answer = asdict(verdict) | {"old": before.name, "new": after.name}
     files.write(run.folder / compared.FILE, json.dumps(answer, indent=2).encode())
     report.write(run, session.refuse(config)[0])

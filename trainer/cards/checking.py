@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trainer
-from trainer import bases, data, predicted, preset_heads, presets, run_facts
+from trainer import bases, data, lora_file, predicted, preset_heads, presets, run_facts
 from trainer.card_file import reading
 from trainer.cards import describing, suiting, training_like
 from trainer.config import TrainConfig
@@ -53,7 +53,8 @@ def answered(config: TrainConfig, card_file: Path | None, title: str, out: Path,
     opened = reading.read(card_file) if card_file else None
     evidence, head = (opened.card.evidence, opened.card.head) if opened else (None, _head(title))
     warnings = suiting.differences(config, evidence, head, own)
-    missing = suiting.missing(opened.card, suiting.base_is_here(config), ()) if opened else []
+    here = lora_file.library([Path("outputs"), out]) if opened and opened.card.loras else None
+    missing = suiting.missing(opened.card, suiting.base_is_here(config), here) if opened else []
 
     # What it takes.
     prediction = None

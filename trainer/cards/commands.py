@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from trainer import card_file, files, presets
+from trainer import card_file, files, lora_file, presets
 from trainer.card_file.reading import Opened
-from trainer.cards import comparing, describing, keeping, making, places, sources, suiting
+from trainer.cards import comparing, describing, keeping, making, pictures, places, sources, suiting
 from trainer.cards.comparing import Difference
+from trainer.cards.sources import Source
 from trainer.config import BatchConfig, StackConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.printing import plain, printable
@@ -40,7 +41,7 @@ def imported(file: Path, name: str | None, dry_run: bool, as_json: bool) -> str:
     """A card kept as a preset, or what it would change; the text that says so. Raises: ConfigError."""
     opened = card_file.read(file)
     if not isinstance(opened.settings, TrainConfig):
-        return _kept_stack(file, opened, name, dry_run, as_json)
+        return _kept_stack(file.read_bytes(), opened, name, dry_run, as_json)
     text, wanted = keeping.preset_text(opened), name or keeping.preset_name(opened.card.title)
     changes = comparing.against_defaults(opened.settings)
     missing = _missing(opened)
@@ -58,14 +59,28 @@ def imported(file: Path, name: str | None, dry_run: bool, as_json: bool) -> str:
     return _printed([opened.card.title, *lines, *missing, head])
 
 
-def _kept_stack(file: Path, opened: Opened, name: str | None, dry_run: bool, as_json: bool) -> str:
+def imported_picture(file: Path, name: str | None, dry_run: bool, as_json: bool) -> str | None:
+    """The stack of a picture, an A1111 text or a ComfyUI graph kept as a card; None for a file that is none of these.
+
+    Raises: ConfigError.
+    """
+    found = pictures.stack_in(file)
+    if found is None:
+        return None
+    stack, notes = found
+    raw = making.make(Source("file", plain(file.stem, 150), stack), making.Wishes()).raw
+    text = _kept_stack(raw, card_file.opened(raw, file.name), name, dry_run, as_json)
+    return text if as_json else _printed([*text.splitlines(), *(f"note: {note}" for note in notes)])
+
+
+def _kept_stack(raw: bytes, opened: Opened, name: str | None, dry_run: bool, as_json: bool) -> str:
     """The same for a stack or a batch, whose settings are written where they are asked for: beside the card."""
-    where = "" if dry_run else str(keeping.keep(file.read_bytes()))
+    if name is not None:
+        raise ConfigError(f"--name is for settings of a training; this is a {opened.card.kind}.")
+    where = "" if dry_run else str(keeping.keep(raw))
     if as_json:
         facts = {"digest": opened.digest, "title": opened.card.title, "kept": bool(where), "missing": _missing(opened)}
         return json.dumps(facts, indent=2)
-    if name is not None:
-        raise ConfigError(f"--name is for settings of a training; this card is of a {opened.card.kind}.")
     use = "draw it with: velatura render --stack" if isinstance(opened.settings, StackConfig) else "velatura batch"
     head = f"kept as {where}; `velatura preset show` prints its settings, {use}." if where else "nothing was written."
     lines = [f"{label}: {text}" for label, text in describing.facts(opened)]
@@ -73,10 +88,11 @@ def _kept_stack(file: Path, opened: Opened, name: str | None, dry_run: bool, as_
 
 
 def _missing(opened: Opened) -> list[str]:
-    """What of a card isn't on this machine, as far as that can be known without a library."""
+    """What of a card isn't on this machine: its base, and LoRAs that lie in none of the usual folders."""
     settings = opened.settings
     is_here = isinstance(settings, BatchConfig) or suiting.base_is_here(settings)
-    return suiting.missing(opened.card, is_here, ())
+    used = any(lora.role == "used" for lora in opened.card.loras)
+    return suiting.missing(opened.card, is_here, lora_file.library([Path("outputs")]) if used else None)
 
 
 def _printed(lines: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from trainer import __version__, base_match, data, families, lora_file, preset_heads, presets, run_facts
 from trainer.card_file import reading
 from trainer.card_file.contents import (
+    MOST_LORAS,
     MOST_POINTS,
     MOST_SAMPLES,
     BaseOrigin,
@@ -24,7 +26,8 @@ from trainer.card_file.contents import (
 from trainer.card_file.reading import Config
 from trainer.cards import places
 from trainer.cards.sources import Source
-from trainer.config import StackConfig, TrainConfig
+from trainer.config import BatchConfig, StackConfig, TrainConfig
+from trainer.config.stack import AdapterChoice
 from trainer.errors import UserError
 from trainer.events import Event, Finished, Planned, Recommended, Sampled, Started, Step, Validated, last
 from trainer.lora_file import is_there
@@ -101,7 +104,7 @@ def _of_training(source: Source, config: TrainConfig, wishes: Wishes) -> Made:
     card = _said(
         wishes,
         kind="train",
-        title=_title(source, config),
+        title=title(source, config),
         head=_head(source),
         base=_base(settings.base, metadata),
         loras=[lora.model_dump() for lora in _loras(lora, config, wishes.source_url)],
@@ -111,7 +114,7 @@ def _of_training(source: Source, config: TrainConfig, wishes: Wishes) -> Made:
     return Made(reading.packed(card, settings, tuple(pictures)), notes)
 
 
-def _title(source: Source, config: TrainConfig) -> str:
+def title(source: Source, config: TrainConfig) -> str:
     """A preset's own title; of a run or LoRA what it is, as its name is often the dataset's."""
     if source.kind == "preset":
         return presets.title(source.name)[:200]
@@ -251,25 +254,50 @@ def _preview(run: Run, file: str) -> bytes:
 def _of_stack(source: Source, config: Config, wishes: Wishes) -> Made:
     """The card of a stack or a batch: LoRAs by hash and name, no file of this machine."""
     if not isinstance(config, StackConfig):
-        values = config.model_dump(mode="json", exclude_none=True)
-        stacks = [[_travelling_choice(choice) for choice in stack] for stack in values.get("stacks", [])]
-        values |= {"stacks": stacks} | ({"base": places.base_name(values["base"])} if values.get("base") else {})
-        card = _said(wishes, kind="batch", title=source.name[:200], head=_head(source))
-        return Made(reading.packed(card, type(config).model_validate(values)), [])
-    from trainer.render.picture_metadata import travelling
-
-    settings = StackConfig.model_validate(travelling(_hashed(config)))
-    loras = [LoraOrigin(name=plain(lora.name, 199), sha256=lora.sha256) for lora in settings.adapters if lora.sha256]
+        return _of_batch(source, config, wishes)
+    settings = StackConfig.model_validate(_travelling(_hashed(config)))
     base = _base(settings.base, {})
     card = _said(
-        wishes, kind="stack", title=source.name[:200], head=_head(source), base=base,
-        loras=[lora.model_dump() for lora in loras],
+        wishes, kind="stack", title=source.name[:200], head=_head(source), base=base, loras=_named(settings.adapters),
     )  # fmt: skip
     return Made(reading.packed(card, settings), [])
 
 
-def _travelling_choice(choice: dict[str, Any]) -> dict[str, Any]:
-    return {**choice, "file": "", "name": choice.get("name") or Path(choice.get("file", "")).stem}
+def _of_batch(source: Source, config: BatchConfig, wishes: Wishes) -> Made:
+    """The card of a batch; the run whose steps it draws stays at home, but for its name where that was asked for."""
+    notes = []
+    stacks = [_hashed(StackConfig.model_construct(adapters=stack)) for stack in config.stacks]
+    steps_of = places.last_name(config.steps_of) if config.steps_of and wishes.with_names else None
+    if config.steps_of and not steps_of:
+        notes.append("steps_of names a run of yours and was left out.")
+    values = config.model_dump(mode="json", exclude_none=True, exclude={"steps_of"})
+    values |= {"stacks": [_travelling(stack)["adapters"] for stack in stacks]} if stacks else {}
+    values |= {"base": places.base_name(config.base)} if config.base else {}
+    values |= {"steps_of": steps_of} if steps_of else {}
+    card = _said(
+        wishes, kind="batch", title=source.name[:200], head=_head(source),
+        loras=_named([choice for stack in stacks for choice in stack.adapters]),
+    )  # fmt: skip
+    return Made(reading.packed(card, BatchConfig.model_validate(values)), notes)
+
+
+def _travelling(stack: StackConfig) -> dict[str, Any]:
+    """A stack as it stands in a picture, and no path of any system in it."""
+    from trainer.render.picture_metadata import travelling
+
+    values = travelling(stack)
+    for choice in values["adapters"]:
+        kind, _, mask = choice["region"].strip().partition(" ")
+        if kind == "mask" and not mask.startswith("data:"):
+            choice["region"] = f"mask {places.last_name(mask.strip())}"
+    return values | ({"base": places.base_name(stack.base)} if stack.base else {})
+
+
+def _named(choices: Sequence[AdapterChoice]) -> list[dict[str, Any]]:
+    """The LoRAs of a stack or of several by name and hash, each once."""
+    by_hash = {choice.sha256: choice for choice in choices if choice.sha256}
+    loras = [LoraOrigin(name=plain(one.name, 199), sha256=key) for key, one in by_hash.items()]
+    return [lora.model_dump() for lora in loras[:MOST_LORAS]]
 
 
 def _hashed(stack: StackConfig) -> StackConfig:
@@ -277,8 +305,11 @@ def _hashed(stack: StackConfig) -> StackConfig:
     return stack.model_copy(update={"adapters": tuple(_with_hash(choice) for choice in stack.adapters)})
 
 
-def _with_hash(choice: Any) -> Any:
-    if not choice.file or choice.sha256:
+def _with_hash(choice: AdapterChoice) -> AdapterChoice:
+    if not choice.file:
         return choice
+    name = choice.name or Path(choice.file).stem
+    if choice.sha256 or not is_there(Path(choice.file)):
+        return choice.model_copy(update={"name": name})
     info = lora_file.inspect(Path(choice.file))
     return choice.model_copy(update={"sha256": info.sha256, "name": choice.name or str(info.name)})

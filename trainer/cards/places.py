@@ -40,7 +40,12 @@ def base_name(base: str) -> str:
     """A base as others may know it: a hub id or a name as it stands, of a path its last part."""
     path = Path(base)
     is_path = path.is_absolute() or base.startswith((".", "~")) or "\\" in base or base.count("/") != 1 or path.exists()
-    return base if base.count("/") == 1 and not is_path else base.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return base if base.count("/") == 1 and not is_path else last_name(base)
+
+
+def last_name(place: str) -> str:
+    """The last part of a path, of any system."""
+    return place.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def left_out(config: TrainConfig) -> list[str]:

@@ -1,11 +1,14 @@
 """A kept recipe on new pictures: whether the new LoRA is better than the old one, on pictures that neither has seen.
 
-Both are asked the same questions, as a run's own measurements are (`validation`): the same held-out pictures, captions,
-noise and timesteps. What is told is how much lower the new one's loss is, with a 95 % bootstrap interval over pictures.
+The new one is its run's last step: the step that a run recommends is chosen by its held-out pictures, and would look
+better on them than it is. Both are asked the same questions, as a run's own measurements are (`validation`): the same
+held-out pictures, captions, noise and timesteps. What is told is how much lower the new one's loss is, with a 95 %
+bootstrap interval over pictures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +98,16 @@ def compare(config: TrainConfig, old: Path, new: Path, cache: Path) -> Verdict:
     }[better]
     base_loss, old_loss, new_loss = (float(values.mean()) for values in (base, before, after))
     return Verdict(better, sentence, len(base), base_loss, old_loss, new_loss, gain, low, high)
+
+
+def with_best(verdict: Verdict, compared: Path, best: Path | None) -> Verdict:
+    """The verdict with a word on the file that the new run recommends, where it is another than the one compared."""
+    if best is None or best.resolve() == compared.resolve():
+        return verdict
+    more = (
+        f" Compared was its last step; {best.name} was chosen by these pictures, so its own gain would look too large."
+    )
+    return dataclasses.replace(verdict, sentence=verdict.sentence + more)
 
 
 def losses(config: TrainConfig, file: Path, cache: Path) -> tuple[Tensor, Tensor]:

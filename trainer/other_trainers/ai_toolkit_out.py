@@ -129,7 +129,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _range(config: TrainConfig) -> dict[str, int]:
-    """The range as places in a list that falls from all noise; sigmoid's list is drawn and sorted: places are quantiles."""
+    """The range as places in a list that falls from all noise; sigmoid's is drawn and sorted: places are quantiles."""
     objective = config.objective
     low, high = objective.timesteps_low, objective.timesteps_high
     if config.family not in ("sd", "sdxl", "pixart") and objective.timesteps != "uniform":

@@ -182,7 +182,9 @@ def _put_range(reading: Reading) -> None:
         if kind == "sigmoid":  # the list is drawn by that density and sorted: a place is a quantile
             low, high = (_at_quantile(share) for share in (low, high))
         if kind not in ("linear", "weighted"):
-            why += f"; the list follows {kind[:20]}, which is cut off there and squeezed into the range here: about alike"
+            why += (
+                f"; the list follows {kind[:20]}, which is cut off there and squeezed into the range here: about alike"
+            )
     for setting, value, key in (("high", high, first), ("low", low, last)):
         reading.put(f"objective.timesteps_{setting}", value, key)
         reading.translated(key, f"objective.timesteps_{setting} = {value:.4g}", why)

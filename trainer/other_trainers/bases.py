@@ -14,7 +14,7 @@ from trainer.other_trainers.reading import Reading, shown
 _FAMILIES: tuple[tuple[str, str], ...] = (
     (r"kontext|fill[-_]?dev|inpaint|depth2img|qwen.?image.?edit|layered|omnigen|flux[-_.]?1?[-_.]?(redux|canny)", ""),
     (
-        r"wan[-_]?2|hunyuan|ltx|cosmos|krea[-_]?2|anima|ideogram|ernie|kandinsky|cascade|kolors|wuerstchen|flex[-_.]?[12]",
+        r"wan[-_]?2|hunyuan|ltx|cosmos|krea[-_]?2|anima(?!gine)|ideogram|ernie|kandinsky|cascade|kolors|wuerstchen|flex[-_.]?[12]",
         "",
     ),
     (r"chroma", "chroma"),

@@ -1,9 +1,9 @@
 """What a tool builds an optimizer with where a recipe leaves it out, if it isn't what ours has: `eps`, betas, decay.
 
 By the name in small letters and digits, as `learning.spelled` makes it. Where they stand: ai-toolkit's
-`toolkit/optimizer.py`, SimpleTuner's `helpers/training/optimizer_param.py`, diffusion-pipe's `train.py` and optimi's own
-defaults, sd-scripts' `library/train_util.py` and musubi-tuner's `training/trainer_base.py`, which turn on what
-transformers' Adafactor has by itself.
+`toolkit/optimizer.py`, SimpleTuner's `helpers/training/optimizer_param.py`, diffusion-pipe's `train.py` and the
+defaults of optimi, sd-scripts' `library/train_util.py` and musubi-tuner's `training/trainer_base.py`, which turn on
+what transformers' Adafactor has by itself.
 """
 
 from __future__ import annotations

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import families, files, presets
+from trainer.errors import ConfigError
 from trainer.other_trainers import importing, presets_from, recipes_out
 from trainer.other_trainers.contract import STATUSES, Imported
 
 
-def imported(file: Path, name: str, pictures: int, family: str, base: str, as_json: bool) -> str:
-    """Keep the recipe in a file as a preset of the user's own; the report of its keys. Raises: ConfigError."""
-    recipe = importing.read(file, pictures, families.known(family) if family else "", base)
-    preset = presets_from.keep(recipe, file, name).stem
-    return json.dumps(_report(recipe, preset), indent=2) if as_json else "\n".join(_lines(recipe, preset))
+@dataclass(frozen=True)
+class Wanted:
+    """What the user says of a recipe that it doesn't say itself; "" and 0 where it does."""
+
+    name: str = ""
+    pictures: int = 0
+    family: str = ""
+    base: str = ""
+
+
+def imported(file: Path, wanted: Wanted, dry_run: bool, as_json: bool) -> str:
+    """Keep the recipe in a file as a preset of the user's own, or only read it; the report of its keys.
+
+    Raises: ConfigError.
+    """
+    family = families.known(wanted.family) if wanted.family else ""
+    recipe = importing.read(file, wanted.pictures, family, wanted.base)
+    if dry_run:
+        preset = wanted.name or presets_from.name_of(recipe, file)
+    else:
+        preset = presets_from.keep(recipe, file, wanted.name).stem
+    if as_json:
+        return json.dumps(_report(recipe, preset) | {"kept": not dry_run}, indent=2)
+    lines = _lines(recipe, preset)
+    return "\n".join([*lines, "", "nothing was written."] if dry_run else lines)
+
+
+def knows(file: Path) -> bool:
+    """Whether a file is a recipe of another trainer."""
+    try:
+        return bool(importing.recognised(file))
+    except ConfigError:
+        return False
 
 
 def exported(preset: str, tool: str, out: Path, as_json: bool) -> str:

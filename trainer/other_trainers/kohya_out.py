@@ -19,6 +19,11 @@ _MODULES = {
     "chroma": "networks.lora_flux",
     "lumina2": "networks.lora_lumina",
 }
+# Files that a family's script asks for beside the base; they tell the family too, whatever the network is.
+_FILES = {
+    "flux": ("ae", "clip_l", "t5xxl"), "sd3": ("clip_l", "clip_g", "t5xxl"), "chroma": ("ae", "t5xxl"),
+    "lumina2": ("ae", "gemma2"),
+}  # fmt: skip
 _PRECISIONS = {"auto": "bf16", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _SAVED = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -42,7 +47,7 @@ def _base(config: TrainConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"pretrained_model_name_or_path": config.base, "output_name": "velatura"}
     if config.family == "chroma":
         values["model_type"] = "chroma"
-    return values
+    return values | {key: f"{key}.safetensors" for key in _FILES.get(config.family, ())}
 
 
 def _network(config: TrainConfig) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def _family(reading: Reading) -> str:
         return "sdxl"
     if kind not in FAMILIES:
         raise ConfigError(f"{bases.cannot_train(reading, kind)}.")
-    return FAMILIES[kind]
+    is_dev = FAMILIES[kind] == "flux2" and bases.family_of(reading.text("base_model_name")) == "flux2dev"
+    return "flux2dev" if is_dev else FAMILIES[kind]  # one kind there, told apart by the model's own size
 
 
 # How long.
@@ -175,7 +176,9 @@ def _put_steps(reading: Reading) -> int:
     source = "" if reading.pictures else ", as the recipe doesn't say how many; give --pictures N"
     epochs = max(1, reading.whole("epochs", 100))
     how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {batches} batches an epoch"
-    steps.put_steps(reading, epochs * batches // accumulation, how, "epochs")  # a step may begin in one, end in the next
+    steps.put_steps(
+        reading, epochs * batches // accumulation, how, "epochs"
+    )  # a step may begin in one, end in the next
     return an_epoch
 
 

@@ -68,16 +68,18 @@ def write(config: TrainConfig, tool: str, name: str = "recipe") -> Written:
         writer, ending, second = PAIRS[tool]
         text, dataset = writer(config, f"{name}{second}")
         beside = {f"{name}{second}": dataset}
-        imported = _read_back(text, f"{name}{ending}", beside, config.family)
+        main = f"{name}{ending}"
     else:
-        text = WRITERS[tool](config)
-        imported = importing.read_document(documents.parsed(Path("recipe"), text.encode()), family=config.family)
+        text, main = WRITERS[tool](config), "recipe"
+    imported = _read_back(text, main, beside, config.family)
     back = dict(leaves(parse(TrainConfig, imported.settings, f"the recipe for {tool}")))
     unsaid = {
         name: f"{shown(value)} here, {shown(back[name]) if name in back else 'nothing'} there"
         for name, value in leaves(config)
         if not _same(name, value, back, config)
     }
+    if (told := _family_told(text, main, beside)) != config.family:
+        unsaid["family"] = f"{config.family} here, {told} there"
     return Written(text, unsaid, beside)
 
 
@@ -87,6 +89,14 @@ def _read_back(text: str, name: str, beside: dict[str, str], family: str) -> Imp
         for file, content in {name: text, **beside}.items():
             (Path(folder) / file).write_text(content, encoding="utf-8")
         return importing.read_document(documents.read(Path(folder) / name), family=family)
+
+
+def _family_told(text: str, name: str, beside: dict[str, str]) -> str:
+    """The family that the files themselves speak of, when nobody says it."""
+    try:
+        return str(_read_back(text, name, beside, "").settings["family"])
+    except ConfigError:
+        return "nothing"
 
 
 def leaves(config: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:

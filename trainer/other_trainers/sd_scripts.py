@@ -150,16 +150,17 @@ def _by_keys(reading: Reading) -> str:
     """The family that keys and the base's name speak of; SD 1.5 is what the plain script trains."""
     if reading.has("clip_g"):
         return "sd3"
+    if reading.has("gemma2"):
+        return "lumina2"
     if reading.has("ae") and reading.has("t5xxl"):
         return "flux"
-    named = bases.family_of(reading.text("pretrained_model_name_or_path"))
-    if named in ("sdxl", "sd"):
+    if named := bases.family_of(reading.text("pretrained_model_name_or_path")):
         return named
     if any(reading.flag(key) for key in ("no_half_vae", "cache_text_encoder_outputs")):
         return "sdxl"
     size = kohya_data.size_of(reading, kohya_data.key_of(reading, "resolution"), 512)[0]
     family = "sdxl" if size >= 1024 else "sd"
-    if named is None:
+    if not named:
         reading.notes.append(
             f"the recipe doesn't say which family it trains; {family} is taken by its size of {size} px; give --family"
         )

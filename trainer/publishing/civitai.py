@@ -64,7 +64,7 @@ def text(facts: Facts, images: Sequence[str]) -> str:
             "Steps": str(facts.step),
             "Strength": "1",
         },
-        "File": {"File": facts.lora.path.name, "Hash (AutoV3)": facts.lora.sha256[:12]},
+        "File": {"File": f"{facts.file_name}.safetensors", "Hash (AutoV3)": facts.lora.sha256[:12]},
     }
     lines = []
     for part, fields in parts.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import families, lora_file, schema
+from trainer.cards import making
+from trainer.cards.sources import Source
 from trainer.config import TrainConfig, recipe
 from trainer.errors import RunError
 from trainer.events import Event, Finished, Sampled, Started, Step, Validated, last
@@ -69,6 +72,12 @@ class Facts:
         return self.lora.trigger
 
     @property
+    def file_name(self) -> str:
+        """What its files are called, without an ending: by the title, as a run's name is often its dataset's."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")[:60].strip("-")
+        return words or "lora"
+
+    @property
     def passes(self) -> int:
         """How often each picture was seen, about."""
         per_step = self.config.batch_size * self.config.accumulation
@@ -94,7 +103,7 @@ def gather(run: Run, wishes: Wishes) -> Facts:
     return Facts(
         run=run,
         name=run.name,
-        title=wishes.title or run.name,
+        title=wishes.title or making.title(Source("run", run.name, config, run.folder), config),
         author=wishes.author,
         note=wishes.note,
         lora=lora_file.inspect(path),

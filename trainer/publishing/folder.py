@@ -43,11 +43,11 @@ def write(facts: Facts, parent: Path, repo: str = "") -> Published:
     system.let_others_read(unnamed)
     try:
         images = _images(facts, unnamed)
-        shutil.copyfile(facts.lora.path, unnamed / facts.lora.path.name)
-        card = model_card.text(facts, images, repo or f"OWNER/{facts.name}")
+        shutil.copyfile(facts.lora.path, unnamed / f"{facts.file_name}.safetensors")
+        card = model_card.text(facts, images, repo or f"OWNER/{facts.file_name}")
         files.write_synced(unnamed / "README.md", card.encode("utf-8", "replace"))
         files.write_synced(unnamed / "civitai.txt", civitai.text(facts, images).encode("utf-8", "replace"))
-        files.write_synced(unnamed / f"{facts.name}{bundle.SUFFIX}", _shared_card(facts, repo))
+        files.write_synced(unnamed / f"{facts.file_name}{bundle.SUFFIX}", _shared_card(facts, repo))
         place = unique_names.put(unnamed, unique_names.numbered(parent, facts.name, ""))
     except BaseException:
         shutil.rmtree(unnamed, ignore_errors=True)
@@ -81,7 +81,7 @@ def _images(facts: Facts, folder: Path) -> list[str]:
 
 
 def _tells(facts: Facts) -> tuple[str, ...]:
-    """What the LoRA file's header says of the dataset, in sentences."""
+    """What the files say of the run and the dataset, in sentences."""
     header, told = facts.lora.metadata, []
     try:
         tags = json.loads(header.get(_TAGS_KEY, "{}"))
@@ -92,5 +92,6 @@ def _tells(facts: Facts) -> tuple[str, ...]:
         told.append(f"the dataset's folder is called {kind.partition('_')[2] or kind!r}, and {num} of its tags")
     if facts.trigger:
         told.append(f"the trigger words {facts.trigger!r}")
+    told.insert(0, f"the title {facts.title!r}, by which its files are called too")
     told.append("all settings of the training, places by their last names only")
     return tuple(told)

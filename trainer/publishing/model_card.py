@@ -48,9 +48,8 @@ def _head(facts: Facts, images: Sequence[str]) -> str:
 
 
 def _made_with(facts: Facts) -> str:
-    again = (
-        f" Its recipe is in the file: `velatura train {facts.lora.path.name} --data FOLDER` trains as it was trained."
-    )
+    file = f"{facts.file_name}.safetensors"
+    again = f" Its recipe is in the file: `velatura train {file} --data FOLDER` trains as it was trained."
     return f"Made with Velatura {__version__}." + (again if facts.lora.recipe else "")
 
 
@@ -73,7 +72,7 @@ def _use(facts: Facts, repo: str) -> str:
     return (
         "## Use\n\n```python\nimport torch\nfrom diffusers import AutoPipelineForText2Image\n\n"
         f"pipe = AutoPipelineForText2Image.from_pretrained({facts.base!r}, torch_dtype=torch.bfloat16)\n"
-        f"pipe.load_lora_weights({repo!r}, weight_name={facts.lora.path.name!r})\n"
+        f"pipe.load_lora_weights({repo!r}, weight_name={f'{facts.file_name}.safetensors'!r})\n"
         f"image = pipe({prompt.replace('```', '')!r}).images[0]\n```"
     )
 
