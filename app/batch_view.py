@@ -98,9 +98,10 @@ class BatchView:
 
     def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked."""
-        # The picker, with the newest batch where none is chosen.
-        jobs = [job for job in self.context.runner.every() if job.kind in batches.KINDS.values()]
-        picked = next((job for job in jobs if job.id == chosen), jobs[0] if jobs else None)
+        # The picker; where none is chosen, with the batch that is at work, else the newest.
+        jobs = [job for job in self.context.runner.shown() if job.kind in batches.KINDS.values()]
+        first = next((job for job in jobs if job.state in LIVE), jobs[0] if jobs else None)
+        picked = next((job for job in jobs if job.id == chosen), first)
         after: dict[str, Any] = {"jobs": [(job.id, job.state) for job in jobs]}
         update: dict[Any, Any] = {}
         if after["jobs"] != before.get("jobs"):

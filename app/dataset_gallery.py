@@ -24,7 +24,7 @@ from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
 from trainer.printing import plain
 
-SCRIPT = scripts.read("dataset_gallery.js")
+SCRIPT = scripts.read("dataset_gallery.js", "dataset_drop.js")
 TEMPLATE = f"""<div class="pictures">
 <div class="reasons" aria-live="polite"></div>
 <div class="kinds" role="group" aria-label="{say("dataset.filters")}"></div>

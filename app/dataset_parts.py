@@ -8,6 +8,7 @@ from app import dataset_checks, dataset_gallery
 from app.context import Context
 from app.dataset_captions import CaptionPanel
 from app.dataset_edits import OPERATIONS
+from app.dataset_exports import Exports
 from app.dataset_pictures import PictureEditor
 from app.dataset_sets import sample_sets
 from app.notices import mended_answer
@@ -77,8 +78,7 @@ class Parts:
             visible=False,
             elem_id="dataset-report",
         )
-        self.export = gr.Button(say("dataset.export"), size="sm", elem_id="export-dataset")
-        self.download = gr.DownloadButton(say("button.download_zip"), visible="hidden", elem_id="dataset-zip")
+        self.exports = Exports(self.context)
         with gr.Row(elem_classes="tight"):
             self.new_name = gr.Textbox(
                 label=say("dataset.new"), placeholder=say("dataset.new_example"), max_length=80, scale=3, min_width=110,

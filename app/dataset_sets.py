@@ -1,17 +1,15 @@
-"""Whole datasets: made, copied from a sample, filled with uploads, and packed into a zip."""
+"""Whole datasets: made, copied from a sample, and filled with uploads."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from app.context import EXAMPLES, Context
 from app.texts import say
-from trainer import files, unique_names
-from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, imagefolder, uploads
+from trainer import unique_names
+from trainer.data import caption_files, uploads
 from trainer.errors import DataError
 from trainer.runs import slug
 
@@ -52,39 +50,52 @@ def copy_sample(context: Context, sample: str) -> str:
     return path.name
 
 
-def add(context: Context, name: str | None, paths: list[Path]) -> uploads.Report:
-    """What was added to a dataset of the uploaded pictures, captions and zips, and what was left out."""
-    folder = context.dataset(name)
+def filled(context: Context, name: str, fill: Callable[[Path], uploads.Report]) -> tuple[Path | None, uploads.Report]:
+    """The folder of a new dataset with what `fill` adds, numbered if the name is taken; none if that is nothing."""
+    with caption_files.writable(say("where.dataset")):
+        folder = _claimed(context, name)
+        try:
+            report = fill(folder)
+        finally:
+            left = [path for path in folder.iterdir() if not path.name.startswith(".")]
+            if not left:
+                (folder / ".uploads.lock").unlink(missing_ok=True)
+                folder.rmdir()
+    return (folder if left else None), report
+
+
+def _claimed(context: Context, name: str) -> Path:
+    """The empty folder of a new dataset, called so or with a number behind it."""
+    for folder in unique_names.numbered(context.datasets, slug(uploads.safe_stem(name)), ""):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise DataError(say("dropped.no_free_name"))  # never: numbers don't end
+
+
+def add(context: Context, name: str | None, paths: list[Path]) -> tuple[str | None, uploads.Report]:
+    """The dataset that was chosen or, if none was, a new one; what was added to it of the uploaded pictures, captions
+    and zips, and what was left out.
+
+    Raises: DataError.
+    """
+    if name:
+        return name, _added(context.dataset(name), paths)
+    folder, report = filled(context, say("dataset.first_name"), lambda folder: _added(folder, paths))
+    return (folder.name if folder else None), report
+
+
+def _added(folder: Path, paths: list[Path]) -> uploads.Report:
+    """What came of all these; a zip that can't be trusted keeps none of the others out."""
     report = uploads.add_pictures(folder, [path for path in paths if path.suffix.lower() != ".zip"])
     for path in paths:
         if path.suffix.lower() == ".zip":
-            of_zip = uploads.add_zip(folder, path)
+            try:
+                of_zip = uploads.add_zip(folder, path)
+            except DataError as error:
+                of_zip = uploads.Report([], [str(error)])
             report.added += of_zip.added
             report.left_out += of_zip.left_out
     return report
-
-
-def packed(context: Context, name: str | None) -> Path:
-    """A zip of a dataset's pictures, captions, masks and metadata where the browser can fetch it.
-
-    Raises: DataError if there is nothing to pack.
-    """
-    folder = context.dataset(name)
-    endings = (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".json")
-    inside = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(other for other in folders if not other.startswith("."))
-        paths = [Path(place, other) for other in sorted(names) if not other.startswith(".")]
-        inside += [
-            path for path in paths
-            if (path.suffix.lower() in endings or path.name in imagefolder.NAMES) and path.is_file()
-            and not path.is_symlink()
-        ]  # fmt: skip
-    if not inside:
-        raise DataError(say("dataset.nothing_in_it"))
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    target = context.cache / "files" / f"zip-{digest}" / f"{folder.name}.zip"
-    with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w") as archive:  # pictures don't pack smaller
-        for path in inside:
-            archive.write(path, path.relative_to(folder).as_posix())
-    return target

@@ -17,15 +17,17 @@ from typing import Any
 from app import form_words, path_gate, preset_choices, start_choices
 from app.context import Context
 from app.form_problems import Cure, Problem, of_form, of_sentence
+from app.job_table import Job
 from app.opened_pictures import OpenedPictures
 from app.texts import say, say_num
-from trainer import bases, families, presets, run_facts
+from trainer import bases, families, presets, run_facts, runs
 from trainer.card_file.contents import DatasetFacts
 from trainer.cards import keeping, suiting
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, parse
+from trainer.config.parsing import from_toml
 from trainer.data import sources
 from trainer.data.picture_file import first_names
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 from trainer.printing import plain
 
 _BUDGET_S = 0.25  # for decoding pictures, each time
@@ -78,17 +80,30 @@ def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
     )
 
 
-def at_start(context: Context, wish: Wish, config: TrainConfig) -> list[Problem]:
-    """What the trainer refuses these settings for; it decodes every picture and loads torch."""
+def at_start(context: Context, wish: Wish, config: TrainConfig, run: runs.Run | None = None) -> list[Problem]:
+    """What the trainer refuses these settings for; it decodes every picture and loads torch.
+
+    `run` is one that is begun and goes on.
+    """
     from trainer import session
 
     try:
-        session.refuse(config)
+        session.refuse(config, run=run)
     except UserError as error:
         head, *lines = str(error).splitlines()
         lines = [line.strip() for line in lines] if head.endswith(":") and lines else [str(error)]
         return [of_sentence(_without_places(context, line), wish.values, wish.filled) for line in lines]
     return []
+
+
+def check_job(context: Context, job: Job, goes_on: bool = False) -> None:
+    """Refuse a training that must fail as it was asked for, such as one whose pictures are gone. Raises: UserError."""
+    config = parse(TrainConfig, from_toml(job.config, say("where.job")), say("where.job"))
+    run = runs.Run(context.runs / job.name)
+    is_begun = goes_on and run.config_file.is_file()
+    wish = Wish(config.model_dump(mode="json"), "", "", "", {})
+    if problems := at_start(context, wish, config, run if is_begun else None):
+        raise ConfigError(say("train.cannot_start", problems=" ".join(problem.text for problem in problems[:3])))
 
 
 def _without_places(context: Context, text: str) -> str:

@@ -1,5 +1,7 @@
 """The guided path: pictures, captions, preset, check, train, stack, as one thin row that says which is done.
 
+All of it is of the chosen dataset: what was done for another says nothing about this one.
+
 It is read from what is there, so it is the same after a reload and in every page; each step leads to its tab, where
 what was chosen before is chosen already (`kept_fields`).
 """
@@ -7,22 +9,28 @@ what was chosen before is chosen already (`kept_fields`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
 
 from app import browser_state
 from app.browser_state import BrowserStates
-from app.context import Context, Refresh
+from app.context import Context, Refresh, newest_first
+from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
 from app.kept_fields import PAGE
 from app.news import News
+from app.recipe_index import RecipeIndex
 from app.texts import say
+from trainer.config.parsing import from_toml
 from trainer.data import caption_files
-from trainer.errors import DataError
+from trainer.errors import DataError, UserError
 from trainer.printing import escape
 
 _MOST_READ = 2000  # captions of a set that are looked at
+_MOST_PICTURES = 60
+_PRESET_FOR = "preset-for"  # the dataset for which a browser chose its preset
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Guide:
     def __init__(self, context: Context) -> None:
         self.context, self.states = context, BrowserStates(context.workspace / "browsers")
         self.row = gr.HTML(html([]), elem_id="guide")
+        self.recipes = RecipeIndex(context)
         self._captions: dict[Path, tuple[int, tuple[bool, bool]]] = {}
 
     def connect(self, news: News) -> None:
@@ -55,18 +64,34 @@ class Guide:
         chosen = self.states.read(browser, PAGE).get("dataset")
         name = chosen if chosen in names else next(iter(names), None)
         has_pictures, all_captioned = self._of_dataset(self.context.datasets / name) if name else (False, False)
-        jobs = self.context.runner.every()
+        jobs = self._jobs(name) if name else []
         trained = [job for job in jobs if job.kind == TRAINING]
+        finished = [job.name for job in trained if job.state == "finished"]
+        has_preset = bool(jobs) or bool(name) and self.states.read(browser, "train").get(_PRESET_FOR) == name
         return [
             Step(say("word.pictures"), say("page.dataset"), has_pictures),
             Step(say("word.captions"), say("page.dataset"), all_captioned),
-            Step(
-                say("word.preset"), say("page.train"), bool(trained) or "preset" in self.states.read(browser, "train")
-            ),
-            Step(say("page.check"), say("page.train"), bool(trained) or any(job.kind == REHEARSAL for job in jobs)),
-            Step(say("page.train"), say("page.train"), any(job.state == "finished" for job in trained)),
-            Step(say("page.stack"), say("page.stack"), any(self.context.renders.glob("[!.]*.png"))),
+            Step(say("word.preset"), say("page.train"), has_preset),
+            Step(say("page.check"), say("page.train"), bool(jobs)),
+            Step(say("page.train"), say("page.train"), bool(finished)),
+            Step(say("page.stack"), say("page.stack"), bool(finished) and self._is_stacked(finished)),
         ]
+
+    def _jobs(self, dataset: str) -> list[Job]:
+        """The trainings and rehearsals of a dataset."""
+        folder = str(self.context.datasets / dataset)
+        jobs = [job for job in self.context.runner.every() if job.kind in (TRAINING, REHEARSAL)]
+        return [job for job in jobs if _folder_of(job.config) == folder]
+
+    def _is_stacked(self, runs: list[str]) -> bool:
+        """Whether one of the newest pictures was drawn with what these runs made."""
+        made = {
+            sha256
+            for sha256, info in self.context.known_loras().items()
+            if any(path.parent.name in runs for path in (info.path, *info.copies))
+        }
+        pictures = newest_first(list(self.context.renders.glob("[!.]*.png")))[:_MOST_PICTURES] if made else []
+        return any(sha256 in made for path in pictures for sha256, _, _ in self.recipes.picture(path).loras)
 
     def _of_dataset(self, folder: Path) -> tuple[bool, bool]:
         """Whether a dataset has pictures, and captions for all; read again when its folder has changed."""
@@ -81,6 +106,23 @@ class Guide:
             return False, False
         self._captions[folder] = changed_ns, (bool(pictures), bool(pictures) and captioned)
         return self._captions[folder][1]
+
+
+def preset_chosen(context: Context, dataset: str | None, request: gr.Request | None) -> None:
+    """Note that a browser chose a preset for a dataset; in another project it is yet to be chosen."""
+    if dataset and request is not None:
+        browser = browser_state.id_in(request.headers.get("cookie"))
+        BrowserStates(context.workspace / "browsers").change(browser, "train", {_PRESET_FOR: dataset})
+
+
+@lru_cache(maxsize=4096)
+def _folder_of(config: str) -> str:
+    """The folder of pictures that a job's settings name; "" for none."""
+    try:
+        data = from_toml(config, "").get("data")
+    except UserError:
+        return ""
+    return str(data.get("folder", "")) if isinstance(data, dict) else ""
 
 
 def _has_caption(picture: Path) -> bool:

@@ -52,6 +52,13 @@ def hide(database: Path, job: Job) -> None:
         )
 
 
+def show_again(database: Path, job: Job) -> None:
+    """Put a job back on the list. Raises: sqlite3.Error."""
+    with job_table.connected(database) as connection:
+        connection.execute(_SCHEMA)
+        connection.execute("UPDATE job_order SET hidden = 0 WHERE id = ?", (job.id,))
+
+
 def _rows(database: Path) -> list[tuple[int, float | None, int]]:
     """What the table holds; nothing before it is first written to, or while it can't be read."""
     try:

@@ -33,6 +33,7 @@ from trainer.errors import RunError, UserError
 
 LIVE: tuple[State, ...] = ("running", "stopping", "pausing")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
+RESUMABLE: tuple[State, ...] = ("stopped", "paused", "failed")
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
 _SECOND_STOP_AFTER_S = 10.0
 # `runs.slug` cuts a name at 80 characters and 200 bytes, and a job's number must not be what is cut off.
@@ -55,6 +56,7 @@ class JobRunner:
         self.work = work
         self.runs_folder = runs_folder
         self.grid_of: Callable[[Job], tuple[str, str, str]] | None = None  # a job -> its grid's name, text and kind
+        self.when_finished: Callable[[Job], None] | None = None  # told of each job that is, once its row says so
         self._lock = threading.RLock()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._stop_asked: dict[int, float] = {}
@@ -169,7 +171,7 @@ class JobRunner:
         """
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
-            if job.state not in ("stopped", "paused", "failed", *(("finished",) if config else ())):
+            if job.state not in (*RESUMABLE, *(("finished",) if config else ())):
                 raise RunError(say("job.cannot_resume", name=job.name, state=job.state))
             state = "interrupted" if job.state == "paused" else "queued"
             self.table.put(job, state=state, attempt=0, error="", ended=None, config=config or job.config)
@@ -205,6 +207,11 @@ class JobRunner:
             if job.state in (*WAITING, "paused"):
                 self._put(job, "stopped", ended=True)
             job_order.hide(self.database, job)
+
+    def show_again(self, job: Job) -> None:
+        """Put a job back on the list that was taken off it. Raises: RunError."""
+        with self._lock, self._table_errors_in_words():
+            job_order.show_again(self.database, job)
 
     def want_grid(self, job_id: int) -> None:
         """Have a training's grid queued once it is finished. Raises: RunError if there is no such job."""
@@ -315,6 +322,8 @@ class JobRunner:
         # A rehearsal's result is its answer: one that finds no way to fit ends with 3, and is done all the same.
         if code == 0 or (self.answer(job) if job.kind == REHEARSAL else self.work.finished(job)):
             self._put(job, "finished", ended=True)
+            if self.when_finished:
+                self.when_finished(job)
         elif job.state in ("stopping", "pausing"):
             self._put(job, "stopped" if job.state == "stopping" else "paused", ended=True)
         elif code == 2:  # a user error, which would only come again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +12,20 @@ import gradio as gr
 from app.texts import say
 from trainer.errors import ConfigError, UserError
 from trainer.printing import escape, whole
+
+# Gradio 6.31 heads each toast with its kind, whatever title it was given; a script puts in what is meant.
+_TITLES = {"Error": say("notice.failed"), "Warning": say("notice.look"), "Info": say("notice.done")}
+SCRIPT = """() => {
+  if (window.__titled) return;
+  window.__titled = true;
+  const titles = TITLES;
+  const title = () => document.querySelectorAll('.toast-title').forEach(head => {
+    const text = [...head.childNodes].find(node => node.nodeType === 3 && node.data.trim() in titles);
+    if (text) text.data = titles[text.data.trim()] + ' ';
+  });
+  new MutationObserver(title).observe(document.querySelector('.toast-wrap') ?? document.body,
+    {childList: true, subtree: true});
+}""".replace("TITLES", json.dumps(_TITLES))
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -96,6 +111,11 @@ def warn(message: str) -> None:
 def tell(message: str) -> None:
     """A short note that something was done."""
     gr.Info(_toast(message), duration=4, title=say("notice.done"))
+
+
+def as_sentence(message: str) -> str:
+    """A message that begins a text of its own."""
+    return message[:1].upper() + message[1:]
 
 
 def _toast(message: str) -> str:

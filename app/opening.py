@@ -8,7 +8,7 @@ this server has.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app import batch_pictures, kept_fields, run_steps, saved_stacks, shared_cards, start_choices
+from app import batch_pictures, first_stack, kept_fields, run_steps, saved_stacks, shared_cards, start_choices
 from app.context import Context, newest_first
 from app.kept_fields import Drawn
 from app.library_items import BATCH_PICTURES
 from app.notices import mended
+from app.render_requests import mended_turns
 from app.stack_rows import ROWS, lora_choices
 from app.texts import say
 from trainer.config import StackConfig
@@ -88,11 +89,12 @@ def _jobs(context: Context, key: str) -> str:
 
 
 def _run(context: Context, key: str) -> int:
-    """The run's job. Raises: DataError for a run that was not started here."""
+    """The run's job, back on the list if it was taken off it. Raises: DataError for a run that wasn't started here."""
     _among([Run(context.runs / key).folder], key)
     job = next((job for job in context.runner.every() if job.name == key and job.kind == "train"), None)
     if job is None:
         raise DataError(say("item.run_from_elsewhere"))
+    context.runner.show_again(job)
     return job.id
 
 
@@ -108,6 +110,11 @@ def _start(context: Context, key: str) -> str:
     return f"{name}/{saved[0].name}"
 
 
+def _trained(context: Context, key: str) -> str:
+    """The stack that a training's LoRA is first seen in, as a picture that carries it. Raises: UserError."""
+    return str(saved_stacks.carrying(context, first_stack.of_run(context, key), f"{key.partition('/')[0]}.x"))
+
+
 _ROW = "lora-1"  # the first of the stack's rows; a LoRA goes to the first that is empty
 TARGETS = {
     "dataset": Target("dataset", "dataset", "input", _dataset),
@@ -119,8 +126,10 @@ TARGETS = {
     "card-stack": Target("stack", "recipe-png", "upload", _card_stack),
     "run": Target("train", "job", "input", _run),
     "jobs": Target("batch", "batch-file", "", _jobs),
+    "trained": Target("stack", "recipe-png", "upload", _trained),
     "start": Target("train", "field-start-source", "input", _start),
 }
+_DRAWN = ("lora", "trained")  # what is drawn at once where the Stack tab draws live: its own events draw the rest
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,11 @@ class _Opener:
         self.answers = {what: _answers(page, field, TARGETS[what].event) for what, field in self.fields.items()}
         rows = [(_named(page, f"lora-{number}"), _named(page, f"layer-{number}")) for number in range(1, ROWS + 1)]
         self.rows = {row: group for row, group in rows if row is not None}
+        in_stack = [part for answer in self.answers.get("trained", ()) for part in answer.outputs]
+        desk = {part.elem_id: part for part in in_stack if part.elem_id in ("field-base", "field-prompt")}
+        self.base, self.prompt = desk.get("field-base"), desk.get("field-prompt")
         every = [answer for of_field in self.answers.values() for answer in of_field]
-        self.inputs = {*self.rows, *(part for answer in every for part in answer.inputs)}
+        self.inputs = {*self.rows, *desk.values(), *(part for answer in every for part in answer.inputs)}
         groups = [group for group in self.rows.values() if group is not None]
         changed = [part for answer in every for part in answer.outputs]
         self.outputs = list(dict.fromkeys([tabs, *self.fields.values(), *self.rows, *groups, *changed]))
@@ -158,6 +170,8 @@ class _Opener:
         shown = {self.tabs: gr.update(selected=target.tab)}
         if target.field == _ROW:
             return shown | self._in_row(held, value)
+        if what == "trained" and held.get(self.base) == (stack := first_stack.of_run(self.context, key)).base:
+            return shown | self._beside(held, stack, first_stack.trigger_of(self.context, key))
         updates: dict[Any, Any] = {}
         for answer in self.answers[what]:
             given = held | {field: value}
@@ -169,6 +183,12 @@ class _Opener:
         if what == "dataset":  # it may be newer than what the field offers
             updates[field] |= gr.update(choices=self.context.dataset_choices())
         return updates | shown
+
+    def _beside(self, held: dict[Any, Any], stack: StackConfig, trigger: str) -> dict[Any, Any]:
+        """A training's LoRA among those that are on the desk, and its trigger in the prompt there."""
+        prompt = str(held.get(self.prompt) or "")
+        with_it = first_stack.with_trigger(prompt, trigger) if prompt.strip() else stack.prompt
+        return {**self._in_row(held, stack.adapters[0].sha256 or ""), self.prompt: with_it}
 
     @mended
     def told(self, held: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
@@ -189,12 +209,33 @@ class _Opener:
 def connect(page: gr.Blocks, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn]) -> None:
     """Let every tab's `opens` buttons lead on; call once when all is drawn."""
     opener = _Opener(page, context, tabs)
+    drawing = _drawing(page, next(iter(opener.rows), None))
     for one in drawn:
         for button, wanted in one.refresh.opens if one.refresh else ():
             handler = mended(partial(_open, opener, wanted))
-            button.click(handler, {wanted, *opener.inputs}, opener.outputs, **kept_fields.STILL)
+            opened = button.click(handler, {wanted, *opener.inputs}, opener.outputs, **kept_fields.STILL)
+            if drawing is not None:
+                _draw_after(opened, drawing, wanted)
         for told in one.refresh.tells if one.refresh else ():
             told.open(opener.told, opener.inputs, opener.outputs, **kept_fields.STILL)
+
+
+def _drawing(page: gr.Blocks, row: Any) -> Any:
+    """The event that draws live when a row of the stack is changed; None without a Stack tab."""
+    events = [fn for fn in page.fns.values() if row is not None and (row._id, "input") in fn.targets]
+    return next((fn for fn in events if fn.fn and inspect.isgeneratorfunction(inspect.unwrap(fn.fn))), None)
+
+
+def _draw_after(opened: Any, drawing: Any, wanted: Component) -> None:
+    """Have the stack drawn as if its row had been changed by hand, once a LoRA was opened in it."""
+    handler, inputs = drawing.fn, list(drawing.inputs)  # as connected: `page_values` has it read one value for all
+
+    @mended_turns
+    def draw(held: dict[Any, Any], request: gr.Request) -> Iterator[Any]:
+        if str(held[wanted] or "").partition(" ")[0] in _DRAWN:
+            yield from handler({part: held[part] for part in inputs}, request)
+
+    opened.success(draw, {wanted, *inputs}, drawing.outputs, **kept_fields.STILL)
 
 
 def _open(opener: _Opener, wanted: Component, held: dict[Any, Any]) -> dict[Any, Any]:

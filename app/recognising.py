@@ -7,17 +7,17 @@ A file is known by its content, never by its name. Each kind goes in by the door
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import dropped_settings, recipes, saved_stacks, shared_cards
+from app import dataset_sets, dropped_settings, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say, say_num
-from trainer import card_file, lora_file, runs, single_file, unique_names
+from trainer import card_file, lora_file, single_file, unique_names
 from trainer.config import StackConfig, parse
-from trainer.data import CAPTION_SUFFIXES, caption_files, uploads
+from trainer.data import CAPTION_SUFFIXES, uploads
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, DataError, ModelError, UserError
 from trainer.lora_file import LoraInfo
@@ -173,37 +173,11 @@ def _picture(context: Context, path: Path, training: _Set) -> Arrival | None:
     return Arrival(path.name, what, " ".join([where, *notes[:6]]), ("stack", saved.name), ("stacks", saved.name))
 
 
-def _new_dataset(context: Context, name: str) -> Path:
-    """The empty folder of a new dataset, called so or with a number behind it."""
-    stem = runs.slug(safe_stem(name))
-    for folder in unique_names.numbered(context.datasets, stem, ""):
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise DataError(say("dropped.no_free_name"))  # never: numbers don't end
-
-
-def _filled(context: Context, name: str, fill: Callable[[Path], uploads.Report]) -> tuple[Path | None, uploads.Report]:
-    """A new dataset with what `fill` adds; no dataset if that is nothing."""
-    with caption_files.writable(say("where.dataset")):
-        folder = _new_dataset(context, name)
-        try:
-            report = fill(folder)
-        finally:
-            left = [path for path in folder.iterdir() if not path.name.startswith(".")]
-            if not left:
-                (folder / ".uploads.lock").unlink(missing_ok=True)
-                folder.rmdir()
-    return (folder if left else None), report
-
-
 def _zip(context: Context, path: Path) -> Arrival:
     with path.open("rb") as file:
         if _TORCH_ENTRY in file.read(1 << 12):
             return refused(path, _unsafe(b"PK"))
-    folder, report = _filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
+    folder, report = dataset_sets.filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
     if folder is None:
         return refused(path, say("dropped.bad_zip", problems=some(report.left_out, " ")))
     return _dataset_arrival(path.name, say_num("dropped.zip", len(report.added)), folder, report)
@@ -218,7 +192,7 @@ def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
     name = first.stem if len(training.pictures) == 1 else "dropped"
     every = [*training.pictures, *training.captions]
     try:
-        folder, report = _filled(context, name, lambda folder: uploads.add_pictures(folder, every))
+        folder, report = dataset_sets.filled(context, name, lambda folder: uploads.add_pictures(folder, every))
     except UserError as error:
         return [refused(first, str(error))]
     if folder is None:

@@ -36,6 +36,13 @@ def adopt(context: Context, picture: Path) -> None:
     context.find_loras()
 
 
+def take(context: Context, path: Path, sha256: str) -> None:
+    """Put a run's file into the library unless it can be chosen as it lies. Raises: DataError."""
+    if sha256 not in context.find_loras():
+        _take(context, path)
+        context.find_loras()
+
+
 def _take(context: Context, step: Path) -> None:
     context.loras.mkdir(exist_ok=True)
     try:

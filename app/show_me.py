@@ -7,9 +7,11 @@ says which they are. So a reload, a second page or a killed server shows the sam
 from __future__ import annotations
 
 import json
+import statistics
 import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -37,11 +39,12 @@ _PREVIEW_EVERY = 20
 
 @dataclass(frozen=True)
 class Shown:
-    """The numbers of its jobs."""
+    """The numbers of its jobs, and whether it was closed by whoever saw it."""
 
     style: int
     character: int
     both: int
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def read(context: Context) -> Shown | None:
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     numbers = (shown.style, shown.character, shown.both)
-    return shown if all(type(number) is int for number in numbers) else None
+    return shown if all(type(number) is int for number in numbers) and type(shown.closed) is bool else None
 
 
 def begin(context: Context) -> Shown:
@@ -94,6 +97,12 @@ def cancel(context: Context) -> None:
                 context.runner.stop(job.id)
 
 
+def close(context: Context) -> None:
+    """Have no page show it any more."""
+    if shown := read(context):
+        _write(context, replace(shown, closed=True))
+
+
 def scene(context: Context, shown: Shown) -> Scene:
     """What there is to see of it now."""
     jobs = _jobs(context, shown)
@@ -118,6 +127,14 @@ def scene(context: Context, shown: Shown) -> Scene:
     states = [job.state for job in jobs]
     is_over = len(jobs) < 3 or states[2] == "finished" or bool({"failed", "stopped"} & set(states))
     return Scene(pictures[::-1], _progress(context, jobs, steps), is_over)
+
+
+def keep_result(context: Context, job: Job) -> None:
+    """Put the stacked picture where the other tabs find it, once this job, which has ended, has drawn it."""
+    shown = read(context)
+    if shown and shown.both == job.id:
+        with suppress(OSError):  # a full disk is no reason to call the job failed
+            result(context, shown)
 
 
 def result(context: Context, shown: Shown) -> Path | None:
@@ -157,8 +174,25 @@ def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
             detail = say("job.step", step=step.step, all=STEPS) if step else say("start.loading_base")
             if step is None and started:
                 detail = say("start.preparing")
-            return views.Progress(words, detail, share, "running")
+            if job.state in WAITING:
+                detail = views.STATES[job.state]
+            return views.Progress(words, _with_time_left(context, jobs, steps, detail), share, "running")
     return views.Progress(say("start.drawing_both"), "", share, "running")
+
+
+def _with_time_left(context: Context, jobs: list[Job], steps: int, detail: str) -> str:
+    """The detail and about how long it takes yet, by the pace of its steps; nothing of that before there are any."""
+    events = [event for job in jobs[:2] for event in context.logs.read(context.runs / job.name / "events.jsonl")]
+    paces = [event.seconds for event in events if isinstance(event, Step)][-20:]
+    first = jobs[0]
+    if not paces or first.started is None:
+        return detail
+    # Each job also opens the base, measures and draws, as the first has shown or shows.
+    pace = statistics.median(paces)
+    beside = max((first.ended or time.time()) - first.started - pace * min(steps, STEPS), 0.0)
+    to_come = sum(job.started is None for job in jobs[1:])
+    left = say("job.time_left", time=views.duration(pace * (2 * STEPS - steps) + beside * to_come))
+    return f"{detail} · {left}" if detail else left
 
 
 def _jobs(context: Context, shown: Shown) -> list[Job]:

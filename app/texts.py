@@ -25,8 +25,7 @@ def _named(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _named(value, f"{prefix}{name}.")
 
 
-FILE = Path(__file__).with_name("texts.toml")
-TEXTS = dict(_named(tomllib.loads(FILE.read_text(encoding="utf-8"))))
+TEXTS = dict(_named(tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))))
 
 
 def say(key: str, /, **values: object) -> str:

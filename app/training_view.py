@@ -11,11 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from app import card_view, preview_strip, views
+from app import card_view, forecast, preview_strip, tried, views
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
-from app.jobs import LIVE, WAITING
+from app.jobs import LIVE, RESUMABLE, WAITING
 from app.notices import mended, tell
 from app.queue_view import QueueView, acted
 from app.run_comparison import RunComparison
@@ -38,6 +38,7 @@ class TrainingView:
         self.queue, self.comparison = QueueView(context), RunComparison(context)
         self.onward = RunOnward(context)
         self.seen = gr.State({})  # what this page was last sent: part -> what the part depended on
+        self.form = gr.State(None)  # what the form beside it asks for, as `tried` takes it; None before it was read
 
     def draw_rehearsal(self) -> None:
         """Draw what a rehearsal said, which stands beside the settings."""
@@ -52,7 +53,11 @@ class TrainingView:
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
         self.recommendation = gr.HTML(visible=False, elem_id="recommendation")
+        self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `opening` takes it
         with gr.Row():
+            self.use = gr.Button(
+                say("train.use_in_stack"), variant="primary", visible=False, min_width=110, elem_id="use-in-stack"
+            )
             hidden: dict[str, Any] = {"visible": False, "size": "md", "min_width": 110}
             self.downloads = [
                 gr.DownloadButton(label, elem_id=f"download-{name}", **hidden)
@@ -95,7 +100,8 @@ class TrainingView:
         return [
             self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.duplicate,
             self.remove, *self.onward.outputs(),
-            self.plot, self.heldout_plot, self.result, self.recommendation, *self.downloads, self.pictures, self.log,
+            self.plot, self.heldout_plot, self.result, self.recommendation, self.use, self.wanted, *self.downloads,
+            self.pictures, self.log,
             self.rehearsal, self.adopt, self.seen, *self.queue.outputs(),
         ]  # fmt: skip
 
@@ -119,12 +125,15 @@ class TrainingView:
 
     def look(self) -> Refresh:
         """What is asked for whenever something about the jobs is new."""
-        inputs = [self.job, self.seen, self.comparison.chosen]
+        inputs = [self.job, self.seen, self.comparison.chosen, self.form]
         return Refresh(self.poll, inputs, [*self.outputs(), *self.comparison.outputs()])
 
     @mended
-    def poll(self, chosen: int | None, before: dict[str, Any], compared: list[str] | None = None) -> Any:
-        updates = self.changes(chosen, before)
+    def poll(
+        self, chosen: int | None, before: dict[str, Any], compared: list[str] | None = None,
+        form: tried.Asked | None = None,
+    ) -> Any:  # fmt: skip
+        updates = self.changes(chosen, before, form)
         return updates | self._compared(compared, updates.get(self.seen, before)) or gr.skip()
 
     @mended
@@ -157,18 +166,28 @@ class TrainingView:
 
     @mended
     def extend_one(self, chosen: int | None, steps: float | None) -> dict[Any, Any]:
-        self.onward.extended(self.context.runner.get(chosen or 0), steps)
+        job = self.context.runner.get(chosen or 0)
+        forecast.check_job(self.context, job, goes_on=True)
+        self.onward.extended(job, steps)
         return self.changes(chosen, {})
 
     @mended
     def resume_one(self, chosen: int | None) -> dict[Any, Any]:
-        self.context.runner.resume(chosen or 0)
+        self._resume(chosen or 0)
         return self.changes(chosen, {})
+
+    def _resume(self, number: int) -> None:
+        """Let a job go on. Raises: UserError if it must fail."""
+        job = self.context.runner.get(number)
+        if job.kind == TRAINING and job.state in RESUMABLE:
+            forecast.check_job(self.context, job, goes_on=True)
+        self.context.runner.resume(number)
 
     @mended
     def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
         """The job's settings as a new job, at the end of the queue."""
         job = self.context.runner.get(chosen or 0)
+        forecast.check_job(self.context, job)
         again = self.context.runner.submit(job.name, job.config, job.kind)
         if self.context.runner.wants_grid(job):
             self.context.runner.want_grid(again.id)
@@ -187,7 +206,7 @@ class TrainingView:
         runner = self.context.runner
         match act:
             case "resume":
-                runner.resume(job)
+                self._resume(job)
             case "up":
                 runner.move(job, -1)
             case "down":
@@ -196,12 +215,16 @@ class TrainingView:
                 runner.remove(job)
         return self.changes(None if act == "remove" and job == chosen else chosen, {})
 
-    def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
-        """Updates of what changed since this page last asked: anything else would flicker and cost."""
-        # The picker, with the newest training where none is chosen.
+    def changes(self, chosen: int | None, before: dict[str, Any], form: tried.Asked | None = None) -> dict[Any, Any]:
+        """Updates of what changed since this page last asked: anything else would flicker and cost.
+
+        `form` is what the form asks for, by which a rehearsal is judged; without it that stays as it is shown.
+        """
+        # The picker; where none is chosen, with the training that is at work, else the newest.
         every = self.context.runner.shown()
         jobs = [job for job in every if job.kind == TRAINING]
-        picked = next((job for job in jobs if job.id == chosen), jobs[0] if jobs else None)
+        first = next((job for job in jobs if job.state in LIVE), jobs[0] if jobs else None)
+        picked = next((job for job in jobs if job.id == chosen), first)
         after: dict[str, Any] = {"jobs": [(job.id, job.state) for job in jobs]}
         after |= {"comparison": before["comparison"]} if "comparison" in before else {}
         update: dict[Any, Any] = {}
@@ -211,9 +234,7 @@ class TrainingView:
 
         # The parts that depend on something new.
         parts = self._parts(picked) if picked else self._no_parts()
-        parts |= {"queue": self.queue.part(every)} | self._rehearsal_parts(
-            [job for job in every if job.kind in (TRAINING, REHEARSAL)]
-        )
+        parts |= {"queue": self.queue.part(every)} | (self._rehearsal_parts(every, form) if form is not None else {})
         for part, (signature, change) in parts.items():
             after[part] = signature
             if signature != before.get(part):
@@ -274,7 +295,7 @@ class TrainingView:
             return {
                 self.progress: views.NOTHING_YET,
                 **{box: gr.update(value="", visible=False) for box in boxes},
-                **{button: gr.update(visible=False) for button in self.downloads},
+                **{button: gr.update(visible=False) for button in (*self.downloads, self.use)},
                 **{button: gr.update(interactive=False) for button in buttons},
                 self.log: "",
                 self.onward.box: gr.update(visible=False),
@@ -290,7 +311,7 @@ class TrainingView:
             return _filled(self.pictures, preview_strip.html(self.context, rows, self._settings_of(folder)))
 
         return {
-            "files": ([str(path) for path in files], lambda: self._offered(files)),
+            "files": ([str(path) for path in files], lambda: self._offered(files) | self._to_use(files, events)),
             "samples": (preview_strip.signature(rows), pictures),
         }
 
@@ -298,7 +319,7 @@ class TrainingView:
         return {
             self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING, "paused")),
             self.pause: gr.update(interactive=job.state == "running"),
-            self.resume: gr.update(interactive=job.state in ("stopped", "paused", "failed")),
+            self.resume: gr.update(interactive=job.state in RESUMABLE),
             self.duplicate: gr.update(interactive=True),
             self.remove: gr.update(interactive=job.state not in LIVE),
         }
@@ -318,14 +339,32 @@ class TrainingView:
             for button, path in zip(self.downloads, files, strict=True)
         }
 
-    def _rehearsal_parts(self, jobs: list[Job]) -> Parts:
-        """The newest rehearsal, until a training is started after it."""
-        newest = jobs[0] if jobs and jobs[0].kind == REHEARSAL else None
-        answer = self.context.runner.answer(newest) if newest and newest.state == "finished" else {}
-        changes = bool(views.suggested(answer))
+    def _to_use(self, files: list[Path | None], events: list[Event]) -> dict[Any, Any]:
+        """The button that leads to Stack with the best file, or the last one where none was measured."""
+        best, last, _ = files
+        file, measured = best or last, views.last(events, Recommended)
+        label = say("train.use_step", step=measured.step) if best and measured else say("train.use_in_stack")
         return {
-            "rehearsal": _box_part(self.rehearsal, views.rehearsal_html(newest, answer) if newest else ""),
-            "suggested": (changes, lambda: {self.adopt: gr.update(visible=changes)}),
+            self.use: gr.update(value=label, visible=file is not None),
+            self.wanted: f"trained {file.parent.name}/{file.name}" if file else "",
+        }
+
+    def of_form(self, form: tried.Asked) -> dict[Any, Any]:
+        """The rehearsal for what the form asks for now."""
+        updates = {self.form: form}
+        for _, change in self._rehearsal_parts(self.context.runner.shown(), form).values():
+            updates |= change()
+        return updates
+
+    def _rehearsal_parts(self, jobs: list[Job], form: tried.Asked) -> Parts:
+        """The newest rehearsal, until a training is started after it."""
+        newest = next((job for job in jobs if job.kind in (TRAINING, REHEARSAL)), None)
+        newest = newest if newest and newest.kind == REHEARSAL else None
+        html = tried.html(self.context, newest, form) if newest else ""
+        can_adopt = bool(tried.changes(self.context, newest, form))
+        return {
+            "rehearsal": _box_part(self.rehearsal, html),
+            "suggested": (can_adopt, lambda: {self.adopt: gr.update(visible=can_adopt)}),
         }
 
 

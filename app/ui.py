@@ -52,7 +52,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import gradio as gr  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 
-from app import control_names, kept_fields, keys, leftovers, opening, request_guard, run_grid, tabs, theme, views  # noqa: E402
+from app import (  # noqa: E402
+    control_names,
+    kept_fields,
+    keys,
+    leftovers,
+    notices,
+    opening,
+    request_guard,
+    run_grid,
+    show_me,
+    tabs,
+    theme,
+    views,
+)
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
@@ -112,6 +125,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     )
     context = Context(workspace, JobRunner(workspace, works, workspace / "runs"), offered)
     context.runner.grid_of = functools.partial(run_grid.batch_of, context.runs)
+    context.runner.when_finished = functools.partial(show_me.keep_result, context)
     context.cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     leftovers.old(context)
@@ -130,8 +144,10 @@ def compose(context: Context) -> gr.Blocks:
     with kept_fields.Page(title="Velatura", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(elem_classes="top"):
             gr.HTML(theme.HEADER)
-            guide = Guide(context)
-        news, start = News(), StartHere(context)
+            guide, start = Guide(context), StartHere(context)
+            start.draw_door()
+        news = News()
+        start.draw()
         with gr.Tabs(elem_id="tabs") as all_tabs:
             for module in tabs.registry():
                 name = module.__name__.rpartition(".")[2]
@@ -146,6 +162,7 @@ def compose(context: Context) -> gr.Blocks:
         gr.HTML(keys.dialog_html(keys.of_page(tabs.registry())))
         page.load(None, js=keys.script([module.TITLE for module in tabs.registry()]))
         page.load(None, js=control_names.SCRIPT)
+        page.load(None, js=notices.SCRIPT)
         Endpoints(context).connect()
         _listen(news, context, drawn)
         news.draw()
@@ -176,21 +193,25 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
 
 
 def _track_little(page: gr.Blocks) -> None:
-    """Have events that show no progress track it on no component.
+    """Have events that show no progress track it on no component, and the others on one.
 
     Else the browser goes through every output of every event so far at each stage of each event, and looks each up in
     the whole page (Gradio 6.31): with a timer and some hundred outputs it does nothing else.
     """
     for event in page.fns.values():
-        if event.show_progress == "hidden" and event.show_progress_on is None:
+        if event.show_progress_on is not None:
+            continue
+        if event.show_progress == "hidden":
             event.show_progress_on = []
+        elif len(event.outputs) > 1:  # or all of them flicker, and what fails is stamped on each
+            event.show_progress_on = [page.blocks[number] for number, _ in event.targets if number in page.blocks][:1]
 
 
 def _offers(context: Context) -> dict[str, kept_fields.Offer]:
     """What the fields are chosen from that a timer fills, by `elem_id`."""
 
     def jobs_of(*kinds: str) -> kept_fields.Offer:
-        return lambda: [(views.job_label(job), job.id) for job in context.runner.every() if job.kind in kinds]
+        return lambda: [(views.job_label(job), job.id) for job in context.runner.shown() if job.kind in kinds]
 
     return {"job": jobs_of(TRAINING), "batch-job": jobs_of(*KINDS.values())}
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
+import tomli_w
+from PIL import Image
 
-from app import forecast, job_order, preset_choices, ui
+from app import forecast, job_order, preset_choices, tried, ui
 from app.context import Context
 from app.job_table import Job
 from app.opened_pictures import OpenedPictures
 from app.tabs import train
+from trainer import presets
 from trainer.errors import RunError
 
 
@@ -65,12 +71,81 @@ def test_a_table_without_an_order_has_the_order_of_the_numbers(context: Context,
     assert job_order.places(context.runner.database) == {} and names(context.runner.waiting()) == "abc"
 
 
-def test_a_duplicate_has_the_settings_of_its_job(context: Context, three: list[Job]) -> None:
+def trainable(context: Context) -> str:
+    """The settings of a job that would train."""
+    draw(context, "mine")
+    overrides = {"data.folder": str(context.datasets / "mine")}
+    return tomli_w.dumps(presets.load("imprimatura-style", overrides).model_dump(mode="json"))
+
+
+def draw(context: Context, name: str) -> None:
+    folder = context.datasets / name
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 64), (number * 40, 90, 40)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a square")
+
+
+def test_a_duplicate_has_the_settings_of_its_job(context: Context) -> None:
+    job = context.runner.submit("b", trainable(context))
     with gr.Blocks():
         tab = train._Tab(context)
-    tab.view.duplicate_one(three[1].id)
+    tab.view.duplicate_one(job.id)
     newest = context.runner.every()[0]
-    assert (newest.name, newest.config, newest.state) == ("b-2", "version = 1", "queued")
+    assert (newest.name, newest.config, newest.state) == ("b-2", job.config, "queued")
+
+
+def test_what_must_fail_is_not_queued_again(context: Context) -> None:
+    """A job whose dataset was thrown away was, to fail later."""
+    job = context.runner.submit("b", trainable(context))
+    context.runner.table.put(job, state="stopped")
+    with gr.Blocks():
+        tab = train._Tab(context)
+    shutil.rmtree(context.datasets / "mine")
+    acts: list[Callable[[], Any]] = [
+        lambda: tab.view.duplicate_one(job.id), lambda: tab.view.resume_one(job.id),
+        lambda: tab.view.extend_one(job.id, 10),
+        lambda: tab.view.act_on_queue(None, SimpleNamespace(act="resume", job=job.id)),
+    ]  # fmt: skip
+    for act in acts:
+        with pytest.raises(gr.Error, match="start yet: .*mine"):
+            act()
+    assert [known.state for known in context.runner.every()] == ["stopped"]
+    draw(context, "mine")
+    tab.view.resume_one(job.id)
+    assert context.runner.get(job.id).state == "queued"
+
+
+def test_a_rehearsal_speaks_of_the_settings_it_was_made_with_alone(context: Context) -> None:
+    """It was shown, and its settings were offered, whatever form, dataset or browser it was of."""
+    text = trainable(context)
+    draw(context, "other")
+    with gr.Blocks():
+        tab = train._Tab(context)
+    now = held(tab)
+    job = tried.begin(context, text, tab._wish(now))
+    answer = {"fits": True, "settings": ["memory.offload=blocks"], "budget_bytes": 8 << 30}
+    context.runner.log_file(job).write_text(json.dumps(answer))
+    context.runner.table.put(job, state="finished")
+
+    def shown(form: dict[Any, Any]) -> tuple[bool, bool]:
+        """Whether it is shown as of these settings, and whether its own are offered."""
+        updates = tab.look(form)
+        assert "Tried: it fits" in updates[tab.view.rehearsal]["value"]
+        asked = tried.asked(tab._wish(form))
+        polled = tab.view.poll(None, {}, None, asked)
+        assert polled[tab.view.rehearsal] == updates[tab.view.rehearsal]
+        return "Of earlier settings" not in updates[tab.view.rehearsal]["value"], updates[tab.view.adopt]["visible"]
+
+    assert shown(now) == (True, True)
+    assert shown(held(tab, learning_rate=0.001)) == (False, False)
+    assert shown({**now, tab.dataset: "other"}) == (False, False)
+    assert shown(held(tab, memory__offload="blocks")) == (True, False)  # taken
+    updates = tab.adopt_suggested(now)
+    assert updates[tab.form.components["memory.offload"]]["value"] == "blocks"
+    with pytest.raises(gr.Error, match="have not been tried"):
+        tab.adopt_suggested({**now, tab.dataset: "other"})
+    assert tab.view.rehearsal not in tab.view.poll(None, {})  # by a page whose form was not read yet
 
 
 def test_a_row_acts_on_the_job_that_it_showed(context: Context, three: list[Job]) -> None:
@@ -115,12 +190,7 @@ def wish(**changes: Any) -> forecast.Wish:
 
 
 def test_a_large_set_is_looked_at_bit_by_bit(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
-    (context.datasets / "mine").mkdir()
-    for number in range(4):
-        Image.new("RGB", (64, 64)).save(context.datasets / "mine" / f"{number}.png")
-        (context.datasets / "mine" / f"{number}.txt").write_text("a square")
+    draw(context, "mine")
     seen = OpenedPictures()
     monkeypatch.setattr(forecast, "_BUDGET_S", -1.0)
     assert forecast.look(context, wish(), seen).num_unseen == 4

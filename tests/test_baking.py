@@ -11,6 +11,8 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from trainer import lora_file
 from trainer.config import AdapterChoice, StackConfig
@@ -55,6 +57,17 @@ def test_an_exact_bake_is_the_stack_in_every_layer(engine: Engine, two: StackCon
     assert [adapter["weight"] for adapter in recipe["adapters"]] == [0.7, -1.1] and str(
         tmp_path.parent
     ) not in info.metadata[baking.STACK_KEY]
+
+
+def test_a_baked_file_has_the_triggers_of_its_parts_each_once(engine: Engine, trained: Path, tmp_path: Path) -> None:
+    parts = []
+    for name, trigger in (("cat", "mokka"), ("style", "outline, mokka"), ("none", "")):
+        header = lora_file.read_header(trained).metadata | {lora_file.TRIGGER_KEY: trigger}
+        parts.append((tmp_path / f"{name}.safetensors", {}))
+        with safe_open(trained, "pt") as file:
+            save_file({key: file.get_tensor(key) for key in file.keys()}, parts[-1][0], header)
+    baked = baking.lora(engine, stack(*parts), tmp_path / "both.safetensors")
+    assert lora_file.inspect(baked.path).trigger == "mokka, outline"
 
 
 def test_a_smaller_rank_loses_what_the_dense_sum_says(engine: Engine, two: StackConfig, tmp_path: Path) -> None:

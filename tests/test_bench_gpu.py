@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.bench import estimating, folding, full_size, gpu, side_by_side, stacking, targets, tiers
+from trainer import error_output
+from trainer.bench import estimating, folding, full_size, gpu, gpu_loops, side_by_side, stacking, targets, tiers
 from trainer.errors import ConfigError
 
 PARAMETERS = {
@@ -35,6 +36,7 @@ RuntimeError: something before
 Traceback (most recent call last):
 torch.AcceleratorError: CUDA error: an illegal memory access was encountered
 CUDA kernel errors might be asynchronously reported.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
 """
 
 
@@ -121,10 +123,11 @@ def test_values_are_the_same_every_time_and_norms_leave_things_as_they_are() -> 
 
 
 def test_a_fault_is_told_by_its_last_error() -> None:
-    assert gpu.cause(OUT_OF_MEMORY).startswith(
-        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered CUDA kernel"
+    assert error_output.cause(OUT_OF_MEMORY).startswith(
+        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
     )
-    assert gpu.cause("error: two things\n  one\n  another") == "error: two things one another"
+    assert "TORCH_USE_CUDA_DSA" in OUT_OF_MEMORY and "TORCH_USE_CUDA_DSA" not in error_output.cause(OUT_OF_MEMORY)
+    assert error_output.cause("error: two things\n  one\n  another") == "error: two things one another"
 
 
 def test_settings_that_there_are_not_are_refused_before_anything_is_measured() -> None:
@@ -190,7 +193,7 @@ def test_a_process_that_fails_says_why_and_what_had_no_time_is_told() -> None:
     hangs = side_by_side.Task("hangs", (sys.executable, "-c", "import time; time.sleep(600)"), 1.0)
     later = side_by_side.Task("later", hangs.command, 1.0)
     failed, hung, unstarted = side_by_side.run([[fails], [hangs], [later]], time.monotonic() + 5)
-    assert gpu.cause(failed.error) == "ValueError: no such thing" and failed.has_run
+    assert error_output.cause(failed.error) == "ValueError: no such thing" and failed.has_run
     assert not hung.has_run and not unstarted.has_run
 
 
@@ -198,6 +201,38 @@ def test_groups_are_what_fits_and_keep_the_order() -> None:
     tasks = [side_by_side.Task(name, (), gib) for name, gib in (("a", 10), ("b", 50), ("c", 30), ("d", 20))]
     groups = [[task.name for task in group] for group in side_by_side.grouped(tasks, 60, 2)]
     assert groups == [["a", "b"], ["c", "d"]]
+
+
+PREPARING = """
+import sys
+from pathlib import Path
+from trainer.bench import gpu_loops
+
+job = gpu_loops.Job.read(sys.argv[1])
+write, draw, diary = gpu_loops.full_size.write, gpu_loops.training.draw_pictures, Path(job.scratch) / "diary"
+gpu_loops.full_size.write = lambda *made: (diary.open("a").write("base\\n"), write(*made))
+gpu_loops.training.draw_pictures = lambda *made: (diary.open("a").write("pictures\\n"), draw(*made))
+print("ready", flush=True)
+sys.stdin.readline()
+gpu_loops.prepare(job)
+"""
+
+
+def test_processes_side_by_side_make_one_base_and_one_set_of_pictures(tmp_path: Path) -> None:
+    job = gpu_loops.Job("sdxl", "ours", (), 3, 1, 1, 64, 1, str(tmp_path))
+    command = [sys.executable, "-c", PREPARING, job.written()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    children = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for child in children:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go on\n")
+        child.stdin.flush()
+    errors = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    assert (tmp_path / "diary").read_text().split() == ["base", "pictures"]
+    assert (job.base / "model_index.json").is_file() and len([*job.pictures.glob("*.png")]) == 3
 
 
 def stepped(name: str, seconds: float, peak_gib: float = 10.0, **values: Any) -> gpu.Row:

@@ -4,6 +4,7 @@ asked.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from tests import plain
 from trainer import bases, checkpoint, families, presets, runs, session
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.events import Step
+from trainer.events import Step, Warned
 from trainer.memory import compiling, ladder
+from trainer.memory.compiling import Passes
 from trainer.rehearsal import alternatives, measuring
 
 # What diffusers 0.42 itself names as repeated (its models' `_repeated_blocks`), and for the others their block classes
@@ -32,6 +34,7 @@ BLOCKS = {
     "pixart": {"BasicTransformerBlock"},
     "auraflow": {"AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"}, "hidream": {"HiDreamBlock"},
 }  # fmt: skip
+LONG = Passes(10_000, 1)
 
 
 @pytest.fixture
@@ -119,10 +122,10 @@ def test_auto_compiles_on_a_gpu_where_the_run_is_long_enough(tiny: Path, monkeyp
     monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
     family = families.registry()["sd"]
     unet = bases.open_pipeline(family, tiny, "cpu", torch.float32).unet
-    for passes, wanted in ((10, "off"), (10_000, "blocks")):
-        assert compiling.choose(unet, MemoryConfig(), passes, lambda: 1, "cuda:0").compile == wanted
+    for passes, wanted in (((10, 1), "off"), ((100, 3), "off"), ((100, 4), "blocks"), ((10_000, 1), "blocks")):
+        assert compiling.choose(unet, MemoryConfig(), Passes(*passes), lambda: 1, "cuda:0").compile == wanted
         assert all(("forward" in vars(block)) == (wanted == "blocks") for block in compiling.repeated(unet))
-    assert compiling.choose(unet, MemoryConfig(offload="blocks"), 10_000, lambda: 1, "cuda").compile == "off"
+    assert compiling.choose(unet, MemoryConfig(offload="blocks"), LONG, lambda: 1, "cuda").compile == "off"
     assert not any("forward" in vars(block) for block in compiling.repeated(unet)), "what was compiled is taken back"
 
 
@@ -146,6 +149,121 @@ def test_without_a_compiler_it_is_said_what_is_missing(
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"memory\.compile is 'blocks', which needs a C\+\+ compiler"):
         session.start(config(memory__compile="blocks"), tmp_path, "x", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "graphs"),
+        ({"memory__micro_batch": 1}, "blocks"),
+        ({"accumulation": 2}, "blocks"),
+        ({"memory__gradient_checkpointing": True}, "blocks"),
+        ({"memory__offload": "blocks"}, "off"),
+        ({"memory__attention": "plain"}, "off"),
+    ],
+    ids=str,
+)
+def test_graphs_give_way_to_what_goes_with_the_other_settings(
+    changes: dict[str, object], wanted: str, config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph's gradients lie where its next pass writes, so that several passes a step can't be added up."""
+    monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
+    monkeypatch.setattr(bases, "hardware", lambda *asked: ("cuda", torch.float32))
+    asked = config(memory__compile="graphs", **changes)
+    problems = ladder.check(asked)
+    assert bool(problems) == (wanted != "graphs") and all("memory.compile is 'graphs'" in text for text in problems)
+    passes = Passes(asked.max_steps, asked.accumulation * asked.batch_size // (asked.memory.micro_batch or 2))
+    chosen = compiling.choose(nn.Sequential(), asked.memory, passes, lambda: 1, "cuda:0")
+    assert chosen == asked.memory.model_copy(update={"compile": wanted})
+
+
+def test_the_ladder_gives_graphs_up_where_they_do_not_go_with_a_rung_and_says_so(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
+    monkeypatch.setattr(bases, "hardware", lambda *asked: ("cuda", torch.float32))
+    asked = config(memory__compile="graphs")
+    now, ways = asked.memory, []
+    while rung := ladder.next_rung(now, asked, asked.batch_size, "cuda"):
+        before, (now, words) = now, rung
+        assert (f"memory.compile is {now.compile}" in words) == (now.compile != before.compile)
+        assert not ladder.check(asked.model_copy(update={"memory": now})), "the rehearsal's next try would be refused"
+        ways.append(now.compile)
+    assert ways[0] == "blocks" and ways[-1] == "off"
+    loading = ladder.loading_rung(asked.memory, asked, "cuda")
+    assert loading and loading[0].compile == "off"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("", ""), ("triton", "pip install triton"), ("capability", "Volta"), ("gcc", "a C compiler (gcc or clang)"),
+        ("headers", "python3-dev"),
+    ],
+)  # fmt: skip
+def test_auto_leaves_alone_what_a_gpu_machine_cannot_compile(
+    lacks: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None if lacks == "triton" else name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1) if lacks == "capability" else (7, 0))
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None if lacks == "gcc" else name)
+    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda *asked: str(tmp_path))
+    monkeypatch.setattr(compiling.system, "c_compilers", lambda: ("gcc", "clang"))
+    monkeypatch.delenv("CC", raising=False)
+    if lacks != "headers":
+        (tmp_path / "Python.h").touch()
+    assert compiling.is_possible(MemoryConfig(), "cuda:0") == (not lacks)
+    problems = compiling.check(MemoryConfig(compile="blocks"), "cuda")
+    assert said in "".join(problems) and len(problems) == bool(lacks)
+
+
+def _broken_compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore of it")
+
+
+def _broken_program(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    def run(*given: object) -> object:
+        raise RuntimeError("Triton Error [CUDA]: device kernel image is invalid")
+
+    return types.FunctionType(run.__code__, {"__name__": "torch._inductor.made", "RuntimeError": RuntimeError})
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"), [(_broken_compiler, "Failed to find C compiler."), (_broken_program, "image is invalid")]
+)
+def test_a_run_whose_own_choice_does_not_compile_goes_on_without_and_says_so(
+    compiler: Callable[..., object],
+    said: str,
+    config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, wanted = train(config(memory__compile="off"), tmp_path / "off")
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "BACKEND", compiler)
+    monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
+    monkeypatch.setattr(compiling, "_WORTH_PASSES", 1)
+    run, stream = session.start(config(), tmp_path / "auto", "x", None)
+    events = list(stream)
+    (warning,) = [event.message for event in events if isinstance(event, Warned) and "compiled" in event.message]
+    assert said in warning and "more of it" not in warning and "memory.compile=off" in warning
+    assert [event.loss for event in events if isinstance(event, Step)] == wanted
+    assert checkpoint.load_latest(run.checkpoints)[0].state["memory"]["compile"] == "off"
+    with pytest.raises(RuntimeError, match=said):  # what was asked for by name is not given up
+        train(config(memory__compile="blocks"), tmp_path / "blocks")
+
+
+def test_the_rehearsal_goes_on_too(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "BACKEND", _broken_compiler)
+    monkeypatch.setattr(compiling, "is_possible", lambda settings, device: True)
+    for worth in (1, 10_000):  # the run would choose it, or not
+        monkeypatch.setattr(compiling, "_WORTH_PASSES", worth)
+        warnings = measuring.measure(config(), tmp_path / str(worth)).warnings
+        assert any("compiled blocks don't work on this machine (Failed to find C" in warning for warning in warnings)
 
 
 def test_the_rehearsal_weighs_compiling_against_the_run(

@@ -6,6 +6,7 @@ VELATURA_TEST_DEVICE=cpu runs what of it a CPU can do, to try the tests themselv
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,14 +276,19 @@ def test_compiled_blocks_train_what_eager_ones_do(
 
 
 @GPU_ALONE
-def test_attention_kernels_are_found_that_do_not_fault() -> None:
+def test_attention_kernels_are_found_that_do_not_fault(tmp_path: Path) -> None:
     """FLUX.1's own shape at 1024 px, which cuDNN's backward dies of on some cards."""
     shapes = [
         attention_probe.Shape(1, 24, 4608, 4608, 128, False, "bfloat16"),
         attention_probe.Shape(1, 10, 4096, 77, 64, False, "bfloat16"),
     ]
-    verdict = attention_probe.verdict(shapes, [*attention_probe.TORCH], Path(os.devnull), "cuda")
+    known = tmp_path / "known.json"
+    verdict = attention_probe.verdict(shapes, [*attention_probe.TORCH], known, "cuda")
     assert verdict.kernels and all(kernel in attention_probe.TORCH for kernel in verdict.kernels)
+    assert not any("flash" in fault or "efficient" in fault for fault in verdict.faults), "the plain way is what faults"
+    began = time.monotonic()
+    assert attention_probe.verdict(shapes, [*attention_probe.TORCH], known, "cuda") == verdict
+    assert time.monotonic() - began < 1, "what was found is not tried again"
 
 
 # Stacks.

@@ -25,7 +25,7 @@ UNSAYABLE = {
     "onetrainer": {"data.max_upscale", "data.max_aspect_ratio", "captions.lines", "preview.guidance_rescale",
                    "data.bucket_step_px"},
     "ai-toolkit": {"data.max_upscale", "data.max_aspect_ratio", "validate_every_steps", "preview.guidance_rescale",
-                   "data.bucket_step_px"},
+                   "data.bucket_step_px", "optimizer.options"},
     "diffusers": {
         "preview_every_steps", "validate_every_steps", "adapter.init", "data.caption_dropout", "data.buckets",
         "data.max_upscale", "preview.prompts", "preview.guidance_scale", "preview.guidance_rescale", "preview.steps",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import types
 from pathlib import Path
 
 import gradio as gr
 import pytest
+import tomli_w
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from app import dataset_sets, guide, keys, tabs, ui
+from app import browser_state, dataset_sets, guide, keys, tabs, ui
 from app.context import Context
+from trainer.config import StackConfig
+from trainer.render.picture_metadata import RECIPE_KEY, travelling
 
 HOSTILE = "<img src=x onerror=1>"
 
@@ -33,9 +40,53 @@ def test_the_path_says_what_is_done_and_what_is_next(context: Context) -> None:
     picture = context.pictures(context.datasets / "grey-cat")[0]
     picture.with_suffix(".txt").unlink()
     assert done() == ["Pictures"]
-    context.runner.submit("one", "", "rehearse")
     (context.renders / "a.png").write_bytes(b"x")
-    assert done() == ["Pictures", "Check", "Stack"]
+    context.runner.submit("one", "", "rehearse")
+    assert done() == ["Pictures"]
+    context.runner.submit("one", of(context, "grey-cat"), "rehearse")
+    assert done() == ["Pictures", "Preset", "Check"]
+
+
+def of(context: Context, dataset: str) -> str:
+    return tomli_w.dumps({"data": {"folder": str(context.datasets / dataset)}})
+
+
+def test_the_path_is_of_the_chosen_dataset_and_of_no_other_project(context: Context, trained: Path) -> None:
+    """Preset, Check, Train and Stack were read from all jobs, so that a second project began as done."""
+    dataset_sets.copy_sample(context, "grey-cat")
+    dataset_sets.copy_sample(context, "outline-style")
+    with gr.Blocks():
+        path = guide.Guide(context)
+
+    def done(browser: str) -> list[str]:
+        return [step.word for step in path.steps(browser) if step.is_done][2:]
+
+    first, second = "0" * 32, "1" * 32
+    path.states.change(first, "page", {"dataset": "grey-cat"})
+    path.states.change(second, "page", {"dataset": "outline-style"})
+    request = types.SimpleNamespace(headers={"cookie": f"{browser_state.COOKIE}={first}"})
+    guide.preset_chosen(context, "grey-cat", request)  # type: ignore[arg-type]
+    assert done(first) == ["Preset"] and done(second) == []
+    path.states.change(first, "page", {"dataset": "outline-style"})
+    assert done(first) == []
+    path.states.change(first, "page", {"dataset": "grey-cat"})
+
+    job = context.runner.submit("cat", of(context, "grey-cat"))
+    context.runner.table.put(job, state="finished")
+    assert done(first) == ["Preset", "Check", "Train"] and done(second) == []
+
+    # A picture counts that was drawn with what the dataset taught.
+    folder = context.runs / job.name
+    folder.mkdir()
+    shutil.copy(trained, folder / "cat.safetensors")
+    (info,) = context.find_loras().values()
+    for number, sha256 in enumerate(("0" * 64, info.sha256)):
+        stack = StackConfig.model_validate({"adapters": [{"sha256": sha256, "name": "cat"}]})
+        text = PngInfo()
+        text.add_text(RECIPE_KEY, json.dumps(travelling(stack)))
+        Image.new("RGB", (8, 8)).save(context.renders / f"{number}.png", pnginfo=text)
+        assert done(first) == ["Preset", "Check", "Train", *(["Stack"] if number else [])]
+    assert done(second) == []
 
 
 def test_the_dataset_chosen_in_the_browser_is_the_one_the_path_is_about(context: Context) -> None:

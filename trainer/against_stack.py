@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,12 +97,15 @@ def fold(lines: tuple[str, ...], weights: dict[str, Tensor], file_keys: dict[str
 
 
 def overlap(bases: Bases, energy: float, pairs: dict[str, tuple[Tensor, Tensor, float]]) -> Tensor:
-    """The overlap of the trained update, with its gradient; `pairs` has down, up and scale by module path."""
-    total: Any = torch.zeros(())
+    """The overlap of the trained update, with its gradient; `pairs` has down, up and scale by module path.
+
+    All of it lies on one device.
+    """
+    terms = []
     for path, (down, up, scale) in pairs.items():
         if path in bases:
-            outs, ins = (basis.to(down.device) for basis in bases[path])
+            outs, ins = bases[path]
             inside = scale * (outs.T @ up.flatten(1)) @ (down.flatten(1) @ ins)  # (r_out, r_in), never (out, in)
-            total = total.to(down.device) + inside.square().sum()
-    result: Tensor = total / max(energy, 1e-12)
-    return result
+            terms.append(inside.square().sum())
+    total: Tensor = sum(terms[1:], terms[0]) if terms else torch.zeros(())
+    return total / max(energy, 1e-12)

@@ -325,7 +325,9 @@ def hardware(device: str, dtype: str, folder: Path | None = None) -> tuple[str, 
     if chosen == "cpu":
         gains = folder is not None and _computes_bf16() and num_parameters(folder) >= _LARGE
         return chosen, torch.bfloat16 if gains else torch.float32
-    return chosen, torch.bfloat16 if chosen == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    # A card that only emulates bfloat16 (before Ampere) takes far longer in it than in float16.
+    has_bf16 = chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return chosen, torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _computes_bf16() -> bool:

@@ -93,7 +93,8 @@ def train(
     yield from evaluation.look(first)
     step, length = first, torch.zeros((), device=model.device)  # length of the adapter, read one step later
     while step < config.max_steps and not evaluation.enough():
-        # Forward and backward. Out of memory, a setting is changed and the step taken again: nothing was learned yet.
+        # Forward and backward. Where memory or the compiler fails, a setting is changed and the step taken again:
+        # nothing was learned yet.
         seconds = time.monotonic()
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
@@ -104,7 +105,7 @@ def train(
             if step + 1 < config.max_steps:  # while the device computes
                 model.ahead = {step + 1: prepare(model, step + 1)}
         except (RuntimeError, MemoryError) as error:
-            yield _make_room(model, optimizer, step, error)
+            yield _changed(model, optimizer, step, error)
             continue
 
         # The step's one wait for the device: every number of it in one copy. What is no number ends the run.
@@ -231,21 +232,28 @@ def _started(model: TrainingModel, run: Run, dataset: Dataset, heldout: Dataset 
     )
 
 
-def _make_room(model: TrainingModel, optimizer: torch.optim.Optimizer, step: int, error: BaseException) -> Adjusted:
-    """Change a memory setting after the step ran out of memory; the event that says which.
+def _changed(model: TrainingModel, optimizer: torch.optim.Optimizer, step: int, error: BaseException) -> Event:
+    """Change a memory setting after the step ran out of memory, or its blocks did not compile; the event that says so.
 
     Raises: `error` if it is about something else, RunError if no setting is left.
     """
     # One of several processes can't change its settings alone: the others would wait for it forever.
-    if not mechanics.is_shortage(error) or model.world.size > 1:
+    if model.world.size > 1:
         raise error
-    change = ladder.climb(model)
-    if change is None:
-        raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
+    if mechanics.is_shortage(error):
+        change = ladder.climb(model)
+        if change is None:
+            raise RunError(ladder.exhausted(f"in step {step + 1}", error)) from error
+        event: Event = Adjusted(step + 1, *change)
+    else:
+        sentence = ladder.without_compiling(model, error)
+        if sentence is None:
+            raise error
+        event = Warned(sentence)
     optimizer.zero_grad(set_to_none=True)
     # A new scaler with the old one's scale: the old one may have begun to divide this step's gradients.
     model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())
-    return Adjusted(step + 1, *change)
+    return event
 
 
 _MEND = "the last checkpoint is good. Lower learning_rate, or use dtype=float32."

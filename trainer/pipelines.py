@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from trainer.objective import Guidance, Schedule
 
 
+# In a conditioning, what Python reads: it stays on the CPU, as to read it from a GPU is to wait for that.
+LENGTHS = "lengths"
+
 # Opening.
 
 
@@ -133,9 +136,18 @@ def places(like: Tensor, axes: int) -> Tensor:
     They stand in the second and third axis; the others are 0.
     """
     rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
-    positions = torch.zeros(rows, columns, axes)
-    positions[..., 1], positions[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
-    return positions.reshape(-1, axes).to(like.device, like.dtype)
+    # Made on the device, which every step would else wait for.
+    positions = torch.zeros(rows, columns, axes, device=like.device)
+    positions[..., 1] = torch.arange(rows, device=like.device)[:, None]
+    positions[..., 2] = torch.arange(columns, device=like.device)[None, :]
+    return positions.reshape(-1, axes).to(like.dtype)
+
+
+def text_places(text: Tensor, device: torch.device) -> Tensor:
+    """The place of every token of hidden states (B, L, D) in the last of four axes, (L, 4)."""
+    positions = torch.zeros(text.shape[1], 4, device=device)
+    positions[:, 3] = torch.arange(text.shape[1], device=device)
+    return positions
 
 
 # Names of layers.
@@ -155,12 +167,12 @@ def own_names(pipe: Any, components: Iterable[str]) -> dict[str, str]:
 def padded(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Conditioning of captions of their own lengths, (L, D) each, filled up with zeros to one length.
 
-    `{encoder_hidden_states: (B, longest, D), lengths: (B,)}`
+    `{encoder_hidden_states: (B, longest, D), lengths: (B,)}`; the lengths are on the CPU.
     """
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [conditioning["encoder_hidden_states"] for conditioning in conditionings]
     return {
         "encoder_hidden_states": pad_sequence(rows, batch_first=True),
-        "lengths": torch.tensor([len(row) for row in rows], device=rows[0].device),
+        LENGTHS: torch.tensor([len(row) for row in rows]),
     }

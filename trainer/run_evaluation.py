@@ -18,7 +18,7 @@ from trainer import export, lora_file, objective, optim, validation
 from trainer.checkpoint import Checkpoint
 from trainer.data import buckets, folds
 from trainer.events import Cached, Event, Planned, Recommended, Validated, Warned
-from trainer.memory import arranging, mechanics
+from trainer.memory import arranging, attention_probe, mechanics
 from trainer.previews import Previews
 from trainer.runs import Run
 from trainer.training_model import TrainingModel
@@ -97,7 +97,7 @@ class Evaluation:
             "judge": self.judge.state(),
             "memory": model.memory.model_dump(mode="json"),
             "loss_scale": model.scaler.state_dict(),
-            "kernels": model.kernels,
+            "kernels": attention_probe.state(model.kernels, model.device),
         }
 
     def load(self, saved: Checkpoint) -> None:

@@ -382,6 +382,11 @@ def cpp_compilers(platform: str = sys.platform) -> tuple[str, ...]:
     return ("cl",) if platform == WINDOWS else ("g++", "clang++", "c++")
 
 
+def c_compilers(platform: str = sys.platform) -> tuple[str, ...]:
+    """The names of the C compilers that Triton looks for; none where it brings its own."""
+    return () if platform == WINDOWS else ("gcc", "clang")
+
+
 def may_have_gpu(devices: Path = Path("/dev"), platform: str = sys.platform) -> bool:
     """False where there is surely no GPU with memory of its own for torch: nothing is loaded to know it."""
     return platform == WINDOWS or any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg"))

@@ -25,9 +25,10 @@ from trainer.distributed import World
 from trainer.encoded_data import Batch, Conditioning, EncodedData, Part
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
-from trainer.memory import arranging, compiling, convolving, fused_lora, quantising
+from trainer.memory import arranging, attention_probe, compiling, convolving, fused_lora, quantising
 from trainer.new_word import Word
 from trainer.optim import scaling
+from trainer.pipelines import LENGTHS
 from trainer.start_weights import Source
 
 
@@ -156,14 +157,13 @@ class TrainingModel:
         config = self.config
         saved = checkpoint.tensors["adapter"] if checkpoint else source.tensors() if source else None
         shapes = {path: tuple(weight.shape) for path, weight in self.base_weights().items()}
-        if checkpoint and checkpoint.state.get("kernels"):
-            self.kernels = tuple(checkpoint.state["kernels"])
+        if checkpoint:
+            self.kernels = attention_probe.restored(checkpoint.state.get("kernels"), self.device)
 
         # The base: with the stack in it, then quantised, since a stack can't be added to quantised weights.
         if config.against.adapters:
-            self.spans, self.span_energy = against_stack.fold(
-                config.against.adapters, self.base_weights(), self.file_keys
-            )
+            spans, self.span_energy = against_stack.fold(config.against.adapters, self.base_weights(), self.file_keys)
+            self.spans = {path: (outs.to(self.device), ins.to(self.device)) for path, (outs, ins) in spans.items()}
         quantising.quantise(self.denoiser, self.memory.quantise)
 
         # What is trained.
@@ -331,7 +331,7 @@ class TrainingModel:
         batch: Conditioning = self.family.prepare_batch(
             [{**row, "frame": frame} for row, frame in zip(rows, frames, strict=True)]
         )
-        return {key: self._as_computed(tensor) for key, tensor in batch.items()}
+        return {key: tensor if key == LENGTHS else self._as_computed(tensor) for key, tensor in batch.items()}
 
     def _as_computed(self, tensor: Tensor) -> Tensor:
         """A tensor on the device, in the base's dtype if it holds floats."""

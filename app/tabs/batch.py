@@ -16,7 +16,7 @@ import gradio as gr
 from app import batch_estimate, batch_gallery, batch_table, batches, checkpoint_grids, leftovers, views
 from app.batch_view import BatchView
 from app.context import Context, Refresh
-from app.notices import mended, tell
+from app.notices import as_sentence, mended, tell
 from app.recipes import read_recipe, recent
 from app.render_requests import Rendering, Work, mended_turns
 from app.texts import say
@@ -118,13 +118,16 @@ class _Tab:
             )
         with gr.Row():
             self.start = gr.Button(
-                say("batch.begin"), variant="primary", size="lg", scale=2, min_width=150, elem_id="start-batch"
-            )
+                say("batch.begin"), variant="primary", size="lg", scale=2, min_width=150, interactive=False,
+                elem_id="start-batch",
+            )  # fmt: skip
             self.plan_button = gr.Button(
-                say("batch.show_plan"), size="lg", scale=1, min_width=110, elem_id="plan-batch"
+                say("batch.show_plan"), size="lg", scale=1, min_width=110, interactive=False, elem_id="plan-batch"
             )
+        self.why = gr.HTML(_why(say("batch.choose_picture")), elem_id="batch-why", padding=False)
         self.plan = gr.HTML(visible=False, elem_id="batch-plan")
         self.cancel = gr.Button(say("button.cancel"), visible=False, size="sm", elem_id="cancel-batch")
+        self.ready = [self.start, self.plan_button, self.why]
 
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -137,11 +140,15 @@ class _Tab:
         self.table.change(self.read_table, self.table, self.pasted, trigger_mode="always_last", **still, **_IN_TURN)
         self.like.input(self.show_sample, self.like, self.sample, **still)
 
+        # Whether there is anything to draw.
+        chosen = [self.source, self.like, self.run, self.table, self.file]
+        gr.on([part.change for part in chosen], self.say_ready, chosen, self.ready, trigger_mode="always_last", **still)
+
         # A run's steps become files first, which takes its base and can be cancelled.
         begun = [*self.view.outputs(), self.view.zip, self.plan, self.name, self.file]
         plan = [self.plan, self.cancel]
         starting = self.start.click(self.prepare, settings, plan, **still)
-        starting.success(self.begin, settings, begun, **private)
+        starting.success(self.begin, settings, begun, show_progress_on=self.plan, **private)
         planning = self.plan_button.click(self.prepare, settings, plan, **still)
         planning.success(self.show_plan, settings, self.plan, **private)
         self.cancel.click(self.cancelled, None, plan, cancels=[starting, planning], **still)
@@ -205,8 +212,8 @@ class _Tab:
                     words = views.notice_html("plain", say("batch.reading", seconds=seconds), [])
                     shown = gr.update(value=words, visible=True)
                     yield {self.plan: shown, self.cancel: gr.update(value=say("button.cancel"), visible=True)}
-        except UserError:
-            yield hidden
+        except UserError as error:
+            yield {**hidden, **self._cannot(error)}
             raise
         yield hidden
 
@@ -218,15 +225,40 @@ class _Tab:
         words = f"{planned.text}\n{self._estimate(planned)}"
         return gr.update(value=batches.plan_html(words), visible=True)
 
+    def _cannot(self, error: UserError) -> dict[Any, Any]:
+        """Why it can't be drawn, where its plan would stand."""
+        html = views.notice_html("bad", say("batch.cannot_draw"), as_sentence(str(error)).splitlines())
+        return {self.plan: gr.update(value=html, visible=True)}
+
+    @mended
+    def say_ready(
+        self, source: str | None, like: str | None, run: str | None, table: str | None, file: Any
+    ) -> dict[Any, Any]:
+        """Whether there is anything to draw, and what is to be chosen first."""
+        lacks = {
+            _STACK: "" if like else say("batch.choose_picture"),
+            _TABLE: "" if (table or "").strip() else say("batch.fill_table"),
+            _RUN: "" if run else say("batch.choose_run"),
+        }  # fmt: skip
+        why = "" if file else lacks.get(source or "", "")
+        can = gr.update(interactive=not why)
+        return {self.start: can, self.plan_button: can, self.why: gr.update(value=_why(why), visible=bool(why))}
+
     @mended
     def show_plan(self, held: dict[Any, Any]) -> Any:
-        return self._planned_html(batches.planned(self._jobs(held), self._library()))
+        try:
+            return {self.plan: self._planned_html(batches.planned(self._jobs(held), self._library()))}
+        except UserError as error:
+            return self._cannot(error)
 
     @mended
     def begin(self, held: dict[Any, Any]) -> dict[Any, Any]:
         """A job for what the page holds, and its plan; planned first, so that nothing is begun that can't be drawn."""
-        jobs = self._jobs(held)
-        planned = batches.planned(jobs, self._library())
+        try:
+            jobs = self._jobs(held)
+            planned = batches.planned(jobs, self._library())
+        except UserError as error:
+            return self._cannot(error)
         name = (held[self.name] or "").strip() or (f"{held[self.run]}-steps" if self._is_of_run(held) else "batch")
         job = self.context.runner.submit(name, jobs.text, jobs.kind)
         tell(say("job.on_its_way", name=job.name))
@@ -249,7 +281,9 @@ class _Tab:
         return next((str(thumbnail) for _, thumbnail in self.context.thumbnails(paths)), None)
 
     @mended
-    def open_tab(self, source: str | None, chosen: str | None, run: str | None, table: str | None) -> dict[Any, Any]:
+    def open_tab(
+        self, source: str | None, chosen: str | None, run: str | None, table: str | None, file: Any = None
+    ) -> dict[Any, Any]:
         """The pictures with a recipe and the runs, the newest of each chosen unless another one still is; and what the
         table is that was typed before.
         """
@@ -261,18 +295,25 @@ class _Tab:
         value = chosen if chosen in names else names[0] if names else None
         runs = checkpoint_grids.run_choices(self.context)
         known = [name for _, name in runs]
+        of_run = run if run in known else known[0] if known else None
         return {
+            **self.say_ready(source, value, of_run, table, file),
             self.like: gr.update(choices=[(plain(name), name) for name in names], value=value),
             self.sample: self.show_sample(value),
-            self.run: gr.update(choices=runs, value=run if run in known else known[0] if known else None),
+            self.run: gr.update(choices=runs, value=of_run),
             **({self.pasted: self.read_table(table)} if source == _TABLE else {}),
         }
+
+
+def _why(text: str) -> str:
+    """What is to be chosen before anything can be drawn."""
+    return f'<p class="hint">{text}</p>' if text else ""
 
 
 def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
-    inputs = [tab.source, tab.like, tab.run, tab.table]
-    outputs = [tab.like, tab.sample, tab.run, tab.pasted]
+    inputs = [tab.source, tab.like, tab.run, tab.table, tab.file]
+    outputs = [tab.like, tab.sample, tab.run, tab.pasted, *tab.ready]
     tells = [tab.view.pictures.gallery, tab.view.pictures.vote]
     return Refresh(tab.open_tab, inputs, outputs, on_load=False, tells=tells, look=tab.view.look())

@@ -15,7 +15,7 @@ from app.dataset_edits import OPERATIONS
 from app.dataset_gallery import Scene, picture
 from app.dataset_measures import Looks
 from app.dataset_parts import NOTHING_OPENED, Parts, edits_html, said
-from app.dataset_sets import add, copy_sample, make, packed, sample_sets
+from app.dataset_sets import add, copy_sample, make, sample_sets
 from app.notices import mended, tell, warn
 from app.texts import say
 from trainer.data import caption_files
@@ -28,10 +28,6 @@ TITLE = say("page.dataset")
 ORDER = 10
 _LOOK_S = 1.0  # of looking at pictures, between two updates of the page
 _SELECTS = "(...all) => { all[all.length - 1] = window.velaturaDataset.targets(); return all; }"
-_DOWNLOADS = """() => setTimeout(() => {
-  const link = document.querySelector('#dataset-zip');
-  (link.matches('a, button') ? link : link.querySelector('a, button')).click();
-}, 200)"""
 
 
 class _Tab(Parts):
@@ -53,18 +49,20 @@ class _Tab(Parts):
             [*self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
             **still,
         )  # fmt: skip
-        self.create.click(self.create_one, [self.new_name, *self.scene, *self.typing], created, **private)
-        self.new_name.submit(self.create_one, [self.new_name, *self.scene, *self.typing], created, **private)
+        new: dict[str, Any] = private | {"show_progress_on": self.new_name}
+        gr.on(
+            [self.create.click, self.new_name.submit],
+            self.create_one,
+            [self.new_name, *self.scene, *self.typing],
+            created,
+            **new,
+        )
         self.copy.click(self.copy_one, [self.sample, *self.scene, *self.typing], opened, **private)
         self.files.upload(
-            self.add_files,
-            [self.dataset, self.files, self.resolution, self.trigger],
-            [self.files, self.report, *self.view],
-            **private,
-        )
-        self.export.click(self.export_one, self.dataset, self.download, **private).success(
-            None, js=_DOWNLOADS, **private
-        )
+            self.add_files, [self.dataset, self.files, self.resolution, self.trigger],
+            [self.dataset, self.files, self.report, *self.view], show_progress_on=self.files, **private,
+        )  # fmt: skip
+        self.exports.connect(self.dataset)
         found = [self.cards, self.buckets]
         self.check.click(self.check_one, [*self.scene, *self.typing], [*found, *self.view], **private)
         gr.on([self.trigger.blur, self.resolution.blur], self.look_on, self.scene, self.view, **still)
@@ -221,18 +219,14 @@ class _Tab(Parts):
         self, name: str | None, given: list[str] | None, resolution_px: float | None = None, trigger: str = ""
     ) -> dict[Any, Any]:
         try:
-            report = add(self.context, name, list(map(Path, given or [])))
+            into, report = add(self.context, name, list(map(Path, given or [])))
         finally:
             leftovers.taken(self.context, given or [])
         if report.left_out:
             warn(report.message)
+        chosen = {} if into == name else {self.dataset: gr.update(choices=self.context.dataset_choices(), value=into)}
         happened = gr.update(value=report.message, visible=True)
-        return {self.files: None, self.report: happened, **self._shown(name, resolution_px, trigger)}
-
-    @mended
-    def export_one(self, name: str | None) -> str:
-        with caption_files.writable(say("where.zip")):
-            return str(packed(self.context, name))
+        return {**chosen, self.files: None, self.report: happened, **self._shown(into, resolution_px, trigger)}
 
     @mended
     def check_one(self, name: str | None, resolution_px: float | None, trigger: str, opened: Any, text: str) -> Any:

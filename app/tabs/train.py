@@ -10,16 +10,14 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import branch_form, forecast, leftovers, preset_cards, preset_choices, shared_cards, start_choices, views
+from app import branch_form, forecast, guide, leftovers, preset_choices, shared_cards, start_choices, tried
 from app.context import Context, Refresh
 from app.forecast_view import OWN_IDS, ForecastPanel, cure_of, element_id
 from app.form import Form
 from app.form_fields import values_by_key
-from app.job_work import REHEARSAL
-from app.jobs import LIVE, WAITING
 from app.notices import mended, tell, warn
 from app.opened_pictures import OpenedPictures
-from app.preset_cards import PresetPicker
+from app.preset_cards import PresetPicker, pressed
 from app.setting_groups import grouped
 from app.settings_finder import SettingsFinder
 from app.texts import say
@@ -137,28 +135,28 @@ class _Tab:
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         fields = [*self.form.components.values(), self.trigger]
         parts = [*self.form.parts(), self.trigger, self.filled, self.card]
-        given = {
-            *fields, self.dataset, self.heldout, self.name, self.view.job, self.filled, self.card, self.unfolded,
-            self.panel.sent, self.finder.sent, self.grid_after,
-        }  # fmt: skip
+        sent = [self.unfolded, self.panel.sent, self.finder.sent, self.view.form]
+        given = {*fields, self.dataset, self.heldout, self.filled, self.card, *sent}
+        begun = {*given, self.name, self.view.job, self.grid_after}
         shown = [
             *self.panel.outputs(), *self.finder.outputs(), self.start, self.rehearse, self.unfolded, self.again,
-            *self._accordions(),
+            *self._accordions(), self.view.form, self.view.rehearsal, self.view.adopt,
         ]  # fmt: skip
 
         # Start, and what may be asked before.
         progress: dict[str, Any] = private | {"show_progress": "minimal", "show_progress_on": self.start}
-        self.start.click(self.begin, given, [*self.view.outputs(), self.name, *shown], **progress)
+        every = list(dict.fromkeys([*self.view.outputs(), *shown]))
+        self.start.click(self.begin, begun, [*every, self.name], **progress)
         progress["show_progress_on"] = self.rehearse
-        self.rehearse.click(self.rehearse_one, given, [*self.view.outputs(), *shown], **progress)
+        self.rehearse.click(self.rehearse_one, begun, every, **progress)
 
         # What fills the form; what would happen then is said at once.
         chosen = [*parts, self.preset, self.dataset, self.heldout]
         look: dict[str, Any] = {"fn": self.look, "inputs": given, "outputs": shown, "queue": False, **still}
-        self.view.adopt.click(self.adopt_suggested, {*fields}, self.form.parts(), **still).then(**look)
-        self.preset.input(self.take_preset, {*fields, self.preset}, parts, **still).then(**look)
+        self.view.adopt.click(self.adopt_suggested, given, self.form.parts(), **still).then(**look)
+        self.preset.input(self.take_preset, {*fields, self.dataset, self.preset}, parts, **still).then(**look)
         self.picker.connect()
-        self.picker.cards.select(self.take_card, {*fields}, [*parts, self.preset], **still).then(**look)
+        self.picker.cards.select(self.take_card, {*fields, self.dataset}, [*parts, self.preset], **still).then(**look)
         self.recipe.upload(self.take_recipe, {*fields, self.recipe}, [*parts, self.recipe], **private).then(**look)
         self.dataset.input(self.choose_dataset, [self.dataset, self.heldout], self.heldout, **still)
         branch = {*fields, self.view.onward.step, self.view.onward.with_optimizer}
@@ -204,6 +202,9 @@ class _Tab:
         marked = [".".join(self.form.specs[key].path) for key in changed]
         updates = self.panel.updates(ahead, ids, marked, held.get(self.panel.sent) or [])
         updates |= self.finder.updates(changed, held.get(self.finder.sent) or [])
+
+        if (form := tried.asked(self._wish(held))) != held.get(self.view.form):
+            updates |= self.view.of_form(form)
 
         # The folded groups of what is wrong are opened, once for each.
         wrong = [problem.key for problem in ahead.problems if problem.key in keys]
@@ -269,52 +270,49 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        self._end_rehearsals()  # or the training would wait for one
+        tried.end(self.context)  # or the training would wait for one
         text = tomli_w.dumps(config.model_dump(mode="json"))
         shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))
         job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
         if held.get(self.grid_after) is True:
             self.context.runner.want_grid(job.id)
         tell(say("job.on_its_way", name=job.name))
-        return {**shown, **self.view.changes(job.id, {}), self.name: ""}
+        form = tried.asked(self._wish(held))
+        return {**shown, **self.view.changes(job.id, {}, form), self.name: ""}
 
     @mended
     def rehearse_one(self, held: dict[Any, Any]) -> dict[Any, Any]:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        self._end_rehearsals()
-        self.context.runner.submit("rehearsal", tomli_w.dumps(config.model_dump(mode="json")), REHEARSAL)
-        return {**shown, **self.view.changes(held.get(self.view.job), {})}
+        tried.begin(self.context, tomli_w.dumps(config.model_dump(mode="json")), self._wish(held))
+        form = tried.asked(self._wish(held))
+        return {**shown, **self.view.changes(held.get(self.view.job), {}, form)}
 
     def _config(self, held: dict[Any, Any]) -> TrainConfig:
         values, heldout, trigger = self.form.values(held), held[self.heldout] or "", held[self.trigger] or ""
         return config_of(self.context, values, held[self.dataset], heldout, trigger)
 
-    def _end_rehearsals(self) -> None:
-        for job in self.context.runner.every():
-            if job.kind == REHEARSAL and job.state in (*LIVE, *WAITING):
-                self.context.runner.stop(job.id)
-
     @mended
     def adopt_suggested(self, held: dict[Any, Any]) -> dict[Any, Any]:
-        job = next((job for job in self.context.runner.every() if job.kind == REHEARSAL), None)
-        changes = views.suggested(self.context.runner.answer(job)) if job else {}
+        changes = tried.to_adopt(self.context, tried.asked(self._wish(held)))
         tell(say("train.form_of_rehearsal"))
         return self.form.change(held, changes)
 
     # What fills the form.
 
     @mended
-    def take_preset(self, held: dict[Any, Any]) -> dict[Any, Any]:
+    def take_preset(self, held: dict[Any, Any], request: gr.Request | None = None) -> dict[Any, Any]:
+        guide.preset_chosen(self.context, held.get(self.dataset), request)
         return self._of_preset(held, held[self.preset])
 
     def _of_preset(self, held: dict[Any, Any], name: str) -> dict[Any, Any]:
         return self._fill(held, preset_choices.filled(self.context, name), shared_cards.digest_of(name))
 
     @mended
-    def take_card(self, held: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-        chosen = preset_cards.pressed(event)
+    def take_card(self, held: dict[Any, Any], event: gr.EventData, request: gr.Request | None = None) -> dict[Any, Any]:
+        chosen = pressed(event)
+        guide.preset_chosen(self.context, held.get(self.dataset), request)
         return {self.preset: chosen, **self._of_preset(held, chosen)}
 
     def _fill(self, held: dict[Any, Any], config: TrainConfig, card: str = "") -> dict[Any, Any]:
@@ -397,4 +395,6 @@ def build(context: Context) -> Refresh:
     tab = _Tab(context)
     sets = [tab.dataset, tab.heldout]
     shown = [*sets, tab.preset, tab.picker.cards, tab.again, tab.source]
-    return Refresh(tab.open_tab, [*sets, tab.preset, tab.source], shown, edited=tab.edited, look=tab.view.look())
+    opens = [(tab.view.use, tab.view.wanted)]
+    inputs = [*sets, tab.preset, tab.source]
+    return Refresh(tab.open_tab, inputs, shown, opens=opens, edited=tab.edited, look=tab.view.look())

@@ -124,7 +124,7 @@ def targets(
     ] = None,
     minutes: Annotated[
         float, typer.Option(min=0, max=120, help="Stop after so long; what isn't measured then is listed as not run.")
-    ] = 4.0,
+    ] = 7.0,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Blocks of each repeated kind, for what can't hold a whole model.")
     ] = None,

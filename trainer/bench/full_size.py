@@ -52,7 +52,7 @@ def write(model: str, depth: int | None, folder: Path) -> Path:
     for name, part in parts.items():
         part.save_pretrained(str(folder / name))
     name = component(model)
-    (folder / name).mkdir(parents=True)
+    (folder / name).mkdir(parents=True, exist_ok=True)  # where a killed process began
     (folder / name / "config.json").write_text(json.dumps({"_class_name": kind, **settings}))
     index = {
         "_class_name": families.registry()[FAMILIES[model]].pipeline,

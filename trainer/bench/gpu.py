@@ -10,7 +10,6 @@ computes twice (checkpointing) is no use of the card.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer import bases
+from trainer import bases, error_output
 from trainer.bench import full_size
 from trainer.bench.gpu_loops import LOOPS, Job, Measured, config
 from trainer.errors import ConfigError
@@ -31,8 +30,6 @@ MULTIPLE_PX = 32  # SDXL halves its latents twice
 STEPS, STEPS_ON_CPU = 6, 2
 _WARM, _WARM_ON_CPU = 3, 1
 _PATIENCE_S = 900  # for one process
-_ERROR = re.compile(r"([\w.]*(Error|Exception)|error):")
-_LONGEST = 400  # of an error in a row
 
 
 @dataclass(frozen=True)
@@ -147,15 +144,8 @@ def _child(job: Job) -> Measured | str:
     except subprocess.TimeoutExpired:
         return f"took more than {_PATIENCE_S} s"
     if done.returncode:
-        return f"ended by signal {-done.returncode}" if done.returncode < 0 else cause(done.stderr)
+        return f"ended by signal {-done.returncode}" if done.returncode < 0 else error_output.cause(done.stderr)
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def cause(output: str) -> str:
-    """What an error's output names last, with what stands below it, on one line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    start = max((number for number, line in enumerate(lines) if _ERROR.match(line)), default=-1)
-    return " ".join(lines[start:])[:_LONGEST] if lines else "ended without a word"
 
 
 def describe(table: Table) -> str:

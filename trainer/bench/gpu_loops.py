@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer import bases, families, session, system
 from trainer.bench import full_size, profile, training
 from trainer.events import Adjusted, Step
-from trainer.memory import attention_probe, mechanics
+from trainer.memory import mechanics
 
 if TYPE_CHECKING:
     import torch
@@ -127,8 +127,7 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
     rate = profile.peak_rate(dtype, device, _SIDE.get(device, 1024))
     if device == "cuda":
         torch.cuda.empty_cache()  # of the products, which would count as reserved
-    if not (job.base / "model_index.json").is_file():
-        full_size.write(job.model, job.depth, job.base)
+    prepare(job)
     stood: list[float] = []  # when making the base began, and when it was there
     notes: list[str] = []
 
@@ -140,7 +139,6 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
         return pipe
 
     bases.open_pipeline = opened
-    _probe_in_turn(Path(job.scratch).parent / "attention.lock")
     step = _ours(job, notes) if job.loop == "ours" else _plain(job, device, dtype)
     seconds = []
     for number in range(job.warm + job.steps):
@@ -161,17 +159,15 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
     return Measured(seconds[job.warm :], peak, reserved, stood[1] - stood[0], first, flop, rate, about, notes)
 
 
-def _probe_in_turn(lock: Path) -> None:
-    """Let one process at a time try kernels of attention: what they take decides which one a run uses."""
-    verdict = attention_probe.verdict
-
-    def locked(
-        shapes: list[attention_probe.Shape], candidates: list[str], known: Path, device: str
-    ) -> attention_probe.Verdict:
-        with FileLock(str(lock)):
-            return verdict(shapes, candidates, known, device)
-
-    attention_probe.verdict = locked
+def prepare(job: Job) -> None:
+    """Make the job's base and pictures, once of all processes that get ready side by side."""
+    Path(job.scratch).mkdir(parents=True, exist_ok=True)
+    with FileLock(str(Path(job.scratch) / "lock")):
+        if not (job.base / "model_index.json").is_file():  # which is written last
+            full_size.write(job.model, job.depth, job.base)
+        # Never drawn anew: another process may be reading them.
+        if len([*job.pictures.glob("*.txt")]) < job.batch:
+            training.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
 
 
 def _count(step: Callable[[], None], device: str) -> int:
@@ -195,7 +191,6 @@ def _device(device: str, dtype: torch.dtype) -> dict[str, str]:
 
 def _ours(job: Job, notes: list[str]) -> Callable[[], None]:
     """Takes a step of a run; the first call starts it. What the run had to change for lack of memory is noted."""
-    training.draw_pictures(job.pictures, job.size_px, [_CAPTION.format(number) for number in range(job.batch)])
     _, stream = session.start(config(job), Path(job.scratch) / "runs", None, None)
 
     def step() -> None:

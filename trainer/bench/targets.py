@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import system
+from trainer import error_output, system
 from trainer.bench import folding, gpu, side_by_side, stacking
 from trainer.bench.gpu import Bench, Row
 from trainer.bench.gpu_loops import Job, Measured
@@ -263,7 +263,7 @@ class Targets:
 
     def _take(self, ended: Ended) -> Iterator[str]:
         """Keep what a process gave; a line for each of its rows."""
-        error = gpu.cause(ended.error) if ended.error else ""
+        error = error_output.cause(ended.error) if ended.error else ""
         if ended.name in self._jobs:
             if ended.has_run:
                 values = error or Measured(**json.loads(ended.lines[-1]))

@@ -74,7 +74,7 @@ class Model:
         }
         total += sum(size for key, size in sizes.items() if key not in away)
         if away:
-            total += fetching._SLOTS * max(fetching._PART_BYTES, *(sizes[key] for key in away))
+            total += fetching.ring_bytes([sizes[key] for key in away])
         return total
 
     def step_bytes(self, settings: MemoryConfig) -> int:

@@ -130,8 +130,7 @@ def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning
     text = conditioning["encoder_hidden_states"]
     scale = torch.full((len(noised),), _TRAINED_GUIDANCE, device=noised.device)
     # Four axes of positions: tokens of the image use the second and third, those of the text the fourth.
-    text_ids = torch.zeros(text.shape[1], 4, device=noised.device)  # (L, 4)
-    text_ids[:, 3] = torch.arange(text.shape[1])
+    text_ids = pipelines.text_places(text, noised.device)
     prediction: Tensor = denoiser(
         hidden_states=pipelines.tokens(noised),
         timestep=timesteps / 1000,

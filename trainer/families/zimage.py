@@ -95,7 +95,9 @@ def _unpadded(conditioning: dict[str, Tensor]) -> list[Tensor]:
     """The text's hidden states of each caption, (L, D) of its own length."""
     return [
         row[:length]
-        for row, length in zip(conditioning["encoder_hidden_states"], conditioning["lengths"].tolist(), strict=True)
+        for row, length in zip(
+            conditioning["encoder_hidden_states"], conditioning[pipelines.LENGTHS].tolist(), strict=True
+        )
     ]
 
 

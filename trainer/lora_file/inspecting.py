@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainer.lora_file.locating import name_of
 
 BEST = "best.safetensors"  # in a run's folder, beside its last step
 STEPS = "steps"  # the folder of a run's LoRA files by step
+TRIGGER_KEY = "modelspec.trigger_phrase"
 _LARGEST = 1e300  # a larger squared norm can't be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
 
@@ -91,7 +93,7 @@ def inspect(path: Path) -> LoraInfo:
         num_parameters=sum(update.num_parameters for update in updates.values()),
         size_bytes=header.data_start + len(read.data),
         norm=_norm(list(squared_norms.values())),
-        trigger=header.metadata.get("modelspec.trigger_phrase", ""),
+        trigger=header.metadata.get(TRIGGER_KEY, ""),
         title=header.metadata.get("modelspec.title", name_of(path)),
         metadata=header.metadata,
         recipe=recipe,
@@ -104,6 +106,12 @@ def inspect(path: Path) -> LoraInfo:
         places=where_it_loads.where(known, modules, bool(words)),
         extras=sum(len(module.extras) for module in modules.values()),
     )
+
+
+def joined_triggers(headers: Iterable[Mapping[str, str]]) -> str:
+    """The trigger words of several files for the header of one that is made of them, each word once."""
+    words = [word.strip() for header in headers for word in header.get(TRIGGER_KEY, "").split(",")]
+    return ", ".join(dict.fromkeys(filter(None, words)))
 
 
 def _versioned(metadata: dict[str, str]) -> str | None:

@@ -18,7 +18,7 @@ import torch
 from trainer import base_match, rank_reduction
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import new_words, renaming
+from trainer.lora_file import TRIGGER_KEY, joined_triggers, new_words, renaming
 from trainer.lora_tools.opening import Opened, open_file, shapes, updates, write
 from trainer.rank_reduction import Cut, Factors
 
@@ -109,12 +109,11 @@ def _sum(path: str, parts: list[tuple[float, Update]], shape: tuple[int, ...], r
 
 def _described(opened: list[Opened]) -> Opened:
     """The first file with a header that speaks of all: no recipe of one of them, and every trigger."""
-    triggers = [trigger for lora in opened if (trigger := lora.header.metadata.get("modelspec.trigger_phrase", ""))]
     kept = {key: value for key, value in opened[0].header.metadata.items() if key in _OF_THE_BASE}
     of_all = {
         "modelspec.title": " + ".join(lora.path.stem for lora in opened)[:200],
         "modelspec.merged_from": ", ".join(lora.path.stem for lora in opened)[:500],
-        "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
+        TRIGGER_KEY: joined_triggers(lora.header.metadata for lora in opened),
     }
     first = opened[0]
     of_base = base_match.shared(lora.header.metadata for lora in opened)

@@ -42,7 +42,9 @@ def arrange(model: TrainingModel) -> None:
             _move_encoders(model)
         case "blocks":
             _move_encoders(model)
-            fetching.keep_on_cpu(_in_blocks(denoiser), torch.device(model.device))
+            layers = _in_blocks(denoiser)
+            if any(getattr(layer, "ring", None) is None for layer in layers):  # else they wait there already
+                fetching.keep_on_cpu(layers, torch.device(model.device))
             _bring_the_rest(denoiser, torch.device(model.device))
         case other:
             choices.never(other)
@@ -55,7 +57,7 @@ def arrange(model: TrainingModel) -> None:
     def num_shapes() -> int:
         return len({entry.bucket for entry in model.encoded.entries})
 
-    model.memory = compiling.choose(denoiser, settings, num_passes(model), num_shapes, model.device)
+    model.memory = compiling.choose(denoiser, settings, passes(model), num_shapes, model.device)
     if model.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
@@ -66,17 +68,19 @@ def _move_encoders(model: TrainingModel) -> None:
     model.encoded.encoders = lambda: drawing(model)
 
 
-def num_passes(model: TrainingModel) -> int:
+def passes(model: TrainingModel) -> compiling.Passes:
     """Forward and backward passes of the whole run, about."""
     rows = -(-model.config.batch_size // model.world.size)
-    return model.config.max_steps * model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
+    a_step = model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
+    return compiling.Passes(model.config.max_steps, a_step)
 
 
 def _choose_kernels(model: TrainingModel) -> None:
     """Attention by the kernels that the checkpoint names, or that are good and fast here, until the next call."""
     if model.kernels is None:
         shapes = attention_probe.recorded(lambda: sample_passes.each_shape(model))
-        candidates, known = attention_probe.candidates(model.denoiser), model.encoded.store.folder / "attention.json"
+        torch.cuda.empty_cache()  # the process that tries them shares the card with this one
+        candidates, known = attention_probe.candidates(model.denoiser), attention_probe.known_file()
         verdict = attention_probe.verdict(shapes, candidates, known, model.device)
         model.kernels, model.faults = verdict.kernels, verdict.faults
     model.lasting.close()
@@ -184,7 +188,8 @@ def limit(device: str, budget_gib: float) -> None:
         free, total = torch.cuda.mem_get_info(device)
         usual = free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total
         most = budget_gib * mechanics.GIB or usual
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device))
+        # By number: of all torch.cuda's calls that take a device this one refuses "cuda". None is the current device.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device).index)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Which of a GPU's attention kernels a run uses: each is tried, in a process of its own, at the run's own shapes.
+"""Which of a GPU's attention kernels a run uses: each is tried, in another process, at the run's own shapes.
 
 PyTorch picks a kernel by rules, and some picks die: on torch 2.11 and an H100, cuDNN's backward over FLUX.1's 4,608
-tokens ends in an illegal memory access, which no process survives. So each kernel is tried by a child; one that faults,
-or gives numbers that are none, is never used in the run and is named in its log. The others are used in the order of
-the time they took. What was found is kept beside the cache, by GPU, versions and shapes, so that a second run, and a
-resumed one, computes with the same kernels.
+tokens ends in an illegal memory access, which no process survives. So the kernels are tried by a child
+(`attention_trial`); one that faults, or gives numbers that are none, is never used in the run and is named in its log.
+The others are used in the order of the time they took. One for which memory was too short is no fault: it comes last,
+and is tried again the next time. What was found of a kernel and a shape is kept in the user's data folder, by GPU and
+versions, so that runs share it and start alike; a resumed run computes with the kernels that its checkpoint names.
 
 xformers and Flash Attention 3 are tried where they are installed and the model asks diffusers for its attention by
 name.
@@ -13,14 +14,13 @@ name.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,35 +28,21 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
-from torch import Tensor, nn
+from filelock import FileLock
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from trainer import files
+from trainer import error_output, files, model_registry
+from trainer.memory import attention_trial
+from trainer.memory.attention_trial import DIFFUSERS, FUSED, TORCH, Shape
 
-_FUSED = torch.nn.functional.scaled_dot_product_attention
-# By torch.nn.attention.SDPBackend's names.
-TORCH = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
-DIFFUSERS = {"xformers": "xformers", "flash3": "_flash_3"}  # by diffusers' names of attention backends
 _NEEDS = {"xformers": "xformers", "flash3": "flash_attn_interface"}  # packages
+_VERSIONS = ("diffusers", "xformers", "flash-attn-3")  # of what computes attention beside torch
 # This file alone, not the command: it starts in a second.
-_CHILD = [sys.executable, "-c", f"import runpy; runpy.run_path({str(Path(__file__))!r}, run_name='__main__')"]
+_CHILD = [sys.executable, "-c", f"import runpy; runpy.run_path({attention_trial.__file__!r}, run_name='__main__')"]
 _CHILD_S = 300
-_TIMES = 5
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One attention of a run: query (batch, heads, tokens, width) over so many keys."""
-
-    batch: int
-    heads: int
-    tokens: int
-    keys: int
-    width: int
-    masked: bool
-    dtype: str
+_CLEARLY_SLOWER = 1.1  # times the fastest; below it, the order is PyTorch's own, as times of one shape vary so much
 
 
 @dataclass(frozen=True)
@@ -65,6 +51,18 @@ class Verdict:
 
     kernels: tuple[str, ...]
     faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What is known of a kernel at a shape."""
+
+    seconds: float | None = None  # None where the kernel does not compute it
+    fault: str = ""  # a sentence
+    is_short: bool = False  # nothing: memory did not suffice
+
+
+_Pair = tuple[str, Shape]  # a kernel, and what it is to compute
 
 
 class _Recorder(TorchFunctionMode):
@@ -78,7 +76,7 @@ class _Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is not _FUSED:
+        if function is not FUSED:
             return function(*args, **kwargs)
         named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
         query, value = named["query"], named["value"]
@@ -96,43 +94,54 @@ def recorded(forward: Any) -> list[Shape]:
     return list(recorder.shapes)
 
 
-def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str) -> Verdict:
-    """What `known` says of these shapes here, or what trying them says, which is then written there."""
-    key = json.dumps([_machine(device), candidates, [asdict(shape) for shape in shapes]])
-    try:
-        kept = json.loads(known.read_text(encoding="utf-8"))
-        result = Verdict(tuple(kept[key]["kernels"]), tuple(kept[key]["faults"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        result = _tried(shapes, candidates, device)
-        _keep(known, key, result)
-    return result
+def known_file() -> Path:
+    """Where what was found on this machine is kept."""
+    return model_registry.home() / "attention.json"
 
 
-def _machine(device: str) -> list[str]:
+def machine(device: str) -> list[str]:
+    """What decides which kernels are good and fast: the GPU, and the versions of all that computes attention."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return [gpu, torch.__version__, str(torch.version.cuda), str(torch.backends.cudnn.version())]
+    cudnn = str(torch.backends.cudnn.version())
+    return [gpu, torch.__version__, str(torch.version.cuda), cudnn, *map(_version, _VERSIONS)]
 
 
-def _keep(file: Path, key: str, result: Verdict) -> None:
+def _version(package: str) -> str:
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        results = {}
-    try:
-        files.write(file, json.dumps({**(results if isinstance(results, dict) else {}), key: asdict(result)}).encode())
-    except OSError:
-        return  # it is then tried again next time
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
-def _tried(shapes: list[Shape], candidates: list[str], device: str) -> Verdict:
-    times: dict[str, list[float | None]] = {}
-    faults = []
-    for kernel in candidates:
-        seconds, fault = _alone(kernel, shapes, device)
-        if fault:
-            faults.append(fault)
-        elif any(time_s is not None for time_s in seconds):
-            times[kernel] = seconds
+def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str) -> Verdict:
+    """What `known` says of these shapes here, and what trying the others says, which is then written there."""
+    here = machine(device)
+    keys = {(kernel, shape): json.dumps([here, kernel, asdict(shape)]) for kernel in candidates for shape in shapes}
+    with _alone(known):
+        kept = _read(known)
+        results = {pair: kept[key] for pair, key in keys.items() if key in kept}
+        # Of a kernel that must not be used the rest need not be known.
+        bad = {kernel for (kernel, _), trial in results.items() if trial.fault}
+        fresh = _tried([pair for pair in keys if pair not in results and pair[0] not in bad], device)
+        lasting = {keys[pair]: trial for pair, trial in fresh.items() if not trial.is_short}
+        if lasting:
+            _keep(known, kept | lasting)
+    return _judged(results | fresh, candidates, shapes)
+
+
+def _judged(results: dict[_Pair, _Trial], candidates: list[str], shapes: list[Shape]) -> Verdict:
+    """The kernels without a fault: those that were measured, fastest first, then PyTorch's own that could not be."""
+    nothing = _Trial(is_short=True)  # of what was not tried, since its kernel was left out before
+    found = {kernel: [results.get((kernel, shape), nothing) for shape in shapes] for kernel in candidates}
+    faults = {kernel: trial.fault for kernel, trials in found.items() for trial in trials[::-1] if trial.fault}
+    good = {kernel: trials for kernel, trials in found.items() if kernel not in faults}
+    times = {kernel: [trial.seconds for trial in trials] for kernel, trials in good.items()}
+    times = {kernel: row for kernel, row in times.items() if any(time_s is not None for time_s in row)}
+    untested = [
+        kernel
+        for kernel, trials in good.items()
+        if kernel in TORCH and kernel not in times and any(trial.is_short for trial in trials)
+    ]
 
     # By how much slower each is than the fastest at each shape, on average over those that it computes.
     columns = zip(*times.values(), strict=True)
@@ -141,28 +150,88 @@ def _tried(shapes: list[Shape], candidates: list[str], device: str) -> Verdict:
         name: statistics.mean(time_s / best for time_s, best in zip(row, fastest, strict=True) if time_s is not None)
         for name, row in times.items()
     }
+    least = min(slower.values(), default=1.0)
 
     # One of diffusers' that can't compute every shape comes last: it is not passed over as PyTorch's own are.
-    order = sorted(times, key=lambda name: (None in times[name] and name in DIFFUSERS, slower[name]))
-    return Verdict(tuple(order), tuple(faults))
+    def place(name: str) -> tuple[bool, float]:
+        is_partial = None in times[name] and name in DIFFUSERS
+        return is_partial, slower[name] if slower[name] > _CLEARLY_SLOWER * least else 0.0
+
+    return Verdict((*sorted(times, key=place), *untested), tuple(faults.values()))
 
 
-def _alone(kernel: str, shapes: list[Shape], device: str) -> tuple[list[float | None], str]:
-    """Seconds of each shape, None where the kernel does not compute it; or what went wrong."""
-    request = json.dumps({"kernel": kernel, "device": device, "shapes": [asdict(shape) for shape in shapes]})
+# What is known.
+
+
+@contextmanager
+def _alone(known: Path) -> Iterator[None]:
+    """One process at a time, where the folder allows it: what kernels take decides which one a run uses."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            known.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{known}.lock"))
+        yield
+
+
+def _read(file: Path) -> dict[str, _Trial]:
+    """What the file says; nothing where there is none, or a damaged one."""
     try:
-        done = subprocess.run(_CHILD, input=request, capture_output=True, text=True, timeout=_CHILD_S)
-    except subprocess.TimeoutExpired:
-        return [], f"attention kernel {kernel} did not finish in {_CHILD_S} s and is not used."
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if len(lines) < len(shapes):
-        shape = shapes[len(lines)]
-        message = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:200]
-        where = f"{shape.heads} heads of {shape.width}, {shape.tokens} tokens over {shape.keys}, {shape.dtype}"
-        return [], f"attention kernel {kernel} faults on this device ({where}: {message}) and is not used."
-    if wrong_numbers := [line["bad"] for line in lines if line["bad"]]:
-        return [], f"attention kernel {kernel} gives wrong numbers on this device ({wrong_numbers[0]}) and is not used."
-    return [line["seconds"] for line in lines], ""
+        table = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            key: _Trial(None if row["seconds"] is None else float(row["seconds"]), str(row["fault"]))
+            for key, row in table.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _keep(file: Path, trials: dict[str, _Trial]) -> None:
+    table = {key: {"seconds": trial.seconds, "fault": trial.fault} for key, trial in trials.items()}
+    with suppress(OSError):  # they are then tried again next time
+        files.write(file, json.dumps(table).encode())
+
+
+# Trying.
+
+
+def _tried(pairs: list[_Pair], device: str) -> dict[_Pair, _Trial]:
+    """Each in a child, the next ones in the same; where it dies, that kernel is left out, and another one goes on."""
+    results: dict[_Pair, _Trial] = {}
+    while pairs:
+        trials, died_of = _asked(pairs, device)
+        results |= dict(zip(pairs, trials, strict=False))
+        pairs = pairs[len(trials) :]
+        if pairs:
+            kernel, shape = pairs[0]
+            results[pairs[0]] = _dead(kernel, shape, died_of)
+            pairs = [pair for pair in pairs if pair[0] != kernel]
+    return results
+
+
+def _asked(pairs: list[_Pair], device: str) -> tuple[list[_Trial], str]:
+    """What a child found, which are all if it lived, and what it died of."""
+    request = json.dumps({"trials": [(kernel, asdict(shape)) for kernel, shape in pairs], "device": device})
+    try:
+        done = subprocess.run(_CHILD, input=request.encode(), capture_output=True, timeout=_CHILD_S)
+        output, died_of = done.stdout, error_output.cause(done.stderr.decode(errors="replace"))
+        if not done.stderr.strip():
+            died_of = f"status {done.returncode}"
+    except subprocess.TimeoutExpired as expired:
+        output, died_of = expired.stdout or b"", f"not finished in {_CHILD_S} s"
+    lines = [json.loads(line) for line in output.decode(errors="replace").splitlines() if line.startswith("{")]
+    return [_trial(*pair, line) for pair, line in zip(pairs, lines, strict=False)], died_of
+
+
+def _trial(kernel: str, shape: Shape, line: dict[str, Any]) -> _Trial:
+    wrong = f"attention kernel {kernel} gives wrong numbers on this device ({line['bad']}) and is not used."
+    return _Trial(line["seconds"], wrong if line["bad"] else "", line["is_short"])
+
+
+def _dead(kernel: str, shape: Shape, died_of: str) -> _Trial:
+    if "out of memory" in died_of:
+        return _Trial(is_short=True)
+    where = f"{shape.heads} heads of {shape.width}, {shape.tokens} tokens over {shape.keys}, {shape.dtype}"
+    return _Trial(fault=f"attention kernel {kernel} faults on this device ({where}: {died_of}) and is not used.")
 
 
 # In the run.
@@ -184,65 +253,16 @@ def using(denoiser: nn.Module, kernels: tuple[str, ...]) -> AbstractContextManag
     return manager
 
 
-# In the child.
+# In a checkpoint.
 
 
-def _measure(kernel: str, shapes: list[Shape], device: str) -> Iterator[dict[str, Any]]:
-    """For each shape the seconds of forward and backward, and what is wrong with the numbers.
-
-    The seconds are None where the kernel does not compute the shape.
-    """
-    for shape in shapes:
-        query, key, value, mask = _inputs(shape, device)
-        # Its numbers beside those of the plain way.
-        try:
-            expected = _attended("math", query, key, value, mask)
-            results = _attended(kernel, query, key, value, mask)
-        except RuntimeError as error:
-            if not any(text in str(error) for text in ("No available kernel", "No viable backend")):
-                raise
-            yield {"seconds": None, "bad": ""}
-            continue
-        pairs = zip(results, expected, strict=True)
-        apart = [float((ours - theirs).norm() / theirs.norm().clamp_min(1e-9)) for ours, theirs in pairs]
-        bad = "" if max(apart) < 0.05 else f"{max(apart):.3f} apart from the plain way"
-        bad = "NaN" if any(math.isnan(distance) for distance in apart) else bad
-
-        # Its time.
-        began = time.perf_counter()
-        for _ in range(_TIMES):
-            _attended(kernel, query, key, value, mask)
-        yield {"seconds": (time.perf_counter() - began) / _TIMES, "bad": bad}
+def state(kernels: tuple[str, ...] | None, device: str) -> dict[str, list[str]] | None:
+    """What a checkpoint keeps of a run's kernels, and where they were chosen; None where none were."""
+    return None if kernels is None else {"kernels": [*kernels], "machine": machine(device)}
 
 
-def _inputs(shape: Shape, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    rng, dtype = torch.Generator(device).manual_seed(0), getattr(torch, shape.dtype)
-    sizes = [(shape.batch, shape.heads, count, shape.width) for count in (shape.tokens, shape.keys, shape.keys)]
-    query, key, value = (torch.randn(size, generator=rng, device=device).to(dtype).requires_grad_() for size in sizes)
-    mask = torch.zeros(shape.batch, 1, 1, shape.keys, device=device, dtype=dtype) if shape.masked else None
-    return query, key, value, mask
-
-
-def _attended(kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """The output and the three gradients, float32."""
-    for tensor in (query, key, value):
-        tensor.grad = None
-    if kernel in DIFFUSERS:
-        with attention_backend(DIFFUSERS[kernel]):
-            turned = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (batch, tokens, heads, width)
-            output = dispatch_attention_fn(*turned, attn_mask=mask).transpose(1, 2)
-    else:
-        with sdpa_kernel(SDPBackend.MATH if kernel == "math" else getattr(SDPBackend, TORCH[kernel])):
-            output = _FUSED(query, key, value, attn_mask=mask)
-    output.float().square().sum().backward()
-    results: list[Tensor] = [output, *(tensor.grad for tensor in (query, key, value) if tensor.grad is not None)]
-    if query.device.type == "cuda":
-        torch.cuda.synchronize()
-    return [tensor.detach().float() for tensor in results]
-
-
-if __name__ == "__main__":
-    wanted = json.loads(sys.stdin.read())
-    for line in _measure(wanted["kernel"], [Shape(**shape) for shape in wanted["shapes"]], wanted["device"]):
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+def restored(kept: Any, device: str) -> tuple[str, ...] | None:
+    """The kernels that a checkpoint names, if they were chosen on a machine like this one."""
+    if not isinstance(kept, dict) or kept["machine"] != machine(device):
+        return None
+    return tuple(kept["kernels"])

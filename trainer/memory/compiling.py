@@ -14,11 +14,15 @@ in the last bits.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
+import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,11 +33,21 @@ from trainer.config import MemoryConfig
 BACKEND: Any = "inductor"  # what torch compiles with
 _WORTH_PASSES = 400  # forward and backward passes; those 27 s are won back after 130
 _MOST_VARIANTS = 6  # of widths and shapes compiled apart; torch keeps eight of a function
+_OLDEST = (7, 0)  # the capability of GPUs from which on Triton compiles for them
+_SLOWER = ("graphs", "blocks", "off")  # each in the place of the one before, where that can't be
+_LONGEST = 200  # of a cause in a sentence
 _RULED_OUT = "memory.compile is {!r}, which doesn't go with {}; allowed with it: auto, off."
 
 
-def check(settings: MemoryConfig, device: str) -> list[str]:
-    """A sentence for what can't be compiled."""
+class Passes(NamedTuple):
+    """Forward and backward passes of a run."""
+
+    steps: int
+    a_step: int
+
+
+def check(settings: MemoryConfig, device: str, passes_a_step: int = 1) -> list[str]:
+    """A sentence for what can't be compiled, in steps of so many forward and backward passes."""
     chosen, problems = settings.compile, []
     if chosen in ("auto", "off"):
         return []
@@ -43,24 +57,66 @@ def check(settings: MemoryConfig, device: str) -> list[str]:
         problems.append(_RULED_OUT.format(chosen, "memory.attention=plain"))
     if settings.shard:
         problems.append(_RULED_OUT.format(chosen, "memory.shard"))
-    if chosen == "graphs" and device != "cuda":
-        problems.append(f"memory.compile is 'graphs', but the run is on {device}; allowed there: auto, off, blocks.")
-    if chosen == "graphs" and (settings.gradient_checkpointing or settings.offload_activations):
-        problems.append(
-            "memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and "
-            "offloaded activations: blocks."
-        )
+    if chosen == "graphs":
+        problems += _against_graphs(settings, device, passes_a_step)
     if missing := _missing_compiler(device):
         problems.append(f"memory.compile is {chosen!r}, which needs {missing}; allowed without: auto, off.")
     return problems
 
 
+def _against_graphs(settings: MemoryConfig, device: str, passes_a_step: int) -> list[str]:
+    problems = []
+    if device != "cuda":
+        problems.append(f"memory.compile is 'graphs', but the run is on {device}; allowed there: auto, off, blocks.")
+    if settings.gradient_checkpointing or settings.offload_activations:
+        problems.append(
+            "memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and "
+            "offloaded activations: blocks."
+        )
+    # What a graph gives lies in its own memory, gradients too: the next pass writes over what is to be added to.
+    if passes_a_step > 1:
+        problems.append(
+            f"memory.compile is 'graphs', which can't add up gradients, but a step is {passes_a_step} passes by "
+            f"accumulation or memory.micro_batch; allowed with several: auto, off, blocks."
+        )
+    return problems
+
+
+def possible(settings: MemoryConfig, device: str, passes_a_step: int) -> MemoryConfig:
+    """The settings, with a slower way of compiling where theirs doesn't go with the rest of them."""
+    ways = _SLOWER[_SLOWER.index(settings.compile) :] if settings.compile in _SLOWER else ()
+    tried = (settings.model_copy(update={"compile": way}) for way in ways)
+    return next((way for way in tried if not check(way, device, passes_a_step)), settings)
+
+
 def _missing_compiler(device: str) -> str:
     """What torch compiles with and this machine lacks; empty if nothing."""
-    if device == "cuda":
-        return "" if find_spec("triton") else "triton (pip install triton, or triton-windows)"
-    names = system.cpp_compilers()
-    return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
+    if device != "cuda":
+        names = system.cpp_compilers()
+        return "" if any(map(shutil.which, names)) else f"a C++ compiler ({' or '.join(names)})"
+    if not find_spec("triton"):
+        return "triton (pip install triton, or triton-windows)"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _OLDEST:
+        return "a GPU of 2017 (Volta) or later"
+    # What starts Triton's kernels is a C program, compiled here.
+    names = system.c_compilers()
+    if names and not os.environ.get("CC") and not any(map(shutil.which, names)):
+        return f"a C compiler ({' or '.join(names)})"
+    if names and not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file():
+        return "Python's header files (the package python3-dev)"
+    return ""
+
+
+def failure(error: BaseException) -> str:
+    """What compiling, or what was compiled, failed of, in a line; empty if the error is about something else."""
+    # By the modules: to import torch.compile's own errors would load all of it.
+    raised = [kind.__module__ for kind in type(error).__mro__]
+    passed = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    compiled = any(module.startswith(("torch._inductor", "triton")) for module in [*raised, *passed])
+    if not compiled and not any(module.startswith("torch._dynamo") for module in raised):
+        return ""
+    inner = getattr(error, "inner_exception", error)  # torch's own words around it tell how to debug
+    return (str(inner).strip().split("\n")[0] or type(inner).__name__)[:_LONGEST]
 
 
 def is_possible(settings: MemoryConfig, device: str) -> bool:
@@ -69,20 +125,19 @@ def is_possible(settings: MemoryConfig, device: str) -> bool:
 
 
 def choose(
-    denoiser: nn.Module, settings: MemoryConfig, num_passes: int, num_shapes: Callable[[], int], device: str
+    denoiser: nn.Module, settings: MemoryConfig, passes: Passes, num_shapes: Callable[[], int], device: str
 ) -> MemoryConfig:
     """The settings with what was chosen in `auto`'s place; the denoiser's blocks are then compiled, or not.
 
     `auto` goes by the passes ahead. May be called again: what was compiled before is taken back first.
     """
     choices.check(settings, "memory.")
-    chosen = settings.compile
     blocks = repeated(denoiser)
-    if chosen == "auto":
-        gains = is_possible(settings, device) and num_passes >= _WORTH_PASSES and blocks
+    if settings.compile == "auto":
+        gains = is_possible(settings, device) and passes.steps * passes.a_step >= _WORTH_PASSES and blocks
         chosen = "blocks" if gains else "off"
-    elif check(settings, device.partition(":")[0]):  # the ladder came here
-        chosen = "off"
+    else:  # settings of another machine, or another number of processes
+        chosen = possible(settings, device.partition(":")[0], passes.a_step).compile
 
     # For shapes as such only where there are too many of them to compile each.
     dynamic = chosen != "off" and num_shapes() * _num_kinds(blocks) > _MOST_VARIANTS

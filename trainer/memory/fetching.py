@@ -1,20 +1,23 @@
 """Frozen weights that wait on the CPU and are brought to the GPU a few layers ahead of their use.
 
-All weights of one part (some layers that are used one after another) lie side by side in one pinned buffer and come in
-one copy, on a stream of its own: while one part computes, the next is on its way. The GPU holds a ring of three parts:
-the one that computes, the one that comes, and the one whose kernels may still be running. Which part comes next is what
-came next the last time after the same two parts, so that backward, activations computed twice and a UNet's own order
-need no rule; a part that was not foreseen is fetched when it is asked for. One of a 12-billion-parameter base in bf16
-is 24 GB each way, half a second over a fast bus: less than a step at 1024 px.
+All weights of one part (some layers that are used one after another) lie side by side in pinned memory and come in one
+copy, on a stream of its own: while one part computes, the next ones are on their way. The GPU holds a ring of up to
+eight parts: the one that computes, those that come, those whose kernels may still be running, and those of the block
+that is being computed twice, which its backward then finds. Of FLUX.1's 304 parts a checkpointed step fetches 738 with
+a ring of three and 592 with one of eight (counted with this ring; 608 is each part once forwards and once backwards).
+Which part comes next is what came next the last time after the same parts, so that backward, activations computed twice
+and a UNet's own order need no rule: after the same twelve, which tell a block's forward from its being computed again,
+else after the same two. A part that was not foreseen is fetched when it is asked for. One of a 12-billion-parameter
+base in bf16 is 24 GB each way, half a second over a fast bus: less than a step at 1024 px.
 
 Diffusers' group offloading takes a block's weights away again after its forward, where a backward still needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +25,11 @@ from torch import Tensor, nn
 from trainer.memory.frozen import FetchedConv2d, FetchedLinear, NarrowLinear
 
 _PART_BYTES = 96 << 20
-_SLOTS = 3
+_FEWEST, _MOST = 3, 8  # parts on the GPU
+_RING_BYTES = 960 << 20  # that more than the fewest may take: what eight of FLUX.1's take
+_AHEAD = 3  # parts that may be on their way
+_LONG, _SHORT = 12, 2  # parts that were asked for last, by which the next one is foreseen
+_PINNED_BYTES = 1 << 30  # of one allocation: torch rounds each up to a power of two
 _ALIGN = 256  # bytes: where a kernel likes a weight to start
 
 
@@ -41,17 +48,21 @@ class Ring:
         self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES
     ) -> None:
         self.device, self.num_asked, self.num_foreseen, self.num_fetched = device, 0, 0, 0
-        self._parts = [_packed(group, device) for group in _grouped(layers, part_bytes)]
+        self._parts = _packed(_grouped(layers, part_bytes), device)
         self._of = {layer: number for number, part in enumerate(self._parts) for layer in part.places}
         room = max((len(part.buffer) for part in self._parts), default=0)
-        num_slots = min(_SLOTS, len(self._parts))
+        num_slots = slots(room, len(self._parts))
+        self._ahead = min(_AHEAD, num_slots - 2)  # beside the part that computes and the one before it
         self._slots = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(num_slots)]
         self._holds: list[int | None] = [None] * len(self._slots)
         self._used: list[int] = [0] * len(self._slots)  # when each slot was last asked for, counted in changes of part
-        self._now, self._before, self._count = -1, -1, 0
-        # Which part comes after two others: at first, the next in order; then what came there last.
-        self._next = {(first, second): second + 1 for first, second in pairwise(range(-1, len(self._parts) - 1))}
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._now, self._count = -1, 0
+        self._recent: tuple[int, ...] = (-1,)  # the parts that were asked for last
+        # Which part comes after others: at first, the next in order; then what came there last.
+        self._next: dict[tuple[int, ...], int] = {
+            (first, second): second + 1 for first, second in pairwise(range(-1, len(self._parts) - 1))
+        }
+        self._copying = _copying_into(self._slots, device) if device.type == "cuda" else None
         self._arrived: list[torch.cuda.Event | None] = [None] * len(self._slots)
         self._done: list[torch.cuda.Event | None] = [None] * len(self._slots)
 
@@ -68,14 +79,15 @@ class Ring:
 
     def _turn_to(self, number: int) -> None:
         """Make this part the one that computes, and send for the one that followed it last time."""
-        # What follows the last two parts, for the next time; and when the last one's slot will be free.
+        # What follows the last parts, for the next time; and when the last one's slot will be free.
         if self._now >= 0:
-            self._next[self._before, self._now] = number
+            self._next[self._recent] = self._next[self._recent[-_SHORT:]] = number
             if self._copying and self._now in self._holds:  # all that uses the last part has been launched
                 self._done[self._holds.index(self._now)] = torch.cuda.current_stream(self.device).record_event()
 
         # This part, which is there or on its way; or is fetched now.
-        self._before, self._now, self._count = self._now, number, self._count + 1
+        self._now, self._count = number, self._count + 1
+        self._recent = (*self._recent, number)[-_LONG:]
         self.num_asked += 1
         if number in self._holds:
             self.num_foreseen += 1
@@ -86,10 +98,17 @@ class Ring:
         if arrived := self._arrived[slot]:
             torch.cuda.current_stream(self.device).wait_event(arrived)
 
-        # The one after it.
-        coming = self._next.get((self._before, number))
-        if coming is not None and coming not in self._holds:
-            self._fetch(coming)
+        # Those after it; what is here already is kept for them.
+        recent = self._recent
+        for _ in range(self._ahead):
+            coming = self._next.get(recent, self._next.get(recent[-_SHORT:]))
+            if coming is None:
+                break
+            if coming in self._holds:
+                self._used[self._holds.index(coming)] = self._count
+            else:
+                self._fetch(coming)
+            recent = (*recent, coming)[-_LONG:]
 
     def _fetch(self, number: int) -> None:
         """Copy a part into the slot that was left the longest ago; the copy waits for what still computes there."""
@@ -122,18 +141,56 @@ def _grouped(layers: Sequence[nn.Linear | nn.Conv2d], part_bytes: int) -> list[l
     return groups
 
 
-def _packed(layers: list[nn.Linear | nn.Conv2d], device: torch.device) -> _Part:
-    """The layers' weights in one buffer; each layer's own weight is then a view of it."""
-    starts, size = [], 0
-    for layer in layers:
-        starts.append(size)
-        size += -(-layer.weight.nbytes // _ALIGN) * _ALIGN
-    part = _Part(torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda"))
-    for layer, start in zip(layers, starts, strict=True):
-        weight = layer.weight.data
-        part.places[layer] = (start, weight.dtype, weight.shape, weight.stride())
-        layer.weight.data = _view(part.buffer, *part.places[layer]).copy_(weight)
-    return part
+def slots(room: int, num_parts: int) -> int:
+    """How many parts of so many bytes at most the device holds."""
+    return min(num_parts, max(_FEWEST, min(_MOST, _RING_BYTES // max(room, 1))))
+
+
+def ring_bytes(sizes: Sequence[int]) -> int:
+    """What a ring for layers of these bytes takes on the device, about."""
+    room = max(_PART_BYTES, *sizes)
+    return room * slots(room, -(-sum(sizes) // room))
+
+
+def _copying_into(buffers: list[Tensor], device: torch.device) -> torch.cuda.Stream:
+    """The stream of the copies. Their memory may still be read by kernels of whoever had it before, and must not be
+    given away while a copy is under way.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    for buffer in buffers:
+        buffer.record_stream(stream)
+    return stream
+
+
+def _packed(groups: list[list[nn.Linear | nn.Conv2d]], device: torch.device) -> list[_Part]:
+    """Each group's weights in one buffer; each layer's own weight is then a view of it."""
+    starts: list[list[int]] = []
+    sizes = []
+    for layers in groups:
+        ends = [*accumulate((-(-layer.weight.nbytes // _ALIGN) * _ALIGN for layer in layers), initial=0)]
+        starts.append(ends[:-1])
+        sizes.append(ends[-1])
+    parts = []
+    for layers, places, buffer in zip(groups, starts, _buffers(sizes, device.type == "cuda"), strict=True):
+        part = _Part(buffer)
+        for layer, start in zip(layers, places, strict=True):
+            weight = layer.weight.data
+            part.places[layer] = (start, weight.dtype, weight.shape, weight.stride())
+            layer.weight.data = _view(part.buffer, *part.places[layer]).copy_(weight)
+        parts.append(part)
+    return parts
+
+
+def _buffers(sizes: list[int], pinned: bool) -> Iterator[Tensor]:
+    """Memory of these sizes on the CPU, one after another out of large pieces: small ones would each be rounded up."""
+    left, piece = sum(sizes), torch.empty(0, dtype=torch.uint8)
+    for size in sizes:
+        if size > len(piece):
+            largest = min(_PINNED_BYTES, 1 << (left.bit_length() - 1))  # power of two that is needed whole
+            piece = torch.empty(max(size, largest), dtype=torch.uint8, pin_memory=pinned)
+        yield piece[:size]
+        piece, left = piece[size:], left - size
 
 
 def _view(buffer: Tensor, start: int, kind: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:

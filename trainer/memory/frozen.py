@@ -63,8 +63,10 @@ class NarrowLinear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.ring:
             return _fetched(inputs, self.wide, self.bias)
-        kind = "fp8 scaled" if self.scales_inputs else self.kind
-        return _biased(_product(inputs.to(_dtype(inputs)), [self.weight, self.get_buffer("scale")], kind), self.bias)
+        given, kept = inputs.to(_dtype(inputs)), [self.weight, self.get_buffer("scale")]
+        if self.scales_inputs and given.numel() >= _FEWEST_ROWS * self.in_features:
+            return _biased(_ScaledLinear.apply(given, *kept), self.bias)
+        return _biased(_product(given, kept, self.kind), self.bias)
 
 
 class NF4Linear(nn.Linear):
@@ -118,7 +120,7 @@ def _widened(kept: list[Tensor], kind: str, dtype: torch.dtype) -> Tensor:
     narrow, scale = kept
     if kind == "int8":
         return narrow * scale.to(dtype)  # one pass: integers times numbers are numbers
-    assert kind in ("fp8", "fp8 scaled"), kind
+    assert kind == "fp8", kind
     return narrow.view(_E4M3).to(dtype).mul_(scale.to(dtype))
 
 
@@ -155,21 +157,7 @@ def _product(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
 
 
 def _forward(inputs: Tensor, kept: list[Tensor], kind: str) -> Tensor:
-    if kind == "fp8 scaled":
-        return _scaled(inputs, *kept)
     return functional.linear(inputs, _widened(kept, kind, inputs.dtype))
-
-
-def _scaled(inputs: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
-    """inputs @ weight.T in float8: inputs (..., in) rounded by row, weight bytes (out, in) with a scale (out, 1)."""
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
-    rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
-    by_row = functional.ScalingType.RowWise
-    product = functional.scaled_mm(
-        rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row, output_dtype=torch.bfloat16
-    )
-    return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
 
 
 class _Linear(torch.autograd.Function):
@@ -226,6 +214,47 @@ def _back(ctx: Any, grad: Tensor) -> tuple[Tensor, list[None], None]:
 
 
 _operation.register_autograd(_back, setup_context=_remember)
+
+
+# A product in float8.
+
+_FEWEST_ROWS = 17  # below, to widen the weight costs nothing beside it, and not every kernel takes so few
+
+
+class _ScaledLinear(torch.autograd.Function):
+    """inputs @ weight.T in float8: inputs (..., in) rounded by row, weight bytes (out, in) with a scale (out, 1).
+
+    In a compiled block the rounding is the compiler's, which makes one pass of it; the product alone is an operation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(narrow, scale)
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        largest = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _LARGEST["fp8"]  # (rows, 1)
+        rounded = (flat / largest.to(flat.dtype)).clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(_E4M3)
+        product = _scaled_product(rounded, largest, narrow, scale)
+        return product.view(*inputs.shape[:-1], len(narrow)).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _operation_back(grad, [*ctx.saved_tensors], "fp8"), None, None
+
+
+@torch.library.custom_op("velatura::scaled_product", mutates_args=())
+def _scaled_product(rounded: Tensor, largest: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
+    """(rows, out) in bfloat16."""
+    by_row = functional.ScalingType.RowWise
+    # Sums as the tensor cores make them: exact ones take longer, and both factors have three bits.
+    return functional.scaled_mm(
+        rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row,
+        output_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+
+
+@_scaled_product.register_fake
+def _(rounded: Tensor, largest: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
+    return rounded.new_empty(len(rounded), len(narrow), dtype=torch.bfloat16)
 
 
 # A weight that waits on the CPU.

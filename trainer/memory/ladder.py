@@ -4,7 +4,7 @@ The ladder's rungs go from what changes nothing but the time to what costs a lit
 the same effective batch, activations computed twice, encoders off the GPU, the denoiser's blocks fetched layer by
 layer, and a quantised base. The step that ran out is taken again; nothing of it had been learned. What the ladder
 changed is saved with the next checkpoint, and each of its forms can be made from the base on disk alone, so that a
-resumed run goes on alike.
+resumed run goes on alike. Compiled blocks that fail are given up in the same way.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check(config: TrainConfig) -> list[str]:
         )
 
     # Compiled blocks, fetched blocks, fewer bits.
-    problems += compiling.check(settings, device)
+    problems += compiling.check(settings, device, _passes_a_step(settings, config, config.batch_size))
     if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
         problems.append(
             f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders."
@@ -127,7 +127,7 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
         words = f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
     else:
         return None
-    return now.model_copy(update=update), words
+    return _with_compiling(now.model_copy(update=update), words, config, num_rows, device)
 
 
 def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[MemoryConfig, str] | None:
@@ -135,7 +135,23 @@ def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[M
     if not can_offload(device) or now.offload == "blocks" or _against_fetching(config, now.quantise):
         return None
     words = "the base waits on the CPU, and its blocks are fetched ahead of their use"
-    return now.model_copy(update={"offload": "blocks"}), words
+    return _with_compiling(now.model_copy(update={"offload": "blocks"}), words, config, config.batch_size, device)
+
+
+def _with_compiling(
+    settings: MemoryConfig, words: str, config: TrainConfig, num_rows: int, device: str
+) -> tuple[MemoryConfig, str]:
+    """A rung's settings and words, with compiled blocks as they go with it."""
+    passes_a_step = _passes_a_step(settings, config, num_rows)
+    possible = compiling.possible(settings, device.partition(":")[0], passes_a_step)
+    if possible.compile != settings.compile:
+        words += f", and memory.compile is {possible.compile}, since {settings.compile} doesn't go with it"
+    return possible, words
+
+
+def _passes_a_step(settings: MemoryConfig, config: TrainConfig, num_rows: int) -> int:
+    """Forward and backward passes of a step in a process that has at most so many pictures of a batch at once."""
+    return config.accumulation * -(-num_rows // (settings.micro_batch or num_rows))
 
 
 class Change(NamedTuple):
@@ -169,6 +185,24 @@ def climb(model: TrainingModel) -> Change | None:
     arrange(model)
     system.give_back_freed()
     return change(before, model.memory, words)
+
+
+def without_compiling(model: TrainingModel, error: BaseException) -> str | None:
+    """A sentence where blocks that the run itself chose to compile failed, and no longer are; None if the error is
+    another.
+
+    Called while the error is handled, it lets go of what that holds.
+    """
+    failure = compiling.failure(error)
+    if not failure or model.config.memory.compile != "auto" or model.memory.compile == "off":
+        return None
+    mechanics.let_go()
+    model.memory = model.memory.model_copy(update={"compile": "off"})
+    arrange(model)
+    return (
+        f"compiled blocks don't work on this machine ({failure}), so steps are computed without them, and take longer; "
+        f"memory.compile=off says so from the start."
+    )
 
 
 def exhausted(when: str, error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import yaml
@@ -96,15 +98,16 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         "lr": config.learning_rate, "train_unet": True, "train_text_encoder": bool(rates),
         "optimizer": _OPTIMIZERS.get(optimizer.name, "adamw"),
         "lr_scheduler": schedules.get(optimizer.schedule, "cosine"),
-        "optimizer_params": out_parts.optimizer_values(config),
+        "optimizer_params": {
+            key: value
+            for key, value in out_parts.optimizer_values(config).items()
+            if key != "eps"  # ai-toolkit sets it itself, and refuses it twice
+        },
         "max_grad_norm": optimizer.max_grad_norm, "dtype": _DTYPES[config.dtype],
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "noise_scheduler": "ddpm" if config.family in ("sd", "sdxl", "pixart") else "flowmatch",
-        "min_denoising_steps": round(objective.timesteps_low * 1000),
-        "max_denoising_steps": round(objective.timesteps_high * 1000) - 1,
+        **_range(config),
     }  # fmt: skip
-    if rates:
-        values["text_encoder_lr"] = rates[0]
     if optimizer.warmup_steps:
         values["lr_scheduler_params"] = {"num_warmup_steps": optimizer.warmup_steps}
     if optimizer.ema_decay:
@@ -123,6 +126,21 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         uniform = "shift" if objective.shift == "resolution" else "linear"
         values["timestep_type"] = uniform if objective.timesteps == "uniform" else "sigmoid"
     return values
+
+
+def _range(config: TrainConfig) -> dict[str, int]:
+    """The range as places in a list that falls from all noise; sigmoid's list is drawn and sorted: places are quantiles."""
+    objective = config.objective
+    low, high = objective.timesteps_low, objective.timesteps_high
+    if config.family not in ("sd", "sdxl", "pixart") and objective.timesteps != "uniform":
+        low, high = (_quantile(level) for level in (low, high))
+    first, last = round((1 - high) * 1000), round((1 - low) * 1000)
+    return {"min_denoising_steps": first, "max_denoising_steps": min(last, 999)}
+
+
+def _quantile(level: float) -> float:
+    """The share of sigmoid timesteps below a noise level."""
+    return NormalDist().cdf(math.log(level / (1 - level))) if 0 < level < 1 else level
 
 
 def _model(config: TrainConfig, architecture: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from statistics import NormalDist
 
-from trainer.other_trainers import bases, learning
+from trainer.other_trainers import bases, class_options, learning
 from trainer.other_trainers.reading import Reading
 
 
@@ -84,28 +86,38 @@ def _words(reading: Reading, key: str) -> list[str]:
 
 
 def put_rates(reading: Reading) -> None:
+    """Set the one rate: a LoRA's parameters have `train.lr`, whatever they are of.
+
+    They have it in groups of their own, so that the 1.0 which ai-toolkit hands to Prodigy and D-Adaptation in place of
+    a rate below 0.1, and prints, is read by none (BaseSDTrainProcess.py:2024, kohya_lora.py:1030, optimizer.py:40).
+    """
     main = reading.number("train.lr", 1e-6)
-    key = "train.unet_lr" if reading.has("train.unet_lr") else "train.lr"
-    denoiser = reading.number("train.unet_lr", main) if reading.flag("train.train_unet", True) else 0.0
+    denoiser = main if reading.flag("train.train_unet", True) else 0.0
+    for key in ("train.unet_lr", "train.text_encoder_lr"):
+        reading.no_effect(key, "ai-toolkit reads it nowhere for a LoRA; all of it has the rate lr")
     text: dict[str, float] = {}
     if reading.flag("train.train_text_encoder"):
         if reading.settings["family"] in bases.CLIP_FAMILIES:
-            rate = reading.number("train.text_encoder_lr", main)
             names = ("text_encoder", "text_encoder_2")[: 2 if reading.settings["family"] in ("sdxl", "sd3") else 1]
-            text = dict.fromkeys(names, rate)
+            text = dict.fromkeys(names, main)
         else:
             reading.cannot(
                 "train.train_text_encoder", f"no text encoder of {reading.settings['family']} is adapted here"
             )
-    else:
-        reading.no_effect("train.text_encoder_lr", "no text encoder is trained")
-    learning.put_part_rates(reading, denoiser, text, (key,), ("train.train_text_encoder", "train.text_encoder_lr"))
+    learning.put_part_rates(reading, denoiser, text, ("train.lr",), ("train.train_text_encoder",))
 
 
 def put_optimizer(reading: Reading) -> None:
     prefix = "train.optimizer_params."
     options = {key[len(prefix) :]: value for key, value in reading.seen.items() if key.startswith(prefix)}
-    learning.put_optimizer(reading, reading.text("train.optimizer", "adamw"), options, "train.optimizer", prefix + "{}")
+    name = reading.text("train.optimizer", "adamw")
+    options = class_options.with_left_out(class_options.AI_TOOLKIT, name, options)
+    learning.put_optimizer(reading, name, options, "train.optimizer", prefix + "{}")
+    if reading.settings["learning_rate"] < 0.1 and name.lower().startswith(("prodigy", "dadapt")):
+        reading.notes.append(
+            f"ai-toolkit prints that {name[:20]} has a rate of 1, and trains at {reading.settings['learning_rate']:g} "
+            f"times what it finds; it usually is 1: --set learning_rate=1"
+        )
     name = reading.text("train.lr_scheduler", "constant")
     if name == "linear":
         reading.cannot(
@@ -157,12 +169,32 @@ def put_objective(reading: Reading) -> None:
             reading.no_effect(f"train.{key}", "diff_output_preservation is off")
 
 
+def _put_range(reading: Reading) -> None:
+    """Set the range: they are places in a list of timesteps that falls from 1000, so the first are the noisiest."""
+    first, last = "train.min_denoising_steps", "train.max_denoising_steps"
+    start, end = max(0.0, reading.number(first)), min(999.0, reading.number(last, 999))
+    if start <= 0 and end >= 999:
+        return
+    low, high = 1 - end / 1000 if end < 999 else 0.0, 1 - start / 1000
+    why = "a place in a list that falls from all noise, so from the other end"
+    if reading.settings["family"] not in bases.DIFFUSION:
+        kind = reading.text("train.timestep_type", "sigmoid")
+        if kind == "sigmoid":  # the list is drawn by that density and sorted: a place is a quantile
+            low, high = (_at_quantile(share) for share in (low, high))
+        if kind not in ("linear", "weighted"):
+            why += f"; the list follows {kind[:20]}, which is cut off there and squeezed into the range here: about alike"
+    for setting, value, key in (("high", high, first), ("low", low, last)):
+        reading.put(f"objective.timesteps_{setting}", value, key)
+        reading.translated(key, f"objective.timesteps_{setting} = {value:.4g}", why)
+
+
+def _at_quantile(share: float) -> float:
+    """The noise level below which this share of sigmoid timesteps lies."""
+    return 1 / (1 + math.exp(-NormalDist().inv_cdf(share))) if 0 < share < 1 else share
+
+
 def put_timesteps(reading: Reading) -> None:
-    low, high = reading.number("train.min_denoising_steps"), reading.number("train.max_denoising_steps", 999)
-    if low > 0:
-        reading.put("objective.timesteps_low", low / 1000, "train.min_denoising_steps")
-    if high < 999:
-        reading.put("objective.timesteps_high", (high + 1) / 1000, "train.max_denoising_steps")
+    _put_range(reading)
     if reading.text("train.content_or_style", "balanced") != "balanced":
         reading.cannot(
             "train.content_or_style",

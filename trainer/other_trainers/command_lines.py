@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ def first(text: str) -> Command | None:
     """The first command that starts a training script, or None."""
     joined = _CONTINUED.sub(" ", text)
     variables = {name: value.strip("\"'") for name, value in _VARIABLE.findall(joined)}
-    for line in joined.splitlines():
-        stripped = line.strip()
+    lines = [line.strip() for line in joined.splitlines()]
+    for row, stripped in enumerate(lines):
         if stripped.startswith(("#", "REM ", "::")) or not _START.search(stripped):
             continue
-        words = _words(stripped)
+        # Options on lines of their own belong to it, as documentation has them, though no shell would read them so.
+        further = itertools.takewhile(lambda line: line.startswith("--"), lines[row + 1 :])
+        words = _words(" ".join([stripped, *further]))
         for place, word in enumerate(words):
             match = _SCRIPT.fullmatch(word)
             if match and "train" in match[1]:

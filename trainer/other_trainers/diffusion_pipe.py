@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.other_trainers import bases, documents, learning, steps
+from trainer.other_trainers import bases, class_options, documents, learning, steps
 from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.documents import Document
 from trainer.other_trainers.reading import Reading, shown
@@ -99,9 +99,9 @@ def _put_steps(reading: Reading) -> int:
     for key in [key for key in reading.seen if key.endswith("num_repeats")][:64]:
         reading.translated(key, "max_steps", "it counts in the steps")
     shown = max(1, round(sum(repeats) / len(repeats))) if repeats else max(1, reading.whole("num_repeats", 1))
-    an_epoch, how = steps.per_epoch(
-        reading, shown, reading.settings["batch_size"], reading.settings["accumulation"], drops_last=True
-    )
+    # Its batches are of all that a step takes, and a last one that isn't full is dropped (dataset.py, post_init).
+    a_step = reading.settings["batch_size"] * reading.settings["accumulation"]
+    an_epoch, how = steps.per_epoch(reading, shown, a_step, 1, drops_last=True)
     epochs, most = max(1, reading.whole("epochs", 1)), reading.whole("max_steps")
     if 0 < most <= epochs * an_epoch:
         steps.put_steps(reading, most, "", "max_steps")
@@ -206,11 +206,11 @@ def _put_learning(reading: Reading) -> None:
         for key, value in reading.seen.items()
         if key.startswith(prefix) and key != "optimizer.type"
     }
-    if learning.spelled(reading.text("optimizer.type", "adamw_optimi")) == "automagic":
+    name = reading.text("optimizer.type", "adamw_optimi")
+    options = class_options.with_left_out(class_options.DIFFUSION_PIPE, name, options)
+    if learning.spelled(name) == "automagic":
         options = {}
-    learning.put_optimizer(
-        reading, reading.text("optimizer.type", "adamw_optimi"), options, "optimizer.type", prefix + "{}"
-    )
+    learning.put_optimizer(reading, name, options, "optimizer.type", prefix + "{}")
     learning.put_schedule(reading, reading.text("lr_scheduler", "constant"), "lr_scheduler")
     if reading.has("force_constant_lr"):
         reading.put("optimizer.schedule", "constant", "force_constant_lr")

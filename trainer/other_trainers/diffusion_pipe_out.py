@@ -14,8 +14,8 @@ _TYPES = {
     "qwen": "qwen_image", "lumina2": "lumina_2", "auraflow": "auraflow", "zimage": "z_image",
 }  # fmt: skip
 _OPTIMIZERS = {
-    "adamw": "adamw_optimi", "adamw8bit": "AdamW8bitKahan", "prodigy": "Prodigy", "lion": "lion",
-    "adafactor": "adafactor", "schedule-free": "AdamWScheduleFree",
+    "adamw": "adamw_optimi", "adamw8bit": "AdamW8bitKahan", "prodigy": "Prodigy", "lion": "Lion",
+    "adafactor": "AdaFactor", "schedule-free": "AdamWScheduleFree",
 }  # fmt: skip
 _DTYPES = {"auto": "bfloat16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 _WEIGHTS = {"fp8": "float8", "nf4": "nf4"}
@@ -87,7 +87,12 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
 
 def _optimizer(config: TrainConfig) -> dict[str, Any]:
     name = _OPTIMIZERS.get(config.optimizer.name, "adamw_optimi")
-    return {"type": name, "lr": config.learning_rate, **out_parts.optimizer_values(config)}
+    told = out_parts.optimizer_values(config)
+    if name == "adamw_optimi":  # whose own are others
+        told = {"betas": [0.9, 0.999], "eps": 1e-8, **told}
+    if name == "AdaFactor":
+        told |= {"relative_step": False, "scale_parameter": False}
+    return {"type": name, "lr": config.learning_rate, **told}
 
 
 def _dataset(config: TrainConfig) -> dict[str, Any]:

@@ -62,7 +62,13 @@ def parsed(path: Path, raw: bytes) -> Document:
             if start == "{":
                 raise
     if command := command_lines.first(text):
-        return Document(path, "command", command_lines.options(command), command.script, text)
+        options = command_lines.options(command)
+        if not options:
+            raise ConfigError(
+                f"recipe {path} starts {command.script} and gives it no option; give the whole command, with a "
+                f"backslash at the end of each line but the last."
+            )
+        return Document(path, "command", options, command.script, text)
     return _table(path, text)
 
 
@@ -116,6 +122,6 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
             open_tables += reversed(items)
         elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
             open_tables += reversed([(f"{name}[{place}]", entry, depth + 1) for place, entry in enumerate(value)])
-        else:
+        elif name:  # an empty document has no keys
             flat[name] = value
     return flat

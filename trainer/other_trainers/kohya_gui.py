@@ -6,10 +6,11 @@ unet_lr as training the UNet alone (kohya_gui/lora_gui.py).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.other_trainers import bases, command_lines, documents, sd_scripts
+from trainer.other_trainers import bases, command_lines, documents, kohya_learning, sd_scripts, steps
 from trainer.other_trainers.command_lines import Command
 from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.documents import Document
@@ -81,7 +82,7 @@ def _read(reading: Reading) -> None:
     reading.seen, reading.origin = derived, origin
     family = _family(reading)
     bases.put_base(reading, family, "pretrained_model_name_or_path", family_keys=_FAMILY_KEYS)
-    sd_scripts.read_training(reading)
+    sd_scripts.read_training(reading, _put_steps)
     for key in NETWORK_ARGS:
         if key in reading.values and f"network_args.{key}" not in derived:
             reading.no_effect(key, "this kind of LoRA doesn't read it, or it is off")
@@ -148,11 +149,9 @@ def _tell_learning(reading: Reading, tell: Any) -> None:
         rates = [text_rate, reading.number("t5xxl_lr")] if reading.number("t5xxl_lr") else text_rate
         tell("text_encoder_lr", rates, "text_encoder_lr")
 
-    # Warm-up in percent of all steps; epochs count where no steps are given.
+    # Warm-up in percent of all steps.
     if reading.number("lr_warmup_steps") <= 0 and reading.number("lr_warmup") > 0:
         tell("lr_warmup_steps", min(0.99, reading.number("lr_warmup") / 100), "lr_warmup")
-    if not reading.whole("max_train_steps") and not reading.whole("max_train_epochs"):
-        tell("max_train_epochs", max(1, reading.whole("epoch", 1)), "epoch")
     if values.get("xformers") == "sdpa":
         tell("sdpa", True, "xformers")
 
@@ -167,6 +166,23 @@ def _tell_noise(values: dict[str, Any], derived: dict[str, Any]) -> None:
     )
     for key in dropped:
         derived.pop(key, None)
+
+
+def _put_steps(reading: Reading, repeats: int, batch_key: str, twice: bool) -> int:
+    """Set the steps as the front-end counts them, over all epochs at once; a dataset config leaves it nothing to count.
+
+    Returns steps of an epoch, as sd-scripts counts them.
+    """
+    an_epoch = kohya_learning.put_steps(reading, repeats, batch_key, twice)
+    if reading.whole("max_train_steps") or reading.whole("max_train_epochs") or reading.has("dataset_config"):
+        return an_epoch
+    pictures = (reading.pictures or steps.ASSUMED_PICTURES) * max(1, repeats) * (2 if twice else 1)
+    a_step = reading.settings["batch_size"] * reading.settings["accumulation"]
+    epochs = max(1, reading.whole("epoch", 1))
+    source = "" if reading.pictures else ", as the recipe doesn't say how many pictures; give --pictures N"
+    how = f"{epochs} epochs of {pictures} pictures, {a_step} a step{source}"
+    steps.put_steps(reading, math.ceil(pictures / a_step * epochs), how, "epoch")
+    return an_epoch
 
 
 def _network(values: dict[str, Any]) -> dict[str, Any]:

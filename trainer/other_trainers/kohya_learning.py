@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.other_trainers import learning, previews, steps
+from trainer.other_trainers import class_options, learning, previews, steps
 from trainer.other_trainers.bases import CLIP_FAMILIES
 from trainer.other_trainers.reading import Reading
 
@@ -13,6 +13,7 @@ _DTYPES = {
     "float16": "float16",
     "bf16": "bfloat16", "bfloat16": "bfloat16",
 }  # fmt: skip
+_APART = ("text_encoder_lr1", "text_encoder_lr2")  # as its documentation for SDXL has it, though its parser hasn't
 _TEXT_ENCODERS = {"sd": 1, "sdxl": 2, "sd3": 2, "flux": 1}
 
 
@@ -36,10 +37,11 @@ def put_rates(reading: Reading) -> None:
     family = reading.settings["family"]
     main = reading.number("learning_rate", 2e-6)
     denoiser = reading.number("unet_lr", main)
-    text_keys = ("text_encoder_lr", "network_train_unet_only", "network_train_text_encoder_only")
+    text_keys = ("text_encoder_lr", *_APART, "network_train_unet_only", "network_train_text_encoder_only")
     text: dict[str, float] = {}
     if reading.flag("network_train_unet_only") or family not in CLIP_FAMILIES:
-        reading.no_effect("text_encoder_lr", "no text encoder is trained")
+        for key in ("text_encoder_lr", *_APART):
+            reading.no_effect(key, "no text encoder is trained")
         if family not in CLIP_FAMILIES:
             reading.no_effect("network_train_unet_only", f"no text encoder of {family} is trained here anyway")
     else:
@@ -68,6 +70,8 @@ def _rates(reading: Reading, main: float) -> list[float]:
             except (TypeError, ValueError, OverflowError):
                 continue
         return [rate for rate in rates if math.isfinite(rate)] or [main]
+    if value is None and any(reading.has(key) for key in _APART):
+        return [reading.number(key, main) for key in _APART]
     return [reading.number("text_encoder_lr", main)]
 
 
@@ -81,10 +85,18 @@ def put_optimizer(reading: Reading) -> None:
             name, key = meant, flag
     prefix = "optimizer_args."
     options = {name[len(prefix) :]: value for name, value in reading.seen.items() if name.startswith(prefix)}
+    options = class_options.with_left_out(class_options.KOHYA, name, options)
     learning.put_optimizer(reading, name, options, key, prefix + "{}")
 
-    # The schedule.
+    # The schedule: adafactor that finds its rate has its own.
     schedule = reading.text("lr_scheduler", "constant")
+    if reading.settings["optimizer.name"] == "adafactor" and learning.finds_rate(options):
+        reading.put("optimizer.schedule", "constant")
+        reading.put("optimizer.warmup_steps", 0)
+        for key in ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_power"):
+            reading.no_effect(key, "with relative_step on, Adafactor's own schedule stands for it")
+        _put_limits(reading)
+        return
     learning.put_schedule(reading, schedule, "lr_scheduler", "lr_scheduler_num_cycles", "lr_scheduler_power")
     if learning.spelled(schedule) == "constant":  # there it takes none, and refuses one
         reading.put("optimizer.warmup_steps", 0)
@@ -93,6 +105,10 @@ def put_optimizer(reading: Reading) -> None:
         learning.put_warmup(
             reading, reading.number("lr_warmup_steps"), reading.settings["max_steps"], "lr_warmup_steps"
         )
+    _put_limits(reading)
+
+
+def _put_limits(reading: Reading) -> None:
     learning.put_clip(reading, "max_grad_norm")
     if (limit := reading.number("scale_weight_norms")) > 0:
         reading.put("optimizer.max_weight_norm", limit, "scale_weight_norms")

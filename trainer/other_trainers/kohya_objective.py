@@ -22,9 +22,7 @@ _FLOW_ONLY = (
 )  # fmt: skip
 
 
-def put_objective(
-    reading: Reading, sampling: str = "sigma", shift: float = 3.0, prediction: str = "sigma_scaled"
-) -> None:
+def put_objective(reading: Reading, sampling: str, shift: float, prediction: str) -> None:
     """Set the objective; the last three are what the tool does where they are left out."""
     _put_loss(reading)
     if reading.settings["family"] in DIFFUSION:
@@ -137,7 +135,7 @@ def put_flow(reading: Reading, sampling: str, shift: float) -> None:
             reading.put("objective.timesteps_std", scale, "sigmoid_scale")
         for key in ("logit_mean", "logit_std", "mode_scale"):
             reading.no_effect(key, f"timestep_sampling = {how} doesn't read it")
-    elif how == "uniform":
+    elif how in ("uniform", "nextdit_shift"):
         reading.put("objective.timesteps", "uniform", "timestep_sampling")
         reading.no_effect("sigmoid_scale", "uniform timesteps don't read it")
     elif how == "sigma":
@@ -150,7 +148,7 @@ def put_flow(reading: Reading, sampling: str, shift: float) -> None:
         reading.no_effect("weighting_scheme", f"timestep_sampling = {how[:20]} doesn't read it")
 
     # The shift.
-    if how in ("flux_shift", "qwen_shift", "flux2_shift"):
+    if how in ("flux_shift", "qwen_shift", "flux2_shift", "nextdit_shift"):
         reading.put("objective.shift", "resolution", "timestep_sampling")
         reading.no_effect("discrete_flow_shift", f"{how} finds the shift by the picture's size")
     elif how in ("shift", "sigma") and factor != 1:

@@ -56,6 +56,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "schedule-free": ("betas", "eps", "r", "weight_lr_power"),
 }  # fmt: skip
 _FIXED = {"scale_parameter": False, "relative_step": False, "warmup_init": False}  # of adafactor, as it is here
+SAFE_RATE = 1e-4  # where the tool's adafactor finds another by itself
 _SCHEDULES = {
     "constant": "constant", "constantwithwarmup": "constant", "linear": "linear", "linearwithwarmup": "linear",
     "cosine": "cosine", "cosineannealing": "cosine", "cosinewithrestarts": "restarts",
@@ -120,6 +121,36 @@ def put_optimizer(
     reading.put("optimizer.weight_decay", decay, option_key.format("weight_decay"))
     if lines:
         reading.put("optimizer.options", lines[:16], *keys)
+    if ours == "adafactor":
+        _put_adafactors_rate(reading, {option: _literal(value).lower() for option, value in options.items()})
+
+
+def _put_adafactors_rate(reading: Reading, options: Mapping[str, str]) -> None:
+    """Set a rate that is safe where the tool's adafactor takes another than is said.
+
+    With `relative_step` it drops all rates that are said, those of the parts too; with `scale_parameter` it multiplies
+    each by the size of its weights, which of a LoRA's is a thousandth to a fiftieth.
+    """
+    finds = finds_rate(options)
+    if not finds and options.get("scale_parameter") != "true":
+        return
+    held = float(reading.settings.get("learning_rate", SAFE_RATE))
+    rate = SAFE_RATE if finds else min(held, SAFE_RATE)
+    what = "relative_step" if finds else "scale_parameter"
+    does = "drops the rate and finds one by itself" if finds else "multiplies the rate by the size of the weights"
+    why = f"with {what} on, as it is unless the recipe says {what}=False, Adafactor {does}; {rate:g} is set"
+    reading.put_instead("learning_rate", rate, why)
+    if finds:
+        lines = reading.settings.get("optimizer.block_rates", [])
+        kept = [line for line in lines if not line.startswith("text_encoder") or line.endswith("=0")]
+        if kept != lines:
+            reading.put_instead("optimizer.block_rates", kept, "with relative_step on, all parts have one rate")
+    reading.notes.append(f"the learning rate is a guess: {why}")
+
+
+def finds_rate(options: Mapping[str, Any]) -> bool:
+    """Whether adafactor with these options finds its rate by itself; kohya's tools turn it on for `warmup_init`."""
+    return any(str(options.get(key)).lower() == "true" for key in ("relative_step", "warmup_init"))
 
 
 def _literal(value: Any) -> str:

@@ -170,11 +170,12 @@ def _put_steps(reading: Reading) -> int:
         for key in ("balancing", "balancing_strategy", "enabled"):
             reading.translated(f"{place}{key}", "max_steps", "it counts in the steps")
     shown_pictures = min(shown_pictures, 1e9) if places else float(pictures)
-    an_epoch: int = max(1, int(shown_pictures // batch) // accumulation)
+    batches = max(1, int(shown_pictures // batch))
+    an_epoch: int = max(1, batches // accumulation)
     source = "" if reading.pictures else ", as the recipe doesn't say how many; give --pictures N"
     epochs = max(1, reading.whole("epochs", 100))
-    how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {an_epoch} steps an epoch"
-    steps.put_steps(reading, epochs * an_epoch, how, "epochs")
+    how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {batches} batches an epoch"
+    steps.put_steps(reading, epochs * batches // accumulation, how, "epochs")  # a step may begin in one, end in the next
     return an_epoch
 
 

@@ -144,6 +144,13 @@ class Reading:
             if key in self.values and not any(key in keys for keys in self.sources.values()):
                 self.marks[key] = ("can't be", "", why)
 
+    def put_instead(self, setting: str, value: Any, why: str) -> None:
+        """Set one of ours to what the recipe doesn't say, and say so at the keys that said otherwise."""
+        self.settings[setting] = value
+        for key in self.sources.pop(setting, ()):
+            if key in self.values:
+                self.marks[key] = ("can't be", "", why)
+
     # The report.
 
     def keys(self) -> tuple[Key, ...]:

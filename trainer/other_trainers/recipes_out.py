@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trainer.other_trainers import (
     documents,
     importing,
     kohya_out,
+    learning,
     musubi_out,
     onetrainer_out,
     simpletuner_out,
@@ -104,6 +105,8 @@ def _same(name: str, ours: Any, back: dict[str, Any], config: TrainConfig) -> bo
     if name == "objective.timesteps" and {ours, theirs} == {"sigmoid", "logit-normal"}:
         normal = dict(leaves(config)) if ours == "logit-normal" else back  # of mean 0 and deviation 1 it is sigmoid
         return bool(normal["objective.timesteps_mean"] == 0 and normal["objective.timesteps_std"] == 1)
+    if name == "optimizer.options":  # what a class here has by itself may be said
+        return _arguments(ours) == _arguments(theirs or ())
     if name in _NEAR and isinstance(theirs, float):
         return math.isclose(ours, theirs, rel_tol=_NEAR[name])
     if name == "data.bucket_step_px" and 0 in (ours, theirs):  # 0 is 64, at these sizes
@@ -111,3 +114,9 @@ def _same(name: str, ours: Any, back: dict[str, Any], config: TrainConfig) -> bo
     if isinstance(ours, float) and isinstance(theirs, float):
         return math.isclose(ours, theirs, rel_tol=1e-9)
     return bool(ours == theirs)
+
+
+def _arguments(lines: Sequence[str]) -> dict[str, str]:
+    """An optimizer's arguments but for those that torch's AdamW and its kin have by themselves."""
+    told = dict(learning.arguments([line.replace(" ", "") for line in lines]))
+    return {key: value for key, value in told.items() if f"{key}={value}" not in ("eps=1e-08", "betas=(0.9,0.999)")}

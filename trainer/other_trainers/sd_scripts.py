@@ -5,6 +5,7 @@ A TOML's sections are only for people: the tool itself reads the keys of all as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from trainer.errors import ConfigError
@@ -40,6 +41,9 @@ _MODULES = {
     "lora_anima": "",
     "lora_hunyuan_image": "",
 }
+# What the script for a flow family does where timestep_sampling, discrete_flow_shift and model_prediction_type are left
+# out (flux_train_utils.py, lumina_train_util.py).
+_FLOW = {"flux": ("sigma", 3.0, "sigma_scaled"), "lumina2": ("shift", 6.0, "raw")}
 _ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
 
 
@@ -102,18 +106,20 @@ def _read(reading: Reading) -> None:
     read_training(reading)
 
 
-def read_training(reading: Reading) -> None:
-    """All but family and base, which a front-end's recipe says in other words."""
+def read_training(
+    reading: Reading, put_steps: Callable[[Reading, int, str, bool], int] = kohya_learning.put_steps
+) -> None:
+    """All but family and base, which a front-end's recipe says in other words, and steps, if it counts its own way."""
     reading.name = reading.text("output_name") or reading.text("metadata_title")
     for key in ("output_name", "metadata_title"):
         reading.translated(key, "the preset's name")
     repeats, twice = kohya_data.put_data(reading)
-    an_epoch = kohya_learning.put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"), twice)
+    an_epoch = put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"), twice)
     kohya_network.put_network(reading)
     kohya_learning.put_rates(reading)
     kohya_blocks.put_blocks(reading)
     kohya_learning.put_optimizer(reading)
-    kohya_objective.put_objective(reading)
+    kohya_objective.put_objective(reading, *_FLOW.get(reading.settings["family"], _FLOW["flux"]))
     kohya_learning.put_running(reading, an_epoch)
     if reading.flag("torch_compile"):
         reading.put("memory.compile", "blocks", "torch_compile")

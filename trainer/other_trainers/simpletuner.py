@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.other_trainers import bases, documents, learning, previews, steps
+from trainer.other_trainers import bases, class_options, documents, learning, previews, steps
 from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.documents import Document
 from trainer.other_trainers.reading import Reading, shown
@@ -235,13 +235,11 @@ def _put_learning(reading: Reading) -> None:
         else [reading.text("optimizer_config")]
     )
     options: dict[str, Any] = dict(learning.arguments(texts))
-    betas = [reading.number(f"optimizer_beta{number}", reading.number(f"adam_beta{number}")) for number in (1, 2)]
+    betas = [reading.number(f"optimizer_beta{number}") for number in (1, 2)]
     if all(betas):
         options["betas"] = betas
-    options.setdefault("weight_decay", reading.number("adam_weight_decay", 0.01))
-    if reading.has("adam_epsilon"):
-        options.setdefault("eps", reading.number("adam_epsilon", 1e-8))
     name = reading.text("optimizer", "adamw_bf16")
+    options = class_options.with_left_out(class_options.SIMPLETUNER, name, options)
     learning.put_optimizer(reading, name, options, "optimizer", "optimizer_config")
     learning.put_schedule(
         reading, reading.text("lr_scheduler", "constant_with_warmup"), "lr_scheduler", "lr_num_cycles", "lr_power"
@@ -281,6 +279,9 @@ def _put_objective(reading: Reading) -> None:
     else:
         for key in ("huber_c", "huber_schedule"):
             reading.no_effect(key, "only a Huber loss reads it")
+    if reading.text("flux_guidance_mode", "constant") == "constant" and reading.number("flux_guidance_value", 1) == 1:
+        for key in ("flux_guidance_mode", "flux_guidance_value", "flux_guidance_min", "flux_guidance_max"):
+            reading.no_effect(key, "guidance is 1 there too")
     if (strength := reading.number("input_perturbation")) > 0:
         reading.put("objective.input_perturbation", strength, "input_perturbation")
     if reading.settings["family"] in bases.DIFFUSION:

@@ -54,7 +54,10 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
 
 def _learning(config: TrainConfig) -> dict[str, Any]:
     optimizer = config.optimizer
-    arguments = ",".join(f"{key}={value}" for key, value in out_parts.optimizer_arguments(config).items())
+    told = out_parts.optimizer_arguments(config)
+    if optimizer.name in ("adamw", "adamw8bit"):  # its classes have a thousandth more
+        told.setdefault("eps", "1e-08")
+    arguments = ",".join(f"{key}={value}" for key, value in told.items())
     constant = "constant_with_warmup" if optimizer.warmup_steps else "constant"
     values = {
         "learning_rate": config.learning_rate, "max_train_steps": config.max_steps, "num_train_epochs": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer import loop
-from trainer.memory import arranging, compiling
+from trainer.memory import arranging, compiling, mechanics
 from trainer.rehearsal.describing import clock
 from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now
 from trainer.training_model import TrainingModel
@@ -39,10 +39,15 @@ def compiled(model: TrainingModel) -> list[str]:
         return []
 
     # Both ways, and what is left of the gain once the compiling is paid for.
-    passes = arranging.num_passes(model)
-    took = {way: _passes(model, way) for way in ("off", "blocks")}
+    passes = arranging.passes(model)
+    try:
+        took = {way: _passes(model, way) for way in ("off", "blocks")}
+    except RuntimeError as error:
+        if mechanics.is_shortage(error) or not (failure := compiling.failure(error)):
+            raise
+        return [f"compiled blocks don't work on this machine ({failure})."]
     (_, eager_s), (compile_s, compiled_s) = took["off"], took["blocks"]
-    saved = passes * (eager_s - compiled_s) - compile_s
+    saved = passes.steps * passes.a_step * (eager_s - compiled_s) - compile_s
     better = "blocks" if saved > 0 else "off"
     chosen = model.memory.compile
     advice = (

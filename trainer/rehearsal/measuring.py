@@ -23,7 +23,7 @@ from trainer import bases, checkpoint, data, export, families, loop, optim, run_
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
-from trainer.memory import mechanics
+from trainer.memory import ladder, mechanics
 from trainer.rehearsal import alternatives
 from trainer.rehearsal.result import Rehearsal, Shape
 from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now
@@ -64,7 +64,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
         # A few steps of each bucket, one evaluation, one checkpoint and one file.
         with peaks.phase("training"):
             optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
-            shapes, update_s = _train(model, optimizer)
+            shapes, update_s, changed = _trained(model, optimizer)
         with peaks.phase("watching"):
             evaluation, ready_s = _evaluation(model, run, optimizer, parameters, config)
             seconds, evaluation_events = _evaluate(evaluation, config.max_steps)
@@ -74,7 +74,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
 
         # Afterwards, as they arrange the model anew.
         peak_bytes = max(peaks.bytes.values())
-        warnings = [event.message for event in [*events, *evaluation_events] if isinstance(event, Warned)]
+        warnings = [event.message for event in [*events, *evaluation_events] if isinstance(event, Warned)] + changed
         warnings += alternatives.attention(model) + alternatives.compiled(model)
 
         previews, validations, checkpoints = _times(config, evaluation.questions is not None)
@@ -105,6 +105,18 @@ class _Peaks:
         mechanics.reset_peak()
         yield
         self.bytes[name] = mechanics.peak_bytes()
+
+
+def _trained(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float, list[str]]:
+    """What `_train` measures, without compiled blocks where those fail, as a run goes on; and a sentence if so."""
+    try:
+        return *_train(model, optimizer), []
+    except RuntimeError as error:
+        sentence = None if mechanics.is_shortage(error) else ladder.without_compiling(model, error)
+        if sentence is None:
+            raise
+    optimizer.zero_grad(set_to_none=True)
+    return *_train(model, optimizer), [sentence]
 
 
 def _train(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float]:

@@ -75,7 +75,7 @@ class Shelf:
         if (here := self._unchanged(path, stamp)) is not None:
             return Read(path, stamp, here)
         content = lora_file.content(path)
-        trigger, sha256 = content.header.metadata.get("modelspec.trigger_phrase", ""), content.sha256
+        trigger, sha256 = content.header.metadata.get(lora_file.TRIGGER_KEY, ""), content.sha256
         # Some of a header changes what the tensors mean.
         meaning = sorted(item for item in content.header.metadata.items() if item[0] in lora_file.MEANING)
         key = cache.key(sha256, trigger, *sorted(content.header.shapes.items()), *meaning)

@@ -109,6 +109,7 @@ def _tensors(engine: Engine, name: str, layer: Factors, alpha: int) -> dict[str,
 def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
     """The header: what other tools read, and the stack."""
     enabled = [adapter for adapter in stack.adapters if adapter.enabled]
+    headers = [lora_file.read_header(Path(adapter.file)).metadata for adapter in enabled]
     return {
         STACK_KEY: json.dumps(picture_metadata.travelling(stack), sort_keys=True, ensure_ascii=False),
         "velatura.version": __version__,
@@ -117,7 +118,8 @@ def _metadata(engine: Engine, stack: StackConfig, rank: int) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": " + ".join(f"{adapter.name} {adapter.weight:g}" for adapter in enabled)[:200],
         "modelspec.merged_from": ", ".join(adapter.name for adapter in enabled)[:500],
-        **base_match.shared(lora_file.read_header(Path(adapter.file)).metadata for adapter in enabled),
+        lora_file.TRIGGER_KEY: lora_file.joined_triggers(headers),
+        **base_match.shared(headers),
         "ss_base_model_version": engine.family.base_version,
         "ss_v2": str(engine.family.is_v2(engine.pipe)),
         "ss_network_module": "networks.lora",
