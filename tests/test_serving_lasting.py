@@ -1,4 +1,4 @@
-"""A server lasts and answers in time: whatever a picture does to the threads that draw, and whenever a request comes."""
+"""A server lasts and answers in time, whatever a picture does to its threads, and whenever one is asked for."""
 
 from __future__ import annotations
 
@@ -180,7 +180,9 @@ def test_a_deadline_is_answered_while_others_are_drawn(
         began = time.monotonic()
         status, body, _ = picture(running, steps=1, deadline_s=0.5, stream=stream)
         assert time.monotonic() - began < 20, "while the first is still being drawn"
-        assert (b"deadline_exceeded" in body) if stream else (status, body["error"]["code"]) == (504, "deadline_exceeded")
+        assert (
+            (b"deadline_exceeded" in body) if stream else (status, body["error"]["code"]) == (504, "deadline_exceeded")
+        )
         wait_until(lambda: running.state.num_open == 1)
         held.may_go_on.set()
         assert first.result()[0] == 200
@@ -201,7 +203,9 @@ def test_a_body_that_is_on_its_way_at_the_end_is_refused_in_words(engine: Engine
         assert running.thread.is_alive() and running.state.renderer.is_alive, "it waits for who is half way in"
         late.sendall(body[5:])
         late.settimeout(20)
-        answer = late.recv(65536)
+        answer = b""
+        while piece := late.recv(65536):
+            answer += piece
         assert answer.startswith(b"HTTP/1.1 503") and b'"code":"draining"' in answer
         running.thread.join(20)
         assert not running.thread.is_alive()
@@ -229,7 +233,9 @@ def test_lines_of_the_log_and_of_readiness_say_nothing_of_others(engine: Engine,
         assert "someone@" not in running.log.getvalue() and "id-77" not in running.log.getvalue()
 
 
-def test_a_stack_that_cannot_be_read_does_not_say_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_cannot_be_read_does_not_say_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "stacks").mkdir()
     (tmp_path / "stacks" / "dusk.toml").write_text("steps = 3\n")
 

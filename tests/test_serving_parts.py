@@ -6,6 +6,8 @@ import io
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from trainer.serving.lora_views import LoraViews
 from trainer.serving.metrics import Metrics
 from trainer.serving.reading import Reading
 from trainer.serving.results import Results
+from trainer.serving.room import Room
 from trainer.serving.wanted import Order, Wanted
 from trainer.serving.watching import preview_steps
 
@@ -158,6 +161,57 @@ def test_the_oldest_results_go_first_and_all_in_time(monkeypatch: pytest.MonkeyP
     assert results.get(tokens[2]) is None and results.num_bytes == 0
 
 
+def test_one_keys_results_do_not_push_out_anothers() -> None:
+    results = Results(10, 60)
+    ben = results.put(b"123", "ben")
+    ann = [results.put(b"1234", "ann") for _ in range(4)]
+    assert [results.get(token) for token in ann] == [None, None, None, b"1234"] and results.get(ben) == b"123"
+    large = results.put(b"1" * 12, "cyd")
+    assert results.get(large) is not None, "what nobody could fetch yet stays, however large"
+    assert results.num_bytes == 12 and results.get(ben) is None
+
+
+class _Memory:
+    """A GPU of 1000 bytes, of which each picture of a batch takes some."""
+
+    def __init__(self, bytes_each: int) -> None:
+        self.bytes_each, self.num_pictures = bytes_each, 0
+
+    def free_bytes(self) -> int:
+        return 1000
+
+    @contextmanager
+    def taken(self) -> Iterator[list[int]]:
+        found: list[int] = []
+        yield found
+        found.append(self.bytes_each * self.num_pictures)
+
+
+def drawn_at_once(room: Room, memory: _Memory | None, stack: StackConfig, times: int) -> list[int]:
+    """How many pictures each of so many full batches has."""
+    counts = []
+    for _ in range(times):
+        counts.append(room.most(stack))
+        if memory:
+            memory.num_pictures = counts[-1]
+        with room.drawing(stack, counts[-1]):
+            pass
+    return counts
+
+
+def test_batches_grow_to_what_a_gpus_memory_holds() -> None:
+    large, small = StackConfig(width_px=1024, height_px=1024), StackConfig(width_px=512, height_px=512)
+    memory = _Memory(60)
+    room = Room(memory)
+    assert drawn_at_once(room, memory, large, 6) == [1, 2, 4, 8, 11, 11], "0.7 of the memory, 60 bytes each"
+    assert room.most(small) == 4, "another size is another matter"
+    room.ran_out(large, 11)
+    assert drawn_at_once(room, memory, large, 2) == [5, 5]
+    heavy = _Memory(900)
+    assert drawn_at_once(Room(heavy), heavy, large, 2) == [1, 1]
+    assert drawn_at_once(Room(None), None, large, 3) == [1, 1, 1], "without a GPU nothing is measured"
+
+
 def test_a_slow_file_is_read_beside_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
     path, line = random_lora(engine, tmp_path / "slow.safetensors", 1), Line(10, shares=False)
@@ -207,3 +261,15 @@ def test_a_view_finds_own_before_shared_and_nobody_elses(tmp_path: Path) -> None
     with pytest.raises(AdapterError):
         ben.hashed(ann.named("own", "x").sha256, "x")
     assert set(ann.for_tags(["cat"])) == set(ann.own)
+
+
+def test_a_shared_lora_keeps_its_name_for_who_uploaded_its_content_under_another(tmp_path: Path) -> None:
+    engine = Engine()
+    views = LoraViews([tmp_path], tmp_path / "serve" / "uploads")
+    for path in (tmp_path / "loras" / "cat.safetensors", views.folder("ann") / "mine.safetensors"):
+        random_lora(engine, path, 1)
+    views.look(["ann"])
+    ann = views.view("ann")
+    assert ann.named("cat", "x").sha256 == ann.named("mine", "x").sha256
+    assert [info.name for info in ann.for_tags(["cat"]).values()] == ["cat"]
+    assert [info.name for info in ann.for_tags(["mine"]).values()] == ["mine"]

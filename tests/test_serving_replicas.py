@@ -173,9 +173,13 @@ def test_an_upload_must_fit_one_of_the_bases(carrier: Here, workspace: Path, tin
 
 
 def test_batches_of_replicas_are_counted_here(carrier: Here, workspace: Path, tiny: Path) -> None:
-    with serving_from(carrier, workspace, str(tiny)) as running:
-        of_tiny(running, tiny)
+    with serving_from(carrier, workspace, "imprimatura", str(tiny)) as running:
+        assert "velatura_adapter_bytes 0.0" in asked(running, "/metrics")[1].decode()
+        carrier.replicas["imprimatura"]._renderer.engine.shelf._kept.clear()
+        assert picture(running, loras=[{"name": "cat"}])[0] == 200
+        kept = carrier.replicas["imprimatura"]._renderer.adapter_bytes
         text = asked(running, "/metrics")[1].decode()
+        assert kept and f"velatura_adapter_bytes {float(kept)}" in text
     assert "velatura_batch_pictures_count 1.0" in text and running.lines("batch")[-1]["pictures"] == 1
     assert 'velatura_pictures_total{key="local"} 1.0' in text
 

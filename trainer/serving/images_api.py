@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trainer.config import StackConfig
-from trainer.serving import api_error, gate, image_request
+from trainer.serving import gate, image_request
 from trainer.serving.api_error import ApiError
 from trainer.serving.image_request import ImageRequest
 from trainer.serving.keys import Key

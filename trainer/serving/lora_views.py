@@ -36,8 +36,9 @@ class View:
 
     def named(self, name: str, where: str) -> LoraInfo:
         """The LoRA of that name. Raises: AdapterError naming those there are."""
-        infos = self.own if lora_lookup.matches(name, self.own.values()) else self.all
-        return lora_lookup.one(name, infos.values(), where)
+        # An upload may have the very content of a shared LoRA, and another name.
+        known = (infos for infos in (self.own, self.shared) if lora_lookup.matches(name, infos.values()))
+        return lora_lookup.one(name, next(known, self.all).values(), where)
 
     def hashed(self, sha256: str, where: str) -> LoraInfo:
         """The LoRA of that hash. Raises: AdapterError."""
@@ -49,14 +50,16 @@ class View:
 
     def for_tags(self, names: Sequence[str]) -> dict[str, LoraInfo]:
         """What tags in a prompt are looked up in: those of these names that are the key's own hide shared ones."""
-        hidden = {
-            sha256
-            for name in names
-            if lora_lookup.matches(name, self.own.values())
-            for sha256 in self.shared
-            if sha256 not in self.own and lora_lookup.matches(name, [self.shared[sha256]])
-        }
-        return {sha256: info for sha256, info in self.all.items() if sha256 not in hidden}
+        infos = self.all
+        for name in names:
+            is_own = bool(lora_lookup.matches(name, self.own.values()))
+            for sha256, info in self.shared.items():
+                if lora_lookup.matches(name, [info]):
+                    if not is_own:
+                        infos[sha256] = info  # also where an upload has its content, and another name
+                    elif sha256 not in self.own:
+                        infos.pop(sha256, None)
+        return infos
 
 
 class LoraViews:

@@ -49,9 +49,13 @@ async def upload(state: ServerState, request: Request) -> Response:
             param="name",
             code="invalid_value",
         )
-    # One at a time, so that two together don't take twice the room.
-    async with state.uploading.setdefault(key.name, asyncio.Lock()):
-        info = await _kept(state, key, request, name)
+    state.num_open += 1  # a server that ends waits for it
+    try:
+        # One at a time, so that two together don't take twice the room.
+        async with state.uploading.setdefault(key.name, asyncio.Lock()):
+            info = await _kept(state, key, request, name)
+    finally:
+        state.num_open -= 1
     state.metrics.uploads.labels(key.name).inc()
     state.log.write("upload", request=request.state.request_id, key=key.name, sha256=info.sha256, bytes=info.size_bytes)
     return JSONResponse(_facts(info, True), 201)

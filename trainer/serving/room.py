@@ -1,4 +1,4 @@
-"""How many pictures of a size are drawn at once: as many as a GPU's memory holds, as it is measured while they are drawn.
+"""How many pictures of a size are drawn at once: as many as a GPU's memory holds, which is measured by drawing.
 
 The first batch of a size has 2**20 pixels at most (`batching.most`): one picture of 1024 px. What it took says how many
 there is room for, and a batch may have twice the pictures of the largest before it, so that no guess is far off. Where

@@ -53,9 +53,7 @@ def serve(settings: ServeSettings, loras: tuple[Path, ...] = (), opening: Openin
     system.allow_open_files()
     with _listening(settings) as socket_, (opening or opened)(settings, log, loras) as state:
         port = socket_.getsockname()[1]
-        log.write(
-            "serving", host=settings.host, port=port, base=" ".join(state.names.bases), keys=len(state.ring.all)
-        )
+        log.write("serving", host=settings.host, port=port, base=" ".join(state.names.bases), keys=len(state.ring.all))
         Server(state).run([socket_])
     log.write("ended")
 

@@ -44,7 +44,7 @@ class ServerState:
     log: Log
     is_draining: bool = False
     uploading: dict[str, asyncio.Lock] = field(default_factory=dict)  # by key: one upload at a time
-    num_open: int = 0  # requests for pictures that aren't answered yet
+    num_open: int = 0  # requests for pictures, and uploads, that aren't answered yet
 
     @property
     def is_ready(self) -> bool:
