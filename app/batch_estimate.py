@@ -1,4 +1,6 @@
-"""How long a batch will take, by how long the last ones took on this machine; nothing is said that wasn't measured."""
+"""How long a batch will take, by how long the last ones took on this machine, or the last picture in Stack; nothing is
+said that wasn't measured.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ _MOST_ROWS = 20_000
 
 def words(context: Context, work: Mapping[str, float]) -> str:
     """`About 3 min, as the last batch went.`; `work` is pixels times steps by base."""
-    paces = _paces(context)
+    of_batches = _paces(context)
+    paces = context.paces | of_batches
     if not work or any(base not in paces for base in work):
         return say("batch.time_unknown")
-    seconds = sum(amount * paces[base] for base, amount in work.items())
-    return say("batch.time_about", time=duration(max(seconds, 1)))
+    time = duration(max(sum(amount * paces[base] for base, amount in work.items()), 1))
+    if any(base not in of_batches for base in work):
+        return say("batch.time_of_stack", time=time)
+    return say("batch.time_about", time=time)
 
 
 def _paces(context: Context) -> dict[str, float]:

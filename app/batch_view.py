@@ -15,7 +15,7 @@ from app import batch_pictures, batches, views
 from app.batch_gallery import BatchGallery
 from app.context import Context, Refresh
 from app.job_table import Job
-from app.jobs import LIVE, WAITING
+from app.jobs import LIVE, RESUMABLE, WAITING
 from app.notices import mended
 from app.texts import say
 
@@ -37,6 +37,7 @@ class BatchView:
             self.stop = gr.Button(
                 say("button.stop"), variant="stop", interactive=False, min_width=100, elem_id="stop-batch"
             )
+            self.pause = gr.Button(say("train.pause"), interactive=False, min_width=90, elem_id="pause-batch")
             self.resume = gr.Button(say("button.go_on"), interactive=False, min_width=100, elem_id="resume-batch")
         self.pictures.draw()
         with gr.Row():
@@ -55,14 +56,15 @@ class BatchView:
     def outputs(self) -> list[Any]:
         """Everything that `changes` may change."""
         return [
-            self.job, self.progress, self.stop, self.resume, self.manifest, self.pack, self.pictures.gallery,
-            self.pictures.vote, self.log, self.seen,
+            self.job, self.progress, self.stop, self.pause, self.resume, self.manifest, self.pack,
+            self.pictures.gallery, self.pictures.vote, self.log, self.seen,
         ]  # fmt: skip
 
     def connect(self) -> None:
         """Answer the buttons; call once when all is drawn."""
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         self.stop.click(self.stop_one, self.job, self.outputs(), **still)
+        self.pause.click(self.pause_one, self.job, self.outputs(), **still)
         self.resume.click(self.resume_one, self.job, self.outputs(), **still)
         self.job.input(self.choose, self.job, [*self.outputs(), self.zip], **still)
         self.pack.click(self.pack_one, self.job, self.zip, api_visibility="private")
@@ -82,6 +84,11 @@ class BatchView:
     @mended
     def stop_one(self, chosen: int | None) -> dict[Any, Any]:
         self.context.runner.stop(chosen or 0)
+        return self.changes(chosen, {})
+
+    @mended
+    def pause_one(self, chosen: int | None) -> dict[Any, Any]:
+        self.context.runner.pause(chosen or 0)
         return self.changes(chosen, {})
 
     @mended
@@ -131,8 +138,9 @@ class BatchView:
         return {
             self.progress: views.progress_html(job.name, bar),
             self.log: gr.update(value=problems, visible=bool(problems)),
-            self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING)),
-            self.resume: gr.update(interactive=job.state in ("stopped", "failed")),
+            self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING, "paused")),
+            self.pause: gr.update(interactive=job.state == "running"),
+            self.resume: gr.update(interactive=job.state in RESUMABLE),
             self.manifest: gr.update(value=sheet[0][1], visible=True) if rows and sheet else gr.update(visible=False),
             self.pictures.gallery: told,
             self.pictures.vote: told,

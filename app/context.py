@@ -69,6 +69,7 @@ class Context:
     bases: tuple[str, ...] = (OWN_BASE,)  # folders and hub ids that the page may name
     logs: EventLogs = field(default_factory=EventLogs)
     desks: Desks = field(default_factory=Desks)
+    paces: dict[str, float] = field(default_factory=dict)  # seconds a pixel and step by base, of the last picture
     _engine: Engine | None = None
     _engine_lock: threading.Lock = field(default_factory=threading.Lock)
     _loras: dict[tuple[Path, int, int], LoraInfo | None] = field(default_factory=dict)
@@ -284,6 +285,8 @@ class Context:
             engine = self._warm(stack)
             with engine.watched(rendering.watch):
                 yield engine
+            if (pace := rendering.step_pace_s) is not None:
+                self.paces[stack.base] = pace / (stack.width_px * stack.height_px)
         finally:
             self._engine_lock.release()
 

@@ -11,8 +11,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from app import form_words, path_gate, preset_choices, start_choices
 from app.context import Context
@@ -20,7 +23,7 @@ from app.form_problems import Cure, Problem, of_form, of_sentence
 from app.job_table import Job
 from app.opened_pictures import OpenedPictures
 from app.texts import say, say_num
-from trainer import bases, families, presets, run_facts, runs
+from trainer import bases, console, families, presets, run_facts, runs
 from trainer.card_file.contents import DatasetFacts
 from trainer.cards import keeping, suiting
 from trainer.config import TrainConfig, parse
@@ -33,6 +36,7 @@ from trainer.printing import plain
 _BUDGET_S = 0.25  # for decoding pictures, each time
 _LITTLE_DISK_BYTES = 2 << 30
 _SHORTEST_TRIGGER = 3
+_MOST_RUNS = 12  # that are looked through for one that is alike
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Wish:
 def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
     """What a start would do as the form stands."""
     config, problems = _config(context, wish)
+    is_whole = config is not None
+    config = config or _base_and_pictures(context, wish)
     if config is None:
         return Forecast(say("forecast.cannot_train"), problems=tuple(problems))
     problems += _base_problems(context, config)
@@ -69,7 +75,9 @@ def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
         return Forecast(say("forecast.choose_dataset"), problems=(Problem(text, "data.folder"), *problems))
     pictures = _pictures(config, wish, seen)
     problems += pictures.problems
-    facts = [_base_fact(config), _start_fact(config), _length_fact(config, pictures.num_used), _disk_fact(context)]
+    facts = [_base_fact(config)]
+    if is_whole:
+        facts += [_start_fact(config), _length_fact(config, pictures.num_used), _disk_fact(context, config)]
     headline = _headline(pictures)
     return Forecast(
         headline,
@@ -131,6 +139,17 @@ def _config(context: Context, wish: Wish) -> tuple[TrainConfig | None, list[Prob
     except UserError as error:
         problems.append(of_sentence(str(error), wish.values, wish.filled))
     return config, problems
+
+
+def _base_and_pictures(context: Context, wish: Wish) -> TrainConfig | None:
+    """What base and pictures are judged by where the form's settings don't go together; None if not even these do."""
+    own = {key: wish.values[key] for key in ("base", "family", "resolution_px") if key in wish.values}
+    folder = str(context.datasets / wish.dataset) if wish.dataset in context.dataset_names() else ""
+    sound = preset_choices.load(preset_choices.first()).model_dump(mode="json")
+    try:
+        return TrainConfig.model_validate({**sound, **own, "data": {"folder": folder, "trigger": wish.trigger.strip()}})
+    except ValidationError:
+        return None
 
 
 def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
@@ -293,8 +312,39 @@ def _length_fact(config: TrainConfig, num_pictures: int) -> str:
     return say("forecast.seen_once", steps=steps) if times >= 0.75 else say("forecast.seen_less", steps=steps)
 
 
-def _disk_fact(context: Context) -> str:
-    return say("forecast.disk", gib=_free_bytes(context) / (1 << 30))
+def _disk_fact(context: Context, config: TrainConfig) -> str:
+    """What is free, and what a run like this took, if there was one."""
+    gib = _free_bytes(context) / (1 << 30)
+    if needed := _needed_bytes(context, config):
+        return say("forecast.disk_of", need=console.memory(needed), gib=gib)
+    return say("forecast.disk", gib=gib)
+
+
+def _needed_bytes(context: Context, config: TrainConfig) -> int:
+    """The bytes of the newest finished run of the same base and adapter; 0 where there is none to tell by."""
+    for run in runs.every(context.runs)[:_MOST_RUNS]:
+        try:
+            same = _adapter_of(run.config_file, run.config_file.stat().st_mtime_ns) == (config.base, config.adapter)
+            if same and run.lora_file.is_file():
+                return _size(run.folder, run.folder.stat().st_mtime_ns)
+        except OSError:
+            continue
+    return 0
+
+
+@lru_cache(maxsize=256)
+def _adapter_of(file: Path, _changed_ns: int) -> tuple[str, object]:
+    """The base and adapter of a run; empty for one that can't be read."""
+    try:
+        config = runs.Run(file.parent).config()
+    except UserError:
+        return "", None
+    return config.base, config.adapter
+
+
+@lru_cache(maxsize=256)
+def _size(folder: Path, _changed_ns: int) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _disk_notes(context: Context) -> tuple[Problem, ...]:

@@ -26,7 +26,7 @@ import psutil
 import trainer
 from app import job_order, job_output, job_plans, job_process, job_table
 from app.job_table import Job, State
-from app.job_work import REHEARSAL, TRAINING, Work
+from app.job_work import CAPTIONS, REHEARSAL, TRAINING, Work
 from app.texts import say
 from trainer import processes, runs, system
 from trainer.errors import RunError, UserError
@@ -153,13 +153,13 @@ class JobRunner:
                 system.ask_to_end(process)
 
     def pause(self, job_id: int) -> Job:
-        """The training, asked to finish its step, save and wait in the list until it is resumed.
+        """The training or batch, asked to finish its step, save and wait in the list until it is resumed.
 
         Raises: RunError if it isn't running.
         """
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
-            if job.state != "running" or job.kind != TRAINING:
+            if job.state != "running" or job.kind in (REHEARSAL, CAPTIONS):
                 raise RunError(say("job.cannot_pause", name=job.name, state=job.state))
             self._ask_to_end(job, "pausing")
             return self.get(job_id)

@@ -14,7 +14,7 @@ from app import preset_choices
 from app.context import Context
 from app.form_words import said
 from app.texts import say
-from trainer import families, preset_heads, preset_listing, presets
+from trainer import families, preset_heads, preset_listing, preset_tiers, presets
 from trainer.cards.comparing import scale
 from trainer.printing import escape
 
@@ -64,7 +64,8 @@ class PresetPicker:
         if elsewhere:
             is_open = " open" if not here or chosen in presets.names() and not _is_here(self.context, chosen) else ""
             parts.append(
-                f"<details{is_open}><summary>{say('preset.for_other_models', num=len(elsewhere))}</summary>"
+                f'<details class="elsewhere"{is_open}><summary>'
+                f"{say('preset.for_other_models', num=len(elsewhere))}</summary>"
                 f"<p>{say('preset.bases_elsewhere')}</p>"
                 f'<div class="preset-cards">{"".join(elsewhere)}</div></details>'
             )
@@ -81,27 +82,45 @@ def _is_here(context: Context, name: Any) -> bool:
 
 
 def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
+    """A card: what it is for, and what it fits. All else is folded below the one that is chosen."""
     config, head = preset_choices.load(name), preset_heads.of(name)
     labels = {value: label for label, value in context.base_choices()}
-    # A base that stands in for the preset's own is named, so that nobody takes it for that.
+    # A base that isn't here, or stands in for the preset's own, is named at once, so that nobody takes it for that.
     family = families.registry()[config.family].title
+    is_own = bool(base) and base == config.base
     if not base:
         where = say("preset.needs", family=family, base=config.base)
-    elif base == config.base:
+    elif is_own:
         where = say("preset.on", family=family, base=labels[base])
     else:
         where = say("preset.on_alike", family=family, base=labels[base])
     lines = [
         ("for", say("preset.for", made_for=head.made_for) if head.made_for else ""),
-        ("facts", say("preset.facts", steps=config.max_steps, rank=config.adapter.rank, px=config.resolution_px)),
-        ("facts", say("preset.scale", scale=factor) if (factor := scale(config)) is not None else ""),
-        ("facts", say("preset.fits", tiers=tiers) if (tiers := preset_listing.tiers_in_words(name)) else ""),
-        ("facts", say("preset.memory", memory=said(head.memory)) if head.memory else ""),
-        ("facts", where),
-        ("run", {True: say("preset.tried"), False: say("preset.not_tried"), None: ""}[head.was_run]),
+        ("facts", _fits(name)),
+        ("facts", "" if is_own else where),
+    ]
+    more = [
+        say("preset.facts", steps=config.max_steps, rank=config.adapter.rank, px=config.resolution_px),
+        say("preset.scale", scale=factor) if (factor := scale(config)) is not None else "",
+        say("preset.fits", tiers=tiers) if (tiers := preset_listing.tiers_in_words(name)) else "",
+        say("preset.memory", memory=said(head.memory)) if head.memory else "",
+        where if is_own else "",
+        {True: say("preset.tried"), False: say("preset.not_tried"), None: ""}[head.was_run],
     ]
     shown = "".join(f'<span class="{kind}">{escape(text, 300)}</span>' for kind, text in lines if text)
+    folded = "".join(f"<li>{escape(text, 300)}</li>" for text in more if text)
     return (
-        f'<button type="button" data-key="{escape(name)}" aria-pressed="{str(is_chosen).lower()}">'
+        f'<div class="preset-cell"><button type="button" data-key="{escape(name)}" '
+        f'aria-pressed="{str(is_chosen).lower()}">'
         f'<span class="name">{escape(presets.title(name), 120)}</span>{shown}</button>'
+        f"<details><summary>{say('preset.details')}</summary><ul>{folded}</ul></details></div>"
     )
+
+
+def _fits(name: str) -> str:
+    """Which cards it fits, in short; "" where that isn't known."""
+    sizes = preset_tiers.gpu_sizes(name).values()
+    if not sizes:
+        return ""
+    least = min(sizes)
+    return say("preset.fits_any") if least <= min(preset_tiers.SIZES_GB) else say("preset.fits_from", gb=least)

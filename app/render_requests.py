@@ -80,6 +80,12 @@ class Rendering:
         return min(1.0, (self.num_done + within) / max(1, self.num_pictures))
 
     @property
+    def step_pace_s(self) -> float | None:
+        """Seconds a step of what was drawn just now, None unless that was one whole picture."""
+        is_one = self.num_pictures == 1 and self._num_together == 1 and 1 < self.step == self.num_steps
+        return (time.monotonic() - self.began) / (self.num_steps - 1) if is_one and self.began is not None else None
+
+    @property
     def seconds_left(self) -> float | None:
         """What it takes still as it went so far, None before that can be said."""
         if self.began is None or self.share <= 0.15:

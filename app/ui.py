@@ -106,7 +106,7 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     # The folders.
     workspace = workspace.expanduser().resolve()
     try:
-        for folder in ("datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
+        for folder in ("bases", "datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
             (workspace / folder).mkdir(parents=True, exist_ok=True)
         system.let_owner_alone_read(workspace / "cache")
     except OSError as error:
@@ -115,6 +115,8 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
             f"--workspace is {str(workspace)!r}, where {where} can't be a folder ({error.strerror}); allowed: one you "
             f"may write into."
         ) from None
+
+    offered = tuple(dict.fromkeys([*offered, *_bases_in(workspace / "bases")]))
 
     # The jobs, and Gradio's cache inside the workspace.
     training = Training(workspace / "runs", workspace / "configs")
@@ -130,6 +132,15 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     leftovers.old(context)
     return context
+
+
+def _bases_in(folder: Path) -> list[str]:
+    """The bases that were put into a folder: checkpoint files, and folders as diffusers has them."""
+    paths = sorted(path for path in folder.glob("[!.]*") if not path.is_symlink())
+    return [
+        str(path) for path in paths
+        if (path.is_file() and path.suffix.lower() == ".safetensors") or (path / "model_index.json").is_file()
+    ]  # fmt: skip
 
 
 def build(workspace: Path) -> gr.Blocks:

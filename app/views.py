@@ -159,9 +159,9 @@ def progress_html(name: str, shown: Progress) -> str:
 
 
 def loss_html(events: list[Event]) -> str:
-    """Loss by step with its running mean, and the held-out loss; "" before there are two steps."""
-    chart = report.training_loss(events)
-    return f'<div class="chart-view">{chart}</div>' if chart else ""
+    """Loss by step with its mean, the held-out loss and the learning rate; "" before there are two steps."""
+    charts = [report.training_loss(events), report.learning_rate(events)]
+    return "".join(f'<div class="chart-view">{chart}</div>' for chart in charts if chart)
 
 
 def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:

@@ -199,6 +199,42 @@ def test_a_large_set_is_looked_at_bit_by_bit(context: Context, monkeypatch: pyte
     assert ahead.num_unseen == 0 and ahead.headline == "All 4 pictures train" and not ahead.problems
 
 
+def test_a_setting_that_is_no_setting_hides_neither_the_base_nor_the_pictures(context: Context) -> None:
+    """One bad setting hid what stands against the base and the pictures."""
+    (context.datasets / "mine").mkdir()
+    ahead = forecast.look(context, wish(adapter="junk", base="no/such-base"), OpenedPictures())
+    told = " ".join(problem.text for problem in ahead.problems)
+    assert "no/such-base isn't on this machine" in told and "has no pictures" in told and len(ahead.problems) >= 3
+
+
+def test_what_is_put_into_bases_is_a_base_once_it_is_started_anew(context: Context) -> None:
+    """Who was told that a base is missing was not told how to get it."""
+    ahead = forecast.look(context, wish(base="no/such-base", family="sdxl"), OpenedPictures())
+    assert "into bases in the workspace" in " ".join(problem.text for problem in ahead.problems)
+    own = context.workspace / "bases"
+    (own / "folder").mkdir()
+    (own / "folder" / "model_index.json").write_text("{}")
+    (own / "model.safetensors").write_bytes(b"x")
+    (own / "notes.txt").write_text("x")
+    (own / "empty").mkdir()
+    again = ui.open_workspace(context.workspace)
+    assert again.bases == ("imprimatura", str(own / "folder"), str(own / "model.safetensors"))
+
+
+def test_a_run_like_this_one_says_what_it_takes_on_disk(context: Context) -> None:
+    draw(context, "mine")
+    facts = forecast.look(context, wish(), OpenedPictures()).facts
+    assert re.fullmatch(r"[\d,]+ GiB free on disk", facts[-1])
+    run = context.runs / "before"
+    run.mkdir()
+    presets.save(
+        presets.load("imprimatura-style", {"data.folder": str(context.datasets / "mine")}), run / "config.toml"
+    )
+    (run / "before.safetensors").write_bytes(bytes(3 << 20))
+    facts = forecast.look(context, wish(), OpenedPictures()).facts
+    assert re.fullmatch(r"about 3(\.\d+)? MiB on disk, [\d,]+ GiB free", facts[-1]), facts
+
+
 def test_looking_ahead_loads_no_torch() -> None:
     import subprocess
     import sys

@@ -11,7 +11,7 @@ import pytest
 from app import views
 from app.job_table import Job, State
 from app.logs import EventLogs
-from trainer import events
+from trainer import events, report
 from trainer.events import (
     Adjusted,
     Cached,
@@ -75,8 +75,14 @@ def test_the_loss_is_drawn_with_its_mean_and_what_is_held_out_and_stays_small() 
     assert views.loss_html([STARTED]) == ""
 
 
+def test_the_learning_rate_is_drawn_below_the_loss() -> None:
+    """It was in the report alone."""
+    drawn = views.loss_html([STARTED, *(Step(number, 1.0, 1e-4 * number, 0.1, 0.5) for number in range(1, 50))])
+    assert drawn.count("<svg") == 2 and "Learning rate by step" in drawn
+
+
 def test_the_mean_of_a_constant_loss_is_the_constant() -> None:
-    drawn = views.loss_html([step(number, 0.3) for number in range(1, 50)])
+    drawn = report.training_loss([step(number, 0.3) for number in range(1, 50)])
     heights = {place.split(",")[1] for line in re.findall('points="([^"]+)"', drawn) for place in line.split()}
     assert len(heights) == 1
 

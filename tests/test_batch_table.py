@@ -12,6 +12,7 @@ import torch
 
 from app import batch_estimate, batch_table, batches, ui
 from app.context import Context
+from app.render_requests import Rendering
 from trainer import lora_file
 from trainer.errors import ConfigError
 from trainer.render import jobs_file
@@ -143,7 +144,16 @@ def test_a_jobs_file_takes_the_same_names(context: Context) -> None:
 
 def test_an_estimate_is_what_the_last_batch_on_the_base_took(context: Context, tiny: Path) -> None:
     work = {str(tiny): 32 * 32 * 2 * 10.0}
-    assert batch_estimate.words(context, work) == "How long it takes is known after a first batch on this base."
+    assert (
+        batch_estimate.words(context, work) == "How long it takes is known after a first picture or batch on this base."
+    )
+    drawn = Rendering()
+    for step in (1, 2, 3):
+        drawn.watch(step, 3, 1)
+    assert drawn.began is not None and drawn.step_pace_s is not None
+    context.paces[str(tiny)] = 0.5 / (32 * 32)
+    assert batch_estimate.words(context, work) == "About 10 s, as the last picture went in Stack."
+    context.paces.clear()
     job = context.runner.submit("x", "prompt\n", "batch-csv")
     context.runner.table.put(job, state="finished")
     out = context.batches / job.name

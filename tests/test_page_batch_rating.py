@@ -103,7 +103,7 @@ def test_a_table_of_a_spreadsheet_says_what_it_is_and_what_is_wrong_at_once(page
     # What was typed outlives a reload.
     paste(page, rows(2))
     expect(pasted).to_contain_text("2 pictures")
-    expect(pasted).to_contain_text("is known after a first batch")
+    expect(pasted).to_contain_text("is known after a first picture")
     page.wait_for_timeout(1000)
     page.reload()
     show(page)

@@ -6,12 +6,14 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from app import batches, job_plans, run_grid, ui
 from app.context import Context
 from app.job_table import Job
 from app.job_work import REHEARSAL
+from app.tabs import batch
 from tests.test_app_jobs import ENDS, SLEEPS, Make, make, until, wait_for  # noqa: F401  # make is a fixture
 from trainer import presets, runs
 from trainer.config import BatchConfig, parse
@@ -73,11 +75,34 @@ def test_a_new_server_knows_a_paused_training_and_settles_one_that_was_pausing(m
     assert again.held_by() is not None
 
 
+def test_a_batch_is_paused_too_and_its_tab_says_so(
+    make: Make,  # noqa: F811
+    tmp_path: Path,
+    context: Context,
+) -> None:
+    """Stop alone ended one, and it lost its place in the queue."""
+    runner, _ = make(SLEEPS)
+    job = runner.submit("a", "", "batch-toml")
+    until(runner, job, "running")
+    wait_for(tmp_path / "up")
+    runner.pause(job.id)
+    until(runner, job, "paused")
+    with gr.Blocks():
+        view = batch._Tab(context).view
+    shown = context.runner.submit("b", "", "batch-toml")
+    for state, can_pause, can_resume in (("running", True, False), ("paused", False, True)):
+        context.runner.table.put(shown, state=state)
+        updates = view.changes(shown.id, {})
+        assert updates[view.pause]["interactive"] is can_pause and updates[view.resume]["interactive"] is can_resume
+    view.resume_one(shown.id)
+    assert context.runner.get(shown.id).state == "interrupted"
+
+
 def test_only_what_runs_is_paused_and_stop_ends_it(make: Make, tmp_path: Path) -> None:  # noqa: F811
     runner, _ = make(SLEEPS)
     job, rehearsal = runner.submit("a", ""), runner.submit("r", "", REHEARSAL)
     for one in (job, rehearsal):
-        with pytest.raises(RunError, match="only a training that runs"):
+        with pytest.raises(RunError, match="only a training or a batch that runs"):
             runner.pause(one.id)
     until(runner, job, "running")
     wait_for(tmp_path / "up")

@@ -31,7 +31,7 @@ from trainer.printing import escape
 from trainer.report import beside_card, compared, curves
 from trainer.report import pictures as report_pictures
 from trainer.report.advising import advice
-from trainer.report.curves import training_loss
+from trainer.report.curves import learning_rate, training_loss
 from trainer.report.html import bullets, section, sentence
 from trainer.report.plausible import plausible
 from trainer.report.settings_table import settings
@@ -40,7 +40,7 @@ from trainer.runs import Run
 if TYPE_CHECKING:
     from trainer.data import Dataset
 
-__all__ = ["training_loss", "write"]
+__all__ = ["learning_rate", "training_loss", "write"]
 
 _CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 _MAX_NOTES, _NOTE_CHARS = 100, 4000

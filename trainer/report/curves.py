@@ -116,11 +116,13 @@ def training_loss(log: list[Event]) -> str:
     return report_charts.lines([raw, mean, Series("held-out", "held", heldout_loss(log))], "Loss by step", _short)
 
 
+def learning_rate(log: list[Event]) -> str:
+    """The learning rate at each step."""
+    rates = sorted({event.step: event.learning_rate for event in log if isinstance(event, Step)}.items())
+    return report_charts.lines([Series("learning rate", "drift", rates, dots=False)], "Learning rate by step", _short)
+
+
 def loss_and_rate(log: list[Event]) -> str:
     """The loss and the learning rate, side by side."""
-    rates = sorted({event.step: event.learning_rate for event in log if isinstance(event, Step)}.items())
-    charts = [
-        training_loss(log),
-        report_charts.lines([Series("learning rate", "drift", rates, dots=False)], "Learning rate by step", _short),
-    ]
+    charts = [training_loss(log), learning_rate(log)]
     return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
