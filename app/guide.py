@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from app import browser_state
+from app import browser_state, dataset_notes
 from app.browser_state import BrowserStates
 from app.context import Context, Refresh
 from app.job_work import REHEARSAL, TRAINING
@@ -55,6 +55,7 @@ class Guide:
         chosen = self.states.read(browser, PAGE).get("dataset")
         name = chosen if chosen in names else next(iter(names), None)
         has_pictures, all_captioned = self._of_dataset(self.context.datasets / name) if name else (False, False)
+        is_checked = bool(name) and dataset_notes.read(self.context.datasets / str(name)).is_checked
         jobs = self.context.runner.every()
         trained = [job for job in jobs if job.kind == TRAINING]
         return [
@@ -63,7 +64,11 @@ class Guide:
             Step(
                 say("word.preset"), say("page.train"), bool(trained) or "preset" in self.states.read(browser, "train")
             ),
-            Step(say("page.check"), say("page.train"), bool(trained) or any(job.kind == REHEARSAL for job in jobs)),
+            Step(
+                say("page.check"),
+                say("page.train"),
+                is_checked or any(job.kind in (TRAINING, REHEARSAL) for job in jobs),
+            ),
             Step(say("page.train"), say("page.train"), any(job.state == "finished" for job in trained)),
             Step(say("page.stack"), say("page.stack"), any(self.context.renders.glob("[!.]*.png"))),
         ]

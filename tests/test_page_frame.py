@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from app import dataset_sets, guide, keys, tabs, ui
+from app import dataset_notes, dataset_sets, guide, keys, tabs, ui
 from app.context import Context
 
 HOSTILE = "<img src=x onerror=1>"
@@ -34,6 +34,9 @@ def test_the_path_says_what_is_done_and_what_is_next(context: Context) -> None:
     picture.with_suffix(".txt").unlink()
     assert done() == ["Pictures"]
     context.runner.submit("one", "", "rehearse")
+    dataset_notes.keep_checked(context, "grey-cat")  # as the Dataset tab's check does
+    assert done() == ["Pictures", "Check"]
+    (context.datasets / "grey-cat" / ".page.json").unlink()
     (context.renders / "a.png").write_bytes(b"x")
     assert done() == ["Pictures", "Check", "Stack"]
 
