@@ -24,24 +24,18 @@ from trainer.errors import DataError
 from trainer.printing import escape, plain
 
 _FIRST_SAMPLE = "outline-style"  # it has a held-out part
-_KEYS = (
-    ("→", say("keys.next")), ("←", say("keys.previous")), ("E", say("keys.write_caption")),
-    ("Ctrl Enter", say("keys.save_next")), ("Ctrl S", say("keys.save")), ("Delete", say("keys.delete")),
-    ("Ctrl Z", say("keys.undo")), ("X", say("keys.mark")), ("Esc", say("keys.unmark")), ("C", say("keys.crop")),
-    ("M", say("keys.paint_mask")), ("F", say("keys.flip")),
-)  # fmt: skip
 # A press on an edit's button takes that edit back.
-# The open caption's tags, which `dataset_caption.js` puts in.
-_TAGS = f"""<div class="tag-line" hidden>
-<div class="own-tags" role="group" aria-label="{say("dataset.own_tags")}"></div>
-<input type="text" list="set-tags" maxlength="200" placeholder="{say("dataset.add_tag")}"
-  aria-label="{say("dataset.add_tag")}"><datalist id="set-tags"></datalist></div>"""
 _TAKE_BACK = """
 element.addEventListener('click', event => {
   const pressed = event.target.closest('[data-number]');
   if (pressed) trigger('take', {number: Number(pressed.dataset.number)});
 });
 """
+# The open caption's tags, which `dataset_caption.js` puts in.
+_TAGS = f"""<div class="tag-line" hidden>
+<div class="own-tags" role="group" aria-label="{say("dataset.own_tags")}"></div>
+<input type="text" list="set-tags" maxlength="200" placeholder="{say("dataset.add_tag")}"
+  aria-label="{say("dataset.add_tag")}"><datalist id="set-tags"></datalist></div>"""
 NOTHING_OPENED = {"dataset": "", "name": "", "shown": "", "seen": ""}
 
 
@@ -74,14 +68,14 @@ class Parts:
         self.dataset = gr.Dropdown(
             self.context.dataset_choices(), label=say("word.dataset"), info=say("dataset.dataset_help"),
             interactive=True,
-
-    def _draw_sources(self) -> None:
             elem_id="dataset",
         )  # fmt: skip
         self.trigger = gr.Textbox(
             label=say("word.trigger"), info=say("dataset.trigger_help"), placeholder=say("word.none"),
             max_length=80, elem_id="check-trigger",
         )  # fmt: skip
+
+    def _draw_sources(self) -> None:
         self.files = gr.File(
             file_count="multiple", file_types=[*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".zip"],
             label=say("dataset.drop"), height=150, elem_id="dataset-files",
@@ -126,36 +120,37 @@ class Parts:
 
     def _draw_editor(self) -> None:
         """The chosen picture and its caption."""
-        # The numbers of what was typed and is saved: until then the browser keeps it.
-        self.kept = gr.HTML(
-            {"numbers": []}, html_template="", visible="hidden", elem_id="dataset-kept",
-            js_on_load="watch('value', () => window.velaturaDataset?.saved(props.value?.numbers ?? []));",
-        )  # fmt: skip
         # What the caption's box belongs to goes to the browser and back with it, so that both are always of one moment.
         self.opened = gr.HTML(
             NOTHING_OPENED, html_template="", visible="hidden", elem_id="dataset-opened",
             js_on_load="watch('value', () => { window.velaturaDataset?.opened(props.value); "
             "window.velaturaPicture?.opened(props.value); });",
         )  # fmt: skip
+        # The numbers of what was typed and is saved: until then the browser keeps it.
+        self.kept = gr.HTML(
+            {"numbers": []}, html_template="", visible="hidden", elem_id="dataset-kept",
+            js_on_load="watch('value', () => window.velaturaDataset?.saved(props.value?.numbers ?? []));",
+        )  # fmt: skip
         self.large = gr.Image(
             label=say("word.picture"), height=300, interactive=False, visible=False, type="filepath", format="webp",
             buttons=[],
             elem_id="dataset-picture",
         )  # fmt: skip
-        gr.HTML(_TAGS, elem_id="caption-tags", padding=False)
         self.pictures.draw()
         self.caption = gr.Textbox(
             label=say("word.caption"), info=say("dataset.caption_help"), lines=4,
             max_lines=10, interactive=False, elem_id="caption", elem_classes="unkept",
         )  # fmt: skip
         self.said = gr.HTML(said(""), elem_id="caption-state")
+        gr.HTML(_TAGS, elem_id="caption-tags", padding=False)
         with gr.Row():
             self.save = gr.Button(say("button.save"), variant="primary", elem_id="save-caption", min_width=70)
             self.undo = gr.Button(say("button.undo"), elem_id="undo-caption", min_width=70)
             self.delete = gr.Button(say("button.delete"), elem_id="delete-picture", min_width=70)
-        keys = "".join(f"<span><kbd>{escape(key)}</kbd> {escape(what)}</span>" for key, what in _KEYS)
         gr.HTML(
-            f'<p class="keys">{keys}</p><p class="keys">{escape(say("keys.while_writing"))}</p>', elem_id="dataset-keys"
+            f'<p class="keys">{keys.line_html(keys.DATASET)}</p>'
+            f'<p class="keys">{escape(say("keys.while_writing"))}</p>',
+            elem_id="dataset-keys",
         )
 
     def _draw_bulk(self) -> None:
@@ -193,6 +188,11 @@ class Parts:
                 elem_id="check-buckets",
                 elem_classes="mono",
             )  # fmt: skip
+
+    def _draw_history(self) -> None:
+        with gr.Accordion(say("edits.edits"), open=False, elem_id="dataset-edits"):
+            self.history = gr.HTML(edits_html([]), js_on_load=_TAKE_BACK, elem_id="dataset-history")
+
     # What they show.
 
     def _shown(self, name: str | None, resolution_px: float | None, trigger: str, budget_s: float = 0.4) -> Any:
@@ -280,11 +280,6 @@ class Parts:
         """A new dataset, chosen."""
         chosen = self._chosen(name, before, trigger)
         return {**chosen, **self._shown(name, resolution_px, chosen[self.trigger]), **self._nothing_opened()}
-
-
-    def _draw_history(self) -> None:
-        with gr.Accordion(say("edits.edits"), open=False, elem_id="dataset-edits"):
-            self.history = gr.HTML(edits_html([]), js_on_load=_TAKE_BACK, elem_id="dataset-history")
 
 
 def said(text: str, number: int = 0) -> str:

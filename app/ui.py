@@ -145,8 +145,9 @@ def compose(context: Context) -> gr.Blocks:
         start.connect(news, all_tabs)
         leading = kept_fields.Drawn("start", None, Refresh(dict, [], [], opens=start.opens))
         opening.connect(page, context, all_tabs, [*drawn, leading])
-        gr.HTML(keys.dialog_html(keys.of_page(tabs.registry())))
-        page.load(None, js=keys.script([module.TITLE for module in tabs.registry()]))
+        titles = [module.TITLE for module in tabs.registry()]
+        gr.HTML(keys.dialog_html(keys.of_page(titles)))
+        page.load(None, js=keys.script(titles))
         page.load(None, js=control_names.SCRIPT)
         Endpoints(context).connect()
         _listen(news, context, drawn)
