@@ -94,5 +94,5 @@ def carry_triggers(context: Context, kept: Mapping[str, Kept]) -> None:
         carried = for_train(context, name, present or "")
         return gr.skip() if carried == (present or "").strip() else carried
 
-    listeners: list[Any] = [train.drawn.tab.select, dataset.change]  # type: ignore[attr-defined]
+    listeners: list[Any] = [train.drawn.tab.select, dataset.change]
     gr.on(listeners, carry, [dataset, trigger], trigger, **STILL)

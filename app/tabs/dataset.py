@@ -50,7 +50,8 @@ class _Tab(Parts):
             [self.trigger, *self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
             **in_turn,
         )  # fmt: skip
-        self.trigger.input(self.keep_trigger, [self.dataset, self.trigger], None, **in_turn)
+        typed = [self.trigger.change, self.trigger.blur]
+        gr.on(typed, self.keep_trigger, [self.dataset, self.trigger], None, **in_turn)
         new: dict[str, Any] = private | {"show_progress_on": self.new_name}
         gr.on(
             [self.create.click, self.new_name.submit],
