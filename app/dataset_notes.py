@@ -21,6 +21,8 @@ from trainer import files
 from trainer.errors import DataError
 from trainer.printing import whole
 
+# One after the other, in the order they were asked for, and none is lost while another is on its way.
+IN_TURN: dict[str, Any] = {"concurrency_id": "dataset-edits", "concurrency_limit": 1, "trigger_mode": "multiple"}
 _FILE, _MOST_BYTES, _TRIGGER_CHARS = ".page.json", 1 << 14, 80
 
 
@@ -95,4 +97,5 @@ def carry_triggers(context: Context, kept: Mapping[str, Kept]) -> None:
         return gr.skip() if carried == (present or "").strip() else carried
 
     listeners: list[Any] = [train.drawn.tab.select, dataset.change]
-    gr.on(listeners, carry, [dataset, trigger], trigger, **STILL)
+    # In turn with the Dataset tab's own, so that a trigger typed just before is known.
+    gr.on(listeners, carry, [dataset, trigger], trigger, **STILL, **IN_TURN)

@@ -211,6 +211,7 @@ def test_the_trigger_is_the_sets_own_and_goes_along_to_train(
     of_train.fill("my own")
     page.get_by_role("tab", name="Dataset").click()
     page.reload()
+    page.get_by_role("tab", name="Dataset").click()
     expect(trigger).to_have_value("mokka")
     page.locator("#dataset input").click()
     page.get_by_role("option", name="second", exact=True).click()

@@ -12,6 +12,7 @@ from app import dataset_checks, dataset_edits, dataset_gallery, dataset_notes, l
 from app.context import Context, Refresh
 from app.dataset_edits import OPERATIONS
 from app.dataset_gallery import Scene, picture
+from app.dataset_notes import IN_TURN
 from app.dataset_parts import Parts, said
 from app.dataset_sets import add, copy_sample, make, sample_sets
 from app.notices import mended, tell, warn
@@ -25,8 +26,6 @@ __all__ = ["ORDER", "TITLE", "add", "build", "copy_sample", "make", "picture", "
 TITLE = say("page.dataset")
 ORDER = 10
 _LOOK_S = 1.0  # of looking at pictures, between two updates of the page
-# One after the other, in the order they were asked for, and none is lost while another is on its way.
-_IN_TURN: dict[str, Any] = {"concurrency_id": "dataset-edits", "concurrency_limit": 1, "trigger_mode": "multiple"}
 _ANSWERED = "() => window.velaturaDataset.answered()"
 _SELECTS = "(...all) => { all[all.length - 1] = window.velaturaDataset.targets(); return all; }"
 
@@ -42,7 +41,7 @@ class _Tab(Parts):
     def _connect_sets(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
-        in_turn = still | _IN_TURN
+        in_turn = still | IN_TURN
         opened = [self.dataset, self.trigger, *self.view, *self.editor]
         created = [self.new_name, *opened]
         self.dataset.input(
@@ -72,7 +71,7 @@ class _Tab(Parts):
         self.looking.tick(self.look_on, self.scene, self.view, concurrency_limit=1, **still)
 
     def _connect_captions(self) -> None:
-        still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"} | _IN_TURN
+        still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"} | IN_TURN
         shown, both = [*self.scene, *self.typing], [*self.view, *self.editor]
         picked = self.gallery.pick(self.pick, self.typing, self.editor, **still)
         self.gallery.typed(self.keep_typed, None, [self.said, self.kept], **still)
