@@ -57,12 +57,6 @@ _VOTE_TEMPLATE = f"""<section class="vote" hidden aria-label="{say("vote.vote")}
 <button type="button" data-won="undo" aria-keyshortcuts="u">{say("button.undo")}<kbd>U</kbd></button></div>
 <p class="result" role="status"></p><ol class="strengths"></ol>
 <button type="button" class="use">{say("vote.use")}</button><p class="said" role="status"></p></section>"""
-KEYS = [
-    ("k, x", say("keys.keep")),
-    ("1–5, 0", say("keys.rate")),
-    ("← →", say("keys.before_after")),
-    ("↓, s, u", say("keys.vote")),
-]
 
 
 class BatchGallery:

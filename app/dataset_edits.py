@@ -14,7 +14,7 @@ from trainer.data import caption_edits, caption_files, edits
 from trainer.errors import ConfigError, DataError
 from trainer.printing import plain, some
 
-_VISIT_CHARS = 64
+_VISIT_CHARS, _MOST_TYPED = 64, 200
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,22 @@ def keep(context: Context, opened: object, text: str, visit: str = "", typed: bo
     return edits.write(folder, say("edits.caption_of", name=path.name), {path: text}, visit[:_VISIT_CHARS]) is not None
 
 
+def keep_typed(context: Context, typed: object) -> tuple[list[int], list[str]]:
+    """Write captions that were typed, as the browser sends them until it hears of each: the numbers of those that
+    need not be sent again, and why others were not written.
+    """
+    done, problems = [], []
+    for one in typed[:_MOST_TYPED] if isinstance(typed, list) else []:
+        number = one.get("number") if isinstance(one, Mapping) else None
+        try:
+            keep(context, one, _text(one, "text"), _text(one, "visit"), typed=True)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            done += [number] if type(number) is int else []
+    return done, problems
+
+
 def _text(mapping: object, key: str) -> str:
     value = mapping.get(key) if isinstance(mapping, Mapping) else None
     return value if isinstance(value, str) else ""
@@ -92,6 +108,8 @@ def bulk(scene: Scene, names: Sequence[str], operation: str, boxes: tuple[str, s
         raise ConfigError(say("edits.empty", box=wanted.first))
     if wanted.wants == "trigger" and not trigger:
         raise ConfigError(say("edits.no_trigger"))
+    if not names:
+        raise DataError(say("edits.none_shown"))
     return _written(scene, names, operation, lambda text: wanted.made(text, *boxes, trigger))
 
 

@@ -3,11 +3,11 @@
 // Whatever comes from the set (names, captions, tags) is put in as text, never as HTML. The server is told what was
 // done by `trigger`; it looks every name up itself.
 const root = element.querySelector('.pictures');
-const SHOWN_TAGS = 18, TYPED_MS = 600, LOOK_MS = 4000;
-let scene = {dataset: '', items: [], trash: [], reasons: [], kinds: [], shapes: [], resolution: 0};
+const SHOWN_TAGS = 18, LOOK_MS = 4000;
+let scene = {dataset: '', home: '', items: [], trash: [], reasons: [], kinds: [], shapes: [], resolution: 0};
 let opened = {dataset: '', name: '', shown: ''};
-let filter = {kind: 'all', tags: new Set(), find: '', names: null, title: '', bucket: ''};
-let active = '', anchor = '', pending = null, timer = 0, lookTimer = 0, visit = '', looked = 0, allTags = false;
+const everything = () => ({kind: 'all', tags: new Set(), find: '', names: null, title: '', bucket: ''});
+let filter = everything(), active = '', anchor = '', lookTimer = 0, looked = 0, allTags = false;
 const marked = new Set(), cards = new Map();
 
 const make = (tag, className = '', text = '') => {
@@ -42,7 +42,10 @@ const fits = item => {
 const order = item => filter.kind === 'double' ? item.g * 100000 + item.i : item.i;
 const visible = () => all().filter(item => fits(item) || item.n === active && !inTrash())
   .sort((one, other) => order(one) - order(other));
-const targets = () => marked.size ? [...marked] : visible().filter(fits).map(item => item.n);
+// Only what is seen is acted on: a mark that a filter hides waits until it is shown again.
+const chosen = () => visible().filter(item => marked.has(item.n)).map(item => item.n);
+const chosenOrActive = () => { const names = chosen(); return names.length || !active ? names : [active]; };
+const targets = () => marked.size ? chosen() : visible().filter(fits).map(item => item.n);
 
 const dressed = (card, item) => {
   card.open.setAttribute('aria-label', `${item.l}: ${item.c || phrase('dataset.no_caption_yet')}`);
@@ -89,7 +92,7 @@ const narrow = () => {
     card.style.order = order(item);
   }
   part('empty').hidden = shown.size > 0 || !scene.dataset;
-  chips(); marks();
+  chips(); marks(); keepView();
 };
 const marks = () => {
   const prefix = inTrash() ? 'trash ' : '';
@@ -99,17 +102,17 @@ const marks = () => {
     card.classList.toggle('marked', marked.has(item.n));
     card.open.setAttribute('aria-current', !inTrash() && item.n === active);
   }
-  const count = visible().filter(fits).length, of = all().length;
+  const count = visible().filter(fits).length, of = all().length, now = chosen().length, hidden = marked.size - now;
   const what = filter.title || (inTrash() ? phrase('dataset.in_trash') : '');
   const num = count === of ? phraseNum('dataset.pictures', of) : phrase('dataset.some_of', {num: count, all: of});
   part('count').textContent = `${what ? `${what}: ` : ''}${num}`
-    + (marked.size ? phrase('dataset.num_marked', {num: marked.size}) : '')
+    + (now ? phrase('dataset.num_marked', {num: now}) : '')
+    + (hidden ? phrase('dataset.num_marked_hidden', {num: hidden}) : '')
     + (scene.pending ? phrase('dataset.looking', {num: scene.pending}) : '');
   part('unmark').disabled = !marked.size;
   part('everything').disabled = !count;
   part('mirror').hidden = part('discard').hidden = inTrash();
-  part('mirror').disabled = !marked.size;
-  part('discard').disabled = !marked.size;
+  part('mirror').disabled = part('discard').disabled = !now;
   part('restore').hidden = !inTrash();
   part('restore').disabled = !of;
   part('restore').textContent = marked.size ? phrase('button.restore') : phrase('dataset.restore_all');
@@ -199,6 +202,7 @@ const cure = (act, names, title) => {
 
 const tell = (event, data) => {
   flush('left');
+  if (event === 'pick' || event === 'act') numAsked++;
   trigger(event, {dataset: scene.dataset, ...data});
 };
 const mark = (name, on) => on ? marked.add(name) : marked.delete(name);
@@ -210,12 +214,11 @@ const clicked = (event, name) => {
   anchor = name;
   marks();
 };
-const pick = name => {
+const pick = (name, isBack = false) => {
   active = anchor = name;
-  const box = document.querySelector('#caption textarea');
-  if (box) { box.readOnly = true; setTimeout(() => { box.readOnly = false; }, 2000); }
+  awaitPicture(name);
   narrow();
-  cards.get(name)?.scrollIntoView({block: 'nearest'});
+  if (!isBack) cards.get(name)?.scrollIntoView({block: 'nearest'});
   tell('pick', {name});
 };
 const beside = step => {
@@ -227,10 +230,11 @@ const step = by => {
   if (name && name !== active) pick(name);
 };
 const discard = () => {
-  const names = marked.size ? [...marked] : active ? [active] : [];
+  const names = chosenOrActive();
   if (!names.length || inTrash()) return;
   const gone = new Set(names), list = visible(), index = list.findIndex(item => item.n === active);
   const after = [...list.slice(index + 1), ...list.slice(0, Math.max(index, 0)).reverse()].find(item => !gone.has(item.n));
+  if (gone.has(active)) awaitPicture('');
   tell('act', {act: 'delete', names, next: gone.has(active) ? after?.n ?? '' : active});
 };
 // Some at a time, so that it can be stopped; all are one edit.
@@ -273,33 +277,11 @@ const flip = async names => {
   changed(run.dataset);
 };
 const changed = dataset => { if (dataset === scene.dataset) tell('look', {}); };
-const flush = kind => {
-  clearTimeout(timer);
-  if (!pending) return;
-  const typed = pending;
-  pending = null;
-  trigger(kind, typed);
-};
-const state = text => { const line = document.querySelector('#caption-state .said'); if (line) line.textContent = text; };
-document.addEventListener('input', event => {
-  if (!event.target.closest?.('#caption') || !opened.name) return;
-  pending = {dataset: opened.dataset, name: opened.name, text: event.target.value, visit};
-  const item = opened.dataset === scene.dataset && scene.items.find(one => one.n === opened.name);
-  if (item) { item.c = event.target.value.trim(); delete item.tags; dressed(cards.get(item.n) ?? newCard(item), item); }
-  state(phrase('dataset.not_saved'));
-  clearTimeout(timer);
-  timer = setTimeout(() => flush('typed'), TYPED_MS);
-});
-document.addEventListener('focusin', event => {
-  if (event.target.closest?.('#caption')) visit = newVisit();
-});
-document.addEventListener('focusout', event => { if (event.target.closest?.('#caption')) flush('left'); });
-document.addEventListener('visibilitychange', () => { if (document.hidden) flush('left'); });
 const look = () => {
   clearTimeout(lookTimer);
   const wait = looked + LOOK_MS - Date.now();
   if (wait > 0) { lookTimer = setTimeout(look, wait); return; }
-  if (!element.offsetParent || !scene.dataset || pending) return;
+  if (!element.offsetParent || !scene.dataset || isTyped) return;
   looked = Date.now();
   trigger('look', {dataset: scene.dataset});
 };
@@ -312,7 +294,7 @@ const plainKeys = {
   ArrowRight: () => step(1), j: () => step(1), ArrowLeft: () => step(-1), k: () => step(-1), Delete: discard,
   x: () => { if (active) { mark(active, !marked.has(active)); marks(); } },
   e: () => document.querySelector('#caption textarea')?.focus(),
-  c: () => press('crop-picture'), m: () => press('mask-picture'), f: () => flip(marked.size ? [...marked] : active ? [active] : []),
+  c: () => press('crop-picture'), m: () => press('mask-picture'), f: () => flip(chosenOrActive()),
   Escape: () => { marked.clear(); marks(); },
 };
 const heldKeys = event => {
@@ -342,29 +324,20 @@ const heard = () => {
   scene.items.forEach((item, index) => { item.i = index; });
   scene.trash.forEach((item, index) => { item.i = index; });
   if (before !== scene.dataset) {
-    marked.clear(); active = ''; filter = {kind: 'all', tags: new Set(), find: '', names: null, title: '', bucket: ''};
+    marked.clear(); active = ''; filter = everything();
     part('find').value = ''; cards.forEach(card => card.remove()); cards.clear();
     if (!going) part('working').hidden = true;
   }
-  if (pending && pending.dataset === scene.dataset) {
-    const item = scene.items.find(one => one.n === pending.name);
-    if (item) item.c = pending.text.trim();
+  for (const typed of unsaved.values()) {
+    const item = typed.dataset === scene.dataset && scene.items.find(one => one.n === typed.name);
+    if (item) item.c = typed.text.trim();
   }
+  const back = before !== scene.dataset && takeView();
   if (inTrash() && !scene.trash.length) { filter.kind = 'all'; cards.forEach(card => card.remove()); cards.clear(); }
   reasons();
   draw();
-};
-window.velaturaDataset = {
-  targets, cure, flip, changed, shapes,
-  opened: value => {
-    const fresh = value?.name !== opened.name || value?.dataset !== opened.dataset;
-    opened = value ? {...value} : opened;
-    active = opened.name;
-    const box = document.querySelector('#caption textarea');
-    if (box) box.readOnly = false;
-    if (fresh) visit = newVisit();
-    if (part('grid').childElementCount) narrow();
-  },
+  ownTags();
+  if (back && !opened.name && cards.has(back)) pick(back, true);
 };
 part('find').addEventListener('input', event => {
   filter.find = event.target.value.trim().toLowerCase(); filter.names = null; filter.title = '';
@@ -373,8 +346,6 @@ part('find').addEventListener('input', event => {
 part('everything').addEventListener('click', () => { visible().filter(fits).forEach(item => marked.add(item.n)); marks(); });
 part('unmark').addEventListener('click', () => { marked.clear(); marks(); });
 part('discard').addEventListener('click', discard);
-part('mirror').addEventListener('click', () => flip([...marked]));
+part('mirror').addEventListener('click', () => flip(chosen()));
 part('halt').addEventListener('click', () => { if (going) going.halted = true; });
 part('restore').addEventListener('click', () => tell('act', {act: 'restore', names: targets()}));
-watch('value', heard);
-heard();

@@ -6,6 +6,7 @@ there are looked up here. The files beside the pictures are read anew each time:
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
 from trainer.printing import plain
 
-SCRIPT = scripts.read("dataset_gallery.js", "dataset_drop.js")
+SCRIPT = scripts.read("dataset_gallery.js", "dataset_drop.js", "dataset_caption.js")
 TEMPLATE = f"""<div class="pictures">
 <div class="reasons" aria-live="polite"></div>
 <div class="kinds" role="group" aria-label="{say("dataset.filters")}"></div>
@@ -81,6 +82,11 @@ class Scene:
         """The pictures that will train as they are."""
         out = {*self.broken, *self.refusals, *self.unrepeated}
         return [name for name in self.pictures if name not in out and self.captions[name]]
+
+    def seen(self, chosen: str) -> str:
+        """By which a picture or its mask is known to be another."""
+        paths = [path for path in (self.pictures[chosen], self.masks.get(chosen)) if path and path.is_file()]
+        return " ".join(f"{path.name}-{path.stat().st_mtime_ns}" for path in paths)
 
 
 def read(context: Context, looks: Looks, name: str, budget_s: float = 0.4) -> Scene:
@@ -174,6 +180,7 @@ def data(context: Context, looks: Looks, name: str, scene: Scene, resolution_px:
     shapes = buckets.shapes(sized, DataConfig(), dataset_checks.multiple_px()) if sized else []
     return {
         "dataset": name,
+        "home": hashlib.sha256(str(context.workspace).encode()).hexdigest()[:12],
         "items": items,
         "resolution": sized,
         "shapes": shapes,
@@ -194,6 +201,7 @@ def empty() -> dict[str, Any]:
     """Nothing chosen, as the gallery takes it."""
     return {
         "dataset": "",
+        "home": "",
         "items": [],
         "trash": [],
         "pending": 0,

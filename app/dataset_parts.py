@@ -1,29 +1,29 @@
-"""The Dataset tab's components, drawn; what happens when they are used is the tab's."""
+"""The Dataset tab's components and what they show; what happens when they are used is the tab's."""
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import gradio as gr
 
-from app import dataset_checks, dataset_gallery
+from app import dataset_checks, dataset_edits, dataset_gallery, dataset_notes, keys
 from app.context import Context
 from app.dataset_captions import CaptionPanel
 from app.dataset_edits import OPERATIONS
 from app.dataset_exports import Exports
+from app.dataset_gallery import Scene
+from app.dataset_measures import Looks
 from app.dataset_pictures import PictureEditor
 from app.dataset_sets import sample_sets
 from app.notices import mended_answer
 from app.texts import say
 from trainer import presets
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES
-from trainer.printing import escape
+from trainer.errors import DataError
+from trainer.printing import escape, plain
 
 _FIRST_SAMPLE = "outline-style"  # it has a held-out part
-_KEYS = (
-    ("→", say("keys.next")), ("←", say("keys.previous")), ("E", say("keys.write_caption")),
-    ("Ctrl Enter", say("keys.save_next")), ("Ctrl S", say("keys.save")), ("Delete", say("keys.delete")),
-    ("Ctrl Z", say("keys.undo")), ("X", say("keys.mark")), ("Esc", say("keys.unmark")), ("C", say("keys.crop")),
-    ("M", say("keys.paint_mask")), ("F", say("keys.flip")),
-)  # fmt: skip
 # A press on an edit's button takes that edit back.
 _TAKE_BACK = """
 element.addEventListener('click', event => {
@@ -31,6 +31,11 @@ element.addEventListener('click', event => {
   if (pressed) trigger('take', {number: Number(pressed.dataset.number)});
 });
 """
+# The open caption's tags, which `dataset_caption.js` puts in.
+_TAGS = f"""<div class="tag-line" hidden>
+<div class="own-tags" role="group" aria-label="{say("dataset.own_tags")}"></div>
+<input type="text" list="set-tags" maxlength="200" placeholder="{say("dataset.add_tag")}"
+  aria-label="{say("dataset.add_tag")}"><datalist id="set-tags"></datalist></div>"""
 NOTHING_OPENED = {"dataset": "", "name": "", "shown": "", "seen": ""}
 
 
@@ -39,9 +44,12 @@ class Parts:
 
     def __init__(self, context: Context) -> None:
         self.context, self.pictures = context, PictureEditor(context)
-        with gr.Row(equal_height=False, elem_classes="halves"):
-            with gr.Column(scale=3, min_width=200):
-                self._draw_sources()
+        self.looks, self._counter = Looks(context), itertools.count(1)
+        with gr.Row(equal_height=False, elem_classes="halves dataset-desk"):
+            with gr.Column(scale=3, min_width=200, elem_id="dataset-sources"):
+                self._draw_choice()
+                with gr.Column(min_width=160, elem_id="dataset-more"):
+                    self._draw_sources()
             with gr.Column(scale=9, min_width=380):
                 self._draw_pictures()
             with gr.Column(scale=5, min_width=270, elem_id="dataset-editor"):
@@ -56,7 +64,7 @@ class Parts:
         self.scene = [self.dataset, self.resolution, self.trigger]  # what a view is made of
         self.typing = [self.opened, self.caption]  # what a person may have typed
 
-    def _draw_sources(self) -> None:
+    def _draw_choice(self) -> None:
         self.dataset = gr.Dropdown(
             self.context.dataset_choices(), label=say("word.dataset"), info=say("dataset.dataset_help"),
             interactive=True,
@@ -66,6 +74,8 @@ class Parts:
             label=say("word.trigger"), info=say("dataset.trigger_help"), placeholder=say("word.none"),
             max_length=80, elem_id="check-trigger",
         )  # fmt: skip
+
+    def _draw_sources(self) -> None:
         self.files = gr.File(
             file_count="multiple", file_types=[*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, ".zip"],
             label=say("dataset.drop"), height=150, elem_id="dataset-files",
@@ -116,6 +126,11 @@ class Parts:
             js_on_load="watch('value', () => { window.velaturaDataset?.opened(props.value); "
             "window.velaturaPicture?.opened(props.value); });",
         )  # fmt: skip
+        # The numbers of what was typed and is saved: until then the browser keeps it.
+        self.kept = gr.HTML(
+            {"numbers": []}, html_template="", visible="hidden", elem_id="dataset-kept",
+            js_on_load="watch('value', () => window.velaturaDataset?.saved(props.value?.numbers ?? []));",
+        )  # fmt: skip
         self.large = gr.Image(
             label=say("word.picture"), height=300, interactive=False, visible=False, type="filepath", format="webp",
             buttons=[],
@@ -127,13 +142,15 @@ class Parts:
             max_lines=10, interactive=False, elem_id="caption", elem_classes="unkept",
         )  # fmt: skip
         self.said = gr.HTML(said(""), elem_id="caption-state")
+        gr.HTML(_TAGS, elem_id="caption-tags", padding=False)
         with gr.Row():
             self.save = gr.Button(say("button.save"), variant="primary", elem_id="save-caption", min_width=70)
             self.undo = gr.Button(say("button.undo"), elem_id="undo-caption", min_width=70)
             self.delete = gr.Button(say("button.delete"), elem_id="delete-picture", min_width=70)
-        keys = "".join(f"<span><kbd>{escape(key)}</kbd> {escape(what)}</span>" for key, what in _KEYS)
         gr.HTML(
-            f'<p class="keys">{keys}</p><p class="keys">{escape(say("keys.while_writing"))}</p>', elem_id="dataset-keys"
+            f'<p class="keys">{keys.line_html(keys.DATASET)}</p>'
+            f'<p class="keys">{escape(say("keys.while_writing"))}</p>',
+            elem_id="dataset-keys",
         )
 
     def _draw_bulk(self) -> None:
@@ -175,6 +192,94 @@ class Parts:
     def _draw_history(self) -> None:
         with gr.Accordion(say("edits.edits"), open=False, elem_id="dataset-edits"):
             self.history = gr.HTML(edits_html([]), js_on_load=_TAKE_BACK, elem_id="dataset-history")
+
+    # What they show.
+
+    def _shown(self, name: str | None, resolution_px: float | None, trigger: str, budget_s: float = 0.4) -> Any:
+        """A dataset as it is now."""
+        return self._shown_of(self._read(name, budget_s), name, resolution_px, trigger)
+
+    def _read(self, name: str | None, budget_s: float = 0.4) -> Scene | None:
+        return dataset_gallery.read(self.context, self.looks, name, budget_s) if name else None
+
+    def _shown_of(
+        self, scene: Scene | None, name: str | None, resolution_px: float | None, trigger: str
+    ) -> dict[Any, Any]:
+        if scene is None or not name:
+            return {
+                self.gallery: dataset_gallery.empty(), self.summary: say("dataset.make_one"),
+                self.history: edits_html([]), self.looking: gr.update(active=False),
+            }  # fmt: skip
+        trigger = (trigger or "").strip()
+        data = dataset_gallery.data(self.context, self.looks, name, scene, int(resolution_px or 0), trigger)
+        return {
+            self.gallery: data,
+            self.summary: dataset_gallery.headline(scene),
+            self.history: edits_html(dataset_gallery.history(scene)),
+            self.looking: gr.update(active=data["pending"] > 0),
+        }
+
+    def _nothing_opened(self) -> dict[Any, Any]:
+        return {
+            self.opened: NOTHING_OPENED,
+            self.caption: gr.update(value="", interactive=False, label=say("word.caption")),
+            self.large: gr.update(value=None, visible=False),
+            self.said: said(""),
+        }
+
+    def _opened(self, scene: Scene, name: str, chosen: str) -> dict[Any, Any]:
+        """A picture, large, and its caption to edit; no picture where it is gone."""
+        path = scene.pictures.get(chosen)
+        if path is None:
+            return self._nothing_opened()
+        text, caption = self._text(scene, chosen), say("edits.caption_of", name=plain(path.name, 120))
+        try:
+            mask = scene.masks.get(chosen)
+            large = self.context.masked_thumbnail(path, mask) if mask else dataset_gallery.preview(self.context, path)
+            label = say("dataset.picture_masked") if mask else say("word.picture")
+            shown = gr.update(value=str(large), visible=True, label=label)
+        except DataError as error:
+            shown = gr.update(value=None, visible=True, label=plain(say("dataset.picture_problem", problem=error), 120))
+        return {
+            # The number makes it new, so that the browser hears of each.
+            self.opened: {
+                "dataset": name,
+                "name": chosen,
+                "shown": text,
+                "seen": scene.seen(chosen),
+                "number": next(self._counter),
+            },
+            self.caption: gr.update(value=text, interactive=True, label=caption),
+            self.large: shown,
+            self.said: said("", next(self._counter)),
+        }
+
+    @staticmethod
+    def _text(scene: Scene, chosen: str) -> str:
+        return dataset_edits.repaired(scene, chosen) if chosen in scene.refusals else scene.captions[chosen]
+
+    def _again(self, scene: Scene | None, name: str | None, opened: Any, text: str) -> dict[Any, Any]:
+        """The picture and its caption as the files now are, if they are others."""
+        chosen = opened.get("name", "") if isinstance(opened, dict) else ""
+        if not chosen or scene is None or opened.get("dataset") != name:
+            return {}
+        same = chosen in scene.pictures and self._text(scene, chosen) == (text or "").strip()
+        if same and opened.get("seen") == scene.seen(chosen):
+            return {}
+        return self._opened(scene, str(name), chosen)
+
+    def _chosen(self, name: str | None, before: str | None, trigger: str) -> dict[Any, Any]:
+        """A new dataset in the box; the trigger is its own if there was no set that it was written for."""
+        own = "" if before else (trigger or "").strip()
+        dataset_notes.keep_trigger(self.context, name, own)
+        return {
+            self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), self.trigger: own,
+        }  # fmt: skip
+
+    def _created(self, name: str, before: str | None, resolution_px: float | None, trigger: str) -> dict[Any, Any]:
+        """A new dataset, chosen."""
+        chosen = self._chosen(name, before, trigger)
+        return {**chosen, **self._shown(name, resolution_px, chosen[self.trigger]), **self._nothing_opened()}
 
 
 def said(text: str, number: int = 0) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from app import browser_state
+from app import browser_state, dataset_notes
 from app.browser_state import BrowserStates
 from app.context import Context, Refresh, newest_first
 from app.job_table import Job
@@ -65,6 +65,7 @@ class Guide:
         name = chosen if chosen in names else next(iter(names), None)
         has_pictures, all_captioned = self._of_dataset(self.context.datasets / name) if name else (False, False)
         jobs = self._jobs(name) if name else []
+        is_checked = bool(name) and dataset_notes.read(self.context.datasets / str(name)).is_checked
         trained = [job for job in jobs if job.kind == TRAINING]
         finished = [job.name for job in trained if job.state == "finished"]
         has_preset = bool(jobs) or bool(name) and self.states.read(browser, "train").get(_PRESET_FOR) == name
@@ -72,7 +73,7 @@ class Guide:
             Step(say("word.pictures"), say("page.dataset"), has_pictures),
             Step(say("word.captions"), say("page.dataset"), all_captioned),
             Step(say("word.preset"), say("page.train"), has_preset),
-            Step(say("page.check"), say("page.train"), bool(jobs)),
+            Step(say("page.check"), say("page.train"), is_checked or bool(jobs)),
             Step(say("page.train"), say("page.train"), bool(finished)),
             Step(say("page.stack"), say("page.stack"), bool(finished) and self._is_stacked(finished)),
         ]

@@ -69,6 +69,7 @@ from app import (  # noqa: E402
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
+from app.dataset_notes import carry_triggers  # noqa: E402
 from app.endpoints import Endpoints  # noqa: E402
 from app.guide import Guide  # noqa: E402
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
@@ -166,12 +167,14 @@ def compose(context: Context) -> gr.Blocks:
                     refresh: Refresh | None = module.build(context)
                 drawn.append(kept_fields.Drawn(name, tab, refresh))
         kept_fields.connect(page, context, all_tabs, drawn, _offers(context))
+        carry_triggers(context, page.kept)
         guide.connect(news)
         start.connect(news, all_tabs)
         leading = kept_fields.Drawn("start", None, Refresh(dict, [], [], opens=start.opens))
         opening.connect(page, context, all_tabs, [*drawn, leading])
-        gr.HTML(keys.dialog_html(keys.of_page(tabs.registry())))
-        page.load(None, js=keys.script([module.TITLE for module in tabs.registry()]))
+        titles = [module.TITLE for module in tabs.registry()]
+        gr.HTML(keys.dialog_html(keys.of_page(titles)))
+        page.load(None, js=keys.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
         Endpoints(context).connect()

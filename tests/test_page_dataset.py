@@ -324,5 +324,9 @@ def test_every_control_has_a_name_and_nothing_scrolls_sideways(
             .map(one => one.outerHTML.slice(0, 200));
         }"""
     )
+    # What brings in more pictures stands below those that are here where there is no room beside them.
+    top = opened.locator("#dataset-gallery .card").first.evaluate("card => card.getBoundingClientRect().top + scrollY")
+    upload = opened.locator("#dataset-files").evaluate("one => one.getBoundingClientRect().top + scrollY")
+    assert top < 900 - 96 and (width > 420 or upload > top), (top, upload)
     opened.set_viewport_size({"width": 1440, "height": 900})
     assert not nameless, json.dumps(nameless)

@@ -12,11 +12,13 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from app import tabs, ui
+from app import dataset_edits, tabs, ui
 from app.context import Context
 from app.tabs import dataset
 from tests.page_fixtures import NEEDS_CHROMIUM
 from tests.test_browser import playwright_api
+from trainer.data import edits
+from trainer.errors import DataError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -60,6 +62,38 @@ def test_a_zip_dropped_with_no_dataset_chosen_becomes_one_of_a_free_name(context
 def test_what_holds_no_picture_makes_no_dataset(context: Context, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     assert added(context, tmp_path / "a.png")["dataset"] is None and context.dataset_names() == []
+
+
+# What the browser sends until it hears that it is saved.
+
+
+def test_of_what_was_typed_only_what_can_not_be_written_is_kept_for_later(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(context.datasets / "mine", "a.png", "b.png")
+    real = edits.write
+
+    def full(folder: Path, what: str, texts: dict[Path, str], visit: str = "") -> object:
+        if any(path.stem == "a" for path in texts):
+            raise DataError("no space left on device")
+        return real(folder, what, texts, visit)
+
+    typed = [
+        {"dataset": "mine", "name": f"{name}.png", "text": f"a {name}", "visit": "1", "number": number}
+        for number, name in enumerate("ab")
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(edits, "write", full)
+        assert dataset_edits.keep_typed(context, typed) == ([1], ["no space left on device"])
+    assert dataset_edits.keep_typed(context, typed) == ([0, 1], [])
+    assert (context.datasets / "mine" / "a.txt").read_text() == "a a\n"
+
+
+@pytest.mark.parametrize(
+    "typed", [None, 3, "x", [None], [[]], [{"name": 3, "number": "1"}], [{"name": "a.png", "number": True}]]
+)
+def test_what_is_sent_in_another_shape_is_nothing(typed: object, context: Context) -> None:
+    assert dataset_edits.keep_typed(context, typed) == ([], []) and context.dataset_names() == []
 
 
 # In a browser.

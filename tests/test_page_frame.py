@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import types
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import tomli_w
+from parsed import ROOT
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app import browser_state, dataset_sets, guide, keys, tabs, ui
+from app import browser_state, dataset_notes, dataset_sets, guide, keys, tabs, ui
 from app.context import Context
 from trainer.config import StackConfig
 from trainer.render.picture_metadata import RECIPE_KEY, travelling
@@ -40,6 +42,9 @@ def test_the_path_says_what_is_done_and_what_is_next(context: Context) -> None:
     picture = context.pictures(context.datasets / "grey-cat")[0]
     picture.with_suffix(".txt").unlink()
     assert done() == ["Pictures"]
+    dataset_notes.keep_checked(context, "grey-cat")  # as the Dataset tab's check does
+    assert done() == ["Pictures", "Check"]
+    (context.datasets / "grey-cat" / ".page.json").unlink()
     (context.renders / "a.png").write_bytes(b"x")
     context.runner.submit("one", "", "rehearse")
     assert done() == ["Pictures"]
@@ -99,13 +104,35 @@ def test_the_dataset_chosen_in_the_browser_is_the_one_the_path_is_about(context:
     assert path.steps("")[0].is_done and not path.steps(browser)[0].is_done
 
 
-def test_every_key_of_the_page_is_listed_and_each_tab_has_a_letter_of_its_own() -> None:
-    modules = tabs.registry()
-    listed = keys.of_page(modules)
-    opening = [key for key, words in listed if words.startswith("open ")]
-    assert len(opening) == len(set(opening)) == len(modules) and "g d or Ctrl+1" in opening
-    own = types.ModuleType("own")
-    own.TITLE, own.KEYS = "Own", [("x", HOSTILE)]  # type: ignore[attr-defined]
-    assert ("x", HOSTILE) in keys.of_page([*modules, own])
-    html = keys.dialog_html([("x", HOSTILE)])
-    assert HOSTILE not in html and "&lt;img" in html
+def test_each_tab_has_a_letter_of_its_own() -> None:
+    titles = [module.TITLE for module in tabs.registry()]
+    everywhere, *others = keys.of_page(titles)
+    opening = [key.shown for key in everywhere.keys if key.does.startswith("open ")]
+    assert len(opening) == len(set(opening)) == len(titles) and "g d or Ctrl+1" in opening
+    assert others == list(keys.KEYS) and keys.of_page(["Own"])[1:] == [one for one in keys.KEYS if not one.tab]
+    html = keys.dialog_html([keys.Group(HOSTILE, "", (keys.Key("x", HOSTILE, "", ()),))])
+    assert HOSTILE not in html and html.count("&lt;img") == 2
+
+
+def heard(code: str) -> set[str]:
+    """The names of the keys that a script listens for; Tab only ever keeps the focus inside."""
+    names = set(re.findall(r"event\.(?:key|code)(?:\.toLowerCase\(\))? [!=]== '([^']+)'", code))
+    tables = re.findall(r"\{([^{}]*)\}\[event\.(?:key|code)\]", code)
+    tables += re.findall(r"(?:KEYS|plainKeys) = \{(.*?)\};", code, re.DOTALL)
+    for table in tables:
+        while re.search(r"\{[^{}]*\}", table):  # what is within is no table
+            table = re.sub(r"\{[^{}]*\}", "", table)
+        names |= {name or quoted for name, quoted in re.findall(r"(?:\b(\w+)|'([^']+)'): ", table)}
+    names |= set("12345") if "KEYS[stars]" in code else set()
+    return names - {"Tab"}
+
+
+def test_every_key_that_a_script_hears_is_listed_and_no_other() -> None:
+    listed: dict[str, set[str]] = {}
+    for group in keys.of_page(["Own"]) + list(keys.KEYS):
+        for key in group.keys:
+            listed.setdefault(key.file, set()).update(key.names)
+    paths = [path for path in (ROOT / "app").rglob("*") if path.suffix in (".js", ".py")]
+    found = {path.name: names for path in paths if (names := heard(path.read_text(encoding="utf-8")))}
+    assert found == listed
+    assert heard("if (event.code === 'KeyQ') x") == {"KeyQ"} and heard("const KEYS = {q: 1};") == {"q"}

@@ -30,7 +30,6 @@ NO_TEXTS = {
     "app.trash": ("no entry of ours", "no id of ours"),  # caught where the journal is read
     "app.job_table": ("unable to open",),  # SQLite's words
     "app.browser_state": ("\0=\0; Path=/",),  # a cookie
-    "app.dataset_parts": ("Ctrl Enter",),  # a key
     "app.item_changes": ("in the trash: ",),  # by which a note is known
     "app.path_gate": ("mask data:",),  # how a region is written
     "app.theme": ("Segoe UI", "Helvetica Neue"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import batch_estimate, batch_gallery, batch_table, batches, checkpoint_grids, leftovers, views
+from app import batch_estimate, batch_table, batches, checkpoint_grids, leftovers, views
 from app.batch_view import BatchView
 from app.context import Context, Refresh
 from app.notices import as_sentence, mended, tell
@@ -26,7 +26,6 @@ from trainer.printing import plain
 
 TITLE = say("page.batch")
 ORDER = 40
-KEYS = batch_gallery.KEYS
 _STACK, _TABLE, _RUN = "stack", "table", "run"
 _MOST_PLANNED = 2000  # rows of a table whose time is told while it is typed; of more at `Show the plan`
 _EMPTY_TABLE = f'<div class="cards-empty">{say("table.none_yet")}</div>'

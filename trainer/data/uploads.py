@@ -12,6 +12,7 @@ import io
 import os
 import re
 import stat
+import tempfile
 import unicodedata
 import zipfile
 import zlib
@@ -114,13 +115,43 @@ def add_zip(folder: Path, zip_path: Path) -> Report:
     Raises: DataError if the zip as a whole can't be trusted.
     """
     report = Report()
-    with _entries(zip_path, report) as sources:
+    with _entries(zip_path, report) as entries:
+        sources = _with_rows(entries, report)
         captioned = {source.key for source in sources if source.suffix in CAPTION_SUFFIXES}
         aside = {source: reason for source in sources if (reason := _aside(source.name, source.key in captioned))}
         report.left_out += [
             f"{_shown(source.name)} {reason}." for source, reason in aside.items() if source.suffix in IMAGE_SUFFIXES
         ]
         return _add(folder, [source for source in sources if source not in aside], report)
+
+
+def _with_rows(sources: list[_Source], report: Report) -> list[_Source]:
+    """The files, each row of a metadata file among them as the caption of a picture that has none beside it."""
+    pictures = {PurePosixPath(source.name): source for source in sources if source.suffix in IMAGE_SUFFIXES}
+    captions = {source.key: source for source in sources if source.suffix in CAPTION_SUFFIXES}
+    tables = [source for source in sources if PurePosixPath(source.name).name in imagefolder.NAMES]
+    rest = [source for source in sources if source not in tables]
+    for table in tables:
+        home = PurePosixPath(table.name).parent
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, PurePosixPath(table.name).name)
+            named = {
+                path.parent.joinpath(name.relative_to(home)): source
+                for name, source in pictures.items()
+                if name.is_relative_to(home)
+            }
+            try:
+                path.write_bytes(table.read())
+            except DataError as error:
+                report.left_out.append(f"{_shown(table.name)} {error}.")
+                continue
+            rows, problems = imagefolder.read(path, set(named))
+        report.left_out += problems
+        for picture, text in rows.items():
+            if (key := named[picture].key) not in captions:
+                captions[key] = _Source(f"{key}.txt", text.encode)
+                rest.append(captions[key])
+    return rest
 
 
 def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]) -> Report:
