@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import batch_pictures, item_notes, library_items, saved_stacks
+from app import batch_pictures, item_notes, library_items
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.library_items import BATCH_PICTURES, Item, Shelf
@@ -88,14 +88,14 @@ def _rename_dataset(shelf: Shelf, item: Item, name: str) -> str:
 
 
 def _rename_files(shelf: Shelf, item: Item, name: str) -> str:
-    """A picture; or a stack, with the picture beside it."""
+    """A picture, a sheet with its cells; or a stack, with the picture beside it."""
     first, *beside = item.paths
     target = first.with_name(f"{safe_stem(f'{name}.x')}{first.suffix}")
     if target == first:
         return item.key
     unique_names.put(first, [target])
     for path in beside:
-        system.replace(path, target.with_suffix(saved_stacks.PICTURE))
+        system.replace(path, target.with_suffix(path.suffix))
     return target.name
 
 
