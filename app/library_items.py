@@ -167,7 +167,9 @@ class Shelf:
             with suppress(UserError, OSError):
                 kept = shared_cards.of_key(key)
                 picture = shared_cards.picture(self.context, kept.card) if kept.card else None
-                item = Item("presets", key, kept.name, shared_cards.line(kept), picture, (), key)
+                name = notes.get(key, Note()).title or kept.name
+                paths = kept.paths if shared_cards.is_own(key) else ()
+                item = Item("presets", key, name, shared_cards.line(kept), picture, paths, f"{key} {kept.name}")
                 items.append(_noted(item, notes))
         return items
 
