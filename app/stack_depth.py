@@ -65,9 +65,10 @@ def _part(name: str, names: list[str]) -> str:
 
 def words(analysis: Analysis) -> list[str]:
     """How the LoRAs go together, in plain sentences."""
-    total, lines = analysis.total, []
-    strongest = plain(total.strongest_name, 80)
-    if len(analysis.adapters) > 1:
+    total = analysis.total
+    strongest, is_alone = plain(total.strongest_name, 80), len(analysis.adapters) < 2
+    lines = [say("analysis.alone", name=strongest)] if is_alone else []
+    if not is_alone:
         judged = [
             (total.ratio >= _BURN, say("analysis.burns", times=total.ratio, name=strongest)),
             (total.ratio >= _MILD, say("analysis.adds_up", times=total.ratio, name=strongest)),
@@ -79,7 +80,7 @@ def words(analysis: Analysis) -> list[str]:
     together = [place for place in here if place.together >= _LEAST and place.together >= place.against]
     lines += [say("analysis.against", where=_where(against, "against"))] if against else []
     lines += [say("analysis.together", where=_where(together, "together"))] if together else []
-    if len(analysis.adapters) > 1 and not against and not together:
+    if not (is_alone or against or together):
         lines.append(say("analysis.apart"))
     if len(analysis.adapters) > 2 and analysis.pairs and analysis.pairs[0].total.overlap:
         first, second = (plain(name, 80) for name in analysis.pairs[0].names)
