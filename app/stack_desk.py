@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import gradio as gr
+from PIL.PngImagePlugin import PngInfo
 
 from app import batch_pictures, browser_state, saved_stacks
 from app.browser_state import BrowserStates
@@ -62,8 +63,6 @@ def copied(context: Context, picture: Path) -> Path | None:
 
     Raises: DataError for one that doesn't open.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     from trainer.render import picture_metadata
 
     carried = picture_metadata.read(picture)

@@ -214,10 +214,11 @@ def expect_shown(page: Page, address: str, seed: int) -> None:
     expect(page.locator("#field-seed input")).to_have_value(str(seed))
 
 
-def open_in_library(page: Page, kind: str, words: str) -> None:
+def open_in_library(page: Page, kind: str, words: str, title: str) -> None:
     page.get_by_role("tab", name="Library").click()
     page.locator("#library-kind").get_by_text(kind, exact=True).click()
     page.locator("#library-cards [data-key]").filter(has_text=words).first.click()
+    expect(page.locator("#library-details h3")).to_contain_text(title, timeout=WAIT_MS)
     page.locator("#library-open").click()
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
 
@@ -242,7 +243,7 @@ def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, s
     assert first != second
 
     # The Library's card, and a picture that is dropped.
-    open_in_library(desk, "Pictures", "seed 1")
+    open_in_library(desk, "Pictures", "seed 1", "1-")
     expect_shown(desk, first, 1)
     (picture,) = (server.workspace / "renders").glob("7-*.png")
     desk.locator("#recipe-png input[type=file]").set_input_files(picture)
@@ -265,7 +266,7 @@ def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, s
     # A LoRA of the Library is one more row, which is drawn too.
     desk.locator("#remove-2").click()
     expect(desk.locator("#infotext textarea")).not_to_have_value(re.compile("<lora:style"), timeout=WAIT_MS)
-    open_in_library(desk, "LoRAs", "style")
+    open_in_library(desk, "LoRAs", "style", "style")
     expect(desk.locator("#infotext textarea")).to_have_value(re.compile("<lora:style"), timeout=WAIT_MS)
 
 
@@ -282,7 +283,7 @@ def test_a_grid_gives_each_cells_picture_also_after_a_reload_and_from_the_librar
         if door == "recent":
             desk.locator("#recent button").filter(has_text="sheet").first.click()
         if door == "library":
-            open_in_library(desk, "Pictures", "a sheet of pictures")
+            open_in_library(desk, "Pictures", "a sheet of pictures", "grid-")
         expect(cells).to_have_count(4, timeout=WAIT_MS)
         place = {"here": 2, "recent": 1, "library": 0}[door]
         cells.nth(place).click()
