@@ -217,7 +217,8 @@ def expect_shown(page: Page, address: str, seed: int) -> None:
 def open_in_library(page: Page, kind: str, words: str, title: str) -> None:
     page.get_by_role("tab", name="Library").click()
     page.locator("#library-kind").get_by_text(kind, exact=True).click()
-    page.locator("#library-cards [data-key]").filter(has_text=words).first.click()
+    named = page.locator(".name").filter(has_text=re.compile(rf"^\s*{title}"))
+    page.locator("#library-cards .card").filter(has=named).filter(has_text=words).first.click()
     expect(page.locator("#library-details h3")).to_contain_text(title, timeout=WAIT_MS)
     page.locator("#library-open").click()
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
