@@ -11,13 +11,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import batch_pictures, item_notes, library_items, saved_stacks
+from app import batch_pictures, item_notes, library_items
+from app.arrival import CARD, PRESET
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.library_items import BATCH_PICTURES, Item, Shelf
 from app.texts import say
 from app.trash import Entry
-from trainer import runs, system, unique_names
+from trainer import presets, runs, system, unique_names
 from trainer.config.parsing import from_toml
 from trainer.data.uploads import safe_stem
 from trainer.errors import DataError, RunError, UserError
@@ -31,15 +32,18 @@ _HELDOUT = "-heldout"
 
 def rename(shelf: Shelf, item: Item, name: str) -> str:
     """The key of the thing under its new name. Raises: DataError, RunError for a name that is taken or none."""
-    _refuse_preset(item)
+    _refuse_shipped(item)
     name = name.strip()
     if not name:
         raise DataError(say("item.name_empty"))
     if len(name) > item_notes.LONGEST_TITLE:
         raise DataError(say("item.name_too_long", num=len(name), most=item_notes.LONGEST_TITLE))
     try:
-        if item.kind == "runs" or item.key.startswith(BATCH_PICTURES):
+        if item.kind == "runs" or item.key.startswith((BATCH_PICTURES, CARD)):
             item_notes.change(shelf.notes, item.kind, item.key, title="" if name == item.key else name)
+            return item.key
+        if item.kind == "presets":
+            presets.retitle(item.key.removeprefix(PRESET), name)
             return item.key
         key = {"loras": _rename_lora, "datasets": _rename_dataset}.get(item.kind, _rename_files)(shelf, item, name)
     except FileExistsError:
@@ -88,14 +92,14 @@ def _rename_dataset(shelf: Shelf, item: Item, name: str) -> str:
 
 
 def _rename_files(shelf: Shelf, item: Item, name: str) -> str:
-    """A picture; or a stack, with the picture beside it."""
+    """A picture, a sheet with its cells; or a stack, with the picture beside it."""
     first, *beside = item.paths
     target = first.with_name(f"{safe_stem(f'{name}.x')}{first.suffix}")
     if target == first:
         return item.key
     unique_names.put(first, [target])
     for path in beside:
-        system.replace(path, target.with_suffix(saved_stacks.PICTURE))
+        system.replace(path, target.with_suffix(path.suffix))
     return target.name
 
 
@@ -104,7 +108,7 @@ def _rename_files(shelf: Shelf, item: Item, name: str) -> str:
 
 def throw(shelf: Shelf, item: Item) -> Entry:
     """The thing in the trash. Raises: DataError, RunError for what a job works on."""
-    _refuse_preset(item)
+    _refuse_shipped(item)
     paths: Sequence[Path] = item.paths
     if item.kind == "loras":
         paths = _of_library(shelf, item)
@@ -131,9 +135,16 @@ def restore(shelf: Shelf, entry_id: str) -> tuple[str, str]:
     places = shelf.trash.restore(entry_id)
     if entry.key.startswith(BATCH_PICTURES):
         return entry.kind, library_items.picture_key(shelf.context, places[0]) if places else entry.key
-    key = entry.key if entry.kind == "loras" or not places else places[0].name
+    key = entry.key if entry.kind == "loras" or not places else _key_of(entry, places[0])
     item_notes.move(shelf.notes, entry.kind, _key_in_trash(entry), key)
     return entry.kind, key
+
+
+def _key_of(entry: Entry, place: Path) -> str:
+    """What a thing goes by where it lies again; a card by its digest, wherever that is."""
+    if entry.kind != "presets":
+        return place.name
+    return entry.key if entry.key.startswith(CARD) else f"{PRESET}{place.stem}"
 
 
 def _key_in_trash(entry: Entry) -> str:
@@ -144,9 +155,9 @@ def _key_in_trash(entry: Entry) -> str:
 # What is in use.
 
 
-def _refuse_preset(item: Item) -> None:
-    """Raises: DataError for a preset or card, which lies outside the workspace, for every workspace of this machine."""
-    if item.kind == "presets":
+def _refuse_shipped(item: Item) -> None:
+    """Raises: DataError for a preset that ships."""
+    if item.kind == "presets" and not item.paths:
         raise DataError(say("item.preset_fixed"))
 
 

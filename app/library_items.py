@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app import item_notes, saved_stacks, shared_cards, views
+from app import item_notes, saved_stacks, shared_cards, sheets, views
 from app.context import Context, newest_first
 from app.item_notes import REJECTED, Note
 from app.recipe_index import PictureFacts, RecipeIndex
@@ -118,17 +118,20 @@ class Shelf:
         return plain(" · ".join(parts), 200)
 
     def _pictures(self, notes: dict[str, Note]) -> list[Item]:
-        """What was drawn in Stack, and of batches what something was said of."""
-        paths = [path for path in self.context.renders.glob("*") if path.suffix.lower() in _PICTURE_SUFFIXES]
-        paths = [path for path in paths if not path.name.startswith(".")]
+        """What was drawn in Stack and in batches, the newest, and all that something was said of."""
+        own = [path for path in self.context.renders.glob("[!.]*") if path.suffix.lower() in _PICTURE_SUFFIXES]
+        said = [path for path in map(self._batch_picture, notes) if path]
         items = []
-        for path in newest_first([*paths, *filter(None, (self._batch_picture(key) for key in notes))]):
+        for path in newest_first(list(dict.fromkeys([*own, *self.index.pictures(), *said]))):
             facts = self.index.picture(path)
             key = picture_key(self.context, path)
             note = notes.get(key, Note())
-            words = f"{facts.prompt} {' '.join(name for _, name, _ in facts.loras)} {note.verdict}"
+            batch = "" if path.parent == self.context.renders else path.parent.name
+            words = f"{facts.prompt} {' '.join(name for _, name, _ in facts.loras)} {batch} {note.verdict}"
             name = note.title or plain(path.stem, 120)
-            item = Item("pictures", key, name, picture_line(facts), path, (path,), plain(words, 4000))
+            cells = sheets.cells_folder(path)
+            paths = (path, cells) if facts.seed is None and cells.is_dir() else (path,)
+            item = Item("pictures", key, name, picture_line(facts), path, paths, plain(words, 4000))
             items.append(_noted(item, notes))
         return items
 
@@ -164,7 +167,9 @@ class Shelf:
             with suppress(UserError, OSError):
                 kept = shared_cards.of_key(key)
                 picture = shared_cards.picture(self.context, kept.card) if kept.card else None
-                item = Item("presets", key, kept.name, shared_cards.line(kept), picture, (), key)
+                name = notes.get(key, Note()).title or kept.name
+                paths = kept.paths if shared_cards.is_own(key) else ()
+                item = Item("presets", key, name, shared_cards.line(kept), picture, paths, f"{key} {kept.name}")
                 items.append(_noted(item, notes))
         return items
 

@@ -39,3 +39,10 @@ def read_picture(context: Context, path: Path) -> tuple[StackConfig, list[str]]:
 
     stack, notes = opening.stack_of(path, StackConfig(), context.find_loras(), dict(context.base_choices()))
     return base_defaults.completed(path_gate.checked(context, stack)), notes
+
+
+def text_of(path: Path) -> str:
+    """The A1111 text of one of our pictures."""
+    from trainer.render.picture_metadata import read
+
+    return read(path).infotext

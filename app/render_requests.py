@@ -1,7 +1,7 @@
 """What is being drawn and for whom: a request can be watched, cancelled, and is superseded by the next of its page.
 
 The engine draws one picture at a time, whoever asks; a request waits for it only while it is still wanted, so that
-nothing queues up behind a slider. What a page last showed and pinned is kept here too, by Gradio's session.
+nothing queues up behind a slider. What a page last showed and pinned is held here too, by Gradio's session.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ class Desk:
     """What one page has before it."""
 
     rendering: Rendering | None = None
-    shown: Path | None = None  # the picture, where the browser can fetch it
+    shown: Path | None = None  # the last whole picture
     pinned: Path | None = None
-    cells: list[StackConfig] = field(default_factory=list)  # of the sheet that is shown
+    sheet: Path | None = None  # that lies over the picture
     stack: StackConfig | None = None  # of the picture that is shown or drawn
+    browser: str = ""  # whose it is (`browser_state`)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, stack: StackConfig | None) -> Rendering:

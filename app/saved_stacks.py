@@ -91,6 +91,11 @@ def carrying(context: Context, stack: StackConfig, name: str) -> Path:
     return place
 
 
+def is_carrier(context: Context, path: Path) -> bool:
+    """Whether a file is one of these, whose picture shows nothing."""
+    return path.parent == context.cache / "files"
+
+
 def picture(path: Path) -> Path | None:
     """The small picture beside a saved stack."""
     beside = path.with_suffix(PICTURE)

@@ -79,6 +79,11 @@ def every_key() -> list[str]:
     return [*(f"{CARD}{digest}" for digest in keeping.every()), *(f"{PRESET}{name}" for name in [*own, *shipped])]
 
 
+def is_own(key: str) -> bool:
+    """Whether a key is of a kept card or of a preset of the user's own, not of one that ships."""
+    return key.startswith(CARD) or key.removeprefix(PRESET) in presets.own()
+
+
 def picture(context: Context, opened: Opened) -> Path | None:
     """The last sample of a card as a file that thumbnails are made of; None for a card without any."""
     if not opened.pictures:

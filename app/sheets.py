@@ -1,12 +1,19 @@
-"""Sheets of pictures, with every cell's own picture: what a cell was made from can be taken into the form."""
+"""Sheets of pictures, with every cell's own picture: what a cell was made from can be taken into the form.
+
+The cells lie in a folder beside the sheet, each a picture with its recipe: `grid-1.png` and `grid-1.cells`.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer import files
 from trainer.config import StackConfig
 from trainer.render import modes
 
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 
 Expect = Callable[[int], None]  # is told how many pictures there will be
 _MOST_COLUMNS = 8
+_CELLS, _LIST = ".cells", "cells.json"
 
 
 @dataclass(frozen=True)
@@ -78,3 +86,47 @@ def of_modes(engine: Engine, stack: StackConfig, expect: Expect) -> Sheet:
 def _columns(num: int) -> int:
     """Columns to show so many pictures in."""
     return max(1, min(num, _MOST_COLUMNS))
+
+
+# As files.
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A sheet's pictures as they lie beside it."""
+
+    paths: list[Path]
+    labels: list[str]
+    num_columns: int
+
+
+def cells_folder(sheet: Path) -> Path:
+    """Where the cells of a sheet lie, if it has any."""
+    return sheet.with_suffix(_CELLS)
+
+
+def save(sheet: Sheet, folder: Path, name: str) -> Path:
+    """The sheet's new file, its cells beside it."""
+    from trainer.render import picture_metadata  # loads torch, which the page itself must not
+
+    path = picture_metadata.save_free_sheet(sheet.image, folder, name)
+    cells = cells_folder(path)
+    shutil.rmtree(cells, ignore_errors=True)  # of a sheet of that name that is gone
+    cells.mkdir()
+    for number, picture in enumerate(sheet.pictures):
+        picture_metadata.save(picture, cells / f"{number:04}.png")
+    listed = {"labels": sheet.labels, "columns": sheet.num_columns}
+    files.write(cells / _LIST, json.dumps(listed).encode())
+    return path
+
+
+def cells_of(sheet: Path) -> Cells | None:
+    """The cells that lie beside a sheet; None for a picture, and for a sheet that was drawn elsewhere."""
+    folder = cells_folder(sheet)
+    try:
+        listed = json.loads((folder / _LIST).read_bytes())
+        labels, columns = [str(label) for label in listed["labels"]], int(listed["columns"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    paths = sorted(folder.glob("[0-9]*.png"))
+    return Cells(paths, labels, max(1, columns)) if len(paths) == len(labels) else None

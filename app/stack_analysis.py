@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from app import stack_depth
 from app.context import Context
 from app.notices import mended, tell
 from app.stack_rows import LoraRows
@@ -32,13 +33,13 @@ Stacked = Callable[[dict[Any, Any]], StackConfig]  # what the page's components 
 
 
 def report_html(analysis: Analysis, unseen: list[str]) -> str:
-    """The verdict, what was read of each LoRA, and the pairs that interfere most.
+    """How they go together in words and as a picture; folded, what was read of each LoRA and the pairs that meet most.
 
     `unseen` are settings that were left out of account.
     """
     # The box of sentences.
     lines = [
-        analysis.verdict[:1].upper() + analysis.verdict[1:],
+        *stack_depth.words(analysis),
         *analysis.warnings,
         *([say("analysis.unseen", settings=", ".join(unseen))] if unseen else []),
     ]
@@ -54,10 +55,7 @@ def report_html(analysis: Analysis, unseen: list[str]) -> str:
         say("word.lora"), say("analysis.weight"), say("analysis.modules"), say("analysis.its_rank"),
         say("analysis.alpha"), say("analysis.strength"), say("analysis.strongest_in"),
     ]  # fmt: skip
-    boxes = [
-        notice_html("plain", say("analysis.map"), lines),
-        _table(heads, [_adapter(lora) for lora in analysis.adapters]),
-    ]
+    boxes = [_table(heads, [_adapter(lora) for lora in analysis.adapters])]
     if analysis.pairs:
         rows = [
             [
@@ -72,7 +70,8 @@ def report_html(analysis: Analysis, unseen: list[str]) -> str:
             say("analysis.pair"), say("analysis.interference"), say("analysis.overlap"), say("analysis.cosine"),
         ]  # fmt: skip
         boxes.append(_table(heads, rows))
-    return "".join(boxes)
+    details = f'<details class="depth-details"><summary>{say("analysis.details")}</summary>{"".join(boxes)}</details>'
+    return f"{notice_html('plain', say('analysis.map'), lines)}{stack_depth.html(analysis)}{details}"
 
 
 def _adapter(lora: AdapterReport) -> list[str]:
@@ -127,10 +126,6 @@ class AnalysisSection:
                 )
                 self.modes = gr.Button(say("analysis.every_mode"), size="sm", min_width=110, elem_id="every-mode")
             self.report = gr.HTML(visible=False, elem_id="conflicts")
-            self.map = gr.Image(
-                visible=False, show_label=False, format="png", interactive=False, buttons=["fullscreen"],
-                elem_id="conflict-picture",
-            )  # fmt: skip
             with gr.Row():
                 self.name = gr.Textbox(
                     "", label=say("analysis.one_lora"), placeholder=say("analysis.its_name"), max_length=80,
@@ -152,8 +147,11 @@ class AnalysisSection:
         draw_modes: Callable[..., Iterator[dict[Any, Any]]],
         shown: list[Any],
         pictures: dict[str, Any],
-    ) -> None:
-        """Answer the buttons; `draw_modes` draws into `shown`, with the settings of `pictures`."""
+    ) -> list[Any]:
+        """Answer the buttons; `draw_modes` draws into `shown`, with the settings of `pictures`.
+
+        The events after which weights are others.
+        """
         weights = rows.weights
         lane: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "render", "concurrency_limit": 1}
 
@@ -161,23 +159,21 @@ class AnalysisSection:
         def level(held: dict[Any, Any]) -> dict[Any, Any]:
             return self._level(held, rows)
 
-        self.map_button.click(self.show, inputs, [self.report, self.map], **lane)
-        self.level.click(level, inputs, [*weights, self.before, self.undo, self.report], **lane)
-        self.undo.click(
+        self.map_button.click(self.show, inputs, self.report, **lane)
+        levelled = self.level.click(level, inputs, [*weights, self.before, self.undo, self.report], **lane)
+        undone = self.undo.click(
             self.put_back, self.before, [*weights, self.undo], api_visibility="private", show_progress="hidden"
         )
         self.modes.click(draw_modes, inputs, shown, **pictures)
         self.bake.click(self.make_one, {*inputs, self.name, self.rank}, [self.baked, self.name], **lane)
+        return [levelled, undone]
 
     @mended
     def show(self, held: dict[Any, Any]) -> dict[Any, Any]:
-        """The report, and the map if there are pairs to draw."""
-        from trainer.render import heatmap
-
+        """The report on the stack."""
         stack = self.stacked(held)
-        analysis = self.context.analyse(stack)
-        picture = gr.update(value=heatmap.draw(analysis), visible=True) if analysis.pairs else gr.update(visible=False)
-        return {self.report: gr.update(value=report_html(analysis, unseen(stack)), visible=True), self.map: picture}
+        report = report_html(self.context.analyse(stack), unseen(stack))
+        return {self.report: gr.update(value=report, visible=True)}
 
     def _level(self, held: dict[Any, Any], rows: LoraRows) -> dict[Any, Any]:
         """Balanced weights on the sliders of the LoRAs that are on."""

@@ -297,6 +297,8 @@ window.velaturaActKeys ??= (window.addEventListener('keydown', event => window.v
 window.velaturaActClicks ??= (document.addEventListener('click', event => {
   const pressed = event.target.closest?.('[data-act][data-row]');
   if (pressed) window.velaturaAct?.open(pressed);
+  const fold = event.target.closest?.('[data-texts]'), texts = fold && document.getElementById(`as-text-${fold.dataset.texts}`);
+  if (texts) fold.setAttribute('aria-expanded', texts.classList.toggle('open'));
 }), true);
 window.velaturaAct = {
   open,

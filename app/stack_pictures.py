@@ -6,21 +6,24 @@ same page ends it (`render_requests`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import views
+from app import cards, sheets, stack_desk, views
 from app.context import Context
 from app.notices import mended, tell
-from app.recipes import recent
+from app.recipe_index import RecipeIndex
+from app.recipes import read_recipe, recent, text_of
 from app.render_requests import Cancelled, Desk, Rendering, Work
 from app.sheets import Expect, Sheet
 from app.texts import say
 from trainer.config import StackConfig
+from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 
 QUICK_STEPS = 4
 _HEIGHT_PX = 384
-_OURS = re.compile(r"(\d{1,10})-[0-9a-f]{8}(-\d+)?")  # a picture's name: its seed, and its recipe's digest
-# Ctrl+Enter renders; a slider moved by keys has stopped when the key is up.
+# Ctrl+Enter renders; a slider moved by keys has stopped when the key is up, and so has a number's little arrow when it
+# says that it changed.
 _KEYS = """
 if (!window.velaturaStackKeys) {
   window.velaturaStackKeys = true;
@@ -47,6 +50,11 @@ if (!window.velaturaStackKeys) {
     clearTimeout(stopped);
     stopped = setTimeout(() => slider.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 250);
   }, true);
+  document.addEventListener('change', event => {
+    const box = event.target;
+    if (box === document.activeElement && box.matches?.('#tab-stack input[type=number]'))
+      box.dispatchEvent(new FocusEvent('blur'));
+  }, true);
 }
 """
 
@@ -54,12 +62,23 @@ Make = Callable[["Engine", Expect], Sheet]
 Update = dict[Any, Any]
 
 
+@dataclass(eq=False)  # each is another, so that the page sees that one came
+class Opened:
+    """A stack that was put into the form, with its own picture where there is one; a sheet has no stack."""
+
+    stack: StackConfig | None
+    picture: Path | None = None
+
+
 class Stage:
     """The components and what is shown in them."""
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.context, self.index = context, RecipeIndex(context)
         self.files = gr.State([])  # names of the recent pictures
+        self.opened = gr.State(None)  # what was opened last, from wherever
+        self.asked = gr.State(0)  # counts up when another tab has changed the form
+        self.asked.elem_id = "stack-asked"
 
     # Drawing.
 
@@ -80,6 +99,7 @@ class Stage:
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
             )  # fmt: skip
             self.progress = gr.HTML(_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
+            self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
             with gr.Row(elem_classes="easel-buttons"):
                 self.render = gr.Button(
                     say("stack.render"), variant="primary", min_width=110, scale=3, elem_id="render"
@@ -121,14 +141,14 @@ class Stage:
         """Everything that a picture may change."""
         return [
             self.picture, self.compare, self.cells, self.progress, self.cancel, self.pin, self.download, self.infotext,
-            self.gallery, self.files, self.warned,
+            self.gallery, self.files, self.warned, self.shown,
         ]  # fmt: skip
 
     def connect(self) -> None:
         """Answer the stage's own buttons."""
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         self.cancel.click(self.stop, None, [self.progress, self.cancel], **still)
-        self.pin.click(self.pin_or_unpin, None, [self.picture, self.compare, self.pin], **still)
+        self.pin.click(self.pin_or_unpin, None, self.outputs(), **still)
 
     # Pictures and sheets.
 
@@ -152,15 +172,17 @@ class Stage:
     def sheet(self, desk: Desk, stack: StackConfig, make: Make, name: str) -> Iterator[Update]:
         """How far the sheet is, in turns, then its pictures, each of which gives its stack."""
 
-        def drawn(rendering: Rendering) -> tuple[Sheet, list[str]]:
+        def drawn(rendering: Rendering) -> tuple[Path, list[str]]:
             with self.context.engine(stack, rendering) as engine:
                 sheet = make(engine, rendering.expect)
-                return sheet, engine.warnings(engine.resolve(stack))
+                warnings = engine.warnings(engine.resolve(stack))
+            return sheets.save(sheet, self.context.renders, name), warnings
 
         def draw(rendering: Rendering) -> Iterator[Update]:
             work = Work(rendering, lambda: drawn(rendering))
             yield from self._turns(work, say("stack.sheet"))
-            yield self._finished_sheet(desk, *work.result, name)
+            path, warnings = work.result
+            yield self.show_sheet(desk, path) | self.show_recent() | self._warn(warnings)
 
         yield from self._answered(desk, draw, None)
 
@@ -183,6 +205,7 @@ class Stage:
             if not rendering.is_superseded:
                 yield over | {self.progress: _line(say("job.cancelled"))}
         except Exception:
+            desk.stack = None  # the same may be asked for once more
             yield over
             raise
         finally:
@@ -208,17 +231,6 @@ class Stage:
         path = save(picture, self.context.renders)
         return self.show(desk, path, picture.infotext) | self.show_recent() | self._warn(warnings)
 
-    def _finished_sheet(self, desk: Desk, sheet: Sheet, warnings: list[str], name: str) -> Update:
-        from trainer.render.picture_metadata import save_free_sheet
-
-        path = save_free_sheet(sheet.image, self.context.renders, name)
-        desk.cells = [picture.stack for picture in sheet.pictures]
-        pictures = [(picture.image, label) for picture, label in zip(sheet.pictures, sheet.labels, strict=True)]
-        cells = gr.update(value=pictures, columns=sheet.num_columns, visible=True, selected_index=None)
-        hidden = {part: gr.update(visible=False) for part in (self.picture, self.compare)}
-        shown = hidden | {self.cells: cells, self.infotext: gr.update(visible=False)}
-        return shown | self._downloading(path, say("stack.download_sheet")) | self.show_recent() | self._warn(warnings)
-
     def _warn(self, lines: list[str]) -> Update:
         """Lines in a box that stays until the next picture."""
         html = views.notice_html("plain", say("stack.other_base"), lines)
@@ -226,37 +238,95 @@ class Stage:
 
     # What is shown.
 
-    def show(self, desk: Desk, path: Path, text: str) -> Update:
-        """A picture of ours that carries its recipe."""
+    def show(self, desk: Desk, path: Path, text: str, stack: StackConfig | None = None) -> Update:
+        """A picture of ours that carries its recipe; `stack` is what the form holds, where that was taken from it."""
         public = self.context.published(path)
-        desk.shown = public
-        shown = self._placed(desk, str(public)) | {self.infotext: gr.update(value=text, visible=True)}
+        desk.shown, desk.stack = path, stack or desk.stack
+        shown = self._placed(desk, str(public)) | {
+            self.infotext: gr.update(value=text, visible=True),
+            self.shown: f'<i data-address="{cards.address(public)}"></i>',
+        }
+        stack_desk.keep(self.context, desk)
         return shown | self._downloading(path, say("stack.download")) | {self.pin: self._pin_button(desk)}
 
+    def show_nothing(self, desk: Desk) -> Update:
+        """An empty easel, for a stack that was not drawn yet."""
+        desk.shown = desk.stack = None
+        hidden = {part: gr.update(visible=False) for part in (self.compare, self.infotext)}
+        update = self._placed(desk, None) | hidden | {self.picture: gr.update(value=None, visible=True)}
+        stack_desk.keep(self.context, desk)
+        buttons = {
+            self.pin: self._pin_button(desk),
+            self.cancel: _button(say("button.cancel"), False),
+            self.download: gr.update(interactive=False, label=say("stack.download")),
+        }
+        return update | buttons | {self.shown: "", self.progress: _line(say("stack.to_be_drawn"))}
+
     def show_sheet(self, desk: Desk, path: Path) -> Update:
-        """A sheet that was drawn before, whose cells are only seen."""
-        shown = {self.picture: gr.update(value=str(self.context.published(path)), visible=True)}
-        hidden = {part: gr.update(visible=False) for part in (self.compare, self.cells, self.infotext)}
-        return shown | hidden | self._downloading(path, say("stack.download_sheet"))
+        """A sheet, with its pictures to click where they lie beside it."""
+        desk.sheet, desk.stack, cells = path, None, sheets.cells_of(path)
+        stack_desk.keep(self.context, desk)
+        hidden = {part: gr.update(visible=False) for part in (self.picture, self.compare, self.infotext)}
+        if cells is None:
+            shown = {
+                self.picture: gr.update(value=str(self.context.published(path)), visible=True),
+                self.cells: gr.update(visible=False),
+            }
+        else:
+            labels = dict(zip(cells.paths, cells.labels, strict=True))
+            pictures = [(public, labels[cell]) for cell, public in self.context.published_of(cells.paths)]
+            columns = cells.num_columns
+            shown = {self.cells: gr.update(value=pictures, columns=columns, visible=True, selected_index=None)}
+        return hidden | shown | self._downloading(path, say("stack.download_sheet"))
+
+    def is_sheet(self, path: Path) -> bool:
+        """Whether a picture has no recipe of its own, whatever it is called."""
+        return self.index.picture(path).seed is None
+
+    @mended
+    def bring_back(self, request: gr.Request) -> Any:
+        """What this browser's last page had on the easel."""
+        desk = stack_desk.of(self.context, request)
+        if not stack_desk.bring_back(self.context, desk):
+            return gr.skip()
+        update = self._shown_again(desk, desk.shown) if desk.shown else {}
+        return update | self.show_sheet(desk, desk.sheet) if desk.sheet else update
+
+    def _shown_again(self, desk: Desk, path: Path) -> Update:
+        sheet, stack, text = desk.sheet, None, ""
+        with suppress(UserError):  # its LoRAs are gone
+            text = text_of(path)
+            stack = read_recipe(self.context, path)
+        update = self.show(desk, path, text, stack)
+        desk.sheet = sheet
+        return update
 
     def show_recent(self) -> Update:
         """The newest pictures, each with its seed."""
         thumbnails = self.context.thumbnails(recent(self.context))
-        shown = [(str(thumbnail), _caption(path)) for path, thumbnail in thumbnails]
+        shown = [(str(thumbnail), self._caption(path)) for path, thumbnail in thumbnails]
         return {
             self.gallery: gr.update(value=shown, selected_index=None),
             self.files: [path.name for path, _ in thumbnails],
         }
 
+    def _caption(self, path: Path) -> str:
+        """A recent picture's seed, or that it is a sheet."""
+        seed = self.index.picture(path).seed
+        return say("stack.a_sheet") if seed is None else say("item.seed", seed=seed)
+
     def _placed(self, desk: Desk, picture: Any) -> Update:
         """The picture in its place, beside the pinned one if there is one."""
-        is_pinned = desk.pinned is not None
+        desk.sheet = None
+        if desk.pinned is not None and not desk.pinned.is_file():  # thrown away meanwhile
+            desk.pinned = None
         update: Update = {
-            self.picture: gr.update(value=picture, visible=not is_pinned),
+            self.picture: gr.update(value=picture, visible=desk.pinned is None),
             self.cells: gr.update(visible=False),
         }
-        if is_pinned:
-            update[self.compare] = gr.update(value=(str(desk.pinned), picture), visible=True)
+        if desk.pinned is not None:
+            pinned = str(self.context.published(desk.pinned))
+            update[self.compare] = gr.update(value=(pinned, picture), visible=True)
         return update
 
     def _downloading(self, path: Path, label: str) -> Update:
@@ -266,7 +336,7 @@ class Stage:
     # Buttons.
 
     def _pin_button(self, desk: Desk) -> Any:
-        return _button(say("stack.unpin") if desk.pinned else say("stack.pin"), desk.shown is not None)
+        return _button(say("stack.unpin") if desk.pinned else say("stack.pin"), bool(desk.shown or desk.pinned))
 
     @mended
     def stop(self, request: gr.Request) -> Update:
@@ -280,26 +350,21 @@ class Stage:
     @mended
     def pin_or_unpin(self, request: gr.Request) -> Any:
         """Keep the present picture to compare the next ones with, or let it go."""
-        desk = self.context.desks.of(request.session_hash)
-        if desk.pinned is None and desk.shown is None:
-            return gr.skip()
-        desk.pinned = None if desk.pinned else desk.shown
+        desk = stack_desk.of(self.context, request)
+        shown = desk.shown if desk.shown and desk.shown.is_file() else None
+        desk.pinned = None if desk.pinned else shown
+        if shown is None:
+            return self.show_nothing(desk)
         if desk.pinned:
             tell(say("stack.pinned"))
-        update = self._placed(desk, str(desk.shown)) | {self.pin: self._pin_button(desk)}
-        update.pop(self.cells)
+        update = self._placed(desk, str(self.context.published(shown))) | {self.pin: self._pin_button(desk)}
+        stack_desk.keep(self.context, desk)
         return update | ({} if desk.pinned else {self.compare: gr.update(visible=False)})
 
 
 def _button(label: str, interactive: bool) -> Any:
     """A button's state; without its label Gradio 6.31 shows it empty after a handler that answers in turns."""
     return gr.update(value=label, interactive=interactive)
-
-
-def _caption(path: Path) -> str:
-    """A recent picture's seed, or that it is a sheet."""
-    match = _OURS.fullmatch(path.stem)
-    return say("item.seed", seed=match[1]) if match else say("stack.a_sheet")
 
 
 def _words(rendering: Rendering, what: str) -> str:

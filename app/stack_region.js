@@ -11,13 +11,14 @@ const region = () => {
       const share = within(Math.max(wide, high), 512, 1024) / Math.max(wide, high);
       const width = Math.max(16, Math.round(wide * share)), height = Math.max(16, Math.round(high * share));
       paint.begin(width, height);
-      const under = () => {
-        const image = document.querySelector('#picture img');
-        if (image && !image.complete) image.addEventListener('load', under, {once: true});
-        const ratio = image?.naturalWidth ? image.naturalWidth / image.naturalHeight : 0;
-        paint.over(Math.abs(ratio * height / width - 1) < .03 ? image.src : '');
-      };
-      under();
+      paint.over('');
+      // The picture itself: on the page it may be beside a pinned one, or below a grid.
+      const shown = document.querySelector('#shown-picture [data-address]'), image = new Image();
+      image.addEventListener('load', () => {
+        const ratio = image.naturalWidth / image.naturalHeight;
+        if (Math.abs(ratio * height / width - 1) < .03) paint.over(image.src);
+      });
+      if (shown) image.src = shown.dataset.address;
       const mask = text.match(/^mask (data:)?(.+)$/s), edges = text.match(/^box\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$/);
       if (edges) {
         const [left, top, right, bottom] = edges.slice(1).map(Number);

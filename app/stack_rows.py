@@ -32,6 +32,12 @@ _DRAWN = (
     ("blocks", say("region.set_blocks")),
 )
 
+# What the boxes say of themselves here, where most is drawn.
+_TEXTS = {
+    "blocks": say("region.blocks_text"), "schedule": say("region.schedule_text"),
+    "region": say("region.region_text"), "trigger": say("region.trigger_text"),
+}  # fmt: skip
+
 RowValue = tuple[str | None, float, bool, dict[str, Any]]  # hash, weight, on, the other settings
 
 
@@ -54,6 +60,14 @@ def _drawing_html(number: int) -> str:
     return f'<div class="act-openers" role="group" aria-label="{say("region.draw", number=number)}">{buttons}</div>'
 
 
+def _texts_html(number: int) -> str:
+    """The button that folds and unfolds the boxes of a row's settings."""
+    return (
+        f'<button type="button" class="as-text-opener" data-texts="{number}" aria-expanded="false"'
+        f' aria-controls="as-text-{number}" id="texts-{number}">{say("region.as_text")}</button>'
+    )
+
+
 class LoraRows:
     """A fixed pool of rows, shown as needed: rows made on the fly (`gr.render`) lose what was typed."""
 
@@ -66,7 +80,7 @@ class LoraRows:
         self.mutes: list[gr.Checkbox] = []
         self.solos: list[gr.Checkbox] = []
         self.more_of: list[Form] = []  # where and when each acts
-        self.removed: list[Any] = []  # the events after which a row is gone
+        self.acted: list[Any] = []  # the events after which rows are others than before
         self._buttons: list[tuple[gr.Button, gr.Button, gr.Button]] = []  # of each row: up, down, remove
         self._masks: list[gr.UploadButton] = []
 
@@ -77,19 +91,30 @@ class LoraRows:
         for number in range(1, ROWS + 1):
             visible = number <= _SHOWN_AT_START
             with gr.Column(visible=visible, elem_classes="layer-all", elem_id=f"layer-{number}") as group:
+                more = Form(AdapterChoice, AdapterChoice(), _IN_ROW, {}, name=f"layer-{number}")
+                self.more_of.append(more)
                 self._draw_row(number)
-                with gr.Accordion(
-                    say("region.where_and_when"), open=False, elem_classes="fields", elem_id=f"more-{number}"
-                ):
-                    more = Form(AdapterChoice, AdapterChoice(), _IN_ROW, {}, name=f"layer-{number}")
-                    more.draw_rest(advanced=False)
-                    self.more_of.append(more)
+                with gr.Accordion(say("region.where_and_when"), open=False, elem_id=f"more-{number}"):
                     gr.HTML(_drawing_html(number), js_on_load=None)
-                    self._masks.append(
-                        gr.UploadButton(
-                            say("region.choose_mask"), file_types=["image"], size="sm", elem_id=f"mask-{number}"
+                    with gr.Row(elem_classes="act-more"):
+                        self._masks.append(
+                            gr.UploadButton(
+                                say("region.choose_mask"),
+                                file_types=["image"],
+                                size="sm",
+                                scale=0,
+                                min_width=190,
+                                elem_id=f"mask-{number}",
+                            )  # fmt: skip
                         )
-                    )
+                        more.draw("trigger")
+                    # Folded by a script of ours, as the drawing reads and writes these boxes: Gradio 6.31 takes what
+                    # lies in a closed accordion out of the page.
+                    gr.HTML(_texts_html(number), js_on_load=None)
+                    with gr.Column(elem_classes="as-text fields", elem_id=f"as-text-{number}"):
+                        more.draw_rest(advanced=False)
+                for key, words in _TEXTS.items():
+                    more.components[key].info = words
             self.groups.append(group)
         self.more = gr.Button(say("stack.add_lora"), size="sm", elem_id="add-row")
 
@@ -108,12 +133,21 @@ class LoraRows:
         with gr.Row(elem_classes="layer-tools"):
             self.mutes.append(gr.Checkbox(False, label=say("stack.mute"), elem_id=f"mute-{number}", **toggle))
             self.solos.append(gr.Checkbox(False, label=say("stack.solo"), elem_id=f"solo-{number}", **toggle))
+            self._draw_text_weight(number)
             up = gr.Button(say("button.up"), elem_id=f"up-{number}", interactive=number > 1, **small)
             down = gr.Button(say("button.down"), elem_id=f"down-{number}", interactive=number < ROWS, **small)
             remove = gr.Button(say("button.remove"), elem_id=f"remove-{number}", **small)
         self._buttons.append((up, down, remove))
         self.choices.append(choice)
         self.weights.append(weight)
+
+    def _draw_text_weight(self, number: int) -> None:
+        """The weight in the text encoder, a small box beside the switches; empty it is the row's weight."""
+        more = self.more_of[number - 1]
+        more.draw("text_weight")
+        box: Any = more.components["text_weight"]
+        box.label, box.info, box.placeholder = say("stack.text_weight"), None, say("stack.as_weight")
+        box.min_width, box.scale, box.elem_classes = 150, 0, ["text-weight"]
 
     def connect(self) -> None:
         """Answer the buttons; call once when all are drawn."""
@@ -122,12 +156,13 @@ class LoraRows:
         inputs = {*self.inputs(), self.num_shown}
         for row, (up, down, remove) in enumerate(self._buttons):
             if row > 0:
-                up.click(mended(partial(self.exchange, row - 1)), inputs, self.inputs(), **still)
+                self.acted.append(up.click(mended(partial(self.exchange, row - 1)), inputs, self.inputs(), **still))
             if row < ROWS - 1:
-                down.click(mended(partial(self.exchange, row)), inputs, self.inputs(), **still)
-            self.removed.append(remove.click(mended(partial(self.remove, row)), inputs, self.outputs(), **still))
+                self.acted.append(down.click(mended(partial(self.exchange, row)), inputs, self.inputs(), **still))
+            self.acted.append(remove.click(mended(partial(self.remove, row)), inputs, self.outputs(), **still))
         for button, more in zip(self._masks, self.more_of, strict=True):
-            button.upload(self.take_mask, button, more.components["region"], api_visibility="private")
+            region = more.components["region"]
+            self.acted.append(button.upload(self.take_mask, button, region, api_visibility="private"))
 
     def inputs(self) -> list[Any]:
         """Everything that a person sets in the rows."""
@@ -136,11 +171,6 @@ class LoraRows:
     def outputs(self) -> list[Any]:
         """Everything that `fill` may change."""
         return [*self.inputs(), *self.groups, self.num_shown]
-
-    def changes(self) -> list[Any]:
-        """The events after which a picture would be another one, but for those of `removed`."""
-        stops = [weight.release for weight in self.weights]
-        return [*stops, *(part.input for part in (*self.choices, *self.mutes, *self.solos))]
 
     def _parts(self, row: int) -> list[Any]:
         """What a person sets in one row, in the same order in each."""

@@ -10,6 +10,7 @@ import gradio as gr
 from app import saved_stacks
 from app.context import Context
 from app.notices import mended, tell
+from app.stack_live import drawn_from
 from app.texts import say
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
@@ -61,9 +62,10 @@ class Saving:
         name = (held[self.name] or "").strip()
         if not name:
             raise ConfigError(say("stack.no_name"))
-        desk = self.context.desks.of(request.session_hash)
-        shown = desk.shown if desk.shown is not None and desk.shown.is_file() else None
-        path = saved_stacks.save(self.context, self.stacked(held), name, shown)
+        desk, stack = self.context.desks.of(request.session_hash), self.stacked(held)
+        is_its_own = desk.stack is not None and drawn_from(desk.stack) == drawn_from(stack)
+        shown = desk.shown if is_its_own and desk.shown is not None and desk.shown.is_file() else None
+        path = saved_stacks.save(self.context, stack, name, shown)
         tell(say("stack.is_saved", name=plain(path.stem)))
         return {self.name: "", **self.offer(path.name)}
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from app.texts import say
-from trainer import files, unique_names
+from trainer import files, model_registry, unique_names
 from trainer.errors import DataError
 
 _PATIENCE_S = 30
 _JOURNAL = "journal.json"
+_HOME = "~/"  # how the places in the user's data folder begin, where presets and cards lie
 State = Literal["moving", "held", "restoring", "deleting"]
 
 
@@ -38,7 +39,7 @@ class Entry:
     key: str  # what it went by in the library
     name: str  # for people
     when: float
-    places: tuple[str, ...]  # where each came from, below the workspace
+    places: tuple[str, ...]  # where each came from, below the workspace or the user's data folder
     state: State = "held"
 
 
@@ -57,8 +58,11 @@ class Trash:
             return self._settled()[::-1]
 
     def throw(self, kind: str, key: str, name: str, paths: Sequence[Path]) -> Entry:
-        """Files and folders of the workspace, moved to the trash as one thing. Raises: DataError."""
-        places = tuple(path.relative_to(self.workspace).as_posix() for path in paths)
+        """Files and folders of the workspace, or files of the user's data folder, moved to the trash as one thing.
+
+        Raises: DataError.
+        """
+        places = tuple(map(self._place_of, paths))
         entry = Entry(uuid.uuid4().hex, kind, key, name, time.time(), places, "moving")
         with self._locked():
             (self.folder / entry.id).mkdir(parents=True)
@@ -153,8 +157,7 @@ class Trash:
                 if os.path.isfile(source) and os.path.isfile(target) and os.path.samefile(source, target):
                     source.unlink()  # killed when it had both names
                 elif os.path.lexists(source) and not os.path.lexists(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    unique_names.put(source, [target])
+                    _put(source, [target], target.parent)
         elif entry.state == "restoring":
             for source, target in self._moves(entry):
                 if os.path.lexists(target):
@@ -172,16 +175,33 @@ class Trash:
         """Each file's place in the workspace and in the trash."""
         folder = self.folder / entry.id
         return [
-            (self.workspace / place, folder / f"{number}-{Path(place).name}")
+            (self._source_of(place), folder / f"{number}-{Path(place).name}")
             for number, place in enumerate(entry.places)
         ]
+
+    def _place_of(self, path: Path) -> str:
+        if path.is_relative_to(self.workspace):
+            return path.relative_to(self.workspace).as_posix()
+        return f"{_HOME}{path.relative_to(model_registry.home()).as_posix()}"
+
+    def _source_of(self, place: str) -> Path:
+        return model_registry.home() / place[len(_HOME) :] if place.startswith(_HOME) else self.workspace / place
 
 
 def _put_back(held: Path, place: Path) -> Path:
     """Where a file or folder was moved to: its place, or the next name beside it that is free."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     stem, suffix = (place.name, "") if held.is_dir() else (place.stem, place.suffix)
-    return unique_names.put(held, unique_names.numbered(place.parent, stem, suffix))
+    return _put(held, unique_names.numbered(place.parent, stem, suffix), place.parent)
+
+
+def _put(source: Path, wanted: Iterable[Path], folder: Path) -> Path:
+    """The first free of the wanted names of a folder, which the file or folder has now; copied from another disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.is_dir() or source.stat().st_dev == folder.stat().st_dev:
+        return unique_names.put(source, wanted)
+    path = unique_names.copied(source, wanted, folder)
+    source.unlink()
+    return path
 
 
 def _entry(value: Any) -> Entry:

@@ -91,5 +91,24 @@ def test_a_preset_is_shared_and_neither_renamed_nor_thrown_away(context: Context
     shelf = Shelf(context)
     item = shelf.item("presets", "preset:imprimatura-style")
     for change in (lambda: item_changes.rename(shelf, item, "x"), lambda: item_changes.throw(shelf, item)):
-        with pytest.raises(DataError, match="can't be changed here"):
+        with pytest.raises(DataError, match="stays as it is"):
             change()
+
+
+def test_own_presets_and_cards_are_renamed_thrown_away_and_put_back(context: Context, tmp_path: Path) -> None:
+    recognising.take(context, [a_card(tmp_path, title="A cat")])
+    (digest,) = keeping.every()
+    name, shelf = shared_cards.keep_preset(f"card:{digest}"), Shelf(context)
+    text = presets.path_of(name).read_text()
+    for key in (f"preset:{name}", f"card:{digest}"):
+        assert item_changes.rename(shelf, shelf.item("presets", key), 'My "cat"') == key
+        item = shelf.item("presets", key)
+        assert item.name == 'My "cat"'
+        entry = item_changes.throw(shelf, item)
+        with pytest.raises(DataError):
+            shelf.item("presets", key)
+        assert not item.paths[0].exists() and entry.places[0].startswith("~/")
+        assert item_changes.restore(shelf, entry.id) == ("presets", key)
+        assert shelf.item("presets", key).name == 'My "cat"'
+    lines = presets.path_of(name).read_text().splitlines()
+    assert [line for line in lines if "title" not in line] == [x for x in text.splitlines() if "title" not in x]

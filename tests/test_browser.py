@@ -222,7 +222,8 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     fill(page, "weight-1", "0.75")
     page.locator("#render").click()
     page.locator("#picture img").wait_for(timeout=90_000)
-    assert "<lora:outline-style:0.75>" in page.locator("#infotext textarea").input_value()
+    made_from = playwright_api.expect(page.locator("#infotext textarea"))
+    made_from.to_have_value(re.compile("<lora:outline-style:0.75>"), timeout=90_000)  # Live has drawn others before it
     assert page.locator("#picture img").evaluate("image => image.naturalWidth") == 128
 
     # The picture that is offered brings the stack back.

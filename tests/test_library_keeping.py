@@ -261,3 +261,13 @@ def test_an_edited_journal_moves_nothing_outside_the_workspace(shelf: Shelf, pla
     with pytest.raises(DataError, match="damaged"):
         shelf.trash.entries()
     assert outside.read_text() == "mine" and os.path.exists("/etc/passwd")
+
+
+def test_a_batchs_pictures_are_listed_before_anybody_said_anything_of_them(shelf: Shelf) -> None:
+    from PIL import Image
+
+    out = shelf.context.batches / "few"
+    out.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(out / "1-abc.png")
+    (item,) = shelf.every("pictures")
+    assert item.key == "batches/few/1-abc.png" and "few" in item.words

@@ -196,3 +196,162 @@ def test_a_region_can_be_a_mask_picture(desk: Page) -> None:
     expect(region).to_have_value(re.compile(r"^mask b-left-[0-9a-f]{8}\.png$|^mask .*left-[0-9a-f]{8}\.png$"))
     render(desk)
     assert "<lora:cat" in infotext(desk)
+
+
+# What is opened, and what stays.
+
+
+def source(page: Page) -> str:
+    """The address of the picture on the easel."""
+    expect(page.locator("#picture img")).to_be_visible(timeout=WAIT_MS)
+    return page.locator("#picture img").evaluate("image => image.src")
+
+
+def expect_shown(page: Page, address: str, seed: int) -> None:
+    """The very picture, and its stack in the form."""
+    expect(page.locator("#picture img")).to_have_attribute("src", address, timeout=WAIT_MS)
+    expect(page.locator("#infotext textarea")).to_have_value(re.compile(rf"Seed: {seed},"))
+    expect(page.locator("#field-seed input")).to_have_value(str(seed))
+
+
+def open_in_library(page: Page, kind: str, words: str, title: str) -> None:
+    page.get_by_role("tab", name="Library").click()
+    page.locator("#library-kind").get_by_text(kind, exact=True).click()
+    named = page.locator(".name").filter(has_text=re.compile(rf"^\s*{title}"))
+    page.locator("#library-cards .card").filter(has=named).filter(has_text=words).first.click()
+    expect(page.locator("#library-details h3")).to_contain_text(title, timeout=WAIT_MS)
+    page.locator("#library-open").click()
+    expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
+
+
+def load_stack(page: Page, name: str) -> None:
+    page.locator("#saved-stack input").click()
+    page.get_by_role("option", name=name, exact=True).last.click()
+    page.locator("#load-stack").click()
+
+
+def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, server: browsing.Server) -> None:
+    """The form was filled, and the easel stayed empty or kept another stack's picture."""
+    render(desk)
+    first = source(desk)
+    desk.locator("#saved-stacks button").first.click()
+    browsing.fill(desk, "stack-name", "mine")
+    desk.locator("#save-stack").click()
+    expect(desk.locator("#saved-stack input")).to_have_value("mine")
+    browsing.fill(desk, "field-seed", "7")
+    render(desk)
+    second = source(desk)
+    assert first != second
+
+    # The Library's card, and a picture that is dropped.
+    open_in_library(desk, "Pictures", "seed 1", "1-")
+    expect_shown(desk, first, 1)
+    (picture,) = (server.workspace / "renders").glob("7-*.png")
+    desk.locator("#recipe-png input[type=file]").set_input_files(picture)
+    expect(desk.locator("#field-seed input")).to_have_value("7", timeout=WAIT_MS)
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("Seed: 7,"), timeout=WAIT_MS)
+    assert source(desk) not in (first, second), "a copy, written anew"
+
+    # A saved stack has no picture of its own: none is shown, or it is drawn at once.
+    load_stack(desk, "mine")
+    expect(desk.locator("#drawing")).to_contain_text("Press Render", timeout=WAIT_MS)
+    expect(desk.locator("#picture img")).to_have_count(0)
+    set_live(desk, True)
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("Seed: 1,"), timeout=WAIT_MS)
+    desk.locator("#recent button").filter(has_text="seed 7").first.click()
+    expect_shown(desk, second, 7)
+    load_stack(desk, "mine")
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("Seed: 1,"), timeout=WAIT_MS)
+    expect(desk.locator("#picture img")).not_to_have_attribute("src", second)
+
+    # A LoRA of the Library is one more row, which is drawn too.
+    desk.locator("#remove-2").click()
+    expect(desk.locator("#infotext textarea")).not_to_have_value(re.compile("<lora:style"), timeout=WAIT_MS)
+    open_in_library(desk, "LoRAs", "style", "style")
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("<lora:style"), timeout=WAIT_MS)
+
+
+def test_a_grid_gives_each_cells_picture_also_after_a_reload_and_from_the_library(desk: Page) -> None:
+    """A grid in Recent, "click one to get its stack back", gave none."""
+    browsing.fill(desk, "field-steps", "1")
+    browsing.fill(desk, "grid-weights", "0.2, 0.6")
+    desk.locator("#render-grid").click()
+    cells = desk.locator("#cells button.thumbnail-item, #cells .thumbnail-lg")
+    expect(cells).to_have_count(4, timeout=WAIT_MS)
+    desk.reload()
+    expect(cells).to_have_count(4, timeout=WAIT_MS)
+    for door in ("here", "recent", "library"):
+        if door == "recent":
+            desk.locator("#recent button").filter(has_text="sheet").first.click()
+        if door == "library":
+            open_in_library(desk, "Pictures", "a sheet of pictures", "grid-")
+        expect(cells).to_have_count(4, timeout=WAIT_MS)
+        place = {"here": 2, "recent": 1, "library": 0}[door]
+        cells.nth(place).click()
+        weights = ("0.2", "0.6")[place // 2], ("0.2", "0.6")[place % 2]
+        made_from = re.compile(rf"cat:{weights[0]}>.*style:{weights[1]}>", re.DOTALL)
+        expect(desk.locator("#infotext textarea")).to_have_value(made_from, timeout=WAIT_MS)
+        source(desk)
+        expect(desk.locator("#weight-1 input[type=number]")).to_have_value(weights[0])
+        expect(desk.locator("#cells")).to_be_hidden()
+
+
+def test_the_picture_and_the_pinned_one_are_there_after_a_reload_and_a_region_is_painted_on_it(desk: Page) -> None:
+    """After a reload there was no picture and Pin was dead; beside a pinned picture a region was painted on grey."""
+    render(desk)
+    desk.locator("#pin").click()
+    browsing.fill(desk, "field-seed", "7")
+    render(desk)
+    images = "images => images.map(image => image.src)"
+    sources = desk.locator("#compare img").evaluate_all(images)
+    desk.reload()
+    expect(desk.locator("#compare")).to_be_visible(timeout=WAIT_MS)
+    assert set(desk.locator("#compare img").evaluate_all(images)) == set(sources)
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("Seed: 7,"))
+    desk.locator("#more-1 button").first.click()
+    desk.locator("#draw-region-1").click()
+    stage = desk.locator("dialog.act .act-stage")
+    expect(stage).to_have_css("background-image", re.compile(r"url\(.*/7-[0-9a-f]{8}"), timeout=WAIT_MS)
+    desk.keyboard.press("Escape")
+    desk.locator("#pin").click()
+    expect(desk.locator("#picture img")).to_be_visible(timeout=WAIT_MS)
+    assert source(desk) in sources
+
+
+def test_live_follows_everything_that_changes_the_picture(desk: Page) -> None:
+    """Weights were live; guidance, Up and Down, the text weight, the balance and a mask were not."""
+    browsing.fill(desk, "field-steps", "1")
+    set_live(desk, True)
+    desk.locator("#insight button").first.click()
+    desk.locator("#more-1 button").first.click()
+
+    def guidance() -> None:
+        desk.locator("#field-guidance_scale input[type=range]").focus()
+        desk.keyboard.press("ArrowRight")
+
+    def mask() -> None:
+        raw = io.BytesIO()
+        Image.linear_gradient("L").save(raw, "PNG")
+        picture = {"name": "left.png", "mimeType": "image/png", "buffer": raw.getvalue()}
+        desk.locator("#more-1 input[type=file]").set_input_files(picture)
+
+    changes = {
+        "a prompt": lambda: browsing.fill(desk, "field-prompt", "a red fox"),
+        "guidance": guidance,
+        "the text weight": lambda: browsing.fill(desk, "layer-1-text_weight", "0.4"),
+        "a seed": lambda: browsing.fill(desk, "field-seed", "9"),
+        "a new seed": lambda: desk.locator("#new-seed").click(),
+        "down": lambda: desk.locator("#down-1").click(),
+        "up": lambda: desk.locator("#up-2").click(),
+        "the balance": lambda: desk.locator("#balance").click(),
+        "a mask": mask,
+    }
+    expect(desk.locator("#infotext textarea")).to_have_value(re.compile("<lora:cat"), timeout=WAIT_MS)
+    for name, change in changes.items():
+        before = desk.locator("#recent img").count()
+        change()
+        for _ in range(1200):
+            if desk.locator("#recent img").count() > before:
+                break
+            desk.wait_for_timeout(100)
+        assert desk.locator("#recent img").count() == before + 1, f"{name} drew no picture"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import zipfile
@@ -213,3 +214,30 @@ def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_
     page.locator("#open-arrival", has_text="Train").click()
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
     expect(box(page, "field-max_steps")).to_have_value("77")
+
+
+def drop_on(page: Page, selector: str, path: Path) -> None:
+    """The file let go over a part of the page, as a browser tells of it."""
+    given = page.evaluate_handle(
+        """([name, content]) => {
+          const given = new DataTransfer(), raw = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+          given.items.add(new File([raw], name));
+          return given;
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
+    for kind in ("dragover", "drop"):
+        page.locator(selector).first.dispatch_event(kind, {"dataTransfer": given})
+
+
+def test_a_file_dropped_on_any_tab_is_seen_by_the_library_and_opened(page: Page, tmp_path: Path) -> None:
+    """Dropping was of one zone of the Library alone."""
+    page.get_by_role("tab", name="Batch").click()
+    drop_on(page, "#tab-batch", lora(tmp_path / "new.safetensors", 0.9))
+    expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#lora-1 input")).to_have_value("new")
+    settings = tmp_path / "seventy.toml"
+    presets.save(presets.load(presets.names()[0], {"data.folder": "mine", "max_steps": 70}), settings)
+    drop_on(page, "#field-prompt", settings)
+    expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+    expect(box(page, "field-max_steps")).to_have_value("70")

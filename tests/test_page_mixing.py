@@ -84,6 +84,7 @@ def draw(page: Page, act: str) -> Locator:
     """The overlay, opened for the first row."""
     if not page.locator(f"#draw-{act}-1").is_visible():
         page.locator("#more-1 button").first.click()
+        page.locator("#texts-1").click()
     page.locator(f"#draw-{act}-1").click()
     overlay = page.get_by_role("dialog")
     expect(overlay).to_be_visible()

@@ -59,6 +59,7 @@ def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
         browsing.fill(page, f"weight-{number}", f"0.{number}")
     page.locator("#solo-2 input").set_checked(True)
     page.locator("#more-3 button").first.click()
+    page.locator("#texts-3").click()
     browsing.fill(page, "layer-3-region", "box 0 0 0.5 1")
     page.locator("#more-3 button").first.click()
     yield page

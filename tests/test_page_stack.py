@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app import grids, masks, sheets, stack_analysis, ui
+from app import grids, masks, sheets, stack_analysis, stack_depth, ui
 from app.context import Context
 from app.tabs import stack
 from trainer import lora_file
@@ -85,8 +85,24 @@ def test_two_that_push_the_same_way_are_named_and_their_balance_halves_them(cont
     proposed = analysis.balance(result)
     assert proposed.weights == pytest.approx([0.6, 0.6], abs=1e-3)  # 0.3 alone is the strongest; 0.3 + 0.2 is 5/3 of it
     html = stack_analysis.report_html(result, ["mode k-lora"])
-    assert "push the same way" in html and "1 of 1" in html and "Left out of account: mode k-lora" in html
+    plain, folded = html.split("<details")
+    assert "They push the same way in the middle of the model: shapes." in plain and "they may burn" not in folded
+    assert "cosine" not in html and "attentions" not in html
+    assert 'class="together" style="height:100%"' in plain and 'class="against" style="height:0%"' in plain
+    assert "1 of 1" in html and "Left out of account: mode k-lora" in html
     assert HOSTILE not in html and "&lt;img" in html
+
+
+def test_where_two_pull_against_each_other_is_said_and_drawn_downwards(context: Context, tiny: Path) -> None:
+    lora(context.loras / "back.safetensors", -0.2, _shape(tiny))
+    context.find_loras()
+    wanted = [info.sha256 for info in context.known_loras().values() if info.name in ("one", "back")]
+    against = made(context).model_dump(exclude={"adapters"})
+    result = context.analyse(stack.stack_of(context, against, [(sha256, 1.0, True, {}) for sha256 in wanted]))
+    (place,) = stack_depth.places(result)
+    assert (place.part, place.together) == ("middle", 0) and place.against == pytest.approx(1, abs=1e-3)
+    assert "They pull against each other in the middle of the model: shapes." in stack_depth.words(result)
+    assert 'class="against" style="height:100%"' in stack_depth.html(result)
 
 
 def test_what_the_map_leaves_out_is_named(context: Context) -> None:
@@ -240,6 +256,55 @@ def test_a_mask_picture_that_was_brought_is_a_region_and_no_other_file_is(contex
     for other in ("mask ../jobs.sqlite", "mask .hidden.png", "mask *", f"mask {picture}", "mask", "nonsense"):
         with pytest.raises(ConfigError, match="no file of the server's"):
             region(other)
+
+
+def test_a_sheets_cells_are_pictures_beside_it_that_go_where_it_goes(context: Context) -> None:
+    from app import item_changes
+    from app.library_items import Shelf
+    from app.recipes import read_recipe
+
+    request = made(context)
+    with context.engine(request) as engine:
+        sheet = sheets.over_weights(engine, request, [[0.2, 0.6]], lambda _: None)
+    path = sheets.save(sheet, context.renders, "grid-1")
+    cells = sheets.cells_of(path)
+    assert cells and cells.labels == sheet.labels and cells.num_columns == 2
+    assert [read_recipe(context, cell).adapters[0].weight for cell in cells.paths] == [0.2, 0.6]
+    shelf = Shelf(context)
+    key = item_changes.rename(shelf, shelf.item("pictures", path.name), "my grid")
+    assert sheets.cells_of(context.renders / key) and not sheets.cells_folder(path).exists()
+    entry = item_changes.throw(shelf, shelf.item("pictures", key))
+    assert not list(context.renders.glob("*"))
+    item_changes.restore(shelf, entry.id)
+    assert sheets.cells_of(context.renders / key)
+    (sheets.cells_folder(context.renders / key) / "cells.json").write_text('{"labels": 3}')
+    assert sheets.cells_of(context.renders / key) is None
+
+
+def test_a_picture_is_called_by_its_recipe_whatever_its_file_is_called(context: Context) -> None:
+    """The picture of Show me stood among the recent ones as a sheet."""
+    from app.stack_pictures import Stage
+    from trainer.render import picture_metadata
+
+    context.renders.mkdir(exist_ok=True)
+    picture = picture_metadata.Picture(Image.new("RGB", (64, 64)), made(context, seed=4))
+    picture_metadata.save(picture, context.renders / "show-me-3.png")
+    Image.new("RGB", (64, 64)).save(context.renders / "4-0123abcd.png")
+    with gr.Blocks():
+        stage = Stage(context)
+        stage.draw()
+    update = stage.show_recent()
+    captions = dict(zip(update[stage.files], [words for _, words in update[stage.gallery]["value"]], strict=True))
+    assert captions == {"show-me-3.png": "seed 4", "4-0123abcd.png": "sheet"}
+
+
+def test_every_part_of_the_form_that_a_picture_is_drawn_from_is_live(context: Context) -> None:
+    with gr.Blocks() as page:
+        tab = stack._Tab(context)
+    lives = [fn for fn in page.fns.values() if fn.fn is not None and getattr(fn.fn, "__name__", "") == "draw_live"]
+    heard = {component for fn in lives for component, event in fn.targets if event != "then"}
+    wanted = {*tab.form.components.values(), *tab.rows.inputs()} - {tab.form.components["base"]}
+    assert {part._id for part in wanted} <= heard
 
 
 def test_what_a_live_picture_was_drawn_from_is_not_drawn_again(context: Context) -> None:

@@ -31,6 +31,7 @@ else:  # the same parser, by its name on 3.10
 
 FOLDER = preset_parts.FOLDER
 MAX_PRESET_BYTES = 1 << 20
+_TITLE = re.compile(r"^title[ \t]*=.*(?:\n|\Z)", re.MULTILINE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -104,6 +105,18 @@ def add(name: str, text: str) -> Path:
         unfinished.write_text(text, encoding="utf-8")
         free = (path for path in unique_names.numbered(folder, name, ".toml") if path.stem not in taken)
         return unique_names.put(unfinished, free)
+
+
+def retitle(name: str, title: str) -> None:
+    """Give a preset of the user's own another title; its comments and settings stay. Raises: ConfigError."""
+    path = own_folder() / f"{name}.toml"
+    before = read_toml(path)
+    text, line = path.read_text(encoding="utf-8"), tomli_w.dumps({"title": title})
+    top, table, rest = re.match(r"(?s)(.*?)((?:^\[)|\Z)(.*)", text, re.MULTILINE).groups()  # type: ignore[union-attr]
+    top = _TITLE.sub(lambda _: line, top, count=1) if _TITLE.search(top) else f"{top.rstrip()}\n{line}"
+    if from_toml((top + table + rest).encode(), f"preset {name}") != before | {"title": title}:
+        raise ConfigError(f"the title in {path.name} can't be changed here; write it into the file.")
+    files.write(path, (top + table + rest).encode())
 
 
 @lru_cache(maxsize=1024)

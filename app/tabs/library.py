@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import get_blocks_context
 
-from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, shared_cards
+from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, scripts, shared_cards
 from app.arrival import PRESET, Arrival
 from app.context import Context, Refresh
 from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
@@ -249,8 +250,8 @@ class _Tab:
             self.open: gr.update(value=label),
             self.onward: gr.update(visible=kind in _SOURCES),
             self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
-            self.name_row: gr.update(visible=not is_preset),
-            self.throw: gr.update(value=say("library.throw"), interactive=True, visible=not is_preset),
+            self.name_row: gr.update(visible=bool(item.paths)),
+            self.throw: gr.update(value=say("library.throw"), interactive=True, visible=bool(item.paths)),
             self.raw: gr.update(visible=details.raw is not None),
             self.file: details.raw,
             self.download: self._download(item),
@@ -385,5 +386,8 @@ def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
     listed = [tab.kind, tab.search, tab.least, tab.num, tab.key]
+    get_blocks_context().root_block.load(
+        None, js=f"() => {{ {scripts.read('library_drop.js')} }}", api_visibility="private"
+    )
     opens = [(tab.open, tab.opened), (tab.go, tab.arrived), (tab.onward, tab.source)]
     return Refresh(tab.open_tab, listed, tab.list, on_load=False, opens=opens)

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.context import get_blocks_context
 
-from app import leftovers, path_gate, sheets, views
+from app import leftovers, path_gate, sheets, stack_desk, views
 from app.context import OWN_BASE, Context, Refresh
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
-from app.recipes import read_picture, read_recipe, recent
+from app.recipes import read_picture, read_recipe, recent, text_of
 from app.render_requests import Desk, mended_turns
 from app.stack_analysis import MODES, AnalysisSection
+from app.stack_live import changes_of, drawn_from
 from app.stack_order import RowOrder
 from app.stack_panel import ActPanel
-from app.stack_pictures import Make, Stage
+from app.stack_pictures import Make, Opened, Stage
 from app.stack_rows import ROWS, LoraRows, RowValue
 from app.stack_saving import Saving
 from app.stack_shelf import LoraShelf
@@ -41,7 +43,6 @@ _MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
 _MOST_WEIGHTS = 12
 _STRIP = "strip-"  # how the names of its sheets begin
-_SHEETS = (GRID, _STRIP, MODES)
 
 
 def weights_of(text: str) -> list[float]:
@@ -75,13 +76,6 @@ def weight_sheet(stack: StackConfig, weights: list[float]) -> Make:
         raise ConfigError(say("grid.needs_lora"))
     axes = [weights] * min(2, len(stack.adapters))
     return lambda engine, expect: sheets.over_weights(engine, stack, axes, expect)
-
-
-def text_of(path: Path) -> str:
-    """The A1111 text of one of our pictures."""
-    from trainer.render.picture_metadata import read
-
-    return read(path).infotext
 
 
 class _Tab:
@@ -157,34 +151,41 @@ class _Tab:
         fields = self.form.components
         inputs = {*fields.values(), *self.rows.inputs(), self.axis}
         shown = stage.outputs()
-        restored = [*fields.values(), *self.rows.outputs()]
+        restored = [*fields.values(), *self.rows.outputs(), stage.opened]
 
         # Pictures and sheets.
         stage.render.click(self.draw, inputs, shown, **lane)
-        gr.on(self.rows.changes(), self.draw_live, {*inputs, stage.live}, shown, **lane)
-        self.panel.html.used(self.draw_live, {*inputs, stage.live}, shown, **lane)
-        put = self.shelf.connect(fields["base"], fields["family"])
-        for event in (*self.rows.removed, put, self.order.connect()):
-            event.then(self.draw_live, {*inputs, stage.live}, shown, **lane)
         self.grid.click(self.draw_grid, inputs, shown, **lane)
         self.strip.click(self.draw_strip, inputs, shown, **lane)
         self.grids.connect(inputs, self.draw_axes, shown, lane)
-        self.analysis.connect(inputs, self.rows, self.draw_modes, shown, lane)
+        weighed = self.analysis.connect(inputs, self.rows, self.draw_modes, shown, lane)
 
         # What fills the form.
-        fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
+        based = fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
         stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
         stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
-        stage.cells.select(self.take_cell, None, restored, **still)
-        self.saving.connect(inputs, lambda stack: self._restore(self._fitting(stack)), restored)
-        self.dice.click(self.new_seed, None, fields["seed"], **still)
+        stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
+        self.saving.connect(inputs, self._taken, restored)
+        stage.opened.change(self.show_opened, {stage.opened, stage.live}, shown, **lane)
+        rolled = self.dice.click(self.new_seed, None, fields["seed"], **still)
+        get_blocks_context().root_block.load(stage.bring_back, None, shown, **still)
+
+        # Everything that makes the picture another one, for Live: what a person sets, and what sets it for them.
+        live: dict[str, Any] = {"inputs": {*inputs, stage.live}, "outputs": shown, **lane}
+        own = [part for key, part in fields.items() if key != "base"]
+        told = [stage.asked.change, stage.live.input]
+        gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *told], self.draw_live, **live)
+        self.panel.html.used(self.draw_live, **live)
+        put = self.shelf.connect(fields["base"], fields["family"])
+        for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled):
+            event.then(self.draw_live, **live)
 
     def _stack(self, held: dict[Any, Any]) -> StackConfig:
         """The stack that the page holds. Raises: ConfigError, AdapterError."""
         return stack_of(self.context, self.form.values(held), self.rows.values(held))
 
     def _desk(self, request: gr.Request) -> Desk:
-        return self.context.desks.of(request.session_hash)
+        return stack_desk.of(self.context, request)
 
     # Pictures and sheets.
 
@@ -198,8 +199,24 @@ class _Tab:
         if not held[self.stage.live] or not any(held[choice] for choice in self.rows.choices):
             return
         stack, desk = self._stack(held), self._desk(request)
-        if stack != desk.stack:
+        if desk.stack is None or drawn_from(stack) != drawn_from(desk.stack):
             yield from self.stage.pictures(desk, stack, quick=True)
+
+    @mended_turns
+    def show_opened(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """The picture of the stack that was opened: its own, or drawn now, or none; never another stack's."""
+        opened, desk, stage = held[self.stage.opened], self._desk(request), self.stage
+        if opened is None:
+            return
+        if opened.stack is None:
+            yield stage.show_sheet(desk, opened.picture)
+        elif opened.picture is not None:
+            desk.cancel()
+            yield stage.show(desk, opened.picture, text_of(opened.picture), opened.stack)
+        else:
+            yield stage.show_nothing(desk)
+            if held[stage.live]:
+                yield from stage.pictures(desk, opened.stack, quick=True)
 
     @mended_turns
     def draw_grid(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -249,6 +266,10 @@ class _Tab:
             raise AdapterError(say("stack.too_many_loras", num=len(stack.adapters), most=ROWS))
         return stack
 
+    def _taken(self, stack: StackConfig, picture: Path | None = None) -> dict[Any, Any]:
+        """The form with a stack, whose picture is shown next."""
+        return self._restore(self._fitting(stack)) | {self.stage.opened: Opened(stack, picture)}
+
     def _restore(self, stack: StackConfig) -> dict[Any, Any]:
         update = self.form.fill(stack) | self.rows.fill(stack.adapters)
         tell(say("stack.form_of_picture"))
@@ -262,8 +283,12 @@ class _Tab:
         """
         if not file:
             return gr.skip()
+        path = Path(file)
+        if path.parent == self.context.renders and self.stage.is_sheet(path):
+            return {self.stage.opened: Opened(None, path), self.stage.dropped: None}
         try:
-            stack, notes = read_picture(self.context, Path(file))
+            stack, notes = read_picture(self.context, path)
+            picture = stack_desk.picture_of(self.context, path)
         finally:
             leftovers.taken(self.context, [file])
 
@@ -277,7 +302,7 @@ class _Tab:
             lines.append(say("stack.more_notes", num=len(notes) - _MOST_NOTES))
         html = views.notice_html("plain", say("stack.not_taken"), lines)
         shown = gr.update(value=html, visible=bool(notes))
-        return self._restore(self._fitting(stack)) | {self.stage.dropped: None, self.stage.warned: shown}
+        return self._taken(stack, picture) | {self.stage.dropped: None, self.stage.warned: shown}
 
     @mended
     def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:
@@ -287,18 +312,25 @@ class _Tab:
         if path is None:
             return gr.skip()
         desk = self._desk(request)
-        if path.name.startswith(_SHEETS):
+        if self.stage.is_sheet(path):
+            desk.cancel()
             return self.stage.show_sheet(desk, path)
+        return self._shown(desk, path)
+
+    def _shown(self, desk: Desk, path: Path) -> dict[Any, Any]:
+        """A picture of ours and its stack in the form."""
         stack = self._fitting(read_recipe(self.context, path))
-        return self._restore(stack) | self.stage.show(desk, path, text_of(path))
+        desk.cancel()
+        return self._restore(stack) | self.stage.show(desk, path, text_of(path), stack)
 
     @mended
     def take_cell(self, request: gr.Request, event: gr.SelectData) -> Any:
-        """The form with the stack that a cell of the sheet was made from."""
-        cells, index = self._desk(request).cells, event.index if isinstance(event.index, int) else -1
-        if not 0 <= index < len(cells):
+        """A cell's picture, and the form with the stack that it was made from."""
+        desk, index = self._desk(request), event.index if isinstance(event.index, int) else -1
+        cells = sheets.cells_of(desk.sheet) if desk.sheet else None
+        if cells is None or not 0 <= index < len(cells.paths):
             return gr.skip()
-        return self._restore(path_gate.checked(self.context, self._fitting(cells[index])))
+        return self._shown(desk, cells.paths[index])
 
     def new_seed(self) -> int:
         return secrets.randbelow(_MAX_SEED)

@@ -1,0 +1,41 @@
+// A file that is dropped anywhere on the page is handed to the Library's own drop zone; a single one is then opened.
+if (!window.velaturaDrop) {
+  window.velaturaDrop = true;
+  const hasFiles = event => [...event.dataTransfer?.types ?? []].includes('Files');
+  // Where Gradio takes files itself, and over a dialog.
+  const isOwn = event => event.target.closest?.('button:has(input[type=file])') || document.querySelector('dialog[open]');
+  const found = async (find, seconds) => {
+    for (let turn = 0; turn < seconds * 10; turn++) {
+      const part = find();
+      if (part) return part;
+      await new Promise(done => setTimeout(done, 100));
+    }
+    return null;
+  };
+  let over = null;
+  document.addEventListener('dragover', event => {
+    if (!hasFiles(event) || isOwn(event)) return;
+    event.preventDefault();
+    document.body.dataset.drop = phrase('library.drop_anywhere');
+    clearTimeout(over);
+    over = setTimeout(() => { delete document.body.dataset.drop; }, 300);
+  });
+  document.addEventListener('drop', async event => {
+    if (!hasFiles(event) || isOwn(event)) return;
+    event.preventDefault();
+    const files = event.dataTransfer;
+    const given = new DataTransfer();
+    for (const file of files.files) given.items.add(file);
+    if (!given.files.length) return;
+    [...document.querySelectorAll('button[role=tab]')].find(tab => tab.textContent.trim() === phrase('page.library'))?.click();
+    const input = await found(() => document.querySelector('#library-drop input[type=file]'), 20);
+    if (!input) return;
+    document.querySelectorAll('#library-arrival .arrivals').forEach(old => { old.dataset.old = ''; });
+    input.files = given.files;
+    input.dispatchEvent(new Event('change', {bubbles: true}));
+    if (given.files.length > 1) return;
+    const arrived = await found(() => document.querySelector('#library-arrival .arrivals:not([data-old])'), 600);
+    const open = arrived && await found(() => document.querySelector('#open-arrival'), 2);
+    if (open?.offsetParent) open.click();
+  });
+}
