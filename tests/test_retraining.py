@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import small_runs
-from trainer import cli, presets, runs, session
+from trainer import cli, events, presets, runs, session
 from trainer.cards import retraining, sources
 from trainer.errors import ConfigError
 from trainer.events import Recommended, Validated
@@ -57,23 +58,15 @@ def test_new_and_old_are_measured_as_the_run_measures(old: runs.Run, new_picture
     assert config.learning_rate == old.config().learning_rate and config.data.folder == str(new_pictures)
 
 
-def test_a_step_that_was_chosen_by_the_pictures_it_is_compared_on_is_not_compared(
-    old: runs.Run, new_pictures: Path, tmp_path: Path
+def test_a_best_step_that_was_chosen_by_the_very_pictures_is_named_and_not_compared(
+    old: runs.Run, tmp_path: Path
 ) -> None:
-    # A rate so high that a step before the last is best, which its run recommends.
-    wanted = ("max_steps=6", "validate_every_steps=1", "checkpoint_every_steps=1", "keep_checkpoints=9")
-    code, said = retrain(
-        old.folder, "--data", new_pictures, "--out", tmp_path, "--name", "hot", "--set", "learning_rate=1.0",
-        *(word for line in wanted for word in ("--set", line)),
-    )  # fmt: skip
-    assert code == 0, said
-    run = runs.Run(tmp_path / "hot")
-    best = [event for event in run.events() if isinstance(event, Recommended)][-1]
-    measured = {event.step: event.loss for event in run.events() if isinstance(event, Validated)}
-    answer = json.loads((run.folder / "compared.json").read_text())
-    assert best.step < 6 and answer["new_loss"] == pytest.approx(measured[6], rel=1e-4)
-    assert answer["new_loss"] > measured[best.step]
-    assert "Compared was its last step" in answer["sentence"] and "would look too large" in answer["sentence"]
+    run = runs.Run(shutil.copytree(old.folder, tmp_path / old.name))
+    verdict = retraining.Verdict("new", "Take it.", 2, 1.0, 0.9, 0.8, 0.1, 0.05, 0.2)
+    with run.events_file.open("a") as log:
+        log.write(events.to_line(Recommended(1, old.lora_file.name, "it has the lowest loss")))
+    said = retraining.with_best(verdict, run).sentence
+    assert said.startswith("Take it.") and "its best, step 1, was chosen by these very pictures" in said
 
 
 def test_it_can_begin_with_the_old_ones_weights(old: runs.Run, new_pictures: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def retrain(
     after = run.lora_file  # not the best one: that was chosen by these very pictures, which would favour it
     assert lora_file.is_there(after), "a run that ended well has its file"
     verdict = retraining.compare(config, before, after, run.cache)
-    verdict = retraining.with_best(verdict, after, retraining.best_of(run))
+    verdict = retraining.with_best(verdict, run)
     answer = asdict(verdict) | {"old": before.name, "new": after.name}
     files.write(run.folder / compared.FILE, json.dumps(answer, indent=2).encode())
     report.write(run, session.refuse(config)[0])

@@ -253,8 +253,9 @@ def _preview(run: Run, file: str) -> bytes:
 
 def _of_stack(source: Source, config: Config, wishes: Wishes) -> Made:
     """The card of a stack or a batch: LoRAs by hash and name, no file of this machine."""
-    if not isinstance(config, StackConfig):
+    if isinstance(config, BatchConfig):
         return _of_batch(source, config, wishes)
+    assert isinstance(config, StackConfig), "a training has a card of its own kind"
     settings = StackConfig.model_validate(_travelling(_hashed(config)))
     base = _base(settings.base, {})
     card = _said(

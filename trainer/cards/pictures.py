@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer import encodings, lora_file
 from trainer.config import StackConfig
+from trainer.render import applying_recipe, opening, other_tools_pictures, picture_metadata
 
 _PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff")
 _MOST_BYTES = 4 << 20  # of a text
@@ -17,8 +18,6 @@ def stack_in(file: Path) -> tuple[StackConfig, list[str]] | None:
 
     Raises: DataError for a picture that says nothing, AdapterError for a LoRA of our own recipe that isn't here.
     """
-    from trainer.render import applying_recipe, opening, other_tools_pictures, picture_metadata
-
     if not os.path.isfile(file):
         return None
     library = lora_file.library([Path("outputs")])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer import data, files, loading, presets, runs, session, start_weights, validation
+from trainer import data, events, files, loading, presets, runs, session, start_weights, validation
 from trainer.config import TrainConfig
 from trainer.distributed import World
 from trainer.errors import ConfigError
@@ -100,12 +100,15 @@ def compare(config: TrainConfig, old: Path, new: Path, cache: Path) -> Verdict:
     return Verdict(better, sentence, len(base), base_loss, old_loss, new_loss, gain, low, high)
 
 
-def with_best(verdict: Verdict, compared: Path, best: Path | None) -> Verdict:
-    """The verdict with a word on the file that the new run recommends, where it is another than the one compared."""
-    if best is None or best.resolve() == compared.resolve():
+def with_best(verdict: Verdict, run: runs.Run) -> Verdict:
+    """The verdict with a word on the step that the new run recommends, where it is another than the one compared."""
+    log = run.events()
+    recommended, last = run.best(log)[1], events.last(log, events.Step)
+    if recommended is None or last is None or recommended.step >= last.step:
         return verdict
     more = (
-        f" Compared was its last step; {best.name} was chosen by these pictures, so its own gain would look too large."
+        f" Compared was its last step; its best, step {recommended.step}, was chosen by these very pictures, so its "
+        f"gain on them would look too large."
     )
     return dataclasses.replace(verdict, sentence=verdict.sentence + more)
 
