@@ -99,7 +99,7 @@ def test_the_pictures_of_the_readme(
 
 def _write_screenshots(workspace: Path, taken: dict[str, Path]) -> None:
     """The README's pictures, anew."""
-    for tab in ("dataset", "train", "stack", "batch"):
+    for tab in ("dataset", "train", "stack", "batch", "library"):
         Image.open(taken[f"{tab}-1440-light"]).convert("RGB").save(SCREENSHOTS / f"{tab}.webp", quality=80, method=6)
     for name, sheet in (("demo.webp", "demo.png"), ("grid.webp", "demo-weights.png")):
         Image.open(workspace / "renders" / sheet).convert("RGB").save(SCREENSHOTS / name, quality=82, method=6)
