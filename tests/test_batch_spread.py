@@ -284,10 +284,12 @@ def spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`spread(world, path, tiny, out)`: the events of a batch on four workers of that world."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray isn't installed: extra `ray`")
+    from trainer.render.spreading import sent_files
     from trainer.render.spreading import spread as spreading
 
     def drawn(world: FakeRay, path: Path, tiny: Path, out: Path, stop=lambda: False) -> list[batch.Event]:
         monkeypatch.setattr(spreading, "ray", world)
+        monkeypatch.setattr(sent_files, "ray", world)
         monkeypatch.setattr(spreading.cluster, "joined", world.joined)
         drawing = spreading.Spread(spreading.Options(num_workers=4))
         return list(batch.run_by(drawing, batches.plan_of(path, tiny), out, stop, sheets=False))
