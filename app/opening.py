@@ -159,8 +159,9 @@ class _Opener:
         self.inputs = {*self.rows, *desk.values(), *(part for answer in every for part in answer.inputs)}
         groups = [group for group in self.rows.values() if group is not None]
         changed = [part for answer in every for part in answer.outputs]
-        self.asked = _named(page, "stack-asked")  # by which Stack sees that a row was filled from elsewhere
-        self.outputs = list(dict.fromkeys([tabs, *self.fields.values(), *self.rows, *groups, self.asked, *changed]))
+        # By which Stack, where it is, sees that a row was filled from elsewhere.
+        self.asked = [part for part in [_named(page, "stack-asked")] if part is not None]
+        self.outputs = list(dict.fromkeys([tabs, *self.fields.values(), *self.rows, *groups, *self.asked, *changed]))
 
     def updates(self, held: dict[Any, Any], wanted: str) -> dict[Any, Any]:
         """What the page becomes when `wanted`, a word for what it is and a key, is opened. Raises: UserError."""
@@ -203,7 +204,7 @@ class _Opener:
         has_it = next((row for row in rows if held.get(row) == sha256), None)
         row = has_it or next((row for row in rows if not held.get(row)), rows[-1])
         updates: dict[Any, Any] = {row: gr.update(value=sha256, choices=lora_choices(self.context))}
-        updates[self.asked] = time.monotonic_ns()
+        updates |= dict.fromkeys(self.asked, time.monotonic_ns())
         if (group := self.rows[row]) is not None:
             updates[group] = gr.update(visible=True)
         return updates
