@@ -138,6 +138,7 @@ def copied_page(tmp_path: Path):
         browsing.fill(page, "field-seed", "4")
         page.locator("#render").click()
         expect(page.locator("#picture img")).to_be_visible(timeout=120_000)
+        expect(page.locator("#cancel-render")).to_be_disabled(timeout=120_000)  # what was drawn live is not the last
         page.get_by_role("tab", name="Batch").click()
         expect(page.locator("#batch-sample img")).to_be_visible()
         browsing.fill(page, "batch-seeds", "1-4")
