@@ -45,10 +45,10 @@ def read(path: Path) -> Document:
         return Document(path, "header", _header(path))
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"recipe {path} has more than {MAX_BYTES} bytes; no recipe is so large.")
-    return parsed(path, raw)
+    return _parsed(path, raw)
 
 
-def parsed(path: Path, raw: bytes) -> Document:
+def _parsed(path: Path, raw: bytes) -> Document:
     """The same of a text file's bytes."""
     try:
         text = encodings.text(raw)
