@@ -16,6 +16,7 @@ import gradio as gr
 
 from app.context import Context
 from app.kept_fields import STILL, Kept
+from app.late_answers import LateAnswer
 from app.notices import mended
 from trainer import files
 from trainer.errors import DataError
@@ -94,8 +95,10 @@ def carry_triggers(context: Context, kept: Mapping[str, Kept]) -> None:
     @mended
     def carry(name: str | None, present: str) -> Any:
         carried = for_train(context, name, present or "")
-        return gr.skip() if carried == (present or "").strip() else carried
+        return gr.skip() if carried == (present or "").strip() else answer.update(present, carried)
 
     listeners: list[Any] = [train.drawn.tab.select, dataset.change]
+    answer = LateAnswer(trigger)
     # In turn with the Dataset tab's own, so that a trigger typed just before is known.
-    gr.on(listeners, carry, [dataset, trigger], trigger, **STILL, **IN_TURN)
+    gr.on(listeners, carry, [dataset, trigger], answer.holder, **STILL, **IN_TURN)
+    answer.connect()

@@ -16,6 +16,7 @@ from app.dataset_gallery import Scene
 from app.dataset_measures import Looks
 from app.dataset_pictures import PictureEditor
 from app.dataset_sets import sample_sets
+from app.late_answers import LateAnswer
 from app.notices import mended_answer
 from app.texts import say
 from trainer import presets
@@ -74,6 +75,7 @@ class Parts:
             label=say("word.trigger"), info=say("dataset.trigger_help"), placeholder=say("word.none"),
             max_length=80, elem_id="check-trigger",
         )  # fmt: skip
+        self.own_trigger = LateAnswer(self.trigger)
 
     def _draw_sources(self) -> None:
         self.files = gr.File(
@@ -272,14 +274,14 @@ class Parts:
         """A new dataset in the box; the trigger is its own if there was no set that it was written for."""
         own = "" if before else (trigger or "").strip()
         dataset_notes.keep_trigger(self.context, name, own)
-        return {
-            self.dataset: gr.update(choices=self.context.dataset_choices(), value=name), self.trigger: own,
-        }  # fmt: skip
+        listed = gr.update(choices=self.context.dataset_choices(), value=name)
+        return {self.dataset: listed, **self.own_trigger.update(trigger, own)}
 
     def _created(self, name: str, before: str | None, resolution_px: float | None, trigger: str) -> dict[Any, Any]:
         """A new dataset, chosen."""
         chosen = self._chosen(name, before, trigger)
-        return {**chosen, **self._shown(name, resolution_px, chosen[self.trigger]), **self._nothing_opened()}
+        own = dataset_notes.trigger_of(self.context, name)
+        return {**chosen, **self._shown(name, resolution_px, own), **self._nothing_opened()}
 
 
 def said(text: str, number: int = 0) -> str:

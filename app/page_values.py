@@ -94,11 +94,13 @@ const look = async () => {
   }
   if (element.isConnected && !timer && Date.now() - touched < 8000) timer = setTimeout(look, 1000);
 };
-const touch = () => {
+const touch = event => {
   touched = Date.now();
   for (const tab of seen()) open.add(tab);  // the touch may be what opens another one
   clearTimeout(timer);
-  timer = setTimeout(look, 120);
+  timer = null;
+  // A field that is left is done with, and the page may be closed next.
+  if (event.type === 'change') look(); else timer = setTimeout(look, 120);
 };
 for (const kind of ['input', 'change', 'pointerup', 'keyup', 'paste', 'drop'])
   document.addEventListener(kind, touch, {capture: true, passive: true});

@@ -223,6 +223,34 @@ def test_the_trigger_is_the_sets_own_and_goes_along_to_train(
     page.get_by_role("tab", name="Dataset").click()
 
 
+def test_a_trigger_typed_before_the_dataset_is_there_stays(page: Page, choose: Callable[..., Path]) -> None:  # noqa: F811
+    later = choose("later", ["one", ""])
+    choose("before", ["two"])
+    trigger = page.locator("#check-trigger textarea, #check-trigger input")
+    trigger.fill("kept")
+    waiting: list[Route] = []
+
+    def take(route: Route) -> None:
+        if '"data":["later"' in (route.request.post_data or "") and not waiting:
+            waiting.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("queue/join"), take)
+    page.locator("#dataset input").click()
+    page.get_by_role("option", name="later", exact=True).click()
+    page.wait_for_timeout(500)
+    trigger.fill("typed meanwhile")
+    assert len(waiting) == 1
+    let_go(page, waiting)
+    expect(page.locator("#dataset-gallery .card")).to_have_count(2)
+    page.locator(".reason").get_by_role("button", name="Caption with").click()
+    says(later / "01.txt", "typed meanwhile")
+    page.locator("#dataset input").click()
+    page.get_by_role("option", name="before", exact=True).click()
+    expect(trigger).to_have_value("kept")
+
+
 def test_the_check_of_the_tab_is_the_paths_check(page: Page, choose: Callable[..., Path]) -> None:  # noqa: F811
     choose("path", ["one", "two"])
     step = page.locator("#guide button").filter(has_text="Check")

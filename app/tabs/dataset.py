@@ -42,13 +42,15 @@ class _Tab(Parts):
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         in_turn = still | IN_TURN
-        opened = [self.dataset, self.trigger, *self.view, *self.editor]
+        own_trigger = self.own_trigger.holder
+        opened = [self.dataset, own_trigger, *self.view, *self.editor]
         created = [self.new_name, *opened]
         self.dataset.input(
             self.choose, [*self.scene, *self.typing],
-            [self.trigger, *self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
+            [own_trigger, *self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
             **in_turn,
         )  # fmt: skip
+        self.own_trigger.connect()
         typed = [self.trigger.change, self.trigger.blur]
         gr.on(typed, self.keep_trigger, [self.dataset, self.trigger], None, **in_turn)
         new: dict[str, Any] = private | {"show_progress_on": self.new_name}
@@ -62,7 +64,7 @@ class _Tab(Parts):
         self.copy.click(self.copy_one, [self.sample, *self.scene, *self.typing], opened, **private)
         self.files.upload(
             self.add_files, [self.dataset, self.files, self.resolution, self.trigger],
-            [self.dataset, self.trigger, self.files, self.report, *self.view], show_progress_on=self.files, **private,
+            [self.dataset, own_trigger, self.files, self.report, *self.view], show_progress_on=self.files, **private,
         )  # fmt: skip
         self.exports.connect(self.dataset)
         found = [self.cards, self.buckets]
@@ -102,13 +104,13 @@ class _Tab(Parts):
         names, chosen = self.context.dataset_names(), name
         if name not in names:
             name = next((other for other in names if not other.endswith("-heldout")), None)
-        own = dataset_notes.trigger_of(self.context, name)
+        typed, own = trigger, dataset_notes.trigger_of(self.context, name)
         trigger = (trigger or own) if name == chosen else own
         dataset_edits.keep(self.context, opened, text or "")
         scene = self._read(name)
         return {
             self.dataset: gr.update(choices=self.context.dataset_choices(), value=name),
-            self.trigger: trigger,
+            **self.own_trigger.update(typed, trigger),
             **self._shown_of(scene, name, resolution_px, trigger),
             **self._again(scene, name, opened, text),
             **self.captions.opened(name, *told),
@@ -120,7 +122,7 @@ class _Tab(Parts):
         hidden, own = gr.update(visible=False), dataset_notes.trigger_of(self.context, name)
         return (
             self._shown(name, resolution_px, own)
-            | {self.trigger: own}
+            | self.own_trigger.update(trigger, own)
             | self._nothing_opened()
             | {self.report: hidden, self.cards: hidden, self.buckets: hidden}
             | {self.captions.progress: self.captions.progress_of(name)}
@@ -318,5 +320,5 @@ def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
     look = tab.captions.connect(partial(tab.after, ""), tab.scene, tab.typing, [*tab.view, *tab.editor])
-    shown = [tab.dataset, tab.trigger, *tab.view, *tab.editor, *tab.captions.opening]
+    shown = [tab.dataset, tab.own_trigger.holder, *tab.view, *tab.editor, *tab.captions.opening]
     return Refresh(tab.open_tab, [*tab.scene, *tab.typing, *tab.captions.told], shown, look=look)
