@@ -24,17 +24,12 @@ Name = tuple[object, ...]
 class Share:
     """What an adapter does to one component of a pipeline, and its weight there, not 0."""
 
-    key: str  # of the adapter, by its content
-    component: str
+    # The adapter's key, by its content; the component; what `factors` is made from. Equal names do the same at the same
+    # weight.
+    name: tuple[str, str, tuple[str, ...]]
     weight: float
     packed: Packed
-    blocks: tuple[str, ...] = ()  # what `factors` is made from
     factors: Mapping[str, float] | None = None  # by path; None: 1 everywhere
-
-    @property
-    def name(self) -> tuple[str, str, tuple[str, ...]]:
-        """Equal names do the same at the same weight."""
-        return self.key, self.component, self.blocks
 
     def factor(self, path: str) -> float:
         return 1.0 if self.factors is None else self.factors.get(path, 1.0)
@@ -65,16 +60,15 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """All chunks of a stack, and what makes a factor for each rank of each layer from the shares' weights."""
+    """All chunks of a stack, and what makes a factor for each rank of each layer from the shares' weights.
+
+    The factors are `weights[owners] * fixed`: one product for all layers, however many there are.
+    """
 
     chunks: tuple[Chunk, ...]
     paths: frozenset[str]
     owners: Tensor  # (N,), the share of each
     fixed: Tensor  # (N,), float64: what doesn't depend on the weight
-
-    def factors(self, weights: Sequence[float]) -> Tensor:
-        """(N,) in float32, on the CPU: one transfer, however many layers."""
-        return (torch.tensor(weights, dtype=torch.float64)[self.owners] * self.fixed).float()
 
 
 def make(shares: Sequence[Share], kind_of: Mapping[str, object], room_bytes: int) -> Layout:

@@ -3,7 +3,7 @@
 The original of every touched weight is kept; a new sum is computed from the originals, never from what the last one
 left, so no error adds up however often weights change. Layers whose adapters and weights are as they were aren't
 touched. Sums run in float32 in an order fixed by the adapters' content: the order in the stack never matters. Layers of
-one shape are summed together (`fold_groups`).
+one shape are summed together, as `fold_groups` has planned for this stack.
 
 A layer of a quantised base is summed from its weight as the base's files have it and quantised anew (`requantising`).
 """
@@ -81,7 +81,9 @@ class Folding:
 
         self._put_back(left)
         if changed:
-            factors = plan.factors([share.weight for share in shares]).to(self.device)
+            # In float64 until all is multiplied; then one transfer for all layers.
+            weights = torch.tensor([share.weight for share in shares], dtype=torch.float64)
+            factors = (weights[plan.owners] * plan.fixed).float().to(self.device)
             packs = [self._packs(share) for share in shares]
         for chunk in changed:
             self._keep([path for path in chunk.paths if path not in self.originals])

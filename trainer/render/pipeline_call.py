@@ -1,4 +1,4 @@
-"""Pictures from a pipeline as it stands: the family's own diffusers pipeline and scheduler, our settings."""
+"""Pictures from a pipeline as it stands: the family's own diffusers pipeline, a scheduler by its sampler's name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from trainer import families
 from trainer.config import StackConfig
 from trainer.families.contract import Family
+from trainer.lazy import diffusers
 from trainer.objective import Guidance
 from trainer.render import prompting
+from trainer.render.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -77,6 +79,14 @@ def draw_batch(
         **callbacks,
     ).images
     return pictures
+
+
+def scheduler(sampler: str, own: Any) -> Any:
+    """A fresh scheduler with the base's own settings: of the base's own kind if `sampler` is empty."""
+    kind, changes = SAMPLERS[sampler] if sampler else (type(own).__name__, {})
+    if kind.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
+        changes = changes | {"shift": own.config["flow_shift"]}
+    return getattr(diffusers, kind).from_config(own.config, **changes)
 
 
 def rescale(pipe: Any, family: Family, stack: StackConfig) -> float | None:

@@ -68,11 +68,6 @@ class Effect:
         """True if its weight is the same at every step."""
         return set(self.curve) <= {1.0}
 
-    @property
-    def is_constant(self) -> bool:
-        """True if it does the same at every step and in every place."""
-        return not (self.choice.schedule or self.choice.region)
-
 
 @dataclass(frozen=True, eq=False)
 class Resolved:
