@@ -17,6 +17,7 @@ from app.library_items import BATCH_PICTURES, Shelf, picture_line
 from app.texts import say
 from trainer.errors import DataError
 from trainer.printing import plain
+from trainer.render import batch_journal
 
 KIND = "pictures"
 VIEWS = ("all", "unrated", KEPT, REJECTED)
@@ -171,8 +172,6 @@ def thrown(shelf: Shelf, job: Job) -> list[Any]:
 
 def note_thrown(out: Path, names: list[str]) -> None:
     """Have the batch know that these are thrown away. Raises: DataError if its folder can't be written."""
-    from trainer.render import batch_journal
-
     try:
         batch_journal.note_thrown(out, names)
     except OSError as error:
