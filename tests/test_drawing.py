@@ -19,11 +19,6 @@ from trainer.render.live import LiveAdapters
 from trainer.render.resolving import Resolved
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def test_live_adapters_are_made_once_while_only_weights_move(
     engine: Engine, trained: Path, trained_style: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,11 +186,6 @@ def test_a_number_that_is_none_is_found_and_named(value: float, dtype: torch.dty
 # What a stack means.
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def stack(file: Path, weight: float = 1.0, **values: Any) -> StackConfig:
     return StackConfig(prompt="a fox", steps=2, adapters=(AdapterChoice(file=str(file), weight=weight, **values),))
 

@@ -59,11 +59,6 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def saved(folder: Path, config: Any, base: Path) -> dict[str, Tensor]:
     """A random adapter of PEFT's on Imprimatura's denoiser, saved; what PEFT's merge changes, by `unet.path`."""
     torch.manual_seed(0)
