@@ -131,6 +131,7 @@ class Attachment:
     def detach(self) -> None:
         """Take the adapter off: the model's modules and weights as they were before, bit for bit."""
         self._put(self.originals)
+        # PEFT's wrapper goes; the module that it holds was never copied, so its bits are the old ones.
         for path, layer in self.layers.items():
             parent, _, name = path.rpartition(".")
             setattr(self.model.get_submodule(parent), name, layer.get_base_layer())

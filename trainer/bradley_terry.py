@@ -64,6 +64,7 @@ def fit(num: int, votes: Sequence[Vote], prior_sd: float = PRIOR_SD) -> Strength
         gradient, hessian = -mean / prior_sd**2, precision.copy()
         np.add.at(gradient, first, won - chance)
         np.add.at(gradient, second, chance - won)
+        # Fisher information of one vote: most where the outcome is open.
         information = chance * (1 - chance)
         for row, column, sign in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
             np.add.at(hessian, (row, column), sign * information)
@@ -94,6 +95,8 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     level = log_ratio(unit)
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
+        # A point on the ellipse through the last draw and a fresh one, at least as likely as a random share of the last;
+        # the bracket shrinks towards the last draw, angle 0, until one is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)
         low, high = angle - 2 * np.pi, angle
@@ -137,6 +140,7 @@ def votes_needed(strengths: Strengths, first: int, second: int) -> float:
     """About how many votes more between the two tell them apart with 95 % confidence, if they are as strong as now."""
     distance, variance = strengths.difference(first, second)
     chance = _share(distance)
+    # Told apart at distance = Z sd; votes add p (1 - p) of information each to the 1 / variance that there is.
     wanted = Z_95**2 / max(distance**2, 1e-12) - 1 / variance
     return max(0.0, wanted / (chance * (1 - chance)))
 

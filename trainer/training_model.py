@@ -140,7 +140,8 @@ class TrainingModel:
                 f"inversion.token is {word!r}, which is in no caption, so nothing trains it; write it in the captions."
             )
 
-        # The first process fills the cache while the others wait; they then find everything in it.
+        # The first process fills the cache while the others wait; they then find everything in it. Hence two waits: the
+        # others stand at theirs before they read, the first one at its own after it has written.
         if not self.world.first:
             self.world.wait()
         counted = self.encoded.fill(not self.trains_text, stop, tell)
@@ -277,7 +278,7 @@ class TrainingModel:
         """These rows of a batch, sent to the device without waiting for it."""
         captions, frames = [batch.captions[row] for row in rows], batch.frames[rows]
         return Part(
-            number=batch.number * 1000 + rows[0],
+            number=batch.number * 1000 + rows[0],  # seeds its dropout: no two parts of a run share one
             noised=self._send(noised[rows]).to(self.dtype),
             timesteps=self._send(timesteps[rows]),
             target=self._send(target[rows]),

@@ -79,6 +79,7 @@ def make(shares: Sequence[Share], kind_of: Mapping[str, object], room_bytes: int
     for number, share in enumerate(shares):
         for at, pack in enumerate(share.packed.packs):
             for row, path in enumerate(pack.paths):
+                # A layer with factor 0 is not touched: no original is kept and no sum made of it.
                 if share.factors is None or share.factor(path):
                     low.setdefault(path, []).append((number, at, row))
         for path, update in share.packed.others.items():
@@ -140,6 +141,7 @@ class _Maker:
             scales = [pack.scales[row] for row in rows]
             if share.factors is not None:
                 scales = [scale * share.factor(path) for scale, path in zip(scales, paths, strict=True)]
+            # Float64, so that scale * block factor * weight is rounded once, whatever the order.
             fixed.append(torch.tensor(scales, dtype=torch.float64)[:, None].expand(-1, rank))
 
         used = tuple(dict.fromkeys([*(number for number, _, _ in parts), *(number for number, _, _ in updates)]))

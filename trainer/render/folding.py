@@ -75,6 +75,7 @@ class Folding:
 
         # What isn't as it should be.
         wanted = {chunk.name: tuple([shares[number].weight for number in chunk.shares]) for chunk in plan.chunks}
+        # What is about to be touched is struck off first, so that a fold that breaks off is not taken for done.
         self._now = {name: weights for name, weights in self._now.items() if wanted.get(name) == weights}
         changed = [chunk for chunk in plan.chunks if chunk.name not in self._now]
         left = [path for path in self.originals if path not in plan.paths]
@@ -197,6 +198,7 @@ def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple
     for low in chunk.low:
         pack = packs[low.share][low.pack]
         end = start + pack.up.shape[2]
+        # Scaled on the side that is (out, r): the factors broadcast over its last axis without being laid out anew.
         ups.append((pack.up[low.rows] * scales[..., start:end]).float())
         downs.append(pack.down[low.rows].float())
         start = end

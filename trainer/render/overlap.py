@@ -202,10 +202,12 @@ def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     # Thin SVD of each: up @ left has orthonormal columns, right @ down orthonormal rows, up @ down = (up @ left) sigma
     # (right @ down).
     own = torch.arange(num)
+    # From r x r matrices alone: sigma^2 are the eigenvalues of root^T (up^T up) root, as root root^T = down down^T.
     values, vectors = torch.linalg.eigh(reads[own, own])
     root = vectors * values.clamp_min(0).sqrt()[:, None]  # down down^T = root root^T
     squares, turn = torch.linalg.eigh(root.mT @ writes[own, own] @ root)
     sigma = squares.clamp_min(0).sqrt()  # (A, r)
+    # Directions that are rounding alone would have cosines by chance.
     kept = sigma > _CUT * sigma.amax(1, keepdim=True)
     inverse = torch.where(kept, 1 / sigma, 0.0)
     left = root @ turn * inverse[:, None]
@@ -217,6 +219,8 @@ def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     cosines = right[:, None] @ reads @ right.mT
     inside = (written @ cosines.mT).square().sum((-2, -1))
     ranks = kept.sum(1).double()
+    # By chance a share r_a / n of b's energy lies in a's space on each side, so p = r_a^2 / (in out) of it in both;
+    # with q alike, `_stacked`'s (p q)^(1/4) is this.
     chance = (ranks[:, None] * ranks).sqrt() / math.sqrt(down.shape[2] * up.shape[2])
     written_energy = written.square().sum((-2, -1))
     read_energy = (cosines * sigma[:, None]).square().sum((-2, -1))
