@@ -95,7 +95,7 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     level = log_ratio(unit)
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
-        # A point on the ellipse through the last draw and a fresh one, at least as likely as a random share of the last;
+        # A point on the ellipse through the last draw and a fresh one, as likely as a random share of it;
         # the bracket shrinks towards the last draw, angle 0, until one is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)

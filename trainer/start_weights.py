@@ -92,6 +92,7 @@ def of_config(config: TrainConfig, run: runs.Run | None = None) -> Source | None
     """
     if not config.start.source:
         return None
+    # A run's own copy first: what the settings name may have been trained on, renamed or removed since.
     kept = sorted((run.folder / FOLDER).glob("[!.]*")) if run else []
     path = next((path for path in kept if path.suffix not in (".toml", ".json")), None) or place(config.start.source)
     if path.is_file():
@@ -121,6 +122,7 @@ def keep(config: TrainConfig, run: runs.Run) -> None:
         shutil.copyfile(path, unnamed / path.name)
     else:
         shutil.copy2(path.parents[1] / "config.toml", unnamed / "config.toml")
+        # Links where the disk has them: a checkpoint's files are never written again, and may be large.
         shutil.copytree(
             path, unnamed / path.name, copy_function=lambda old, new: system.link_or_copy(Path(old), Path(new))
         )

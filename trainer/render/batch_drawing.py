@@ -154,7 +154,7 @@ class Drawing:
         shares = self.shelf.shares(folded)
         if known != self._known:
             words = self.vocabulary.together(self.shelf.words(bringing))
-            self._known = None
+            self._known = None  # until it is done: what breaks off in between is made good by the next batch
             self.vocabulary.show(words)
             self._known = known
         self._held = None
@@ -231,6 +231,7 @@ class Drawing:
                     output = forward(*args, **kwargs)[0]
                     return torch.stack(output) if isinstance(output, list) else output  # Z-Image: a list of pictures
 
+                # Families that guide in two calls make the one with the prompt first, see `negative_rows`.
                 steps.num_passes += 1
                 return (mode.predict(call, len(batch.live), steps.step, batch.stacks[0].steps, *extra),)
 

@@ -67,6 +67,7 @@ def draw_batch(
     has_step_end = "callback_on_step_end" in signature(pipe.__call__).parameters
     callbacks = {"callback_on_step_end": on_step_end} if has_step_end else {"callback": callback}
     guidance = Guidance(first.guidance_scale, rescale(pipe, family, first) or 0.0, first.true_guidance_scale)
+    # A generator a picture, on the CPU: its noise is the same alone, in any batch, and on any device.
     generators = [torch.Generator().manual_seed(stack.seed) for stack in stacks]
     if family.prepare_call:
         family.prepare_call(pipe, first.width_px, first.height_px, generators)
@@ -124,5 +125,6 @@ def is_weighted(pipe: Any, family: Family, stack: StackConfig) -> bool:
     if family.encode_windows is None:
         return False
     prompts = [stack.prompt, stack.negative_prompt]
+    # Only from 200 characters on is it worth tokenising to know: in English a window of 75 tokens holds about 300.
     marked = any(re.search(r"[()\[\]\\]|\bBREAK\b", prompt) for prompt in prompts)
     return marked or any(len(prompt) > 200 and prompting.num_windows(pipe, prompt) > 1 for prompt in prompts)

@@ -110,6 +110,7 @@ class Resolving:
         prompts = stack.prompt + stack.negative_prompt
         if any(mark in prompts for mark in ("<", "{", "__")) or not all(map(_is_plain, stack.adapters)):
             return None
+        # Whether a weight is 0 decides who acts; its size doesn't, so a slider that moves asks for the same meaning.
         adapters = [
             tuple((name, bool(value) if name in _WEIGHTS and value is not None else value) for name, value in adapter)
             for adapter in stack.adapters
@@ -215,6 +216,7 @@ def _resolved(meaning: _Meaning) -> Resolved:
         if found is not None:
             effect, constant = found
             text_weight = adapter.weight if adapter.text_weight is None else adapter.text_weight
+            # Updates are linear in the weight: what stands twice in the stack is one adapter with both weights.
             in_denoiser, in_text = weights.get(effect, (0.0, 0.0))
             weights[effect] = (in_denoiser + adapter.weight * constant, in_text + text_weight)
     return Resolved(meaning.stack, meaning.size, weights)
