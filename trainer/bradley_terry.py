@@ -38,10 +38,10 @@ class Strengths:
         variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
         return float(self.mean[first] - self.mean[second]), float(variance)
 
-    def against_average(self, one: int) -> tuple[float, float, float]:
+    def against_average(self, candidate: int) -> tuple[float, float, float]:
         """The share of votes that it wins against an average one, and the ends of the 95 % interval of that."""
         contrast = np.full(len(self.mean), -1 / len(self.mean))
-        contrast[one] += 1
+        contrast[candidate] += 1
         middle = float(contrast @ self.mean)
         half = Z_95 * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
         return _share(middle), _share(middle - half), _share(middle + half)
@@ -129,9 +129,9 @@ def worth(strengths: Strengths, generator: np.random.Generator) -> Vector:
 def rival(strengths: Strengths) -> tuple[int, int, float]:
     """The strongest, the one that is hardest to tell from it, and how many standard deviations lie between them."""
     leader = int(strengths.mean.argmax())
-    others = [one for one in range(len(strengths.mean)) if one != leader]
-    distances = [distance / max(variance, 1e-12) ** 0.5
-                 for distance, variance in (strengths.difference(leader, one) for one in others)]  # fmt: skip
+    others = [candidate for candidate in range(len(strengths.mean)) if candidate != leader]
+    apart = [strengths.difference(leader, candidate) for candidate in others]
+    distances = [distance / max(variance, 1e-12) ** 0.5 for distance, variance in apart]
     nearest = int(np.argmin(distances))
     return leader, others[nearest], distances[nearest]
 

@@ -191,7 +191,7 @@ class Decomposed:
         axes = [axis for axis in range(turned.ndim) if axis != self._axis]
         sides = [-1 if axis == self._axis else 1 for axis in range(turned.ndim)]
         norms = torch.linalg.vector_norm(turned, dim=axes, keepdim=True)
-        # A row of zeros stays one, whatever length it should have.
+        # A row of zeros stays zero, whatever length it should have.
         change: Tensor = self.lengths.to(base.device, dtype).reshape(sides) / norms.clamp_min(1e-30) * turned - weight
         return change
 

@@ -253,7 +253,7 @@ def _changed(model: TrainingModel, optimizer: torch.optim.Optimizer, step: int, 
             raise error
         event = Warned(sentence)
     optimizer.zero_grad(set_to_none=True)
-    # A new scaler with the old one's scale: the old one may have begun to divide this step's gradients.
+    # A new scaler with the old scale: the old scaler may have begun to divide this step's gradients.
     model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())
     return event
 

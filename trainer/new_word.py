@@ -37,7 +37,7 @@ class Word:
             for encoder, table in tables.items()
         }
 
-        # The word as tokens after the last one, a token for each vector. Two encoders may share one tokenizer.
+        # The word as tokens behind the tokenizer's last, a token for each vector. Two encoders may share one tokenizer.
         firsts = {encoder: len(tokenizer) for encoder, tokenizer in tokenizers.items()}
         words = [config.token, *(f"{config.token}_{number}" for number in range(1, config.vectors))]
         for tokenizer in {id(tokenizer): tokenizer for tokenizer in tokenizers.values()}.values():

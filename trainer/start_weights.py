@@ -351,7 +351,9 @@ def _put(model: TrainingModel, path: Path, shapes: dict[str, tuple[int, ...]]) -
 def _fill(own: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
     """Write values into parameters of those names. Raises: ValueError if they are others."""
     if own.keys() != values.keys() or any(own[name].shape != values[name].shape for name in own):
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in values.items())
-        raise ValueError(f"has {found}, and is trained as {', '.join(f'{k} {tuple(v.shape)}' for k, v in own.items())}")
+        has, trained = (
+            ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) for tensors in (values, own)
+        )
+        raise ValueError(f"has {has}, and is trained as {trained}")
     for name, value in values.items():
         own[name].data.copy_(value)

@@ -173,8 +173,8 @@ class _Tab:
         # Everything that makes the picture another one, for Live: what a person sets, and what sets it for them.
         live: dict[str, Any] = {"inputs": {*inputs, stage.live}, "outputs": shown, **lane}
         own = [part for key, part in fields.items() if key != "base"]
-        told = [stage.asked.change, stage.live.input]
-        gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *told], self.draw_live, **live)
+        asked_for = [stage.asked.change, stage.live.input]
+        gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *asked_for], self.draw_live, **live)
         self.panel.html.used(self.draw_live, **live)
         put = self.shelf.connect(fields["base"], fields["family"])
         for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled):

@@ -98,8 +98,8 @@ def _find(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[st
     if config.name == "adamw8bit":
         return _package("bitsandbytes", "gpu").optim.AdamW8bit, {}
     if config.name == "adafactor":
-        # transformers', not torch's: that one always multiplies the rate by the parameter's own size, and `up` starts
-        # at zero, so that with the rates one uses for LoRA it would hardly move. Here the rate is the one that is set.
+        # transformers', not torch's, which always multiplies the rate by the parameter's own size, and `up` starts
+        # at zero, so that with usual rates for LoRA it would hardly move. Here the rate is `learning_rate` itself.
         cls = importlib.import_module("transformers.optimization").Adafactor
         return cls, {"scale_parameter": False, "relative_step": False, "warmup_init": False}
     if config.name == "lion":

@@ -37,7 +37,7 @@ class Adapter:
     trigger: str
     updates: dict[str, Update]  # by component.module.path
     components: dict[str, Packed]  # the same as they are folded
-    words: Words  # new ones for the text encoders
+    words: Words  # new words for the text encoders
     num_bytes: int
 
 

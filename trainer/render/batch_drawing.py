@@ -46,9 +46,9 @@ class Batch:
     stacks: tuple[StackConfig, ...]
     size: tuple[int, int]  # height and width of the latents
     effects: tuple[Effect, ...]  # of all stacks, each once
-    folded: Mapping[Effect, Weights]  # the constant ones
+    folded: Mapping[Effect, Weights]  # the constant effects
     live: tuple[Effect, ...]
-    denoiser: Tensor  # (A, B), weights of the live ones in each picture, in the denoiser
+    denoiser: Tensor  # (A, B), weights of the live effects in each picture, in the denoiser
     text: Tensor  # (A, B), in the text encoders
 
     def at(self, step: int, turns: list[float] | None = None) -> Tensor:
@@ -126,12 +126,12 @@ class Drawing:
         if watch is None:
             return step_done
 
-        def told(step: int) -> None:
+        def watched_step(step: int) -> None:
             watch(step + 1, batch.stacks[0].steps, len(batch.stacks))
             if step_done:
                 step_done(step)
 
-        return told
+        return watched_step
 
     # What is constant.
 

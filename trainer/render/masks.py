@@ -31,7 +31,7 @@ class Places:
     of_text: str = ""
     placeless: str = ""
     joined: str = ""
-    image_first: bool = False  # in the joined ones
+    image_first: bool = False  # in the joined layers
 
     @classmethod
     def of(cls, family: Family) -> Places:

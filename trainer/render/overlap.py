@@ -129,9 +129,9 @@ def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
     keys = [
         sharing.layer(adapter) if adapter.file or adapter.sha256 else number for number, adapter in enumerate(adapters)
     ]
-    acting_keys = list(dict.fromkeys(key for key, one in zip(keys, adapters, strict=True) if sharing.acts(one)))
-    mode_ = modes.known(mode)
-    by_step = [mode_.acting(len(acting_keys), step, num_steps) for step in range(num_steps)] if acting_keys else []
+    acting_keys = list(dict.fromkeys(key for key, adapter in zip(keys, adapters, strict=True) if sharing.acts(adapter)))
+    chosen = modes.known(mode)
+    by_step = [chosen.acting(len(acting_keys), step, num_steps) for step in range(num_steps)] if acting_keys else []
     rows = [
         [factors[acting_keys.index(key)] for factors in by_step] if key in acting_keys else [0.0] * num_steps
         for key in keys
@@ -162,7 +162,7 @@ def measure(
             left_out += [f"{path} of {adapters[number].name}" for number in updates if number not in low_rank]
             updates = {**low_rank}
 
-        # All of them dense where one has to be; then the low-rank ones among themselves, which tells more.
+        # All updates dense where any has to be; then the low-rank updates among themselves, which tells more.
         squares = torch.zeros(5, len(adapters), len(adapters), dtype=torch.float64)
         factors = {number: adapters[number].factors[path] for number in updates}
         if len(low_rank) < len(updates):

@@ -136,7 +136,7 @@ def _length(events: list[Event], config: TrainConfig | None) -> str:
             f"pictures or {smaller}."
         )
 
-    # Too short only if the last measurement is the best one and still clearly better than the one before.
+    # Too short only if the last measurement is the best, and still clearly better than that before it.
     if len(measured) < 2:
         return ""
     before, last = measured[-2:]

@@ -25,7 +25,7 @@ from trainer.single_file import folder_writing
 from trainer.single_file.head import Head
 from trainer.single_file.planning import Plan, refuse_missing
 
-_VERSION = 1  # of what is written; a new one makes folders anew
+_VERSION = 1  # of what is written; a new version makes folders anew
 
 
 def convert(plan: Plan, shelf: Path, digest: str) -> Path:
@@ -40,7 +40,7 @@ def convert(plan: Plan, shelf: Path, digest: str) -> Path:
     # One process makes it, others wait.
     shelf.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.is_dir():  # another process made it while this one waited
+        if folder.is_dir():  # another process made it while this process waited
             return folder
         needed = written_bytes(plan)
         if (free := shutil.disk_usage(shelf).free) < needed:
