@@ -22,8 +22,8 @@ from trainer.render.new_words import Words
 from trainer.render.packing import Packed, pack
 
 if TYPE_CHECKING:
+    from trainer.render.effect import Effect, Weights
     from trainer.render.opened_base import OpenedBase
-    from trainer.render.resolving import Effect, Weights
 
 KEPT_BYTES = 4 << 30
 

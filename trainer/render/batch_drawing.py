@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from trainer.config import StackConfig
     from trainer.render.adapter_cache import Shelf
+    from trainer.render.effect import Effect, Weights
     from trainer.render.folding import Folding
     from trainer.render.modes.contract import Mode
     from trainer.render.new_words import Vocabulary
     from trainer.render.opened_base import OpenedBase
-    from trainer.render.resolving import Effect, Resolved, Weights
+    from trainer.render.resolving import Resolved
 
 StepDone = Callable[[int], None]  # is given the number of the step that is over
 Watch = Callable[[int, int, int], None]  # is given how many steps are over, of how many, and of how many pictures

@@ -20,11 +20,12 @@ from trainer.memory import mechanics
 from trainer.render import batching, picture_metadata, requantising
 from trainer.render.adapter_cache import KEPT_BYTES, Shelf
 from trainer.render.batch_drawing import Drawing, Watch, together
+from trainer.render.effect import Effect, Weights
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.new_words import Vocabulary, Words
 from trainer.render.opened_base import open_base
 from trainer.render.pipeline_call import Look
-from trainer.render.resolving import Effect, Library, Resolved, Resolving, Weights
+from trainer.render.resolving import Library, Resolved, Resolving
 from trainer.render.sharing import acts
 
 if TYPE_CHECKING:

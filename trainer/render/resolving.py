@@ -12,7 +12,7 @@ and its files: tags and wildcards of prompts, LoRAs to be found by their hash, m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,41 +32,18 @@ from trainer.render import (
     strength,
     trigger_tokens,
 )
+from trainer.render.effect import Effect, Weights
 from trainer.render.sharing import acts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trainer.render.adapter_cache import Shelf
     from trainer.render.opened_base import OpenedBase
 
-Weights = tuple[float, float]  # of an adapter's part in the denoiser, and of that in the text encoders
 Library = Callable[[], dict[str, lora_file.LoraInfo]]  # gives the LoRAs that are here, by hash
 
 _MAX_KEPT = 64
 _WEIGHTS = ("weight", "text_weight")
 _Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What one adapter does, apart from its weights. Two are equal if they do the same in pictures of one batch."""
-
-    choice: AdapterChoice  # without weights, see `sharing.layer`
-    key: str = field(compare=False)  # of the adapter on the shelf, by its content
-    brings_words: bool = field(compare=False)  # new words for the text encoders
-    block_factors: Mapping[str, float] = field(compare=False)  # of the denoiser's layers by path; 1 where none is named
-    curve: tuple[float, ...] = field(compare=False)  # its factor at each step, and after the last
-    mask: Tensor | None = field(compare=False)  # (h, w) of the latents; None acts everywhere
-
-    def at(self, step: int) -> float:
-        """Its factor at a step. Samplers of second order take more steps than were asked for."""
-        return self.curve[min(step, len(self.curve) - 1)]
-
-    @property
-    def is_steady(self) -> bool:
-        """True if its weight is the same at every step."""
-        return set(self.curve) <= {1.0}
 
 
 @dataclass(frozen=True, eq=False)
