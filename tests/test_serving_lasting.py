@@ -152,11 +152,11 @@ def test_numbers_without_bounds_are_found_where_memory_has_a_batch_drawn_in_part
     drawing, sizes = engine._drawing, []
     real = drawing.draw
 
-    def short(batch: Any) -> Any:
-        sizes.append(len(batch.stacks))
-        if len(batch.stacks) > 2:
+    def short(pictures: list[Any]) -> Any:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
             raise MemoryError
-        return real(batch)
+        return real(pictures)
 
     monkeypatch.setattr(drawing, "draw", short)
     with serving(engine, workspace, window_s=2.0, batch_pictures=4) as running, ThreadPoolExecutor(4) as pool:
