@@ -103,6 +103,7 @@ def _renamed(
         return {module_name(family, target, part, scheme): module for part, module in parts.items()}
     # A fused module taken apart; parts that were not trained are left out.
     split = dict(enumerate(_split(target, parts[None])))
+    # If none was trained, all are written: a file without modules is none.
     trained = {part: module for part, module in split.items() if module.update and not fusing.is_nothing(module.update)}
     return {module_name(family, target, part, scheme): module for part, module in (trained or split).items()}
 

@@ -97,6 +97,7 @@ def _fingerprint(source: tuple[Head, str] | Path) -> str:
 
 def sha256(path: Path) -> str:
     """sha256 of a file; read once while the file stays as it is."""
+    # Hashing a base of 7 GB takes long; its size and time tell whether that has to be done again.
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
