@@ -61,9 +61,8 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
         events = list(run_evaluation.opening(model, run, optim.advice(config), (0, 0), 0.0))
         attached = time.monotonic()
 
-        # A few steps of each bucket, one evaluation, one checkpoint and one file.
+        # A few steps of each bucket, past warm-up so that there is something to write; an evaluation, checkpoint, file.
         with peaks.phase("training"):
-            # At the full rate: a first step of warm-up might leave an adapter of zeros, which `export` refuses.
             optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
             shapes, update_s, changed = _trained(model, optimizer)
         with peaks.phase("watching"):
