@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import dataset_sets, dropped_settings, recipes, saved_stacks, shared_cards
+from app import dataset_sets, dropped_settings, own_bases, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say, say_num
-from trainer import card_file, lora_file, single_file, unique_names
+from trainer import card_file, lora_file, single_file, system, unique_names
 from trainer.config import StackConfig, parse
 from trainer.data import CAPTION_SUFFIXES, uploads
 from trainer.data.uploads import safe_stem
@@ -110,21 +110,26 @@ def add_lora(context: Context, source: Path, name: str = "") -> LoraInfo:
 
 
 def _safetensors(context: Context, path: Path) -> Arrival:
+    if path.suffix.lower() == ".safetensors":
+        return _weights(context, path, path)
+    with unique_names.temporary(context.loras, ".safetensors") as named:  # its readers go by the name too
+        system.link_or_copy(path, named)
+        return _weights(context, named, path)
+
+
+def _weights(context: Context, source: Path, dropped: Path) -> Arrival:
+    """A base or a LoRA, `dropped` under another name than `source`'s if its own is no safetensors file's."""
     try:
-        model = single_file.detect(single_file.read_head(path))
+        model = single_file.detect(single_file.read_head(source))
     except ModelError:
-        return _lora(context, path)
-    size = path.stat().st_size / 1e9
-    return refused(path, say("dropped.whole_model", model=model.title, gb=size))
-
-
-def _lora(context: Context, path: Path) -> Arrival:
-    with_suffix = path if path.suffix.lower() == ".safetensors" else None
-    if with_suffix is None:  # known by its content; its reader goes by the name
-        with unique_names.temporary(context.loras, ".safetensors") as named:
-            named.write_bytes(path.read_bytes())
-            return _added(context, named, path)
-    return _added(context, path, path)
+        return _added(context, source, dropped)
+    base, is_here = own_bases.add(context.workspace / "bases", source, dropped.name, model)
+    gb = base.stat().st_size / 1e9
+    what = say("dropped.base", model=model.title, gb=gb)
+    if is_here:
+        what = say("dropped.base_is_here", model=model.title, gb=gb)
+    where = say("dropped.in_bases", name=plain(base.name, 120))
+    return Arrival(dropped.name, what, where, ("base", base.name))
 
 
 def _added(context: Context, source: Path, dropped: Path) -> Arrival:

@@ -205,7 +205,7 @@ def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_
     drop(page, tmp_path / "mine.png")
     expect(arrivals).to_contain_text("kept as the stack mine")
     page.locator("#open-arrival").click()
-    expect(box(page, "field-prompt")).to_have_value(f"a fox {HOSTILE}")
+    expect(box(page, "stack-prompt")).to_have_value(f"a fox {HOSTILE}")
 
     # Settings of a training of ours open in Train.
     page.get_by_role("tab", name="Library").click()
@@ -238,6 +238,6 @@ def test_a_file_dropped_on_any_tab_is_seen_by_the_library_and_opened(page: Page,
     expect(page.locator("#lora-1 input")).to_have_value("new")
     settings = tmp_path / "seventy.toml"
     presets.save(presets.load(presets.names()[0], {"data.folder": "mine", "max_steps": 70}), settings)
-    drop_on(page, "#field-prompt", settings)
+    drop_on(page, "#stack-prompt", settings)
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
     expect(box(page, "field-max_steps")).to_have_value("70")

@@ -198,5 +198,5 @@ def test_a_card_of_a_stack_opens_in_stack_and_a_damaged_one_is_refused(place: An
     expect(page.locator("#library-details h3")).to_contain_text("A look", timeout=WAIT_MS)
     page.locator("#library-open", has_text="Render like this").click()
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
-    expect(box(page, "field-prompt")).to_have_value("a red apple", timeout=WAIT_MS)
+    expect(box(page, "stack-prompt")).to_have_value("a red apple", timeout=WAIT_MS)
     assert page.evaluate("window.__owned") is None

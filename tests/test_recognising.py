@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import single_files
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -83,7 +84,37 @@ def test_a_zip_becomes_a_dataset_and_one_without_pictures_leaves_nothing(context
     assert not dropped(context, tmp_path / "none.dat").is_taken and context.dataset_names() == ["set"]
 
 
-def test_a_checkpoint_is_told_how_it_becomes_a_base(context: Context, tmp_path: Path) -> None:
+def test_a_checkpoint_becomes_a_base_that_is_offered_at_once(context: Context, tmp_path: Path) -> None:
+    page = ui.compose(context)
+    file = single_files.empty_file(single_files.full_size_sd("meta"), tmp_path / "artist v2.safetensors")
+    arrival = dropped(context, file.rename(tmp_path / "artist v2.bin"))
+    base = context.workspace / "bases" / "artist-v2.safetensors"
+    assert "Stable Diffusion 1" in arrival.what and "2.1 GB" in arrival.what and base.is_file()
+    assert ("artist-v2.safetensors", str(base)) in context.base_choices()
+
+    # The page as it is loaded next, and the one that is open.
+    offered = {
+        part["props"]["elem_id"]: [value for _, value in part["props"]["choices"]]
+        for part in page.config["components"]
+        if part["props"].get("elem_id") in ("field-base", "stack-base")
+    }
+    assert len(offered) == 2 and all(str(base) in values for values in offered.values())
+    opener = opening._Opener(page, context, next(part for part in page.blocks.values() if isinstance(part, gr.Tabs)))
+    what, key = arrival.opens or ("", "")
+    updates = opener.updates({}, f"{what} {key}")
+    field = opener.fields["base"]
+    assert field.elem_id == "field-base" and updates[field]["value"] == str(base)
+    assert str(base) in [value for _, value in updates[field]["choices"]]
+
+    # Once, and none that lacks a part or that no family here knows.
+    assert "here already" in dropped(context, tmp_path / "artist v2.bin").what
+    part = {name: tensor for name, tensor in single_files.full_size_sd("meta").items() if "cond_stage" not in name}
+    lacking = dropped(context, single_files.empty_file(part, tmp_path / "no text.safetensors"))
+    assert not lacking.is_taken and "text_encoder" in lacking.what
+    assert list((context.workspace / "bases").iterdir()) == [base]
+
+
+def test_what_is_no_whole_checkpoint_is_refused(context: Context, tmp_path: Path) -> None:
     names = ["input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight", "label_emb.0.0.weight"]
     tensors = {f"model.diffusion_model.{name}": torch.zeros(4, 4, 3, 3) for name in names}
     save_file(tensors, tmp_path / "big.safetensors")
@@ -204,6 +235,6 @@ def test_what_is_opened_fills_the_fields_of_its_tab(
 
     assert values("dataset mine").items() >= {"tab": "dataset", "dataset": "mine"}.items()
     assert values(f"lora {sha256}").items() >= {"tab": "stack", "lora-1": sha256}.items()
-    assert values("stack snow.toml").items() >= {"tab": "stack", "field-prompt": "a fox in snow"}.items()
+    assert values("stack snow.toml").items() >= {"tab": "stack", "stack-prompt": "a fox in snow"}.items()
     assert config.opens is not None
     assert values(" ".join(config.opens)).items() >= {"tab": "train", "field-max_steps": 77}.items()

@@ -41,6 +41,7 @@ _WHERE = {
     "config": say("library.open_in_train"), "jobs": say("library.open_in_batch"),
     "dataset": say("library.open_in_dataset"), "run": say("library.open_in_train"),
     "preset": say("library.train_like_this"), "card-stack": say("library.render_like_this"),
+    "base": say("library.open_in_train"),
 }  # fmt: skip
 _NOTHING = f'<div class="cards-empty">{say("library.choose_card")}</div>'
 _RATINGS = [(say("word.none"), 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]

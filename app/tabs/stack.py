@@ -95,7 +95,7 @@ class _Tab:
             for name, family in all_families.items()
         }
         skip = frozenset({"version", "adapters"})
-        self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers})
+        self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers}, "stack")
         self.rows, self.stage = LoraRows(context), Stage(context)
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
