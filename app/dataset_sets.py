@@ -9,7 +9,7 @@ from pathlib import Path
 from app.context import EXAMPLES, Context
 from app.texts import say
 from trainer import unique_names
-from trainer.data import caption_files, uploads
+from trainer.data import archives, caption_files, uploads
 from trainer.errors import DataError
 from trainer.runs import slug
 
@@ -83,7 +83,10 @@ def add(context: Context, name: str | None, paths: list[Path]) -> tuple[str | No
     """
     if name:
         return name, _added(context.dataset(name), paths)
-    folder, report = filled(context, say("dataset.first_name"), lambda folder: _added(folder, paths))
+    if len(paths) == 1 and archives.is_archive(paths[0]):
+        folder, report = filled(context, paths[0].stem, lambda folder: archives.fill(folder, paths[0]))
+    else:
+        folder, report = filled(context, say("dataset.first_name"), lambda folder: _added(folder, paths))
     return (folder.name if folder else None), report
 
 

@@ -17,7 +17,7 @@ from app.context import Context
 from app.texts import say, say_num
 from trainer import card_file, lora_file, single_file, system, unique_names
 from trainer.config import StackConfig, parse
-from trainer.data import CAPTION_SUFFIXES, uploads
+from trainer.data import CAPTION_SUFFIXES, archives, uploads
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, DataError, ModelError, UserError
 from trainer.lora_file import LoraInfo
@@ -182,7 +182,7 @@ def _zip(context: Context, path: Path) -> Arrival:
     with path.open("rb") as file:
         if _TORCH_ENTRY in file.read(1 << 12):
             return refused(path, _unsafe(b"PK"))
-    folder, report = dataset_sets.filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
+    folder, report = dataset_sets.filled(context, path.stem, lambda folder: archives.fill(folder, path))
     if folder is None:
         return refused(path, say("dropped.bad_zip", problems=some(report.left_out, " ")))
     return _dataset_arrival(path.name, say_num("dropped.zip", len(report.added)), folder, report)

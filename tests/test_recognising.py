@@ -22,6 +22,7 @@ from tests import foreign_pictures
 from tests.test_library_keeping import lora
 from trainer import presets
 from trainer.config import StackConfig
+from trainer.data import scanning
 from trainer.other_trainers import importing, presets_from
 
 KOHYA_SETS = '[general]\nenable_bucket = true\n[[datasets]]\nbatch_size = 4\n[[datasets.subsets]]\nimage_dir = "/x"\n'
@@ -82,6 +83,23 @@ def test_a_zip_becomes_a_dataset_and_one_without_pictures_leaves_nothing(context
             archive.write(tmp_path / "a.png" if inside == "a.png" else tmp_path / "a.png", inside)
     assert dropped(context, tmp_path / "set.dat").opens == ("dataset", "set")
     assert not dropped(context, tmp_path / "none.dat").is_taken and context.dataset_names() == ["set"]
+
+
+def test_a_zip_of_kohyas_keeps_its_folders_for_they_say_repeats(context: Context, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "b.png")
+    with zipfile.ZipFile(tmp_path / "mokka.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "train/10_mokka cat/a.png")
+        archive.writestr("train/10_mokka cat/a.txt", "a red one")
+        archive.write(tmp_path / "b.png", "train/3_mokka cat/a.png")
+        archive.writestr("../evil_10_x/c.png", (tmp_path / "b.png").read_bytes())
+    arrival = dropped(context, tmp_path / "mokka.zip")
+    assert arrival.opens == ("dataset", "mokka") and "c.png" in arrival.where
+    config = presets.load(presets.names()[0], {"data.folder": str(context.dataset("mokka"))})
+    assert [(item.captions, item.repeats) for item in scanning.scan(config).items] == [
+        (("a red one",), 10),
+        (("mokka cat",), 3),
+    ]
 
 
 def test_a_checkpoint_becomes_a_base_that_is_offered_at_once(context: Context, tmp_path: Path) -> None:
