@@ -75,6 +75,14 @@ def _claimed(context: Context, name: str) -> Path:
     raise DataError(say("dropped.no_free_name"))  # never: numbers don't end
 
 
+def heldout_of(context: Context, chosen: str | None, other: str) -> str:
+    """The held-out set of a dataset: its own if there is one, else what was chosen unless it is another's."""
+    names, own = context.dataset_names(), f"{chosen}-heldout"
+    if own in names:
+        return own
+    return other if other in names and not other.endswith("-heldout") else ""
+
+
 def add(context: Context, name: str | None, paths: list[Path]) -> tuple[str | None, uploads.Report]:
     """The dataset that was chosen or, if none was, a new one; what was added to it of the uploaded pictures, captions
     and zips, and what was left out.

@@ -26,6 +26,7 @@ from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Event, Finished, Recommended, Started
 
+_ADVISED = "element.addEventListener('click', event => { if (event.target.closest('.cure')) trigger('advised'); });"
 Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what a part of the view depends on, and its update
 Parts = dict[str, Part]
 
@@ -52,7 +53,7 @@ class TrainingView:
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
-        self.recommendation = gr.HTML(visible=False, elem_id="recommendation")
+        self.recommendation = gr.HTML(js_on_load=_ADVISED, visible=False, elem_id="recommendation")
         self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `opening` takes it
         with gr.Row():
             self.use = gr.Button(
