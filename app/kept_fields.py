@@ -76,6 +76,8 @@ class Kept:
                 self.drawn.tab.select(self.opened, inputs_of_opening, list(refresh.outputs), **STILL)
             loaded = page.load(self.restored, inputs, list(outputs), **STILL)
             loaded.then(None, js=page_values.known(self.listed), api_visibility="private")
+            for field in self.listed:  # what is chosen before it is there would be undone when it comes
+                field.elem_classes = [*(field.elem_classes or []), page_values.COMING]
 
     # Keeping.
 
