@@ -17,6 +17,7 @@ from app.library_items import BATCH_PICTURES, Shelf, picture_line
 from app.texts import say
 from trainer.errors import DataError
 from trainer.printing import plain
+from trainer.render import batch_journal
 
 KIND = "pictures"
 VIEWS = ("all", "unrated", KEPT, REJECTED)
@@ -57,8 +58,8 @@ def path_of(context: Context, wanted: str) -> Path:
 def notes(shelf: Shelf, job: Job) -> dict[str, Note]:
     """What was said of the batch's pictures, by name."""
     prefix = key(job, "")
-    said = item_notes.read(shelf.notes, KIND)
-    return {name.removeprefix(prefix): note for name, note in said.items() if name.startswith(prefix)}
+    noted = item_notes.read(shelf.notes, KIND)
+    return {name.removeprefix(prefix): note for name, note in noted.items() if name.startswith(prefix)}
 
 
 def fits(note: Note, view: str) -> bool:
@@ -70,33 +71,33 @@ def fits(note: Note, view: str) -> bool:
 
 def page(shelf: Shelf, job: Job, view: str, num: int) -> dict[str, Any]:
     """The first `num` pictures of a view, how many there are of each, and the sheets, as the gallery takes them."""
-    context, pictures, said = shelf.context, named(shelf.context, job), notes(shelf, job)
+    context, pictures, noted = shelf.context, named(shelf.context, job), notes(shelf, job)
     view = view if view in VIEWS else "all"
-    chosen = [name for name in pictures if fits(said.get(name, Note()), view)]
+    chosen = [name for name in pictures if fits(noted.get(name, Note()), view)]
     sheets = batches.contact_sheets(context.batches / job.name)[:_MOST_SHEETS] if view == "all" else []
     return {
         "job": job.id, "name": plain(job.name, 120), "view": view, "more": len(chosen) > num,
-        "items": [item for name in chosen[:num] if (item := _item(shelf, name, pictures[name], said.get(name)))],
+        "items": [item for name in chosen[:num] if (item := _item(shelf, name, pictures[name], noted.get(name)))],
         "sheets": [
             [cards.address(thumbnail), cards.address(context.published(path)), say("gallery.sheet", number=number)]
             for number, (path, thumbnail) in enumerate(context.thumbnails(sheets), 1)
         ],
-        **_numbers(shelf, job, list(pictures), said),
+        **_numbers(shelf, job, list(pictures), noted),
     }  # fmt: skip
 
 
-def _numbers(shelf: Shelf, job: Job, names: list[str], said: dict[str, Note]) -> dict[str, Any]:
-    counts = {view: sum(fits(said.get(name, Note()), view) for name in names) for view in VIEWS}
+def _numbers(shelf: Shelf, job: Job, names: list[str], noted: dict[str, Note]) -> dict[str, Any]:
+    counts = {view: sum(fits(noted.get(name, Note()), view) for name in names) for view in VIEWS}
     return {"counts": counts, "trash": sum(len(entry.places) for entry in thrown(shelf, job))}
 
 
-def _item(shelf: Shelf, name: str, path: Path, said: Note | None) -> dict[str, Any] | None:
+def _item(shelf: Shelf, name: str, path: Path, noted: Note | None) -> dict[str, Any] | None:
     """A picture as the gallery shows it; None for one that doesn't open."""
     try:
         thumbnail, whole = shelf.context.thumbnail(path), shelf.context.published(path)
     except (DataError, OSError, ValueError):
         return None
-    note = said or Note()
+    note = noted or Note()
     line = picture_line(shelf.index.picture(path))
     return {
         "n": name, "l": plain(line, 300), "s": cards.address(thumbnail), "w": cards.address(whole), "v": note.verdict,
@@ -139,8 +140,8 @@ def kept_zip(shelf: Shelf, job: Job) -> Path:
 
 def _of(shelf: Shelf, job: Job, view: str) -> dict[str, Path]:
     """The pictures of a view, by name."""
-    said = notes(shelf, job)
-    return {name: path for name, path in named(shelf.context, job).items() if fits(said.get(name, Note()), view)}
+    noted = notes(shelf, job)
+    return {name: path for name, path in named(shelf.context, job).items() if fits(noted.get(name, Note()), view)}
 
 
 # The trash.
@@ -171,8 +172,6 @@ def thrown(shelf: Shelf, job: Job) -> list[Any]:
 
 def note_thrown(out: Path, names: list[str]) -> None:
     """Have the batch know that these are thrown away. Raises: DataError if its folder can't be written."""
-    from trainer.render import batch_journal
-
     try:
         batch_journal.note_thrown(out, names)
     except OSError as error:

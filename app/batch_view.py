@@ -134,7 +134,7 @@ class BatchView:
         problems = batches.problems(job, rows)
         sheet = self.context.published_of([out / "manifest.csv"])
         num = len(batches.drawn(out))
-        told = {"job": job.id, "key": batch_pictures.key(job, ""), "num": num, "state": job.state}
+        news = {"job": job.id, "key": batch_pictures.key(job, ""), "num": num, "state": job.state}
         return {
             self.progress: views.progress_html(job.name, bar),
             self.log: gr.update(value=problems, visible=bool(problems)),
@@ -142,8 +142,8 @@ class BatchView:
             self.pause: gr.update(interactive=job.state == "running"),
             self.resume: gr.update(interactive=job.state in RESUMABLE),
             self.manifest: gr.update(value=sheet[0][1], visible=True) if rows and sheet else gr.update(visible=False),
-            self.pictures.gallery: told,
-            self.pictures.vote: told,
+            self.pictures.gallery: news,
+            self.pictures.vote: news,
             self.pack: gr.update(visible=num > 0),
         }
 

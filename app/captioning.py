@@ -53,12 +53,12 @@ class Order:
 
 def models(context: Context) -> dict[str, Path]:
     """The folders with a model that writes captions, by name."""
-    found = {}
+    by_name = {}
     folders = [*context.captioners.glob("*")] if context.captioners.is_dir() else []
     for path in sorted(folders):
         if path.is_dir() and not path.name.startswith(".") and (path / "config.json").is_file():
-            found[path.name] = path
-    return found
+            by_name[path.name] = path
+    return by_name
 
 
 def model(context: Context, name: str) -> Path:
@@ -202,4 +202,6 @@ def _is_sound(event: dict[str, Any]) -> bool:
     if event["event"] not in ("captioned", "skipped"):
         return bool(event["event"] == "planned")
     figures = [event.get(key) for key in _FIGURES]
-    return all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one < 1e15 for one in figures)
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15 for value in figures
+    )

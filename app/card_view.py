@@ -33,17 +33,17 @@ _MOST_LINES = 60
 # What it would change.
 
 
-def difference_html(found: Sequence[Difference], now: str) -> str:
+def difference_html(differences: Sequence[Difference], now: str) -> str:
     """The settings that differ, as they are `now` and as the card has them."""
-    if not found:
+    if not differences:
         return f'<p class="quietly">{say("card.no_change")}</p>'
     lines = ""
-    for one in found[:_MOST_LINES]:
-        title = labels().get(one.key) or one.title
-        values = (comparing.spelled(one.before), comparing.spelled(one.after))
+    for difference in differences[:_MOST_LINES]:
+        title = labels().get(difference.key) or difference.title
+        values = (comparing.spelled(difference.before), comparing.spelled(difference.after))
         cells = "".join(f"<td>{escape(value, 200)}</td>" for value in values)
         lines += f"<tr><th>{escape(title, 80)}</th>{cells}</tr>"
-    more = f"<p>{say('card.more', num=len(found) - _MOST_LINES)}</p>" if len(found) > _MOST_LINES else ""
+    more = f"<p>{say('card.more', num=len(differences) - _MOST_LINES)}</p>" if len(differences) > _MOST_LINES else ""
     return (
         f'<h4>{say("card.changes")}</h4><div class="table-view"><table><tr><th></th><th>{escape(now)}</th>'
         f"<th>{say('card.this')}</th></tr>{lines}</table></div>{more}"

@@ -65,7 +65,7 @@ def of_form(values: dict[str, Any], filled: Mapping[str, Any]) -> tuple[TrainCon
 def of_sentence(line: str, values: Mapping[str, Any], filled: Mapping[str, Any]) -> Problem:
     """A sentence of the trainer as a problem of its field, with the cure that the sentence itself says."""
     key = form_words.key_of(line)
-    return Problem(form_words.said(line), key, _cure(key, line, _get(values, key), filled) if key else None)
+    return Problem(form_words.in_page_words(line), key, _cure(key, line, _get(values, key), filled) if key else None)
 
 
 def _cure(key: str, line: str, value: Any, filled: Mapping[str, Any]) -> Cure | None:

@@ -41,11 +41,11 @@ def as_done_here(text: str) -> str:
     return text
 
 
-def said(text: str) -> str:
+def in_page_words(text: str) -> str:
     """The text with labels for settings, and the page's ways for the command's."""
     text = as_done_here(text)
-    text = _assigned().sub(lambda found: f"{_quoted(found[1])} {_value(found[2])}", text)
-    text = _named().sub(lambda found: _quoted(found[0]), text)
+    text = _assigned().sub(lambda match: f"{_quoted(match[1])} {_value(match[2])}", text)
+    text = _named().sub(lambda match: _quoted(match[0]), text)
     # A setting of one plain word, such as seed, is meant only where it begins the sentence.
     word = re.match(r"([a-z]+)(?= (?:is|has) )", text)
     return f"{_quoted(word[1])}{text[word.end() :]}" if word and word[1] in labels() else text
@@ -53,8 +53,8 @@ def said(text: str) -> str:
 
 def key_of(text: str) -> str:
     """The dotted path of the setting that a sentence of the trainer begins with; "" if it begins with none."""
-    found = re.match(r"[a-z_][a-z_0-9.]*", text)
-    path = found[0].rstrip(".") if found else ""
+    match = re.match(r"[a-z_][a-z_0-9.]*", text)
+    path = match[0].rstrip(".") if match else ""
     while path and path not in labels():
         path = path.rpartition(".")[0]
     return path

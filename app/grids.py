@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -20,9 +20,7 @@ from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import some
-
-if TYPE_CHECKING:
-    from trainer.render.axes import Axis
+from trainer.render.axes import MAX_CELLS, Axis
 
 GRID = "grid-"  # how its sheets' names begin
 _LONGEST = 4000  # characters of an axis's values
@@ -44,8 +42,6 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
 
     Raises: ConfigError.
     """
-    from trainer.render import axes
-
     if len(values) > _LONGEST:
         raise ConfigError(say("problems.have_too_many", what=say("grid.the_values"), num=len(values), most=_LONGEST))
 
@@ -55,7 +51,7 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
         if values.strip() not in names:
             allowed = some(names) or say("grid.no_run_yet")
             raise ConfigError(say("grid.no_run", run=values.strip()[:80], allowed=allowed))
-        return axes.Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
+        return Axis(_CHECKPOINTS, (str(context.runs / values.strip()),))
     if key.startswith(_WEIGHT):
         row = key.removeprefix(_WEIGHT)
         if row not in map(str, places):
@@ -68,7 +64,7 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
     parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
     if not all(parts):
         raise ConfigError(say("grid.values", values=values[:80]))
-    return axes.Axis(key, tuple(parts))
+    return Axis(key, tuple(parts))
 
 
 class Grids:
@@ -117,8 +113,6 @@ class Grids:
 
 def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], places: dict[int, int]) -> Make:
     """What draws the sheet over (setting, values as typed). Raises: ConfigError, AdapterError."""
-    from trainer.render.axes import MAX_CELLS
-
     axes = [axis_of(context, key, values, places) for key, values in typed]
     if (num := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:  # before a base is loaded for it
         raise ConfigError(say("grid.too_many", num=num, most=MAX_CELLS))

@@ -254,7 +254,7 @@ def fits(component: Component, value: Any, choices: Sequence[Any] | None = None)
         offered = [
             choice[-1] if isinstance(choice, list | tuple) else choice for choice in choices or component.choices
         ]
-        return value is None or all(one in offered for one in (value if isinstance(value, list) else [value]))
+        return value is None or all(chosen in offered for chosen in (value if isinstance(value, list) else [value]))
     return True
 
 
@@ -296,7 +296,7 @@ class Page(gr.Blocks):
 def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn], offers: Mapping[str, Offer]) -> None:
     """Keep the fields of every tab, the active tab and the shared choices; call once when all is drawn."""
     states = BrowserStates(context.workspace / "browsers")
-    kept = {one.name: Kept(states, one, offers) for one in drawn}
+    kept = {drawn_tab.name: Kept(states, drawn_tab, offers) for drawn_tab in drawn}
     for fields in kept.values():
         fields.connect(page)
 
@@ -306,10 +306,11 @@ def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn],
 
         return select
 
-    for one in drawn:
-        if one.tab is not None:
+    for drawn_tab in drawn:
+        if drawn_tab.tab is not None:
             # In turn: Gradio selects the first tab as the page is drawn, and who is quick has chosen another meanwhile.
-            one.tab.select(selecting(one.name), None, None, concurrency_id="tab", concurrency_limit=1, **STILL)
+            select = selecting(drawn_tab.name)
+            drawn_tab.tab.select(select, None, None, concurrency_id="tab", concurrency_limit=1, **STILL)
     if "dataset" in kept and "train" in kept:
         here, there = (kept["dataset"], "dataset"), (kept["train"], "train-dataset")
         follow(page, here, there, "change")

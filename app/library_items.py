@@ -120,9 +120,9 @@ class Shelf:
     def _pictures(self, notes: dict[str, Note]) -> list[Item]:
         """What was drawn in Stack and in batches, the newest, and all that something was said of."""
         own = [path for path in self.context.renders.glob("[!.]*") if path.suffix.lower() in _PICTURE_SUFFIXES]
-        said = [path for path in map(self._batch_picture, notes) if path]
+        noted = [path for path in map(self._batch_picture, notes) if path]
         items = []
-        for path in newest_first(list(dict.fromkeys([*own, *self.index.pictures(), *said]))):
+        for path in newest_first(list(dict.fromkeys([*own, *self.index.pictures(), *noted]))):
             facts = self.index.picture(path)
             key = picture_key(self.context, path)
             note = notes.get(key, Note())

@@ -231,14 +231,14 @@ def connect(page: gr.Blocks, context: Context, tabs: gr.Tabs, drawn: Sequence[Dr
     """Let every tab's `opens` buttons lead on; call once when all is drawn."""
     opener = _Opener(page, context, tabs)
     drawing = _drawing(page, next(iter(opener.rows), None))
-    for one in drawn:
-        for button, wanted in one.refresh.opens if one.refresh else ():
+    for drawn_tab in drawn:
+        for button, wanted in drawn_tab.refresh.opens if drawn_tab.refresh else ():
             handler = mended(partial(_open, opener, wanted))
             opened = button.click(handler, {wanted, *opener.inputs}, opener.outputs, **kept_fields.STILL)
             if drawing is not None:
                 _draw_after(opened, drawing, wanted)
-        for told in one.refresh.tells if one.refresh else ():
-            told.open(opener.told, opener.inputs, opener.outputs, **kept_fields.STILL)
+        for source in drawn_tab.refresh.tells if drawn_tab.refresh else ():
+            source.open(opener.told, opener.inputs, opener.outputs, **kept_fields.STILL)
 
 
 def _drawing(page: gr.Blocks, row: Any) -> Any:

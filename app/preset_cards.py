@@ -12,7 +12,7 @@ import gradio as gr
 
 from app import preset_choices
 from app.context import Context
-from app.form_words import said
+from app.form_words import in_page_words
 from app.texts import say
 from trainer import families, preset_heads, preset_listing, preset_tiers, presets
 from trainer.cards.comparing import scale
@@ -103,7 +103,7 @@ def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
         say("preset.facts", steps=config.max_steps, rank=config.adapter.rank, px=config.resolution_px),
         say("preset.scale", scale=factor) if (factor := scale(config)) is not None else "",
         say("preset.fits", tiers=tiers) if (tiers := preset_listing.tiers_in_words(name)) else "",
-        say("preset.memory", memory=said(head.memory)) if head.memory else "",
+        say("preset.memory", memory=in_page_words(head.memory)) if head.memory else "",
         where if is_own else "",
         {True: say("preset.tried"), False: say("preset.not_tried"), None: ""}[head.was_run],
     ]

@@ -180,11 +180,11 @@ def _learned_from(context: Context, rows: Sequence[Strip], config: TrainConfig |
     every = list(trained.values())
     # What is held out of the set is not known here: then only a picture that the run itself named is surely trained.
     some = [] if config is None or config.validation.leave_out else every
-    found = []
+    pictures = []
     for number, row in enumerate(rows):
         nearest = trained.get(row.previews[-1].event.nearest_picture)
-        found.append(nearest or (some[number * len(some) // len(rows)] if some else None))
-    return found
+        pictures.append(nearest or (some[number * len(some) // len(rows)] if some else None))
+    return pictures
 
 
 def _trained(context: Context, config: TrainConfig) -> dict[str, Path]:

@@ -128,11 +128,11 @@ def _picture_facts(path: Path) -> PictureFacts:
 def _run_facts(path: Path) -> RunFacts:
     values = presets.read_toml(path)
     data, start, steps = values.get("data"), values.get("start"), values.get("max_steps")
-    said = data if isinstance(data, dict) else {}
+    data_settings = data if isinstance(data, dict) else {}
     return RunFacts(
-        dataset=_text(said.get("folder")),
-        heldout=_text(said.get("heldout")),
-        trigger=_text(said.get("trigger")),
+        dataset=_text(data_settings.get("folder")),
+        heldout=_text(data_settings.get("heldout")),
+        trigger=_text(data_settings.get("trigger")),
         base=_text(values.get("base")),
         family=_text(values.get("family")),
         max_steps=steps if isinstance(steps, int) else 0,

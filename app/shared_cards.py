@@ -28,9 +28,9 @@ def take(context: Context, path: Path) -> Arrival:
     keeping.keep(path.read_bytes())
     author, title = plain(opened.card.author or "", 60), plain(opened.card.title, 120)
     what = say("dropped.card_by", author=author, title=title) if author else say("dropped.card", title=title)
-    told = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened)]
+    sentences = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened)]
     key = f"{CARD}{opened.digest}"
-    return Arrival(path.name, what, " ".join(told), (target(opened), key), ("presets", key))
+    return Arrival(path.name, what, " ".join(sentences), (target(opened), key), ("presets", key))
 
 
 def target(opened: Opened) -> str:

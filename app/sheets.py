@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from trainer import files
 from trainer.config import StackConfig
+from trainer.render import axes as grids
 from trainer.render import modes
+from trainer.render.axes import Axis
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from trainer.render.axes import Axis
     from trainer.render.engine import Engine
     from trainer.render.picture_metadata import Picture
 
@@ -41,7 +42,6 @@ class Sheet:
 
 def over_axes(engine: Engine, stack: StackConfig, axes: list[Axis], expect: Expect) -> Sheet:
     """The stack at every value of one to three settings. Raises: ConfigError, AdapterError."""
-    from trainer.render import axes as grids
     from trainer.render import checkpoints
 
     stack, axes = checkpoints.spelled_out(engine, stack, axes)
@@ -54,8 +54,6 @@ def over_axes(engine: Engine, stack: StackConfig, axes: list[Axis], expect: Expe
 
 def over_weights(engine: Engine, stack: StackConfig, weights: list[list[float]], expect: Expect) -> Sheet:
     """The stack's first one or two LoRAs at every weight: rows the first, columns the second."""
-    from trainer.render.axes import Axis
-
     axes = [Axis(f"adapters.{number}.weight", tuple(values)) for number, values in enumerate(weights)]
     return over_axes(engine, stack, axes, expect)
 

@@ -109,9 +109,9 @@ def html(analysis: Analysis) -> str:
     )
     keys = (("together", say("analysis.key_together")), ("against", say("analysis.key_against")))
     legend = "".join(f'<span><i class="{key}"></i>{escape(text)}</span>' for key, text in keys)
-    told = escape(say("analysis.picture", lines=" ".join(words(analysis))))
+    description = escape(say("analysis.picture", lines=" ".join(words(analysis))))
     return (
-        f'<figure class="depth"><div class="depth-bars" role="img" aria-label="{told}"'
+        f'<figure class="depth"><div class="depth-bars" role="img" aria-label="{description}"'
         f' style="grid-template-columns: repeat({len(here)}, minmax(0, 1fr))">{bars}{labels}</div>'
         f"<figcaption>{legend}</figcaption></figure>"
     )

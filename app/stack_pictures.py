@@ -212,11 +212,11 @@ class Stage:
             desk.end(rendering)
 
     def _turns(self, work: Work[Any], what: str) -> Iterator[Update]:
-        said = None
+        last_words = None
         for _ in work.turns():
             words = _words(work.rendering, what)
-            if words != said:
-                said = words
+            if words != last_words:
+                last_words = words
                 yield {self.progress: _line(words, work.rendering.share)}
 
     def _drawn(self, stack: StackConfig, rendering: Rendering) -> tuple[Picture, list[str]]:

@@ -65,7 +65,7 @@ class LoraShelf:
 
     def _card(self, item: Item, info: LoraInfo, label: str, deadline: float) -> dict[str, Any]:
         """One card: hash, label in the rows, name, trigger, family, for which model it is, picture."""
-        origin = base_match.told(info.metadata)
+        origin = base_match.origin_in_header(info.metadata)
         picture = item.picture if time.monotonic() < deadline else None
         return {
             "key": item.key, "label": label, "name": item.note.title or item.name, "trigger": plain(info.trigger, 60),

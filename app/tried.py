@@ -53,27 +53,27 @@ def is_of(context: Context, job: Job, form: Asked) -> bool:
 
 def html(context: Context, job: Job, form: Asked) -> str:
     """What the rehearsal says, or said of other settings."""
-    said = views.rehearsal_html(job, _answer(context, job))
+    shown = views.rehearsal_html(job, _answer(context, job))
     if job.state not in ("finished", "failed") or is_of(context, job, form):
-        return said
-    return f'<div class="earlier"><p>{say("try.earlier")}</p>{said}</div>'
+        return shown
+    return f'<div class="earlier"><p>{say("try.earlier")}</p>{shown}</div>'
 
 
 def changes(context: Context, job: Job | None, form: Asked) -> dict[str, Any]:
     """The settings with which it fits, by dotted key: none of other settings, nor where the form has them already."""
     if job is None or not is_of(context, job, form):
         return {}
-    found = views.suggested(_answer(context, job))
-    return {} if _with(form, found) == form else found
+    suggested = views.suggested(_answer(context, job))
+    return {} if _with(form, suggested) == form else suggested
 
 
 def to_adopt(context: Context, form: Asked) -> dict[str, Any]:
     """The same of the newest rehearsal. Raises: ConfigError where there is nothing for these settings."""
     newest = next((job for job in context.runner.shown() if job.kind == REHEARSAL), None)
-    found = changes(context, newest, form)
-    if not found:
+    settings = changes(context, newest, form)
+    if not settings:
         raise ConfigError(say("try.not_of_these"))
-    return found
+    return settings
 
 
 def _answer(context: Context, job: Job) -> dict[str, Any]:

@@ -184,11 +184,11 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
         "batch": (KINDS.values(), context.batches),
         "dataset": ((CAPTIONS,), context.batches),
     }
-    for one in drawn:
-        if one.refresh and one.refresh.look:
-            of_tab, folder = kinds[one.name]
-            states = jobs.states(of_tab, of_all=one.name == "train")
-            news.listen(one.name, states, one.refresh.look, jobs.files(of_tab, folder), tab=True)
+    for drawn_tab in drawn:
+        if drawn_tab.refresh and drawn_tab.refresh.look:
+            of_tab, folder = kinds[drawn_tab.name]
+            states = jobs.states(of_tab, of_all=drawn_tab.name == "train")
+            news.listen(drawn_tab.name, states, drawn_tab.refresh.look, jobs.files(of_tab, folder), tab=True)
 
     def warn_of_table() -> None:
         if context.runner.table.notice:

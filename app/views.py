@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.form_words import labels, said
+from app.form_words import in_page_words, labels
 from app.job_table import Job
 from app.texts import say, say_num
 from trainer import console, presets, report
@@ -225,7 +225,7 @@ def messages(job: Job, events: list[Event]) -> str:
                 lines.append(say("log.finished", file=event.file))
             case Cached():
                 lines.append(say("log.prepared", num=event.num_entries, time=duration(event.seconds)))
-    return "\n".join(plain(said(line)) for line in dict.fromkeys(lines))
+    return "\n".join(plain(in_page_words(line)) for line in dict.fromkeys(lines))
 
 
 def plan_html(events: list[Event]) -> str:
@@ -253,7 +253,7 @@ def plan_html(events: list[Event]) -> str:
 def notices_html(events: list[Event]) -> str:
     """What must be seen while it trains: the over-training alarm and what was changed to fit into memory."""
     alarm = last(events, Overtrained)
-    boxes = [_box("bad", say("run.overtrains", step=alarm.best_step), [said(alarm.message)])] if alarm else []
+    boxes = [_box("bad", say("run.overtrains", step=alarm.best_step), [in_page_words(alarm.message)])] if alarm else []
     if adjusted := [
         say("run.adjusted_at", step=event.step, message=event.message)
         for event in events
@@ -269,7 +269,7 @@ def recommendation_html(events: list[Event], config: TrainConfig | None) -> str:
     if best:
         boxes.append(_box("good", say("run.use", step=best.step, file=best.file), [best.reason]))
     if last(events, Finished) and (lines := advice(events, config)):
-        boxes.append(_box("plain", say("run.next_time"), [said(line.text) for line in lines]))
+        boxes.append(_box("plain", say("run.next_time"), [in_page_words(line.text) for line in lines]))
         if any(line.settings for line in lines):
             boxes.append(f'<p><button type="button" class="cure">{say("run.fill_next_time")}</button></p>')
     return "".join(boxes)
@@ -335,7 +335,7 @@ def _inside(folder: Path, name: str) -> Path | None:
 def rehearsal_html(job: Job, answer: dict[str, Any]) -> str:
     """What a dry run found, in words; where it stands while it is under way."""
     if job.state == "failed":
-        return _box("bad", say("try.failed"), [said(line) for line in job.error.splitlines()])
+        return _box("bad", say("try.failed"), [in_page_words(line) for line in job.error.splitlines()])
     if job.state != "finished":
         titles = {"running": say("try.trying"), "queued": say("try.waits")}
         return _box("plain", titles.get(job.state, say("try.stopped")), [])

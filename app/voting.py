@@ -96,18 +96,18 @@ class Contest:
 
 def candidates(index: RecipeIndex, pictures: dict[str, Path]) -> tuple[Candidate, ...]:
     """What the pictures were drawn with, in the order in which it first appears; nothing of more than are voted on."""
-    found: dict[str, Candidate] = {}
+    by_key: dict[str, Candidate] = {}
     if len(pictures) > MOST_PICTURES:
         return ()
     for name, path in pictures.items():
         facts = index.picture(path)
         if facts.scene:
             key = _key(facts)
-            candidate = found.setdefault(key, Candidate(key, _label(facts), {}))
+            candidate = by_key.setdefault(key, Candidate(key, _label(facts), {}))
             candidate.pictures.setdefault(facts.scene, name)
     # Those that share no scene with another can't be compared.
-    scenes = Counter(scene for candidate in found.values() for scene in candidate.pictures)
-    playing = [one for one in found.values() if any(scenes[scene] > 1 for scene in one.pictures)]
+    scenes = Counter(scene for candidate in by_key.values() for scene in candidate.pictures)
+    playing = [candidate for candidate in by_key.values() if any(scenes[scene] > 1 for scene in candidate.pictures)]
     return tuple(playing) if len(playing) <= MOST_CANDIDATES else ()
 
 

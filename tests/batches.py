@@ -6,6 +6,7 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -15,7 +16,21 @@ from trainer.config import StackConfig
 from trainer.errors import AdapterError
 from trainer.render import batch, batch_ledger, jobs_file, picture_metadata
 
+if TYPE_CHECKING:
+    from app.context import Context
+
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def context_with_a_fox(tmp_path: Path, tiny: Path) -> Context:
+    """A workspace of the page with the tiny base and one LoRA."""
+    from app import ui
+
+    context = ui.open_workspace(tmp_path / "workspace", [str(tiny)])
+    parts = {"lora_down.weight": torch.full((1, 32), 0.3), "lora_up.weight": torch.ones(32, 1)}
+    lora_file.save(context.loras / "fox.safetensors", {LAYER: parts}, {}, torch.float32)
+    context.find_loras()
+    return context
 
 
 class Painter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -9,11 +10,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.small_runs import config
 from trainer import runs, session
 from trainer.config import StackConfig, TrainConfig, parse
 from trainer.events import Finished, Sampled, Step
 
 RICH = {"optimizer.ema_decay": 0.9, "validation.leave_out": 1, "validate_every_steps": 2, "adapter.dropout": 0.1}
+
+
+def settings_of(tiny: Path, pictures: Path) -> Callable[..., TrainConfig]:
+    """`settings_of(tiny, pictures)(max_steps=3)`: settings of small runs that keep all their checkpoints."""
+
+    def made(**changes: object) -> TrainConfig:
+        return session.absolute(config(tiny, pictures, **({"keep_checkpoints": 9} | changes)))
+
+    return made
 
 
 def trained(parent: Path, wanted: TrainConfig, name: str = "x") -> runs.Run:

@@ -8,11 +8,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import browsing, plain, slow, warm
 from tests.page_fixtures import browser, chromium, open_page  # noqa: F401  # fixtures
+
+if TYPE_CHECKING:
+    from trainer.render.engine import Engine
 
 # Before any library is imported. Tests that start a second torch process would otherwise wait for each other's spinning
 # threads.
@@ -104,6 +108,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from trainer.families import registry
 
     return registry()["sd"].tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """The base that ships, on the CPU, kept for the tests of one file."""
+    from trainer.render.engine import Engine
+
+    return Engine("imprimatura", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

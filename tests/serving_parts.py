@@ -110,6 +110,13 @@ def random_lora(engine: Engine, path: Path, seed: int, size: float = 0.05, rank:
     return path
 
 
+def with_loras(engine: Engine, folder: Path, *names: str) -> Path:
+    """The folder as a workspace with a random LoRA of each name."""
+    for number, name in enumerate(names):
+        random_lora(engine, folder / "loras" / f"{name}.safetensors", number)
+    return folder
+
+
 def asked(
     served: Served, path: str, values: Any = None, method: str | None = None, **headers: str
 ) -> tuple[int, Any, dict[str, str]]:

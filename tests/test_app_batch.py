@@ -15,29 +15,22 @@ from typing import Any
 import gradio as gr
 import pytest
 import tomli_w
-import torch
 
-from app import batches, recipes, saved_stacks, ui
+from app import batches, recipes, saved_stacks
 from app.context import Context
 from app.job_table import Job
 from app.tabs import batch, stack
-from trainer import lora_file
+from tests.batches import context_with_a_fox
 from trainer.config import StackConfig
 from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.render import batch_ledger, jobs_file
 
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Context:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    made = ui.open_workspace(tmp_path / "workspace", [str(tiny)])
-    parts = {"lora_down.weight": torch.full((1, 32), 0.3), "lora_up.weight": torch.ones(32, 1)}
-    lora_file.save(made.loras / "fox.safetensors", {LAYER: parts}, {}, torch.float32)
-    made.find_loras()
-    return made
+    return context_with_a_fox(tmp_path, tiny)
 
 
 def like(context: Context, **changes: Any) -> StackConfig:

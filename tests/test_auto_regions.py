@@ -29,11 +29,6 @@ Make = Callable[..., AdapterChoice]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def make(engine: Engine, trained: Path, trained_style: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """`make("heart", source=0, weight=1.0)`: a small LoRA that was really trained, twice as strong, with other trigger
     words in its header.

@@ -21,11 +21,6 @@ from trainer.render.engine import Engine
 from trainer.render.pipeline_call import draw
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def stack(*adapters: tuple[Path, dict[str, Any]]) -> StackConfig:
     return StackConfig(
         prompt="a fox", steps=3, adapters=tuple(AdapterChoice(file=str(path), **more) for path, more in adapters)

@@ -100,8 +100,8 @@ def test_every_command_names_both_bases_and_does_its_work(
     merged = run_velatura("lora", "merge", stranger, trained, "--out", "sum.safetensors")
     assert merged.returncode == 0 and "different bases: stranger.safetensors on pony" in merged.stderr
     assert (
-        base_match.told(metadata_of(tmp_path / "sum.safetensors"))
-        is base_match.told(metadata_of(tmp_path / "both.safetensors"))
+        base_match.origin_in_header(metadata_of(tmp_path / "sum.safetensors"))
+        is base_match.origin_in_header(metadata_of(tmp_path / "both.safetensors"))
         is None
     )
 

@@ -8,27 +8,21 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from app import batch_estimate, batch_table, batches, ui
+from app import batch_estimate, batch_table, batches
 from app.context import Context
 from app.render_requests import Rendering
-from trainer import lora_file
+from tests.batches import context_with_a_fox
 from trainer.errors import ConfigError
 from trainer.render import jobs_file
 
-LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 HOSTILE = "<img src=x onerror=window.__owned=1>"
 
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Context:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    made = ui.open_workspace(tmp_path / "workspace", [str(tiny)])
-    parts = {"lora_down.weight": torch.full((1, 32), 0.3), "lora_up.weight": torch.ones(32, 1)}
-    lora_file.save(made.loras / "fox.safetensors", {LAYER: parts}, {}, torch.float32)
-    made.find_loras()
-    return made
+    return context_with_a_fox(tmp_path, tiny)
 
 
 def rows_of(table: batch_table.Table, tmp_path: Path) -> list[jobs_file.Row]:

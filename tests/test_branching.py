@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.branches import RICH, drawn, losses, same, step_0, stopped, trained, weights_of
-from tests.small_runs import config
+from tests.branches import RICH, drawn, losses, same, settings_of, step_0, stopped, trained, weights_of
 from trainer import extending, families, lora_file, presets, runs, session, start_weights
 from trainer.config import TrainConfig, digest
 from trainer.config.starting import lengths
@@ -26,10 +25,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., 
 
 @pytest.fixture(scope="module")
 def settings(tiny: Path, pictures: Path) -> Callable[..., TrainConfig]:
-    def made(**changes: object) -> TrainConfig:
-        return session.absolute(config(tiny, pictures, **({"keep_checkpoints": 9} | changes)))
-
-    return made
+    return settings_of(tiny, pictures)
 
 
 @pytest.fixture(scope="module")

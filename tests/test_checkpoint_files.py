@@ -17,11 +17,6 @@ from trainer.render.engine import Engine
 from trainer.runs import Run
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def train(parent: Path, name: str, data: Path, **changes: object) -> Run:
     values = {
         "max_steps": 2, "batch_size": 2, "checkpoint_every_steps": 1, "preview_every_steps": 0,

@@ -19,11 +19,6 @@ from trainer.render.folding import Folding
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def stack(*adapters: tuple[Path, float], **settings) -> StackConfig:
     return StackConfig(
         prompt="a fox, noto style",

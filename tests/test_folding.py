@@ -63,7 +63,7 @@ def adapters() -> list[dict[str, Update]]:
 
 def shares(*weights: float) -> list[Share]:
     return [
-        Share(f"key{number}", component, weight, packed)
+        Share((f"key{number}", component, ()), weight, packed)
         for number, (updates, weight) in enumerate(zip(adapters(), weights, strict=False))
         for component, packed in pack(updates)[1].items()
         if weight
@@ -129,8 +129,7 @@ def test_layers_of_one_shape_are_one_product_and_what_stays_is_not_touched() -> 
     assert sorted(len(chunk.paths) for chunk in plan.chunks) == [1, 1, 1, 5]
     assert folding.hold(shares(1.0)) == 0
     text, unet = (
-        Share(share.key, share.component, weight, share.packed)
-        for share, weight in zip(shares(1.0)[::-1], (0.5, 1.0), strict=True)
+        Share(share.name, weight, share.packed) for share, weight in zip(shares(1.0)[::-1], (0.5, 1.0), strict=True)
     )
     assert folding.hold([unet, text]) == 2, "the text encoder's weight alone has changed"
 
@@ -138,7 +137,7 @@ def test_layers_of_one_shape_are_one_product_and_what_stays_is_not_touched() -> 
 def test_block_factors_count_and_zero_is_absent() -> None:
     weights, before = base(torch.float32), base(torch.float32)
     folding, (packed, update) = Folding(weights), (pack(adapters()[0])[1]["unet"], adapters()[0]["unet.1"])
-    folding.hold([Share("key", "unet", 2.0, packed, ("x",), {"unet.0": 0.0, "unet.1": 0.25})])
+    folding.hold([Share(("key", "unet", ("x",)), 2.0, packed, {"unet.0": 0.0, "unet.1": 0.25})])
     assert torch.equal(weights["unet.0"], before["unet.0"]) and "unet.0" not in folding.originals
     torch.testing.assert_close(
         weights["unet.1"] - before["unet.1"], 0.5 * update.dense(before["unet.1"], torch.float32), rtol=1e-4, atol=1e-5
@@ -185,11 +184,6 @@ def test_a_number_that_is_none_is_found_and_named(value: float, dtype: torch.dty
 
 
 # What a stack means.
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
 
 
 def stack(file: Path, weight: float = 1.0, **values: Any) -> StackConfig:

@@ -21,11 +21,6 @@ from trainer.render.engine import Engine
 SD = families.registry()["sd"]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 @pytest.mark.parametrize("which", ["trained", "trained_style"])
 def test_diffusers_loads_our_file_with_the_same_deltas_and_no_key_left_over(
     which: str, request: pytest.FixtureRequest, engine: Engine, imprimatura_folder: Path

@@ -59,11 +59,6 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def saved(folder: Path, config: Any, base: Path) -> dict[str, Tensor]:
     """A random adapter of PEFT's on Imprimatura's denoiser, saved; what PEFT's merge changes, by `unet.path`."""
     torch.manual_seed(0)
@@ -226,7 +221,7 @@ def test_a_config_that_changes_is_another_adapter_to_the_one_who_keeps_them(
     imprimatura_folder: Path, engine: Engine, tmp_path: Path
 ) -> None:
     saved(tmp_path, VARIANTS["plain"], imprimatura_folder)
-    shelf = Shelf(engine.file_keys, engine.shapes, lambda words, name: None)
+    shelf = Shelf(engine.opened, lambda words, name: None)
     strong = shelf.get(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 40'))

@@ -284,39 +284,14 @@ def test_what_is_sent_is_what_the_folder_holds(trained: runs.Run, own_hub: Any, 
 def test_without_a_login_or_a_name_it_says_so_and_sends_nothing(
     trained: runs.Run, own_hub: Any, tmp_path: Path
 ) -> None:
-    away = {"HF_HOME": str(tmp_path / "hf")}
-    no_login = command(
-        own_hub,
-        trained.folder,
-        "--out",
-        tmp_path,
-        "--repo",
-        "a/b",
-        "--title",
-        "Dots",
-        "--push",
-        "--yes",
-        token="",
-        **away,
-    )
+    named, push = ("--repo", "a/b", "--title", "Dots"), (trained.folder, "--out", tmp_path, "--push", "--yes")
+    no_login = command(own_hub, *push, *named, token="", HF_HOME=str(tmp_path / "hf"))
     assert no_login.returncode == 2 and "hf auth login" in no_login.stderr, no_login
-    no_repo = command(own_hub, trained.folder, "--out", tmp_path, "--push")
+    no_repo = command(own_hub, *push[:-1])
     assert no_repo.returncode == 2 and "--repo OWNER/NAME" in no_repo.stderr
-    no_title = command(own_hub, trained.folder, "--out", tmp_path, "--repo", "a/b", "--push", "--yes")
+    no_title = command(own_hub, *push, *named[:2])
     assert no_title.returncode == 2 and "--push needs --title" in no_title.stderr
-    offline = command(
-        own_hub,
-        trained.folder,
-        "--out",
-        tmp_path,
-        "--repo",
-        "a/b",
-        "--title",
-        "Dots",
-        "--push",
-        "--yes",
-        HF_HUB_OFFLINE="1",
-    )
+    offline = command(own_hub, *push, *named, HF_HUB_OFFLINE="1")
     assert offline.returncode == 2 and "HF_HUB_OFFLINE" in offline.stderr, offline
     assert own_hub.seen == []
 

@@ -19,11 +19,6 @@ from trainer.render import command, grid, picture_metadata
 from trainer.render.engine import Engine
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
 def test_a_picture_restores_its_stack_and_renders_the_same_bytes(
     suffix: str, engine: Engine, trained: Path, tmp_path: Path

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
-from serving_parts import STEPS, Served, asked, openai, picture, random_lora, serving, wait_until
+from serving_parts import STEPS, Served, asked, openai, picture, random_lora, serving, wait_until, with_loras
 
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render import picture_metadata
@@ -29,9 +29,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four LoRAs, and a stack that was saved."""
-    folder = tmp_path_factory.mktemp("served")
-    for number, name in enumerate(("cat", "fox", "ink", "oil")):
-        random_lora(engine, folder / "loras" / f"{name}.safetensors", number)
+    folder = with_loras(engine, tmp_path_factory.mktemp("served"), "cat", "fox", "ink", "oil")
     (folder / "stacks").mkdir()
     (folder / "stacks" / "evening.toml").write_text(
         'base = "imprimatura"\nnegative_prompt = "blue"\nsteps = 3\n[[adapters]]\nname = "ink"\nweight = 0.4\n'

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from serving_parts import Served, asked, made_keys, picture, random_lora, serving, wait_until
+from serving_parts import Served, asked, made_keys, picture, random_lora, serving, wait_until, with_loras
 
 from trainer import system
 from trainer.errors import ConfigError
@@ -36,8 +36,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
-    random_lora(engine, folder / "loras" / "good.safetensors", 1)
+    folder = with_loras(engine, tmp_path_factory.mktemp("served"), "good")
     random_lora(engine, folder / "loras" / "endless.safetensors", 2, size=1e36)
     return folder
 

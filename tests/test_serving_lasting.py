@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_parts import Served, asked, picture, random_lora, served, serving, wait_until
+from serving_parts import Served, asked, picture, random_lora, served, serving, wait_until, with_loras
 from typer.testing import CliRunner
 
 from trainer import cli
@@ -34,10 +34,8 @@ TORN_MASK = (
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
     engine = Engine()
-    for number, name in enumerate(("cat", "fox")):
-        random_lora(engine, folder / "loras" / f"{name}.safetensors", number)
+    folder = with_loras(engine, tmp_path_factory.mktemp("served"), "cat", "fox")
     random_lora(engine, folder / "loras" / "endless.safetensors", 2, size=1e36)
     return folder
 
@@ -154,11 +152,11 @@ def test_numbers_without_bounds_are_found_where_memory_has_a_batch_drawn_in_part
     drawing, sizes = engine._drawing, []
     real = drawing.draw
 
-    def short(batch: Any) -> Any:
-        sizes.append(len(batch.stacks))
-        if len(batch.stacks) > 2:
+    def short(pictures: list[Any]) -> Any:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
             raise MemoryError
-        return real(batch)
+        return real(pictures)
 
     monkeypatch.setattr(drawing, "draw", short)
     with serving(engine, workspace, window_s=2.0, batch_pictures=4) as running, ThreadPoolExecutor(4) as pool:

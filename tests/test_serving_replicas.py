@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_parts import asked, picture, random_lora, wait_until
+from serving_parts import asked, picture, wait_until, with_loras
 from serving_replicas import Here, plan, serving_from
 from typer.testing import CliRunner
 
@@ -44,10 +44,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
-    for number, name in enumerate(("cat", "fox")):
-        random_lora(engine, folder / "loras" / f"{name}.safetensors", number)
-    return folder
+    return with_loras(engine, tmp_path_factory.mktemp("served"), "cat", "fox")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from serving_parts import Served, asked, made_keys, openai, picture, random_lora, serving
+from serving_parts import Served, asked, made_keys, openai, picture, random_lora, serving, with_loras
 from typer.testing import CliRunner
 
 from trainer import cli
@@ -39,9 +39,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
-    random_lora(engine, folder / "loras" / "cat.safetensors", 1)
-    return folder
+    return with_loras(engine, tmp_path_factory.mktemp("served"), "cat")
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,6 @@ def test_every_setting_is_declared_shared_or_a_pictures_own() -> None:
     assert {"version", *OTHER} == set(sharing.SHARED)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def kind(stack: StackConfig, engine: Engine) -> tuple[Any, ...]:
     """What the stack has in common with others of its batch, taken as it stands."""
     return batching.kind(Resolved(stack, engine.latents(stack), {}), engine.opened)

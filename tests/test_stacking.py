@@ -21,12 +21,6 @@ from trainer.render import live, pipeline_call, regions
 from trainer.render.engine import Engine
 from trainer.render.masks import Masks, Places
 
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 # One layer.
 
 

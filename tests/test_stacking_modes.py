@@ -15,11 +15,6 @@ from trainer.render import modes
 from trainer.render.engine import Engine
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 def rewritten(path: Path, engine: Engine, to: Path) -> Path:
     """The same updates with other numbers in the file, so that its hash is another: each up doubled, its scale
     halved.

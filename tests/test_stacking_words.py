@@ -18,12 +18,6 @@ from trainer.errors import AdapterError, UserError
 from trainer.render import regions, strength
 from trainer.render.engine import Engine
 
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("imprimatura", device="cpu", dtype="float32")
-
-
 # Names, hashes, prompts.
 
 

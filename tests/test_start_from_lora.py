@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.branches import RICH, drawn, losses, same, step_0, stopped, trained, weights_of
-from tests.small_runs import config
+from tests.branches import RICH, drawn, losses, same, settings_of, step_0, stopped, trained, weights_of
 from trainer import families, methods, presets, runs, session, start_weights
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, UserError
@@ -24,10 +23,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_dots: Callable[..., 
 
 @pytest.fixture(scope="module")
 def settings(tiny: Path, pictures: Path) -> Callable[..., TrainConfig]:
-    def made(**changes: object) -> TrainConfig:
-        return session.absolute(config(tiny, pictures, **({"keep_checkpoints": 9} | changes)))
-
-    return made
+    return settings_of(tiny, pictures)
 
 
 @pytest.fixture(scope="module")

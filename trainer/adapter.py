@@ -131,6 +131,7 @@ class Attachment:
     def detach(self) -> None:
         """Take the adapter off: the model's modules and weights as they were before, bit for bit."""
         self._put(self.originals)
+        # PEFT's wrapper goes; the module that it holds was never copied, so its bits are the old ones.
         for path, layer in self.layers.items():
             parent, _, name = path.rpartition(".")
             setattr(self.model.get_submodule(parent), name, layer.get_base_layer())
@@ -250,6 +251,7 @@ def _inject(model: nn.Module, settings: Any, seed: int, from_base: bool, starts_
         layer.train(model.training)
         if path in before:
             layer.get_base_layer().weight.data = before[path][0]  # PEFT put another tensor there
+    # PEFT has taken the factors out already, in the base's dtype; `_take_out_of_base` does it again in float32.
     attachment._put(attachment.originals)
     for parameter in attachment.parameters().values():
         parameter.data = parameter.data.float()
@@ -310,6 +312,7 @@ def _take_out_of_base(attachment: Attachment, start: str, saved: dict[str, Tenso
 
         # What they don't hold of the weight stays in the base.
         attachment.initial[path] = (pair[0], pair[1])
+        # W - s B0 A0, computed in float32 and rounded once to the base's dtype.
         weight.data.copy_(weight.float() - layer.scaling[ADAPTER] * (pair[1] @ pair[0]))
 
 

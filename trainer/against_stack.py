@@ -105,7 +105,8 @@ def overlap(bases: Bases, energy: float, pairs: dict[str, tuple[Tensor, Tensor, 
     for path, (down, up, scale) in pairs.items():
         if path in bases:
             outs, ins = bases[path]
+            # ||P_out (s U D) P_in||^2 with orthonormal bases: the part that writes and reads where the stack does.
             inside = scale * (outs.T @ up.flatten(1)) @ (down.flatten(1) @ ins)  # (r_out, r_in), never (out, in)
             terms.append(inside.square().sum())
     total: Tensor = sum(terms[1:], terms[0]) if terms else torch.zeros(())
-    return total / max(energy, 1e-12)
+    return total / max(energy, 1e-12)  # a share of the stack's own strength: the penalty means the same for every stack

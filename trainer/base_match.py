@@ -80,7 +80,7 @@ def header_of(base: str, family: str) -> dict[str, str]:
 
 def shared(headers: Iterable[dict[str, str]]) -> dict[str, str]:
     """What to say of the base in a file made of several; nothing where they name different ones."""
-    named = {told(metadata) for metadata in headers}
+    named = {origin_in_header(metadata) for metadata in headers}
     base = named.pop() if len(named) == 1 else None
     return {NAME_KEY: base.name, **header(base)} if base else {}
 
@@ -90,7 +90,7 @@ def differing(files: Iterable[Path]) -> str:
 
     Raises: AdapterError.
     """
-    bases_by_file = {file.name: told(lora_file.read_header(file).metadata) for file in files}
+    bases_by_file = {file.name: origin_in_header(lora_file.read_header(file).metadata) for file in files}
     if len({base for base in bases_by_file.values() if base}) < 2:
         return ""
     named = ", ".join(f"{name} on {base}" for name, base in bases_by_file.items() if base)
@@ -100,7 +100,7 @@ def differing(files: Iterable[Path]) -> str:
 # What a LoRA says of it.
 
 
-def told(metadata: dict[str, str]) -> Origin | None:
+def origin_in_header(metadata: dict[str, str]) -> Origin | None:
     """The base that a LoRA's header names; None if it names none."""
     # Our recipe's word counts before kohya's, whose name may be a file's of that day.
     recipe = lora_file.recipe_of(metadata)
@@ -123,7 +123,7 @@ def warning(file: Path, base: Origin) -> str:
 
     Raises: AdapterError.
     """
-    origin = told(lora_file.read_header(file).metadata)
+    origin = origin_in_header(lora_file.read_header(file).metadata)
     if origin is None:
         return ""
 
@@ -157,7 +157,7 @@ def at_home(file: Path, base: str = "") -> str:
 
     Raises: UserError if `base` isn't here.
     """
-    origin = told(lora_file.read_header(file).metadata)
+    origin = origin_in_header(lora_file.read_header(file).metadata)
     if origin is None:
         return ""
     wanted = base or origin.name

@@ -38,10 +38,10 @@ class Strengths:
         variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
         return float(self.mean[first] - self.mean[second]), float(variance)
 
-    def against_average(self, one: int) -> tuple[float, float, float]:
+    def against_average(self, candidate: int) -> tuple[float, float, float]:
         """The share of votes that it wins against an average one, and the ends of the 95 % interval of that."""
         contrast = np.full(len(self.mean), -1 / len(self.mean))
-        contrast[one] += 1
+        contrast[candidate] += 1
         middle = float(contrast @ self.mean)
         half = Z_95 * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
         return _share(middle), _share(middle - half), _share(middle + half)
@@ -64,6 +64,7 @@ def fit(num: int, votes: Sequence[Vote], prior_sd: float = PRIOR_SD) -> Strength
         gradient, hessian = -mean / prior_sd**2, precision.copy()
         np.add.at(gradient, first, won - chance)
         np.add.at(gradient, second, chance - won)
+        # Fisher information of one vote: most where the outcome is open.
         information = chance * (1 - chance)
         for row, column, sign in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
             np.add.at(hessian, (row, column), sign * information)
@@ -94,6 +95,8 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     level = log_ratio(unit)
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
+        # A point on the ellipse through the last draw and a fresh one, as likely as a random share of it;
+        # the bracket shrinks towards the last draw, angle 0, until one is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)
         low, high = angle - 2 * np.pi, angle
@@ -126,9 +129,9 @@ def worth(strengths: Strengths, generator: np.random.Generator) -> Vector:
 def rival(strengths: Strengths) -> tuple[int, int, float]:
     """The strongest, the one that is hardest to tell from it, and how many standard deviations lie between them."""
     leader = int(strengths.mean.argmax())
-    others = [one for one in range(len(strengths.mean)) if one != leader]
-    distances = [distance / max(variance, 1e-12) ** 0.5
-                 for distance, variance in (strengths.difference(leader, one) for one in others)]  # fmt: skip
+    others = [candidate for candidate in range(len(strengths.mean)) if candidate != leader]
+    apart = [strengths.difference(leader, candidate) for candidate in others]
+    distances = [distance / max(variance, 1e-12) ** 0.5 for distance, variance in apart]
     nearest = int(np.argmin(distances))
     return leader, others[nearest], distances[nearest]
 
@@ -137,6 +140,7 @@ def votes_needed(strengths: Strengths, first: int, second: int) -> float:
     """About how many votes more between the two tell them apart with 95 % confidence, if they are as strong as now."""
     distance, variance = strengths.difference(first, second)
     chance = _share(distance)
+    # Told apart at distance = Z sd; votes add p (1 - p) of information each to the 1 / variance that there is.
     wanted = Z_95**2 / max(distance**2, 1e-12) - 1 / variance
     return max(0.0, wanted / (chance * (1 - chance)))
 

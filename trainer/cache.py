@@ -33,6 +33,7 @@ _KEPT_BYTES = 1 << 30
 
 def key(*parts: object) -> str:
     """The name of an entry made from these parts."""
+    # A mark between the parts, so that ("ab", "c") and ("a", "bc") are two entries.
     return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -61,6 +62,7 @@ class Store:
 
         # Made anew.
         if entry is None:
+            # A file that was there and was no entry; `lexists`, since a broken link counts too.
             self.num_damaged += os.path.lexists(path)
             entry = _compute(compute)
             try:

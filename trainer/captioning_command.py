@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.printing import plain, printable
+from trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
     from trainer.captioning.writing import Captioned, Event, Skipped
@@ -41,7 +42,6 @@ def caption(
 ) -> None:
     """Write captions beside pictures that have none, by a model on this machine; one edit, which can be undone."""
     from trainer.captioning import kinds, rules, writing
-    from trainer.stopping import StopRequest
 
     asked = rules.rules(purpose, trigger, leave_out)
     opener = kinds.opener(model, asked.purpose, instruction)

@@ -82,7 +82,7 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         raise
     system.sync_folder(temporary)
     final = parent / name(step)
-    if final.exists():  # only a damaged one can be: a good one would have been resumed from
+    if final.exists():  # only a damaged checkpoint can be here: from a good one the run would have gone on
         shutil.rmtree(final)
     system.replace(temporary, final)
     system.sync_folder(parent)

@@ -105,6 +105,7 @@ class Delta:
 
     def squared_norm(self) -> float:
         """From the two r x r Gram matrices, without the dense product."""
+        # ||U D||^2 = tr(D^T U^T U D) = sum of (D D^T) * (U^T U), elementwise. In float64: squares of float16 overflow.
         down, up = self.down.flatten(1).double(), self.up.flatten(1).double()
         return float(((down @ down.T) * (up.T @ up)).sum()) * self.scale**2
 
@@ -190,7 +191,7 @@ class Decomposed:
         axes = [axis for axis in range(turned.ndim) if axis != self._axis]
         sides = [-1 if axis == self._axis else 1 for axis in range(turned.ndim)]
         norms = torch.linalg.vector_norm(turned, dim=axes, keepdim=True)
-        # A row of zeros stays one, whatever length it should have.
+        # A row of zeros stays zero, whatever length it should have.
         change: Tensor = self.lengths.to(base.device, dtype).reshape(sides) / norms.clamp_min(1e-30) * turned - weight
         return change
 
@@ -258,6 +259,7 @@ def largest(updates: list[Any]) -> dict[str, Any]:
     """The rank that holds all of these scaled updates, and the alpha that gives most of them their own scale."""
     rank = max(int(update.rank) for update in updates)
     scale, _ = Counter(float(update.scale) for update in updates).most_common(1)[0]
+    # A scale that no `alpha` can express is left at 1; `widened` then takes the difference into `up`.
     alpha = scale * rank
     return {"rank": rank, "alpha": alpha if 0 < alpha <= 1024 else float(rank)}
 
@@ -271,6 +273,7 @@ def widened(pair: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor], factor: f
     rank, room = down.shape[0], fresh[0].shape[0]
     if rank > room:
         raise ValueError(f"has rank {rank}, and is trained with {room}")
+    # Beyond the old rank down stays random and up is 0: they add nothing, but up has a gradient and so learns.
     wide_down, wide_up = fresh[0].clone(), fresh[1].new_zeros(fresh[1].shape)
     wide_down[:rank] = down.reshape(rank, *fresh[0].shape[1:]).to(wide_down)
     scaled = up.to(wide_up) if factor == 1 else up.to(wide_up) * factor

@@ -34,6 +34,7 @@ class World:
 
     def rows(self, num: int) -> list[int]:
         """Which of a batch's `num` rows are this process's."""
+        # Every size-th: shares differ by one row at most, also where a batch is small.
         return list(range(self.rank, num, self.size))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -290,7 +290,7 @@ def _summary(
     if not usable:
         return "This machine can't train or render yet: torch does not work here."
 
-    # Small bases run anywhere; for large ones the GPU counts.
+    # Small bases run anywhere; for large bases the GPU counts.
     best = next((device for device in usable if device.device != "cpu"), usable[0])
     small = "can train and render on Imprimatura in minutes"
     if missing:

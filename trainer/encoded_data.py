@@ -24,7 +24,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.families.contract import Family
 
 Conditioning = dict[str, Tensor]
-# Of how pictures and captions are read and encoded: with another one nothing old is found. 3: profiles are followed.
+# Of how pictures and captions are read and encoded: with another number nothing old is found. 3: profiles are followed.
 _VERSION = 3
 
 
@@ -110,7 +110,7 @@ class EncodedData:
 
     def all_captions(self) -> list[str]:
         """Every string that may be asked of the text encoder, sorted."""
-        # Those of measuring, of training, and of preservation; and the empty one, for dropped captions.
+        # Those of measuring, of training, and of preservation; and the empty string, for dropped captions.
         sets = [self.dataset.items, self.heldout.items if self.heldout else []]
         held = [self.measured_caption(item) for items in sets for item in items]
         own = [caption for wordings in self.wordings for caption in wordings]

@@ -42,6 +42,7 @@ class _Watched:
         rows = torch.cat(self.waiting) if self.waiting else torch.zeros(0, 0)
         if not len(rows):
             return rows
+        # About their mean, as the PCA takes them.
         right: Tensor = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[2]
         return right[: min(self.num, len(rows))]
 

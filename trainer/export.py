@@ -19,6 +19,7 @@ from trainer.errors import RunError
 from trainer.lora_file import names, renaming
 from trainer.training_model import TrainingModel
 
+# Of an update's norm: twice the dtype's epsilon, since both factors are rounded; in float32 the sums count as well.
 _TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 _PLAIN = {"lora_down.weight", "lora_up.weight", "alpha"}
 _LENGTHS = "dora_scale"  # of DoRA

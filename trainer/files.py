@@ -57,6 +57,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 
     A line that was torn, where the machine went down, swallows none of them.
     """
+    # The newline comes first: it ends a line that was torn, and readers pass over an empty one.
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(b"\n" + b"".join(line.encode("utf-8", "replace") + b"\n" for line in lines))

@@ -99,6 +99,7 @@ def train(
         learning_rate = optim.set_rate(optimizer, config, step)
         try:
             learned = learn(model, step)
+            # Divided by the loss scale before they are clipped, so that the limit means the same in every dtype.
             model.scaler.unscale_(optimizer)
             gradient = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm)
             total = world.sum(learned.losses.sum())
@@ -124,6 +125,7 @@ def train(
         optimizer.step()
         model.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        # After the limits, so that what is logged and checked is what is saved.
         model.limit_norms()
         length = torch.nn.utils.get_total_norm(parameters.values())
         if mean:
@@ -251,7 +253,7 @@ def _changed(model: TrainingModel, optimizer: torch.optim.Optimizer, step: int, 
             raise error
         event = Warned(sentence)
     optimizer.zero_grad(set_to_none=True)
-    # A new scaler with the old one's scale: the old one may have begun to divide this step's gradients.
+    # A new scaler with the old scale: the old scaler may have begun to divide this step's gradients.
     model.scaler = scaling.scaler(model.device, model.scaler.is_enabled(), model.scaler.state_dict())
     return event
 

@@ -43,6 +43,7 @@ def draw_timesteps(
     low, high, last = config.timesteps_low, config.timesteps_high, schedule.num_timesteps
     if schedule.prediction == "flow":
         return (last * (low + (high - low) * share)).clamp(1, last).float()
+    # A narrow range still holds one timestep, the last one at most.
     first = min(_steps_below(low, last), last - 1)
     count = max(1, _steps_below(high, last) - first)
     return first + (count * share).floor().clamp(0, count - 1).long()
@@ -62,6 +63,7 @@ def _quantiles(config: ObjectiveConfig, size: int, rng: torch.Generator) -> Tens
     if config.timesteps not in ("mode", "uniform"):
         raise choices.unknown(config, "timesteps", "objective.")
     u = torch.rand(size, generator=rng)
+    # Positive scales favour the middle of the schedule, negative ones its ends ("mode sampling with heavy tails").
     if config.timesteps == "mode":
         u = 1 - u - config.timesteps_mode_scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
     return u.double().clamp(0, 1)
@@ -119,6 +121,7 @@ def _pyramid(noise: Tensor, levels: int, discount: float, rng: torch.Generator) 
     for level in range(1, levels + 1):
         coarser = (2 + 2 * float(torch.rand((), generator=rng))) ** level
         size = max(1, int(height / coarser)), max(1, int(width / coarser))
+        # Each channel as a picture of its own: a family's latents may have an axis of frames, which `bilinear` refuses.
         coarse = torch.randn((math.prod(noise.shape[:-2]), 1, *size), generator=rng)
         mixed = mixed + discount**level * F.interpolate(coarse, (height, width), mode="bilinear").reshape(noise.shape)
         if 1 in size:  # nothing is coarser than one value a side

@@ -64,7 +64,7 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
     """The product as models compute it in this dtype."""
     if left.dtype == torch.int8:
         return torch._int_mm(left, right)
-    if left.element_size() == 1:  # float8; it wants the right one stored by columns
+    if left.element_size() == 1:  # float8, whose kernel wants the right matrix stored by columns
         scale = torch.ones((), device=left.device)
         by_columns = right.t().contiguous().t()
         return torch._scaled_mm(left, by_columns, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)

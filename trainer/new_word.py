@@ -37,7 +37,7 @@ class Word:
             for encoder, table in tables.items()
         }
 
-        # The word as tokens after the last one, a token for each vector. Two encoders may share one tokenizer.
+        # The word as tokens behind the tokenizer's last, a token for each vector. Two encoders may share one tokenizer.
         firsts = {encoder: len(tokenizer) for encoder, tokenizer in tokenizers.items()}
         words = [config.token, *(f"{config.token}_{number}" for number in range(1, config.vectors))]
         for tokenizer in {id(tokenizer): tokenizer for tokenizer in tokenizers.values()}.values():
@@ -53,6 +53,7 @@ class Word:
             encoder: nn.Parameter(start.clone() if saved is None else saved[self._parameter(encoder)].to(start.device))
             for encoder, start in self.start.items()
         }
+        # The table itself stays as it is: made longer, it would be all trained, or copied at every step.
         self._shown = {
             encoder: _Shown(table, firsts[encoder], self.vectors[encoder]) for encoder, table in tables.items()
         }
@@ -122,4 +123,5 @@ def _start(tokenizer: Any, table: nn.Embedding, config: InversionConfig) -> Tens
             f"common word."
         )
     rows = table.weight.detach()[torch.tensor(ids, device=table.weight.device)].float()
+    # A start word of fewer tokens than there are vectors is said over and over.
     return torch.stack([rows[number % len(rows)] for number in range(config.vectors)])

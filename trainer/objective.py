@@ -36,7 +36,7 @@ class Schedule:
 
 def flow_schedule(scheduler: Mapping[str, Any]) -> Schedule:
     """The schedule of a flow base, from the configuration of its `FlowMatchEulerDiscreteScheduler`."""
-    # A shift that goes by the picture's size, or one for all sizes: the same at both ends.
+    # A shift that goes by the picture's size, or a shift for all sizes: the same at both ends.
     if scheduler.get("use_dynamic_shifting"):
         few, many = int(scheduler.get("base_image_seq_len", 256)), int(scheduler.get("max_image_seq_len", 4096))
         ends = (few, float(scheduler.get("base_shift", 0.5))), (many, float(scheduler.get("max_shift", 1.15)))

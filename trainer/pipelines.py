@@ -72,6 +72,7 @@ def flow_schedule(pipe: Any) -> Schedule:
 
 def encode_image(pipe: Any, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], shifted and scaled as the denoiser knows them."""
+    # The mean, not a draw: latents are cached, and alike in every epoch.
     latents: Tensor = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
     scale, shift = float(pipe.vae.config.scaling_factor), float(getattr(pipe.vae.config, "shift_factor", None) or 0)
     return (latents - shift) * scale

@@ -26,7 +26,7 @@ class Previews:
         config = self.model.config
         for number, prompt in enumerate(config.preview.prompts if config.preview_every_steps else ()):
             try:
-                # One file a step and prompt: a resumed run draws the same ones again over the old.
+                # One file a step and prompt: a resumed run draws the same pictures again over the old files.
                 name = f"samples/step-{step:06d}-{number + 1}.png"
                 (self.run.folder / "samples").mkdir(exist_ok=True)
                 picture = self.draw(prompt)  # in every process, where the base is sharded

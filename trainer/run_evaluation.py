@@ -183,7 +183,7 @@ class Evaluation:
             return
         assert self.fold_verdict or self.last_measured
 
-        # The best step's weights, exported like any adapter, and then the last ones again.
+        # The best step's weights, exported like any adapter, and then the last step's again.
         step, reason = self.fold_verdict or (self.judge.best_step, self.judge.reason(*self.last_measured))  # type: ignore[misc]
         parameters = self.model.parameters()
         kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}

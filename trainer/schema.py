@@ -18,7 +18,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-SET = "set"  # in `only_with`: any value but an empty or zero one
+SET = "set"  # in `only_with`: any value that isn't empty or zero
 # By dotted setting, or a fact such as `prediction`: the values with which the setting is read, or SET.
 OnlyWith = dict[str, Any]
 # What a path-valued setting names, and so what the page looks it up among.

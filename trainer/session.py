@@ -175,7 +175,7 @@ def start(
     if config.validation.folds and world and world.size > 1:
         raise ConfigError("validation.folds trains in one process; start it without torchrun.")
 
-    # The run's folder; its name is the first process's, since the one that was asked for may be taken.
+    # The run's folder; its name is the first process's, since the name that was asked for may be taken.
     world = world or World()
     if run is not None:
         return run, _events(config, run, dataset, heldout, world)
@@ -341,7 +341,7 @@ def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Cal
     order, count = folds.shuffled(dataset, config.seed), config.validation.folds
     settings = config.model_copy(update={"validation": ValidationConfig(), "preview_every_steps": 0})
     for number in range(count):
-        # A run of its own below this one, which shares its cache.
+        # A run of its own below this run, whose cache it shares.
         folder = run.folder / "folds" / str(number + 1)
         folder.mkdir(parents=True, exist_ok=True)
         fold = Run(folder, cache_folder=run.cache)

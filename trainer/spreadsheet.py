@@ -32,7 +32,7 @@ def reader(lines: Iterable[str], strict: bool) -> Reader:
             break
     first = early[-1] if early else ""
 
-    # Excel's own line is no row. It becomes an empty one, so that the numbers of the others stay.
+    # Excel's own line is no row. It becomes an empty row, so that the numbers of the others stay.
     declared = re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE)
     if declared:
         early[-1] = "\n"

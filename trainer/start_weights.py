@@ -92,6 +92,7 @@ def of_config(config: TrainConfig, run: runs.Run | None = None) -> Source | None
     """
     if not config.start.source:
         return None
+    # A run's own copy first: what the settings name may have been trained on, renamed or removed since.
     kept = sorted((run.folder / FOLDER).glob("[!.]*")) if run else []
     path = next((path for path in kept if path.suffix not in (".toml", ".json")), None) or place(config.start.source)
     if path.is_file():
@@ -121,6 +122,7 @@ def keep(config: TrainConfig, run: runs.Run) -> None:
         shutil.copyfile(path, unnamed / path.name)
     else:
         shutil.copy2(path.parents[1] / "config.toml", unnamed / "config.toml")
+        # Links where the disk has them: a checkpoint's files are never written again, and may be large.
         shutil.copytree(
             path, unnamed / path.name, copy_function=lambda old, new: system.link_or_copy(Path(old), Path(new))
         )
@@ -349,7 +351,9 @@ def _put(model: TrainingModel, path: Path, shapes: dict[str, tuple[int, ...]]) -
 def _fill(own: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
     """Write values into parameters of those names. Raises: ValueError if they are others."""
     if own.keys() != values.keys() or any(own[name].shape != values[name].shape for name in own):
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in values.items())
-        raise ValueError(f"has {found}, and is trained as {', '.join(f'{k} {tuple(v.shape)}' for k, v in own.items())}")
+        has, trained = (
+            ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) for tensors in (values, own)
+        )
+        raise ValueError(f"has {has}, and is trained as {trained}")
     for name, value in values.items():
         own[name].data.copy_(value)

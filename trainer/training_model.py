@@ -140,7 +140,8 @@ class TrainingModel:
                 f"inversion.token is {word!r}, which is in no caption, so nothing trains it; write it in the captions."
             )
 
-        # The first process fills the cache while the others wait; they then find everything in it.
+        # The first process fills the cache while the others wait; they then find everything in it. Hence two waits: the
+        # others stand at theirs before they read, the first process at its own after it has written.
         if not self.world.first:
             self.world.wait()
         counted = self.encoded.fill(not self.trains_text, stop, tell)
@@ -220,7 +221,7 @@ class TrainingModel:
 
     def _fuse(self) -> bool:
         """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
-        # A list, not a generator: every component is fused, also after one that can't be.
+        # A list, not a generator: every component is fused, also behind a component that can't be.
         return all(
             [fused_lora.fuse(attached.layers.values(), ADAPTER, self.dtype) for attached in self.attachments.values()]
         )
@@ -264,7 +265,7 @@ class TrainingModel:
 
     def image_tokens(self, latents: Tensor) -> int:
         """How many tokens the denoiser makes of latents (B, C, h, w); what a resolution-aware shift goes by."""
-        return int(latents.shape[-1] * latents.shape[-2]) // 4  # one for 2 x 2 latents
+        return int(latents.shape[-1] * latents.shape[-2]) // 4  # a token for 2 x 2 latents
 
     def whole_frames(self, latents: Tensor) -> Tensor:
         """The frames (B, 6) of latents (B, C, h, w) of pictures as they are, nothing scaled and nothing cut off."""
@@ -277,7 +278,7 @@ class TrainingModel:
         """These rows of a batch, sent to the device without waiting for it."""
         captions, frames = [batch.captions[row] for row in rows], batch.frames[rows]
         return Part(
-            number=batch.number * 1000 + rows[0],
+            number=batch.number * 1000 + rows[0],  # seeds its dropout: no two parts of a run share one
             noised=self._send(noised[rows]).to(self.dtype),
             timesteps=self._send(timesteps[rows]),
             target=self._send(target[rows]),

@@ -48,6 +48,7 @@ def losses(questions: Questions, schedule: Schedule, predict: Predict, batch_siz
     `predict(noised (B, C, h, w), timesteps (B,), captions, frames (B, 6))` answers a batch, of pictures of one shape.
     """
     # Every picture at every timestep, those of one shape beside each other; the sort is stable.
+    # Middles, not ends: at the ends of the schedule nothing, or nothing of the picture, is left to predict.
     middles = (torch.arange(NUM_TIMESTEPS) + 0.5) / NUM_TIMESTEPS * schedule.num_timesteps
     pairs = [(picture, decile) for picture in range(len(questions.latents)) for decile in range(NUM_TIMESTEPS)]
     pairs.sort(key=lambda pair: tuple(questions.latents[pair[0]].shape))
@@ -147,13 +148,14 @@ class Judge:
         if not self.best or float(losses_now.mean()) < sum(self.best) / len(self.best):
             self.best_step, self.best, self.best_gain, self.num_worse = step, losses_now.tolist(), gain(base, now), 0
             return True
+        # Clearly worse only where the whole interval lies above the best: held-out sets are small and losses noisy.
         self.num_worse = self.num_worse + 1 if self._rise(losses_now)[0] > 0 else 0
         return False
 
     def _rise(self, now: Tensor) -> tuple[float, float]:
         """95 % interval of how far the loss lies above the best's, relative to it."""
         low, high = interval(torch.tensor(self.best, dtype=torch.float64), now)
-        return -high, -low
+        return -high, -low  # a gain of -x is a rise of x, so that the ends change places
 
     def alarm(self, step: int) -> Overtrained | None:
         """The alarm, once: when the loss has been clearly above its best for several measurements in a row."""

@@ -217,7 +217,7 @@ class _Tab:
         """How far the files of a run's steps are, in turns; nothing for what needs none."""
         if held[self.file] or held[self.source] != _RUN:
             return
-        rendering, began, said = Rendering(), time.monotonic(), -1
+        rendering, began, last_seconds = Rendering(), time.monotonic(), -1
         work = Work(rendering, lambda: checkpoint_grids.write_files(self.context, held[self.run], rendering))
         hidden = {
             self.plan: gr.update(visible=False),
@@ -226,8 +226,8 @@ class _Tab:
         try:
             # A turn each second, at which it can be cancelled.
             for _ in work.turns():
-                if (seconds := int(time.monotonic() - began)) != said:
-                    said = seconds
+                if (seconds := int(time.monotonic() - began)) != last_seconds:
+                    last_seconds = seconds
                     words = views.notice_html("plain", say("batch.reading", seconds=seconds), [])
                     shown = gr.update(value=words, visible=True)
                     yield {self.plan: shown, self.cancel: gr.update(value=say("button.cancel"), visible=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.context import get_blocks_context
@@ -32,9 +32,6 @@ from trainer.config import weights as typed
 from trainer.config.stack import USUAL_WEIGHT
 from trainer.errors import AdapterError, ConfigError
 from trainer.render import modes, samplers
-
-if TYPE_CHECKING:
-    from trainer.render.engine import Engine
 
 TITLE = say("page.stack")
 ORDER = 30
@@ -173,8 +170,8 @@ class _Tab:
         # Everything that makes the picture another one, for Live: what a person sets, and what sets it for them.
         live: dict[str, Any] = {"inputs": {*inputs, stage.live}, "outputs": shown, **lane}
         own = [part for key, part in fields.items() if key != "base"]
-        told = [stage.asked.change, stage.live.input]
-        gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *told], self.draw_live, **live)
+        asked_for = [stage.asked.change, stage.live.input]
+        gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *asked_for], self.draw_live, **live)
         self.panel.html.used(self.draw_live, **live)
         put = self.shelf.connect(fields["base"], fields["family"])
         for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled):
@@ -233,21 +230,17 @@ class _Tab:
 
     @mended_turns
     def draw_strip(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
-        stack = self._stack(held)
-
-        def make(engine: Engine, expect: sheets.Expect) -> sheets.Sheet:
-            return sheets.of_each(engine, stack, expect)
-
-        yield from self.stage.sheet(self._desk(request), stack, make, f"{_STRIP}{stack.seed}")
+        stack, desk = self._stack(held), self._desk(request)
+        yield from self.stage.sheet(
+            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{_STRIP}{stack.seed}"
+        )
 
     @mended_turns
     def draw_modes(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
-        stack = self._stack(held)
-
-        def make(engine: Engine, expect: sheets.Expect) -> sheets.Sheet:
-            return sheets.of_modes(engine, stack, expect)
-
-        yield from self.stage.sheet(self._desk(request), stack, make, f"{MODES}{stack.seed}")
+        stack, desk = self._stack(held), self._desk(request)
+        yield from self.stage.sheet(
+            desk, stack, lambda engine, expect: sheets.of_modes(engine, stack, expect), f"{MODES}{stack.seed}"
+        )
 
     # What fills the form.
 

@@ -169,8 +169,8 @@ class _Tab:
         reset = {*fields, self.filled}
         self.finder.lines.reset(self.reset, reset, self.form.parts(), **once, **still).then(**look)
         search: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **still}
-        found = [*self.form.parts(), *self._top_folds()]
-        self.finder.search.change(self.find, {*fields, self.finder.search}, found, **search)
+        shown_by_search = [*self.form.parts(), *self._top_folds()]
+        self.finder.search.change(self.find, {*fields, self.finder.search}, shown_by_search, **search)
 
         self.dataset.change(trigger_mode="always_last", **look)
         self.again.tick(**look)

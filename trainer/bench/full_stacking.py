@@ -84,10 +84,10 @@ class _Bench:
         device, kind = engine.pipe.device, engine.pipe.dtype
         with torch.no_grad():
             latents = self.family.encode_image(engine.pipe, torch.zeros(1, 3, size_px, size_px))
-            (told,) = self.family.encode_text(engine.pipe, ["a fox"], 1)
+            (encoded,) = self.family.encode_text(engine.pipe, ["a fox"], 1)
         noised = torch.randn((rows, *latents.shape[1:]), generator=torch.Generator().manual_seed(0)).to(device, kind)
         frame = torch.tensor([size_px, size_px, 0, 0, size_px, size_px], device=device)
-        conditioning = self.family.prepare_batch([{**told, "frame": frame}] * rows)
+        conditioning = self.family.prepare_batch([{**encoded, "frame": frame}] * rows)
         timesteps = torch.full((rows,), 500, device=device)
 
         def call(pipe: Any) -> None:

@@ -249,11 +249,11 @@ def _cached(job: Job, pipe: Any, family: Family) -> tuple[Tensor, list[dict[str,
     with torch.no_grad():
         images = torch.rand(job.batch, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
         latents = torch.cat([family.encode_image(pipe, image[None]) for image in images])
-        told = family.encode_text(pipe, [_CAPTION.format(number) for number in range(job.batch)], 1)
+        encoded = family.encode_text(pipe, [_CAPTION.format(number) for number in range(job.batch)], 1)
     frame = torch.tensor([*size, 0, 0, *size], device=latents.device)
     for name in [name for name, part in pipe.components.items() if name == "vae" or name.startswith("text_encoder")]:
         setattr(pipe, name, None)
-    return latents, [{**row, "frame": frame} for row in told]
+    return latents, [{**row, "frame": frame} for row in encoded]
 
 
 def _epsilon(pipe: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:

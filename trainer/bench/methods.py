@@ -66,12 +66,12 @@ def _learn(name: str, steps: int, scratch: Path) -> Learned:
     ]
     config = session.preset_config(PLAIN, str(EXAMPLES / "train"), str(EXAMPLES / "heldout"), overrides)
     _, stream = session.start(config, scratch, "x", None)
-    said = list(stream)
-    assert isinstance(said[-1], Finished)
-    measured = [event for event in said if isinstance(event, Validated)]
-    seconds = sorted(event.seconds for event in said if isinstance(event, Step))
+    happened = list(stream)
+    assert isinstance(happened[-1], Finished)
+    measured = [event for event in happened if isinstance(event, Validated)]
+    seconds = sorted(event.seconds for event in happened if isinstance(event, Step))
     last, best = measured[-1], max(measured, key=lambda event: event.gain)
-    trainable = next(event.num_trainable for event in said if isinstance(event, Started))
+    trainable = next(event.num_trainable for event in happened if isinstance(event, Started))
     return Learned(
         name, trainable, seconds[len(seconds) // 2], last.gain, last.gain_low, last.gain_high, best.gain, best.step
     )

@@ -149,8 +149,8 @@ class _Child:
         while self.is_at_gate(deadline):  # until all it printed is read
             self._is_at_gate = None
         self.errors.seek(0)
-        said = f"ended by signal {-code}" if code < 0 else self.errors.read() or f"ended with status {code}"
-        return Ended(self.task.name, tuple(self.lines), said if code else "")
+        reason = f"ended by signal {-code}" if code < 0 else self.errors.read() or f"ended with status {code}"
+        return Ended(self.task.name, tuple(self.lines), reason if code else "")
 
     def end(self) -> None:
         """End it if it runs still."""

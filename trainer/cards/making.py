@@ -145,7 +145,7 @@ def _header(lora: Path | None) -> dict[str, str]:
 
 def _base(name: str, metadata: dict[str, str]) -> dict[str, Any]:
     """The base by name and hashes; a hub id says where it can be had."""
-    told = base_match.told(metadata) if metadata else None
+    told = base_match.origin_in_header(metadata) if metadata else None
     address = f"https://huggingface.co/{name}" if name.count("/") == 1 else ""
     hashes = {"sha256": told.sha256, "file_sha256": told.file_sha256} if told else {}
     return BaseOrigin(name=plain(name, 199), source_url=address).model_dump() | hashes

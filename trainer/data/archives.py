@@ -65,7 +65,7 @@ def fill(folder: Path, path: Path) -> uploads.Report:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    # Beside the target, so that putting it in its place is one rename.
+    # Beside the target, so that it is put in its place by a single rename.
     with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=path.parent) as scratch:
         unpacked = Path(scratch) / "whole"
         unpacked.mkdir()

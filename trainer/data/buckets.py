@@ -128,7 +128,7 @@ def _wide_buckets(resolution_px: int, step: int, lowest_px: int, max_aspect_rati
 
 def _nearest(wide: tuple[Bucket, ...], width_px: int, height_px: int) -> Bucket:
     """The bucket nearest in log aspect ratio; the larger of two equally near ones."""
-    # Rounded, so that two ratios that are equal but for float error are a tie, which the larger one wins.
+    # Rounded, so that two ratios that are equal but for float error are a tie, which the larger bucket wins.
     wanted = math.log(max(width_px, height_px) / min(width_px, height_px))
     width, height = min(
         wide, key=lambda bucket: (round(abs(math.log(bucket[0] / bucket[1]) - wanted), 9), -bucket[0] * bucket[1])

@@ -203,7 +203,7 @@ def profile_of(space: Space) -> bytes:
         f">4sIHH{len(curve)}i", b"para", 0, 3 if len(curve) > 1 else 0, 0, *(round(65536 * value) for value in curve)
     )
 
-    # The table of tags, and behind it the values; the three curves are one.
+    # The table of tags, and behind it the values; the three curves are the same bytes.
     start = 128 + 4 + 12 * 7  # header, number of tags, their entries
     tags, body = [], b""
     for name, value in zip((b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ"), values, strict=True):

@@ -21,7 +21,7 @@ from trainer.errors import DataError
 FOLDER = other_tools_files.EDITS
 SIDECARS = (*CAPTION_SUFFIXES, ".json")
 _HISTORY = "history.jsonl"
-_MOST = 2**34
+_MOST = 2**34  # of an edit's number, and of seconds since 1970 (the year 2514)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICTURES = (*IMAGE_SUFFIXES, *FOREIGN_SUFFIXES)
 _MOVED = (*_PICTURES, *SIDECARS)

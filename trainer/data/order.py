@@ -66,6 +66,7 @@ class Order:
         """The samples of one batch, all of one bucket."""
         epoch, place = divmod(number, self.num_batches)
         indexes = self._epoch(epoch)[place]
+        # All four for every picture, used or not: a setting that reads one leaves the other draws as they were.
         drawn = torch.rand(len(indexes), 4, generator=objective.generator(self.config.seed, "samples", number)).tolist()
         return [self._sample(self.entries[index], *draws) for index, draws in zip(indexes, drawn, strict=True)]
 

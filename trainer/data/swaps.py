@@ -64,7 +64,7 @@ def swap(
         if last and last.swaps and not last.files & set(names.values()):
             edit = last
 
-        # The old files kept, the new ones ready.
+        # The old files kept, the new files ready.
         kept, ready = (folder / FOLDER / part / str(edit.number) for part in (_KEPT, _NEW))
         swaps = []
         for path, content in contents.items():
@@ -78,7 +78,7 @@ def swap(
 
         # Written down, then done.
         if edit is last:
-            caption_files.log(log, {"more": edit.number, "swaps": [asdict(one) for one in swaps]})
+            caption_files.log(log, {"more": edit.number, "swaps": [asdict(swap) for swap in swaps]})
         else:
             caption_files.log(log, edit_log.entry_of(replace(edit, swaps=tuple(swaps))))
         _settle(folder)

@@ -9,7 +9,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import foreign_json, pipelines
+from trainer import foreign_json, pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -110,8 +110,6 @@ def file_keys(pipe: AuraFlowPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.t5(32, "UMT5", 32)

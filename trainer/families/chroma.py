@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -139,8 +139,6 @@ def file_keys(pipe: ChromaPipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.t5(32, tokens=32)

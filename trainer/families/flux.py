@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import foreign_json, pipelines
+from trainer import foreign_json, pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -158,8 +158,6 @@ def named_as(pipe: FluxPipeline, modules: set[str]) -> tuple[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture (dev's guidance input), saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = diffusers.FluxTransformer2DModel(

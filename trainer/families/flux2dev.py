@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import pipelines, tiny_parts
 from trainer.lazy import diffusers, torch, transformers
 
 if TYPE_CHECKING:
@@ -172,8 +172,6 @@ def file_keys(pipe: Flux2Pipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 2 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.mistral(96)

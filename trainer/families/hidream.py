@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import foreign_json, pipelines
+from trainer import foreign_json, pipelines, tiny_parts
 from trainer.errors import ConfigError, ModelError
 from trainer.lazy import diffusers, torch, transformers
 
@@ -222,8 +222,6 @@ def file_keys(pipe: HiDreamImagePipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 3 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = diffusers.HiDreamImageTransformer2DModel(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import pipelines
+from trainer import pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -115,8 +115,6 @@ def file_keys(pipe: Lumina2Pipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.gemma(_TOKENS)

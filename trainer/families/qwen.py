@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import pipelines
+from trainer import pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -137,8 +137,6 @@ def file_keys(pipe: QwenImagePipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 2 MB model of this architecture, saved in `folder`; needs no network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder, tokenizer = tiny_parts.qwen_vl()

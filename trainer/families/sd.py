@@ -118,6 +118,7 @@ def encode_windows(pipe: StableDiffusionPipeline, windows: list[list[int]]) -> t
 
 def encode_image(pipe: StableDiffusionPipeline, images: Tensor) -> Tensor:
     """Latents (B, C, H/f, W/f) of images (B, 3, H, W) in [-1, 1], scaled as the denoiser knows them."""
+    # The mean of the autoencoder's distribution, not a draw from it: latents are cached, and alike in every epoch.
     encoded = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype))
     latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     scale: float = pipe.vae.config.scaling_factor

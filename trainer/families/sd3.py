@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import foreign_json, pipelines
+from trainer import foreign_json, pipelines, tiny_parts
 from trainer.lazy import diffusers, torch
 
 if TYPE_CHECKING:
@@ -124,8 +124,6 @@ def file_keys(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
 
 def tiny(folder: Path) -> Path:
     """A random 1 MB model of this architecture (3.5's norms and dual attention), saved in `folder`, without network."""
-    from trainer import tiny_parts
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = diffusers.SD3Transformer2DModel(

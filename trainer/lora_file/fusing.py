@@ -31,7 +31,8 @@ def split(
 ) -> list[Update] | None:
     """The updates of layers that lie in one weight of `shape`, of such heights; None if it can't be split."""
     index = indices(heights, swapped)
-    # Fused by us before: each part has its own block of the rank.
+    # Fused by us before: each part has its own block of the rank. Split so, it has its first rank again, where rows of
+    # the whole would each keep the rank of all.
     if isinstance(update, Delta) and len(heights) > 1 and _is_diagonal(update, index):
         size = update.rank // len(heights)
         return [
@@ -87,7 +88,7 @@ def fuse(parts: list[Delta | None], heights: tuple[int, ...], swapped: bool = Fa
     first = given[0]
     scale = first.scale if all(part.scale == first.scale for part in given) else 1.0
     index = indices(heights, swapped)
-    # All may have one `down`.
+    # LoRAs that were trained on the fused layer have one `down` for all parts: kept once, the rank stays what it was.
     is_same = all(part.rank == first.rank and torch.equal(part.down, first.down) for part in given)
     shared = is_same and len(given) == len(parts)
     rank = first.rank if shared else sum(part.rank for part in given)

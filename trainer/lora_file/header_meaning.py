@@ -65,7 +65,7 @@ class Stated:
     """What a file says of its modules, looked up by the names that the file gives them."""
 
     file: str
-    configs: Mapping[str, Config]  # by component; under "" the one for all components
+    configs: Mapping[str, Config]  # by component; under "" that of all components
     tool: Mapping[str, Any]  # settings of the tool that wrote the file, if that wasn't PEFT
     folded: bool = True  # the scale is the tensor alpha / rank; else alpha / sqrt(rank)
 

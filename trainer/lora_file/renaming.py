@@ -30,7 +30,7 @@ def spell(known: Named, modules: Mapping[str, Module], scheme_name: str) -> Spel
         )
         raise AdapterError(f"the file can't be given other names: {reason}.")
     scheme = scheme_of(scheme_name, family)
-    # Group the modules by row and block: parts that one scheme fuses, or a fused one by itself.
+    # Group the modules by row and block: parts that one scheme fuses, or a fused module by itself.
     placed: dict[tuple[str, Row, tuple[int, ...]], dict[int | None, Module]] = {}
     for name, module in modules.items():
         target = known.targets[name]
@@ -91,18 +91,19 @@ def _renamed(
     """One row's modules under their new names, fused or split as the scheme has them."""
     is_original = scheme.original and target.component == family.component
     whole_name = module_name(family, target, None, scheme)
-    # One module stays one.
+    # A module that stays whole.
     if len(target.row.paths) == 1 or (is_original and None in parts):
         (module,) = parts.values()
         return {whole_name: replace(module, update=_swapped(module.update, target)) if is_original else module}
-    # Several become one.
+    # Several that are fused into one module.
     if is_original:
         return {whole_name: _fused(family, size, target, parts)}
     # Several stay several.
     if None not in parts:
         return {module_name(family, target, part, scheme): module for part, module in parts.items()}
-    # One becomes several, of which untrained ones are left out.
+    # A fused module taken apart; parts that were not trained are left out.
     split = dict(enumerate(_split(target, parts[None])))
+    # If none was trained, all are written: a file without modules is none.
     trained = {part: module for part, module in split.items() if module.update and not fusing.is_nothing(module.update)}
     return {module_name(family, target, part, scheme): module for part, module in (trained or split).items()}
 

@@ -31,7 +31,7 @@ class Spelled:
 
 def spelled(scheme: Scheme, modules: dict[str, Module]) -> Spelled:
     """Modules by their names in a scheme, as the scheme's tensors and header. Raises: AdapterError."""
-    # One alpha: the one that most layers have. An alpha of 0 is left out, as it can't be divided by.
+    # One alpha: that of most layers. An alpha of 0 is left out, as it can't be divided by.
     low_ranks = {name: low for name, module in modules.items() if (low := _low_rank(module.update))}
     alphas = Counter(round(low.scale * low.rank, 6) for low in low_ranks.values()) if scheme.alpha else Counter()
     usable = {alpha: num for alpha, num in alphas.items() if alpha} or dict.fromkeys([1.0] if alphas else [], 1)

@@ -127,8 +127,10 @@ def _inner(path: str, into: int, opened: Opened) -> tuple[int, ...]:
     name = path.rpartition(".")[2]
     if not path.startswith("unet.") or "time_emb" in path:
         return (into,)
+    # A kernel of 3 x 3 laid flat is nine numbers an input.
     if name in ("conv", "conv1", "conv2", "conv_in", "conv_out") and into % 9 == 0:
         return into // 9, 3, 3
+    # Stable Diffusion 1.x projects by convolutions of 1 x 1 where 2.x and SDXL have linear layers.
     if name == "conv_shortcut" or (name in ("proj_in", "proj_out") and opened.known.size == "1.x"):
         return into, 1, 1
     return (into,)

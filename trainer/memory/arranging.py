@@ -171,11 +171,12 @@ def _bring_the_rest(denoiser: nn.Module, device: torch.device) -> None:
 
 def _scale_inputs(denoiser: nn.Module, device: str) -> None:
     """Let fp8 layers multiply in float8 where the GPU does so itself."""
+    # Ada (8.9) is the first with products of float8.
     can_multiply = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 9)
     for layer in denoiser.modules():
         if isinstance(layer, frozen.NarrowLinear) and layer.kind == "fp8":
             fits_kernel = layer.in_features % 16 == 0 and layer.out_features % 16 == 0
-            layer.scales_inputs = can_multiply and fits_kernel
+            layer.scales_inputs = can_multiply and fits_kernel  # `scaled_mm` takes sides that are multiples of 16
 
 
 def limit(device: str, budget_gib: float) -> None:
@@ -220,6 +221,7 @@ def kept_away(model: TrainingModel) -> Iterator[None]:
     if not model.memory.offload_activations:
         yield
         return
+    # By storage, not by tensor: autograd also keeps views and transposes of a weight.
     stay = {tensor.untyped_storage().data_ptr() for tensor in [*model.denoiser.parameters(), *model.denoiser.buffers()]}
     pinned = model.device.startswith("cuda")
 

@@ -132,9 +132,9 @@ def verdict(shapes: list[Shape], candidates: list[str], known: Path, device: str
 def _judged(results: dict[_Pair, _Trial], candidates: list[str], shapes: list[Shape]) -> Verdict:
     """The kernels without a fault: those that were measured, fastest first, then PyTorch's own that could not be."""
     nothing = _Trial(is_short=True)  # of what was not tried, since its kernel was left out before
-    found = {kernel: [results.get((kernel, shape), nothing) for shape in shapes] for kernel in candidates}
-    faults = {kernel: trial.fault for kernel, trials in found.items() for trial in trials[::-1] if trial.fault}
-    good = {kernel: trials for kernel, trials in found.items() if kernel not in faults}
+    by_kernel = {kernel: [results.get((kernel, shape), nothing) for shape in shapes] for kernel in candidates}
+    faults = {kernel: trial.fault for kernel, trials in by_kernel.items() for trial in trials[::-1] if trial.fault}
+    good = {kernel: trials for kernel, trials in by_kernel.items() if kernel not in faults}
     times = {kernel: [trial.seconds for trial in trials] for kernel, trials in good.items()}
     times = {kernel: row for kernel, row in times.items() if any(time_s is not None for time_s in row)}
     untested = [

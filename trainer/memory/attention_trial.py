@@ -99,11 +99,13 @@ def _attended(kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     if kernel in DIFFUSERS:
         dispatch = diffusers.models.attention_dispatch
         with dispatch.attention_backend(DIFFUSERS[kernel]):
+            # diffusers' order of axes is another than torch's.
             turned = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (batch, tokens, heads, width)
             output = dispatch.dispatch_attention_fn(*turned, attn_mask=mask).transpose(1, 2)
     else:
         with sdpa_kernel(SDPBackend.MATH if kernel == "math" else getattr(SDPBackend, TORCH[kernel])):
             output = FUSED(query, key, value, attn_mask=mask)
+    # Any loss would do; this one's gradient differs at every place, so that a mixed-up one shows.
     output.float().square().sum().backward()
     results = [output, *(tensor.grad for tensor in (query, key, value) if tensor.grad is not None)]
     if query.device.type == "cuda":

@@ -37,6 +37,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num, channels, height, width = x.shape
+        # Row n of `columns` is what the kernel sees around place n: nine places, C numbers each.
         padded = nn.functional.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # (N, h + 2, w + 2, C)
         shifted = [
             padded[:, row : row + height, column : column + width].reshape(-1, channels)
@@ -56,6 +57,7 @@ class _Product(torch.autograd.Function):
         num, channels, height, width = context.shape
         flat = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))  # (N h w, O)
+        # The transpose: what a place gave to each of the nine is added up where it was read; the rim was padding.
         parts = (rows @ flat).view(num, height, width, 3, 3, channels)
         total = torch.zeros(num, height + 2, width + 2, channels)  # float32: nine bfloat16 numbers are added up
         for row in range(3):

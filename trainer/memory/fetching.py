@@ -81,6 +81,7 @@ class Ring:
         """Make this part the one that computes, and send for the one that followed it last time."""
         # What follows the last parts, for the next time; and when the last one's slot will be free.
         if self._now >= 0:
+            # By the long memory and the short one: the short one answers where the long one has not seen this yet.
             self._next[self._recent] = self._next[self._recent[-_SHORT:]] = number
             if self._copying and self._now in self._holds:  # all that uses the last part has been launched
                 self._done[self._holds.index(self._now)] = torch.cuda.current_stream(self.device).record_event()
@@ -95,7 +96,7 @@ class Ring:
             self._fetch(number)
         slot = self._holds.index(number)
         self._used[slot] = self._count
-        if arrived := self._arrived[slot]:
+        if arrived := self._arrived[slot]:  # kernels wait for the copy on the GPU; the program goes on
             torch.cuda.current_stream(self.device).wait_event(arrived)
 
         # Those after it; what is here already is kept for them.
@@ -112,6 +113,7 @@ class Ring:
 
     def _fetch(self, number: int) -> None:
         """Copy a part into the slot that was left the longest ago; the copy waits for what still computes there."""
+        # Never where the part lies that computes now.
         free = [slot for slot, held in enumerate(self._holds) if held != self._now or held is None]
         last_use = [-1 if held is None else used for held, used in zip(self._holds, self._used, strict=True)]
         slot = min(free or range(len(self._slots)), key=last_use.__getitem__)

@@ -58,7 +58,7 @@ class NarrowLinear(nn.Linear):
         return _widened([narrow.to(device), self.get_buffer("scale").to(device)], self.kind, dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.ring:
+        if self.ring:  # autograd must not keep the weight: its place in the ring is another layer's by then
             return _fetched(inputs, self.wide, self.bias)
         given, kept = inputs.to(_dtype(inputs)), [self.weight, self.get_buffer("scale")]
         if self.scales_inputs and given.numel() >= _FEWEST_ROWS * self.in_features:
@@ -69,6 +69,7 @@ class NarrowLinear(nn.Linear):
 def narrowed(weights: Tensor, kind: Literal["int8", "fp8"]) -> tuple[Tensor, Tensor]:
     """Weights (..., out, in) in 8 bits, and the scale (..., out, 1) of each row."""
     wide = weights.float()
+    # The largest of a row becomes the largest number of the kind; a row of zeros has some scale too.
     scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / _LARGEST[kind]
     scaled = wide / scale
     return scaled.round().to(torch.int8) if kind == "int8" else scaled.to(_E4M3).view(torch.uint8), scale
@@ -89,6 +90,7 @@ class NF4Linear(nn.Linear):
             layer.weight.detach().contiguous(), blocksize=_NF4_BLOCK, compress_statistics=True, quant_type="nf4"
         )
         self.register_buffer("packed", packed, persistent=False)
+        # One byte, seen through strides of 0 in the weight's shape: whoever asks for shape or device is answered.
         self.weight = nn.Parameter(
             torch.zeros(1, 1, dtype=torch.uint8, device=packed.device).expand(layer.weight.shape), requires_grad=False
         )

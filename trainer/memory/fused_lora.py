@@ -56,8 +56,9 @@ def _kind() -> type:
                 output: Tensor = super().forward(x, *args, **kwargs)
                 return output
             name, kind = self.fused_adapter, self.fused_dtype
-            flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in)
+            flat = x.to(kind).reshape(-1, x.shape[-1])  # (rows, in): `addmm` takes matrices
             inner = linear(flat, self.lora_A[name].weight.to(kind))  # (rows, r)
+            # base(x) + scale * (x A^T) B^T, into the base's output: nobody else holds it.
             out = self.base_layer(flat).addmm_(inner, self.lora_B[name].weight.to(kind).t(), alpha=self.scaling[name])
             summed: Tensor = out.view(*x.shape[:-1], out.shape[-1])
             return summed

@@ -104,6 +104,7 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
     `num_rows` is the most pictures one process has at once.
     """
     size = now.micro_batch or num_rows
+    # int8 is made of the weights as they lie here; nf4 after it of the files', which lack the stack of `against`.
     kinds = ["none", "int8", *(["nf4"] if has_nf4() and not config.against.adapters else [])]
     on_gpu = device.startswith("cuda")
     can_narrow = _can_quantise(config) and now.offload != "blocks" and now.quantise in kinds[:-1]
@@ -178,7 +179,7 @@ def climb(model: TrainingModel) -> Change | None:
     if rung is None:
         return None
     before, (model.memory, words) = model.memory, rung
-    model.ahead = {}
+    model.ahead = {}  # parts in the old micro-batches, which take memory too
     if model.memory.quantise != before.quantise:
         files = Files(model.folder / model.component)
         quantise(model.denoiser, model.memory.quantise, lambda path: files.weight(path).to(model.dtype))

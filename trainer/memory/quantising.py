@@ -58,7 +58,7 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
         for path, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
         and not layer.weight.requires_grad
-        and "embed" not in path
+        and "embed" not in path  # few weights, and all other layers read what they make
         and ".lora_" not in path
     ]
 

@@ -105,6 +105,7 @@ class Hadamard:
         products = []
         for (a, b), kernel in zip((self.first, self.second), kernels, strict=True):
             a, b = a.to(device, dtype), b.to(device, dtype)
+            # With a kernel (i, j, kh, kw) the Tucker form: a (r, out) and b (r, in) stand at its first two axes.
             products.append(
                 a @ b if kernel is None else torch.einsum("ijkl,ip,jr->prkl", kernel.to(device, dtype), a, b)
             )

@@ -136,6 +136,7 @@ class Kronecker:
 
     def squared_norm(self) -> float:
         first, second = self._factors(self.first[0].device, torch.float64)
+        # ||kron(A, B)|| = ||A|| ||B||: no product of that size is made.
         return self.scale**2 * float(first.square().sum()) * float(second.square().sum())
 
 

@@ -91,6 +91,7 @@ def peft_config(config: Config, target_modules: str) -> PeftConfig:
         r=config.rank, lora_alpha=config.alpha, target_modules=target_modules, lora_dropout=config.dropout, bias="none",
         rank_pattern=ranks, alpha_pattern={} if config.rank_stabilised else alphas, use_rslora=config.rank_stabilised,
         init_lora_weights=True if config.init == "default" else config.init,
+        # rho: how far PEFT may move ranks from layer to layer; 1 leaves each its own, which the settings promise.
         eva_config=EvaConfig(rho=1.0) if config.init == "eva" else None,
     )  # fmt: skip
 
@@ -106,6 +107,7 @@ def to_file(tensors: dict[str, torch.Tensor], config: Config) -> dict[str, torch
 
 def _width(config: Config) -> int:
     """Rank in the file over rank in training."""
+    # PiSSA and OLoRA begin with a part of the base in B0 A0: to a whole base they add B A - B0 A0, of twice the rank.
     return 2 if config.init in starts_from_base else 1
 
 

@@ -93,12 +93,13 @@ def choose(config: OptimizerConfig) -> Choice:
 def _find(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Scalar]]:
     """A class, and the arguments without which it isn't what we mean by that name."""
     if config.name == "adamw":
+        # One kernel for many parameters: an adapter has hundreds of small ones.
         return torch.optim.AdamW, {"fused": True}
     if config.name == "adamw8bit":
         return _package("bitsandbytes", "gpu").optim.AdamW8bit, {}
     if config.name == "adafactor":
-        # transformers', not torch's: that one always multiplies the rate by the parameter's own size, and `up` starts
-        # at zero, so that with the rates one uses for LoRA it would hardly move. Here the rate is the one that is set.
+        # transformers', not torch's, which always multiplies the rate by the parameter's own size, and `up` starts
+        # at zero, so that with usual rates for LoRA it would hardly move. Here the rate is `learning_rate` itself.
         cls = importlib.import_module("transformers.optimization").Adafactor
         return cls, {"scale_parameter": False, "relative_step": False, "warmup_init": False}
     if config.name == "lion":
@@ -272,6 +273,7 @@ def _try(make: Make, shapes: Sequence[Sequence[tuple[int, ...]]]) -> str | None:
         )
 
     # Built as before, but one group at half the rate.
+    # A group that ends alike at half the rate has not read it.
     unmoved = []
     for number in range(len(whole)):
         half = _parameters(shapes)

@@ -145,6 +145,7 @@ class _Packed:
     def _tensor(self, tensor: Tensor, path: str, name: str) -> Tree:
         if name == path:
             self.tensors[name] = tensor
+        # A stride of 0 shows one number many times; what is written is what it shows.
         stride = {} if tensor.is_contiguous() or 0 in tensor.stride() else {"stride": list(tensor.stride())}
         return {"tensor": name, "beside": tensor.device == self.device, **stride}
 
@@ -175,6 +176,7 @@ class _Unpacked:
 
     def _tensor(self, tree: Tree) -> Tensor:
         saved = self._tensors[tree["tensor"]]
+        # Step counters, for one, may lie on the CPU beside parameters on a GPU, and are read there without waiting.
         device = self._device if tree["beside"] else torch.device("cpu")
         if "stride" not in tree:
             return saved.to(device, copy=True, memory_format=torch.contiguous_format)

@@ -36,8 +36,10 @@ def backed_off(scaler: torch.amp.GradScaler) -> bool:
 
     The step is then to be taken again.
     """
+    # At 1 the loss isn't multiplied any more, so that the overflow is the model's own.
     before = scaler.get_scale()
     if before <= 1:
         return False
+    # It halves if `unscale_` has met an infinity; a norm alone can be infinite where no gradient is.
     scaler.update()
     return scaler.get_scale() < before

@@ -16,6 +16,7 @@ def factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
     Until the step at which a run was extended, its steps are those it was to have then.
     """
     max_steps = starting.length_at(config.extended, step, max_steps)
+    # From step 0 on something is learned; transformers' warm-up begins with a step at rate 0.
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     steps, all_steps = step - config.warmup_steps, max(1, max_steps - config.warmup_steps)

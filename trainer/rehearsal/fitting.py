@@ -67,7 +67,7 @@ def fit(config: TrainConfig, out: Path, download: bool = False) -> Iterator[Try 
             else:
                 message = f"memory ran out: {result}"
 
-            # It doesn't: one rung more.
+            # It doesn't fit: a rung more.
             if rung is None:
                 raise ConfigError(
                     f"memory ran out with every memory setting there is, at last: {result}. Allowed: a lower "

@@ -63,6 +63,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
 
         # A few steps of each bucket, one evaluation, one checkpoint and one file.
         with peaks.phase("training"):
+            # At the full rate: a first step of warm-up might leave an adapter of zeros, which `export` refuses.
             optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
             shapes, update_s, changed = _trained(model, optimizer)
         with peaks.phase("watching"):

@@ -1,23 +1,29 @@
-"""Adapters that were read, kept by content up to a limit of memory.
+"""Adapters that were read, kept by content up to a limit of memory, and what they are to a stack.
 
 The one that was unused for longest goes first, and is read from disk again when it is needed; a pinned one stays. To
-read takes long and changes nothing here, so another thread can do it ahead and hand over what it read.
+read takes long and changes nothing here, so another thread can do it ahead and hand over what it read. A stack asks by
+the content that it was resolved to: what to fold, what runs live, and the words they bring.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import cache, last_used, lora_file
 from trainer.deltas import Update
+from trainer.render.fold_groups import Share
+from trainer.render.folding import Part
+from trainer.render.live import Updates
+from trainer.render.new_words import Words
 from trainer.render.packing import Packed, pack
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from trainer.render.effect import Effect, Weights
+    from trainer.render.opened_base import OpenedBase
 
 KEPT_BYTES = 4 << 30
 
@@ -31,7 +37,7 @@ class Adapter:
     trigger: str
     updates: dict[str, Update]  # by component.module.path
     components: dict[str, Packed]  # the same as they are folded
-    words: dict[str, dict[str, Tensor]]  # new ones for the text encoders
+    words: Words  # new words for the text encoders
     num_bytes: int
 
 
@@ -48,13 +54,10 @@ class Shelf:
     """Reads LoRA files for one base; `check` may refuse a file's new words. `read` and `has` are for any thread."""
 
     def __init__(
-        self,
-        file_keys: dict[str, str],
-        shapes: dict[str, tuple[int, ...]],
-        check: Callable[[dict[str, dict[str, Tensor]], str], None],
-        kept_bytes: int = KEPT_BYTES,
-    ) -> None:
-        self.file_keys, self.shapes, self.check, self.kept_bytes = file_keys, shapes, check, kept_bytes
+        self, base: OpenedBase, check: Callable[[Words, str], None], kept_bytes: int = KEPT_BYTES
+    ) -> None:  # fmt: skip
+        self.base, self.check, self.kept_bytes = base, check, kept_bytes
+        self._denoiser = base.family.denoiser
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
         self._pinned: dict[str, Adapter] = {}
@@ -116,7 +119,7 @@ class Shelf:
             word: {name: vectors.clone() for name, vectors in parts.items()}
             for word, parts in lora_file.words(content).items()
         }
-        updates, components = pack(lora_file.matched(content, self.file_keys, self.shapes))
+        updates, components = pack(lora_file.matched(content, self.base.file_keys, self.base.shapes))
         # Packs have memory of their own; what isn't low-rank lies in the file's.
         num_bytes = sum(pack.num_bytes for packed in components.values() for pack in packed.packs)
         if any(packed.others for packed in components.values()):
@@ -128,3 +131,45 @@ class Shelf:
         """Of what is kept now, as it is counted."""
         with self._lock:
             return int(self._kept.currsize) + sum(adapter.num_bytes for adapter in self._pinned.values())
+
+    # What a stack's adapters are.
+
+    def _of(self, effect: Effect) -> Adapter:
+        """The adapter that an effect was resolved to; its file is only looked at if it isn't here any more."""
+        return self._known(effect.key) or self.get(Path(effect.choice.file))
+
+    def updates(self, effects: Iterable[Effect]) -> Updates:
+        """By path, each adapter's number among these, its factor there and its update."""
+        by_path: Updates = {}
+        for number, effect in enumerate(effects):
+            for path, update in self._of(effect).updates.items():
+                if factor := effect.block_factors.get(path, 1.0):
+                    by_path.setdefault(path, []).append((number, factor, update))
+        return by_path
+
+    def shares(self, weights: Mapping[Effect, Weights]) -> list[Share]:
+        """What constant adapters do to each component of the pipeline, for `folding`."""
+        shares = []
+        for effect, (weight, text_weight) in weights.items():
+            adapter = self._of(effect)
+            for component, packed in adapter.components.items():
+                if component != self._denoiser and text_weight:
+                    shares.append(Share((adapter.key, component, ()), text_weight, packed))
+                elif component == self._denoiser and weight:
+                    name = adapter.key, component, effect.choice.blocks
+                    shares.append(Share(name, weight, packed, effect.block_factors or None))
+        return shares
+
+    def parts(self, weights: Mapping[Effect, Weights]) -> dict[str, list[Part]]:
+        """What constant adapters add to each weight, by path, for who bakes a stack into a file."""
+        by_path: dict[str, list[Part]] = {}
+        for effect, (weight, text_weight) in weights.items():
+            key = self._of(effect).key
+            for path, [(_, block_factor, update)] in self.updates([effect]).items():
+                if factor := block_factor * (weight if self.base.is_in_denoiser(path) else text_weight):
+                    by_path.setdefault(path, []).append((key, factor, update))
+        return by_path
+
+    def words(self, effects: Iterable[Effect]) -> list[Words]:
+        """The new words that each file brings, in an order that doesn't depend on the stack's."""
+        return [self._of(effect).words for effect in sorted(effects, key=lambda effect: effect.choice.sha256)]

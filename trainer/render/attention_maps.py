@@ -84,6 +84,7 @@ class Attended:
         grid = token_grid(*self.size, attention.shape[1])
         if grid is None:
             return
+        # Guidance puts the negative prompt's rows first in every family that is read here.
         rows = attention[-len(self.token_places[0]) :].cpu()
         maps = [
             torch.stack([row[:, sorted(places)].sum(-1) for row, places in zip(rows, by_image, strict=True)])
@@ -94,6 +95,7 @@ class Attended:
     @property
     def total(self) -> Tensor:
         """(A, B, rows, columns), of the layers with the number of tokens nearest to 256."""
+        # Nearest as a ratio: 128 and 512 tokens are equally far.
         grid = min(self._totals, key=lambda grid: abs(math.log(grid[0] * grid[1] / _TOKENS)))
         return self._totals[grid]
 

@@ -70,7 +70,7 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
 
 def _factors(engine: Engine, name: str, parts: list[Part], rank: int) -> Factors:
     """The sum of a layer's updates as two factors, of at most `rank` unless that is 0. Raises: ConfigError."""
-    # Low-rank updates alone are joined exactly, without a dense one.
+    # Low-rank updates alone are joined exactly, without a dense matrix.
     low_rank = [
         (factor, update)
         for _, factor, update in sorted(parts, key=lambda part: part[:2])

@@ -24,7 +24,7 @@ from trainer.render import batch_manifest, picture_metadata
 from trainer.render.batch_chunks import Draws, InOrder, OpenEngine, Result, Stop
 from trainer.render.batch_ledger import HIDDEN, Journal, Plan, Work, seal, thrown
 
-_MAX_TAKEN = 99  # names tried beside the wanted one
+_MAX_TAKEN = 99  # names tried beside the wanted name
 _MANIFEST_EVERY_S = 30.0
 
 

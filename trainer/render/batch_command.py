@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError
 from trainer.render import quantised
+from trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
     from trainer.render.batch import Ended, Event, Rendered
@@ -137,7 +138,6 @@ def batch(
 
     # Drawing it, until it ends or is asked to stop.
     from trainer.render import batch as drawing
-    from trainer.stopping import StopRequest
 
     stop = StopRequest()
     try:

@@ -1,5 +1,8 @@
 """Draws a batch: its constant adapters folded into the base, the others live beside it, the sampler run once for all.
 
+What an adapter does is constant if it is the same weighted sum in every picture, step and place: it is folded into the
+base's weights, and a step then costs what the base costs, however many adapters there are. All else is live.
+
 The data goes one way: a `Batch` says what acts, and for each pass of the denoiser a `Moment` is made and handed to the
 live adapters. What costs time to make and may serve the next batch is kept: the folded sums, and the live adapters.
 """
@@ -8,21 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer import forwards
-from trainer.render import (
-    attention_maps,
-    modes,
-    picture_metadata,
-    pipeline_call,
-    samplers,
-    stack_tensors,
-    trigger_tokens,
-)
+from trainer.render import attention_maps, modes, picture_metadata, pipeline_call, trigger_tokens
 from trainer.render.folding import ByPath
 from trainer.render.live import LiveAdapters, Moment
 from trainer.render.masks import Masks, Places
@@ -30,17 +26,62 @@ from trainer.render.masks import Masks, Places
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.config import StackConfig
     from trainer.render.adapter_cache import Shelf
-    from trainer.render.batching import Batch
+    from trainer.render.effect import Effect, Weights
     from trainer.render.folding import Folding
     from trainer.render.modes.contract import Mode
     from trainer.render.new_words import Vocabulary
     from trainer.render.opened_base import OpenedBase
-    from trainer.render.resolving import Effect, Weights
+    from trainer.render.resolving import Resolved
 
 StepDone = Callable[[int], None]  # is given the number of the step that is over
 Watch = Callable[[int, int, int], None]  # is given how many steps are over, of how many, and of how many pictures
 _Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Stacks of one kind, and what each adapter does in their pictures."""
+
+    stacks: tuple[StackConfig, ...]
+    size: tuple[int, int]  # height and width of the latents
+    effects: tuple[Effect, ...]  # of all stacks, each once
+    folded: Mapping[Effect, Weights]  # the constant effects
+    live: tuple[Effect, ...]
+    denoiser: Tensor  # (A, B), weights of the live effects in each picture, in the denoiser
+    text: Tensor  # (A, B), in the text encoders
+
+    def at(self, step: int, turns: list[float] | None = None) -> Tensor:
+        """The live adapters' weights in the denoiser at a step (A, B); `turns` are a mode's factors for them."""
+        turns = turns or [1.0] * len(self.live)
+        if all(effect.is_steady for effect in self.live) and set(turns) <= {1.0}:
+            return self.denoiser  # the very same, by which it is known that nothing has changed
+        factors = [effect.at(step) * turn for effect, turn in zip(self.live, turns, strict=True)]
+        return self.denoiser * torch.tensor(factors)[:, None]
+
+
+def together(pictures: list[Resolved]) -> Batch:
+    """The batch of some resolved stacks, which must be of one kind."""
+    first = pictures[0]
+    effects = tuple(dict.fromkeys(effect for picture in pictures for effect in picture.weights))
+    live = tuple(effect for effect in effects if not is_constant(effect, pictures))
+    folded = {effect: first.weights[effect] for effect in effects if effect not in live}
+    stacks = tuple(picture.stack for picture in pictures)
+    return Batch(stacks, first.size, effects, folded, live, _matrix(pictures, live, 0), _matrix(pictures, live, 1))
+
+
+def is_constant(effect: Effect, pictures: list[Resolved]) -> bool:
+    """True if what this adapter does is the same constant sum in every picture, at every step and in every place."""
+    varies = pictures[0].stack.mode != "sum" or effect.choice.schedule or effect.choice.region
+    return not varies and len({picture.weights.get(effect) for picture in pictures}) == 1
+
+
+def _matrix(pictures: list[Resolved], effects: tuple[Effect, ...], part: int) -> Tensor:
+    """Weights of the denoiser's (0) or the text encoders' (1) part: adapters by pictures (A, B)."""
+    absent = (0.0, 0.0)
+    rows = [[picture.weights.get(effect, absent)[part] for picture in pictures] for effect in effects]
+    return torch.tensor(rows).reshape(len(effects), len(pictures))
 
 
 class Drawing:
@@ -58,13 +99,14 @@ class Drawing:
         self.watch: Watch | None = None  # called after each sampling step; what it raises ends the drawing there
         self.look: pipeline_call.Look | None = None  # called with the latents after each sampling step
 
-    def draw(self, batch: Batch) -> list[picture_metadata.Picture]:
-        """The batch's pictures, in its order."""
+    def draw(self, resolved: list[Resolved]) -> list[picture_metadata.Picture]:
+        """The pictures of resolved stacks of one kind, in their order, drawn as one batch."""
+        batch = together(resolved)
         if self._live is not None and self._live[0] != _key(batch):
             self._live = None  # before folding, which may need the memory
         self._hold(batch.folded, batch.effects)
         first, pipe = batch.stacks[0], self.base.pipe
-        pipe.scheduler = samplers.make(first.sampler, self._scheduler)
+        pipe.scheduler = pipeline_call.scheduler(first.sampler, self._scheduler)
         try:
             with self._beside(batch) as step_done:
                 drawn = pipeline_call.draw_batch(
@@ -85,12 +127,12 @@ class Drawing:
         if watch is None:
             return step_done
 
-        def told(step: int) -> None:
+        def watched_step(step: int) -> None:
             watch(step + 1, batch.stacks[0].steps, len(batch.stacks))
             if step_done:
                 step_done(step)
 
-        return told
+        return watched_step
 
     # What is constant.
 
@@ -110,10 +152,10 @@ class Drawing:
         known = tuple(sorted(effect.key for effect in bringing))
         if (held, known) == (self._held, self._known):
             return
-        shares = stack_tensors.shares(folded, self.shelf, self.base)
+        shares = self.shelf.shares(folded)
         if known != self._known:
-            words = self.vocabulary.together(stack_tensors.words(bringing, self.shelf))
-            self._known = None
+            words = self.vocabulary.together(self.shelf.words(bringing))
+            self._known = None  # until it is done: what breaks off in between is made good by the next batch
             self.vocabulary.show(words)
             self._known = known
         self._held = None
@@ -151,7 +193,7 @@ class Drawing:
         """
         if self._live is not None:
             return self._live[1]
-        updates = stack_tensors.updates(batch.live, self.shelf)
+        updates = self.shelf.updates(batch.live)
         adapters = LiveAdapters(self.base.module, ByPath(updates.keys(), self.folding.base), updates, masks)
         self._live = (_key(batch), adapters) if adapters.are_low_rank else None
         return adapters
@@ -190,6 +232,7 @@ class Drawing:
                     output = forward(*args, **kwargs)[0]
                     return torch.stack(output) if isinstance(output, list) else output  # Z-Image: a list of pictures
 
+                # Families that guide in two calls make the one with the prompt first, see `negative_rows`.
                 steps.num_passes += 1
                 return (mode.predict(call, len(batch.live), steps.step, batch.stacks[0].steps, *extra),)
 
@@ -203,7 +246,7 @@ class Drawing:
             return []
         key = (mode.name, _key(batch))
         if self._prepared is None or self._prepared[0] != key:
-            updates = stack_tensors.updates(batch.live, self.shelf)
+            updates = self.shelf.updates(batch.live)
             self._prepared = (key, mode.prepare(updates, self.folding.base))
         return [self._prepared[1]]
 

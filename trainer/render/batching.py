@@ -1,72 +1,18 @@
-"""Which stacks are drawn together, and what of them is constant.
-
-Pictures of one batch share what `kind` says. What an adapter does is constant if it is the same weighted sum in every
-picture, step and place: it is folded into the base's weights, and a step then costs what the base costs, however many
-adapters there are. All else is live: it runs beside the base.
-"""
+"""Which stacks are drawn together: those of one `kind`, as many as fill a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from trainer.render import pipeline_call, sharing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trainer.config import StackConfig
     from trainer.render.opened_base import OpenedBase
-    from trainer.render.resolving import Effect, Resolved, Weights
+    from trainer.render.resolving import Resolved
 
 _MAX_PIXELS = 1 << 20  # of a batch: 64 pictures of 128 px, 4 of 512 px
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Stacks of one kind, and what each adapter does in their pictures."""
-
-    stacks: tuple[StackConfig, ...]
-    size: tuple[int, int]  # height and width of the latents
-    effects: tuple[Effect, ...]  # of all stacks, each once
-    folded: Mapping[Effect, Weights]  # the constant ones
-    live: tuple[Effect, ...]
-    denoiser: Tensor  # (A, B), weights of the live ones in each picture, in the denoiser
-    text: Tensor  # (A, B), in the text encoders
-
-    def at(self, step: int, turns: list[float] | None = None) -> Tensor:
-        """The live adapters' weights in the denoiser at a step (A, B); `turns` are a mode's factors for them."""
-        turns = turns or [1.0] * len(self.live)
-        if all(effect.is_steady for effect in self.live) and set(turns) <= {1.0}:
-            return self.denoiser  # the very same, by which it is known that nothing has changed
-        factors = [effect.at(step) * turn for effect, turn in zip(self.live, turns, strict=True)]
-        return self.denoiser * torch.tensor(factors)[:, None]
-
-
-def together(pictures: list[Resolved]) -> Batch:
-    """The batch of some resolved stacks, which must be of one kind."""
-    first = pictures[0]
-    effects = tuple(dict.fromkeys(effect for picture in pictures for effect in picture.weights))
-    live = tuple(effect for effect in effects if not is_constant(effect, pictures))
-    folded = {effect: first.weights[effect] for effect in effects if effect not in live}
-    stacks = tuple(picture.stack for picture in pictures)
-    return Batch(stacks, first.size, effects, folded, live, _matrix(pictures, live, 0), _matrix(pictures, live, 1))
-
-
-def is_constant(effect: Effect, pictures: list[Resolved]) -> bool:
-    """True if what this adapter does is the same constant sum in every picture."""
-    is_steady = pictures[0].stack.mode == "sum" and effect.is_constant
-    return is_steady and len({picture.weights.get(effect) for picture in pictures}) == 1
-
-
-def _matrix(pictures: list[Resolved], effects: tuple[Effect, ...], part: int) -> Tensor:
-    """Weights of the denoiser's (0) or the text encoders' (1) part: adapters by pictures (A, B)."""
-    absent = (0.0, 0.0)
-    rows = [[picture.weights.get(effect, absent)[part] for picture in pictures] for effect in effects]
-    return torch.tensor(rows).reshape(len(effects), len(pictures))
 
 
 def groups(pictures: Iterable[Resolved], base: OpenedBase) -> Iterator[list[Resolved]]:

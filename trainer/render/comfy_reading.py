@@ -71,7 +71,7 @@ def _first_pass(graph: Graph) -> tuple[str, int] | None:
         for node in graph.nodes
         if graph.kind(node) in ("SaveImage", "PreviewImage") or graph.kind(node).lower().startswith("saveimage")
     ]
-    # The farthest pass from the picture is the one that began it.
+    # The pass farthest from the picture began it.
     seen: set[str] = set()
     for end in ends[:_MAX_ENDS]:
         passes = [node for node in graph.above(end, seen) if graph.is_sampler(node)]

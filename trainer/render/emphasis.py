@@ -115,6 +115,7 @@ def _weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     before = hidden.float()
     after = before * weights.to(before.device)[..., None]
     mean_before, mean_after = before.mean((1, 2), keepdim=True), after.mean((1, 2), keepdim=True)  # (k, 1, 1)
+    # mean_before / mean_after scales by chance where either is small beside the spread.
     is_mean = torch.minimum(mean_before.abs(), mean_after.abs()) > _LEAST_MEAN * before.std((1, 2), keepdim=True)
     return torch.where(is_mean, after * (mean_before / mean_after), after).to(hidden.dtype)
 
@@ -137,7 +138,7 @@ def _chunks(pipe: Any, pieces: list[tuple[str, float]], size: int) -> list[list[
         if (text, weight) == BREAK:
             chunks.append([])
             continue
-        # Words of textual inversion become their several tokens first.
+        # Words of textual inversion become their several tokens first, each of which then has the piece's weight.
         text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
         for token in pipe.tokenizer(text, add_special_tokens=False).input_ids:
             if len(chunks[-1]) == size:

@@ -1,10 +1,9 @@
 """A warm base and whatever stack is on it: the one door to drawing.
 
 The truth is the base plus the sum of `weight_i * delta_i`. A stack goes one way: it is resolved, which tells what it
-means on this base (`resolving`); put with others that can be drawn together, which tells what of it is constant
-(`batching`); and drawn, the constant part folded into the base's weights, the rest live beside it (`batch_drawing`). An
-adapter at weight 0 is absent. New words that a file brings are known to the text encoder while the file is in the stack
-at another weight than 0.
+means on this base (`resolving`); put with others that can be drawn together (`batching`); and drawn, what is constant
+folded into the base's weights, the rest live beside it (`batch_drawing`). An adapter at weight 0 is absent. New words
+that a file brings are known to the text encoder while the file is in the stack at another weight than 0.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from trainer import base_match
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.memory import mechanics
-from trainer.render import batching, picture_metadata, requantising, stack_tensors
+from trainer.render import batching, picture_metadata, requantising
 from trainer.render.adapter_cache import KEPT_BYTES, Shelf
-from trainer.render.batch_drawing import Drawing, Watch
+from trainer.render.batch_drawing import Drawing, Watch, together
+from trainer.render.effect import Effect, Weights
 from trainer.render.folding import ByPath, Folding, Part
 from trainer.render.new_words import Vocabulary, Words
 from trainer.render.opened_base import open_base
 from trainer.render.pipeline_call import Look
-from trainer.render.resolving import Effect, Library, Resolved, Resolving, Weights
+from trainer.render.resolving import Library, Resolved, Resolving
 from trainer.render.sharing import acts
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Engine:
         wide = {path: module.weight.data for path, module in modules.items() if path not in narrow}
         self.folding = Folding(wide, narrow)
         self.vocabulary = Vocabulary(self.pipe, self.opened.family)
-        self.shelf = Shelf(self.file_keys, self.shapes, self.vocabulary.check, kept_bytes)
+        self.shelf = Shelf(self.opened, self.vocabulary.check, kept_bytes)
         self._resolving = Resolving(self.opened, self.shelf, library or dict, wildcards)
         self._drawing = Drawing(self.opened, self.shelf, self.folding, self.vocabulary)
 
@@ -127,7 +127,7 @@ class Engine:
     def draw(self, pictures: list[Resolved]) -> list[picture_metadata.Picture]:
         """Pictures of resolved stacks of one kind, in halves if memory runs out. Raises: AdapterError, ConfigError."""
         try:
-            return self._drawing.draw(batching.together(pictures))
+            return self._drawing.draw(pictures)
         except (RuntimeError, MemoryError) as error:
             if len(pictures) == 1 or not mechanics.is_shortage(error):
                 raise
@@ -143,8 +143,7 @@ class Engine:
         Raises: ConfigError for what isn't constant.
         """
         weights = self._constant(stack)
-        words = self.vocabulary.together(stack_tensors.words(weights, self.shelf))
-        return stack_tensors.parts(weights, self.shelf, self.opened), words
+        return self.shelf.parts(weights), self.vocabulary.together(self.shelf.words(weights))
 
     def fold(self, stack: StackConfig) -> None:
         """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one.
@@ -170,7 +169,7 @@ class Engine:
 
     def _constant(self, stack: StackConfig) -> Mapping[Effect, Weights]:
         """The adapters of a stack and their weights. Raises: ConfigError for what isn't constant."""
-        batch = batching.together([self._resolving.resolved(stack)])
+        batch = together([self._resolving.resolved(stack)])
         if batch.live:
             raise ConfigError(
                 f"{Path(batch.live[0].choice.file).name} has a schedule or a region, or the stack a mode, which can't "

@@ -24,17 +24,12 @@ Name = tuple[object, ...]
 class Share:
     """What an adapter does to one component of a pipeline, and its weight there, not 0."""
 
-    key: str  # of the adapter, by its content
-    component: str
+    # The adapter's key, by its content; the component; what `factors` is made from. Equal names do the same at the same
+    # weight.
+    name: tuple[str, str, tuple[str, ...]]
     weight: float
     packed: Packed
-    blocks: tuple[str, ...] = ()  # what `factors` is made from
     factors: Mapping[str, float] | None = None  # by path; None: 1 everywhere
-
-    @property
-    def name(self) -> tuple[str, str, tuple[str, ...]]:
-        """Equal names do the same at the same weight."""
-        return self.key, self.component, self.blocks
 
     def factor(self, path: str) -> float:
         return 1.0 if self.factors is None else self.factors.get(path, 1.0)
@@ -65,16 +60,15 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """All chunks of a stack, and what makes a factor for each rank of each layer from the shares' weights."""
+    """All chunks of a stack, and what makes a factor for each rank of each layer from the shares' weights.
+
+    The factors are `weights[owners] * fixed`: one product for all layers, however many there are.
+    """
 
     chunks: tuple[Chunk, ...]
     paths: frozenset[str]
     owners: Tensor  # (N,), the share of each
     fixed: Tensor  # (N,), float64: what doesn't depend on the weight
-
-    def factors(self, weights: Sequence[float]) -> Tensor:
-        """(N,) in float32, on the CPU: one transfer, however many layers."""
-        return (torch.tensor(weights, dtype=torch.float64)[self.owners] * self.fixed).float()
 
 
 def make(shares: Sequence[Share], kind_of: Mapping[str, object], room_bytes: int) -> Layout:
@@ -85,6 +79,7 @@ def make(shares: Sequence[Share], kind_of: Mapping[str, object], room_bytes: int
     for number, share in enumerate(shares):
         for at, pack in enumerate(share.packed.packs):
             for row, path in enumerate(pack.paths):
+                # A layer with factor 0 is not touched: no original is kept and no sum made of it.
                 if share.factors is None or share.factor(path):
                     low.setdefault(path, []).append((number, at, row))
         for path, update in share.packed.others.items():
@@ -146,6 +141,7 @@ class _Maker:
             scales = [pack.scales[row] for row in rows]
             if share.factors is not None:
                 scales = [scale * share.factor(path) for scale, path in zip(scales, paths, strict=True)]
+            # Float64, so that scale * block factor * weight is rounded once, whatever the order.
             fixed.append(torch.tensor(scales, dtype=torch.float64)[:, None].expand(-1, rank))
 
         used = tuple(dict.fromkeys([*(number for number, _, _ in parts), *(number for number, _, _ in updates)]))

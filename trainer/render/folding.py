@@ -3,7 +3,7 @@
 The original of every touched weight is kept; a new sum is computed from the originals, never from what the last one
 left, so no error adds up however often weights change. Layers whose adapters and weights are as they were aren't
 touched. Sums run in float32 in an order fixed by the adapters' content: the order in the stack never matters. Layers of
-one shape are summed together (`fold_groups`).
+one shape are summed together, as `fold_groups` has planned for this stack.
 
 A layer of a quantised base is summed from its weight as the base's files have it and quantised anew (`requantising`).
 """
@@ -75,13 +75,16 @@ class Folding:
 
         # What isn't as it should be.
         wanted = {chunk.name: tuple([shares[number].weight for number in chunk.shares]) for chunk in plan.chunks}
+        # What is about to be touched is struck off first, so that a fold that breaks off is not taken for done.
         self._now = {name: weights for name, weights in self._now.items() if wanted.get(name) == weights}
         changed = [chunk for chunk in plan.chunks if chunk.name not in self._now]
         left = [path for path in self.originals if path not in plan.paths]
 
         self._put_back(left)
         if changed:
-            factors = plan.factors([share.weight for share in shares]).to(self.device)
+            # In float64 until all is multiplied; then one transfer for all layers.
+            weights = torch.tensor([share.weight for share in shares], dtype=torch.float64)
+            factors = (weights[plan.owners] * plan.fixed).float().to(self.device)
             packs = [self._packs(share) for share in shares]
         for chunk in changed:
             self._keep([path for path in chunk.paths if path not in self.originals])
@@ -195,6 +198,7 @@ def _pair(chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor) -> tuple
     for low in chunk.low:
         pack = packs[low.share][low.pack]
         end = start + pack.up.shape[2]
+        # Scaled on the side that is (out, r): the factors broadcast over its last axis without being laid out anew.
         ups.append((pack.up[low.rows] * scales[..., start:end]).float())
         downs.append(pack.down[low.rows].float())
         start = end

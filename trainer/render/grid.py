@@ -63,7 +63,7 @@ def attributed(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[
         mode = resolved.mode if len(numbers) == len(enabled) else "sum"
         return resolved.model_copy(update={"adapters": tuple(adapters), "mode": mode})
 
-    # Which adapters each picture has, and its label. Of two, all but one is the other alone.
+    # Which adapters each picture has, and its label. Of two adapters, all but one are the other alone.
     subsets: list[list[int]] = [[], *([number] for number in enabled)]
     names = [resolved.adapters[number].name for number in enabled]
     labels = ["base", *names]

@@ -125,6 +125,7 @@ class LiveAdapters:
                 return forward(*args, **kwargs)
 
             try:
+                # Once with no regional adapter on the text, then once with each: what it changed is added in its place.
                 base = output = passed(frozenset())
                 for number in sorted(moment.masks.regional):
                     if bool(moment.denoiser[number].any()):
@@ -174,6 +175,7 @@ class _Layer:
         self.moment = moment
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        # Scales by the number of rows: guidance doubles the images, and experts get as many rows as are sent to them.
         x, moment = inputs[0], self.moment
         assert moment, "a layer is attached with a moment"
         if len(x) not in self._scales:
@@ -185,6 +187,7 @@ class _Layer:
             output = gathered.add(module, x, output)
         if scales.ranks is not None and self.pair is not None:
             down, up = self.pair
+            # Weights and masks between the two products, where a row has R numbers, not the layer's width.
             inner = _apply(module, x.to(down.dtype), down)
             inner = inner * _spread(scales.ranks, inner)
             if self.has_place:
@@ -211,7 +214,7 @@ class _Layer:
         weights = moment.text if self.is_text_encoder else moment.denoiser
         if self.path in moment.only:
             weights = weights * (torch.arange(len(weights)) == moment.only[self.path])[:, None]
-        if self.is_of_text:
+        if self.is_of_text:  # in its own pass alone, see `LiveAdapters._by_place`
             weights = weights.clone()
             weights[sorted(moment.masks.regional - moment.on_text)] = 0
         if not bool(weights.any()):
@@ -256,6 +259,7 @@ class _Scales:
 def _side_by_side(deltas: list[Delta], base: Tensor) -> tuple[Tensor, Tensor]:
     """Down (R, in[, kh, kw]) and up (out, R[, 1, 1]) of low-rank updates, their scales in up, as `base` is kept."""
     down = torch.cat([delta.down.reshape(delta.rank, *base.shape[1:]).to(base.device, base.dtype) for delta in deltas])
+    # Scaled in float32: the base's dtype then rounds once and not twice.
     ups = [delta.up.flatten(1).to(base.device, torch.float32) * delta.scale for delta in deltas]
     up = torch.cat(ups, 1).to(base.dtype)
     return down, up[:, :, None, None] if base.ndim == 4 else up

@@ -31,7 +31,7 @@ class Places:
     of_text: str = ""
     placeless: str = ""
     joined: str = ""
-    image_first: bool = False  # in the joined ones
+    image_first: bool = False  # in the joined layers
 
     @classmethod
     def of(cls, family: Family) -> Places:
@@ -84,11 +84,13 @@ class Masks:
     def _over_tokens(self, stacked: Tensor, like: Tensor, kind: Kind) -> Tensor:
         """The masks in the shape of `like`; tokens without a place get each mask's mean."""
         height, width = stacked.shape[2:]
+        # What is said of a whole picture: an adapter on half of it has half its strength there.
         share = stacked.mean((2, 3))[:, None]  # (1 or B, 1, R)
         if kind == "text" and like.ndim == 3:
             return share
         # Tokens beside the image's own: the text's, or such as fill the image's up to a round number.
         has_others = like.ndim == 3 and (kind == "joined" or not token_grid(height, width, like.shape[1]))
+        # A token is 2 x 2 latents in every family that joins its tokens or fills them up.
         num_own = -(-height // 2) * (-(-width // 2))
         num_others = max(0, like.shape[1] - num_own) if has_others else 0
         own = _resized(stacked, like[:, num_others:])
@@ -111,6 +113,7 @@ def _resized(masks: Tensor, like: Tensor) -> Tensor:
 
 def token_grid(height: int, width: int, num_tokens: int) -> tuple[int, int] | None:
     """Rows and columns of the tokens that an image of height x width latents was cut into, or None if it wasn't."""
+    # Each level of a UNet halves the sides, rounded up; a transformer's patch halves them once.
     for side in (1, 2, 4, 8, 16, 32):
         grid = (-(-height // side), -(-width // side))
         if grid[0] * grid[1] == num_tokens:

@@ -48,7 +48,7 @@ def stack_of(
             f"was re-encoded on its way."
         )
 
-    # Its base, if we have one of that name; then all else.
+    # Its base, if a base of that name is here; then all else.
     by_name = {lora_lookup.base_name(name): base for name, base in bases.items()}
     if text.model and (base := by_name.get(lora_lookup.base_name(text.model))):
         stack = stack.model_copy(update={"base": base, "family": bases_.family_of(base)})

@@ -129,9 +129,9 @@ def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
     keys = [
         sharing.layer(adapter) if adapter.file or adapter.sha256 else number for number, adapter in enumerate(adapters)
     ]
-    acting_keys = list(dict.fromkeys(key for key, one in zip(keys, adapters, strict=True) if sharing.acts(one)))
-    mode_ = modes.known(mode)
-    by_step = [mode_.acting(len(acting_keys), step, num_steps) for step in range(num_steps)] if acting_keys else []
+    acting_keys = list(dict.fromkeys(key for key, adapter in zip(keys, adapters, strict=True) if sharing.acts(adapter)))
+    chosen = modes.known(mode)
+    by_step = [chosen.acting(len(acting_keys), step, num_steps) for step in range(num_steps)] if acting_keys else []
     rows = [
         [factors[acting_keys.index(key)] for factors in by_step] if key in acting_keys else [0.0] * num_steps
         for key in keys
@@ -162,7 +162,7 @@ def measure(
             left_out += [f"{path} of {adapters[number].name}" for number in updates if number not in low_rank]
             updates = {**low_rank}
 
-        # All of them dense where one has to be; then the low-rank ones among themselves, which tells more.
+        # All updates dense where any has to be; then the low-rank updates among themselves, which tells more.
         squares = torch.zeros(5, len(adapters), len(adapters), dtype=torch.float64)
         factors = {number: adapters[number].factors[path] for number in updates}
         if len(low_rank) < len(updates):
@@ -202,10 +202,12 @@ def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     # Thin SVD of each: up @ left has orthonormal columns, right @ down orthonormal rows, up @ down = (up @ left) sigma
     # (right @ down).
     own = torch.arange(num)
+    # From r x r matrices alone: sigma^2 are the eigenvalues of root^T (up^T up) root, as root root^T = down down^T.
     values, vectors = torch.linalg.eigh(reads[own, own])
     root = vectors * values.clamp_min(0).sqrt()[:, None]  # down down^T = root root^T
     squares, turn = torch.linalg.eigh(root.mT @ writes[own, own] @ root)
     sigma = squares.clamp_min(0).sqrt()  # (A, r)
+    # Directions that are rounding alone would have cosines by chance.
     kept = sigma > _CUT * sigma.amax(1, keepdim=True)
     inverse = torch.where(kept, 1 / sigma, 0.0)
     left = root @ turn * inverse[:, None]
@@ -217,6 +219,8 @@ def _low_rank(deltas: list[Delta], factors: list[float]) -> Tensor:
     cosines = right[:, None] @ reads @ right.mT
     inside = (written @ cosines.mT).square().sum((-2, -1))
     ranks = kept.sum(1).double()
+    # By chance a share r_a / n of b's energy lies in a's space on each side, so p = r_a^2 / (in out) of it in both;
+    # with q alike, `_stacked`'s (p q)^(1/4) is this.
     chance = (ranks[:, None] * ranks).sqrt() / math.sqrt(down.shape[2] * up.shape[2])
     written_energy = written.square().sum((-2, -1))
     read_energy = (cosines * sigma[:, None]).square().sum((-2, -1))

@@ -37,6 +37,7 @@ class Gathered:
 
     def _sum(self, output: Tensor, left: Tensor, right: Tensor, flat: Tensor) -> Tensor:
         """The output and the products of two matrices for each of the rows; `flat` is the output as a matrix a row."""
+        # Product and sum at once where nothing has to be cast or picked.
         if self.rows is None and output.dtype == left.dtype:
             return torch.baddbmm(flat, left, right).view(output.shape)
         update = torch.bmm(left, right).view(len(left), *output.shape[1:]).to(output.dtype)
@@ -45,6 +46,7 @@ class Gathered:
     def _convolved(self, module: nn.Conv2d, x: Tensor) -> Tensor:
         """(n, r, h, w): the rows are groups of one convolution."""
         num_rows, ranks = self.down.shape[:2]
+        # (1, n C, h, w): to a library that is one convolution, where a loop would be n small ones.
         groups, down = x.reshape(1, num_rows * x.shape[1], *x.shape[2:]), self.down.flatten(0, 1)
         inner = nn.functional.conv2d(groups, down, None, module.stride, module.padding, module.dilation, num_rows)
         return inner.view(num_rows, ranks, *inner.shape[2:])
@@ -69,7 +71,7 @@ class OwnRanks:
         if math.prod(self.down.shape[2:]) == 1:
             return [self._gathered(scales, None)]
         # What a product of a few more ranks takes is less than to pick rows; a convolution's isn't.
-        kinds = -(-_BUCKETS * counts // most)  # 0 for a row without any
+        kinds = -(-_BUCKETS * counts // most)  # ceil(4 counts / most): 1 to 4, and 0 for a row without any
         picked = [(kinds == kind).nonzero().flatten() for kind in kinds.unique().tolist() if kind]
         return [self._gathered(scales[rows], None if len(rows) == len(scales) else rows) for rows in picked]
 

@@ -58,7 +58,7 @@ def pack(updates: dict[str, Update]) -> tuple[dict[str, Update], dict[str, Packe
         else:
             others.setdefault(component, {})[path] = update
 
-    # What was one tensor a layer becomes views of one tensor a kind, so that nothing is held twice.
+    # What was a tensor for each layer becomes views of a tensor for each kind, so that nothing is held twice.
     views, packs = dict(updates), dict[str, list[Pack]]()
     for kind, deltas in kinds.items():
         packed = _side_by_side(deltas)

@@ -39,7 +39,7 @@ class Infotext:
     steps: int | None = None
     sampler: str = ""  # ours, or as it stands there if we have none such
     guidance_scale: float | None = None
-    distilled_guidance: float | None = None  # Forge's, of FLUX.1; `guidance_scale` is then the true one
+    distilled_guidance: float | None = None  # Forge's, of FLUX.1; `guidance_scale` is then that of true guidance
     guidance_rescale: float | None = None
     seed: int | None = None
     size: tuple[int, int] | None = None  # width, height

@@ -1,4 +1,4 @@
-"""Pictures from a pipeline as it stands: the family's own diffusers pipeline and scheduler, our settings."""
+"""Pictures from a pipeline as it stands: the family's own diffusers pipeline, a scheduler by its sampler's name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from trainer import families
 from trainer.config import StackConfig
 from trainer.families.contract import Family
+from trainer.lazy import diffusers
 from trainer.objective import Guidance
 from trainer.render import prompting
+from trainer.render.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -65,6 +67,7 @@ def draw_batch(
     has_step_end = "callback_on_step_end" in signature(pipe.__call__).parameters
     callbacks = {"callback_on_step_end": on_step_end} if has_step_end else {"callback": callback}
     guidance = Guidance(first.guidance_scale, rescale(pipe, family, first) or 0.0, first.true_guidance_scale)
+    # A generator a picture, on the CPU: its noise is the same alone, in any batch, and on any device.
     generators = [torch.Generator().manual_seed(stack.seed) for stack in stacks]
     if family.prepare_call:
         family.prepare_call(pipe, first.width_px, first.height_px, generators)
@@ -77,6 +80,14 @@ def draw_batch(
         **callbacks,
     ).images
     return pictures
+
+
+def scheduler(sampler: str, own: Any) -> Any:
+    """A fresh scheduler with the base's own settings: of the base's own kind if `sampler` is empty."""
+    kind, changes = SAMPLERS[sampler] if sampler else (type(own).__name__, {})
+    if kind.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
+        changes = changes | {"shift": own.config["flow_shift"]}
+    return getattr(diffusers, kind).from_config(own.config, **changes)
 
 
 def rescale(pipe: Any, family: Family, stack: StackConfig) -> float | None:
@@ -114,5 +125,6 @@ def is_weighted(pipe: Any, family: Family, stack: StackConfig) -> bool:
     if family.encode_windows is None:
         return False
     prompts = [stack.prompt, stack.negative_prompt]
+    # Only from 200 characters on is it worth tokenising to know: in English a window of 75 tokens holds about 300.
     marked = any(re.search(r"[()\[\]\\]|\bBREAK\b", prompt) for prompt in prompts)
     return marked or any(len(prompt) > 200 and prompting.num_windows(pipe, prompt) > 1 for prompt in prompts)

@@ -63,6 +63,7 @@ def mask(adapter: AdapterChoice, size: tuple[int, int]) -> Tensor | None:
     left, top, right, bottom = map(float, box.groups()) if box else (1.0, 1.0, 0.0, 0.0)  # else: refused below
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ConfigError(f"region of {adapter.name or adapter.file} is {text[:80]!r}; allowed: {_ALLOWED}.")
+    # A cell that the box cuts counts by the share inside it, so that a box moves smoothly over coarse latents.
     rows, columns = _covered(top, bottom, size[0]), _covered(left, right, size[1])
     return torch.tensor(rows)[:, None] * torch.tensor(columns)[None, :]
 
@@ -92,6 +93,7 @@ def _open(adapter: AdapterChoice, name: str) -> bytes:
 def _packed(raw: bytes, size: tuple[int, int]) -> str:
     """A mask picture at the latents' size, as PNG in base64."""
     with open_mask(io.BytesIO(raw)) as opened:
+        # BOX is the mean over each cell, as for training masks.
         small = opened.resize((size[1], size[0]), Image.Resampling.BOX)
     file = io.BytesIO()
     small.save(file, "PNG", optimize=True)

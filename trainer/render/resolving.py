@@ -12,7 +12,7 @@ and its files: tags and wildcards of prompts, LoRAs to be found by their hash, m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,46 +32,18 @@ from trainer.render import (
     strength,
     trigger_tokens,
 )
+from trainer.render.effect import Effect, Weights
 from trainer.render.sharing import acts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trainer.render.adapter_cache import Shelf
     from trainer.render.opened_base import OpenedBase
 
-Weights = tuple[float, float]  # of an adapter's part in the denoiser, and of that in the text encoders
 Library = Callable[[], dict[str, lora_file.LoraInfo]]  # gives the LoRAs that are here, by hash
 
 _MAX_KEPT = 64
 _WEIGHTS = ("weight", "text_weight")
 _Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What one adapter does, apart from its weights. Two are equal if they do the same in pictures of one batch."""
-
-    choice: AdapterChoice  # without weights, see `sharing.layer`
-    key: str = field(compare=False)  # of the adapter on the shelf, by its content
-    brings_words: bool = field(compare=False)  # new words for the text encoders
-    block_factors: Mapping[str, float] = field(compare=False)  # of the denoiser's layers by path; 1 where none is named
-    curve: tuple[float, ...] = field(compare=False)  # its factor at each step, and after the last
-    mask: Tensor | None = field(compare=False)  # (h, w) of the latents; None acts everywhere
-
-    def at(self, step: int) -> float:
-        """Its factor at a step. Samplers of second order take more steps than were asked for."""
-        return self.curve[min(step, len(self.curve) - 1)]
-
-    @property
-    def is_steady(self) -> bool:
-        """True if its weight is the same at every step."""
-        return set(self.curve) <= {1.0}
-
-    @property
-    def is_constant(self) -> bool:
-        """True if it does the same at every step and in every place."""
-        return not (self.choice.schedule or self.choice.region)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +87,7 @@ class Resolving:
         prompts = stack.prompt + stack.negative_prompt
         if any(mark in prompts for mark in ("<", "{", "__")) or not all(map(_is_plain, stack.adapters)):
             return None
+        # Whether a weight is 0 decides who acts; its size doesn't, so a slider that moves asks for the same meaning.
         adapters = [
             tuple((name, bool(value) if name in _WEIGHTS and value is not None else value) for name, value in adapter)
             for adapter in stack.adapters
@@ -220,6 +193,7 @@ def _resolved(meaning: _Meaning) -> Resolved:
         if found is not None:
             effect, constant = found
             text_weight = adapter.weight if adapter.text_weight is None else adapter.text_weight
+            # Updates are linear in the weight: what stands twice in the stack is one adapter with both weights.
             in_denoiser, in_text = weights.get(effect, (0.0, 0.0))
             weights[effect] = (in_denoiser + adapter.weight * constant, in_text + text_weight)
     return Resolved(meaning.stack, meaning.size, weights)

@@ -6,7 +6,6 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
-from trainer.lazy import diffusers
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -39,11 +38,3 @@ def check(name: str, family: Family) -> None:
         raise ConfigError(
             f"sampler is {name!r}; allowed for this base: {', '.join(fitting(family))}, or empty for the base's own."
         )
-
-
-def make(name: str, own: Any) -> Any:
-    """A fresh scheduler: the base's own kind if `name` is empty."""
-    scheduler, changes = SAMPLERS[name] if name else (type(own).__name__, {})
-    if scheduler.startswith("FlowMatch") and "flow_shift" in own.config:  # as the other schedulers call it
-        changes = changes | {"shift": own.config["flow_shift"]}
-    return getattr(diffusers, scheduler).from_config(own.config, **changes)

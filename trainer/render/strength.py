@@ -106,6 +106,7 @@ class Schedule:
 
     def at(self, progress: float) -> float:
         places = [place for place, _ in self.points]
+        # A step's progress is a quotient: 3/6 must not fall short of a point at 0.5 by a rounding.
         after = bisect.bisect_right(places, progress + 1e-9)
         if after == 0:
             return self.points[0][1]

@@ -44,7 +44,7 @@ def take_tags(prompt: str) -> Tagged:
         loras.append(tag) if tag else unknown.append(match[0].strip())
         return ""
 
-    # Without its tags a prompt may have new ones: `<lo<a:b>ra:cat:1>`.
+    # Without its tags a prompt may have new tags: `<lo<a:b>ra:cat:1>`.
     for _ in range(MAX_NESTED):
         prompt, num = TAG.subn(take, prompt)
         if not num:

@@ -175,7 +175,7 @@ class _Draw:
         if split is not None:
             separator, alternatives = split
 
-        # A single name of a file stands for all of its lines: {2$$__animals__} gives two different ones.
+        # A single name of a file stands for all of its lines: {2$$__animals__} gives two different lines.
         only = alternatives[0] if len(alternatives) == 1 else []
         name = NAME.fullmatch(only[0].strip()) if len(only) == 1 and isinstance(only[0], str) else None
         if name:

@@ -155,7 +155,7 @@ def _length(events: list[Event], config: TrainConfig | None) -> Advice | None:
             {"max_steps": best},
         )
 
-    # Too short only if the last measurement is the best one and still clearly better than the one before.
+    # Too short only if the last measurement is the best, and still clearly better than that before it.
     if len(measured) < 2:
         return None
     before, last = measured[-2:]

@@ -43,8 +43,8 @@ def rows(folder: Path, log: list[Event]) -> list[Row]:
     if evidence is None and prediction is None:
         return []
     columns = zip(_of_card(evidence), _of_prediction(prediction), _of_run(folder, log), strict=True)
-    found = [Row(title, *texts) for title, texts in zip(_TITLES, columns, strict=True)]
-    return [row for row in found if sum(map(bool, (row.card, row.predicted, row.run))) > 1]
+    figures = [Row(title, *texts) for title, texts in zip(_TITLES, columns, strict=True)]
+    return [row for row in figures if sum(map(bool, (row.card, row.predicted, row.run))) > 1]
 
 
 _TITLES = ("Device", "Pictures", "A step", "Steps", "In all", "Memory", "Best gain")
@@ -93,15 +93,15 @@ def _memory(num_bytes: int) -> str:
 
 def html(folder: Path, log: list[Event]) -> str:
     """The table, and both held-out curves in one chart; nothing without a card and a prediction."""
-    found = rows(folder, log)
-    if not found:
+    figures = rows(folder, log)
+    if not figures:
         return ""
     shown = [("card", "The card"), ("predicted", "Predicted"), ("run", "This run")]
-    shown = [(name, title) for name, title in shown if any(getattr(row, name) for row in found)]
+    shown = [(name, title) for name, title in shown if any(getattr(row, name) for row in figures)]
     heads = "".join(f"<th>{title}" for _, title in shown)
     lines = "".join(
         f"<tr><td>{row.title}" + "".join(f"<td>{escape(getattr(row, name), 200) or '–'}" for name, _ in shown)
-        for row in found
+        for row in figures
     )
     return f'<div class="wide"><table><tr><th>{heads}</tr>{lines}</table></div>{_curves(card_of(folder), log)}'
 

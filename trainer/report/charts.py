@@ -24,7 +24,7 @@ Point = tuple[float, float]
 class Series:
     """One line: `(x, y)` in order of x; `low` and `high` are an interval at each point, or empty."""
 
-    name: str  # "" for one that the legend leaves out
+    name: str  # "" for a curve that the legend leaves out
     style: str  # a class of the page's style, or several
     points: Sequence[Point]
     low: Sequence[float] = ()
@@ -146,7 +146,7 @@ def bars(before: Sequence[float], after: Sequence[float], label: str) -> str:
     for level in levels:
         parts.append(_level(frame, level, f"{level:.3g}"))
 
-    # Two bars a tenth, and the change above the higher one.
+    # Two bars a tenth, and the change above the higher bar.
     width = (_WIDTH - _LEFT - _RIGHT) / count
     for number in range(count):
         for value, style, shift in ((before[number], "quiet", 0.12), (after[number], "held", 0.5)):

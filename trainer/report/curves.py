@@ -25,7 +25,7 @@ def heldout(log: list[Event]) -> str:
     if not measured:
         return folds
 
-    # Every curve but the one on training pictures begins with the base, at step 0.
+    # Every curve but that of training pictures begins with the base, at step 0.
     first, last, base = measured[0], measured[-1], measured[0].base_loss
     held = Series(
         "held-out pictures", "held",

@@ -25,7 +25,7 @@ from trainer.single_file import folder_writing
 from trainer.single_file.head import Head
 from trainer.single_file.planning import Plan, refuse_missing
 
-_VERSION = 1  # of what is written; a new one makes folders anew
+_VERSION = 1  # of what is written; a new version makes folders anew
 
 
 def convert(plan: Plan, shelf: Path, digest: str) -> Path:
@@ -40,7 +40,7 @@ def convert(plan: Plan, shelf: Path, digest: str) -> Path:
     # One process makes it, others wait.
     shelf.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.is_dir():  # another process made it while this one waited
+        if folder.is_dir():  # another process made it while this process waited
             return folder
         needed = written_bytes(plan)
         if (free := shutil.disk_usage(shelf).free) < needed:
@@ -97,6 +97,7 @@ def _fingerprint(source: tuple[Head, str] | Path) -> str:
 
 def sha256(path: Path) -> str:
     """sha256 of a file; read once while the file stays as it is."""
+    # Hashing a base of 7 GB takes long; its size and time tell whether that has to be done again.
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 

@@ -122,7 +122,7 @@ def _like_parts(like: Path, detected: Detected) -> dict[str, Part]:
             f"--like is {str(like)!r}, a {kind}; the file is {detected.title}, so it must be a folder of the same "
             f"family."
         )
-    # Its parts; an absent one is [None, None].
+    # Its parts; an absent part is [None, None].
     parts = {}
     named = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
     for name, value in named.items():

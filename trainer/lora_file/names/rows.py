@@ -82,7 +82,7 @@ class Family:
     architecture: str  # `modelspec.architecture` that is written
     base_version: str  # `ss_base_model_version` that is written
     bare: bool = False  # files without any prefix are usual
-    rarity: int = 0  # of families that fit equally well, the one with the least is taken
+    rarity: int = 0  # of families that fit equally well, that with the least is taken
     loader: str = ""  # diffusers' class for its LoRAs, `LoraLoaderMixin` left out; empty where it has none
     # Prefixes that this loader takes, and whose spelling behind them.
     taken: Mapping[str, tuple[Spelling, ...]] = field(default_factory=dict)

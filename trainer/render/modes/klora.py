@@ -36,6 +36,7 @@ def prepare(updates: dict[str, list[tuple[int, float, Update]]], base: Callable[
         if len(dense) == 2:
             largest = min(len(dense[0]), parts[0][2].rank * parts[1][2].rank)
             sums[path] = tuple(float(dense[number].topk(largest).values.sum()) for number in (0, 1))
+    # Both adapters have the same sum over the whole model then, however strong each was trained.
     gamma = totals[0] / max(totals[1], 1e-30)
     return {path: (content, style * gamma) for path, (content, style) in sums.items()}
 

@@ -31,6 +31,7 @@ def predict(
     each = torch.stack([call([float(number == turn) for number in range(num)]).float() for turn in range(num)])
 
     # How unlike the base each adapter is, patch by patch.
+    # cos = <a, b> / sqrt(|a|^2 |b|^2), each of the three a sum over the patch.
     own = _patches(base * base)
     cosine = torch.stack(
         [_patches(alone * base) / (_patches(alone * alone) * own).sqrt().clamp_min(1e-12) for alone in each]

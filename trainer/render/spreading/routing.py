@@ -64,7 +64,7 @@ def choose(here: Holding, waiting: Sequence[Wanted | None], everyone: Iterable[H
     if all(wanted.base != base for wanted in possible.values()):
         held = Counter(other.base for other in everyone if other is not here)
         chunks = Counter(wanted.base for wanted in possible.values())
-        base = max(chunks, key=lambda one: chunks[one] / (1 + held[one]))
+        base = max(chunks, key=lambda base: chunks[base] / (1 + held[base]))
     with_base = [place for place, wanted in possible.items() if wanted.base == base]
     return max(with_base, key=lambda place: (_gain(here, possible[place]), -place))
 
