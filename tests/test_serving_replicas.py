@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import pickle
 import sys
 import types
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageChops
 from serving_parts import asked, picture, random_lora, wait_until
 from serving_replicas import Here, plan, serving_from
 from typer.testing import CliRunner
@@ -28,7 +30,7 @@ from trainer.serving.api_error import ApiError
 from trainer.serving.model_names import ModelNames
 from trainer.serving.replicas import messages
 from trainer.serving.replicas.popularity import Popularity
-from trainer.serving.replicas.remote import MOST_SENDS
+from trainer.serving.replicas.remote import MOST_DEATHS, MOST_SENDS
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.replicas.wanted_replicas import Replicas, parsed
 from trainer.serving.settings import ServeSettings
@@ -127,6 +129,26 @@ def test_a_picture_whose_replicas_all_die_is_answered_so(carrier: Here, workspac
         assert (status, body["error"]["code"]) == (503, "replica_lost")
         assert of_tiny(running, tiny)[0] == 200
     assert len(carrier.calls) == MOST_SENDS + 1
+
+
+def test_a_picture_that_ends_whatever_draws_it_is_given_up_and_takes_nobody_along(
+    carrier: Here, workspace: Path, tiny: Path
+) -> None:
+    carrier.deadly = "deadly"
+    with serving_from(carrier, workspace, str(tiny)) as running, ThreadPoolExecutor(8) as pool:
+        prompts = ["a deadly fox" if seed == 2 else "a fox" for seed in range(8)]
+        asking = [
+            pool.submit(of_tiny, running, tiny, seed=seed, prompt=prompt, steps=20)
+            for seed, prompt in enumerate(prompts)
+        ]
+        answers = [call.result() for call in asking]
+        lost = running.lines("replica lost")
+        after = of_tiny(running, tiny, seed=1, steps=20)[1]
+    assert [status for status, _, _ in answers] == [503 if seed == 2 else 200 for seed in range(8)]
+    assert answers[2][1]["error"]["code"] == "replica_lost" and f"died {MOST_DEATHS} times" in str(answers[2][1])
+    assert carrier.num_killed == MOST_DEATHS and max(line["deaths"] for line in lost) == MOST_DEATHS
+    with Image.open(io.BytesIO(png(after))) as whole, Image.open(io.BytesIO(png(answers[1][1]))) as other:
+        assert max(high for _, high in ImageChops.difference(whole, other).getextrema()) <= 1
 
 
 def test_replicas_are_given_no_more_than_they_can_hold(carrier: Here, workspace: Path, tiny: Path) -> None:

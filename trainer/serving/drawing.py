@@ -134,7 +134,8 @@ class Drawing:
         # Masks lie over all pictures of a batch, and a number that isn't finite would not stay in its place.
         own = picture.order.key_name if any(adapter.region for adapter in adapters) else ""
         alike = () if self.settings.mixed_batches else adapters
-        return (*kind, own, alike)
+        alone = id(picture) if picture.alone else 0
+        return (*kind, own, alike, alone)
 
     def _hand_over(self, picture: Wanted) -> None:
         for read in picture.reads or ():

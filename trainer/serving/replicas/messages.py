@@ -48,6 +48,7 @@ class Sent:
     left_s: float  # until its deadline: clocks of machines differ
     num_previews: int
     wants_steps: bool
+    alone: bool  # whether it is drawn with no other: a replica died that drew it
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class LogLine:
 Told = Begun | Drawn | Stepped | Refusal | LogLine
 
 
-def sent(picture: Wanted, outgoing: Outgoing) -> Sent:
-    """A picture as it travels now."""
+def sent(picture: Wanted, outgoing: Outgoing, alone: bool = False) -> Sent:
+    """A picture as it travels now, to be drawn with no other if `alone`."""
     order = picture.order
     return Sent(
         stack=outgoing.stack,
@@ -98,6 +99,7 @@ def sent(picture: Wanted, outgoing: Outgoing) -> Sent:
         left_s=order.deadline - time.monotonic(),
         num_previews=order.num_previews,
         wants_steps=order.wants_steps,
+        alone=alone,
     )
 
 

@@ -132,7 +132,7 @@ class Replica:
             except OSError as error:
                 problem = f"a LoRA can't be kept where the picture is drawn: {error.strerror or 'no room'}."
                 return order.tell(Failed(sent.number, ApiError(503, problem, BROKEN, code="lora_unreadable")))
-        picture = Wanted(order, sent.number, stack, reads=None if stack.adapters else ())
+        picture = Wanted(order, sent.number, stack, reads=None if stack.adapters else (), alone=sent.alone)
         try:
             self._line.put([picture], 1.0, lambda num_pictures: 1.0)
         except ApiError as error:
