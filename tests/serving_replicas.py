@@ -24,10 +24,10 @@ from trainer.serving.settings import ServeSettings
 from trainer.serving.wanted import Begun
 
 
-def plan(settings: ServeSettings) -> Plan:
+def plan(settings: ServeSettings, pinned: frozenset[str] = frozenset()) -> Plan:
     """A plan for the base of these settings as it is here."""
     folder = bases.resolve(settings.base, families.registry()[bases.family_of(settings.base)])
-    return Plan(settings, base_hash(folder), versions(), 0, 1 << 30)
+    return Plan(settings, base_hash(folder), versions(), 0, 1 << 30, pinned)
 
 
 class Here:
@@ -93,12 +93,12 @@ class _Call:
         except StopAsyncIteration:
             return
         finally:
+            self.carrier.num_open -= 1
             for future in (dying, coming):
                 future.cancel()
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await future
             await self.told.aclose()
-            self.carrier.num_open -= 1
 
     def cancel(self) -> None:
         self.carrier.num_cancelled += 1

@@ -19,6 +19,7 @@ from serving_parts import asked, picture, random_lora, wait_until
 from serving_replicas import Here, plan, serving_from
 from typer.testing import CliRunner
 
+from trainer import lora_file
 from trainer.cli import app
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError, RunError
@@ -47,7 +48,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    for number, name in enumerate(("cat", "fox")):
+    for number, name in enumerate(("cat", "fox", "owl")):
         random_lora(engine, folder / "loras" / f"{name}.safetensors", number)
     return folder
 
@@ -206,6 +207,24 @@ def test_batches_of_replicas_are_counted_here(carrier: Here, workspace: Path, ti
     assert 'velatura_pictures_total{key="local"} 1.0' in text
 
 
+def test_a_pinned_lora_stays_in_a_replicas_memory(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    content = lora_file.content
+    monkeypatch.setattr(lora_file, "content", lambda path: (read.append(path.stem), content(path))[1])
+    settings = ServeSettings(base="imprimatura", workspace=Path(), kept_bytes=1)
+    pinned = messages.keys_of([workspace / "loras" / "cat.safetensors"])
+    replica = Replica(plan(settings, pinned), tmp_path)
+    try:
+        with serving_from(Here({"imprimatura": replica}), workspace, "imprimatura") as running:
+            for name in ("cat", "fox", "cat", "owl", "fox", "cat"):
+                assert picture(running, loras=[{"name": name}])[0] == 200
+    finally:
+        replica.end()
+    assert read == ["cat", "fox", "owl", "fox"], "where one LoRA is kept, the pinned one stays besides"
+
+
 # Messages.
 
 
@@ -264,7 +283,6 @@ def test_the_rarest_lora_decides() -> None:
         (["--address", "h:1"], "--address: read with --ray only"),
         (["--ray", "--replicas", "4:1"], "--replicas is '4:1'"),
         (["--ray", "--replicas", "0"], "--replicas is '0'"),
-        (["--ray", "--pin", "fox"], "--pin is given with --ray"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
@@ -273,6 +291,7 @@ def test_options_that_do_not_go_together_are_refused(options: list[str], message
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
+    assert parsed("2", "", 60.0) == Replicas(2, 2, "", 60.0)
     assert parsed("3", "") == Replicas(3, 3) and parsed("1:4", "h:6379") == Replicas(1, 4, "h:6379")
 
 

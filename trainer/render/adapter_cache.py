@@ -58,7 +58,8 @@ class Shelf:
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
         self._pinned: dict[str, Adapter] = {}
-        self._lock = threading.Lock()  # of the three above; nothing is read under it
+        self._to_pin: set[str] = set()  # files
+        self._lock = threading.Lock()  # of the four above; nothing is read under it
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
@@ -87,18 +88,28 @@ class Shelf:
         if self._known(key) is None:
             self.check(read.adapter.words, read.path.name)
         with self._lock:
-            if key not in self._pinned:
+            if str(read.path) in self._to_pin:
+                self._pinned[key] = read.adapter
+                self._kept.pop(key, None)
+            elif key not in self._pinned:
                 self._kept[key] = read.adapter
             self._stamps[str(read.path)] = (read.stamp, key)
         return read.adapter
 
     def pin(self, path: Path) -> Adapter:
         """The adapter in a file, which stays here whatever else is read. Raises: AdapterError."""
-        adapter = self.get(path)
+        self.pin_when_read(path)
+        return self.keep(self.read(path))
+
+    def pin_when_read(self, path: Path) -> None:
+        """Have the adapter in a file stay here once it is."""
         with self._lock:
-            self._pinned[adapter.key] = adapter
-            self._kept.pop(adapter.key, None)
-        return adapter
+            self._to_pin.add(str(path))
+
+    def is_pinned(self, key: str) -> bool:
+        """Whether an adapter stays here."""
+        with self._lock:
+            return key in self._pinned
 
     def _unchanged(self, path: Path, stamp: tuple[int, ...]) -> Adapter | None:
         """The adapter of a file that is as it was when it was read, if it is here."""

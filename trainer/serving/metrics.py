@@ -53,6 +53,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.queue = Gauge("velatura_queue_pictures", "Pictures that wait.", registry=registry)
+        self.replicas = Gauge("velatura_replicas", "Replicas that draw, by base.", ["base"], registry=registry)
         self.adapter_bytes = Gauge("velatura_adapter_bytes", "Memory of the adapters that are kept.", registry=registry)
         self.result_bytes = Gauge(
             "velatura_result_bytes", "Memory of pictures kept for url results.", registry=registry

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from trainer.config import StackConfig
-from trainer.render.spreading.messages import Outgoing, Part
+from trainer import files
+from trainer.config import AdapterChoice, StackConfig
+from trainer.render.spreading.messages import Outgoing, Part, outgoing
 from trainer.serving.api_error import ApiError
 from trainer.serving.settings import ServeSettings
 from trainer.serving.wanted import Begun, Drawn, Failed, News, Stepped, Wanted
@@ -26,6 +28,7 @@ class Plan:
     versions: dict[str, str]  # `spreading.worker.versions` there
     threads: int  # of torch in each; 0 for its own choice
     sent_bytes: int  # most that a replica's machine keeps of what it was sent
+    pinned: frozenset[str] = frozenset()  # LoRAs that stay in memory once they are, by their keys in `Sent.parts`
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,12 @@ class LogLine:
 Told = Begun | Drawn | Stepped | Refusal | LogLine
 
 
-def sent(picture: Wanted, outgoing: Outgoing, alone: bool = False) -> Sent:
+def sent(picture: Wanted, going: Outgoing, alone: bool = False) -> Sent:
     """A picture as it travels now, to be drawn with no other if `alone`."""
     order = picture.order
     return Sent(
-        stack=outgoing.stack,
-        parts=outgoing.parts,
+        stack=going.stack,
+        parts=going.parts,
         request_id=order.request_id,
         key_name=order.key_name,
         number=picture.number,
@@ -101,6 +104,12 @@ def sent(picture: Wanted, outgoing: Outgoing, alone: bool = False) -> Sent:
         wants_steps=order.wants_steps,
         alone=alone,
     )
+
+
+def keys_of(loras: list[Path]) -> frozenset[str]:
+    """What some LoRA files are called in `Sent.parts`. Raises: AdapterError for one that can't be read."""
+    choices = tuple(AdapterChoice(file=str(path)) for path in loras)
+    return frozenset(outgoing(StackConfig(adapters=choices), files.sha256).parts)
 
 
 def told(news: News) -> Begun | Drawn | Stepped | Refusal:

@@ -56,6 +56,7 @@ class Remote:
         self._kept_bytes: dict[str, int] = {}  # of LoRAs in replicas' memory, by replica, the last to tell last
         self._under_way: Counter[str] = Counter()  # pictures by base; read and written under `line.changed`
         self._popularity = Popularity()
+        self._counted: dict[str, int] = {}  # replicas by base, as the log has it
         self._is_ending = False
         self._loop = asyncio.new_event_loop()
         self._looping = threading.Thread(target=self._loop.run_forever, name="replicas' news", daemon=True)
@@ -129,9 +130,18 @@ class Remote:
     def _room(self) -> dict[str, int]:
         """How many pictures more each base's replicas may be given."""
         most = BATCHES_AHEAD * self.settings.batch_pictures
-        held = {base: most * self.carrier.num_replicas(base) for base in self.settings.bases}
+        held = {base: most * self._num_replicas(base) for base in self.settings.bases}
         with self.line.changed:
             return {base: max(0, number - self._under_way[base]) for base, number in held.items()}
+
+    def _num_replicas(self, base: str) -> int:
+        """How many draw now; that there are others than before is logged."""
+        number = self.carrier.num_replicas(base)
+        if self._counted.get(base) != number:
+            self._counted[base] = number
+            self.metrics.replicas.labels(base).set(number)
+            self.log.write("replicas", base=base, replicas=number)
+        return number
 
     # A picture on its way. All of this runs in the loop.
 
