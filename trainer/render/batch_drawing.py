@@ -151,7 +151,7 @@ class Drawing:
         """
         if self._live is not None:
             return self._live[1]
-        updates = stack_tensors.updates(batch.live, self.shelf)
+        updates = stack_tensors.updates(batch.live, self.shelf, self.folding.on_device.updates)
         adapters = LiveAdapters(self.base.module, ByPath(updates.keys(), self.folding.base), updates, masks)
         self._live = (_key(batch), adapters) if adapters.are_low_rank else None
         return adapters

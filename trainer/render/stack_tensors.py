@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from trainer.render.live import Updates
 from trainer.render.new_words import Words
 
 if TYPE_CHECKING:
+    from trainer.deltas import Update
     from trainer.render.adapter_cache import Adapter, Shelf
     from trainer.render.opened_base import OpenedBase
     from trainer.render.resolving import Effect, Weights
@@ -21,11 +23,13 @@ def _adapter(effect: Effect, shelf: Shelf) -> Adapter:
     return shelf.get(Path(effect.choice.file))
 
 
-def updates(effects: Iterable[Effect], shelf: Shelf) -> Updates:
-    """By path, each adapter's number among these, its factor there and its update."""
+def updates(
+    effects: Iterable[Effect], shelf: Shelf, of: Callable[[Adapter], Mapping[str, Update]] = attrgetter("updates")
+) -> Updates:
+    """By path, each adapter's number among these, its factor there and its update, where `of` has an adapter's."""
     by_path: Updates = {}
     for number, effect in enumerate(effects):
-        for path, update in _adapter(effect, shelf).updates.items():
+        for path, update in of(_adapter(effect, shelf)).items():
             if factor := effect.block_factors.get(path, 1.0):
                 by_path.setdefault(path, []).append((number, factor, update))
     return by_path

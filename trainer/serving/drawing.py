@@ -197,6 +197,7 @@ class Drawing:
         self.metrics.batch_stacks.observe(num_stacks)
         kept = self.engine.shelf.num_bytes
         self.metrics.adapter_bytes.set(kept)
+        self.metrics.device_adapter_bytes.set(self.engine.on_device.num_bytes)
         took = round(seconds, 4)
         self.log.write(
             "batch", pictures=len(pictures), stacks=num_stacks, seconds=took, adapter_bytes=kept, join_waits_s=waits_s

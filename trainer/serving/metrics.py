@@ -55,6 +55,9 @@ class Metrics:
         self.queue = Gauge("velatura_queue_pictures", "Pictures that wait.", registry=registry)
         self.replicas = Gauge("velatura_replicas", "Replicas that draw, by base.", ["base"], registry=registry)
         self.adapter_bytes = Gauge("velatura_adapter_bytes", "Memory of the adapters that are kept.", registry=registry)
+        self.device_adapter_bytes = Gauge(
+            "velatura_adapter_gpu_bytes", "Memory of the adapters that are kept on the GPU.", registry=registry
+        )
         self.result_bytes = Gauge(
             "velatura_result_bytes", "Memory of pictures kept for url results.", registry=registry
         )
