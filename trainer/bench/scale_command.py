@@ -35,6 +35,7 @@ def scale(
     measure: Annotated[
         bool, typer.Option("--measure", help="Print this machine's costs as JSON, and no more.")
     ] = False,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often costs are measured; the median counts.")] = 3,
     against: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What `bench serve --json` printed, to be compared with.")
     ] = None,
@@ -46,7 +47,10 @@ def scale(
         raise ConfigError(f"--routing is {routing!r}; allowed: {', '.join(simulation.ROUTINGS)}.")
     from trainer.bench import scale_costs  # which loads torch
 
-    measured = scale_costs.read(costs) if costs else scale_costs.measure(3, lambda text: typer.echo(text, err=True))
+    def note(text: str) -> None:
+        typer.echo(text, err=True)
+
+    measured = scale_costs.read(costs) if costs else scale_costs.measure(rounds, note)
     if measure:
         typer.echo(scale_costs.write(measured))
         return

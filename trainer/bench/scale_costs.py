@@ -24,7 +24,7 @@ from trainer.render.engine import Engine
 
 _FEW, _MANY, _CHECKED = 4, 16, 8  # pictures of a batch
 _LORAS = 24
-_STEPS = (1, 5)
+_STEPS = (1, 4)
 _KINDS = ((1, False), (_MANY, False), (_FEW, True), (_CHECKED, True), (_MANY, True))  # pictures, and whether with LoRAs
 Kind = tuple[int, bool]
 Times = tuple[float, float]  # of the clock and of the processors

@@ -139,8 +139,8 @@ class Remote:
         number = self.carrier.num_replicas(base)
         if self._counted.get(base) != number:
             self._counted[base] = number
-            self.metrics.replicas.labels(base).set(number)
-            self.log.write("replicas", base=base, replicas=number)
+            self.metrics.replicas.labels(Path(base).name).set(number)
+            self.log.write("replicas", base=Path(base).name, replicas=number)
         return number
 
     # A picture on its way. All of this runs in the loop.
