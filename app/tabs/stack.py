@@ -42,7 +42,6 @@ _MAX_SEED = 2**32
 _MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
 _MOST_WEIGHTS = 12
-_STRIP = "strip-"  # how the names of its sheets begin
 
 
 def weights_of(text: str) -> list[float]:
@@ -238,7 +237,7 @@ class _Tab:
         def make(engine: Engine, expect: sheets.Expect) -> sheets.Sheet:
             return sheets.of_each(engine, stack, expect)
 
-        yield from self.stage.sheet(self._desk(request), stack, make, f"{_STRIP}{stack.seed}")
+        yield from self.stage.sheet(self._desk(request), stack, make, f"{sheets.STRIP}{stack.seed}")
 
     @mended_turns
     def draw_modes(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
