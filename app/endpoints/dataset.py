@@ -24,6 +24,8 @@ LAYOUTS = {
     "as it lies": say("dataset.as_it_lies"), "kohya": say("dataset.kohya"), "imagefolder": say("dataset.imagefolder"),
 }  # fmt: skip
 _FLIPPED_AT_ONCE = 16
+Operation = Literal["replace", "prefix", "suffix", "remove_tag", "sort_tags", "trigger"]
+Layout = Literal["as it lies", "kohya", "imagefolder"]
 
 
 class DatasetEndpoints:
@@ -78,9 +80,7 @@ class DatasetEndpoints:
             into, report = dataset_sets.add(self.context, dataset, paths)
         return {"dataset": into, "added": report.added, "left_out": report.left_out}
 
-    def export_dataset(
-        self, dataset: Name, layout: Literal["as it lies", "kohya", "imagefolder"] = "as it lies"
-    ) -> str:
+    def export_dataset(self, dataset: Name, layout: Layout = "as it lies") -> str:
         """The address of a zip of a dataset, as it lies or in the layout of another trainer."""
         with caption_files.writable(say("where.zip")):
             return fetched_at(dataset_exports.packed(self.context, dataset, LAYOUTS[layout]))
@@ -106,7 +106,7 @@ class DatasetEndpoints:
     def edit_captions(
         self,
         dataset: Name,
-        edit: Literal["replace", "prefix", "suffix", "remove_tag", "sort_tags", "trigger"],
+        edit: Operation,
         first: Name = "",
         second: Name = "",
         trigger: Name = "",
@@ -179,7 +179,7 @@ class DatasetEndpoints:
         return dataset_edits.restore(self._scene(dataset), names)
 
     def flip_pictures(self, dataset: Name, pictures: Names) -> dict[str, Any]:
-        """Mirror pictures and their masks, as one edit: how many, which could not be, whose captions say left or right."""
+        """Mirror pictures and their masks, as one edit: how many, which not, whose captions say left or right."""
         names, visit = self._named(self._scene(dataset), pictures), uuid.uuid4().hex
         told: dict[str, Any] = {"done": 0, "problems": [], "sided": []}
         for start in range(0, len(names), _FLIPPED_AT_ONCE):

@@ -22,7 +22,7 @@ class JobEndpoints:
         return [job_row(job) for job in self.context.runner.shown()]
 
     def job(self, job: Number) -> dict[str, Any]:
-        """One job, with how much of it is done, from 0 to 1 and in words, and the address of each file that came of it."""
+        """One job, how much of it is done, from 0 to 1 and in words, and the address of each file that came of it."""
         found, runner = self.context.runner.get(job), self.context.runner
         if found.kind in batches.KINDS.values():
             folder = self.context.batches / found.name
@@ -57,7 +57,7 @@ class JobEndpoints:
         return found.name
 
     def move_job(self, job: Number, by: Literal[-1, 1]) -> list[int]:
-        """Let a waiting job change places with the one before it (-1) or after it (1); what waits now, by id, in order."""
+        """Let a waiting job change places with the one before it (-1) or after it (1); the ids of what waits now."""
         self.context.runner.move(job, by)
         return self.waiting_jobs()
 

@@ -43,7 +43,7 @@ class RunEndpoints:
         found = self._run(run)
         events, config = plausible(self.context.logs.read(found.events_file)), _config(found)
         step, started, done = views.last(events, Step), views.last(events, Started), views.last(events, Finished)
-        alarm = views.last(events, Overtrained)
+        alarm, rules = views.last(events, Overtrained), advice(events, config) if done else []
         steps = [int(folder.name.removeprefix("step-")) for folder in start_choices.saved(found)]
         return {
             "name": found.name, "step": step.step if step else 0, "max_steps": started.max_steps if started else 0,
@@ -51,7 +51,7 @@ class RunEndpoints:
             "trigger": config.data.trigger if config else "", "loss": _loss(events), "heldout": _heldout(events),
             "recommended": _recommended(events), "overtrained": alarm.message if alarm else "",
             "saved_steps": steps[::-1],
-            "advice": [{"text": rule.text, "settings": rule.settings} for rule in advice(events, config)] if done else [],
+            "advice": [{"text": rule.text, "settings": rule.settings} for rule in rules],
         }  # fmt: skip
 
     def run_samples(self, run: Name) -> list[dict[str, Any]]:
@@ -78,9 +78,8 @@ class RunEndpoints:
             checkpoint_grids.write_files(self.context, run, Rendering())
             files = checkpoint_grids.files_of(found)
         if step not in files:
-            raise ConfigError(
-                say("batch.no_such_steps", steps=step, allowed=some([str(one) for one in files], most=20))
-            )
+            allowed = some([str(one) for one in files], most=20) or say("batch.nothing_saved")
+            raise ConfigError(say("batch.no_such_steps", steps=step, allowed=allowed))
         sha256 = lora_file.inspect(files[step]).sha256
         run_steps.take(self.context, files[step], sha256)
         return lora_row(self.context.lora(sha256))

@@ -1,4 +1,4 @@
-"""The Stack tab for programs: pictures and sheets of stacks, how their LoRAs meet, one LoRA of all, and saved stacks."""
+"""The Stack tab for programs: pictures and sheets, how the LoRAs meet, one LoRA of all, and saved stacks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class StackEndpoints:
         return {"weights": balance.weights, "text_weights": balance.text_weights, "reason": balance.reason}
 
     def bake_stack(self, stack: Settings, name: Name, rank: Rank = 0) -> dict[str, Any]:
-        """One LoRA of the whole stack, in the library; exact for rank 0. Its row, address, and the share that is lost."""
+        """One LoRA of the whole stack, in the library; exact for rank 0. Its row, address, and what share is lost."""
         if not name.strip():
             raise ConfigError(say("analysis.no_name"))
         baked = self.context.bake(self._stack(stack), name.strip(), rank)
@@ -133,7 +133,7 @@ class StackEndpoints:
         return saved_stacks.save(self.context, self._stack(stack), name.strip()).stem
 
     def read_picture(self, file: File) -> dict[str, Any]:
-        """The stack that an uploaded picture was made with, of ours or another tool, and what of it could not be used."""
+        """The stack that an uploaded picture was made with, ours or another tool's, and what of it can't be used."""
         with uploads(self.context, [file]) as paths:
             stack, notes = recipes.read_picture(self.context, paths[0])
         return {"stack": _plain(stack), "notes": notes}

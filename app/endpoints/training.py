@@ -62,7 +62,7 @@ class TrainingEndpoints:
         return job_row(tried.begin(self.context, _text(config), wish))
 
     def rehearsal(self, job: Number) -> dict[str, Any]:
-        """What a rehearsal found: its state, whether it fits, seconds and bytes, and the settings with which it would."""
+        """What a rehearsal found: its state, whether it fits, seconds and bytes, and settings with which it would."""
         found = self.context.runner.get(job)
         if found.kind != REHEARSAL:
             raise ConfigError(say("api.no_rehearsal", name=found.name))

@@ -1,0 +1,120 @@
+"""Endpoints asked with anything: each answers, or refuses in words; nothing outside the workspace is read or written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from app import ui
+from app.context import Context
+from app.endpoints import offering
+from app.endpoints.asking import typed
+from app.notices import mended_for_programs
+
+NAMES = [
+    "..", "../../etc/passwd", "/etc/passwd", "", " ", "\0", "a\0b", "\ud800", "x" * 100_000, "CON", "a/b", "a\\b", "<b>",
+    "*", "[!.]*", "~", "card:", "run:..", "run:", "preset:../x", "batches/../x.png", "é\u202e", "dots", "0.png", "-1",
+]  # fmt: skip
+OTHERS: list[Any] = [
+    None, True, -1, 0, 2**70, 1.5, float("nan"), float("inf"), [], {}, [[]], {"path": "/etc/passwd"}, ["/etc/passwd"],
+    {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, [["seed", "1"], 2], {"adapters": 3}, {"": 1},
+    {"prompt": ["x"]}, {"a.b.c": {"d": []}}, ["dots"] * 50, {"path": "../jobs.sqlite"}, [{"path": "\0"}],
+]  # fmt: skip
+DRAW = {"render", "sheet", "sheet_of_each", "sheet_of_modes", "bake_stack", "checkpoint_grid", "use_step",
+        "analyse_stack", "balance_stack"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A workspace with one set; nothing watches its jobs."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        made = ui.open_workspace(folder / "workspace")
+    dots = made.datasets / "dots"
+    dots.mkdir()
+    Image.new("RGB", (64, 64), "red").save(dots / "0.png")
+    return made
+
+
+@pytest.fixture(scope="module")
+def endpoints(context: Context) -> dict[str, Callable[..., Any]]:
+    return {name: mended_for_programs(typed(endpoint)) for name, endpoint in offering.every(context).items()}
+
+
+def outside(context: Context) -> list[str]:
+    """What lies beside the workspace."""
+    return sorted(path.name for path in context.workspace.parent.iterdir())
+
+
+def names() -> list[str]:
+    """The endpoints that take something; those that draw, with nothing that could be drawn."""
+    return [name for name, one in offering.every(_nowhere()).items() if inspect.signature(one).parameters]
+
+
+def _nowhere() -> Context:
+    return Context(Path("nowhere"), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_endpoint_answers_or_refuses_in_words(
+    name: str, endpoints: dict[str, Callable[..., Any]], context: Context
+) -> None:
+    chance, before = random.Random(name), outside(context)
+    parameters = inspect.signature(endpoints[name]).parameters
+    for _ in range(40):
+        given = [chance.choice(NAMES if chance.random() < 0.7 else OTHERS) for _ in parameters]
+        if name in DRAW and isinstance(given[0], dict):
+            given[0] = {**given[0], "base": "/etc"}  # an empty stack is a sound one
+        try:
+            answer = endpoints[name](*given[: chance.randint(1, len(given))])
+        except (gr.Error, TypeError) as error:
+            is_short = isinstance(error, TypeError) and "missing a required argument" in str(error)
+            assert isinstance(error, gr.Error) and str(error).strip() or is_short, (given, error)
+            assert str(context.workspace) not in str(error), (given, error)
+        else:
+            json.dumps(answer, allow_nan=True)
+    assert outside(context) == before
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["/etc/passwd", "../x", "", "\0", 3, None, {"path": "/etc/passwd"}, {"path": None}, {}, [], "jobs.sqlite"],
+    ids=str,
+)
+def test_a_file_that_was_not_uploaded_is_refused(
+    file: Any, endpoints: dict[str, Callable[..., Any]], context: Context
+) -> None:
+    for name in ("add_pictures", "drop_files"):
+        with pytest.raises(gr.Error):
+            endpoints[name]([file])
+    with pytest.raises(gr.Error):
+        endpoints["read_picture"](file)
+    with pytest.raises(gr.Error, match="no file that was uploaded"):
+        endpoints["drop_files"]([str(context.datasets / "dots" / "0.png")])
+    assert context.dataset_names() == ["dots"]
+
+
+def test_a_link_in_the_cache_leads_nowhere_else(endpoints: dict[str, Callable[..., Any]], context: Context) -> None:
+    link = context.cache / "abc" / "x.png"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(context.datasets / "dots" / "0.png")
+    with pytest.raises(gr.Error, match="no file that was uploaded"):
+        endpoints["add_pictures"]([str(link)], "dots")
+    assert (context.datasets / "dots" / "0.png").is_file()
+
+
+def test_an_upload_is_taken_and_gone_afterwards(endpoints: dict[str, Callable[..., Any]], context: Context) -> None:
+    path = context.cache / "def" / "new.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "blue").save(path)
+    assert endpoints["add_pictures"]([{"path": str(path)}], "dots")["added"] == ["new.png"]
+    assert not path.exists() and (context.datasets / "dots" / "new.png").is_file()
