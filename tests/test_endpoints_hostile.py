@@ -117,3 +117,52 @@ def test_an_upload_is_taken_and_gone_afterwards(endpoints: dict[str, Callable[..
     Image.new("RGB", (64, 64), "blue").save(path)
     assert endpoints["add_pictures"]([{"path": str(path)}], "dots")["added"] == ["new.png"]
     assert not path.exists() and (context.datasets / "dots" / "new.png").is_file()
+
+
+# What is asked of the queue and before a training, while nothing works.
+
+
+def test_waiting_jobs_are_moved_duplicated_and_removed(
+    endpoints: dict[str, Callable[..., Any]], context: Context
+) -> None:
+    settings = {"max_steps": 2, "data.trigger": "dotty"}
+    first = endpoints["train"]("imprimatura-character", "dots", "first", settings, True)
+    second = endpoints["duplicate_job"](first["id"])
+    assert (first["kind"], first["state"], second["name"]) == ("training", "queued", "first-2")
+    assert context.runner.wants_grid(context.runner.get(second["id"]))
+    assert endpoints["waiting_jobs"]()[-2:] == [first["id"], second["id"]]
+    assert endpoints["move_job"](second["id"], -1)[-2:] == [second["id"], first["id"]]
+    assert endpoints["stop_job"](first["id"])["state"] == "stopped"
+    assert endpoints["resume_job"](first["id"])["state"] == "queued"
+    for job in (first, second):
+        endpoints["remove_job"](job["id"])
+    listed = [row["id"] for row in endpoints["jobs"]()]
+    assert first["id"] not in listed and second["id"] not in listed
+    for act, words in (("pause_job", "can be paused"), ("extend_job", "saved no step|no config|there is no run")):
+        with pytest.raises(gr.Error, match=words):
+            endpoints[act](*[first["id"], 5][: 1 + (act == "extend_job")])
+
+
+def test_a_rehearsal_is_asked_for_and_answers_what_it_knows(endpoints: dict[str, Callable[..., Any]]) -> None:
+    row = endpoints["rehearse"]("imprimatura-character", "dots", {"data.trigger": "dotty"})
+    found = endpoints["rehearsal"](row["id"])
+    assert (row["kind"], found["state"], found["fits"], found["settings"]) == ("rehearse", "queued", None, {})
+    job = endpoints["train"]("imprimatura-character", "dots", "", {"data.trigger": "dotty"})
+    assert endpoints["rehearsal"](row["id"])["state"] == "stopped", "a training does not wait for it"
+    with pytest.raises(gr.Error, match="is no rehearsal"):
+        endpoints["rehearsal"](job["id"])
+
+
+def test_a_forecast_says_what_a_start_is_refused_for(endpoints: dict[str, Callable[..., Any]]) -> None:
+    refused = endpoints["forecast"]("imprimatura-character", "dots", {"validation.leave_out": 9, "data.trigger": "x"})
+    assert refused["problems"][0]["setting"] == "validation.leave_out" and refused["problems"][0]["text"]
+    with pytest.raises(gr.Error, match=refused["problems"][0]["text"][:20]):
+        endpoints["train"]("imprimatura-character", "dots", "", {"validation.leave_out": 9, "data.trigger": "x"})
+    fine = endpoints["forecast"]("imprimatura-character", "dots", {"max_steps": 20, "data.trigger": "dotty"})
+    assert fine["problems"] == [] and any("20 steps" in fact for fact in fine["facts"])
+
+
+def test_a_set_is_captioned_by_a_model_that_is_here_alone(endpoints: dict[str, Callable[..., Any]]) -> None:
+    assert endpoints["captioners"]() == []
+    with pytest.raises(gr.Error, match="model"):
+        endpoints["start_captions"]("dots", "../wd")
