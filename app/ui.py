@@ -71,7 +71,7 @@ from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.dataset_notes import carry_triggers  # noqa: E402
-from app.endpoints import Endpoints  # noqa: E402
+from app.endpoints import offering  # noqa: E402
 from app.guide import Guide  # noqa: E402
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
 from app.jobs import JobRunner  # noqa: E402
@@ -167,7 +167,7 @@ def compose(context: Context) -> gr.Blocks:
         page.load(None, js=keys.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
-        Endpoints(context).connect()
+        offering.connect(context)
         _listen(news, context, drawn)
         news.draw()
         kept_fields.watch(page)

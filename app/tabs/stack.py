@@ -39,7 +39,6 @@ _MAX_SEED = 2**32
 _MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
 _MOST_WEIGHTS = 12
-_STRIP = "strip-"  # how the names of its sheets begin
 
 
 def weights_of(text: str) -> list[float]:
@@ -232,7 +231,7 @@ class _Tab:
     def draw_strip(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         stack, desk = self._stack(held), self._desk(request)
         yield from self.stage.sheet(
-            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{_STRIP}{stack.seed}"
+            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{sheets.STRIP}{stack.seed}"
         )
 
     @mended_turns
