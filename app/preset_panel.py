@@ -118,14 +118,14 @@ class PresetPanel:
     def _table(self, key: str, versus: str, browser: str) -> str:
         """The settings that another one, or the form, has otherwise."""
         new = shared_cards.named(self.context, key)
-        old = self._form(browser) if versus == FORM else shared_cards.named(self.context, versus)
+        old = self.form(browser) if versus == FORM else shared_cards.named(self.context, versus)
         if new is None or old is None:
             return f'<p class="quietly">{say("preset.other_unreadable")}</p>'
         pair = [places.without(config, with_names=True) for config in (old, new)]
         found = comparing.differences(*pair)
         return card_view.difference_html(found, say("preset.form_now") if versus == FORM else say("preset.the_other"))
 
-    def _form(self, browser: str) -> TrainConfig | None:
+    def form(self, browser: str) -> TrainConfig | None:
         """The settings in this browser's form, as it was kept; None while they can't be used."""
         kept = self.states.read(browser, "train")
         offers = {name: {"prediction": family.prediction} for name, family in families.registry().items()}

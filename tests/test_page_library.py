@@ -177,6 +177,10 @@ def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_
     drop(page, recipe)
     arrivals = page.locator("#library-arrival")
     expect(arrivals).to_contain_text("A recipe of sd-scripts.")
+    expect(arrivals.locator(".offer")).to_contain_text("What it changes")
+    assert not page.locator("#open-arrival").is_visible() and presets.own() == {}
+    page.locator("#keep-arrival").click()
+    expect(arrivals).to_contain_text("It is kept as the preset")
     expect(page.locator("#library-details .recipe-keys summary")).to_contain_text("What became of its")
     page.locator("#open-arrival").click()
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
