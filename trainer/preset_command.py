@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from trainer import card_file, runs
 from trainer import presets as store
+from trainer.card_file.contents import DatasetKind
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ def export(
     licence: Annotated[str, typer.Option(help="Under which it may be used, such as CC-BY-4.0.")] = "",
     note: Annotated[str, typer.Option(help="What others should know.")] = "",
     source_url: Annotated[str, typer.Option(help="Where the LoRA can be had.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="What a run's pictures teach: style, character or concept; else as its preset is for.")
+    ] = "unknown",
     with_samples: Annotated[bool, typer.Option("--with-samples", help="Put the run's previews in.")] = False,
     with_names: Annotated[
         bool, typer.Option("--with-names", help="Put the dataset's name in, and rules that name its folders.")
@@ -147,7 +151,10 @@ def export(
     from trainer.cards import commands
     from trainer.cards.making import Wishes
 
-    wishes = Wishes(title, author, licence, note, source_url, with_samples, with_names)
+    known = next((one for one in get_args(DatasetKind) if one == kind), None)
+    if known is None:
+        raise ConfigError(f"--kind is {kind[:40]!r}; allowed: {', '.join(get_args(DatasetKind))}.")
+    wishes = Wishes(title, author, licence, note, source_url, known, with_samples, with_names)
     path, notes = commands.exported(what, out, wishes, runs_folder)
     for line in notes:
         typer.echo(line, err=True)
