@@ -128,7 +128,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "simpletuner_hidream.json": {
         "family": "hidream", "adapter.rank": 128, "optimizer.name": "lion", "optimizer.schedule": "cosine",
         "learning_rate": 5e-5, "objective.shift_factor": 3.0, "optimizer.max_grad_norm": 1e9, "max_steps": 100,
-        "memory.quantise": "int8", "data.caption_dropout": 0.1, "optimizer.warmup_steps": 99, "resolution_px": 512,
+        "memory.quantise": "int8", "data.caption_dropout": 0.1, "optimizer.warmup_steps": 0, "resolution_px": 512,
     },
     "simpletuner_lumina2.json": {
         "family": "lumina2", "objective.shift": "resolution", "batch_size": 2, "optimizer.warmup_steps": 0,
@@ -160,7 +160,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "diffusion_pipe/flux.toml": {
         "family": "flux", "adapter.method": "lokr", "adapter.rank": 256, "adapter.factor": 4, "batch_size": 1,
-        "max_steps": 5000, "optimizer.schedule": "linear", "objective.loss": "huber", "objective.huber_delta": 0.5,
+        "max_steps": 5000, "optimizer.schedule": "constant", "objective.loss": "huber", "objective.huber_delta": 0.5,
         "objective.shift": "resolution", "memory.offload": "blocks", "memory.compile": "blocks",
         "memory.gradient_checkpointing": True, "optimizer.name": "adamw8bit", "data.max_aspect_ratio": 2.0,
     },

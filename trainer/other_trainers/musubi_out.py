@@ -21,6 +21,10 @@ _MODULES = {
 _VERSIONS = {"flux2": "klein-base-4b", "flux2dev": "dev"}
 _SAME_NAMES = ("qwen", "zimage")  # families whose layers are called there as here
 _BY_SIZE = {"qwen": "qwen_shift"}  # FLUX.2's has a name of its own, Z-Image has none
+# Without a package in front it takes a name for one of torch's own.
+_CLASSES = {
+    "Lion": "lion_pytorch.Lion", "Prodigy": "prodigyopt.Prodigy", "AdamWScheduleFree": "schedulefree.AdamWScheduleFree",
+}  # fmt: skip
 _ABSENT = ("unet_lr", "network_train_unet_only", "model_prediction_type", "guidance_scale", "loss_type")
 
 
@@ -33,6 +37,7 @@ def texts(config: TrainConfig, dataset: str) -> tuple[str, str]:
     }  # fmt: skip
     if config.family in _VERSIONS:
         values["model_version"] = _VERSIONS[config.family]
+    values["optimizer_type"] = _CLASSES.get(values["optimizer_type"], values["optimizer_type"])
     del values["train_batch_size"]  # the dataset config says it
     said = {key: value for key, value in values.items() if key not in _ABSENT}
     head = f"# Made by Velatura for musubi-tuner: accelerate launch {script} --config_file THIS\n"
