@@ -94,6 +94,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "musubi/zimage.sh": {
         "family": "zimage", "adapter.rank": 32, "adapter.alpha": 1.0, "adapter.targets": "attention-ff",
         "objective.shift_factor": 2.0, "max_steps": 640, "memory.quantise": "fp8", "resolution_px": 720,
+        "adapter.without_layers": ("_refiner.",),
         "data.buckets": True, "dtype": "bfloat16",
     },
     "diffusers_flux.sh": {

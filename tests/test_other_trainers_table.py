@@ -29,8 +29,9 @@ it, for the dataset.
 
 Layers that a tool chooses by regular expressions become texts of their paths (`adapter.only_layers` and
 `adapter.without_layers`), where the expression is made of texts, any text, numbers and alternatives; else the key says
-that it can't be. Rates by block are `optimizer.block_rates`, ranks by block `adapter.block_ranks`. A block's own alpha
-can't be: all have the one scale alpha / rank here.
+that it can't be. Rates by block are `optimizer.block_rates`, ranks by block `adapter.block_ranks`. All blocks have the
+one scale alpha / rank here; a block's own alpha is a rate of its `lora_B`, which is the same update but for weight
+decay and the limit of a gradient's length.
 """
 
 

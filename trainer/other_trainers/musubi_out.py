@@ -9,6 +9,7 @@ import tomli_w
 
 from trainer.config import TrainConfig
 from trainer.other_trainers import kohya_out, out_parts
+from trainer.other_trainers.musubi import REFINERS, WITH_REFINERS
 
 _SCRIPTS = {
     "qwen": "qwen_image_train_network.py", "zimage": "zimage_train_network.py", "flux2": "flux_2_train_network.py",
@@ -56,7 +57,9 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     arguments = []
     if config.optimizer.loraplus_ratio != 1:
         arguments.append(f"loraplus_lr_ratio={config.optimizer.loraplus_ratio}")
-    without = getattr(adapter, "without_layers", ())
+    without = [text for text in getattr(adapter, "without_layers", ()) if text != REFINERS]
+    if config.family == "zimage" and REFINERS not in getattr(adapter, "without_layers", ()):
+        arguments.append(f"include_patterns={[WITH_REFINERS]!r}")
     if without and config.family in _SAME_NAMES:
         patterns = [".*".join(["", *map(re.escape, text.split("*")), ""]) for text in without]
         arguments.append(f"exclude_patterns={patterns!r}")
