@@ -11,7 +11,9 @@ from trainer.other_trainers.importing import tools
 PAGE = Path(__file__).parents[1] / "docs" / "other_trainers.md"
 HEAD = """# Recipes of other trainers
 
-`velatura preset import FILE` makes a preset of another trainer's recipe and says of each key what became of it:
+`velatura preset import FILE` makes a preset of another trainer's recipe. It says of each key what became of it
+before it keeps anything, and in a terminal it asks; `--dry-run` keeps nothing, `--pictures N` is for a recipe that
+counts epochs:
 
 - *taken*: the value is ours as it is;
 - *translated*: it became one or more of our settings;
