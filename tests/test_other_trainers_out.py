@@ -57,6 +57,7 @@ OF_SOME = {
     "optimizer.block_rates": "so do these lines, which freeze what it leaves out",
     "adapter.block_ranks": "so do these: what it leaves out is as small as can be",
     "objective.weighting": "diffusers' script for SD 1.5 has none",
+    "data.flip": "nor does it mirror pictures",
     "objective.shift": "ai-toolkit has no shift of its own",
     "objective.timesteps": "diffusers has no sigmoid beside a shift",
     "adapter.alpha": "a script has no alpha; diffusion-pipe's is the rank",
@@ -277,6 +278,18 @@ def test_what_the_tools_own_parsers_have_is_written() -> None:
     assert said("diffusion-pipe", "zimage-style")["model"]["text_encoders"][0]["type"] == "lumina2"
     assert said("musubi-tuner", "qwen-style", **free)["optimizer_type"] == "schedulefree.AdamWScheduleFree"
     assert said("musubi-tuner", "qwen-style", optimizer__name="prodigy")["optimizer_type"] == "prodigyopt.Prodigy"
+
+
+def test_diffusers_scripts_get_the_options_that_their_parsers_have() -> None:
+    """Each of these ended the script before its first step (examples/dreambooth)."""
+    changes = {"optimizer.name": "prodigy", "data.flip": True, "adapter.text_encoder": True}
+    told = recipes_out.write(presets.load("sd-style", changes), "diffusers")
+    for option in ("--optimizer", "--random_flip", "--text_encoder_lr"):
+        assert option not in told.text
+    assert "--train_text_encoder" in told.text and {"optimizer.name", "data.flip"} <= set(told.unsaid)
+    told = recipes_out.write(presets.load("sd3-style", {"objective.timesteps": "uniform"}), "diffusers")
+    assert "--weighting_scheme=mode" in told.text and "--mode_scale=0" in told.text
+    assert "objective.timesteps" not in told.unsaid
 
 
 def test_a_schedule_that_goes_by_epochs_is_said_to_fall_no_further() -> None:

@@ -68,6 +68,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
 
 def _timesteps(config: TrainConfig) -> dict[str, Any]:
     values = kohya_out.flow(config)
+    if values.get("weighting_scheme") == "uniform":  # its parser has the other name for it
+        values["weighting_scheme"] = "none"
     if values.get("timestep_sampling") == "flux_shift":
         values["timestep_sampling"] = _BY_SIZE.get(config.family, "flux2_shift")
     return values
