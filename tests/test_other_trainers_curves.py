@@ -249,6 +249,27 @@ OF_SD_SCRIPTS = COMMON | {
                   "options": ["betas=(0.9,0.98)"]},
 }  # fmt: skip
 
+# kohya_gui/lora_gui.py: a warm-up in per cent of the steps, rates of the parts beside the main one; what its network
+# adapts of a UNet are the transformers' layers (networks/lora.py), and the text encoder.
+KOHYA_GUI = """{
+"LoRA_type": "Standard", "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5", "output_name": "dots",
+"train_data_dir": "/x", "network_dim": 4, "network_alpha": 2, "learning_rate": 5e-3, "unet_lr": 5e-3,
+"text_encoder_lr": 1e-3, "optimizer": "AdamW", "optimizer_args": "weight_decay=0.1", "lr_scheduler": "cosine",
+"lr_warmup": 25, "lr_warmup_steps": 0, "epoch": 1, "max_train_steps": 8, "train_batch_size": 2,
+"max_resolution": "64,64", "enable_bucket": false, "noise_offset_type": "Original", "noise_offset": 0.05,
+"min_snr_gamma": 5, "caption_dropout_rate": 0.25, "flip_aug": true, "max_grad_norm": 0.5, "mixed_precision": "no",
+"seed": 7, "sdxl": false, "loss_type": "l2", "gradient_accumulation_steps": 1
+}"""
+OF_KOHYA_GUI = COMMON | {
+    "family": "sd",
+    "adapter": {"method": "lora", "rank": 4, "alpha": 2.0, "targets": "all", "text_encoder": True,
+                "block_ranks": ["resnets.=1", "samplers.=1"]},
+    "data": {"caption_dropout": 0.25, "flip": True, "buckets": False, "max_upscale": 16.0},
+    "objective": {"weighting": "min-snr", "min_snr_gamma": 5.0, "noise_offset": 0.05},
+    "optimizer": {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5,
+                  "block_rates": ["text_encoder/=0.2", "resnets.=0", "samplers.=0"]},
+}  # fmt: skip
+
 RECIPES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "ai-toolkit": ("x.yaml", AI_TOOLKIT, "", OF_AI_TOOLKIT),
     "simpletuner": ("x.json", SIMPLETUNER, "", OF_SIMPLETUNER),
@@ -256,6 +277,7 @@ RECIPES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "musubi-tuner": ("x.sh", MUSUBI, MUSUBI_DATASET, OF_MUSUBI),
     "diffusers": ("x.sh", DIFFUSERS, "", OF_DIFFUSERS),
     "fluxgym": ("x.sh", FLUXGYM, FLUXGYM_DATASET, OF_FLUXGYM),
+    "kohya_ss": ("x.json", KOHYA_GUI, "", OF_KOHYA_GUI),
     "sd-scripts": ("x.toml", SD_SCRIPTS, SD_SCRIPTS_DATASET, OF_SD_SCRIPTS),
 }
 
