@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import dataset_sets, dropped_settings, own_bases, recipes, saved_stacks, shared_cards
+from app import dataset_sets, dropped_settings, offers, own_bases, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say, say_num
@@ -63,6 +63,20 @@ def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
     return arrivals + _dataset_of(context, training)
 
 
+def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
+    """Cards and recipes that waited (`offers`), kept, and what became of each. Raises: DataError for one gone."""
+    arrivals = []
+    for word in words:
+        path = offers.of(context, word)
+        try:
+            is_card = card_file.is_card(path)
+            arrivals.append(shared_cards.take(context, path) if is_card else dropped_settings.keep_recipe(path))
+        except UserError as error:
+            arrivals.append(refused(path, str(error)))
+        offers.forget(context, word)
+    return arrivals
+
+
 def refused(path: Path, reason: str) -> Arrival:
     """A file that was not taken; the server's own folders are nobody's business."""
     reason = reason.replace(f"{path.parent}/", "").replace(str(path.parent), "")
@@ -76,7 +90,7 @@ def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
     if not head:
         return refused(path, say("dropped.empty"))
     if card_file.is_card(path):
-        return shared_cards.take(context, path)
+        return shared_cards.offered(context, path)
     if head.startswith(b"PK\x03\x04"):
         return _zip(context, path)
     if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp":

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from app import card_view, kept_fields, opening, recognising, saved_stacks, ui
+from app import arrival_view, card_view, kept_fields, opening, recognising, saved_stacks, ui
 from app.arrival import Arrival
 from app.context import Context
 from app.library_items import Shelf
@@ -157,11 +157,17 @@ def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
 ) -> None:
     path = tmp_path / "x.txt"  # known by its content
     path.write_bytes(recipe.read_bytes())
-    arrival = dropped(context, path)
-    assert arrival.what.startswith("A recipe of ") and arrival.opens and arrival.opens[0] == "preset", arrival
+    seen = dropped(context, path)
+    assert seen.what.startswith("A recipe of ") and seen.offer and seen.opens is None, seen
+    told = arrival_view.html(context, [seen], None)
+    keys = importing.read(recipe).keys
+    assert f"What became of its {len(keys)} keys" in told and "What it changes" in told
+    assert presets.own() == {}, "it was only shown"
+
+    (arrival,) = recognising.keep(context, [seen.offer])
+    assert arrival.what == seen.what and arrival.opens and arrival.opens[0] == "preset", arrival
     (preset,) = presets.own()
     assert presets.load(preset, {}) == presets.load(preset, importing.read(recipe).settings)
-    keys = importing.read(recipe).keys
     assert presets_from.report_of(presets.path_of(preset)) == [
         replace(key, value=str(key.value)[:200], became=key.became[:200], why=key.why[:200]) for key in keys
     ]
@@ -174,7 +180,8 @@ def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
 @pytest.mark.parametrize("text", [KOHYA_SETS, AI_TOOLKIT])
 def test_a_piece_of_a_recipe_is_one_too(context: Context, tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
-    assert dropped(context, tmp_path / "x").opens == ("preset", "preset:x")
+    (arrival,) = recognising.keep(context, [dropped(context, tmp_path / "x").offer])
+    assert arrival.opens == ("preset", "preset:x")
 
 
 def test_a_workflow_is_named_in_one_sentence(context: Context, tmp_path: Path) -> None:
