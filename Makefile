@@ -68,9 +68,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu" $(SPREAD)
 
-# What only a card can prove, in one process, skipped with a message where there is none.
+# What only a card can prove, skipped with a message where there is none. Tests side by side: tiny models leave the card
+# waiting for Python.
 test-gpu: setup
-	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py tests/test_gpu_kernels.py
+	$(BIN)/python -m pytest -m gpu -rs -n auto --maxprocesses 4 --dist load tests/test_gpu.py tests/test_gpu_kernels.py
 
 # The README's pictures, taken anew from a demo and a page of this checkout; needs Debian's chromium.
 screenshots: setup

@@ -8,9 +8,10 @@ from typing import Any
 from app import start_choices
 from app.context import Context
 from app.texts import say
-from trainer import runs
+from trainer import presets, runs
 from trainer.config import StartConfig, TrainConfig
 from trainer.errors import ConfigError
+from trainer.report.advising import advice
 
 
 def of_run(context: Context, key: str, with_optimizer: bool) -> TrainConfig:
@@ -24,6 +25,15 @@ def of_run(context: Context, key: str, with_optimizer: bool) -> TrainConfig:
     # As the form names it; the gate makes a path of it again.
     start = StartConfig(source=key, optimizer=with_optimizer)
     return config.model_copy(update={"base": context.base(config.base), "start": start})
+
+
+def next_time(context: Context, job_id: Any) -> TrainConfig:
+    """The settings of a run, changed as its own log advises. Raises: UserError for a run that can't be read."""
+    run = runs.Run(context.runs / context.runner.get(job_id).name)
+    config = run.config()
+    settings = [f"{key}={value}" for rule in advice(run.events(), config) for key, value in rule.settings.items()]
+    changed = presets.changed(config, presets.parse_overrides(settings))
+    return changed.model_copy(update={"base": context.base(config.base), "start": StartConfig()})
 
 
 def of_lora(context: Context, sha256: str, family: str) -> dict[str, Any]:

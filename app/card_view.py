@@ -20,7 +20,7 @@ from trainer.cards.comparing import Difference
 from trainer.data import open_image
 from trainer.events import Event
 from trainer.other_trainers import presets_from
-from trainer.other_trainers.contract import STATUSES
+from trainer.other_trainers.contract import STATUSES, Key
 from trainer.printing import escape, plain
 from trainer.report import beside_card, charts
 from trainer.report.charts import Series
@@ -69,18 +69,26 @@ def beside(folder: Path, events: list[Event]) -> str:
 def html(context: Context, item: Item) -> str:
     """A preset or card as its panel shows it: pictures first, then what it says and what it showed."""
     kept = shared_cards.of_key(item.key)
-    if kept.card is None:
-        rows, pictures, curve, lines = [("", line) for line in _head(kept.name, item)], "", _keys(kept.paths[0]), []
-    else:
-        rows, lines = describing.facts(kept.card), shared_cards.missing(context, kept.card)
-        pictures, curve = _strip(kept.card), _curve(kept.card)
-    facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text, 2000)}</dd>" for label, text in rows if label)
-    words = "".join(f"<p>{escape(text, 2000)}</p>" for label, text in rows if not label and text)
-    warned = "".join(f'<p class="warned">{escape(line, 1000)}</p>' for line in lines)
-    kind = say("kind.card") if kept.card else say("kind.preset")
+    if kept.card is not None:
+        return card_html(context, kept.card)
+    words = "".join(f"<p>{escape(text, 2000)}</p>" for text in _head(kept.name, item) if text)
+    keys = keys_html(presets_from.report_of(kept.paths[0]))
     return (
-        f'<div class="panel">{pictures}<h3>{escape(kept.name, 120)}</h3><p class="kind">{kind}</p>{warned}{words}'
-        f"<dl>{facts}</dl>{curve}</div>"
+        f'<div class="panel"><h3>{escape(kept.name, 120)}</h3><p class="kind">{say("kind.preset")}</p>{words}'
+        f"<dl></dl>{keys}</div>"
+    )
+
+
+def card_html(context: Context, opened: Opened) -> str:
+    """A card, whether it is kept or not."""
+    facts = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(text, 2000)}</dd>" for label, text in describing.facts(opened) if label
+    )
+    warned = "".join(f'<p class="warned">{escape(line, 1000)}</p>' for line in shared_cards.missing(context, opened))
+    name = escape(plain(opened.card.title, 120), 120)
+    return (
+        f'<div class="panel">{_strip(opened)}<h3>{name}</h3><p class="kind">{say("kind.card")}</p>{warned}'
+        f"<dl>{facts}</dl>{_curve(opened)}</div>"
     )
 
 
@@ -91,9 +99,9 @@ def _head(name: str, item: Item) -> list[str]:
     return [item.facts, made, say("card.memory", memory=head.memory) if head.memory else ""]
 
 
-def _keys(preset: Path) -> str:
-    """What became of each key of the recipe of another trainer that a preset was made of; what can't be, first."""
-    keys = sorted(presets_from.report_of(preset), key=lambda key: -STATUSES.index(key.status))
+def keys_html(found: Sequence[Key]) -> str:
+    """What became of each key of another trainer's recipe; what can't be, first. Nothing where there is none."""
+    keys = sorted(found, key=lambda key: -STATUSES.index(key.status))
     lines = ""
     for key in keys:
         cells = (key.key, str(key.value), key.status, "; ".join(filter(None, (key.became, key.why))))

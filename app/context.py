@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from app import own_bases
 from app.jobs import JobRunner
 from app.logs import EventLogs
 from app.render_requests import POLL_S, Desks, Rendering
@@ -66,7 +67,7 @@ class Context:
 
     workspace: Path
     runner: JobRunner
-    bases: tuple[str, ...] = (OWN_BASE,)  # folders and hub ids that the page may name
+    first_bases: tuple[str, ...] = (OWN_BASE,)  # that it was started with: folders, files and hub ids
     logs: EventLogs = field(default_factory=EventLogs)
     desks: Desks = field(default_factory=Desks)
     paces: dict[str, float] = field(default_factory=dict)  # seconds a pixel and step by base, of the last picture
@@ -197,6 +198,11 @@ class Context:
         return public
 
     # Bases.
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """Folders, checkpoint files and hub ids that the page may name, with those that lie in the workspace now."""
+        return tuple(dict.fromkeys([*self.first_bases, *own_bases.found(self.workspace / "bases")]))
 
     def base_choices(self) -> list[tuple[str, str]]:
         """The bases to choose from, as (label, base)."""

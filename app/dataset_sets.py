@@ -9,7 +9,7 @@ from pathlib import Path
 from app.context import EXAMPLES, Context
 from app.texts import say
 from trainer import unique_names
-from trainer.data import caption_files, uploads
+from trainer.data import archives, caption_files, uploads
 from trainer.errors import DataError
 from trainer.runs import slug
 
@@ -75,6 +75,14 @@ def _claimed(context: Context, name: str) -> Path:
     raise DataError(say("dropped.no_free_name"))  # never: numbers don't end
 
 
+def heldout_of(context: Context, chosen: str | None, other: str) -> str:
+    """The held-out set of a dataset: its own if there is one, else what was chosen unless it is another's."""
+    names, own = context.dataset_names(), f"{chosen}-heldout"
+    if own in names:
+        return own
+    return other if other in names and not other.endswith("-heldout") else ""
+
+
 def add(context: Context, name: str | None, paths: list[Path]) -> tuple[str | None, uploads.Report]:
     """The dataset that was chosen or, if none was, a new one; what was added to it of the uploaded pictures, captions
     and zips, and what was left out.
@@ -83,7 +91,10 @@ def add(context: Context, name: str | None, paths: list[Path]) -> tuple[str | No
     """
     if name:
         return name, _added(context.dataset(name), paths)
-    folder, report = filled(context, say("dataset.first_name"), lambda folder: _added(folder, paths))
+    if len(paths) == 1 and archives.is_archive(paths[0]):
+        folder, report = filled(context, paths[0].stem, lambda folder: archives.fill(folder, paths[0]))
+    else:
+        folder, report = filled(context, say("dataset.first_name"), lambda folder: _added(folder, paths))
     return (folder.name if folder else None), report
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from app import batches, path_gate, saved_stacks
+from app import batches, offers, path_gate, saved_stacks
 from app.arrival import PRESET, Arrival
 from app.context import Context
 from app.texts import say
@@ -41,7 +41,7 @@ def take(context: Context, path: Path) -> Arrival:
     values = _table(text, path.name)
     is_ours = values is not None and max(_share(values, TrainConfig), _share(values, StackConfig)) > 0.8
     if not is_ours and (tool := _tool_of(path)):
-        return _of_other_trainer(path, tool)
+        return _recipe_offered(context, path, tool)
     if values is None:
         return _jobs_lines(context, path, text)
     if _is_graph(values):
@@ -82,7 +82,18 @@ def _tool_of(path: Path) -> str:
         return ""
 
 
-def _of_other_trainer(path: Path, tool: str) -> Arrival:
+def _recipe_offered(context: Context, path: Path, tool: str) -> Arrival:
+    """Another trainer's recipe, which waits to be kept. Raises: ConfigError for one that can't be taken over."""
+    from trainer.other_trainers import importing
+
+    recipe = importing.read(path)
+    told = [say("offer.keys", keys=len(recipe.keys), became=presets_from.in_short(recipe.keys))]
+    told += [*(f"{plain(note, 200)}." for note in recipe.notes[:4]), say("offer.nothing_kept")]
+    what = say("dropped.recipe", tool=tool)
+    return Arrival(path.name, what, " ".join(told), offer=offers.put_by(context, path))
+
+
+def keep_recipe(path: Path) -> Arrival:
     """Another trainer's recipe, kept as a preset of one's own. Raises: ConfigError for one that can't be taken over."""
     from trainer.other_trainers import importing
 
@@ -91,7 +102,8 @@ def _of_other_trainer(path: Path, tool: str) -> Arrival:
     told = [say("dropped.kept_preset", preset=preset, keys=len(recipe.keys), became=presets_from.in_short(recipe.keys))]
     told += [f"{plain(note, 200)}." for note in recipe.notes[:4]]
     key = f"{PRESET}{preset}"
-    return Arrival(path.name, say("dropped.recipe", tool=tool), " ".join(told), ("preset", key), ("presets", key))
+    what = say("dropped.recipe", tool=recipe.tool)
+    return Arrival(path.name, what, " ".join(told), ("preset", key), ("presets", key))
 
 
 def _share(values: dict[str, Any], model: type[TrainConfig] | type[StackConfig] | type[BatchConfig]) -> float:

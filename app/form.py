@@ -50,6 +50,11 @@ class Form:
         self.components: dict[str, Component] = {}
         self.groups: list[tuple[gr.Accordion, list[str]]] = []
 
+    def by_path(self, config: BaseModel) -> dict[str, Any]:
+        """The values of settings by dotted path."""
+        values = values_by_key(self.specs, config)
+        return {".".join(self.specs[key].path): value for key, value in values.items()}
+
     # Drawing.
 
     def draw(self, *keys: str) -> None:

@@ -15,6 +15,7 @@ from trainer import base_match, methods, runs
 from trainer.errors import UserError
 from trainer.lora_file import LoraInfo
 from trainer.printing import plain, some
+from trainer.report import compared
 
 _DEEPEST = 32  # levels of a header that are shown
 
@@ -60,6 +61,8 @@ def _lora(shown: Shelf, item: Item) -> Details:
     uses += [say_num("item.in_stacks", len(stacks), names=some(stacks))] if stacks else []
     made = run_of(shown, item)
     uses += [say("item.made_by", run=plain(made, 120))] if made else []
+    if made and info.path.parent == shown.context.runs / made:
+        lines.append((say("item.old_or_new"), _verdict(info.path.parent)))
     return Details(lines, uses, pictures, base_match.at_home(info.path) or "", header(info))
 
 
@@ -97,6 +100,7 @@ def _run(shown: Shelf, item: Item) -> Details:
         (say("word.trigger"), plain(facts.trigger, 120)),
         (say("item.for"), _for(library_items.family_title(facts.family), facts.base)),
         (say("item.goes_on_from"), start_choices.of_source(facts.source)),
+        (say("item.old_or_new"), _verdict(run.folder)),
         (say("item.best_step"), f"{best.step}: {plain(best.reason, 300)}" if best else ""),
         (say("item.took"), views.duration(done.seconds) if done else ""),
         (say("item.folder"), plain(item.key, 120) if item.note.title else ""),
@@ -107,6 +111,15 @@ def _run(shown: Shelf, item: Item) -> Details:
     uses = [say("item.run_made", loras=some([plain(info.name, 80) for info in made]))] if made else []
     uses += [say_num("item.drawn_with_made", len(pictures))] if pictures else []
     return Details(lines, uses, pictures)
+
+
+def _verdict(folder: Path) -> str:
+    """What a retraining found of its old and its new LoRA; "" for any other run."""
+    found = compared.read(folder)
+    if found is None:
+        return ""
+    names = say("item.new_and_old", new=plain(found.new, 120), old=plain(found.old, 120))
+    return f"{plain(found.sentence, 600)} {names}"
 
 
 def _of(info: LoraInfo) -> list[Path]:

@@ -76,6 +76,8 @@ class Kept:
                 self.drawn.tab.select(self.opened, inputs_of_opening, list(refresh.outputs), **STILL)
             loaded = page.load(self.restored, inputs, list(outputs), **STILL)
             loaded.then(None, js=page_values.known(self.listed), api_visibility="private")
+            for field in self.listed:  # what is chosen before it is there would be undone when it comes
+                field.elem_classes = [*(field.elem_classes or []), page_values.COMING]
 
     # Keeping.
 
@@ -261,19 +263,25 @@ class Page(gr.Blocks):
 
     kept: Mapping[str, Kept] = {}
     tabs: gr.Tabs | None = None
+    # Fields whose choices come and go with files that nobody tells the page of.
+    offers: Mapping[gr.Dropdown, Offer] = {}
     _drawn_config: Any = None
 
     @property
     def config(self) -> Any:
         browser = browser_state.ASKING.get()
-        if not browser or not self.kept:
-            return self._drawn_config
         looks: dict[int, dict[str, Any]] = {}
-        for fields in self.kept.values():
-            looks |= fields.first_look(browser)
+        for field, offer in self.offers.items():
+            field.choices = offer()  # what is sent back is held to these
+            looks[field._id] = {"choices": field.choices}
+        for fields in self.kept.values() if browser else ():
+            for number, look in fields.first_look(browser).items():
+                looks[number] = looks.get(number, {}) | look
             selected = fields.states.read(browser, PAGE).get("tab")
-        if self.tabs is not None and selected in self.kept:
+        if browser and self.tabs is not None and selected in self.kept:
             looks[self.tabs._id] = {"selected": selected}
+        if not looks:
+            return self._drawn_config
         parts = [
             {**part, "props": part["props"] | looks[part["id"]]} if part["id"] in looks else part
             for part in self._drawn_config["components"]

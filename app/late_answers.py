@@ -7,7 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-_PUT = "(answer, now) => (now ?? '').trim() === answer.before ? answer.text : now"
+# An update that says nothing leaves the field alone, also what is typed there this very moment.
+_PUT = """(answer, now) => (now ?? '').trim() === answer?.before && now !== answer.text
+  ? answer.text : {__type__: 'update'}"""
 
 
 class LateAnswer:

@@ -21,7 +21,7 @@ _HALF_DONE = (
     "cache/gradio/files/.*.upload", "cache/gradio/files/.*.tmp", "cache/gradio/files/*/.*.tmp",
     "runs/.cache/*/.new-*",
 )  # fmt: skip
-_HALF_MADE = ("runs/.new-*",)  # folders
+_HALF_MADE = ("runs/.new-*", "cache/offers/*")  # folders
 
 
 def taken(context: Context, files: Iterable[Path | str | None]) -> None:

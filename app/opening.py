@@ -18,7 +18,16 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app import batch_pictures, first_stack, kept_fields, run_steps, saved_stacks, shared_cards, start_choices
+from app import (
+    batch_pictures,
+    first_stack,
+    kept_fields,
+    preset_choices,
+    run_steps,
+    saved_stacks,
+    shared_cards,
+    start_choices,
+)
 from app.context import Context, newest_first
 from app.kept_fields import Drawn
 from app.library_items import BATCH_PICTURES
@@ -111,6 +120,11 @@ def _start(context: Context, key: str) -> str:
     return f"{name}/{saved[0].name}"
 
 
+def _base(context: Context, key: str) -> str:
+    """A base by its file's name. Raises: ConfigError for one that isn't offered."""
+    return context.base(key)
+
+
 def _trained(context: Context, key: str) -> str:
     """The stack that a training's LoRA is first seen in, as a picture that carries it. Raises: UserError."""
     return str(saved_stacks.carrying(context, first_stack.of_run(context, key), f"{key.partition('/')[0]}.x"))
@@ -129,6 +143,7 @@ TARGETS = {
     "jobs": Target("batch", "batch-file", "", _jobs),
     "trained": Target("stack", "recipe-png", "upload", _trained),
     "start": Target("train", "field-start-source", "input", _start),
+    "base": Target("train", "field-base", "input", _base),
 }
 _DRAWN = ("lora", "trained")  # what is drawn at once where the Stack tab draws live: its own events draw the rest
 
@@ -153,8 +168,8 @@ class _Opener:
         rows = [(_named(page, f"lora-{number}"), _named(page, f"layer-{number}")) for number in range(1, ROWS + 1)]
         self.rows = {row: group for row, group in rows if row is not None}
         in_stack = [part for answer in self.answers.get("trained", ()) for part in answer.outputs]
-        desk = {part.elem_id: part for part in in_stack if part.elem_id in ("field-base", "field-prompt")}
-        self.base, self.prompt = desk.get("field-base"), desk.get("field-prompt")
+        desk = {part.elem_id: part for part in in_stack if part.elem_id in ("stack-base", "stack-prompt")}
+        self.base, self.prompt = desk.get("stack-base"), desk.get("stack-prompt")
         every = [answer for of_field in self.answers.values() for answer in of_field]
         self.inputs = {*self.rows, *desk.values(), *(part for answer in every for part in answer.inputs)}
         groups = [group for group in self.rows.values() if group is not None]
@@ -183,6 +198,8 @@ class _Opener:
             updates[field] = _as_update(updates.get(field)) | gr.update(value=value)
         if what == "start":
             updates[field] |= gr.update(choices=start_choices.offered(self.context, value))
+        if what == "base":
+            updates[field] |= gr.update(choices=preset_choices.base_choices(self.context))
         if what == "dataset":  # it may be newer than what the field offers
             updates[field] |= gr.update(choices=self.context.dataset_choices())
         return updates | shown

@@ -22,6 +22,7 @@ from app.texts import say
 
 Keep = Callable[[Mapping[Component, Any], gr.Request], None]
 
+COMING = "coming"  # the class of a field until what was kept of it is there
 _MANY = 12  # fields that an event may read one by one
 _SCRIPT = """
 const names = NAMES, tabs = props.tabs, groups = props.groups, looks = props.looks;
@@ -102,15 +103,24 @@ const touch = event => {
   // A field that is left is done with, and the page may be closed next.
   if (event.type === 'change') look(); else timer = setTimeout(look, 120);
 };
+// Fields that wait for what was kept of them (`known`) do so no longer than this, should no answer come.
+setTimeout(() => document.documentElement.classList.add('waits-no-more'), 10000);
 for (const kind of ['input', 'change', 'pointerup', 'keyup', 'paste', 'drop'])
   document.addEventListener(kind, touch, {capture: true, passive: true});
 """
 
 
 def known(fields: Iterable[Component]) -> str:
-    """A script by which changes of these fields count from now on: before, they were empty for want of choices."""
-    numbers = [field._id for field in fields]
-    return f"() => {{ for (const id of {numbers}) (window.velaturaKnown ??= new Set()).add(id) }}"
+    """A script by which changes of these fields count from now on: before, they were empty for want of choices.
+
+    From then on they can be used, too (`page.css`).
+    """
+    numbers, ids = [field._id for field in fields], ", ".join(f"#{field.elem_id}.{COMING}" for field in fields)
+    return f"""() => {{
+      for (const id of {numbers}) (window.velaturaKnown ??= new Set()).add(id);
+      const rule = '{ids} {{ pointer-events: auto; }}';
+      document.head.append(Object.assign(document.createElement('style'), {{textContent: rule}}));
+    }}"""
 
 
 class PageValues:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
@@ -17,6 +17,7 @@ from app.notices import mended, tell
 from app.preset_choices import first, load
 from app.texts import say
 from trainer import families
+from trainer.card_file.contents import DatasetKind
 from trainer.cards import comparing, places
 from trainer.cards.making import Wishes
 from trainer.config import TrainConfig, parse
@@ -55,6 +56,13 @@ class PresetPanel:
                     elem_id="share-licence",
                 )
             self.words = gr.Textbox(label=say("word.note"), lines=2, max_lines=6, max_length=4000, elem_id="share-note")
+            self.kind = gr.Dropdown(
+                [
+                    (say("preset.kind_unknown"), "unknown"), (say("captions.style"), "style"),
+                    (say("captions.character"), "character"), (say("preset.kind_concept"), "concept"),
+                ],
+                value="unknown", label=say("preset.kind"), elem_id="share-kind",
+            )  # fmt: skip
             self.samples = gr.Checkbox(
                 label=say("preset.with_previews"), elem_id="share-samples",
                 info=say("preset.with_previews_help"),
@@ -67,12 +75,12 @@ class PresetPanel:
 
     def outputs(self) -> list[Any]:
         """Everything that `updates` may change."""
-        return [self.compared, self.versus, self.difference, self.keep, self.share, self.samples, self.card]
+        return [self.compared, self.versus, self.difference, self.keep, self.share, self.kind, self.samples, self.card]
 
     def connect(self, key: gr.Textbox, still: dict[str, Any]) -> None:
         """Answer the parts; `key` holds what is chosen, its kind before it."""
         self.versus.input(self.compare, [key, self.versus], self.difference, **still)
-        given = [key, self.author, self.licence, self.words, self.samples]
+        given = [key, self.author, self.licence, self.words, self.kind, self.samples]
         self.make.click(self.make_one, given, self.card, api_visibility="private")
 
     # Updates.
@@ -86,6 +94,7 @@ class PresetPanel:
         is_shared = shared_cards.can_be_shared(self.context, item.kind, item.key)
         shown: dict[Any, Any] = {
             self.share: gr.update(visible=is_shared, open=False),
+            self.kind: gr.update(visible=item.kind == "runs", value="unknown"),
             self.samples: gr.update(visible=item.kind == "runs", value=False),
             self.card: gr.update(visible=False),
         }
@@ -106,9 +115,13 @@ class PresetPanel:
         return self._table(chosen.partition(" ")[2], versus, browser_of(request))
 
     @mended
-    def make_one(self, chosen: str, author: str, licence: str, note: str, with_samples: bool) -> Any:
+    def make_one(self, chosen: str, author: str, licence: str, note: str, taught: str, with_samples: bool) -> Any:
         kind, _, key = chosen.partition(" ")
-        wishes = Wishes(author=author or "", licence=licence or "", note=note or "", with_samples=bool(with_samples))
+        kinds: tuple[DatasetKind, ...] = get_args(DatasetKind)
+        teaches = next((one for one in kinds if one == taught), kinds[0])
+        wishes = Wishes(
+            author=author or "", licence=licence or "", note=note or "", kind=teaches, with_samples=bool(with_samples)
+        )
         path, notes = shared_cards.shared(self.context, kind, key, wishes)
         tell(" ".join([say("preset.card_ready"), *notes]))
         return gr.update(value=str(path), visible=True)
@@ -118,14 +131,14 @@ class PresetPanel:
     def _table(self, key: str, versus: str, browser: str) -> str:
         """The settings that another one, or the form, has otherwise."""
         new = shared_cards.named(self.context, key)
-        old = self._form(browser) if versus == FORM else shared_cards.named(self.context, versus)
+        old = self.form(browser) if versus == FORM else shared_cards.named(self.context, versus)
         if new is None or old is None:
             return f'<p class="quietly">{say("preset.other_unreadable")}</p>'
         pair = [places.without(config, with_names=True) for config in (old, new)]
         found = comparing.differences(*pair)
         return card_view.difference_html(found, say("preset.form_now") if versus == FORM else say("preset.the_other"))
 
-    def _form(self, browser: str) -> TrainConfig | None:
+    def form(self, browser: str) -> TrainConfig | None:
         """The settings in this browser's form, as it was kept; None while they can't be used."""
         kept = self.states.read(browser, "train")
         offers = {name: {"prediction": family.prediction} for name, family in families.registry().items()}

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import dataset_sets, dropped_settings, recipes, saved_stacks, shared_cards
+from app import dataset_sets, dropped_settings, offers, own_bases, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say, say_num
-from trainer import card_file, lora_file, single_file, unique_names
+from trainer import card_file, lora_file, single_file, system, unique_names
 from trainer.config import StackConfig, parse
-from trainer.data import CAPTION_SUFFIXES, uploads
+from trainer.data import CAPTION_SUFFIXES, archives, uploads
 from trainer.data.uploads import safe_stem
 from trainer.errors import AdapterError, DataError, ModelError, UserError
 from trainer.lora_file import LoraInfo
@@ -63,6 +63,20 @@ def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
     return arrivals + _dataset_of(context, training)
 
 
+def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
+    """Cards and recipes that waited (`offers`), kept, and what became of each. Raises: DataError for one gone."""
+    arrivals = []
+    for word in words:
+        path = offers.of(context, word)
+        try:
+            is_card = card_file.is_card(path)
+            arrivals.append(shared_cards.take(context, path) if is_card else dropped_settings.keep_recipe(path))
+        except UserError as error:
+            arrivals.append(refused(path, str(error)))
+        offers.forget(context, word)
+    return arrivals
+
+
 def refused(path: Path, reason: str) -> Arrival:
     """A file that was not taken; the server's own folders are nobody's business."""
     reason = reason.replace(f"{path.parent}/", "").replace(str(path.parent), "")
@@ -76,7 +90,7 @@ def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
     if not head:
         return refused(path, say("dropped.empty"))
     if card_file.is_card(path):
-        return shared_cards.take(context, path)
+        return shared_cards.offered(context, path)
     if head.startswith(b"PK\x03\x04"):
         return _zip(context, path)
     if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp":
@@ -110,21 +124,26 @@ def add_lora(context: Context, source: Path, name: str = "") -> LoraInfo:
 
 
 def _safetensors(context: Context, path: Path) -> Arrival:
+    if path.suffix.lower() == ".safetensors":
+        return _weights(context, path, path)
+    with unique_names.temporary(context.loras, ".safetensors") as named:  # its readers go by the name too
+        system.link_or_copy(path, named)
+        return _weights(context, named, path)
+
+
+def _weights(context: Context, source: Path, dropped: Path) -> Arrival:
+    """A base or a LoRA, `dropped` under another name than `source`'s if its own is no safetensors file's."""
     try:
-        model = single_file.detect(single_file.read_head(path))
+        model = single_file.detect(single_file.read_head(source))
     except ModelError:
-        return _lora(context, path)
-    size = path.stat().st_size / 1e9
-    return refused(path, say("dropped.whole_model", model=model.title, gb=size))
-
-
-def _lora(context: Context, path: Path) -> Arrival:
-    with_suffix = path if path.suffix.lower() == ".safetensors" else None
-    if with_suffix is None:  # known by its content; its reader goes by the name
-        with unique_names.temporary(context.loras, ".safetensors") as named:
-            named.write_bytes(path.read_bytes())
-            return _added(context, named, path)
-    return _added(context, path, path)
+        return _added(context, source, dropped)
+    base, is_here = own_bases.add(context.workspace / "bases", source, dropped.name, model)
+    gb = base.stat().st_size / 1e9
+    what = say("dropped.base", model=model.title, gb=gb)
+    if is_here:
+        what = say("dropped.base_is_here", model=model.title, gb=gb)
+    where = say("dropped.in_bases", name=plain(base.name, 120))
+    return Arrival(dropped.name, what, where, ("base", base.name))
 
 
 def _added(context: Context, source: Path, dropped: Path) -> Arrival:
@@ -177,7 +196,7 @@ def _zip(context: Context, path: Path) -> Arrival:
     with path.open("rb") as file:
         if _TORCH_ENTRY in file.read(1 << 12):
             return refused(path, _unsafe(b"PK"))
-    folder, report = dataset_sets.filled(context, path.stem, lambda folder: uploads.add_zip(folder, path))
+    folder, report = dataset_sets.filled(context, path.stem, lambda folder: archives.fill(folder, path))
     if folder is None:
         return refused(path, say("dropped.bad_zip", problems=some(report.left_out, " ")))
     return _dataset_arrival(path.name, say_num("dropped.zip", len(report.added)), folder, report)

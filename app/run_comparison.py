@@ -51,7 +51,7 @@ class RunComparison:
         self.context = context
 
     def draw(self) -> None:
-        with gr.Accordion(say("compare.title"), open=False, elem_id="compare"):
+        with gr.Accordion(say("compare.title"), open=False, elem_id="run-comparison"):
             self.chosen = gr.Dropdown(
                 [], value=[], multiselect=True, max_choices=MOST, label=say("library.runs"), interactive=True,
                 elem_id="compare-runs", elem_classes="unkept",

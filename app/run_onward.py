@@ -6,17 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-import tomli_w
 
 from app import start_choices
 from app.context import Context
 from app.job_table import Job
-from app.jobs import LIVE, WAITING
-from app.notices import tell
 from app.texts import say
 from trainer import extending, runs
 from trainer.config import TrainConfig
-from trainer.errors import ConfigError
 from trainer.printing import escape
 
 Part = tuple[Any, Callable[[], dict[Any, Any]]]
@@ -68,16 +64,6 @@ class RunOnward:
             }
 
         return (job.id, [folder.name for folder in steps], config and config.max_steps), updates
-
-    def extended(self, job: Job, steps: Any) -> None:
-        """Let the job go on for that many steps more. Raises: UserError if it can't."""
-        if job.state in (*LIVE, *WAITING):
-            raise ConfigError(say("run.still_at_work", name=job.name))
-        if isinstance(steps, bool) or not isinstance(steps, int | float) or steps != int(steps):
-            raise ConfigError(say("run.bad_more_steps", steps=str(steps)[:40]))
-        config = extending.extended(runs.Run(self.context.runs / job.name), int(steps))
-        self.context.runner.resume(job.id, tomli_w.dumps(config.model_dump(mode="json")))
-        tell(say("run.goes_on_to", name=job.name, steps=config.max_steps))
 
 
 def _words(config: TrainConfig) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import job_work, preset_choices, saved_stacks
+from app import job_work, offers, preset_choices, saved_stacks
 from app.arrival import CARD, PRESET, Arrival
 from app.context import Context
 from app.texts import say
@@ -22,15 +22,30 @@ from trainer.report.html import sentence
 from trainer.runs import Run
 
 
+def offered(context: Context, path: Path) -> Arrival:
+    """A dropped card, which waits to be kept; one that is kept already. Raises: ConfigError for a damaged one."""
+    opened = card_file.read(path)
+    if opened.digest in keeping.every():
+        return _arrived(context, opened, path.name, [say("offer.card_is_here")])
+    return Arrival(path.name, _what(opened), say("offer.nothing_kept"), offer=offers.put_by(context, path))
+
+
 def take(context: Context, path: Path) -> Arrival:
-    """A dropped card, kept under its digest. Raises: ConfigError for one that can't be trusted."""
+    """A card, kept under its digest. Raises: ConfigError for one that can't be trusted."""
     opened = card_file.read(path)
     keeping.keep(path.read_bytes())
-    author, title = plain(opened.card.author or "", 60), plain(opened.card.title, 120)
-    what = say("dropped.card_by", author=author, title=title) if author else say("dropped.card", title=title)
-    sentences = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened)]
+    return _arrived(context, opened, path.name, [say("offer.card_kept")])
+
+
+def _arrived(context: Context, opened: Opened, file: str, notes: list[str]) -> Arrival:
     key = f"{CARD}{opened.digest}"
-    return Arrival(path.name, what, " ".join(sentences), (target(opened), key), ("presets", key))
+    sentences = [f"{sentence(describing.in_short(opened))}.", *missing(context, opened), *notes]
+    return Arrival(file, _what(opened), " ".join(sentences), (target(opened), key), ("presets", key))
+
+
+def _what(opened: Opened) -> str:
+    author, title = plain(opened.card.author or "", 60), plain(opened.card.title, 120)
+    return say("dropped.card_by", author=author, title=title) if author else say("dropped.card", title=title)
 
 
 def target(opened: Opened) -> str:

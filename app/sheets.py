@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Expect = Callable[[int], None]  # is told how many pictures there will be
 _MOST_COLUMNS = 8
+STRIP = "strip-"  # how the names of sheets of each LoRA begin
 _CELLS, _LIST = ".cells", "cells.json"
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODES = "modes-"  # how its sheets' names begin
 _MOST_ROWS = 12
-_MAX_RANK = 1024
+MAX_RANK = 1024
 
 Stacked = Callable[[dict[Any, Any]], StackConfig]  # what the page's components hold -> the stack
 
@@ -133,7 +133,7 @@ class AnalysisSection:
                 )  # fmt: skip
                 self.rank = gr.Number(
                     0, label=say("analysis.rank"), info=say("analysis.rank_help"), precision=0, minimum=0,
-                    maximum=_MAX_RANK, min_width=90, scale=1, elem_id="bake-rank",
+                    maximum=MAX_RANK, min_width=90, scale=1, elem_id="bake-rank",
                 )  # fmt: skip
                 self.bake = gr.Button(
                     say("analysis.bake"), min_width=90, scale=1, elem_id="bake", elem_classes="beside"

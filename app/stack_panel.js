@@ -34,9 +34,9 @@ const schedule = () => {
   const grid = draw('g', svg, {class: 'act-grid'}), line = draw('path', svg, {class: 'act-line'}), dots = draw('g', svg, {});
   const readout = make('p', 'act-readout');
   const x = share => LEFT + share * (RIGHT - LEFT), y = factor => BOTTOM - factor / MOST * (BOTTOM - TOP);
-  const stepOf = share => 1 + Math.round(share * (Math.max(1, number('field-steps', 25)) - 1));
+  const stepOf = share => 1 + Math.round(share * (Math.max(1, number('stack-steps', 25)) - 1));
   const wordsOf = ([share, factor]) =>
-    phrase('region.factor_at', {step: stepOf(share), all: number('field-steps', 25), factor: rounded(factor)});
+    phrase('region.factor_at', {step: stepOf(share), all: number('stack-steps', 25), factor: rounded(factor)});
   const parse = text => {
     const [kind, ...parts] = text.split(/\s+/);
     let read;
@@ -78,7 +78,7 @@ const schedule = () => {
       draw('line', grid, {x1: LEFT, x2: RIGHT, y1: y(factor), y2: y(factor), class: factor === 1 ? 'one' : ''});
       draw('text', grid, {x: LEFT - 8, y: y(factor) + 4, 'text-anchor': 'end'}).textContent = rounded(factor);
     }
-    for (const share of number('field-steps', 25) < 5 ? [0, 1] : [0, .25, .5, .75, 1])
+    for (const share of number('stack-steps', 25) < 5 ? [0, 1] : [0, .25, .5, .75, 1])
       draw('text', grid, {x: x(share), y: BOTTOM + 22, 'text-anchor': 'middle'}).textContent =
         share ? stepOf(share) : phrase('run.step', {step: stepOf(share)});
   };

@@ -7,7 +7,7 @@ const region = () => {
   return {
     key: 'region', title: phrase('region.where'), hint: phrase('region.where_hint'),
     begin: async text => {
-      const wide = number('field-width_px', 512), high = number('field-height_px', 512);
+      const wide = number('stack-width_px', 512), high = number('stack-height_px', 512);
       const share = within(Math.max(wide, high), 512, 1024) / Math.max(wide, high);
       const width = Math.max(16, Math.round(wide * share)), height = Math.max(16, Math.round(high * share));
       paint.begin(width, height);

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import card_view, forecast, preview_strip, tried, views
+from app import card_view, job_acts, preview_strip, tried, views
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
@@ -26,6 +26,7 @@ from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Event, Finished, Recommended, Started
 
+_ADVISED = "element.addEventListener('click', event => { if (event.target.closest('.cure')) trigger('advised'); });"
 Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what a part of the view depends on, and its update
 Parts = dict[str, Part]
 
@@ -52,7 +53,7 @@ class TrainingView:
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
-        self.recommendation = gr.HTML(visible=False, elem_id="recommendation")
+        self.recommendation = gr.HTML(js_on_load=_ADVISED, visible=False, elem_id="recommendation")
         self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `opening` takes it
         with gr.Row():
             self.use = gr.Button(
@@ -166,31 +167,20 @@ class TrainingView:
 
     @mended
     def extend_one(self, chosen: int | None, steps: float | None) -> dict[Any, Any]:
-        job = self.context.runner.get(chosen or 0)
-        forecast.check_job(self.context, job, goes_on=True)
-        self.onward.extended(job, steps)
+        at = job_acts.extend(self.context, chosen or 0, steps)
+        tell(say("run.goes_on_to", name=self.context.runner.get(chosen or 0).name, steps=at))
         return self.changes(chosen, {})
 
     @mended
     def resume_one(self, chosen: int | None) -> dict[Any, Any]:
-        self._resume(chosen or 0)
+        job_acts.resume(self.context, chosen or 0)
         return self.changes(chosen, {})
-
-    def _resume(self, number: int) -> None:
-        """Let a job go on. Raises: UserError if it must fail."""
-        job = self.context.runner.get(number)
-        if job.kind == TRAINING and job.state in RESUMABLE:
-            forecast.check_job(self.context, job, goes_on=True)
-        self.context.runner.resume(number)
 
     @mended
     def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
         """The job's settings as a new job, at the end of the queue."""
         job = self.context.runner.get(chosen or 0)
-        forecast.check_job(self.context, job)
-        again = self.context.runner.submit(job.name, job.config, job.kind)
-        if self.context.runner.wants_grid(job):
-            self.context.runner.want_grid(again.id)
+        again = job_acts.duplicate(self.context, job.id)
         tell(say("train.duplicated", again=again.name, job=job.name))
         return self.changes(again.id, {})
 
@@ -206,7 +196,7 @@ class TrainingView:
         runner = self.context.runner
         match act:
             case "resume":
-                self._resume(job)
+                job_acts.resume(self.context, job)
             case "up":
                 runner.move(job, -1)
             case "down":

@@ -59,6 +59,7 @@ from app import (  # noqa: E402
     leftovers,
     notices,
     opening,
+    preset_choices,
     request_guard,
     run_grid,
     show_me,
@@ -70,7 +71,7 @@ from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.dataset_notes import carry_triggers  # noqa: E402
-from app.endpoints import Endpoints  # noqa: E402
+from app.endpoints import offering  # noqa: E402
 from app.guide import Guide  # noqa: E402
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
 from app.jobs import JobRunner  # noqa: E402
@@ -80,7 +81,7 @@ from app.start_here import StartHere  # noqa: E402
 from trainer import model_registry, system  # noqa: E402
 from trainer.errors import ConfigError, RunError  # noqa: E402
 
-MAX_UPLOAD = "2gb"
+MAX_UPLOAD = "24gb"  # a checkpoint; what else comes has smaller limits of its own
 
 
 def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
@@ -117,8 +118,6 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
             f"may write into."
         ) from None
 
-    offered = tuple(dict.fromkeys([*offered, *_bases_in(workspace / "bases")]))
-
     # The jobs, and Gradio's cache inside the workspace.
     training = Training(workspace / "runs", workspace / "configs")
     drawing = Drawing(workspace / "batches", workspace / "configs", (workspace / "loras", workspace / "runs"))
@@ -133,15 +132,6 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     os.environ["GRADIO_TEMP_DIR"] = str(context.cache)
     leftovers.old(context)
     return context
-
-
-def _bases_in(folder: Path) -> list[str]:
-    """The bases that were put into a folder: checkpoint files, and folders as diffusers has them."""
-    paths = sorted(path for path in folder.glob("[!.]*") if not path.is_symlink())
-    return [
-        str(path) for path in paths
-        if (path.is_file() and path.suffix.lower() == ".safetensors") or (path / "model_index.json").is_file()
-    ]  # fmt: skip
 
 
 def build(workspace: Path) -> gr.Blocks:
@@ -177,11 +167,12 @@ def compose(context: Context) -> gr.Blocks:
         page.load(None, js=keys.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
-        Endpoints(context).connect()
+        offering.connect(context)
         _listen(news, context, drawn)
         news.draw()
         kept_fields.watch(page)
         _track_little(page)
+        page.offers = _bases_offered(page, context)
     return page
 
 
@@ -228,6 +219,13 @@ def _offers(context: Context) -> dict[str, kept_fields.Offer]:
         return lambda: [(views.job_label(job), job.id) for job in context.runner.shown() if job.kind in kinds]
 
     return {"job": jobs_of(TRAINING), "batch-job": jobs_of(*KINDS.values())}
+
+
+def _bases_offered(page: gr.Blocks, context: Context) -> dict[gr.Dropdown, kept_fields.Offer]:
+    """The fields of the base, which may come while the page is open."""
+    offers = {"field-base": lambda: preset_choices.base_choices(context), "stack-base": context.base_choices}
+    fields = [block for block in page.blocks.values() if isinstance(block, gr.Dropdown) and block.elem_id in offers]
+    return {field: offers[str(field.elem_id)] for field in fields}
 
 
 def serve(

@@ -269,7 +269,9 @@ def recommendation_html(events: list[Event], config: TrainConfig | None) -> str:
     if best:
         boxes.append(_box("good", say("run.use", step=best.step, file=best.file), [best.reason]))
     if last(events, Finished) and (lines := advice(events, config)):
-        boxes.append(_box("plain", say("run.next_time"), list(map(in_page_words, lines))))
+        boxes.append(_box("plain", say("run.next_time"), [in_page_words(line.text) for line in lines]))
+        if any(line.settings for line in lines):
+            boxes.append(f'<p><button type="button" class="cure">{say("run.fill_next_time")}</button></p>')
     return "".join(boxes)
 
 

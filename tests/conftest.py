@@ -24,7 +24,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side, a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The suite is the same with a GPU as without: it computes on the CPU, and what a GPU does is tested by `make test-gpu`.
-if "gpu" not in sys.argv:
+# Workers side by side don't see the command line.
+if "gpu" in sys.argv:
+    os.environ["VELATURA_TESTS_ON_GPU"] = "1"
+if "VELATURA_TESTS_ON_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

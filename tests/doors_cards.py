@@ -49,13 +49,15 @@ def card_values(**changes: Any) -> dict[str, Any]:
 
 
 def good_members() -> list[dict[str, bytes]]:
-    """The members of a card of a training, of today's schema and of the one before, and of a card of a stack."""
+    """The members of a card of a training, of today's schema and of those before, and of a card of a stack."""
     train = reading.packed(Card(**card_values()), presets.load("imprimatura-style", {}), (picture(),))
     stack = reading.packed(Card(kind="stack", title="A stack"), StackConfig(prompt="a cat"))
     members = [bundle.unpacked(raw, "x") for raw in (train, stack)]
-    older = members[0]["card.toml"].replace(b"schema_version = 2", b"schema_version = 1")
-    older = older.replace(b"peak_memory_bytes = 1000000000", b"peak_memory_gib = 0.93")
-    return [*members, {**members[0], "card.toml": older}]
+    older = members[0]["card.toml"].replace(b"schema_version = 3", b"schema_version = 2")
+    older = older.replace(b'kind = "unknown"\nmasks = "none"', b'kind = "pictures with masks"')
+    oldest = older.replace(b"schema_version = 2", b"schema_version = 1")
+    oldest = oldest.replace(b"peak_memory_bytes = 1000000000", b"peak_memory_gib = 0.93")
+    return [*members, *({**members[0], "card.toml": table} for table in (older, oldest))]
 
 
 def zipped(members: list[tuple[str, bytes]], chance: random.Random | None = None) -> bytes:

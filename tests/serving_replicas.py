@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,29 @@ from trainer.serving.replicas.messages import Plan, Sent, Told
 from trainer.serving.replicas.remote import Remote
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.settings import ServeSettings
+from trainer.serving.wanted import Begun
 
 
-def plan(settings: ServeSettings) -> Plan:
+def plan(settings: ServeSettings, pinned: frozenset[str] = frozenset()) -> Plan:
     """A plan for the base of these settings as it is here."""
     folder = bases.resolve(settings.base, families.registry()[bases.family_of(settings.base)])
-    return Plan(settings, base_hash(folder), versions(), 0, 1 << 30)
+    return Plan(settings, base_hash(folder), versions(), 0, 1 << 30, pinned)
 
 
 class Here:
-    """Carries pictures to replicas of this process, a replica for each base; `deaths` calls end at their first news."""
+    """Carries pictures to replicas of this process, a replica for each base; `deaths` calls end at their first news.
+
+    A picture with `deadly` in its prompt ends all calls that are open once it is being drawn.
+    """
 
     def __init__(self, replicas: dict[str, Replica]) -> None:
         self.replicas = replicas
         self.calls: list[tuple[str, str]] = []  # base and key
         self.num_open = self.most_open = self.num_cancelled = self.deaths = 0
         self.num_there = 1
+        self.deadly = ""
+        self.num_killed = 0
+        self._died = asyncio.Event()
 
     def num_replicas(self, base: str) -> int:
         return self.num_there
@@ -47,22 +55,50 @@ class Here:
         self.calls.append((base, key))
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
-        return _Call(self, self.replicas[base].news(sent, lambda sha256: places[sha256].read_bytes()))
+        told = self.replicas[base].news(sent, lambda sha256: places[sha256].read_bytes())
+        return _Call(self, told, bool(self.deadly) and self.deadly in sent.stack)
+
+    def die(self) -> None:
+        """End all open calls, as the death of their replica does."""
+        self.num_killed += 1
+        self._died.set()
+        self._died = asyncio.Event()
+
+    @property
+    def died(self) -> asyncio.Event:
+        """What is set by the next death."""
+        return self._died
 
 
 class _Call:
-    def __init__(self, carrier: Here, told: AsyncIterator[Told]) -> None:
-        self.carrier, self.told = carrier, told
+    def __init__(self, carrier: Here, told: AsyncGenerator[Told, None], is_deadly: bool) -> None:
+        self.carrier, self.told, self.is_deadly = carrier, told, is_deadly
 
     async def news(self) -> AsyncIterator[Told]:
+        dying = asyncio.ensure_future(self.carrier.died.wait())
+        coming: asyncio.Future[Told] = asyncio.ensure_future(anext(self.told))
         try:
-            async for told in self.told:
+            while True:
+                await asyncio.wait({coming, dying}, return_when=asyncio.FIRST_COMPLETED)
+                if dying.done():
+                    raise Lost("its replica was killed by another picture")
+                told = coming.result()
                 if self.carrier.deaths:
                     self.carrier.deaths -= 1
                     raise Lost("killed by the test")
                 yield told
+                if self.is_deadly and isinstance(told, Begun):
+                    self.carrier.die()
+                coming = asyncio.ensure_future(anext(self.told))
+        except StopAsyncIteration:
+            return
         finally:
             self.carrier.num_open -= 1
+            for future in (dying, coming):
+                future.cancel()
+                with suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await future
+            await self.told.aclose()
 
     def cancel(self) -> None:
         self.carrier.num_cancelled += 1

@@ -6,6 +6,7 @@ those, not from any reader: the opposite direction of what is under test.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,42 @@ def sd_file(folder: Path, file: Path, **extra: Any) -> Path:
         **under("cond_stage_model.transformer.", hugging_face(weights(folder, "text_encoder"))), **extra,
     }  # fmt: skip
     save_file(tensors, file)
+    return file
+
+
+def full_size_sd(device: str) -> Tensors:
+    """Random weights in SD 1.5's published sizes (its papers' and model card's), float16, with LDM's names."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel(cross_attention_dim=768)  # else diffusers' defaults are SD 1.x's
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2
+        )  # fmt: skip
+        text = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+    return {
+        **under("model.diffusion_model.", ldm_unet(unet.half().state_dict())),
+        **under("first_stage_model.", ldm_vae(vae.half().state_dict())),
+        **under("cond_stage_model.transformer.", hugging_face(text.half().state_dict())),
+    }
+
+
+def empty_file(tensors: Tensors, file: Path) -> Path:
+    """A file of these names, types and sizes that holds nothing but zeros, and takes no room on the disk."""
+    kinds = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + end)
     return file
 
 

@@ -52,7 +52,7 @@ def measure(lora: Path) -> list[float]:
             page.get_by_role("tab", name="Stack").click()
             page.locator("#lora-1 input").click()
             page.get_by_role("option", name=lora.stem, exact=True).last.click()
-            browsing.fill(page, "field-prompt", "a red apple")
+            browsing.fill(page, "stack-prompt", "a red apple")
             page.locator("#render").click()
             page.locator("#cancel-render:not(:disabled)").wait_for()
             page.locator("#cancel-render:disabled").wait_for()

@@ -12,15 +12,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 import tomli_w
 
-from app import batches, recipes
+from app import batches, recipes, saved_stacks
 from app.context import Context
 from app.job_table import Job
 from app.tabs import batch, stack
 from tests.batches import context_with_a_fox
 from trainer.config import StackConfig
+from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.render import batch_ledger, jobs_file
 
@@ -211,7 +213,19 @@ def test_a_picture_that_is_gone_is_no_stack_to_draw_from(context: Context) -> No
     tab.context = context
     for name in ("file", "like", "source", "prompts", "weights", "seeds", "template"):
         setattr(tab, name, name)
-    with pytest.raises(ConfigError, match="no picture to draw more like is chosen"):
+    with pytest.raises(ConfigError, match="no picture or stack to draw more like is chosen"):
         tab._jobs(dict.fromkeys(("file", "source", "prompts", "weights", "seeds")) | {"like": "../../etc/passwd"})
     with pytest.raises(RunError):
         context.runner.get(99)
+
+
+def test_a_saved_stack_is_drawn_at_every_prompt_and_seed(context: Context) -> None:
+    saved = saved_stacks.save(context, StackConfig(prompt="its own", steps=7), "mine")
+    with gr.Blocks():
+        tab = batch._Tab(context)
+    assert tab._likes() == [("mine, a saved stack", saved.name)]
+    held = {tab.file: None, tab.source: "stack", tab.like: saved.name, tab.prompts: "one\ntwo", tab.seeds: "1-2"}
+    jobs = tab._jobs(held | {tab.weights: "1", tab.template: ""})
+    wanted = from_toml(jobs.text, "jobs")
+    assert (wanted["prompts"], wanted["seeds"], wanted["steps"]) == (["one", "two"], ["1-2"], 7), jobs.text
+    assert "4 pictures" in batches.planned(jobs, [context.loras, context.runs]).text

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from app import card_view, item_changes, item_details, job_work, recognising, shared_cards, ui
+from app import (
+    arrival_view,
+    card_view,
+    item_changes,
+    item_details,
+    job_work,
+    leftovers,
+    offers,
+    recognising,
+    shared_cards,
+    ui,
+)
 from app.context import Context
 from app.library_items import Shelf
 from tests.doors_cards import card_values, picture
@@ -35,8 +48,20 @@ def a_card(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_dropped_card_is_kept_and_opens_in_train(context: Context, tmp_path: Path) -> None:
-    (arrival,) = recognising.take(context, [a_card(tmp_path, title=f"A cat {HOSTILE}")])
+def keep_card(context: Context, folder: Path) -> None:
+    """A card dropped and agreed to."""
+    (seen,) = recognising.take(context, [a_card(folder)])
+    recognising.keep(context, [seen.offer])
+
+
+def test_a_dropped_card_is_shown_first_then_kept_and_opens_in_train(context: Context, tmp_path: Path) -> None:
+    (seen,) = recognising.take(context, [a_card(tmp_path, title=f"A cat {HOSTILE}")])
+    told = arrival_view.html(context, [seen], presets.load("imprimatura-style", {"max_steps": 34}))
+    assert "<img src=x" not in told and "data:image/webp;base64," in told and "Ran on" in told
+    assert "<td>34</td><td>33</td>" in told and "Nothing is kept yet" in told and "is not here" in told
+    assert seen.opens is None and keeping.every() == {}
+
+    (arrival,) = recognising.keep(context, [seen.offer])
     assert arrival.is_taken and arrival.opens is not None and arrival.opens[0] == "preset"
     assert "LoRA (sha256 bbbbbbbbbbbbbbbb…) is not here" in arrival.where
     shelf = Shelf(context)
@@ -47,6 +72,28 @@ def test_a_dropped_card_is_kept_and_opens_in_train(context: Context, tmp_path: P
     assert item_details.of(shelf, item).raw["settings"]["max_steps"] == 33
     (again,) = recognising.take(context, [a_card(tmp_path, title=f"A cat {HOSTILE}")])
     assert again.opens == arrival.opens and len(keeping.every()) == 1
+
+
+def test_what_waits_is_forgotten_by_a_no_and_no_other_word_names_a_file(context: Context, tmp_path: Path) -> None:
+    (seen,) = recognising.take(context, [a_card(tmp_path)])
+    waiting = offers.of(context, seen.offer)
+    offers.forget(context, seen.offer)
+    assert not waiting.exists() and keeping.every() == {}
+    for word in (seen.offer, "", "..", "../../jobs.sqlite", "0" * 32, "/etc"):
+        offers.forget(context, word)
+        with pytest.raises(DataError, match="not here any more"):
+            recognising.keep(context, [word])
+    assert (context.workspace / "cache").is_dir()
+
+
+def test_what_nobody_answered_for_is_removed_after_a_day(context: Context, tmp_path: Path) -> None:
+    words = [recognising.take(context, [a_card(tmp_path)])[0].offer for _ in range(2)]
+    before = time.time() - 25 * 3600
+    os.utime(offers.of(context, words[0]).parent, (before, before))
+    leftovers.old(context)
+    assert offers.of(context, words[1]).is_file()
+    with pytest.raises(DataError):
+        offers.of(context, words[0])
 
 
 def test_a_damaged_card_is_refused_in_words(context: Context, tmp_path: Path) -> None:
@@ -70,7 +117,7 @@ def test_what_is_not_here_is_refused(context: Context, tmp_path: Path, kind: str
 
 
 def test_a_card_becomes_a_preset_that_knows_it_and_a_job_goes_with_it(context: Context, tmp_path: Path) -> None:
-    recognising.take(context, [a_card(tmp_path)])
+    keep_card(context, tmp_path)
     (digest,) = keeping.every()
     name = shared_cards.keep_preset(f"card:{digest}")
     assert shared_cards.digest_of(name) == digest and shared_cards.digest_of("imprimatura-style") == ""
@@ -96,7 +143,7 @@ def test_a_preset_is_shared_and_neither_renamed_nor_thrown_away(context: Context
 
 
 def test_own_presets_and_cards_are_renamed_thrown_away_and_put_back(context: Context, tmp_path: Path) -> None:
-    recognising.take(context, [a_card(tmp_path, title="A cat")])
+    keep_card(context, tmp_path)
     (digest,) = keeping.every()
     name, shelf = shared_cards.keep_preset(f"card:{digest}"), Shelf(context)
     text = presets.path_of(name).read_text()

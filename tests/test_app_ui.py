@@ -28,7 +28,7 @@ from app import (
 )
 from app.context import Context
 from app.dataset_measures import Looks
-from app.endpoints import Endpoints
+from app.endpoints import offering
 from app.tabs import dataset, registry, stack, train
 from trainer.data import caption_files
 from trainer.errors import AdapterError, ConfigError, DataError, RunError, UserError
@@ -81,7 +81,8 @@ def test_every_tab_is_whole() -> None:
 def test_no_handler_of_the_page_is_public_beside_the_named_endpoints(tmp_path: Path) -> None:
     page = ui.build(tmp_path / "workspace")
     named = page.get_api_info().get("named_endpoints", {})
-    assert all(hasattr(Endpoints, name.removeprefix("/")) for name in named), f"callable by anyone: {list(named)}"
+    offered = offering.every(ui.open_workspace(tmp_path / "other"))
+    assert {name.removeprefix("/") for name in named} == set(offered), "callable by anyone"
     public = [event for event in page.fns.values() if event.api_visibility == "public"]
     assert len(public) == len(named) and not any(event.targets for event in public)
 

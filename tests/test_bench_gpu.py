@@ -27,6 +27,7 @@ PARAMETERS = {
     "zimage": 6.15e9,
     "qwen": 20.43e9,
 }  # of the published models
+ROOT = Path(__file__).parents[1]
 SLOW_TO_BUILD = ("sdxl", "sd35-medium", "qwen")
 CUT = ["--depth", "1", "--size-px", "64"]
 OUT_OF_MEMORY = """Traceback (most recent call last):
@@ -44,6 +45,11 @@ def bench(*arguments: str) -> str:
     done = subprocess.run([sys.executable, "-m", "trainer", "bench", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def reported(printed: str) -> dict[str, Any]:
+    """What the last line of `bench targets --json` says."""
+    return json.loads(printed.splitlines()[-1])["report"]
 
 
 def rows_of(*arguments: str) -> dict[str, dict[str, Any]]:
@@ -258,7 +264,7 @@ def test_targets_are_held_against_their_rows_and_none_is_left_out() -> None:
     assert verdicts["flux-nf4"].held == "no" and verdicts["flux-nf4"].note == "no such kernel"
     assert verdicts["change"].held == "no" and verdicts["flux-faster"].held == "not run"
     text = targets.describe(run.report())
-    assert "| SDXL, batch 1: a step | 0.14 s | at most 0.15 s | yes |" in text and "--target flux-faster" in text
+    assert "| SDXL, batch 1: a step | 0.14 s | at most 0.15 s | yes |" in text and "--only flux-faster" in text
 
 
 def test_every_row_that_a_target_needs_is_measured_by_a_task_of_its_own_name(tmp_path: Path) -> None:
@@ -266,11 +272,37 @@ def test_every_row_that_a_target_needs_is_measured_by_a_task_of_its_own_name(tmp
     run.on_gpu = True
     names = [task.name for task in run._tasks(tmp_path)]
     assert len({*names}) == len(names) and {*targets.ROWS} < {*names}
-    assert {row for target in targets.TARGETS.values() for row in target.rows} == {*targets.ROWS, *folding.names()}
+    assert {row for target in targets.TARGETS.values() for row in target.needs} == {*targets.ROWS, *folding.names()}
+
+
+def test_of_two_ways_the_faster_counts_and_one_may_fail() -> None:
+    run = targets.Targets(["sdxl-step", "flux-8-bit"], gpu.Bench(64, 1, 1), 0.0)
+    run.on_gpu = True
+    names = ["sdxl", "sdxl graphs", "flux", "flux int8", "flux fp8"]
+    run._jobs = {name: gpu_loops.Job("sdxl", "ours", (), 1, 1, 1, 64, 1, "") for name in names}
+    run.found.rows = {"sdxl": stepped("sdxl", 0.2)}
+    assert [*run._decided()] == [], "the other way is still to come"
+    run.found.rows["sdxl graphs"] = stepped("sdxl graphs", 0.1)
+    (verdict,) = run._decided()
+    assert (verdict.measured, verdict.held, verdict.note) == (0.1, "yes", "sdxl graphs is the faster")
+    run.found.rows |= {"flux": stepped("flux", 1.0), "flux int8": stepped("flux int8", 0.9)}
+    run.found.rows["flux fp8"] = gpu.Row("flux", 1, "ours", error="no float8")
+    run.found.errors = {"flux fp8": "no float8"}
+    (verdict,) = run._decided()
+    assert (verdict.measured, verdict.held, verdict.note) == (0.9, "yes", "")
+    run.found.errors["flux int8"] = "no int8"
+    assert run.report().verdicts[1].held == "no" and "no int8" in run.report().verdicts[1].note
+
+
+def test_targets_are_named_by_their_beginning_too() -> None:
+    assert targets.named(["flux-8gib", "sdxl"])[:2] == ["flux-8gib", "sdxl-step"]
+    assert targets.named(["change"]) == ["change"] and targets.named([]) == [*targets.TARGETS]
+    with pytest.raises(ConfigError, match="--only is 'x'"):
+        targets.named(["x"])
 
 
 def test_without_time_or_a_gpu_every_target_is_still_listed() -> None:
-    report = json.loads(bench("targets", *CUT, "--minutes", "0", "--json"))
+    report = reported(bench("targets", *CUT, "--minutes", "0", "--json"))
     assert [verdict["name"] for verdict in report["verdicts"]] == [*targets.TARGETS]
     assert {verdict["held"] for verdict in report["verdicts"]} == (
         {"not run"} if torch.cuda.is_available() else {"needs a GPU"}
@@ -281,14 +313,28 @@ def test_without_time_or_a_gpu_every_target_is_still_listed() -> None:
 @pytest.mark.timeout(1800)
 def test_targets_are_measured_through_the_command() -> None:
     names = ["sdxl-step", "flux-nf4", "change", "swap-int8", "fold-nf4"]
-    chosen = [argument for name in names for argument in ("--target", name)]
-    report = json.loads(bench("targets", *CUT, "--steps", "1", "--minutes", "25", "--json", *chosen))
+    chosen = [argument for name in names for argument in ("--only", name)]
+    printed = bench("targets", *CUT, "--steps", "1", "--minutes", "25", "--json", *chosen)
+    report = reported(printed)
     assert [verdict["name"] for verdict in report["verdicts"]] == names
     assert all(verdict["measured"] > 0 and not verdict["note"] for verdict in report["verdicts"])
     assert {row["what"] for row in report["stack"]} == {*folding.names()}
+    lines = [json.loads(line) for line in printed.splitlines()]
+    kinds = [kind for line in lines for kind in line]
+    assert kinds[0] == "row" and kinds.count("verdict") == len(names) and kinds[-1] == "report"
+    assert all(line["verdict"] in report["verdicts"] for line in lines if "verdict" in line)
+    assert kinds.index("verdict") < kinds.index("fold"), "as soon as its rows are there"
 
 
 # Tiers.
+
+
+def test_the_tiers_in_the_docs_are_what_the_command_prints() -> None:
+    table = bench("tiers", "--table").strip()
+    assert "not measured" in table and table in (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    bases = {line.split(" | ")[0].strip("| ") for line in table.splitlines()[4:]}
+    named = {path.stem.partition("-")[0] for path in (ROOT / "presets" / "train").glob("*.toml")}
+    assert bases == named, "every base that presets ship for"
 
 
 def test_a_step_on_meta_tensors_holds_what_a_real_one_keeps(tmp_path: Path) -> None:

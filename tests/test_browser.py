@@ -217,8 +217,8 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     page.get_by_role("tab", name="Stack").click()
     page.locator("#lora-1 input").click()
     page.get_by_role("option", name="outline-style").click()
-    fill(page, "field-prompt", "a red apple, outline style")
-    fill(page, "field-steps", "8")
+    fill(page, "stack-prompt", "a red apple, outline style")
+    fill(page, "stack-steps", "8")
     fill(page, "weight-1", "0.75")
     page.locator("#render").click()
     page.locator("#picture img").wait_for(timeout=90_000)
@@ -230,12 +230,12 @@ def test_from_samples_to_a_picture_across_a_reload(page: Page, server: Server, b
     with page.expect_download() as waiting:
         page.locator("#download").click()
     picture = waiting.value.path()
-    fill(page, "field-prompt", "something else")
+    fill(page, "stack-prompt", "something else")
     fill(page, "weight-1", "0.1")
     page.locator("#recipe-png input[type=file]").set_input_files(
         {"name": "mine.png", "mimeType": "image/png", "buffer": Path(picture).read_bytes()}
     )
-    playwright_api.expect(page.locator("#field-prompt").locator("textarea, input").first).to_have_value(
+    playwright_api.expect(page.locator("#stack-prompt").locator("textarea, input").first).to_have_value(
         "a red apple, outline style"
     )
     assert page.locator("#weight-1 input[type=number]").input_value() == "0.75"

@@ -141,17 +141,23 @@ def test_a_stack_becomes_a_card(tmp_path: Path, trained: Path) -> None:
 # An older card.
 
 
-def test_a_card_of_the_first_schema_is_read_as_one_of_today() -> None:
-    """Schema 1 had `peak_memory_gib`, a rounded number; schema 2 counts bytes."""
+@pytest.mark.parametrize(("schema", "kind"), [(1, "pictures with masks"), (2, "pictures with masks"), (2, "pictures")])
+def test_a_card_of_an_older_schema_is_read_as_one_of_today(schema: int, kind: str) -> None:
+    """Schema 1 had `peak_memory_gib`, a rounded number; both had `kind` as a text that said whether there are masks."""
     config = presets.load("imprimatura-style", {})
     members = bundle.unpacked(reading.packed(Card(**card_values()), config, (picture(),)), "x")
-    table = presets.from_toml(members["card.toml"].decode(), "x") | {"schema_version": 1}
-    table["evidence"]["peak_memory_gib"] = 0.5
-    del table["evidence"]["peak_memory_bytes"]
+    table = presets.from_toml(members["card.toml"].decode(), "x") | {"schema_version": schema}
+    table["evidence"]["dataset"]["kind"] = kind
+    del table["evidence"]["dataset"]["masks"]
+    if schema == 1:
+        table["evidence"]["peak_memory_gib"] = 0.5
+        del table["evidence"]["peak_memory_bytes"]
     older = bundle.packed({**members, "card.toml": presets.tomli_w.dumps(table).encode()})
     opened = card_file.opened(older, "x")
-    assert opened.card.schema_version == 2 and opened.card.evidence is not None
-    assert opened.card.evidence.peak_memory_bytes == 1 << 29
+    assert opened.card.schema_version == 3 and opened.card.evidence is not None
+    assert opened.card.evidence.peak_memory_bytes == (1 << 29 if schema == 1 else 10**9)
+    facts = opened.card.evidence.dataset
+    assert (facts.kind, facts.masks) == ("unknown", "some" if "masks" in kind else "none") and facts.num_pictures == 9
     assert opened.digest == bundle.digest(bundle.unpacked(older, "x")), "it goes by what stands in it"
 
 
@@ -170,6 +176,32 @@ def test_a_runs_evidence_is_in_its_card(tmp_path: Path) -> None:
     assert [(sample.step, sample.prompt) for sample in samples] == [(0, "a cat")], "the likely copy stays at home"
     assert "1 previews look like training pictures" in made.notes[0]
     assert card_file.opened(making.make(sources.of(str(run.folder)), Wishes()).raw, "x").pictures == ()
+
+
+def test_a_card_says_what_its_pictures_teach_as_the_preset_was_for_or_as_one_says(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    facts = DatasetFacts(num_pictures=9, captions="tags", masks="some", num_regular=4, num_heldout=3)
+    run_facts.keep(run.folder, RunFacts(device="A Processor", dataset=facts))
+    out = tmp_path / "x.velatura"
+    velatura("preset", "export", run.folder, "--out", out)
+    told = velatura("preset", "show", out)
+    assert "# Trained on: 9 pictures, some with masks, captioned with tags, 4 regularisation pictures, 3 more" in told
+    run_facts.teach(run.folder, "character")
+    velatura("preset", "export", run.folder, "--out", out)
+    assert "9 pictures of a character, some with masks" in velatura("preset", "show", out)
+    velatura("preset", "export", out, "--out", out, "--kind", "style")
+    assert "9 pictures of a style, some with masks" in velatura("preset", "show", out)
+    with pytest.raises(ConfigError, match="--kind is 'pose'; allowed: unknown, style, character, concept"):
+        CliRunner().invoke(cli.app, ["preset", "export", str(run.folder), "--kind", "pose"], catch_exceptions=False)
+
+
+def test_what_a_run_of_an_older_velatura_kept_is_read(tmp_path: Path) -> None:
+    for kind, masks in (("pictures", "none"), ("pictures with masks", "some")):
+        facts = {"kind": kind, "num_pictures": 9, "captions": "tags"}
+        (tmp_path / run_facts.FILE).write_text(json.dumps({"device": "x", "dataset": facts}))
+        kept = run_facts.kept(tmp_path)
+        assert kept is not None and (kept.dataset.kind, kept.dataset.masks) == ("unknown", masks)
+        assert kept.dataset.num_pictures == 9
 
 
 NAMES = st.text(
@@ -338,9 +370,10 @@ def test_a_run_from_a_card_has_both_figures_in_its_report(tmp_path: Path, tiny: 
     config = session.absolute(small_runs.config(tiny, draw_dots(tmp_path / "dots", "a {colour} dot"), **values))
     card = tmp_path / "a.velatura"
     card.write_bytes(reading.packed(Card(**card_values(samples=[])), places.without(config)))
-    train_command.train(config, tmp_path / "runs", "x", False, False, True, card)
+    train_command.train(config, tmp_path / "runs", "x", False, False, True, card, "concept")
     run = runs.Run(tmp_path / "runs" / "x")
-    assert run_facts.kept(run.folder) is not None and (run.folder / bundle.IN_RUN).is_file()
+    kept = run_facts.kept(run.folder)
+    assert kept is not None and kept.dataset.kind == "concept" and (run.folder / bundle.IN_RUN).is_file()
     report.write(run)
     page = run.report_file.read_text()
     assert "Beside the card and what was predicted" in page and "<td>A step<td>0.5 s" in page

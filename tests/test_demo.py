@@ -134,8 +134,8 @@ def copied_page(tmp_path: Path):
             page.locator(f"#lora-{row} input").click()
             page.get_by_role("option", name=name, exact=True).last.click()  # the row before has its list too, hidden
             browsing.fill(page, f"weight-{row}", "0.7")
-        browsing.fill(page, "field-prompt", "mokka, a smiling cat with heart-eyes, outline style")
-        browsing.fill(page, "field-seed", "4")
+        browsing.fill(page, "stack-prompt", "mokka, a smiling cat with heart-eyes, outline style")
+        browsing.fill(page, "stack-seed", "4")
         page.locator("#render").click()
         expect(page.locator("#picture img")).to_be_visible(timeout=120_000)
         expect(page.locator("#cancel-render")).to_be_disabled(timeout=120_000)  # what was drawn live is not the last

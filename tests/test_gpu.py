@@ -20,9 +20,10 @@ from tests import plain
 from trainer import families, loop, lora_file, presets, runs, session
 from trainer.config import AdapterChoice, StackConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.events import Adjusted, Finished, Step
+from trainer.events import Adjusted, Finished, Step, Warned
 from trainer.families.contract import Family
 from trainer.memory import frozen, quantising
+from trainer.rehearsal import measuring
 from trainer.render.engine import Engine
 from trainer.training_model import TrainingModel
 
@@ -102,9 +103,15 @@ def family(request: pytest.FixtureRequest) -> Family:
 def test_a_family_is_trained_written_and_drawn(
     dtype: str, family: Family, config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    run, events = train(
-        config(family.name, dtype=dtype, preview_every_steps=4, preview__prompts=["a dot"], preview__steps=1), tmp_path
+    settings = config(
+        family.name,
+        dtype=dtype,
+        preview_every_steps=4,
+        preview__prompts=["a dot"],
+        preview__steps=1,
+        memory__attention="fused",  # `auto` tries kernels in a child for each shape, which other tests do
     )
+    run, events = train(settings, tmp_path)
     assert [event.kind for event in events].count("sampled") == 2, [event for event in events if event.kind == "warned"]
     assert events[-1].adapter_norm > 0
     engine = Engine(run.config().base, family.name, device=DEVICE, dtype=dtype)
@@ -125,7 +132,13 @@ def stack(engine: Engine, file: Path, weight: float, **values: Any) -> StackConf
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("sd", {}), ("flux", {}), ("sd", {"memory__compile": "blocks"}), ("sd", {"dtype": "float16"})],
+    [
+        ("sd", {}),
+        ("flux", {}),
+        ("sd", {"memory__compile": "blocks"}),
+        pytest.param("sd", {"memory__compile": "graphs", "max_steps": 8}, marks=GPU_ALONE),
+        ("sd", {"dtype": "float16"}),
+    ],
     ids=str,
 )
 def test_a_run_that_is_broken_off_goes_on_to_the_same_bytes(
@@ -218,9 +231,11 @@ def test_a_run_held_to_a_small_budget_climbs_the_ladder_and_finishes(
     large = {"resolution_px": 256, "batch_size": 8, "data__max_upscale": 16.0, "max_steps": 2}
     whole, _ = peak(config(name, **large), tmp_path / "whole")
     budget = 0.7 * whole / 2**30 + 0.05  # the context and the allocator's own are outside it
-    _, events = train(config(name, **large, memory__budget_gib=budget), tmp_path / "held")
+    try:
+        _, events = train(config(name, **large, memory__budget_gib=budget), tmp_path / "held")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     assert [event for event in events if isinstance(event, Adjusted)]
-    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @GPU_ALONE
@@ -270,9 +285,20 @@ def test_compiled_blocks_train_what_eager_ones_do(
 ) -> None:
     if way == "graphs" and DEVICE == "cpu":
         pytest.skip("a CPU has no graphs")
-    _, eager = train(config(name, memory__compile="off"), tmp_path / "off")
-    _, events = train(config(name, memory__compile=way), tmp_path / way)
+    _, eager = train(config(name, memory__compile="off", max_steps=8), tmp_path / "off")
+    _, events = train(config(name, memory__compile=way, max_steps=8), tmp_path / way)
     assert losses(events) == pytest.approx(losses(eager), rel=0.02)
+
+
+@GPU_ALONE
+def test_the_rehearsal_measures_both_ways_and_the_run_goes_by_it(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VELATURA_HOME", str(tmp_path / "home"))
+    (said,) = [line for line in measuring.measure(config(), tmp_path).warnings if "memory.compile=auto" in line]
+    assert "as measured on this machine" in said
+    _, events = train(config(), tmp_path / "run")
+    assert said in [event.message for event in events if isinstance(event, Warned)]
 
 
 @GPU_ALONE
@@ -305,11 +331,12 @@ def test_a_steps_own_code_waits_for_the_device_nowhere(
 
 @GPU_ALONE
 @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"memory__micro_batch": 1}], ids=str)
-def test_graphs_are_refused_where_a_step_is_several_passes(
+def test_recorded_passes_add_their_gradients_up(
     changes: dict[str, Any], config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="graphs"):
-        train(config(memory__compile="graphs", **changes), tmp_path)
+    _, eager = train(config(memory__compile="off", max_steps=8, **changes), tmp_path / "off")
+    _, events = train(config(memory__compile="graphs", max_steps=8, **changes), tmp_path / "graphs")
+    assert losses(events) == pytest.approx(losses(eager), rel=0.02)
 
 
 # Stacks.

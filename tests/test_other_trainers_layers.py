@@ -113,7 +113,13 @@ def test_ranks_by_block_are_ranks_here_and_a_scale_of_its_own_is_said(tmp_path: 
     assert "mid_block.=8" in adapter["block_ranks"] and "down_blocks.2.attentions.1.=8" in adapter["block_ranks"]
     assert fate(same, "network_args.block_alphas")[0] == "translated"
     other = network(tmp_path, "sd", "lora", given, f"block_alphas={','.join(['4'] * 25)}")
-    assert fate(other, "network_args.block_alphas") == ("can't be", "blocks have the one scale 1 here, not one each")
+    assert fate(other, "network_args.block_alphas")[0] == "translated"
+    rates = dict(line.split("=") for line in other.settings["optimizer"]["block_rates"])
+    texts = {line.rpartition("=")[0]: int(line.rpartition("=")[2]) for line in other.settings["adapter"]["block_ranks"]}
+    for text, rank in texts.items():  # an alpha of 4 over its rank, where the scale of all is 1
+        if rank != 4 and text not in ("resnets.", "samplers."):
+            assert float(rates[f"{text}*lora_B"]) == pytest.approx(4 / rank)
+    assert any("the same but for weight decay and clipping" in note for note in other.notes)
 
 
 def test_rates_and_ranks_by_pattern_name_fluxs_layers_as_diffusers_does(tmp_path: Path) -> None:
@@ -123,7 +129,8 @@ def test_rates_and_ranks_by_pattern_name_fluxs_layers_as_diffusers_does(tmp_path
     )
     imported = network(tmp_path, "flux", "lora_flux", *arguments)
     assert imported.settings["optimizer"]["block_rates"] == [
-        f"transformer/transformer_blocks.*.attn.{part}=2" for part in ("to_q", "to_k", "to_v", "to_out")
+        "single_transformer_blocks.*proj_out*lora_B=4",  # the one alpha over 4, not over 16
+        *(f"transformer/transformer_blocks.*.attn.{part}=2" for part in ("to_q", "to_k", "to_v", "to_out")),
     ]
     assert imported.settings["adapter"]["block_ranks"] == ["single_transformer_blocks.*proj_out=4"]
 

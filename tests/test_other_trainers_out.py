@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from trainer import cli, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing, recipes_out
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # What a tool can't say, so that the other settings of any preset that ships must come back equal.
 UNSAYABLE = {
@@ -51,6 +57,7 @@ OF_SOME = {
     "optimizer.block_rates": "so do these lines, which freeze what it leaves out",
     "adapter.block_ranks": "so do these: what it leaves out is as small as can be",
     "objective.weighting": "diffusers' script for SD 1.5 has none",
+    "data.flip": "nor does it mirror pictures",
     "objective.shift": "ai-toolkit has no shift of its own",
     "objective.timesteps": "diffusers has no sigmoid beside a shift",
     "adapter.alpha": "a script has no alpha; diffusion-pipe's is the rank",
@@ -124,6 +131,9 @@ OF_SIMPLETUNER = {name: values for name, values in OF_KOHYA.items() if name != "
     "data.trigger": st.sampled_from(["", "mokka"]),
     "preview_every_steps": st.integers(0, 500),
     "data.more_resolutions_px": st.sampled_from([[], [256], [256, 384]]),
+    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "prodigy"]),
+    "optimizer.options": st.sampled_from([[], ["betas=(0.9,0.98)"]]),
+    "optimizer.schedule": st.sampled_from(["constant", "linear"]),
 }
 OF_MUSUBI = {name: values for name, values in SAYABLE.items() if name not in (
     "data.flip", "data.crop", "data.caption_dropout")}  # fmt: skip
@@ -131,6 +141,7 @@ OF_PIPE = {name: values for name, values in SAYABLE.items() if name not in (
     "data.flip", "data.crop", "adapter.alpha", "keep_checkpoints")} | {
     "data.more_resolutions_px": st.sampled_from([[], [256], [256, 384]]),
     "validate_every_steps": st.integers(1, 900),
+    "optimizer.schedule": st.just("constant"),
 }  # fmt: skip
 NO_MODE = {"objective.timesteps": st.sampled_from(["uniform", "sigmoid"])}
 BASES = {
@@ -225,6 +236,66 @@ def test_what_is_written_has_no_key_that_the_tool_does_not_know(tool: str, tmp_p
             (tmp_path / file).write_text(text)
         keys = importing.read(tmp_path / f"recipe{ending}", family=config.family).keys
         assert not [key.key for key in keys if key.why.startswith("no key of")]
+
+
+@pytest.mark.parametrize("tool", recipes_out.TOOLS)
+def test_an_optimizer_that_a_tool_lacks_is_named_and_its_arguments_stay_at_home(tool: str) -> None:
+    """Any other class would stop at them."""
+    for changes in (
+        {
+            "optimizer.name": "schedule-free",
+            "optimizer.options": ["weight_lr_power=3.0"],
+            "optimizer.schedule": "constant",
+        },
+        {"optimizer.name": "other", "optimizer.other": "SOAP", "optimizer.options": ["precondition_frequency=7"]},
+        {"optimizer.name": "adafactor", "optimizer.options": ["clip_threshold=0.5"]},
+    ):
+        values = changes | {"optimizer.weight_decay": 0.02, "optimizer.warmup_steps": 0}
+        family = "qwen-style" if tool == "musubi-tuner" else "sdxl-style"
+        config = presets.load(family, values)
+        written = recipes_out.write(config, tool)
+        argument = changes["optimizer.options"][0].partition("=")[0]
+        is_said = argument in written.text
+        assert is_said == ("optimizer.name" not in written.unsaid and "optimizer.other" not in written.unsaid)
+
+
+def test_what_the_tools_own_parsers_have_is_written() -> None:
+    """Names of optimizers and schedules as the tools' code has them; each was refused there before."""
+
+    def said(tool: str, preset: str, **changes: Any) -> Any:
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        text = recipes_out.write(presets.load(preset, named), tool).text
+        return json.loads(text) if tool == "simpletuner" else tomllib.loads(text)
+
+    assert said("simpletuner", "flux-style", optimizer__name="adafactor")["optimizer"] == "optimi-stableadamw"
+    told = said("simpletuner", "flux-style", optimizer__name="adamw", optimizer__options=["betas=(0.9,0.95)"])
+    assert (told["optimizer_beta1"], told["optimizer_beta2"]) == (0.9, 0.95) and "betas" not in told["optimizer_config"]
+    falling = {"optimizer__schedule": "cosine", "optimizer__warmup_steps": 0, "max_steps": 700}
+    assert said("simpletuner", "flux-style", **falling)["lr_warmup_steps"] == 700
+    free = {"optimizer__name": "schedule-free", "optimizer__schedule": "constant", "optimizer__warmup_steps": 0}
+    assert said("diffusion-pipe", "flux-style", **free)["optimizer"]["type"] == "ScheduleFreeAdamW"
+    assert said("diffusion-pipe", "sdxl-style")["model"]["checkpoint_path"]
+    assert said("diffusion-pipe", "zimage-style")["model"]["text_encoders"][0]["type"] == "lumina2"
+    assert said("musubi-tuner", "qwen-style", **free)["optimizer_type"] == "schedulefree.AdamWScheduleFree"
+    assert said("musubi-tuner", "qwen-style", optimizer__name="prodigy")["optimizer_type"] == "prodigyopt.Prodigy"
+
+
+def test_diffusers_scripts_get_the_options_that_their_parsers_have() -> None:
+    """Each of these ended the script before its first step (examples/dreambooth)."""
+    changes = {"optimizer.name": "prodigy", "data.flip": True, "adapter.text_encoder": True}
+    told = recipes_out.write(presets.load("sd-style", changes), "diffusers")
+    for option in ("--optimizer", "--random_flip", "--text_encoder_lr"):
+        assert option not in told.text
+    assert "--train_text_encoder" in told.text and {"optimizer.name", "data.flip"} <= set(told.unsaid)
+    told = recipes_out.write(presets.load("sd3-style", {"objective.timesteps": "uniform"}), "diffusers")
+    assert "--weighting_scheme=mode" in told.text and "--mode_scale=0" in told.text
+    assert "objective.timesteps" not in told.unsaid
+
+
+def test_a_schedule_that_goes_by_epochs_is_said_to_fall_no_further() -> None:
+    changes = {"optimizer.schedule": "linear", "max_steps": 700}
+    unsaid = recipes_out.write(presets.load("flux-style", changes), "diffusion-pipe").unsaid
+    assert unsaid["optimizer.schedule"] == "linear here, constant there"
 
 
 def test_a_tool_that_is_not_known_is_refused_by_name() -> None:

@@ -94,6 +94,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "musubi/zimage.sh": {
         "family": "zimage", "adapter.rank": 32, "adapter.alpha": 1.0, "adapter.targets": "attention-ff",
         "objective.shift_factor": 2.0, "max_steps": 640, "memory.quantise": "fp8", "resolution_px": 720,
+        "adapter.without_layers": ("_refiner.",),
         "data.buckets": True, "dtype": "bfloat16",
     },
     "diffusers_flux.sh": {
@@ -128,7 +129,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "simpletuner_hidream.json": {
         "family": "hidream", "adapter.rank": 128, "optimizer.name": "lion", "optimizer.schedule": "cosine",
         "learning_rate": 5e-5, "objective.shift_factor": 3.0, "optimizer.max_grad_norm": 1e9, "max_steps": 100,
-        "memory.quantise": "int8", "data.caption_dropout": 0.1, "optimizer.warmup_steps": 99, "resolution_px": 512,
+        "memory.quantise": "int8", "data.caption_dropout": 0.1, "optimizer.warmup_steps": 0, "resolution_px": 512,
     },
     "simpletuner_lumina2.json": {
         "family": "lumina2", "objective.shift": "resolution", "batch_size": 2, "optimizer.warmup_steps": 0,
@@ -160,7 +161,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "diffusion_pipe/flux.toml": {
         "family": "flux", "adapter.method": "lokr", "adapter.rank": 256, "adapter.factor": 4, "batch_size": 1,
-        "max_steps": 5000, "optimizer.schedule": "linear", "objective.loss": "huber", "objective.huber_delta": 0.5,
+        "max_steps": 5000, "optimizer.schedule": "constant", "objective.loss": "huber", "objective.huber_delta": 0.5,
         "objective.shift": "resolution", "memory.offload": "blocks", "memory.compile": "blocks",
         "memory.gradient_checkpointing": True, "optimizer.name": "adamw8bit", "data.max_aspect_ratio": 2.0,
     },
@@ -268,6 +269,7 @@ def test_a_recipe_can_be_looked_at_before_anything_is_kept(tmp_path: Path, monke
     dry = CliRunner().invoke(cli.app, [*command, "--dry-run"], catch_exceptions=False)
     assert dry.exit_code == 0 and "nothing was written" in dry.stdout and not presets.own()
     wet = CliRunner().invoke(cli.app, command, catch_exceptions=False)
-    assert wet.exit_code == 0 and wet.stdout.strip() in dry.stdout and len(presets.own()) == 1
+    report, _, end = dry.stdout.rpartition("\n\nwould be kept as")
+    assert end and wet.exit_code == 0 and wet.stdout.startswith(report) and len(presets.own()) == 1
     asked = CliRunner().invoke(cli.app, [*command, "--dry-run", "--json"], catch_exceptions=False)
     assert json.loads(asked.stdout)["kept"] is False

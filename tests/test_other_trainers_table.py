@@ -11,7 +11,9 @@ from trainer.other_trainers.importing import tools
 PAGE = Path(__file__).parents[1] / "docs" / "other_trainers.md"
 HEAD = """# Recipes of other trainers
 
-`velatura preset import FILE` makes a preset of another trainer's recipe and says of each key what became of it:
+`velatura preset import FILE` makes a preset of another trainer's recipe. It says of each key what became of it
+before it keeps anything, and in a terminal it asks; `--dry-run` keeps nothing, `--pictures N` is for a recipe that
+counts epochs:
 
 - *taken*: the value is ours as it is;
 - *translated*: it became one or more of our settings;
@@ -29,8 +31,9 @@ it, for the dataset.
 
 Layers that a tool chooses by regular expressions become texts of their paths (`adapter.only_layers` and
 `adapter.without_layers`), where the expression is made of texts, any text, numbers and alternatives; else the key says
-that it can't be. Rates by block are `optimizer.block_rates`, ranks by block `adapter.block_ranks`. A block's own alpha
-can't be: all have the one scale alpha / rank here.
+that it can't be. Rates by block are `optimizer.block_rates`, ranks by block `adapter.block_ranks`. All blocks have the
+one scale alpha / rank here; a block's own alpha is a rate of its `lora_B`, which is the same update but for weight
+decay and the limit of a gradient's length.
 """
 
 

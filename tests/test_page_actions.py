@@ -82,7 +82,7 @@ def test_own_pictures_become_a_stacked_picture_in_twelve_actions(
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true")
     own = page.locator("#lora-shelf .shelf-cards button", has_not_text="style")
     person.press(own)
-    person.type("field-prompt", "a smiling cat, outline style")
+    person.type("stack-prompt", "a smiling cat, outline style")
     if not page.locator("#picture img").count():
         person.press("#render")
     expect(page.locator("#picture img")).to_be_visible(timeout=240_000)

@@ -169,7 +169,7 @@ def test_pictures_are_kept_rejected_and_rated_where_the_library_keeps_ratings(
     pictures.locator(".grid button").nth(2).click()
     pictures.get_by_role("button", name="Open in Stack").click()
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true")
-    expect(box(page, "field-prompt")).to_have_value(f"a fox {HOSTILE}")
+    expect(box(page, "stack-prompt")).to_have_value(f"a fox {HOSTILE}")
 
 
 def test_a_table_is_drawn_rejected_ones_go_and_come_back_and_one_button_goes_on(page: Page, context: Context) -> None:

@@ -45,7 +45,7 @@ def desk(browser: Browser, server: browsing.Server) -> Iterator[Page]:
     set_live(page, False)
     choose(page, 1, "cat")
     choose(page, 2, "style")
-    browsing.fill(page, "field-prompt", "a red apple")
+    browsing.fill(page, "stack-prompt", "a red apple")
     yield page
     assert "Traceback" not in server.log(), server.log()
 
@@ -65,7 +65,7 @@ def infotext(page: Page) -> str:
 
 def render(page: Page, steps: int = 2) -> None:
     before = page.locator("#recent img").count()
-    browsing.fill(page, "field-steps", str(steps))
+    browsing.fill(page, "stack-steps", str(steps))
     page.locator("#render").click()
     expect(page.locator("#recent img")).to_have_count(before + 1, timeout=WAIT_MS)
 
@@ -94,15 +94,15 @@ def test_picture_progress_buttons_and_sliders_are_on_screen_together(desk: Page)
     # In a narrow window it comes first.
     desk.set_viewport_size({"width": 420, "height": 900})
     desk.evaluate("window.scrollTo(0, 0)")
-    boxes = [desk.locator(part).bounding_box() for part in ("#picture", "#render", "#field-prompt")]
+    boxes = [desk.locator(part).bounding_box() for part in ("#picture", "#render", "#stack-prompt")]
     tops = [box["y"] for box in boxes if box]
     assert tops == sorted(tops) and len(tops) == 3 and desk.evaluate("document.documentElement.scrollWidth") <= 421
 
 
 def test_ctrl_enter_renders_from_a_field_and_a_long_render_is_cancelled(desk: Page, server: browsing.Server) -> None:
     """Harm 4 and more: Ctrl+Enter did nothing; a render couldn't be cancelled, nor was its progress seen."""
-    browsing.fill(desk, "field-steps", "500")
-    desk.locator("#field-prompt").locator("textarea, input").first.press("Control+Enter")
+    browsing.fill(desk, "stack-steps", "500")
+    desk.locator("#stack-prompt").locator("textarea, input").first.press("Control+Enter")
     expect(desk.locator("#drawing")).to_contain_text(re.compile(r"step \d+ of 500"), timeout=WAIT_MS)
     expect(desk.locator("#cancel-render")).to_have_text("Cancel")
     desk.locator("#cancel-render").click()
@@ -116,7 +116,7 @@ def test_ctrl_enter_renders_from_a_field_and_a_long_render_is_cancelled(desk: Pa
 def test_a_slider_that_stops_shows_a_quick_picture_and_then_the_whole_one(desk: Page) -> None:
     """Of the walk: no live preview. What is superseded is never drawn to its end, and the picture never goes away."""
     set_live(desk, True)
-    browsing.fill(desk, "field-steps", "60")
+    browsing.fill(desk, "stack-steps", "60")
     slider = desk.locator("#weight-1 input[type=range]")
     slider.focus()
     slider.press("ArrowLeft")
@@ -155,7 +155,7 @@ def test_solo_and_mute_restore_exactly_and_rows_move(desk: Page) -> None:
 
 def test_a_cell_of_a_sheet_gives_its_stack_and_a_sheet_promises_no_recipe(desk: Page) -> None:
     """Harm 13: "Download PNG with its recipe" stood above a sheet without one, and its cells couldn't be clicked."""
-    browsing.fill(desk, "field-steps", "1")
+    browsing.fill(desk, "stack-steps", "1")
     browsing.fill(desk, "grid-weights", "0.2, 0.6")
     desk.locator("#render-grid").click()
     cells = desk.locator("#cells button.thumbnail-item, #cells .thumbnail-lg")
@@ -173,7 +173,7 @@ def test_a_pinned_picture_is_compared_with_the_next_and_the_history_has_seeds(de
     render(desk)
     desk.locator("#pin").click()
     expect(desk.locator("#compare")).to_be_visible()
-    browsing.fill(desk, "field-seed", "7")
+    browsing.fill(desk, "stack-seed", "7")
     render(desk)
     sources = desk.locator("#compare img").evaluate_all("images => images.map(image => image.src)")
     assert len(set(sources)) == 2
@@ -211,7 +211,7 @@ def expect_shown(page: Page, address: str, seed: int) -> None:
     """The very picture, and its stack in the form."""
     expect(page.locator("#picture img")).to_have_attribute("src", address, timeout=WAIT_MS)
     expect(page.locator("#infotext textarea")).to_have_value(re.compile(rf"Seed: {seed},"))
-    expect(page.locator("#field-seed input")).to_have_value(str(seed))
+    expect(page.locator("#stack-seed input")).to_have_value(str(seed))
 
 
 def open_in_library(page: Page, kind: str, words: str, title: str) -> None:
@@ -238,7 +238,7 @@ def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, s
     browsing.fill(desk, "stack-name", "mine")
     desk.locator("#save-stack").click()
     expect(desk.locator("#saved-stack input")).to_have_value("mine")
-    browsing.fill(desk, "field-seed", "7")
+    browsing.fill(desk, "stack-seed", "7")
     render(desk)
     second = source(desk)
     assert first != second
@@ -248,7 +248,7 @@ def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, s
     expect_shown(desk, first, 1)
     (picture,) = (server.workspace / "renders").glob("7-*.png")
     desk.locator("#recipe-png input[type=file]").set_input_files(picture)
-    expect(desk.locator("#field-seed input")).to_have_value("7", timeout=WAIT_MS)
+    expect(desk.locator("#stack-seed input")).to_have_value("7", timeout=WAIT_MS)
     expect(desk.locator("#infotext textarea")).to_have_value(re.compile("Seed: 7,"), timeout=WAIT_MS)
     assert source(desk) not in (first, second), "a copy, written anew"
 
@@ -273,7 +273,7 @@ def test_each_door_into_the_tab_shows_the_picture_of_what_it_opens(desk: Page, s
 
 def test_a_grid_gives_each_cells_picture_also_after_a_reload_and_from_the_library(desk: Page) -> None:
     """A grid in Recent, "click one to get its stack back", gave none."""
-    browsing.fill(desk, "field-steps", "1")
+    browsing.fill(desk, "stack-steps", "1")
     browsing.fill(desk, "grid-weights", "0.2, 0.6")
     desk.locator("#render-grid").click()
     cells = desk.locator("#cells button.thumbnail-item, #cells .thumbnail-lg")
@@ -300,7 +300,7 @@ def test_the_picture_and_the_pinned_one_are_there_after_a_reload_and_a_region_is
     """After a reload there was no picture and Pin was dead; beside a pinned picture a region was painted on grey."""
     render(desk)
     desk.locator("#pin").click()
-    browsing.fill(desk, "field-seed", "7")
+    browsing.fill(desk, "stack-seed", "7")
     render(desk)
     images = "images => images.map(image => image.src)"
     sources = desk.locator("#compare img").evaluate_all(images)
@@ -320,13 +320,13 @@ def test_the_picture_and_the_pinned_one_are_there_after_a_reload_and_a_region_is
 
 def test_live_follows_everything_that_changes_the_picture(desk: Page) -> None:
     """Weights were live; guidance, Up and Down, the text weight, the balance and a mask were not."""
-    browsing.fill(desk, "field-steps", "1")
+    browsing.fill(desk, "stack-steps", "1")
     set_live(desk, True)
     desk.locator("#insight button").first.click()
     desk.locator("#more-1 button").first.click()
 
     def guidance() -> None:
-        desk.locator("#field-guidance_scale input[type=range]").focus()
+        desk.locator("#stack-guidance_scale input[type=range]").focus()
         desk.keyboard.press("ArrowRight")
 
     def mask() -> None:
@@ -336,10 +336,10 @@ def test_live_follows_everything_that_changes_the_picture(desk: Page) -> None:
         desk.locator("#more-1 input[type=file]").set_input_files(picture)
 
     changes = {
-        "a prompt": lambda: browsing.fill(desk, "field-prompt", "a red fox"),
+        "a prompt": lambda: browsing.fill(desk, "stack-prompt", "a red fox"),
         "guidance": guidance,
         "the text weight": lambda: browsing.fill(desk, "layer-1-text_weight", "0.4"),
-        "a seed": lambda: browsing.fill(desk, "field-seed", "9"),
+        "a seed": lambda: browsing.fill(desk, "stack-seed", "9"),
         "a new seed": lambda: desk.locator("#new-seed").click(),
         "down": lambda: desk.locator("#down-1").click(),
         "up": lambda: desk.locator("#up-2").click(),

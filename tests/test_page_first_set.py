@@ -47,16 +47,16 @@ def added(context: Context, *paths: Path, name: str | None = None) -> dict[Any, 
     return {"dataset": update.get(tab.dataset), "report": update[tab.report]["value"]}
 
 
-def test_a_zip_dropped_with_no_dataset_chosen_becomes_one_of_a_free_name(context: Context, tmp_path: Path) -> None:
-    (context.datasets / "pictures").mkdir()
+def test_a_zip_dropped_with_no_dataset_chosen_becomes_one_of_its_name(context: Context, tmp_path: Path) -> None:
+    (context.datasets / "mine").mkdir()
     (picture,) = drawn(tmp_path, "a.png")
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
         archive.write(picture, "cat/a.png")
         archive.writestr("cat/a.txt", "a cat")
     update = added(context, tmp_path / "mine.zip")
-    assert update["dataset"]["value"] == "pictures-2" and "1 picture added" in update["report"]
-    assert (context.datasets / "pictures-2" / "a.txt").read_text() == "a cat\n"
-    assert added(context, picture, name="pictures")["dataset"] is None  # chosen already
+    assert update["dataset"]["value"] == "mine-2" and "1 picture added" in update["report"]
+    assert (context.datasets / "mine-2" / "a.txt").read_text() == "a cat\n"
+    assert added(context, picture, name="mine")["dataset"] is None  # chosen already
 
 
 def test_what_holds_no_picture_makes_no_dataset(context: Context, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_finished_training_is_used_in_stack_and_drawn_there(
     page.get_by_role("button", name="Use step 6 in Stack").click(timeout=120_000)
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#lora-1 input")).to_have_value(re.compile("cat"))
-    expect(page.locator("#field-prompt textarea")).to_have_value(re.compile("mokka"))
+    expect(page.locator("#stack-prompt textarea")).to_have_value(re.compile("mokka"))
     expect(page.locator("#picture img")).to_be_visible(timeout=240_000)
 
 

@@ -51,7 +51,7 @@ def test_the_form_the_tab_and_the_dataset_outlive_a_reload_and_a_killed_server(
     page.locator("#copy-sample").click()
     expect(box(page, "dataset")).to_have_value("grey-cat")
     page.get_by_role("tab", name="Stack").click()
-    fill(page, "field-prompt", "a red crab")
+    fill(page, "stack-prompt", "a red crab")
     page.get_by_role("tab", name="Train").click()
     expect(box(page, "train-dataset")).to_have_value("grey-cat")
     fill(page, "run-name", "my cat")
@@ -64,7 +64,7 @@ def test_the_form_the_tab_and_the_dataset_outlive_a_reload_and_a_killed_server(
         expect(box(page, "field-max_steps")).to_have_value("77")
         expect(box(page, "train-dataset")).to_have_value("grey-cat")
         page.get_by_role("tab", name="Stack").click()
-        expect(box(page, "field-prompt")).to_have_value("a red crab")
+        expect(box(page, "stack-prompt")).to_have_value("a red crab")
         page.get_by_role("tab", name="Train").click()
         wait_kept(page, server, '"tab": "train"')
 

@@ -93,8 +93,8 @@ def test_a_killed_training_is_taken_up_again(page: Page, server: Server) -> None
 def test_a_batch_goes_on_and_draws_each_picture_once(page: Page, server: Server) -> None:  # noqa: F811
     browsing.open_tab(page, "Stack")
     page.locator("#live input").set_checked(False)
-    fill(page, "field-prompt", "a red apple")
-    fill(page, "field-steps", "6")
+    fill(page, "stack-prompt", "a red apple")
+    fill(page, "stack-steps", "6")
     page.locator("#render").click()
     expect(page.locator("#picture img")).to_be_visible(timeout=WAIT_MS)
     browsing.open_tab(page, "Batch")

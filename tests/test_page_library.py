@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests import test_browser
+from tests.test_app_retrained import VERDICT
 from tests.test_browser import HOSTILE, Server, server  # noqa: F401  # fixtures
 from tests.test_library_keeping import lora
 from trainer import lora_file, presets
 from trainer.config import StackConfig
 from trainer.other_trainers import importing
+from trainer.report import compared
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -171,12 +174,26 @@ def test_the_trash_gives_back_and_asks_twice(page: Page, server: Server) -> None
     assert list((server.workspace / "trash").glob("*/*")) == []
 
 
+@pytest.mark.slow
+def test_a_retrainings_verdict_stands_at_its_run(page: Page, server: Server) -> None:  # noqa: F811
+    answer = asdict(VERDICT) | {"old": f"{HOSTILE}.safetensors", "new": "cat.safetensors"}
+    (server.workspace / "runs" / "cat" / compared.FILE).write_text(json.dumps(answer))
+    kind(page, "Runs")
+    choose(page, "cat")
+    expect(page.locator("#library-details")).to_contain_text(VERDICT.sentence)
+    expect(page.locator("#library-details")).to_contain_text(f"old: {HOSTILE}.safetensors")
+
+
 def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_path: Path) -> None:  # noqa: F811
     """Harm 11: a kohya config gave nine errors; and a file of any kind is taken by the one zone."""
     recipe = Path(__file__).parent / "other_trainers" / "recipes" / "sdxl_sd_scripts.toml"
     drop(page, recipe)
     arrivals = page.locator("#library-arrival")
     expect(arrivals).to_contain_text("A recipe of sd-scripts.")
+    expect(arrivals.locator(".offer")).to_contain_text("What it changes")
+    assert not page.locator("#open-arrival").is_visible() and presets.own() == {}
+    page.locator("#keep-arrival").click()
+    expect(arrivals).to_contain_text("It is kept as the preset")
     expect(page.locator("#library-details .recipe-keys summary")).to_contain_text("What became of its")
     page.locator("#open-arrival").click()
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
@@ -205,7 +222,7 @@ def test_what_is_dropped_opens_where_it_belongs(page: Page, server: Server, tmp_
     drop(page, tmp_path / "mine.png")
     expect(arrivals).to_contain_text("kept as the stack mine")
     page.locator("#open-arrival").click()
-    expect(box(page, "field-prompt")).to_have_value(f"a fox {HOSTILE}")
+    expect(box(page, "stack-prompt")).to_have_value(f"a fox {HOSTILE}")
 
     # Settings of a training of ours open in Train.
     page.get_by_role("tab", name="Library").click()
@@ -238,6 +255,6 @@ def test_a_file_dropped_on_any_tab_is_seen_by_the_library_and_opened(page: Page,
     expect(page.locator("#lora-1 input")).to_have_value("new")
     settings = tmp_path / "seventy.toml"
     presets.save(presets.load(presets.names()[0], {"data.folder": "mine", "max_steps": 70}), settings)
-    drop_on(page, "#field-prompt", settings)
+    drop_on(page, "#stack-prompt", settings)
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
     expect(box(page, "field-max_steps")).to_have_value("70")

@@ -110,7 +110,7 @@ def drag(page: Page, area: Locator, start: tuple[float, float], end: tuple[float
 def recipe(page: Page, server: browsing.Server) -> dict[str, Any]:
     """What the first LoRA of a picture that is drawn now was told."""
     before = set((server.workspace / "renders").glob("*.png"))
-    browsing.fill(page, "field-steps", "2")
+    browsing.fill(page, "stack-steps", "2")
     page.locator("#render").click()
     expect(page.locator("#drawing")).to_contain_text("Ctrl+Enter", timeout=WAIT_MS)
     page.wait_for_function("document.querySelector('#picture img')", timeout=WAIT_MS)

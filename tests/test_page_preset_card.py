@@ -100,6 +100,11 @@ def drop(page: Page, path: Path) -> None:
     page.locator("#library-drop input[type=file]").set_input_files(str(path))
 
 
+def keep(page: Page) -> None:
+    page.locator("#keep-arrival").click()
+    expect(page.locator("#library-arrival")).to_contain_text("It is kept under Presets.", timeout=WAIT_MS)
+
+
 def shared(place: Any, trained: Path, card: Path) -> None:
     """The card of a run that was really trained, with a preview, made and fetched in a workspace of its own."""
     first = place("first")
@@ -141,7 +146,15 @@ def test_a_run_is_shared_and_trained_by_elsewhere(place: Any, trained: Path, tmp
     second.start()
     page = second.page()
     drop(page, card)
+    offer = page.locator("#library-arrival .offer")
     expect(page.locator("#library-arrival")).to_contain_text("A card by Ann", timeout=WAIT_MS)
+    expect(offer).to_contain_text("What it changes")
+    expect(offer.locator(".card-strip img")).to_have_count(1)
+    assert not list(second.home.glob("cards/*")), "shown, not kept"
+    page.locator("#leave-arrival").click()
+    expect(offer).to_be_hidden()
+    drop(page, card)
+    keep(page)
     panel = page.locator("#library-details")
     expect(panel.locator(".card-strip img")).to_have_count(1)
     assert panel.locator(".card-strip img").evaluate("image => image.complete && image.naturalWidth") > 0
@@ -192,11 +205,13 @@ def test_a_card_of_a_stack_opens_in_stack_and_a_damaged_one_is_refused(place: An
 
     # A base that isn't here is named with where the card says it comes from; nothing is asked of there.
     drop(page, tmp_path / "away.velatura")
+    keep(page)
     told = "base a/b is not here; the card says it comes from https://example.org/b"
     expect(page.locator("#library-details .warned")).to_contain_text(told, timeout=WAIT_MS)
     drop(page, tmp_path / "look.velatura")
+    keep(page)
     expect(page.locator("#library-details h3")).to_contain_text("A look", timeout=WAIT_MS)
     page.locator("#library-open", has_text="Render like this").click()
     expect(page.get_by_role("tab", name="Stack")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
-    expect(box(page, "field-prompt")).to_have_value("a red apple", timeout=WAIT_MS)
+    expect(box(page, "stack-prompt")).to_have_value("a red apple", timeout=WAIT_MS)
     assert page.evaluate("window.__owned") is None

@@ -251,6 +251,34 @@ def test_a_trigger_typed_before_the_dataset_is_there_stays(page: Page, choose: C
     expect(trigger).to_have_value("kept")
 
 
+def test_what_was_kept_comes_late_and_undoes_no_choice(page: Page, choose: Callable[..., Path]) -> None:  # noqa: F811
+    choose("now", ["one", ""])
+    choose("kept", ["two", "", ""])
+    page.wait_for_timeout(500)
+    waiting: list[Route] = []
+
+    def take(route: Route) -> None:
+        # What brings back the Dataset tab's fields, as the page is loaded.
+        if '"event_data":null' in (route.request.post_data or "") and len(waiting) < 9:
+            waiting.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("queue/join"), take)
+    page.reload()
+    page.get_by_role("tab", name="Dataset").click()
+    page.wait_for_timeout(1500)
+    assert waiting
+    with pytest.raises(playwright_api.TimeoutError):
+        page.locator("#dataset input").click(timeout=1000)
+    let_go(page, waiting)
+    page.locator("#dataset input").click()
+    page.get_by_role("option", name="now", exact=True).click()
+    expect(page.locator("#dataset-gallery .card")).to_have_count(2)
+    page.wait_for_timeout(1500)
+    expect(page.locator("#dataset input")).to_have_value("now")
+
+
 def test_the_check_of_the_tab_is_the_paths_check(page: Page, choose: Callable[..., Path]) -> None:  # noqa: F811
     choose("path", ["one", "two"])
     step = page.locator("#guide button").filter(has_text="Check")

@@ -77,6 +77,18 @@ def test_a_part_that_is_not_there_is_refused_by_name() -> None:
         presets.add("mine", 'parts = ["sdxl", "style"]')
 
 
+def test_a_preset_that_ships_says_what_pictures_it_is_for(home: Path) -> None:
+    for name, kind in (
+        ("sdxl-style@12gb", "style"),
+        ("imprimatura-character", "character"),
+        ("flux-concept", "concept"),
+    ):
+        assert preset_parts.purpose(name) == kind
+    presets.add("my-style", tomli_w.dumps(presets.values("sdxl-style")))
+    for name in ("sdxl-quick", "my-style", "../parts/style", "", str(home)):
+        assert preset_parts.purpose(name) == "unknown"
+
+
 # Tiers.
 
 

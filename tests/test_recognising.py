@@ -9,11 +9,12 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import single_files
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from app import card_view, kept_fields, opening, recognising, saved_stacks, ui
+from app import arrival_view, card_view, kept_fields, opening, recognising, saved_stacks, ui
 from app.arrival import Arrival
 from app.context import Context
 from app.library_items import Shelf
@@ -21,6 +22,7 @@ from tests import foreign_pictures
 from tests.test_library_keeping import lora
 from trainer import presets
 from trainer.config import StackConfig
+from trainer.data import scanning
 from trainer.other_trainers import importing, presets_from
 
 KOHYA_SETS = '[general]\nenable_bucket = true\n[[datasets]]\nbatch_size = 4\n[[datasets.subsets]]\nimage_dir = "/x"\n'
@@ -83,7 +85,54 @@ def test_a_zip_becomes_a_dataset_and_one_without_pictures_leaves_nothing(context
     assert not dropped(context, tmp_path / "none.dat").is_taken and context.dataset_names() == ["set"]
 
 
-def test_a_checkpoint_is_told_how_it_becomes_a_base(context: Context, tmp_path: Path) -> None:
+def test_a_zip_of_kohyas_keeps_its_folders_for_they_say_repeats(context: Context, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "b.png")
+    with zipfile.ZipFile(tmp_path / "mokka.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "train/10_mokka cat/a.png")
+        archive.writestr("train/10_mokka cat/a.txt", "a red one")
+        archive.write(tmp_path / "b.png", "train/3_mokka cat/a.png")
+        archive.writestr("../evil_10_x/c.png", (tmp_path / "b.png").read_bytes())
+    arrival = dropped(context, tmp_path / "mokka.zip")
+    assert arrival.opens == ("dataset", "mokka") and "c.png" in arrival.where
+    config = presets.load(presets.names()[0], {"data.folder": str(context.dataset("mokka"))})
+    assert [(item.captions, item.repeats) for item in scanning.scan(config).items] == [
+        (("a red one",), 10),
+        (("mokka cat",), 3),
+    ]
+
+
+def test_a_checkpoint_becomes_a_base_that_is_offered_at_once(context: Context, tmp_path: Path) -> None:
+    page = ui.compose(context)
+    file = single_files.empty_file(single_files.full_size_sd("meta"), tmp_path / "artist v2.safetensors")
+    arrival = dropped(context, file.rename(tmp_path / "artist v2.bin"))
+    base = context.workspace / "bases" / "artist-v2.safetensors"
+    assert "Stable Diffusion 1" in arrival.what and "2.1 GB" in arrival.what and base.is_file()
+    assert ("artist-v2.safetensors", str(base)) in context.base_choices()
+
+    # The page as it is loaded next, and the one that is open.
+    offered = {
+        part["props"]["elem_id"]: [value for _, value in part["props"]["choices"]]
+        for part in page.config["components"]
+        if part["props"].get("elem_id") in ("field-base", "stack-base")
+    }
+    assert len(offered) == 2 and all(str(base) in values for values in offered.values())
+    opener = opening._Opener(page, context, next(part for part in page.blocks.values() if isinstance(part, gr.Tabs)))
+    what, key = arrival.opens or ("", "")
+    updates = opener.updates({}, f"{what} {key}")
+    field = opener.fields["base"]
+    assert field.elem_id == "field-base" and updates[field]["value"] == str(base)
+    assert str(base) in [value for _, value in updates[field]["choices"]]
+
+    # Once, and none that lacks a part or that no family here knows.
+    assert "here already" in dropped(context, tmp_path / "artist v2.bin").what
+    part = {name: tensor for name, tensor in single_files.full_size_sd("meta").items() if "cond_stage" not in name}
+    lacking = dropped(context, single_files.empty_file(part, tmp_path / "no text.safetensors"))
+    assert not lacking.is_taken and "text_encoder" in lacking.what
+    assert list((context.workspace / "bases").iterdir()) == [base]
+
+
+def test_what_is_no_whole_checkpoint_is_refused(context: Context, tmp_path: Path) -> None:
     names = ["input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight", "label_emb.0.0.weight"]
     tensors = {f"model.diffusion_model.{name}": torch.zeros(4, 4, 3, 3) for name in names}
     save_file(tensors, tmp_path / "big.safetensors")
@@ -108,11 +157,17 @@ def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
 ) -> None:
     path = tmp_path / "x.txt"  # known by its content
     path.write_bytes(recipe.read_bytes())
-    arrival = dropped(context, path)
-    assert arrival.what.startswith("A recipe of ") and arrival.opens and arrival.opens[0] == "preset", arrival
+    seen = dropped(context, path)
+    assert seen.what.startswith("A recipe of ") and seen.offer and seen.opens is None, seen
+    told = arrival_view.html(context, [seen], None)
+    keys = importing.read(recipe).keys
+    assert f"What became of its {len(keys)} keys" in told and "What it changes" in told
+    assert presets.own() == {}, "it was only shown"
+
+    (arrival,) = recognising.keep(context, [seen.offer])
+    assert arrival.what == seen.what and arrival.opens and arrival.opens[0] == "preset", arrival
     (preset,) = presets.own()
     assert presets.load(preset, {}) == presets.load(preset, importing.read(recipe).settings)
-    keys = importing.read(recipe).keys
     assert presets_from.report_of(presets.path_of(preset)) == [
         replace(key, value=str(key.value)[:200], became=key.became[:200], why=key.why[:200]) for key in keys
     ]
@@ -125,7 +180,8 @@ def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
 @pytest.mark.parametrize("text", [KOHYA_SETS, AI_TOOLKIT])
 def test_a_piece_of_a_recipe_is_one_too(context: Context, tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
-    assert dropped(context, tmp_path / "x").opens == ("preset", "preset:x")
+    (arrival,) = recognising.keep(context, [dropped(context, tmp_path / "x").offer])
+    assert arrival.opens == ("preset", "preset:x")
 
 
 def test_a_workflow_is_named_in_one_sentence(context: Context, tmp_path: Path) -> None:
@@ -204,6 +260,6 @@ def test_what_is_opened_fills_the_fields_of_its_tab(
 
     assert values("dataset mine").items() >= {"tab": "dataset", "dataset": "mine"}.items()
     assert values(f"lora {sha256}").items() >= {"tab": "stack", "lora-1": sha256}.items()
-    assert values("stack snow.toml").items() >= {"tab": "stack", "field-prompt": "a fox in snow"}.items()
+    assert values("stack snow.toml").items() >= {"tab": "stack", "stack-prompt": "a fox in snow"}.items()
     assert config.opens is not None
     assert values(" ".join(config.opens)).items() >= {"tab": "train", "field-max_steps": 77}.items()

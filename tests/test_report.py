@@ -305,7 +305,7 @@ def test_ticks_are_few_and_span_the_range(low: float, high: float) -> None:
 
 
 def advice_of(log: list[Event], **changes: object) -> str:
-    return "\n".join(advise(log, config(**changes)))
+    return "\n".join(rule.text for rule in advise(log, config(**changes)))
 
 
 def test_nothing_is_advised_where_nothing_is_wrong() -> None:

@@ -11,31 +11,34 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from trainer.bench import command, scale, scale_command
+from trainer.bench import command, scale, scale_command, scale_costs
 from trainer.bench.scale import Costs, Load
 from trainer.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
-COSTS = Costs(0.1, 0.05, 0.02, 0.07, 0.004, 0.0006, 0.05, 0.03, 0.0)
+COSTS = Costs(0.1, 0.05, 0.02, 0.07, 0.01, 0.02, 0.008, 0.05, 0.03, 0.0)
+SIZE = {"tenants": 16, "loras": 200, "requests": 3, "rounds": 2, "steps": 25, "plain": 12}
 
 
 @pytest.fixture
 def costs_file(tmp_path: Path) -> Path:
     path = tmp_path / "costs.json"
-    path.write_text(json.dumps({"costs": dataclasses.asdict(COSTS), "off": 0.0}))
+    costs = dataclasses.asdict(COSTS)
+    path.write_text(json.dumps({"costs": costs, "processor": costs, "off": 0.0}))
     return path
 
 
 def test_one_tenant_waits_for_its_own_pictures_alone() -> None:
     outcome = scale.simulate(Load(tenants=1, loras=0, requests=5, steps=10), COSTS)
-    alone_s = COSTS.batch(1, 0, 10) + 0.01  # and the time that a batch waits for others
+    alone_s = COSTS.batch([0], 0, 10) + 0.01  # and the time that a batch waits for others
     assert outcome.p50_s == pytest.approx(alone_s) and outcome.mean_batch == 1
     assert outcome.pictures == 5 and outcome.pictures_a_minute == pytest.approx(60 / alone_s)
 
 
 def test_tenants_that_fill_a_batch_are_drawn_together() -> None:
     outcome = scale.simulate(Load(tenants=16, loras=0, requests=50, steps=10), COSTS)
-    assert outcome.mean_batch == 16 and outcome.p95_s == pytest.approx(COSTS.batch(16, 0, 10), rel=0.01)
+    assert outcome.mean_batch == 16 and outcome.p95_s == pytest.approx(COSTS.batch([0] * 16, 0, 10), rel=0.01)
+    assert outcome.work_s == pytest.approx(COSTS.batch([0] * 16, 0, 10) / 16)
 
 
 def test_every_request_is_answered_once_and_the_same_seed_gives_the_same() -> None:
@@ -59,24 +62,35 @@ def test_loras_that_differ_by_picture_cost_what_they_cost() -> None:
 
 
 def test_the_command_compares_itself_with_a_measured_load(costs_file: Path, tmp_path: Path) -> None:
-    simulated = CliRunner().invoke(command.app, ["scale", "--costs", str(costs_file), "--json"])
-    assert simulated.exit_code == 0, simulated.output
-    report = tmp_path / "report.json"
-    for factor, verdict in ((1.1, "within 15%: yes"), (1.4, "within 15%: no")):
-        values = json.loads(simulated.stdout)
-        for row in values["rows"]:
-            row["p95_s"] *= factor
-        report.write_text(json.dumps(values))
+    # A load test whose figures are what arithmetic makes of the costs where all are drawn alone, or are that much off.
+    alone_s = sum(COSTS.batch([size], size, 25) for size in (1, 2, 3)) / 3
+    for factor, verdict in ((1.0, "within 15%: yes"), (1.25, "within 15%: no")):
+        row = {"name": "unmixed", "pictures_a_minute": 60 / alone_s, "p95_s": 16 * alone_s, "cpu_s": factor * alone_s}
+        report = tmp_path / "report.json"
+        report.write_text(json.dumps({"size": SIZE, "rows": [row]}))
         done = CliRunner().invoke(command.app, ["scale", "--costs", str(costs_file), "--against", str(report)])
-        assert verdict in done.stdout, done.stdout
+        assert done.exit_code == 0 and verdict in done.stdout, done.output
+
+
+def test_who_joins_at_steps_waits_no_batch_out() -> None:
+    # Two ask at once; of those that come later none waits until others are done.
+    load = Load(tenants=2, loras=0, requests=10, steps=10, window_s=0.0)
+    costs = dataclasses.replace(COSTS, encode_s=0.3)  # by which the second one's requests are out of step
+    by_batch, by_step = (scale.simulate(dataclasses.replace(load, joining=joining), costs) for joining in scale.JOINING)
+    together_s = costs.batch([0, 0], 0, 10)
+    assert by_batch.pictures == by_step.pictures == 20
+    assert by_batch.p95_s > together_s + costs.encode_s > by_step.p50_s
+    alone = dataclasses.replace(load, tenants=1, joining="step")
+    assert scale.simulate(alone, costs).p50_s == pytest.approx(costs.batch([0], 0, 10) + costs.encode_s)
 
 
 def test_costs_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     done = CliRunner().invoke(command.app, ["scale", "--costs", str(tmp_path / "x.json")])
     assert "must be what --measure printed" in str(done.exception)
+    measured = scale_costs.Measured(COSTS, COSTS, 0.0)
     assert "no report of bench serve" in str(
-        pytest.raises(scale_command.ConfigError, scale_command.compared, {}, tmp_path / "x.json").value
+        pytest.raises(scale_command.ConfigError, scale_command.compared, measured, tmp_path / "x.json").value
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import pickle
 import sys
 import types
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageChops
 from serving_parts import asked, picture, wait_until, with_loras
 from serving_replicas import Here, plan, serving_from
 from typer.testing import CliRunner
 
+from trainer import lora_file
 from trainer.cli import app
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError, RunError
@@ -28,7 +31,7 @@ from trainer.serving.api_error import ApiError
 from trainer.serving.model_names import ModelNames
 from trainer.serving.replicas import messages
 from trainer.serving.replicas.popularity import Popularity
-from trainer.serving.replicas.remote import MOST_SENDS
+from trainer.serving.replicas.remote import MOST_DEATHS, MOST_SENDS
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.replicas.wanted_replicas import Replicas, parsed
 from trainer.serving.settings import ServeSettings
@@ -44,7 +47,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def workspace(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_loras(engine, tmp_path_factory.mktemp("served"), "cat", "fox")
+    return with_loras(engine, tmp_path_factory.mktemp("served"), "cat", "fox", "owl")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,26 @@ def test_a_picture_whose_replicas_all_die_is_answered_so(carrier: Here, workspac
     assert len(carrier.calls) == MOST_SENDS + 1
 
 
+def test_a_picture_that_ends_whatever_draws_it_is_given_up_and_takes_nobody_along(
+    carrier: Here, workspace: Path, tiny: Path
+) -> None:
+    carrier.deadly = "deadly"
+    with serving_from(carrier, workspace, str(tiny)) as running, ThreadPoolExecutor(8) as pool:
+        prompts = ["a deadly fox" if seed == 2 else "a fox" for seed in range(8)]
+        asking = [
+            pool.submit(of_tiny, running, tiny, seed=seed, prompt=prompt, steps=20)
+            for seed, prompt in enumerate(prompts)
+        ]
+        answers = [call.result() for call in asking]
+        lost = running.lines("replica lost")
+        after = of_tiny(running, tiny, seed=1, steps=20)[1]
+    assert [status for status, _, _ in answers] == [503 if seed == 2 else 200 for seed in range(8)]
+    assert answers[2][1]["error"]["code"] == "replica_lost" and f"died {MOST_DEATHS} times" in str(answers[2][1])
+    assert carrier.num_killed == MOST_DEATHS and max(line["deaths"] for line in lost) == MOST_DEATHS
+    with Image.open(io.BytesIO(png(after))) as whole, Image.open(io.BytesIO(png(answers[1][1]))) as other:
+        assert max(high for _, high in ImageChops.difference(whole, other).getextrema()) <= 1
+
+
 def test_replicas_are_given_no_more_than_they_can_hold(carrier: Here, workspace: Path, tiny: Path) -> None:
     with serving_from(carrier, workspace, str(tiny), batch_pictures=2) as running, ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda seed: of_tiny(running, tiny, seed=seed), range(12)))
@@ -179,6 +202,24 @@ def test_batches_of_replicas_are_counted_here(carrier: Here, workspace: Path, ti
         assert kept and f"velatura_adapter_bytes {float(kept)}" in text
     assert "velatura_batch_pictures_count 1.0" in text and running.lines("batch")[-1]["pictures"] == 1
     assert 'velatura_pictures_total{key="local"} 1.0' in text
+
+
+def test_a_pinned_lora_stays_in_a_replicas_memory(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    content = lora_file.content
+    monkeypatch.setattr(lora_file, "content", lambda path: (read.append(path.stem), content(path))[1])
+    settings = ServeSettings(base="imprimatura", workspace=Path(), kept_bytes=1)
+    pinned = messages.keys_of([workspace / "loras" / "cat.safetensors"])
+    replica = Replica(plan(settings, pinned), tmp_path)
+    try:
+        with serving_from(Here({"imprimatura": replica}), workspace, "imprimatura") as running:
+            for name in ("cat", "fox", "cat", "owl", "fox", "cat"):
+                assert picture(running, loras=[{"name": name}])[0] == 200
+    finally:
+        replica.end()
+    assert read == ["cat", "fox", "owl", "fox"], "where one LoRA is kept, the pinned one stays besides"
 
 
 # Messages.
@@ -239,7 +280,6 @@ def test_the_rarest_lora_decides() -> None:
         (["--address", "h:1"], "--address: read with --ray only"),
         (["--ray", "--replicas", "4:1"], "--replicas is '4:1'"),
         (["--ray", "--replicas", "0"], "--replicas is '0'"),
-        (["--ray", "--pin", "fox"], "--pin is given with --ray"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
@@ -248,6 +288,7 @@ def test_options_that_do_not_go_together_are_refused(options: list[str], message
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
+    assert parsed("2", "", 60.0) == Replicas(2, 2, "", 60.0)
     assert parsed("3", "") == Replicas(3, 3) and parsed("1:4", "h:6379") == Replicas(1, 4, "h:6379")
 
 

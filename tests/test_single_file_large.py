@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import single_files
 import torch
+from safetensors.torch import save_file
 
 from tests import plain
 from trainer import bases, families, lora_file, model_registry, presets, session, single_file
@@ -23,31 +24,10 @@ GIB = 2**30
 
 
 def full_size_file(file: Path) -> int:
-    """Random weights in SD 1.5's published sizes (its papers' and model card's), float16, LDM names; how many there
-    are.
-    """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        cross_attention_dim=768
-    ).half()  # diffusers' defaults are SD 1.x's, but for the width of the text
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2
-    ).half()  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    ).half()
-    tensors = {
-        **single_files.under("model.diffusion_model.", single_files.ldm_unet(unet.state_dict())),
-        **single_files.under("first_stage_model.", single_files.ldm_vae(vae.state_dict())),
-        **single_files.under("cond_stage_model.transformer.", single_files.hugging_face(text.state_dict())),
-    }  # fmt: skip
+    """Random weights in SD 1.5's sizes as one file; how many there are."""
+    tensors = single_files.full_size_sd("cpu")
     save_file(tensors, file)
-    return sum(parameter.numel() for part in (unet, vae, text) for parameter in part.parameters())
+    return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("position_ids"))
 
 
 @pytest.mark.slow

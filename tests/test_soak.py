@@ -44,7 +44,7 @@ def memory_mib(server: Server) -> float:  # noqa: F811
 
 def render(page: Page, seed: int) -> None:
     before = page.locator("#infotext textarea").input_value() if page.locator("#infotext").is_visible() else ""
-    test_browser.fill(page, "field-seed", str(seed))
+    test_browser.fill(page, "stack-seed", str(seed))
     page.locator("#render").click()
     expect(page.locator("#infotext textarea")).to_have_value(re.compile(rf"Seed: {seed},"), timeout=240_000)
     assert page.locator("#infotext textarea").input_value() != before
@@ -69,8 +69,8 @@ def test_memory_stays_and_no_event_is_lost(pages: list[Page], server: Server, mi
     library.get_by_role("tab", name="Library").click()
     browsing.open_tab(stack, "Stack")
     stack.locator("#live input").set_checked(False)
-    test_browser.fill(stack, "field-steps", "4")
-    test_browser.fill(stack, "field-prompt", "a red apple")
+    test_browser.fill(stack, "stack-steps", "4")
+    test_browser.fill(stack, "stack-prompt", "a red apple")
 
     # Until all is warm, then for minutes.
     seed, samples = 1, []

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer import dataset_command, models_command, preset_command, publish_command, retrain_command, runs
+from trainer import (
+    dataset_command,
+    models_command,
+    preset_command,
+    preset_parts,
+    publish_command,
+    retrain_command,
+    runs,
+)
 from trainer.bench import command as bench_command
 from trainer.errors import ConfigError, UserError
 from trainer.lora_tools import command as lora_command
@@ -162,7 +170,8 @@ def train(
         asked = train_command.Asked(preset, data, heldout, changes, from_, extend)
         wanted = train_command.wanted(asked, resume, out, name)
     if not rehearse:
-        train_command.train(wanted, out, name, resume, download, as_json, card)
+        kind = preset_parts.purpose(preset or like or "")
+        train_command.train(wanted, out, name, resume, download, as_json, card, kind)
     elif once:
         train_command.rehearse_once(train_command.new(wanted, resume), out, download)
     else:

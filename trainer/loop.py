@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -130,8 +131,10 @@ def train(
         length = torch.nn.utils.get_total_norm(parameters.values())
         if mean:
             mean.update()
-        step += 1
-        yield Step(step, mean_loss, learning_rate, grad_norm, round(time.monotonic() - seconds, 4))
+        step, seconds = step + 1, time.monotonic() - seconds
+        if model.watch:
+            model.watch.add(seconds)
+        yield Step(step, mean_loss, learning_rate, grad_norm, round(seconds, 4))
         if step == first + 1 and (warning := ladder.over_budget(model)):
             yield Warned(warning)
 
@@ -184,25 +187,30 @@ def prepare(model: TrainingModel, step: int) -> list[Part]:
 
 def learn(model: TrainingModel, step: int) -> Learned:
     """Add a step's gradients up, a micro-batch at a time."""
-    config, losses, names = model.config.objective, [], []
+    losses, names, learn = [], [], partial(_learn_part, model)
     num = sum(len(samples) for _, samples in model.encoded.order.step(step))
     for part in model.ahead.pop(step, None) or prepare(model, step):
-        # Predict, weigh, backward.
-        with arranging.kept_away(model):
-            with model.dropping("dropout", part.number):
-                prediction = model.predict_part(part)
-            errors = loss.elements(config, prediction, part.target)  # (n, C, h, w)
-            each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights  # (n,)
-            if config.preservation_weight:
-                change = model.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
-                each = each + config.preservation_weight * change
-            # Divided by the whole step's pictures, so that micro-batches and processes add up to one batch's mean.
-            model.scaler.scale(each.sum() * (1 / num)).backward()
-        losses.append(each.detach())
+        losses.append(model.recorder(learn, part, num) if model.recorder else learn(part, num))
         names += part.names
     _learn_overlap(model)
     model.world.sum_gradients(model.trained.values())
     return Learned(torch.cat(losses) if losses else torch.zeros(0, device=model.device), num, names)
+
+
+def _learn_part(model: TrainingModel, part: Part, num: int) -> Tensor:
+    """Predict, weigh, backward: the losses (n,) of a part of a step that has `num` pictures in all."""
+    config = model.config.objective
+    with arranging.kept_away(model):
+        with model.dropping("dropout", part.number):
+            prediction = model.predict_part(part)
+        errors = loss.elements(config, prediction, part.target)  # (n, C, h, w)
+        each = loss.per_picture(errors, part.masks, config.unmasked_weight) * part.weights  # (n,)
+        if config.preservation_weight:
+            change = model.forgotten(part.noised, part.timesteps, part.class_captions, part.frames)
+            each = each + config.preservation_weight * change
+        # Divided by the whole step's pictures, so that micro-batches and processes add up to one batch's mean.
+        model.scaler.scale(each.sum() * (1 / num)).backward()
+    return each.detach()
 
 
 def _learn_overlap(model: TrainingModel) -> None:

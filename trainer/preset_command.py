@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from trainer import card_file, runs
 from trainer import presets as store
+from trainer.card_file.contents import DatasetKind
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.other_trainers.commands import Wanted
+    from trainer.preset_proposal import Proposal
 
 app = typer.Typer(help="List presets, share them, and open what others share.", no_args_is_help=True)
 OTHERS = "kohya, onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner, diffusion-pipe"
@@ -69,26 +75,51 @@ def import_(
     family: Annotated[str, typer.Option(help="The base's family, where the recipe doesn't say.")] = "",
     base: Annotated[str, typer.Option(help="The base, where the recipe names a file of another machine.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would change, and keep nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Keep it without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep what others share as a preset: a card, or a recipe of kohya_ss, OneTrainer, ai-toolkit and others."""
+    """Keep what others share as a preset: a card, or a recipe of kohya_ss, OneTrainer, ai-toolkit and others.
+
+    What it would change is shown first; in a terminal you are then asked.
+    """
+    from trainer.other_trainers.commands import Wanted
+
+    proposal = _proposal(file, Wanted(name, pictures, family, base))
+    if as_json:
+        kept = {} if dry_run else proposal.keep()
+        typer.echo(json.dumps(proposal.facts | kept | {"kept": not dry_run}, indent=2))
+        return
+    typer.echo("\n".join(proposal.lines))
+    if dry_run:
+        typer.echo(f"\nwould be kept as {proposal.what}; nothing was written.")
+    elif not yes and _is_asked() and not typer.confirm(f"\nKeep it as {proposal.what}?"):
+        typer.echo("nothing was written.")
+    else:
+        name_or_file = next(iter(proposal.keep().values()))
+        typer.echo(f"\nkept as {proposal.what.rpartition(' ')[0]} {name_or_file}.")
+
+
+def _is_asked() -> bool:
+    """Whether somebody sits there who can answer."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _proposal(file: Path, wanted: Wanted) -> Proposal:
+    """What a file would be kept as. Raises: ConfigError."""
     from trainer.cards import commands
+    from trainer.other_trainers import commands as of_others
 
     if card_file.is_card(file):
-        said = {"--pictures": pictures, "--family": family, "--base": base}
+        said = {"--pictures": wanted.pictures, "--family": wanted.family, "--base": wanted.base}
         if unread := [option for option, value in said.items() if value]:
             raise ConfigError(
                 f"{' and '.join(unread)}: a card says these itself; they are for recipes of other trainers. Change its "
                 f"settings with `velatura train CARD --set`."
             )
-        typer.echo(commands.imported(file, name or None, dry_run, as_json))
-        return
-    from trainer.other_trainers import commands as of_others
-
-    if not of_others.knows(file) and (text := commands.imported_picture(file, name or None, dry_run, as_json)):
-        typer.echo(text)
-        return
-    typer.echo(of_others.imported(file, of_others.Wanted(name, pictures, family, base), dry_run, as_json))
+        return commands.proposed(file, wanted.name or None)
+    if not of_others.knows(file) and (stack := commands.proposed_picture(file, wanted.name or None)):
+        return stack
+    return of_others.proposed(file, wanted)
 
 
 @app.command()
@@ -101,6 +132,9 @@ def export(
     licence: Annotated[str, typer.Option(help="Under which it may be used, such as CC-BY-4.0.")] = "",
     note: Annotated[str, typer.Option(help="What others should know.")] = "",
     source_url: Annotated[str, typer.Option(help="Where the LoRA can be had.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="What a run's pictures teach: style, character or concept; else as its preset is for.")
+    ] = "unknown",
     with_samples: Annotated[bool, typer.Option("--with-samples", help="Put the run's previews in.")] = False,
     with_names: Annotated[
         bool, typer.Option("--with-names", help="Put the dataset's name in, and rules that name its folders.")
@@ -117,7 +151,10 @@ def export(
     from trainer.cards import commands
     from trainer.cards.making import Wishes
 
-    wishes = Wishes(title, author, licence, note, source_url, with_samples, with_names)
+    known = next((one for one in get_args(DatasetKind) if one == kind), None)
+    if known is None:
+        raise ConfigError(f"--kind is {kind[:40]!r}; allowed: {', '.join(get_args(DatasetKind))}.")
+    wishes = Wishes(title, author, licence, note, source_url, known, with_samples, with_names)
     path, notes = commands.exported(what, out, wishes, runs_folder)
     for line in notes:
         typer.echo(line, err=True)

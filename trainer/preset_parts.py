@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from trainer.card_file.contents import DatasetKind
 from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError
 
 _ROOT = Path(__file__).parents[1] / "presets"
 FOLDER, PARTS = _ROOT / "train", _ROOT / "parts"
+_PRESET = re.compile(r"[a-z0-9-]{1,64}(@[a-z0-9]{1,16})?")
 _NAME = re.compile(r"[a-z0-9]{1,40}")
 _TABLE = re.compile(r"\[([a-z_]+)\]")
 _VALUE = re.compile(r"([a-z_]+) *= ")
@@ -39,6 +41,15 @@ def whole(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def _parts(path: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
     return [from_toml(one.read_bytes(), f"part {one.stem}") for one in files_of(path, values)]
+
+
+def purpose(preset: str) -> DatasetKind:
+    """What pictures a preset that ships is for, by the part it is put together of; unknown for any other."""
+    if not _PRESET.fullmatch(preset):
+        return "unknown"
+    path = FOLDER / f"{preset.partition('@')[0]}.toml"
+    parts = from_toml(path.read_bytes(), preset).get("parts", []) if path.is_file() else []
+    return next((kind for kind in get_args(DatasetKind) if kind in parts), "unknown")
 
 
 def files_of(path: Path, values: dict[str, Any]) -> list[Path]:

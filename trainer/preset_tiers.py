@@ -49,7 +49,7 @@ def of(preset: str) -> dict[str, Tier]:
     plain, _ = split(preset)
     if not (preset_parts.FOLDER / f"{plain}.toml").is_file():
         return {}
-    return _all().get(plain.partition("-")[0], {})
+    return tables().get(plain.partition("-")[0], {})
 
 
 def gpu_sizes(preset: str) -> dict[str, int]:
@@ -101,7 +101,8 @@ def in_words(tier: Tier) -> str:
     return f"a GPU of {tier.title} ({tier.gib:.3g} GiB by estimate{waiting})"
 
 
-def _all() -> dict[str, dict[str, Tier]]:
+def tables() -> dict[str, dict[str, Tier]]:
+    """All tiers that ship, by what the presets of their base begin with."""
     return _read(FILE, FILE.stat().st_mtime_ns)
 
 

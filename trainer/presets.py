@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -91,20 +92,31 @@ def add(name: str, text: str) -> Path:
 
     Raises: ConfigError if the name can't be one, or the text isn't a preset.
     """
+    wanted = _wanted(name)
+    settings = from_toml(text.encode(), f"preset {name}")
+    settings.pop("title", None)
+    parse(TrainConfig, settings, f"preset {name}")
+    with unique_names.temporary(own_folder(), ".tmp") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+        return unique_names.put(unfinished, wanted)
+
+
+def free_name(name: str) -> str:
+    """The name that `add` gives a preset if it is called now. Raises: ConfigError if it can't be one."""
+    return next(path.stem for path in _wanted(name) if not os.path.lexists(path))
+
+
+def _wanted(name: str) -> Iterator[Path]:
+    """The files that a preset may have, by its name and then with numbers, but for names of those that ship.
+
+    Raises: ConfigError if the name can't be one.
+    """
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"name is {name[:80]!r}; allowed: a small letter or a digit, then up to 63 of a-z, 0-9, dots, - and _."
         )
-    settings = from_toml(text.encode(), f"preset {name}")
-    settings.pop("title", None)
-    parse(TrainConfig, settings, f"preset {name}")
-    folder = own_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in FOLDER.glob("*.toml")}
-    with unique_names.temporary(folder, ".tmp") as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-        free = (path for path in unique_names.numbered(folder, name, ".toml") if path.stem not in taken)
-        return unique_names.put(unfinished, free)
+    return (path for path in unique_names.numbered(own_folder(), name, ".toml") if path.stem not in taken)
 
 
 def retitle(name: str, title: str) -> None:

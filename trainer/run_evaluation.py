@@ -40,10 +40,12 @@ def opening(
     )
     yield from folds.results(run)
 
-    # What is wrong with checkpoints, settings, pictures and attention kernels.
+    # What is wrong with checkpoints, settings, pictures and attention kernels; and what `auto` went by.
     datasets = [dataset for dataset in (encoded.dataset, encoded.heldout) if dataset and dataset.problems]
     yield from (Warned(line) for line in [*problems, *(dataset.message for dataset in datasets)])
     yield from (Warned(line) for line in model.faults)
+    if model.compile_reason:
+        yield Warned(model.compile_reason)
 
     # The cache.
     if num := encoded.store.num_damaged:

@@ -5,6 +5,7 @@ No name and no word of the dataset is in it.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections import Counter
@@ -12,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from trainer import bases, files, system
-from trainer.card_file.contents import CaptionStyle, DatasetFacts, Line
+from trainer.card_file import migrating
+from trainer.card_file.contents import CaptionStyle, DatasetFacts, DatasetKind, Line
 from trainer.config import DataConfig, TrainConfig
 from trainer.data import sources
 from trainer.printing import plain
@@ -51,7 +51,7 @@ def of(dataset: Dataset, heldout: Dataset | None, settings: DataConfig) -> Datas
     captions = [texts.get(item.path, item.caption) for item in items]
     return of_captions(captions, settings.trigger).model_copy(
         update={
-            "kind": "pictures with masks" if masked else "pictures",
+            "masks": "none" if not masked else "all" if masked == len(items) else "some",
             "num_heldout": len(heldout.items) if heldout else 0,
             "num_regular": len(dataset.items) - len(items),
             "shorter_side_px": (sides[0], int(statistics.median(sides)), sides[-1]) if sides else (),
@@ -129,9 +129,18 @@ def keep(folder: Path, facts: RunFacts) -> None:
     files.write(folder / FILE, facts.model_dump_json(indent=1).encode())
 
 
+def teach(folder: Path, kind: DatasetKind) -> None:
+    """Have a run's facts say what its pictures teach. Raises: OSError."""
+    if facts := kept(folder):
+        keep(folder, facts.model_copy(update={"dataset": facts.dataset.model_copy(update={"kind": kind})}))
+
+
 def kept(folder: Path) -> RunFacts | None:
     """The facts that a run kept; None for a run that has none, or damaged ones."""
     try:
-        return RunFacts.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):
+        values = json.loads((folder / FILE).read_bytes())
+        if isinstance(values, dict) and isinstance(facts := values.get("dataset"), dict) and "masks" not in facts:
+            values["dataset"] = migrating.facts_of_schema_2(facts)  # a run of an older Velatura
+        return RunFacts.model_validate(values)
+    except (OSError, ValueError, RecursionError):
         return None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import typer
 
-from trainer import console, distributed, extending, predicted, runs, session
+from trainer import console, distributed, extending, predicted, run_facts, runs, session
+from trainer.card_file.contents import DatasetKind
 from trainer.cards import training_like
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -70,10 +71,11 @@ def train(
     download: bool,
     as_json: bool,
     card: Path | None = None,
+    kind: DatasetKind = "unknown",
 ) -> None:
     """Train a new run or go on with one, printing its events; exits with status 130 if it was stopped.
 
-    `card` is what it is started from, and is kept with the run.
+    `card` is what it is started from, and is kept with the run; `kind` is what its pictures teach.
     """
     # Which run. Each process started by torchrun comes here, and all must go the same way.
     world = distributed.enter()
@@ -90,6 +92,8 @@ def train(
     run, stream = session.start(config, out, name, run, download, world)
     if world.first:
         training_like.keep_card(run, card)
+        if kind != "unknown":
+            run_facts.teach(run.folder, kind)
     else:
         deque(stream, maxlen=0)
         return

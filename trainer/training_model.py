@@ -25,7 +25,7 @@ from trainer.distributed import World
 from trainer.encoded_data import Batch, Conditioning, EncodedData, Part
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
-from trainer.memory import arranging, attention_probe, compiling, convolving, fused_lora, quantising
+from trainer.memory import arranging, attention_probe, compile_times, convolving, fused_lora, graphing, quantising
 from trainer.new_word import Word
 from trainer.optim import scaling
 from trainer.pipelines import LENGTHS
@@ -59,6 +59,10 @@ class TrainingModel:
     kernels: tuple[str, ...] | None = None  # of attention on a GPU, fastest first; see `attention_probe`
     faults: tuple[str, ...] = ()  # a sentence for each kernel that must not be used
     lasting: ExitStack = field(default_factory=ExitStack)  # what holds until memory is arranged anew
+    accumulation: int = 1  # batches of a step of the run: a rehearsal's own steps are a batch each
+    compile_reason: str = ""  # what `memory.compile=auto` went by
+    watch: compile_times.Watch | None = None  # of how long steps take, where that says if compiling is worth it
+    recorder: graphing.Recorder | None = None  # of passes, under memory.compile=graphs
     ahead: dict[int, list[Part]] = field(default_factory=dict)  # by step: what was prepared before it was asked for
 
     @classmethod
@@ -98,6 +102,7 @@ class TrainingModel:
             is_v2=family.is_v2(pipe),
             memory=settings,
             fetched=fetched,
+            accumulation=config.accumulation,
         )
 
     @cached_property
@@ -299,7 +304,8 @@ class TrainingModel:
 
     def predict_part(self, part: Part) -> Tensor:
         """The denoiser's prediction for what a step predicts at once."""
-        compiling.begin_pass(self.memory)
+        if self.watch:
+            self.watch.saw(part.noised.shape)
         with self.precision():
             conditioning = part.conditioning
             if conditioning is None:  # the text encoder learns, so that a caption means something else each step

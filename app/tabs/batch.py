@@ -13,13 +13,14 @@ from typing import Any
 
 import gradio as gr
 
-from app import batch_estimate, batch_table, batches, checkpoint_grids, leftovers, views
+from app import batch_estimate, batch_table, batches, checkpoint_grids, leftovers, saved_stacks, views
 from app.batch_view import BatchView
 from app.context import Context, Refresh
 from app.notices import as_sentence, mended, tell
 from app.recipes import read_recipe, recent
 from app.render_requests import Rendering, Work, mended_turns
 from app.texts import say
+from trainer.config import StackConfig
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
 from trainer.printing import plain
@@ -180,11 +181,30 @@ class _Tab:
             if table.jobs is None:
                 raise ConfigError(table.complaint or say("table.is_empty"))
             return table.jobs
-        path = next((path for path in recent(self.context) if path.name == held[self.like]), None)
-        if path is None:
-            raise ConfigError(say("batch.none_like"))
-        stack = read_recipe(self.context, path)
+        stack = self._like(held[self.like])
         return batches.composed(self.context, stack, prompts, weights, seeds, held[self.template] or "")
+
+    def _like(self, name: str | None) -> StackConfig:
+        """The stack of a picture or saved under a name. Raises: UserError for one that isn't here, or lacks a LoRA."""
+        if path := next((path for path in recent(self.context) if path.name == name), None):
+            return read_recipe(self.context, path)
+        if path := next((path for path in saved_stacks.every(self.context) if path.name == name), None):
+            return saved_stacks.read(self.context, path)
+        raise ConfigError(say("batch.none_like"))
+
+    def _likes(self) -> list[tuple[str, str]]:
+        """What a batch may be like, as (label, name): pictures, then saved stacks; those whose LoRAs are here."""
+        pictures = [path for path, _ in self.context.thumbnails(recent(self.context))]
+        labels = {path.name: plain(path.name) for path in pictures}
+        labels |= {
+            path.name: say("batch.saved_stack", name=plain(path.stem, 120)) for path in saved_stacks.every(self.context)
+        }
+        able = []
+        for name, label in labels.items():
+            with suppress(UserError):  # a sheet, or what needs a LoRA that is gone
+                self._like(name)
+                able.append((label, name))
+        return able
 
     def _library(self) -> list[Path]:
         return [self.context.loras, self.context.runs]
@@ -275,8 +295,10 @@ class _Tab:
 
     @mended
     def show_sample(self, name: str | None) -> Any:
-        """The chosen picture's thumbnail."""
+        """The chosen picture's thumbnail, or the small picture of a saved stack."""
         paths = [path for path in recent(self.context) if path.name == name]
+        saved = (saved_stacks.picture(path) for path in saved_stacks.every(self.context) if path.name == name)
+        paths += [picture for picture in saved if picture]
         return next((str(thumbnail) for _, thumbnail in self.context.thumbnails(paths)), None)
 
     @mended
@@ -286,18 +308,15 @@ class _Tab:
         """The pictures with a recipe and the runs, the newest of each chosen unless another one still is; and what the
         table is that was typed before.
         """
-        names = []
-        for path, _ in self.context.thumbnails(recent(self.context)):
-            with suppress(UserError):  # a sheet, or a picture whose LoRAs are gone
-                read_recipe(self.context, path)
-                names.append(path.name)
+        likes = self._likes()
+        names = [name for _, name in likes]
         value = chosen if chosen in names else names[0] if names else None
         runs = checkpoint_grids.run_choices(self.context)
         known = [name for _, name in runs]
         of_run = run if run in known else known[0] if known else None
         return {
             **self.say_ready(source, value, of_run, table, file),
-            self.like: gr.update(choices=[(plain(name), name) for name in names], value=value),
+            self.like: gr.update(choices=likes, value=value),
             self.sample: self.show_sample(value),
             self.run: gr.update(choices=runs, value=of_run),
             **({self.pasted: self.read_table(table)} if source == _TABLE else {}),

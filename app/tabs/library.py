@@ -11,6 +11,7 @@ from gradio.context import get_blocks_context
 
 from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, scripts, shared_cards
 from app.arrival import PRESET, Arrival
+from app.arrival_row import ArrivalRow
 from app.context import Context, Refresh
 from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
 from app.library_items import KINDS, Item, Shelf, wanted
@@ -19,13 +20,11 @@ from app.preset_panel import PresetPanel, browser_of
 from app.texts import say, say_num
 from app.views import notice_html
 from trainer.errors import DataError
-from trainer.printing import plain
 
 TITLE = say("page.library")
 ORDER = 50
 TRASH = "trash"
 PAGE = 48  # cards that are shown at first, and more each time
-_MOST_ARRIVALS = 20
 # One after the other, or an older list could come after a newer one.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
 _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
@@ -41,6 +40,7 @@ _WHERE = {
     "config": say("library.open_in_train"), "jobs": say("library.open_in_batch"),
     "dataset": say("library.open_in_dataset"), "run": say("library.open_in_train"),
     "preset": say("library.train_like_this"), "card-stack": say("library.render_like_this"),
+    "base": say("library.open_in_train"),
 }  # fmt: skip
 _NOTHING = f'<div class="cards-empty">{say("library.choose_card")}</div>'
 _RATINGS = [(say("word.none"), 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]
@@ -51,11 +51,11 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context, self.shelf, self.presets = context, Shelf(context), PresetPanel(context)
+        self.arrivals = ArrivalRow(context)
         # What is chosen stands in boxes of the page, so that a note and the thing it is of are always sent together.
         self.key = gr.Textbox("", visible=False, elem_classes="unkept", elem_id="library-key")
         self.seen = gr.Textbox("", visible=False, elem_classes="unkept")
         self.opened = gr.Textbox("", visible=False, elem_classes="unkept")
-        self.arrived = gr.Textbox("", visible=False, elem_classes="unkept")
         self.source = gr.Textbox("", visible=False, elem_classes="unkept")
         self.num, self.condemned = gr.State(PAGE), gr.State([])
         with gr.Row(equal_height=False, elem_classes="halves"):
@@ -79,9 +79,7 @@ class _Tab:
             file_count="multiple", height=120, elem_id="library-drop",
             label=say("library.drop"),
         )  # fmt: skip
-        with gr.Row(visible=False, elem_id="library-arrival") as self.arrival_row:
-            self.arrivals = gr.HTML()
-            self.go = gr.Button(say("button.open"), scale=0, min_width=150, elem_id="open-arrival")
+        self.arrivals.draw()
 
     def _draw_cards(self) -> None:
         choices = [(label, kind) for kind, label in KINDS.items()] + [(say("word.trash"), TRASH)]
@@ -163,10 +161,10 @@ class _Tab:
         self.empty.click(self.condemn, None, [*self.list, self.sure], **_STILL)
         self.keep.click(self.find, listed, self.list, **_STILL)
         self.sure.click(self.delete, [self.condemned, *listed], whole, **private)
-        arrival = [self.drop, self.arrival_row, self.arrivals, self.go, self.arrived]
-        self.drop.upload(
-            self.take, [self.drop, *listed], [*arrival, *whole, self.kind, self.num], api_visibility="private"
-        )
+        shown = [self.drop, *self.arrivals.outputs(), *whole, self.kind, self.num]
+        self.drop.upload(self.take, [self.drop, *listed], shown, api_visibility="private")
+        self.arrivals.keep.click(self.keep_arrivals, [self.arrivals.waiting, *listed], shown, **private)
+        self.arrivals.connect()
 
     # Cards.
 
@@ -345,41 +343,32 @@ class _Tab:
     def take(
         self, given: list[str] | None, kind: str, search: str, least: int, num: int, key: str, request: gr.Request
     ) -> Any:
-        """What each dropped file is and where it went; the shelf then shows the first of them."""
+        """What each dropped file is and where it went; cards and recipes are shown and wait."""
         if not given:
             return gr.skip()
         try:
             arrivals = recognising.take(self.context, [Path(file) for file in given])
         finally:
             leftovers.taken(self.context, given)
-        opens = next((arrival.opens for arrival in arrivals if arrival.opens), None)
-        update: dict[Any, Any] = {
-            self.drop: None,
-            self.arrival_row: gr.update(visible=True),
-            self.arrivals: arrivals_html(arrivals),
-            self.go: gr.update(visible=opens is not None, value=_WHERE[opens[0]] if opens else ""),
-            self.arrived: " ".join(opens) if opens else "",
-        }
+        return self._arrived(arrivals, (kind, search, least, num, key), browser_of(request))
+
+    @mended
+    def keep_arrivals(
+        self, offered: str, kind: str, search: str, least: int, num: int, key: str, request: gr.Request
+    ) -> Any:
+        """What waited, kept, and the first of it shown."""
+        arrivals = recognising.keep(self.context, (offered or "").split())
+        return self._arrived(arrivals, (kind, search, least, num, key), browser_of(request))
+
+    def _arrived(self, arrivals: list[Arrival], listed: tuple[Any, ...], browser: str) -> dict[Any, Any]:
+        """What is said of arrivals; the shelf shows the first of them that is on it."""
+        form = self.presets.form(browser) if any(arrival.offer for arrival in arrivals) else None
+        update: dict[Any, Any] = {self.drop: None} | self.arrivals.updates(arrivals, form, _WHERE)
         if shelf := next((arrival.shelf for arrival in arrivals if arrival.shelf), None):
             kind, key = shelf
-            panel = self._panel(kind, key, browser_of(request)) | {self.kind: kind, self.num: PAGE}
+            panel = self._panel(kind, key, browser) | {self.kind: kind, self.num: PAGE}
             return update | self._list(kind, "", 0, PAGE, f"{kind} {key}") | panel
-        return update | self._list(kind, search, least, num, key)
-
-
-def arrivals_html(arrivals: list[Arrival]) -> str:
-    """A box for each dropped file: what it is and where it went."""
-    boxes = [
-        notice_html(
-            "good" if arrival.is_taken else "bad",
-            plain(arrival.file, 120) or say("dropped.not_taken"),
-            [line for line in (arrival.what, arrival.where) if line],
-        )
-        for arrival in arrivals[:_MOST_ARRIVALS]
-    ]
-    if len(arrivals) > _MOST_ARRIVALS:
-        boxes.append(notice_html("plain", say("word.and_more", num=len(arrivals) - _MOST_ARRIVALS), []))
-    return f'<div class="arrivals" role="status">{"".join(boxes)}</div>'
+        return update | self._list(*listed)
 
 
 def build(context: Context) -> Refresh:
@@ -389,5 +378,5 @@ def build(context: Context) -> Refresh:
     get_blocks_context().root_block.load(
         None, js=f"() => {{ {scripts.read('library_drop.js')} }}", api_visibility="private"
     )
-    opens = [(tab.open, tab.opened), (tab.go, tab.arrived), (tab.onward, tab.source)]
+    opens = [(tab.open, tab.opened), (tab.arrivals.go, tab.arrivals.opens), (tab.onward, tab.source)]
     return Refresh(tab.open_tab, listed, tab.list, on_load=False, opens=opens)

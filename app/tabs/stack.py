@@ -39,7 +39,6 @@ _MAX_SEED = 2**32
 _MOST_NOTES = 20  # about a dropped picture
 _LONGEST_WEIGHTS = 400
 _MOST_WEIGHTS = 12
-_STRIP = "strip-"  # how the names of its sheets begin
 
 
 def weights_of(text: str) -> list[float]:
@@ -92,7 +91,7 @@ class _Tab:
             for name, family in all_families.items()
         }
         skip = frozenset({"version", "adapters"})
-        self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers})
+        self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers}, "stack")
         self.rows, self.stage = LoraRows(context), Stage(context)
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
@@ -232,7 +231,7 @@ class _Tab:
     def draw_strip(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         stack, desk = self._stack(held), self._desk(request)
         yield from self.stage.sheet(
-            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{_STRIP}{stack.seed}"
+            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{sheets.STRIP}{stack.seed}"
         )
 
     @mended_turns

@@ -12,9 +12,9 @@ import tomli_w
 
 from app import branch_form, forecast, guide, leftovers, preset_choices, shared_cards, start_choices, tried
 from app.context import Context, Refresh
+from app.dataset_sets import heldout_of
 from app.forecast_view import OWN_IDS, ForecastPanel, cure_of, element_id
 from app.form import Form
-from app.form_fields import values_by_key
 from app.notices import mended, tell, warn
 from app.opened_pictures import OpenedPictures
 from app.preset_cards import PresetPicker, pressed
@@ -126,7 +126,7 @@ class _Tab:
 
         # What the form was filled from and with, which problems were already unfolded, and what looks again.
         self.card = gr.Textbox("", visible=False, elem_id="train-card")
-        self.filled = gr.State(self._by_path(self.start_config))
+        self.filled = gr.State(self.form.by_path(self.start_config))
         self.unfolded = gr.State([])
         self.again = gr.Timer(0.8, active=True)
 
@@ -163,6 +163,8 @@ class _Tab:
         self.view.onward.branch.click(self.branch_off, branch, chosen, **still).then(**look)
         self.source.input(self.take_source, {*fields}, chosen, **still).then(**look)
         once: dict[str, Any] = {"trigger_mode": "once"}
+        advised = {*fields, self.view.job}
+        self.view.recommendation.advised(self.as_advised, advised, chosen, **once, **still).then(**look)
         self.panel.lines.cured(self.cure, {*fields, self.panel.sent}, chosen, **once, **still).then(**look)
         reset = {*fields, self.filled}
         self.finder.lines.reset(self.reset, reset, self.form.parts(), **once, **still).then(**look)
@@ -317,13 +319,8 @@ class _Tab:
 
     def _fill(self, held: dict[Any, Any], config: TrainConfig, card: str = "") -> dict[Any, Any]:
         """The whole form as these settings say, which are those of a card if its digest is given."""
-        own = {self.trigger: config.data.trigger, self.filled: self._by_path(config), self.card: card}
+        own = {self.trigger: config.data.trigger, self.filled: self.form.by_path(config), self.card: card}
         return {**self.form.fill_beside(held, config), **own}
-
-    def _by_path(self, config: TrainConfig) -> dict[str, Any]:
-        """The values of settings by dotted path."""
-        values = values_by_key(self.form.specs, config)
-        return {".".join(self.form.specs[key].path): value for key, value in values.items()}
 
     @mended
     def take_recipe(self, held: dict[Any, Any]) -> Any:
@@ -360,26 +357,30 @@ class _Tab:
         """The form with the settings of the run that saved this step, to go on from it."""
         config = branch_form.of_run(self.context, key, with_optimizer)
         offered = gr.update(choices=start_choices.offered(self.context, key), value=key)
+        return self._of_run(held, config) | {self.source: offered}
+
+    @mended
+    def as_advised(self, held: dict[Any, Any]) -> dict[Any, Any]:
+        """The form with the settings of the run that is shown, changed as its log advises."""
+        config = branch_form.next_time(self.context, held[self.view.job])
+        tell(say("train.as_advised"))
+        return self._of_run(held, config)
+
+    def _of_run(self, held: dict[Any, Any], config: TrainConfig) -> dict[Any, Any]:
+        """The form with a run's settings, and its datasets where they are still here."""
         sets = {self.dataset: config.data.folder, self.heldout: config.data.heldout}
         here = {part: branch_form.dataset_of(self.context, folder) for part, folder in sets.items()}
-        return {**self._fill(held, config), self.source: offered, **{part: name for part, name in here.items() if name}}
+        return self._fill(held, config) | {part: name for part, name in here.items() if name}
 
     def choose_dataset(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
-        return {self.heldout: self._heldout_for(chosen, other or "")}
-
-    def _heldout_for(self, chosen: str | None, other: str) -> str:
-        """The held-out set of a dataset: its own if there is one, else what was chosen unless it is another's."""
-        names, own = self.context.dataset_names(), f"{chosen}-heldout"
-        if own in names:
-            return own
-        return other if other in names and not other.endswith("-heldout") else ""
+        return {self.heldout: heldout_of(self.context, chosen, other or "")}
 
     @mended
     def open_tab(self, chosen: str | None, other: str | None, preset: str | None, source: str | None) -> dict[Any, Any]:
         """The datasets and bases that are here now; what was chosen stays if it is still here."""
         names, choices = self.context.dataset_names(), self.context.dataset_choices()
         kept = chosen if chosen in names else next((name for name in names if not name.endswith("-heldout")), None)
-        heldout = (other if other in names else "") if kept == chosen else self._heldout_for(kept, other or "")
+        heldout = (other if other in names else "") if kept == chosen else heldout_of(self.context, kept, other or "")
         return {
             self.dataset: gr.update(choices=choices, value=kept),
             self.heldout: gr.update(choices=[(say("word.none"), ""), *choices], value=heldout),
@@ -395,6 +396,5 @@ def build(context: Context) -> Refresh:
     tab = _Tab(context)
     sets = [tab.dataset, tab.heldout]
     shown = [*sets, tab.preset, tab.picker.cards, tab.again, tab.source]
-    opens = [(tab.view.use, tab.view.wanted)]
-    inputs = [*sets, tab.preset, tab.source]
-    return Refresh(tab.open_tab, inputs, shown, opens=opens, edited=tab.edited, look=tab.view.look())
+    opens, read = [(tab.view.use, tab.view.wanted)], [*sets, tab.preset, tab.source]
+    return Refresh(tab.open_tab, read, shown, opens=opens, edited=tab.edited, look=tab.view.look())

@@ -119,8 +119,13 @@ def one_gpu(
 
 @app.command()
 def targets(
-    target: Annotated[
-        list[str] | None, typer.Option(help="One target by its name, as --json has it; repeatable, all if left out.")
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A target by its name, as --json has it, or all whose names begin so (sdxl); repeatable, all if left "
+            "out.",
+        ),
     ] = None,
     minutes: Annotated[
         float, typer.Option(min=0, max=120, help="Stop after so long; what isn't measured then is listed as not run.")
@@ -129,19 +134,24 @@ def targets(
         int | None, typer.Option(min=1, help="Blocks of each repeated kind, for what can't hold a whole model.")
     ] = None,
     size_px: Annotated[int, typer.Option(min=64, max=4096, help="Size of the pictures.")] = 1024,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps measured, as of `gpu`.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Steps measured, after three of warm-up; 4 if left out, on a CPU 2 after one."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each thing as it is measured; the last has all.")
+    ] = False,
 ) -> None:
     """Measure what this program is meant to reach on a GPU, on random SDXL and FLUX.1 bases, and say what holds."""
     from trainer.bench import gpu as bench_gpu
     from trainer.bench import targets as bench_targets
 
-    if unknown := [name for name in target or [] if name not in bench_targets.TARGETS]:
-        raise ConfigError(f"--target is {unknown[0]!r}; allowed: {', '.join(bench_targets.TARGETS)}.")
-    names = list(dict.fromkeys(target or bench_targets.TARGETS))
-    measuring = bench_targets.Targets(names, bench_gpu.Bench(size_px, depth, steps), minutes)
-    for row in measuring.run():
-        typer.echo(row, err=True)
+    bench = bench_gpu.Bench(size_px, depth, steps, bench_targets.STEPS)
+    measuring = bench_targets.Targets(bench_targets.named(only or []), bench, minutes)
+    for told in measuring.run():
+        typer.echo(bench_targets.json_line(told) if as_json else bench_targets.line(told), err=not as_json)
     report = measuring.report()
     typer.echo(bench_targets.to_json(report) if as_json else bench_targets.describe(report))
 
@@ -156,12 +166,17 @@ def tiers(
     ] = None,
     size_px: Annotated[int, typer.Option(min=64, max=4096, help="Size of the pictures.")] = 1024,
     of_presets: Annotated[bool, typer.Option("--presets", help="Print presets/tiers.toml: of all that ship.")] = False,
+    as_table: Annotated[bool, typer.Option("--table", help="Print what presets/tiers.toml says, in Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Memory settings for GPUs of 8 to 40 GB and what a step then takes: estimated by arithmetic, without a GPU."""
+    from trainer import preset_tiers as shipped
     from trainer.bench import preset_tiers
     from trainer.bench import tiers as bench_tiers
 
+    if as_table:
+        typer.echo(preset_tiers.to_markdown(shipped.tables()))
+        return
     if of_presets:
         tables = {}
         for base in preset_tiers.bases():

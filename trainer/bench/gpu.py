@@ -63,7 +63,7 @@ class Table:
 class Bench:
     """A run of the bench; `device` is known once a row was measured."""
 
-    def __init__(self, size_px: int, depth: int | None, steps: int | None) -> None:
+    def __init__(self, size_px: int, depth: int | None, steps: int | None, usual_steps: int = STEPS) -> None:
         """Raises: ConfigError for what this device can't hold."""
         on_cpu = bases.hardware("auto", "auto")[0] == "cpu"
         if on_cpu and depth is None:
@@ -73,8 +73,8 @@ class Bench:
         if size_px % MULTIPLE_PX:
             raise ConfigError(f"--size-px is {size_px}; allowed: multiples of {MULTIPLE_PX}.")
         self.size_px, self.depth = size_px, depth
-        self.steps = steps or (STEPS_ON_CPU if on_cpu else STEPS)
-        self.warm = min(self.steps, _WARM_ON_CPU if on_cpu else _WARM)
+        self.steps = steps or (STEPS_ON_CPU if on_cpu else usual_steps)
+        self.warm = _WARM_ON_CPU if on_cpu else _WARM
         self.device: dict[str, str] = {}
         self._flop: dict[str, float] = {}  # of one picture's step, by model
 

@@ -101,3 +101,32 @@ def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_inline(one)}" for key, one in value.items()) + " }" if value else "{}"
     return tomli_w.dumps({"a": value}).strip().removeprefix("a = ")
+
+
+_SHORT = {"gradient_checkpointing": "checkpointing", "offload_activations": "offloaded activations"}
+
+
+def to_markdown(tables: dict[str, dict[str, Tier]]) -> str:
+    """What is picked for each base on each GPU, and the GiB that a run then takes; estimated, as it says."""
+    lines = [
+        "Estimated, not measured: GiB of the GPU at most, loading among it, and of memory for what waits there.",
+        "",
+        "| presets | " + " | ".join(f"{size} GB" for size in SIZES_GB) + " |",
+        "|---" * (1 + len(SIZES_GB)) + "|",
+    ]
+    for base, tiers_of_base in tables.items():
+        cells, last = [], ""
+        for size in SIZES_GB:
+            cell = _cell(tiers_of_base.get(f"{size}gb"))
+            cells.append("the same" if cell == last else cell)
+            last = cell
+        lines.append(f"| {base} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(tier: Tier | None) -> str:
+    if tier is None:
+        return "nothing fits"
+    settings = [_SHORT.get(name, name) if value is True else f"{name}={value}" for name, value in tier.memory.items()]
+    waiting = f" + {tier.ram_gib:.1f}" if tier.ram_gib else ""
+    return f"{', '.join(settings) or 'as it is'}: {tier.gib:.1f}{waiting}"

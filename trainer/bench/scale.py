@@ -3,8 +3,9 @@
 Discrete events in plain Python, the same for the same seed. The load is that of `velatura bench serve`: each tenant has
 one request open and asks again once it is answered; a stack has one to three LoRAs of Zipf popularity at random
 weights. A server draws up to so many pictures together whatever their stacks, and who comes meanwhile waits for the
-next batch. Several servers stand for a cluster: a router sends each request to one of them. What is left out: the
-network, a server's death, and pictures of different sizes, which share no batch.
+next batch; what it would be if they joined at the next step can be asked too. Several servers stand for a cluster: a
+router sends each request to one of them. What is left out: the network, a server's death, and pictures of different
+sizes, which share no batch.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import random
 import statistics
 import zlib
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ROUTINGS = ("random", "shortest", "affinity")
+JOINING = ("batch", "step")
 _MOST_LORAS = 3
 _MOST_OVER_MEAN, _OTHERS = 1.25, 4  # of the requests that a server has open, and how many others are asked
 
@@ -30,19 +33,23 @@ class Costs:
     picture_s: float  # for each picture of it: its prompt, its decoding
     step_s: float  # for each step of a batch
     step_picture_s: float  # for each picture in each step
-    live_s: float  # for each LoRA of a batch in each step
-    live_picture_s: float  # for each LoRA and picture in each step
+    live_batch_s: float  # to lay a LoRA beside the base, for each different one of a batch
+    live_s: float  # for each step of a batch whose LoRAs run beside the base
+    live_own_s: float  # for each LoRA of each picture in each step: a picture computes with its own alone
     fold_s: float  # to fold a LoRA into the base, for a picture alone
     load_s: float  # to read a LoRA
     encode_s: float  # to write a picture, beside the drawing of the next batch
 
-    def batch(self, pictures: int, loras: int, steps: int) -> float:
-        """Seconds to draw a batch of pictures with so many LoRAs among them."""
-        once = self.batch_s + pictures * self.picture_s
-        step = self.step_s + pictures * self.step_picture_s
-        if pictures == 1:  # all of it is constant
-            return once + steps * step + loras * self.fold_s
-        return once + steps * (step + loras * (self.live_s + pictures * self.live_picture_s))
+    def batch(self, stacks: Sequence[int], different: int, steps: int) -> float:
+        """Seconds to draw a batch: how many LoRAs each picture's stack has, and how many different ones there are."""
+        once = self.batch_s + len(stacks) * self.picture_s
+        step = self.step_s + len(stacks) * self.step_picture_s
+        own = sum(stacks)
+        if len(stacks) == 1:  # all of it is constant
+            return once + steps * step + own * self.fold_s
+        if own:
+            once, step = once + different * self.live_batch_s, step + self.live_s + own * self.live_own_s
+        return once + steps * step
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,9 @@ class Load:
     routing: str = "affinity"
     batch_pictures: int = 16
     window_s: float = 0.01  # that a batch waits for others
+    joining: str = "batch"  # who comes while a batch is drawn joins the next `batch`, or this one at its next `step`
     memory_loras: int = 200  # that a server keeps in memory
+    in_memory: bool = False  # whether the most popular of these are there from the start
     seed: int = 1
 
 
@@ -73,6 +82,7 @@ class Outcome:
     mean_loras: float  # of a batch
     reads: float  # LoRAs read from disk for each picture
     busy: float  # share of the time that servers drew
+    work_s: float  # that a picture took of its server: drawing, reading, writing
 
 
 @dataclass(eq=False)
@@ -81,6 +91,7 @@ class _Asked:
     came_s: float
     loras: tuple[int, ...]
     ready_s: float = 0.0  # when its LoRAs are in memory
+    steps_left: int = 0  # of a picture that is drawn, where pictures join at steps
 
 
 @dataclass(eq=False)
@@ -95,7 +106,7 @@ class _Server:
 
 def simulate(load: Load, costs: Costs) -> Outcome:
     """The load on servers of these costs, from the first request to the last answer."""
-    return _Simulation(load, costs).run()
+    return (_StepJoining if load.joining == "step" else _Simulation)(load, costs).run()
 
 
 class _Simulation:
@@ -104,7 +115,8 @@ class _Simulation:
         self.chances = [random.Random(f"{load.seed} {tenant}") for tenant in range(load.tenants)]
         self.router = random.Random(load.seed)
         self.popularity = list(itertools.accumulate(1.0 / (rank + 1) for rank in range(load.loras)))  # summed up
-        self.servers = [_Server() for _ in range(load.servers)]
+        there = range(min(load.loras, load.memory_loras) if load.in_memory else 0)
+        self.servers = [_Server(OrderedDict.fromkeys(reversed(there))) for _ in range(load.servers)]
         self.events: list[tuple[float, int, str, int]] = []  # time, turn, what, and whose number
         self.turn = self.num_reads = 0
         self.left = [load.requests] * load.tenants
@@ -125,7 +137,7 @@ class _Simulation:
             else:
                 self._done(now, number)
         self.latencies.sort()
-        pictures = len(self.latencies)
+        pictures, busy_s = len(self.latencies), sum(server.busy_s for server in self.servers)
         return Outcome(
             pictures,
             60 * pictures / now,
@@ -134,7 +146,8 @@ class _Simulation:
             statistics.fmean(size for size, _ in self.batches for _ in range(size)),
             statistics.fmean(loras for _, loras in self.batches),
             self.num_reads / pictures,
-            sum(server.busy_s for server in self.servers) / (now * self.load.servers),
+            busy_s / (now * self.load.servers),
+            (busy_s + self.num_reads * self.costs.load_s) / pictures + self.costs.encode_s,
         )
 
     def _after(self, time_s: float, what: str, number: int) -> None:
@@ -210,7 +223,7 @@ class _Simulation:
         for asked in ready:
             server.line.remove(asked)
         loras = len({lora for asked in ready for lora in asked.loras})
-        seconds = self.costs.batch(len(ready), loras, self.load.steps)
+        seconds = self.costs.batch([len(asked.loras) for asked in ready], loras, self.load.steps)
         server.is_drawing, self.drawn[place] = True, ready
         server.busy_s += seconds
         self.batches.append((len(ready), loras))
@@ -220,8 +233,54 @@ class _Simulation:
         """Hand a batch's pictures out one by one, and draw the next one meanwhile."""
         server = self.servers[place]
         server.is_drawing = False
-        for asked in self.drawn.pop(place):
+        self._hand_out(now, server, self.drawn.pop(place))
+        self._after(now, "look", place)
+
+    def _hand_out(self, now: float, server: _Server, pictures: list[_Asked]) -> None:
+        """Write pictures one by one and answer; each tenant asks again then."""
+        for asked in pictures:
             server.encodes_until_s = max(now, server.encodes_until_s) + self.costs.encode_s
             self.latencies.append(server.encodes_until_s - asked.came_s)
             self._after(server.encodes_until_s, "ask", asked.tenant)
-        self._after(now, "look", place)
+
+
+class _StepJoining(_Simulation):
+    """Servers that take who waits at each step, and give out who is done: no pipeline of diffusers can."""
+
+    def _look(self, now: float, place: int) -> None:
+        """Begin to draw, if nothing is drawn; else the next step will look."""
+        if not self.servers[place].is_drawing:
+            self._step(now, place)
+
+    def _done(self, now: float, place: int) -> None:
+        """A step is over."""
+        drawn, server = self.drawn[place], self.servers[place]
+        done = [asked for asked in drawn if asked.steps_left == 0]
+        self.drawn[place] = [asked for asked in drawn if asked.steps_left]
+        self._hand_out(now, server, done)
+        self._step(now, place)
+
+    def _step(self, now: float, place: int) -> None:
+        """Take who waits, and draw a step of all."""
+        server, drawn = self.servers[place], self.drawn.setdefault(place, [])
+        room = self.load.batch_pictures - len(drawn)
+        fresh = [asked for asked in server.line if asked.ready_s <= now][:room]
+        server.is_drawing = bool(fresh or drawn)
+        if not server.is_drawing:
+            return
+        for asked in fresh:
+            server.line.remove(asked)
+            asked.steps_left = self.load.steps
+        before = {lora for asked in drawn for lora in asked.loras}
+        drawn += fresh
+        together = {lora for asked in drawn for lora in asked.loras}
+        sizes = [len(asked.loras) for asked in drawn]
+        seconds = self.costs.batch(sizes, len(together), 1) - self.costs.batch(sizes, len(together), 0)
+        if fresh:  # their prompts, their decoding later, and what is laid beside the base anew
+            seconds += self.costs.batch_s + len(fresh) * self.costs.picture_s
+            seconds += len(together - before) * self.costs.live_batch_s
+        for asked in drawn:
+            asked.steps_left -= 1
+        server.busy_s += seconds
+        self.batches.append((len(drawn), len(together)))
+        self._after(now + seconds, "done", place)

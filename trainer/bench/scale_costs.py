@@ -1,148 +1,148 @@
 """What a batch costs on this machine, for the simulation: small batches drawn for real, and the line through them.
 
-A LoRA that not every picture of a batch has at one weight costs something in each step, for itself and for each
-picture. One batch more than the line needs is measured too, and says how far off the line is there.
+Stacks are those of the load test: each picture has one to three LoRAs of its own. One batch more than the line needs is
+measured too, and says how far off the line is there. Each is measured in seconds of the clock and of the processors:
+the former are what the machine gives now, with whatever else it does, the latter are nearly the same on a busy one.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from trainer import lora_file
+from trainer.bench import serving_load
 from trainer.bench.scale import Costs
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
 from trainer.render import picture_metadata
 from trainer.render.engine import Engine
 
-_RANK = 16
-_LAYOUTS = (r"unet\.", r"unet\.up_blocks\.")  # as of the LoRAs of `bench serve`
-_FEW, _MANY = 2, 8  # pictures
-_LORAS, _CHECKED = 4, 12  # of a batch
+_FEW, _MANY, _CHECKED = 4, 16, 8  # pictures of a batch
+_LORAS = 24
 _STEPS = (1, 4)
+_KINDS = ((1, False), (_MANY, False), (_FEW, True), (_CHECKED, True), (_MANY, True))  # pictures, and whether with LoRAs
+Kind = tuple[int, bool]
+Times = tuple[float, float]  # of the clock and of the processors
 
 
 @dataclass(frozen=True)
 class Measured:
     """Costs, and how far off they are for a batch that they weren't made from."""
 
-    costs: Costs
+    costs: Costs  # in seconds of the clock
+    processor: Costs  # in seconds of the processors
     off: float  # share of what it really took, positive where the line says more
 
 
 def measure(rounds: int, note: Callable[[str], None] = lambda text: None) -> Measured:
-    """The costs of Imprimatura here; the least of so many rounds."""
+    """The costs of Imprimatura here; the median of so many rounds, in each of which everything is measured."""
     with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
         engine = Engine()
-        loras = [_lora(engine, Path(scratch) / f"{number}.safetensors", number) for number in range(_CHECKED)]
-        load_s = _load_s(engine, loras)
+        files = [serving_load.random_lora(engine, Path(scratch) / f"{n}.safetensors", n) for n in range(_LORAS)]
+        loads = [_timed(lambda file=file: engine.shelf.get(file)) for file in files]
         note("LoRAs read")
-        steps: dict[tuple[int, int], float] = {}
-        once: dict[int, float] = {}
-        for pictures, count in ((1, 0), (_MANY, 0), (_FEW, _LORAS), (_MANY, _LORAS), (_MANY, _CHECKED)):
-            few, many = (_batch_s(engine, pictures, loras[:count], number, rounds) for number in _STEPS)
-            steps[pictures, count] = (many - few) / (_STEPS[1] - _STEPS[0])
-            if not count:
-                once[pictures] = few - _STEPS[0] * steps[pictures, 0]
-            note(f"{pictures} pictures, {count} LoRAs: {steps[pictures, count]:.4f} s a step")
-        fold_s = _fold_s(engine, loras, rounds)
-        encode_s = _encode_s(engine)
+        batches: dict[tuple[Kind, int], list[Times]] = {}
+        folds: list[Times] = []
+        for number in range(rounds + 1):
+            for kind in _KINDS:
+                for steps in _STEPS:
+                    stacks = _stacks(kind, steps, files, number)
+                    batches.setdefault((kind, steps), []).append(_timed(lambda stacks=stacks: _draw(engine, stacks)))
+            folds += _folds(engine, files)
+            note(f"round {number} of {rounds}")
+        encodes = _encodes(engine)
+    # The first round isn't counted: memory is taken.
+    counted = {key: times[1:] for key, times in batches.items()}
+    both = [
+        _costs({key: _median(times, part) for key, times in counted.items()},
+               *(_median(times, part) for times in (folds[2:], loads, encodes)))
+        for part in (0, 1)
+    ]  # fmt: skip
+    return Measured(both[0], both[1], _off(both[0], {key: _median(times, 0) for key, times in counted.items()}))
 
-    # The lines.
-    step_picture_s = (steps[_MANY, 0] - steps[1, 0]) / (_MANY - 1)
-    step_s = steps[1, 0] - step_picture_s
-    picture_s = max(0.0, (once[_MANY] - once[1]) / (_MANY - 1))
-    live = {
-        pictures: (steps[pictures, _LORAS] - step_s - pictures * step_picture_s) / _LORAS for pictures in (_FEW, _MANY)
-    }
-    live_picture_s = max(0.0, (live[_MANY] - live[_FEW]) / (_MANY - _FEW))
-    live_s = max(0.0, live[_MANY] - _MANY * live_picture_s)
-    costs = Costs(
-        max(0.0, once[1] - picture_s), picture_s, max(0.0, step_s), step_picture_s, live_s, live_picture_s,
+
+def _costs(batches: Mapping[tuple[Kind, int], float], fold_s: float, load_s: float, encode_s: float) -> Costs:
+    """The line through batches of a few and of many steps and pictures."""
+    step = {kind: _step_s(batches, kind) for kind in _KINDS}
+    once = {kind: batches[kind, _STEPS[0]] - _STEPS[0] * step[kind] for kind in _KINDS}
+    one, many = (1, False), (_MANY, False)
+    step_picture_s = (step[many] - step[one]) / (_MANY - 1)
+    step_s = step[one] - step_picture_s
+    picture_s = max(0.0, (once[many] - once[one]) / (_MANY - 1))
+    # What LoRAs add.
+    added = {pictures: step[pictures, True] - step_s - pictures * step_picture_s for pictures in (_FEW, _MANY)}
+    few, most = sum(_sizes(_FEW)), sum(_sizes(_MANY))
+    live_own_s = max(0.0, (added[_MANY] - added[_FEW]) / (most - few))
+    live_s = max(0.0, added[_MANY] - most * live_own_s)
+    live_batch_s = max(0.0, (once[_MANY, True] - once[many]) / min(most, _LORAS))
+    return Costs(
+        max(0.0, once[one] - picture_s), picture_s, max(0.0, step_s), step_picture_s, live_batch_s, live_s, live_own_s,
         fold_s, load_s, encode_s,
     )  # fmt: skip
-    wanted = costs.batch(_MANY, _CHECKED, 1) - costs.batch(_MANY, _CHECKED, 0)
-    return Measured(costs, wanted / steps[_MANY, _CHECKED] - 1)
 
 
-def _lora(engine: Engine, path: Path, seed: int) -> Path:
-    """A random LoRA of one of the layouts that Imprimatura's presets train."""
-    rng, parts = torch.Generator().manual_seed(seed), {}
-    layout, target = re.compile(_LAYOUTS[seed % 2]), re.compile(engine.family.targets["all"])
-    for name, (out, into, *kernel) in engine.shapes.items():
-        if layout.match(name) and target.fullmatch(name.removeprefix(f"{engine.component}.")):
-            ones = [1] * len(kernel)
-            parts[engine.file_keys[name]] = {
-                "lora_down.weight": torch.randn(_RANK, into, *kernel, generator=rng) / into**0.5,
-                "lora_up.weight": torch.randn(out, _RANK, *ones, generator=rng) * 0.01,
-                "alpha": torch.tensor(float(_RANK)),
-            }
-    lora_file.save(path, parts, {}, torch.float16)
-    return path
+def _step_s(batches: Mapping[tuple[Kind, int], float], kind: Kind) -> float:
+    few, many = _STEPS
+    return (batches[kind, many] - batches[kind, few]) / (many - few)
 
 
-def _batch_s(engine: Engine, pictures: int, loras: list[Path], steps: int, rounds: int) -> float:
-    """Seconds of a batch in which each picture has all LoRAs at weights of its own: the least of so many rounds.
-
-    What else the machine does only ever adds to it.
-    """
-    stacks = [
-        StackConfig(
-            prompt="a fox",
-            seed=number,
-            steps=steps,
-            adapters=tuple(AdapterChoice(file=str(file), weight=0.2 + number / 20) for file in loras),
-        )
-        for number in range(pictures)
-    ]
-    times = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        list(engine.render_all(stacks))
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+def _off(costs: Costs, batches: Mapping[tuple[Kind, int], float]) -> float:
+    """How far off the line is for a step of the batch that it wasn't made from."""
+    sizes = _sizes(_CHECKED)
+    wanted = costs.batch(sizes, sum(sizes), 1) - costs.batch(sizes, sum(sizes), 0)
+    return wanted / _step_s(batches, (_CHECKED, True)) - 1
 
 
-def _load_s(engine: Engine, loras: list[Path]) -> float:
-    times = []
-    for file in loras:
-        began = time.perf_counter()
-        engine.shelf.get(file)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def _sizes(pictures: int) -> list[int]:
+    """How many LoRAs the stacks of a batch have."""
+    return [1 + number % 3 for number in range(pictures)]
 
 
-def _fold_s(engine: Engine, loras: list[Path], rounds: int) -> float:
-    """Seconds to fold a LoRA in the place of another."""
-    stacks = [engine.resolve(StackConfig(adapters=(AdapterChoice(file=str(file), weight=0.7),))) for file in loras[:2]]
-    times = []
-    for number in range(2 * rounds + 1):
-        began = time.perf_counter()
-        engine.fold(stacks[number % 2])
-        times.append(time.perf_counter() - began)
+def _stacks(kind: Kind, steps: int, files: list[Path], turn: int) -> list[StackConfig]:
+    """Stacks of a batch; each turn's have other LoRAs, as each batch of a server has."""
+    pictures, with_loras = kind
+    own, stacks = turn * 7, []
+    for number, size in enumerate(_sizes(pictures)):
+        adapters = [
+            AdapterChoice(file=str(files[(own + place) % len(files)]), weight=0.2 + (number + place) / 30)
+            for place in range(size if with_loras else 0)
+        ]
+        own += size
+        stacks.append(StackConfig(prompt="a fox", seed=number, steps=steps, adapters=tuple(adapters)))
+    return stacks
+
+
+def _draw(engine: Engine, stacks: list[StackConfig]) -> None:
+    engine.draw([engine.resolved(stack) for stack in stacks])
+
+
+def _timed(work: Callable[[], object]) -> Times:
+    began, before = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - before
+
+
+def _median(times: list[Times], part: int) -> float:
+    return statistics.median(both[part] for both in times)
+
+
+def _folds(engine: Engine, files: list[Path]) -> list[Times]:
+    """To fold a LoRA in the place of another."""
+    stacks = [engine.resolve(StackConfig(adapters=(AdapterChoice(file=str(file), weight=0.7),))) for file in files[:3]]
+    times = [_timed(lambda stack=stack: engine.fold(stack)) for stack in stacks]
     engine.restore()
-    return statistics.median(times[1:])
+    return times[1:]
 
 
-def _encode_s(engine: Engine) -> float:
-    """Seconds to write a picture with its recipe."""
+def _encodes(engine: Engine) -> list[Times]:
+    """To write a picture with its recipe."""
     picture = engine.render(StackConfig(prompt="a fox", steps=2))
-    with tempfile.TemporaryDirectory() as folder:
-        times = []
-        for number in range(5):
-            began = time.perf_counter()
-            picture_metadata.save(picture, Path(folder) / f"{number}.png")
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return [_timed(lambda: picture_metadata.png(picture)) for _ in range(5)]
 
 
 def write(measured: Measured) -> str:
@@ -154,8 +154,10 @@ def read(path: Path) -> Measured:
     """Costs that were measured before. Raises: ConfigError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        costs = Costs(**{name: float(value) for name, value in values["costs"].items()})
-        return Measured(costs, float(values["off"]))
+        both = [
+            Costs(**{name: float(value) for name, value in values[kind].items()}) for kind in ("costs", "processor")
+        ]
+        return Measured(both[0], both[1], float(values["off"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"--costs is {str(path)[:300]!r}, which can't be used ({error}); it must be what --measure printed."

@@ -65,6 +65,8 @@ class Row:
     cpu_s: float  # that a picture took, of all cores: other work on the machine changes it least
     mean_batch: float
     failed: int
+    joined_next: float = 0.0  # share of the pictures that came while a batch was drawn, and joined the next
+    join_wait_s: float = 0.0  # how long these waited for that batch, on the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
         engine = Engine()
         files = _loras(engine, scratch / "loras", size.loras)
         own_keys = [keys.add(scratch / "keys.toml", _key(number)) for number in range(size.tenants)]
+        own_keys.append(keys.add(scratch / "keys.toml", keys.Key(name="metrics", metrics=True)))
         note(f"{len(files)} LoRAs made")
         servers = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
         note("servers are up")
@@ -142,6 +145,8 @@ def _row(name: str, loads: list[Load]) -> Row:
         sum(load.cpu_s for load in loads) / max(1, len(drawn)),
         statistics.fmean([answer.batch_pictures for answer in drawn] or [0]),
         len(answers) - len(drawn),
+        sum(load.joins.next for load in loads) / max(1, sum(load.joins.next + load.joins.at_once for load in loads)),
+        sum(load.joins.waited_s for load in loads) / max(1, sum(load.joins.next for load in loads)),
     )
 
 
@@ -190,11 +195,12 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 def _load(
     server: tuple[int, int], own_keys: list[str], asked: list[list[Asked]], size: Size, with_loras: bool = True
 ) -> Load:
-    """One round against a server, with the time that its process took of all cores."""
+    """One round against a server, with the time that its process took of all cores; the last key reads metrics."""
     port, process = server
-    before = _cpu_s(process)
+    before, joins = _cpu_s(process), serving_load.joins(port, own_keys[-1])
     load = serving_load.run(port, own_keys, asked, size.steps, with_loras)
-    return dataclasses.replace(load, cpu_s=_cpu_s(process) - before)
+    since = serving_load.joins(port, own_keys[-1]).since(joins)
+    return dataclasses.replace(load, cpu_s=_cpu_s(process) - before, joins=since)
 
 
 def _cpu_s(process: int | None = None) -> float:
@@ -274,10 +280,12 @@ def describe(report: Report) -> str:
     """The table for people, with what it comes to."""
     head = (
         f"{'served':<10}{'pictures':>10}{'a minute':>10}{'p50 s':>9}{'p95 s':>9}{'cpu s':>8}{'a batch':>9}{'failed':>8}"
+        f"{'joined next':>13}{'after s':>9}"
     )
     lines = [
-        f"{row.name:<9}{row.pictures:>9}{row.pictures_a_minute:>9.1f}{row.p50_s:>8.2f}{row.p95_s:>8.2f}"
-        f"{row.cpu_s:>7.2f}{row.mean_batch:>7.1f}{row.failed:>8}"
+        f"{row.name:<10}{row.pictures:>10}{row.pictures_a_minute:>10.1f}{row.p50_s:>9.2f}{row.p95_s:>9.2f}"
+        f"{row.cpu_s:>8.2f}{row.mean_batch:>9.1f}{row.failed:>8}"
+        f"{row.joined_next:>13.0%}{row.join_wait_s:>9.2f}"
         for row in report.rows
     ]
     size = report.size

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,26 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Joins:
+    """How pictures came into batches, as the server's metrics count it."""
+
+    at_once: int = 0  # no batch was being drawn as they came
+    next: int = 0  # one was, and they joined the next
+    waited_s: float = 0.0  # for the batch that was being drawn, all of these together
+
+    def since(self, before: Joins) -> Joins:
+        """What was counted since."""
+        return Joins(self.at_once - before.at_once, self.next - before.next, self.waited_s - before.waited_s)
+
+
+@dataclass(frozen=True)
 class Load:
     """All requests of one round and how long they took together."""
 
     answers: tuple[Answer, ...]
     seconds: float
     cpu_s: float = 0.0  # of the process that drew
+    joins: Joins = Joins()
 
     @property
     def pictures_a_minute(self) -> float:
@@ -101,6 +116,16 @@ def requests(tenants: int, each: int, loras: Sequence[str], seed: int) -> list[l
             own.append(Asked(tenant, number, prompt, picture_seed, stack))
         made.append(own)
     return made
+
+
+def joins(port: int, key: str) -> Joins:
+    """What a server's metrics say now, for a key that may read them."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        lines = [line.rpartition(" ") for line in response.read().decode().splitlines()]
+    counts = {name: float(value) for name, _, value in lines if name.startswith("velatura_join")}
+    at_once, joined_next = (counts.get(f'velatura_joins_total{{batch="{name}"}}', 0) for name in ("at once", "next"))
+    return Joins(int(at_once), int(joined_next), counts.get("velatura_join_wait_seconds_sum", 0.0))
 
 
 def run(port: int, keys: Sequence[str], asked: list[list[Asked]], steps: int, with_loras: bool = True) -> Load:

@@ -8,6 +8,7 @@ touches the device, and when it has warmed up, before it measures. The next grou
 
 from __future__ import annotations
 
+import os
 import queue
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+CORES_EACH = 3  # of a process that compiles
 _AT_GATE = "velatura bench: at a gate"
 
 
@@ -103,8 +105,10 @@ class _Child:
         self.task, self.lines = task, list[str]()
         # A file, not a pipe: nobody would read it while the process waits at a gate.
         self.errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        # Else each would start a compiling process for every core.
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(CORES_EACH)} | os.environ
         self.process = subprocess.Popen(
-            task.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            task.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
         self._news: queue.Queue[bool] = queue.Queue()  # True: at a gate; False: its output has ended
         self._is_at_gate: bool | None = None  # None: it is under way

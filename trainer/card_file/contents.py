@@ -11,10 +11,12 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from trainer.schema import Settings
 
-SCHEMA = 2
+SCHEMA = 3
 MOST_SAMPLES, MOST_POINTS, MOST_LORAS = 24, 400, 32
 _MOST = 10**15
 Kind = Literal["train", "stack", "batch"]
+DatasetKind = Literal["unknown", "style", "character", "concept"]
+Masks = Literal["none", "some", "all"]
 CaptionStyle = Literal["none", "tags", "words", "sentences", "mixed"]
 
 
@@ -70,7 +72,8 @@ class LoraOrigin(Settings):
 class DatasetFacts(Settings):
     """The pictures and captions that were trained on, by numbers."""
 
-    kind: Line = "pictures"
+    kind: DatasetKind = "unknown"  # what its pictures teach, as whoever shares it says or the preset was for
+    masks: Masks = "none"  # how many of its pictures have one
     num_pictures: Count = 0
     num_heldout: Count = 0
     num_regular: Count = 0
@@ -127,7 +130,7 @@ class Sample(Settings):
 class Card(Settings):
     """`card.toml`: everything but the settings and the pictures."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Kind
     title: Line
     head: Text = ""  # the comment that a preset begins with

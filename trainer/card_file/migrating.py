@@ -13,6 +13,7 @@ from trainer.errors import ConfigError
 from trainer.printing import plain
 
 Values = dict[str, Any]
+_MASKED = "pictures with masks"
 
 
 def migrated(values: Values, where: str) -> Values:
@@ -38,4 +39,20 @@ def _memory_in_bytes(values: Values) -> Values:
     return {**values, "evidence": {**kept, "peak_memory_bytes": round(gib * (1 << 30))}}
 
 
-_STEPS: dict[int, Callable[[Values], Values]] = {1: _memory_in_bytes}
+def facts_of_schema_2(facts: Any) -> Any:
+    """Facts of a dataset as schema 2 had them -> as schema 3 has them, which a run's folder may hold too."""
+    if not isinstance(facts, dict) or "kind" not in facts:
+        return facts
+    kept = {key: value for key, value in facts.items() if key != "kind"}
+    return {**kept, "masks": "some"} if facts["kind"] == _MASKED else kept
+
+
+def _masks_apart(values: Values) -> Values:
+    """2 -> 3: `kind` was a text, `pictures` or `pictures with masks`; it is what they teach, and masks stand apart."""
+    evidence = values.get("evidence")
+    if not isinstance(evidence, dict) or "dataset" not in evidence:
+        return values
+    return {**values, "evidence": {**evidence, "dataset": facts_of_schema_2(evidence["dataset"])}}
+
+
+_STEPS: dict[int, Callable[[Values], Values]] = {1: _memory_in_bytes, 2: _masks_apart}

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from trainer import card_file, files, lora_file, presets
+from trainer import card_file, files, lora_file, preset_proposal, presets
 from trainer.card_file.reading import Opened
 from trainer.cards import comparing, describing, keeping, making, pictures, places, sources, suiting
 from trainer.cards.comparing import Difference
 from trainer.cards.sources import Source
 from trainer.config import BatchConfig, StackConfig, TrainConfig
 from trainer.errors import ConfigError
+from trainer.preset_proposal import Proposal
 from trainer.printing import plain, printable
 
 if TYPE_CHECKING:
@@ -37,30 +38,31 @@ def shown(opened: Opened, as_json: bool) -> str:
 # Importing.
 
 
-def imported(file: Path, name: str | None, dry_run: bool, as_json: bool) -> str:
-    """A card kept as a preset, or what it would change; the text that says so. Raises: ConfigError."""
+def proposed(file: Path, name: str | None) -> Proposal:
+    """A card as it would be kept, and what it would change. Raises: ConfigError."""
     opened = card_file.read(file)
+    raw = file.read_bytes()
     if not isinstance(opened.settings, TrainConfig):
-        return _kept_stack(file.read_bytes(), opened, name, dry_run, as_json)
+        return _proposed_stack(raw, opened, name)
     text, wanted = keeping.preset_text(opened), name or keeping.preset_name(opened.card.title)
-    changes = comparing.against_defaults(opened.settings)
-    missing = _missing(opened)
-    kept = ""
-    if not dry_run:
-        keeping.keep(file.read_bytes())
-        kept = presets.add(wanted, text).stem
-    if as_json:
-        facts: dict[str, Any] = {"digest": opened.digest, "title": opened.card.title, "name": kept or wanted}
-        facts |= {"kept": bool(kept), "missing": missing, "settings": _as_values(changes)}
-        return json.dumps(facts, indent=2)
-    head = f"kept as the preset {kept}." if kept else f"would be kept as the preset {wanted}; nothing was written."
-    lines = [f"{label}: {text}" for label, text in describing.facts(opened)]
-    lines += [f"{one.key} = {comparing.spelled(one.after)}   ({one.title})" for one in changes]
-    return _printed([opened.card.title, *lines, *missing, head])
+    kept_as = presets.free_name(wanted)
+    changes, missing = comparing.against_defaults(opened.settings), _missing(opened)
+    settings, _ = places.forgotten(opened.settings, places.needed(opened.settings))  # as a preset has them
+    lines, existing = preset_proposal.beside(wanted, settings)
+    facts: dict[str, Any] = {"digest": opened.digest, "title": opened.card.title, "name": kept_as}
+    facts |= {"missing": missing, "settings": _as_values(changes)} | existing
+    said = [f"{label}: {text}" for label, text in describing.facts(opened)]
+    said += [f"{one.key} = {comparing.spelled(one.after)}   ({one.title})" for one in changes]
+
+    def keep() -> dict[str, str]:
+        keeping.keep(raw)
+        return {"name": presets.add(wanted, text).stem}
+
+    return Proposal(_printed([opened.card.title, *said, *missing, *lines]), facts, f"the preset {kept_as}", keep)
 
 
-def imported_picture(file: Path, name: str | None, dry_run: bool, as_json: bool) -> str | None:
-    """The stack of a picture, an A1111 text or a ComfyUI graph kept as a card; None for a file that is none of these.
+def proposed_picture(file: Path, name: str | None) -> Proposal | None:
+    """The stack of a picture, an A1111 text or a ComfyUI graph as a card; None for a file that is none of these.
 
     Raises: ConfigError.
     """
@@ -69,22 +71,25 @@ def imported_picture(file: Path, name: str | None, dry_run: bool, as_json: bool)
         return None
     stack, notes = found
     raw = making.make(Source("file", plain(file.stem, 150), stack), making.Wishes()).raw
-    text = _kept_stack(raw, card_file.opened(raw, file.name), name, dry_run, as_json)
-    return text if as_json else _printed([*text.splitlines(), *(f"note: {note}" for note in notes)])
+    proposal = _proposed_stack(raw, card_file.opened(raw, file.name), name)
+    return dataclasses.replace(proposal, lines=[*proposal.lines, *_printed([f"note: {note}" for note in notes])])
 
 
-def _kept_stack(raw: bytes, opened: Opened, name: str | None, dry_run: bool, as_json: bool) -> str:
-    """The same for a stack or a batch, whose settings are written where they are asked for: beside the card."""
+def _proposed_stack(raw: bytes, opened: Opened, name: str | None) -> Proposal:
+    """The same for a stack or a batch, which is kept as its card; its settings are written where they are asked for."""
     if name is not None:
         raise ConfigError(f"--name is for settings of a training; this is a {opened.card.kind}.")
-    where = "" if dry_run else str(keeping.keep(raw))
-    if as_json:
-        facts = {"digest": opened.digest, "title": opened.card.title, "kept": bool(where), "missing": _missing(opened)}
-        return json.dumps(facts, indent=2)
+    missing = _missing(opened)
+    facts = {"digest": opened.digest, "title": opened.card.title, "missing": missing}
     use = "draw it with: velatura render --stack" if isinstance(opened.settings, StackConfig) else "velatura batch"
-    head = f"kept as {where}; `velatura preset show` prints its settings, {use}." if where else "nothing was written."
-    lines = [f"{label}: {text}" for label, text in describing.facts(opened)]
-    return _printed([opened.card.title, *lines, *_missing(opened), head])
+    said = [f"{label}: {text}" for label, text in describing.facts(opened)]
+    said.append(f"`velatura preset show` prints its settings, {use}.")
+    if opened.digest in keeping.every():
+        said.append("it is kept already.")
+    what = f"the card {keeping.place(opened.digest)}"
+    return Proposal(
+        _printed([opened.card.title, *said, *missing]), facts, what, lambda: {"file": str(keeping.keep(raw))}
+    )
 
 
 def _missing(opened: Opened) -> list[str]:
@@ -95,8 +100,8 @@ def _missing(opened: Opened) -> list[str]:
     return suiting.missing(opened.card, is_here, lora_file.library([Path("outputs")]) if used else None)
 
 
-def _printed(lines: list[str]) -> str:
-    return "\n".join(printable(" ".join(plain(line, 4000).split())) for line in lines if line.strip())
+def _printed(lines: list[str]) -> list[str]:
+    return [printable(" ".join(plain(line, 4000).split())) for line in lines if line.strip()]
 
 
 def _as_values(found: list[Difference]) -> list[dict[str, Any]]:

@@ -79,7 +79,11 @@ def dataset(facts: DatasetFacts) -> str:
     size = f", {spread} on the shorter side" if len(sides) == 3 else ""
     heldout = f", {facts.num_heldout} more held out" if facts.num_heldout else ""
     name = f" ({plain(facts.name, 80)})" if facts.name else ""
-    return f"{facts.num_pictures} {plain(facts.kind, 60)}{name}{size}, {_STYLES[facts.captions]}{heldout}"
+    of = {"unknown": "", "style": " of a style", "character": " of a character", "concept": " of a concept"}[facts.kind]
+    masks = {"none": "", "some": ", some with masks", "all": " with masks"}[facts.masks]
+    regular = f", {facts.num_regular} regularisation pictures" if facts.num_regular else ""
+    pictures = f"{facts.num_pictures} pictures{of}{name}{masks}{size}"
+    return f"{pictures}, {_STYLES[facts.captions]}{regular}{heldout}"
 
 
 def _lora(name: str, digest: str, address: str) -> str:

@@ -50,9 +50,14 @@ def every() -> dict[str, Path]:
     return {path.stem: path for path in sorted(times, key=lambda path: times[path], reverse=True)}
 
 
+def place(digest: str) -> Path:
+    """Where a card is kept."""
+    return folder() / f"{digest}{bundle.SUFFIX}"
+
+
 def keep(raw: bytes) -> Path:
     """A card's file under its digest; one that is here already stays. Raises: ConfigError for what is no card."""
-    path = folder() / f"{reading.opened(raw, 'the card').digest}{bundle.SUFFIX}"
+    path = place(reading.opened(raw, "the card").digest)
     folder().mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         files.write(path, raw)

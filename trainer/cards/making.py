@@ -17,6 +17,7 @@ from trainer.card_file.contents import (
     BaseOrigin,
     Card,
     DatasetFacts,
+    DatasetKind,
     Evidence,
     HeldoutPoint,
     LoraOrigin,
@@ -49,6 +50,7 @@ class Wishes:
     licence: str = ""
     note: str = ""
     source_url: str = ""
+    kind: DatasetKind = "unknown"  # what its pictures teach; else what the run knows
     with_samples: bool = False
     with_names: bool = False  # the dataset's name, and rules by its folders' names
 
@@ -82,6 +84,8 @@ def _again(opened: reading.Opened, wishes: Wishes) -> Made:
     told = {key: value.strip() for key in ("title", "author", "licence", "note", "source_url")
             if (value := getattr(wishes, key))}  # fmt: skip
     values = opened.card.model_dump(mode="json", exclude_none=True) | told
+    if wishes.kind != "unknown" and opened.card.evidence:
+        values["evidence"]["dataset"]["kind"] = wishes.kind
     return Made(reading.packed(reading.parse(Card, values, "the card"), opened.settings, opened.pictures), [])
 
 
@@ -100,7 +104,7 @@ def _of_training(source: Source, config: TrainConfig, wishes: Wishes) -> Made:
     if not wishes.with_names and (dropped := places.left_out(config)):
         notes.append(f"{' and '.join(dropped)} name folders of the dataset and were left out.")
     settings = places.without(config, wishes.with_names)
-    evidence = _evidence(run, config, log, wishes.with_names) if run else None
+    evidence = _evidence(run, config, log, wishes) if run else None
     card = _said(
         wishes,
         kind="train",
@@ -170,7 +174,7 @@ def _lora(path: Path, role: str, source_url: str) -> LoraOrigin | None:
 # Evidence.
 
 
-def _evidence(run: Run, config: TrainConfig, log: list[Event], with_names: bool) -> Evidence | None:
+def _evidence(run: Run, config: TrainConfig, log: list[Event], wishes: Wishes) -> Evidence | None:
     """What a run showed; None for one that made no step."""
     started, done = last(log, Started), last(log, Finished)
     steps = [event for event in log if isinstance(event, Step)]
@@ -186,8 +190,10 @@ def _evidence(run: Run, config: TrainConfig, log: list[Event], with_names: bool)
     ]
     kept = run_facts.kept(run.folder) or RunFacts(dataset=_facts_of(started, last(log, Planned)))
     facts = kept.dataset
-    if with_names:
+    if wishes.with_names:
         facts = facts.model_copy(update={"name": plain(Path(config.data.folder).name, 199)})
+    if wishes.kind != "unknown":
+        facts = facts.model_copy(update={"kind": wishes.kind})
     return Evidence(
         device=kept.device or plain(started.device, 199),
         dtype=plain(started.dtype, 199),

@@ -120,7 +120,7 @@ class MemoryConfig(Settings):
         "auto",
         "Compile",
         "Compile the denoiser's repeated blocks: half a minute at the start, faster steps on a GPU; graphs also "
-        "spares the launches, for more memory. auto: on a GPU, where the run is long enough.",
+        "spares the launches, for more memory. auto: on a GPU, where it was measured to pay, else in long runs.",
         advanced=True,
     )
     offload_activations: bool = setting(

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from trainer import files, system
-from trainer.data import uploads
+from trainer.data import kohya_folders, uploads
 from trainer.errors import DataError
 
 _LEFT_OUT = ".left-out"  # a line for each entry that was not taken
@@ -51,6 +51,17 @@ def opened(path: Path) -> tuple[Path, list[str]]:
             f"{path} can't be unpacked beside itself ({error.strerror}); unpack it where there is room and name the "
             f"folder."
         ) from None
+
+
+def fill(folder: Path, path: Path) -> uploads.Report:
+    """A zip's pictures in a new dataset's folder; in its own folders where those say repeats, as kohya's do.
+
+    Raises: DataError if the zip can't be trusted or there is no writing.
+    """
+    names = uploads.names_in(path)
+    if any(kohya_folders.says_repeats(PurePosixPath(name.replace("\\", "/"))) for name in names):
+        return uploads.unpack_zip(folder, path, _place)
+    return uploads.add_zip(folder, path)
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from trainer.data.folder_rules import MAX_REPEATS
 from trainer.data.picture_file import PictureFile
@@ -44,6 +44,11 @@ def apply_names(folder: Path, pictures: list[PictureFile], problems: list[str]) 
 
     problems += [_line(home, folder, caption, captionless[home]) for home, caption in captions.items()]
     return result
+
+
+def says_repeats(path: PurePath) -> bool:
+    """Whether a folder of a picture's path is named as kohya does, with how often its pictures are repeated."""
+    return any(_NAME.fullmatch(part) for part in path.parts[:-1])
 
 
 def _innermost(place: Path, folder: Path) -> Path | None:

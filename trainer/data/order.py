@@ -62,6 +62,10 @@ class Order:
         first = step * self.config.accumulation
         return [(number, self.batch(number)) for number in range(first, first + self.config.accumulation)]
 
+    def shapes(self) -> set[tuple[Bucket, int]]:
+        """Each bucket with each number of pictures that a batch of it has."""
+        return {(self.entries[indexes[0]].bucket, len(indexes)) for indexes in self._epoch(0)}
+
     def batch(self, number: int) -> list[Sample]:
         """The samples of one batch, all of one bucket."""
         epoch, place = divmod(number, self.num_batches)

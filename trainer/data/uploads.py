@@ -154,6 +154,12 @@ def _with_rows(sources: list[_Source], report: Report) -> list[_Source]:
     return rest
 
 
+def names_in(zip_path: Path) -> list[str]:
+    """The names of what may be read of a zip. Raises: DataError if it can't be trusted."""
+    with _entries(zip_path, Report()) as sources:
+        return [source.name for source in sources]
+
+
 def unpack_zip(folder: Path, zip_path: Path, place: Callable[[str], Path | None]) -> Report:
     """Copy what a dataset is made of into an empty `folder`, each entry where `place` says. Raises: as `add_zip`."""
     report, total, taken = Report(), 0, set()

@@ -97,8 +97,9 @@ def encode_image(pipe: QwenImagePipeline, images: Tensor) -> Tensor:
 def _mask(conditioning: dict[str, Tensor]) -> Tensor | None:
     """(B, L), 1 at tokens of the caption, 0 at padding; None, as the pipeline has it, where there is no padding."""
     text, lengths = conditioning["encoder_hidden_states"], conditioning[pipelines.LENGTHS]
-    mask = (torch.arange(text.shape[1])[None] < lengths[:, None]).long()
-    return None if bool(mask.all()) else mask.to(text.device, non_blocking=True)
+    if min(lengths.tolist()) == text.shape[1]:
+        return None
+    return (torch.arange(text.shape[1])[None] < lengths[:, None]).long().to(text.device, non_blocking=True)
 
 
 def denoise(denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:

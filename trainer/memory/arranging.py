@@ -5,8 +5,10 @@ They are attention, compiled blocks, what is computed twice, and what waits on t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
 from trainer import choices, sample_passes, system
-from trainer.memory import attention, attention_probe, compiling, fetching, frozen, mechanics
+from trainer.memory import attention, attention_probe, compile_times, compiling, fetching, frozen, graphing, mechanics
 
 if TYPE_CHECKING:
     from trainer.training_model import TrainingModel
@@ -54,10 +56,18 @@ def arrange(model: TrainingModel) -> None:
         _choose_kernels(model)
     _scale_inputs(denoiser, model.device)
 
-    def num_shapes() -> int:
-        return len({entry.bucket for entry in model.encoded.entries})
-
-    model.memory = compiling.choose(denoiser, settings, passes(model), num_shapes, model.device)
+    key = times_key(model) if compiling.is_possible(settings, model.device) else ""
+    times = partial(_known_times, model, key)
+    model.memory, model.compile_reason = compiling.choose(
+        denoiser, settings, passes(model), lambda: len(_shapes(model)), model.device, times
+    )
+    model.recorder = (
+        graphing.Recorder(model.trained.values(), model.device) if model.memory.compile == "graphs" else None
+    )
+    is_watched = key and model.memory.compile != "graphs"
+    model.watch = (
+        compile_times.Watch(key, model.memory.compile == "blocks", passes(model).a_step) if is_watched else None
+    )
     if model.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
@@ -71,8 +81,28 @@ def _move_encoders(model: TrainingModel) -> None:
 def passes(model: TrainingModel) -> compiling.Passes:
     """Forward and backward passes of the whole run, about."""
     rows = -(-model.config.batch_size // model.world.size)
-    a_step = model.config.accumulation * -(-rows // (model.memory.micro_batch or rows))
+    a_step = model.accumulation * -(-rows // (model.memory.micro_batch or rows))
     return compiling.Passes(model.config.max_steps, a_step)
+
+
+def _shapes(model: TrainingModel) -> set[tuple[int, int, int]]:
+    """What this process's passes are computed at: width_px, height_px and pictures at once."""
+    return {
+        (*bucket, len(rows)) for bucket, num in model.encoded.order.shapes() for rows in model.parts(num) if len(rows)
+    }
+
+
+def times_key(model: TrainingModel) -> str:
+    """What the times of this model's passes are kept under."""
+    preserves = bool(model.config.objective.preservation_weight)
+    about = [*_shapes(model), model.dtype, f"text {model.trains_text}", f"preserving {preserves}"]
+    return compile_times.key(attention_probe.machine(model.device), model.denoiser, model.memory, about)
+
+
+def _known_times(model: TrainingModel, key: str) -> compile_times.Times:
+    """What the first process knows, so that all of them choose alike."""
+    mine = compile_times.known(key)
+    return compile_times.Times(*json.loads(model.world.share(json.dumps([*vars(mine).values()]))))
 
 
 def _choose_kernels(model: TrainingModel) -> None:

@@ -2,10 +2,10 @@
 
 At batch 1 a GPU waits for Python: on an H100 with torch 2.11 four pictures of SDXL took the time of one, and compiling
 its transformer blocks took plain diffusers from 0.56 to 0.34 s a step, after 27 s. Ours is not measured yet (`velatura
-bench gpu` does). `auto` compiles only for runs that are long enough; a CPU gains nothing.
+bench gpu` does). `auto` weighs what compiling took on this machine against what it spares the steps ahead
+(`compile_times`), and where nothing was measured goes by the run's length; a CPU gains nothing.
 Blocks of a few shapes are compiled for each of them, and for shapes as such beyond that; which, is known before
-the first step and so the same in a resumed run. `graphs` also records a block's kernels and replays them (CUDA graphs,
-through inductor), which spares the launches but keeps every block's memory apart.
+the first step and so the same in a resumed run. `graphs` also records whole passes and replays them (`graphing`).
 
 A compiled step rounds otherwise than an eager one: the same settings give the same bytes on the same machine and
 versions, and a resumed run goes on with what the checkpoint says was chosen; another GPU or version of torch may differ
@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from trainer import choices, forwards, system
-from trainer.config import MemoryConfig
+from trainer.config import MemoryConfig, TrainConfig
+from trainer.memory.compile_times import Times
 
 BACKEND: Any = "inductor"  # what torch compiles with
 _WORTH_PASSES = 400  # forward and backward passes; those 27 s are won back after 130
@@ -45,9 +46,20 @@ class Passes(NamedTuple):
     steps: int
     a_step: int
 
+    @property
+    def number(self) -> int:
+        return self.steps * self.a_step
 
-def check(settings: MemoryConfig, device: str, passes_a_step: int = 1) -> list[str]:
-    """A sentence for what can't be compiled, in steps of so many forward and backward passes."""
+
+class Choice(NamedTuple):
+    """Settings, and a sentence on what `auto` went by where it had a choice."""
+
+    settings: MemoryConfig
+    reason: str = ""
+
+
+def check(settings: MemoryConfig, device: str) -> list[str]:
+    """A sentence for each setting that can't go with the way of compiling, or is missing for it."""
     chosen, problems = settings.compile, []
     if chosen in ("auto", "off"):
         return []
@@ -58,13 +70,13 @@ def check(settings: MemoryConfig, device: str, passes_a_step: int = 1) -> list[s
     if settings.shard:
         problems.append(_RULED_OUT.format(chosen, "memory.shard"))
     if chosen == "graphs":
-        problems += _against_graphs(settings, device, passes_a_step)
+        problems += _against_graphs(settings, device)
     if missing := _missing_compiler(device):
         problems.append(f"memory.compile is {chosen!r}, which needs {missing}; allowed without: auto, off.")
     return problems
 
 
-def _against_graphs(settings: MemoryConfig, device: str, passes_a_step: int) -> list[str]:
+def _against_graphs(settings: MemoryConfig, device: str) -> list[str]:
     problems = []
     if device != "cuda":
         problems.append(f"memory.compile is 'graphs', but the run is on {device}; allowed there: auto, off, blocks.")
@@ -73,20 +85,30 @@ def _against_graphs(settings: MemoryConfig, device: str, passes_a_step: int) -> 
             "memory.compile is 'graphs', which keeps what it computes where it is; allowed with checkpointing and "
             "offloaded activations: blocks."
         )
-    # What a graph gives lies in its own memory, gradients too: the next pass writes over what is to be added to.
-    if passes_a_step > 1:
-        problems.append(
-            f"memory.compile is 'graphs', which can't add up gradients, but a step is {passes_a_step} passes by "
-            f"accumulation or memory.micro_batch; allowed with several: auto, off, blocks."
-        )
     return problems
 
 
-def possible(settings: MemoryConfig, device: str, passes_a_step: int) -> MemoryConfig:
+def against_recording(config: TrainConfig) -> list[str]:
+    """A sentence if a pass of such a run draws numbers, or reads captions, which a recording would repeat."""
+    reasons = {
+        "adapter.dropout": getattr(config.adapter, "dropout", 0.0),
+        "adapter.text_encoder": getattr(config.adapter, "text_encoder", False),
+        "inversion.token": config.inversion.token,
+        "objective.preservation_weight": config.objective.preservation_weight,
+    }
+    names = [name for name, value in reasons.items() if value]
+    if config.memory.compile != "graphs" or not names:
+        return []
+    return [
+        f"memory.compile is 'graphs', which doesn't go with {', '.join(names)}; allowed with it: auto, off, blocks."
+    ]
+
+
+def possible(settings: MemoryConfig, device: str) -> MemoryConfig:
     """The settings, with a slower way of compiling where theirs doesn't go with the rest of them."""
     ways = _SLOWER[_SLOWER.index(settings.compile) :] if settings.compile in _SLOWER else ()
     tried = (settings.model_copy(update={"compile": way}) for way in ways)
-    return next((way for way in tried if not check(way, device, passes_a_step)), settings)
+    return next((way for way in tried if not check(way, device)), settings)
 
 
 def _missing_compiler(device: str) -> str:
@@ -125,29 +147,51 @@ def is_possible(settings: MemoryConfig, device: str) -> bool:
 
 
 def choose(
-    denoiser: nn.Module, settings: MemoryConfig, passes: Passes, num_shapes: Callable[[], int], device: str
-) -> MemoryConfig:
+    denoiser: nn.Module,
+    settings: MemoryConfig,
+    passes: Passes,
+    num_shapes: Callable[[], int],
+    device: str,
+    times: Callable[[], Times] = Times,
+) -> Choice:
     """The settings with what was chosen in `auto`'s place; the denoiser's blocks are then compiled, or not.
 
-    `auto` goes by the passes ahead. May be called again: what was compiled before is taken back first.
+    `auto` goes by the passes ahead and by what was measured of such before, which is `times()`. May be called again:
+    what was compiled before is taken back first.
     """
     choices.check(settings, "memory.")
-    blocks = repeated(denoiser)
+    blocks, reason = repeated(denoiser), ""
     if settings.compile == "auto":
-        gains = is_possible(settings, device) and passes.steps * passes.a_step >= _WORTH_PASSES and blocks
-        chosen = "blocks" if gains else "off"
+        chosen = "off"
+        if is_possible(settings, device) and blocks:
+            chosen, reason = weighed(times(), passes)
     else:  # settings of another machine, or another number of processes
-        chosen = possible(settings, device.partition(":")[0], passes.a_step).compile
+        chosen = possible(settings, device.partition(":")[0]).compile
 
     # For shapes as such only where there are too many of them to compile each.
     dynamic = chosen != "off" and num_shapes() * _num_kinds(blocks) > _MOST_VARIANTS
-    mode = "reduce-overhead" if chosen == "graphs" else None
-    compiled = partial(torch.compile, dynamic=dynamic, mode=mode, backend=BACKEND)
+    compiled = partial(torch.compile, dynamic=dynamic, backend=BACKEND)
     for block in blocks:
         forwards.unwrap(block, "compiled")
         if chosen != "off":
             forwards.wrap(block, "compiled", compiled)
-    return settings.model_copy(update={"compile": chosen})
+    return Choice(settings.model_copy(update={"compile": chosen}), reason)
+
+
+def weighed(times: Times, passes: Passes) -> tuple[str, str]:
+    """Whether `auto` compiles blocks for so many passes, by what was measured or else by a rule, and a sentence."""
+    saved_s = times.saved_s(passes.number)
+    if saved_s is None:
+        chosen = "blocks" if passes.number >= _WORTH_PASSES else "off"
+        return chosen, (
+            f"memory.compile=auto takes {chosen!r} by a rule ({_WORTH_PASSES} passes or more are compiled, this run "
+            f"has {passes.number}): how long compiling this model takes here has not been measured; --rehearse does."
+        )
+    chosen = "blocks" if saved_s > 0 else "off"
+    return chosen, (
+        f"memory.compile=auto takes {chosen!r}, {abs(saved_s):.0f} s faster for {passes.number} passes: compiled "
+        f"blocks take {times.described()}, as measured on this machine."
+    )
 
 
 def repeated(denoiser: nn.Module) -> list[nn.Module]:
@@ -176,9 +220,3 @@ def _num_kinds(blocks: list[nn.Module]) -> int:
     for block in blocks:
         kinds.setdefault(type(block), set()).add(tuple(parameter.shape for parameter in block.parameters()))
     return max(map(len, kinds.values()), default=0)
-
-
-def begin_pass(settings: MemoryConfig) -> None:
-    """To be called before a forward: what the last one's graphs gave may be written over."""
-    if settings.compile == "graphs":
-        torch.compiler.cudagraph_mark_step_begin()

@@ -48,7 +48,7 @@ def check(config: TrainConfig) -> list[str]:
         )
 
     # Compiled blocks, fetched blocks, fewer bits.
-    problems += compiling.check(settings, device, _passes_a_step(settings, config, config.batch_size))
+    problems += compiling.check(settings, device) + compiling.against_recording(config)
     if settings.offload == "blocks" and (reasons := _against_fetching(config, settings.quantise)):
         problems.append(
             f"memory.offload is 'blocks', which doesn't go with {', '.join(reasons)}; allowed with it: none, encoders."
@@ -128,7 +128,7 @@ def next_rung(now: MemoryConfig, config: TrainConfig, num_rows: int, device: str
         words = f"the base's linear layers are kept in {8 if kind == 'int8' else 4} bits ({kind})"
     else:
         return None
-    return _with_compiling(now.model_copy(update=update), words, config, num_rows, device)
+    return _with_compiling(now.model_copy(update=update), words, device)
 
 
 def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[MemoryConfig, str] | None:
@@ -136,23 +136,15 @@ def loading_rung(now: MemoryConfig, config: TrainConfig, device: str) -> tuple[M
     if not can_offload(device) or now.offload == "blocks" or _against_fetching(config, now.quantise):
         return None
     words = "the base waits on the CPU, and its blocks are fetched ahead of their use"
-    return _with_compiling(now.model_copy(update={"offload": "blocks"}), words, config, config.batch_size, device)
+    return _with_compiling(now.model_copy(update={"offload": "blocks"}), words, device)
 
 
-def _with_compiling(
-    settings: MemoryConfig, words: str, config: TrainConfig, num_rows: int, device: str
-) -> tuple[MemoryConfig, str]:
+def _with_compiling(settings: MemoryConfig, words: str, device: str) -> tuple[MemoryConfig, str]:
     """A rung's settings and words, with compiled blocks as they go with it."""
-    passes_a_step = _passes_a_step(settings, config, num_rows)
-    possible = compiling.possible(settings, device.partition(":")[0], passes_a_step)
+    possible = compiling.possible(settings, device.partition(":")[0])
     if possible.compile != settings.compile:
         words += f", and memory.compile is {possible.compile}, since {settings.compile} doesn't go with it"
     return possible, words
-
-
-def _passes_a_step(settings: MemoryConfig, config: TrainConfig, num_rows: int) -> int:
-    """Forward and backward passes of a step in a process that has at most so many pictures of a batch at once."""
-    return config.accumulation * -(-num_rows // (settings.micro_batch or num_rows))
 
 
 class Change(NamedTuple):

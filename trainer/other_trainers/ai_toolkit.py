@@ -33,7 +33,7 @@ _FLAGS = {
 FAMILIES = {
     "sd1": "sd", "sd15": "sd", "sd2": "sd", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "flux2": "flux2dev",
     "flux2_klein_4b": "flux2", "flux2_klein_9b": "flux2", "chroma": "chroma", "qwen_image": "qwen", "zimage": "zimage",
-    "lumina2": "lumina2", "hidream": "hidream", "pixart": "pixart", "auraflow": "auraflow", "sana": "sana",
+    "lumina2": "lumina2", "hidream": "hidream", "pixart": "pixart", "pixart_sigma": "pixart", "auraflow": "auraflow",
 }  # fmt: skip
 _DTYPES = {
     "fp32": "float32", "float32": "float32", "float": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16",

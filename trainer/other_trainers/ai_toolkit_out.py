@@ -12,9 +12,9 @@ from trainer.config import TrainConfig
 from trainer.other_trainers import out_parts
 
 _ARCHITECTURES = {
-    "sd": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "flux2": "flux2_klein_4b", "flux2dev": "flux2",
+    "sd": "sd1", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "flux2": "flux2_klein_4b", "flux2dev": "flux2",
     "chroma": "chroma", "qwen": "qwen_image", "zimage": "zimage", "lumina2": "lumina2", "hidream": "hidream",
-    "pixart": "pixart", "auraflow": "auraflow", "sana": "sana",
+    "pixart": "pixart_sigma", "auraflow": "auraflow",
 }  # fmt: skip
 _DTYPES = {"auto": "bf16", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _SAVED = {"float32": "float32", "bfloat16": "bf16", "float16": "float16"}
@@ -100,7 +100,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         "lr_scheduler": schedules.get(optimizer.schedule, "cosine"),
         "optimizer_params": {
             key: value
-            for key, value in out_parts.optimizer_values(config).items()
+            for key, value in out_parts.optimizer_values(config, _OPTIMIZERS).items()
             if key != "eps"  # ai-toolkit sets it itself, and refuses it twice
         },
         "max_grad_norm": optimizer.max_grad_norm, "dtype": _DTYPES[config.dtype],
@@ -108,7 +108,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         "noise_scheduler": "ddpm" if config.family in ("sd", "sdxl", "pixart") else "flowmatch",
         **_range(config),
     }  # fmt: skip
-    if optimizer.warmup_steps:
+    if values["lr_scheduler"] == "constant_with_warmup":  # torch's classes, which the others are, take no warm-up
         values["lr_scheduler_params"] = {"num_warmup_steps": optimizer.warmup_steps}
     if optimizer.ema_decay:
         values["ema_config"] = {"use_ema": True, "ema_decay": optimizer.ema_decay}

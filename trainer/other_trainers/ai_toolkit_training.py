@@ -128,8 +128,13 @@ def put_optimizer(reading: Reading) -> None:
         reading.put("optimizer.schedule", "cosine", "train.lr_scheduler", why="its only cycle is as long as the run")
     else:
         learning.put_schedule(reading, name, "train.lr_scheduler")
-    warmup = reading.whole("train.lr_scheduler_params.num_warmup_steps", 1000 if name == "constant_with_warmup" else 0)
-    learning.put_warmup(reading, warmup, reading.settings["max_steps"], "train.lr_scheduler_params.num_warmup_steps")
+    key = "train.lr_scheduler_params.num_warmup_steps"
+    if name in ("constant", "linear", "cosine", "cosine_with_restarts", "step"):
+        reading.put("optimizer.warmup_steps", 0)
+        reading.cannot(key, f"{name}, a class of torch's there, takes no warm-up; constant_with_warmup does")
+    else:
+        warmup = reading.whole(key, 1000 if name == "constant_with_warmup" else 0)
+        learning.put_warmup(reading, warmup, reading.settings["max_steps"], key)
     for key in reading.seen:
         if key.startswith("train.lr_scheduler_params.") and not key.endswith("num_warmup_steps"):
             reading.cannot(key, "the schedules here have no such arguments")

@@ -28,7 +28,8 @@ SIMPLETUNER: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("adamwbf16", "bnbadamw", "bnbadamw8bit", "bnbadamwpaged", "bnbadamw8bitpaged", "aoadamw8bit"), _COARSE
     ),
-    "optimiadamw": _OPTIMI, "optimistableadamw": _OPTIMI | {"weight_decay": 0.01},
+    **dict.fromkeys(("optimiadamw", "optimiadam", "optimiradam", "optimiranger"), _OPTIMI),
+    "optimiadan": {"betas": (0.98, 0.92, 0.999), "eps": 1e-6}, "optimistableadamw": _OPTIMI | {"weight_decay": 0.01},
     "adamwschedulefree": {"weight_decay": 0.01}, "prodigy": {"betas": (0.9, 0.99)},
 }  # fmt: skip
 DIFFUSION_PIPE: dict[str, dict[str, Any]] = {

@@ -7,10 +7,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import families, files, presets
+from trainer import families, files, preset_proposal, presets
+from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing, presets_from, recipes_out
 from trainer.other_trainers.contract import STATUSES, Imported
+from trainer.preset_proposal import Proposal
+from trainer.printing import printable
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,21 @@ class Wanted:
     base: str = ""
 
 
-def imported(file: Path, wanted: Wanted, dry_run: bool, as_json: bool) -> str:
-    """Keep the recipe in a file as a preset of the user's own, or only read it; the report of its keys.
-
-    Raises: ConfigError.
-    """
+def proposed(file: Path, wanted: Wanted) -> Proposal:
+    """The recipe in a file as the preset that it would be kept as, with the report of its keys. Raises: ConfigError."""
     family = families.known(wanted.family) if wanted.family else ""
     recipe = importing.read(file, wanted.pictures, family, wanted.base)
-    if dry_run:
-        preset = wanted.name or presets_from.name_of(recipe, file)
-    else:
-        preset = presets_from.keep(recipe, file, wanted.name).stem
-    if as_json:
-        return json.dumps(_report(recipe, preset) | {"kept": not dry_run}, indent=2)
-    lines = _lines(recipe, preset)
-    return "\n".join([*lines, "", "nothing was written."] if dry_run else lines)
+    name = wanted.name or presets_from.name_of(recipe, file)
+    kept_as = presets.free_name(name)
+    settings = parse(TrainConfig, recipe.settings, "the recipe")
+    lines, existing = preset_proposal.beside(name, settings)
+    report = _lines(recipe, kept_as)
+    return Proposal(
+        [*report, *(["", *map(printable, lines)] if lines else [])],
+        _report(recipe) | existing | {"preset": kept_as},
+        f"the preset {kept_as}",
+        lambda: {"preset": presets_from.keep(recipe, file, wanted.name).stem},
+    )
 
 
 def knows(file: Path) -> bool:
@@ -61,12 +64,11 @@ def exported(preset: str, tool: str, out: Path, as_json: bool) -> str:
     return "\n".join([str(out), *map(str, beside), *(["can't be said there:", *lines] if lines else [])])
 
 
-def _report(recipe: Imported, preset: str) -> dict[str, object]:
+def _report(recipe: Imported) -> dict[str, object]:
     """The report as JSON; `tool` and `keys` are what other programs may rely on."""
     return {
         "tool": recipe.tool,
         "version": recipe.version,
-        "preset": preset,
         "keys": [dataclasses.asdict(key) for key in recipe.keys],
         "left_out": [dataclasses.asdict(key) for key in recipe.left_out],
         "notes": list(recipe.notes),

@@ -16,6 +16,7 @@ _SCRIPTS = {
     "zimage": "train_dreambooth_lora_z_image.py", "lumina2": "train_dreambooth_lora_lumina2.py",
     "hidream": "train_dreambooth_lora_hidream.py", "sana": "train_dreambooth_lora_sana.py",
 }  # fmt: skip
+_NOT_OF_SD = ("optimizer", "random_flip", "text_encoder_lr")  # options of all scripts but the oldest
 _PRECISIONS = {"auto": "bf16", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _FLOW_FF = "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,ff.net.0.proj,ff.net.2"
 
@@ -24,6 +25,8 @@ def text(config: TrainConfig) -> str:
     """The script. Raises: ConfigError for a family that no script of diffusers trains."""
     script = out_parts.family_of(config, _SCRIPTS, "diffusers")
     values = {**_adapter(config), **_learning(config), **_data(config)}
+    if config.family == "sd":
+        values = {key: value for key, value in values.items() if key not in _NOT_OF_SD}
     lines = [f"  --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in values.items()]
     start = "# Made by Velatura for diffusers' examples; pictures and prompt are yours to set.\n"
     return start + " \\\n".join([f"accelerate launch {script}", *lines]) + "\n"
@@ -71,6 +74,8 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
             values["snr_gamma"] = objective.min_snr_gamma
         return values
     values["weighting_scheme"] = {"uniform": "none", "mode": "mode"}.get(objective.timesteps, "logit_normal")
+    if config.family == "sd3" and objective.timesteps == "uniform":  # its script has no "none"; a mode of 0 is that
+        values |= {"weighting_scheme": "mode", "mode_scale": 0.0}
     if objective.timesteps == "logit-normal":
         values |= {"logit_mean": -objective.timesteps_mean, "logit_std": objective.timesteps_std}
     if config.family == "flux":

@@ -216,6 +216,8 @@ def _put_objective(reading: Reading) -> None:
         reading.put("objective.timesteps", "logit-normal", "weighting_scheme")
         reading.put("objective.timesteps_mean", -reading.number("logit_mean"), "logit_mean")
         reading.put("objective.timesteps_std", reading.number("logit_std", 1.0), "logit_std")
+    elif scheme == "mode" and reading.number("mode_scale", 1.29) == 0:
+        reading.put("objective.timesteps", "uniform", "weighting_scheme", "mode_scale", why="a mode of 0 is uniform")
     elif scheme == "mode":
         reading.put("objective.timesteps", "mode", "weighting_scheme")
         reading.put("objective.timesteps_mode_scale", reading.number("mode_scale", 1.29), "mode_scale")

@@ -19,6 +19,7 @@ FAMILIES = {
     "sdxl": "sdxl", "flux": "flux", "flux2": "flux2", "chroma": "chroma", "hidream": "hidream", "sd3": "sd3",
     "qwen_image": "qwen", "lumina_2": "lumina2", "auraflow": "auraflow", "z_image": "zimage",
 }  # fmt: skip
+_HARDLY = 0.1  # of a schedule: the rate stays within a tenth
 _DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 _GROUPS = groups("diffusion_pipe")
 ROWS = _GROUPS["config"] | prefixed(_GROUPS["dataset"], "", "directory[].")
@@ -46,8 +47,11 @@ def _read(reading: Reading) -> None:
         reading.translated("dataset", "", "the file of that name beside this one is read too")
     elif reading.has("dataset"):
         reading.cannot("dataset", "no such file lies beside this one; import it as well, or set data and captions")
-    keys = ("model.diffusers_path", "model.checkpoint_path", "model.transformer_path")
-    bases.put_base(reading, _family(reading), *keys, family_keys=("model.type",))
+    keys = ["model.diffusers_path", "model.checkpoint_path", "model.transformer_path", "model.diffusion_model"]
+    family = _family(reading)
+    if family == "chroma":  # what lies beside it is FLUX.1's
+        keys.reverse()
+    bases.put_base(reading, family, *keys, family_keys=("model.type",))
     for key in keys:  # of several parts the first that is named stands for the base
         reading.no_effect(key, "another key names the base") if reading.has(
             key
@@ -55,7 +59,7 @@ def _read(reading: Reading) -> None:
     an_epoch = _put_steps(reading)
     _put_data(reading)
     _put_adapter(reading)
-    _put_learning(reading)
+    _put_learning(reading, an_epoch)
     _put_objective(reading)
     _put_running(reading, an_epoch)
 
@@ -187,7 +191,7 @@ def _put_adapter(reading: Reading) -> None:
         reading.put("adapter.without_layers", words, "adapter.exclude_modules")
 
 
-def _put_learning(reading: Reading) -> None:
+def _put_learning(reading: Reading, an_epoch: int) -> None:
     main, text = reading.number("optimizer.lr", 1e-6), dict[str, float]()
     key = "optimizer.lr"
     if reading.settings["family"] == "sdxl":
@@ -212,6 +216,14 @@ def _put_learning(reading: Reading) -> None:
         options = {}
     learning.put_optimizer(reading, name, options, "optimizer.type", prefix + "{}")
     learning.put_schedule(reading, reading.text("lr_scheduler", "constant"), "lr_scheduler")
+    all_epochs = max(1, reading.whole("epochs", 1)) * an_epoch
+    share = reading.settings["max_steps"] / all_epochs
+    if reading.settings["optimizer.schedule"] != "constant" and share < _HARDLY:
+        why = f"it falls over all {all_epochs:,} steps of the epochs there, of which {share:.0%} are made"
+        reading.put("optimizer.schedule", "constant", "lr_scheduler", why=why)
+    elif reading.settings["optimizer.schedule"] != "constant" and share < 1:
+        why = f"it falls over all {all_epochs:,} steps of the epochs there, of which {share:.0%} are made; here to zero"
+        reading.cannot("lr_scheduler", why)
     if reading.has("force_constant_lr"):
         reading.put("optimizer.schedule", "constant", "force_constant_lr")
     learning.put_warmup(reading, max(0, reading.whole("warmup_steps")), reading.settings["max_steps"], "warmup_steps")

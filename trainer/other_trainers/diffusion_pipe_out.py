@@ -15,11 +15,17 @@ _TYPES = {
 }  # fmt: skip
 _OPTIMIZERS = {
     "adamw": "adamw_optimi", "adamw8bit": "AdamW8bitKahan", "prodigy": "Prodigy", "lion": "Lion",
-    "adafactor": "AdaFactor", "schedule-free": "AdamWScheduleFree",
+    "adafactor": "AdaFactor", "schedule-free": "ScheduleFreeAdamW",
 }  # fmt: skip
 _DTYPES = {"auto": "bfloat16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+_FILES = {
+    "sdxl": ("checkpoint_path",), "chroma": ("transformer_path", "diffusers_path"),
+    "hidream": ("diffusers_path", "llama3_path"), "lumina2": ("transformer_path", "llm_path", "vae_path"),
+    "auraflow": ("transformer_path", "text_encoder_path", "vae_path"),
+}  # fmt: skip
+_ENCODERS = {"flux2": "flux2", "zimage": "lumina2"}  # families whose text encoders are said with their kind
 _WEIGHTS = {"fp8": "float8", "nf4": "nf4"}
-_ENOUGH = 1_000_000  # epochs; the steps end it
+_ENOUGH = 1_000_000  # epochs; the steps end it, and a schedule, which goes by epochs, falls no further there
 
 
 def texts(config: TrainConfig, dataset: str) -> tuple[str, str]:
@@ -50,7 +56,7 @@ def _schedule(name: str) -> str:
 
 def _model(config: TrainConfig, kind: str) -> dict[str, Any]:
     objective = config.objective
-    values: dict[str, Any] = {"type": kind, "diffusers_path": config.base, "dtype": _DTYPES[config.dtype]}
+    values: dict[str, Any] = {"type": kind, **_files(config), "dtype": _DTYPES[config.dtype]}
     if config.family == "sdxl":
         rates = out_parts.text_rates(config)
         values["unet_lr"] = config.learning_rate
@@ -70,8 +76,18 @@ def _model(config: TrainConfig, kind: str) -> dict[str, Any]:
         values["lumina_shift" if config.family == "lumina2" else "flux_shift"] = True
     values |= {"min_t": objective.timesteps_low, "max_t": objective.timesteps_high}
     if config.memory.quantise in _WEIGHTS:
-        values["transformer_dtype"] = _WEIGHTS[config.memory.quantise]
+        is_new = config.family in _ENCODERS
+        values["diffusion_model_dtype" if is_new else "transformer_dtype"] = _WEIGHTS[config.memory.quantise]
     return values
+
+
+def _files(config: TrainConfig) -> dict[str, Any]:
+    """The base and what the tool asks for beside it, by family as in its supported_models.md."""
+    if config.family in _ENCODERS:
+        texts = [{"path": "/path/to/text_encoder.safetensors", "type": _ENCODERS[config.family]}]
+        return {"diffusion_model": config.base, "vae": "/path/to/vae.safetensors", "text_encoders": texts}
+    base, *others = _FILES.get(config.family, ("diffusers_path",))
+    return {base: config.base} | {key: f"/path/to/{key.removesuffix('_path')}" for key in others}
 
 
 def _adapter(config: TrainConfig) -> dict[str, Any]:
@@ -87,7 +103,7 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
 
 def _optimizer(config: TrainConfig) -> dict[str, Any]:
     name = _OPTIMIZERS.get(config.optimizer.name, "adamw_optimi")
-    told = out_parts.optimizer_values(config)
+    told = out_parts.optimizer_values(config, _OPTIMIZERS)
     if name == "adamw_optimi":  # whose own are others
         told = {"betas": [0.9, 0.999], "eps": 1e-8, **told}
     if name == "AdaFactor":

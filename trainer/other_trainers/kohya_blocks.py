@@ -92,9 +92,7 @@ def _put_ranks(reading: Reading) -> None:
     key, alphas_key = "network_args.block_dims", "network_args.block_alphas"
     family, settings = reading.settings["family"], reading.settings
     if not reading.has(key):
-        reading.no_effect(alphas_key, "nothing reads it without block_dims") if not reading.has(alphas_key) else (
-            reading.cannot(alphas_key, "blocks have one scale here, alpha / rank; give them rates instead")
-        )
+        reading.cannot(alphas_key, "it goes with block_dims, which the recipe doesn't say")
         return
     down, middle, up = _texts(family, reading.has("network_args.conv_block_dims"))
     blocks = [[], *down, *middle, *up, []] if family == "sdxl" else [*down, *middle, *up]
@@ -110,19 +108,39 @@ def _put_ranks(reading: Reading) -> None:
         absent += texts if rank == 0 else []
     _add(reading, "adapter.block_ranks", lines, key)
     _add(reading, "adapter.without_layers", absent, key)
-    scale = settings["adapter.alpha"] / settings["adapter.rank"]
     alphas = alphas or [settings["adapter.alpha"]] * len(ranks)
-    if any(rank and abs(alpha / rank - scale) > 1e-9 for rank, alpha in zip(ranks, alphas, strict=False)):
-        _say_scale(reading, alphas_key if reading.has(alphas_key) else "", scale)
+    scales = [
+        (text, alpha / rank)
+        for texts, rank, alpha in zip(blocks, ranks, alphas, strict=False)
+        for text in texts
+        if rank > 0
+    ]
+    _put_scales(reading, scales, alphas_key if reading.has(alphas_key) else key)
+
+
+def _put_scales(reading: Reading, scales: list[tuple[str, float]], key: str) -> None:
+    """Set what blocks have of an own alpha / rank as a rate of their second matrices, `lora_B`; they begin at 0.
+
+    A matrix that counts twice and one that grows twice as fast are the same update, to any optimizer whose steps don't
+    go by how large gradients are, such as Adam: but for weight decay and the limit of a gradient's length.
+    """
+    scale = reading.settings["adapter.alpha"] / reading.settings["adapter.rank"]
+    lines = [line.rpartition("=") for line in reading.settings.get("optimizer.block_rates", [])]
+    held = {text: float(rate) for text, _, rate in lines}
+    own = [(text, value / scale) for text, value in scales if scale > 0 and abs(value / scale - 1) > 1e-9]
+    rates = [f"{text}*lora_B={min(1000.0, factor * held.get(text, 1.0)):.6g}" for text, factor in own]
+    if not rates:
+        reading.translated(key, "adapter.alpha", "each block's alpha / rank is the one scale there is here")
+    elif len(rates) + len(lines) > _MOST_LINES or scale <= 0:
+        why = f"blocks have the one scale {scale:g} here, and their own ones would be {len(rates)} lines of rates"
+        reading.cannot(key, f"{why}; allowed: {_MOST_LINES}")
+        reading.notes.append(f"scales of single blocks were left out: {why}")
     else:
-        reading.translated(alphas_key, "adapter.alpha", "each block's alpha / rank is the one scale there is here")
-
-
-def _say_scale(reading: Reading, key: str, scale: float) -> None:
-    why = f"blocks have the one scale {scale:g} here, not one each"
-    if key:
-        reading.cannot(key, why)
-    reading.notes.append(why)
+        _add(reading, "optimizer.block_rates", rates, key)
+        reading.notes.append(
+            f"blocks have the one scale {scale:g} here; those with another learn that much faster or slower in lora_B, "
+            f"which is the same but for weight decay and clipping"
+        )
 
 
 # Layers by regular expressions.
@@ -161,13 +179,16 @@ def _put_pattern_rates(reading: Reading) -> None:
 
 def _put_pattern_ranks(reading: Reading) -> None:
     key, lines, absent = "network_args.network_reg_dims", list[str](), list[str]()
-    for texts, rank in _pairs(reading, key):
+    pairs = _pairs(reading, key)
+    if not pairs:
+        return
+    for texts, rank in pairs:
         lines += [f"{text}={int(min(rank, _MOST_RANK))}" for text in texts if rank >= 1]
         absent += texts if rank < 1 else []
     _add(reading, "adapter.block_ranks", lines, key)
     _add(reading, "adapter.without_layers", absent, key)
-    if lines:
-        _say_scale(reading, "", reading.settings["adapter.alpha"] / reading.settings["adapter.rank"])
+    alpha = reading.settings["adapter.alpha"]
+    _put_scales(reading, [(text, alpha / rank) for texts, rank in pairs if rank >= 1 for text in texts], key)
 
 
 def _put_layers(reading: Reading) -> None:

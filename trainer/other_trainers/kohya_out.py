@@ -106,7 +106,7 @@ def learning(config: TrainConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"learning_rate": config.learning_rate, "unet_lr": config.learning_rate}
     values |= {"text_encoder_lr": rates} if rates else {"network_train_unet_only": True}
     name = out_parts.OPTIMIZERS.get(optimizer.name, f"pytorch_optimizer.{optimizer.other}")
-    arguments = out_parts.optimizer_arguments(config)
+    arguments = out_parts.optimizer_arguments(config, (*out_parts.OPTIMIZERS, optimizer.other))
     if optimizer.name == "adafactor":
         arguments |= dict.fromkeys(("relative_step", "scale_parameter", "warmup_init"), "False")
     schedules = {"linear": "linear", "cosine": "cosine", "restarts": "cosine_with_restarts", "rex": "cosine"}

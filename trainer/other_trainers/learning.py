@@ -15,17 +15,20 @@ from trainer.other_trainers.reading import Reading, shown
 # The name in small letters and digits -> our name, the class if it is `other`, its weight decay where none is said.
 _OPTIMIZERS: dict[str, tuple[str, str, float]] = {
     **dict.fromkeys(
-        ("adamw", "adamwbf16", "adamwoptimi", "optimiadamw", "adamwkahan", "genericoptim"), ("adamw", "", 0.01)
+        ("adamw", "adamwbf16", "adamwoptimi", "optimiadamw", "adamwkahan", "genericoptim", "torchadamw", "bnbadamw",
+         "bnbadamwpaged"),
+        ("adamw", "", 0.01),
     ),
     **dict.fromkeys(
         ("adamw8bit", "pagedadamw8bit", "adamw8bitkahan", "bnbadamw8bit", "bnbadamw8bitpaged", "adamw8", "pagedadamw",
          "torchaoadamw8bit", "aoadamw8bit", "adamw32bit", "pagedadamw32bit"),
         ("adamw8bit", "", 0.01),
     ),
-    "adam": ("adamw", "", 0.0), "adam8bit": ("adamw8bit", "", 0.0), "adam8": ("adamw8bit", "", 0.0),
+    **dict.fromkeys(("adam", "torchadam", "optimiadam", "bnbadam"), ("adamw", "", 0.0)),
+    "bnbadam8bit": ("adamw8bit", "", 0.0), "adam8bit": ("adamw8bit", "", 0.0), "adam8": ("adamw8bit", "", 0.0),
     **dict.fromkeys(
         ("lion", "lion8bit", "pagedlion8bit", "optimilion", "lionpytorch", "bnblion8bit", "bnblion8bitpaged",
-         "bnblion"),
+         "bnblion", "bnblionpaged"),
         ("lion", "", 0.0),
     ),
     "adafactor": ("adafactor", "", 0.0),
@@ -42,7 +45,9 @@ _OPTIMIZERS: dict[str, tuple[str, str, float]] = {
     "stableadamw": ("other", "StableAdamW", 0.01), "optimistableadamw": ("other", "StableAdamW", 0.01),
     "adopt": ("other", "ADOPT", 0.0), "adabelief": ("other", "AdaBelief", 0.0), "adan": ("other", "Adan", 0.0),
     "lamb": ("other", "Lamb", 0.0), "yogi": ("other", "Yogi", 0.0), "tiger": ("other", "Tiger", 0.01),
-    "radam": ("other", "RAdam", 0.0), "ranger": ("other", "Ranger", 0.0), "sophiah": ("other", "SophiaH", 0.0),
+    **dict.fromkeys(("radam", "torchradam", "optimiradam"), ("other", "RAdam", 0.0)),
+    **dict.fromkeys(("ranger", "optimiranger"), ("other", "Ranger", 0.0)), "optimiadan": ("other", "Adan", 0.02),
+    "sophiah": ("other", "SophiaH", 0.0),
 }  # fmt: skip
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas", "eps", "amsgrad"),

@@ -25,6 +25,7 @@ from trainer.other_trainers.reading import Reading
 from trainer.other_trainers.sd_scripts import LISTS
 from trainer.other_trainers.tables import groups, prefixed
 
+REFINERS, WITH_REFINERS = "_refiner.", "(?:noise|context)_refiner[.].*(?:attention|feed_forward).*"
 VERSION = "June 2026 (30c658c)"
 _SCRIPTS = {
     "qwen_image_train_network.py": "qwen", "zimage_train_network.py": "zimage", "flux_2_train_network.py": "flux2",
@@ -89,6 +90,8 @@ def _read(reading: Reading) -> None:
     reading.put("adapter.text_encoder", False) if reading.settings["adapter.method"] != "oft" else None
     kohya_learning.put_rates(reading)
     kohya_blocks.put_blocks(reading)
+    if reading.settings["family"] == "zimage":
+        _leave_refiners_out(reading)
     kohya_learning.put_optimizer(reading)
     _put_objective(reading)
     if not reading.has("mixed_precision"):
@@ -96,6 +99,17 @@ def _read(reading: Reading) -> None:
     kohya_learning.put_running(reading, an_epoch)
     if reading.flag("compile"):
         reading.put("memory.compile", "blocks", "compile")
+
+
+def _leave_refiners_out(reading: Reading) -> None:
+    """Z-Image's refiners aren't adapted (networks/lora_zimage.py), unless a pattern takes them in again."""
+    key = "network_args.include_patterns"
+    if WITH_REFINERS in reading.text(key):
+        reading.unmark(key)
+        reading.translated(key, "", "the refiners are adapted too, as here")
+        return
+    held = reading.settings.get("adapter.without_layers", [])
+    reading.put("adapter.without_layers", [*held, REFINERS], "network_module")
 
 
 def _family(reading: Reading) -> str:

@@ -9,6 +9,7 @@ import tomli_w
 
 from trainer.config import TrainConfig
 from trainer.other_trainers import kohya_out, out_parts
+from trainer.other_trainers.musubi import REFINERS, WITH_REFINERS
 
 _SCRIPTS = {
     "qwen": "qwen_image_train_network.py", "zimage": "zimage_train_network.py", "flux2": "flux_2_train_network.py",
@@ -21,6 +22,10 @@ _MODULES = {
 _VERSIONS = {"flux2": "klein-base-4b", "flux2dev": "dev"}
 _SAME_NAMES = ("qwen", "zimage")  # families whose layers are called there as here
 _BY_SIZE = {"qwen": "qwen_shift"}  # FLUX.2's has a name of its own, Z-Image has none
+# Without a package in front it takes a name for one of torch's own.
+_CLASSES = {
+    "Lion": "lion_pytorch.Lion", "Prodigy": "prodigyopt.Prodigy", "AdamWScheduleFree": "schedulefree.AdamWScheduleFree",
+}  # fmt: skip
 _ABSENT = ("unet_lr", "network_train_unet_only", "model_prediction_type", "guidance_scale", "loss_type")
 
 
@@ -33,6 +38,7 @@ def texts(config: TrainConfig, dataset: str) -> tuple[str, str]:
     }  # fmt: skip
     if config.family in _VERSIONS:
         values["model_version"] = _VERSIONS[config.family]
+    values["optimizer_type"] = _CLASSES.get(values["optimizer_type"], values["optimizer_type"])
     del values["train_batch_size"]  # the dataset config says it
     said = {key: value for key, value in values.items() if key not in _ABSENT}
     head = f"# Made by Velatura for musubi-tuner: accelerate launch {script} --config_file THIS\n"
@@ -51,7 +57,9 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     arguments = []
     if config.optimizer.loraplus_ratio != 1:
         arguments.append(f"loraplus_lr_ratio={config.optimizer.loraplus_ratio}")
-    without = getattr(adapter, "without_layers", ())
+    without = [text for text in getattr(adapter, "without_layers", ()) if text != REFINERS]
+    if config.family == "zimage" and REFINERS not in getattr(adapter, "without_layers", ()):
+        arguments.append(f"include_patterns={[WITH_REFINERS]!r}")
     if without and config.family in _SAME_NAMES:
         patterns = [".*".join(["", *map(re.escape, text.split("*")), ""]) for text in without]
         arguments.append(f"exclude_patterns={patterns!r}")
@@ -60,6 +68,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
 
 def _timesteps(config: TrainConfig) -> dict[str, Any]:
     values = kohya_out.flow(config)
+    if values.get("weighting_scheme") == "uniform":  # its parser has the other name for it
+        values["weighting_scheme"] = "none"
     if values.get("timestep_sampling") == "flux_shift":
         values["timestep_sampling"] = _BY_SIZE.get(config.family, "flux2_shift")
     return values

@@ -26,6 +26,7 @@ _OPTIMIZERS = {
 _OTHERS = {
     "CAME": "CAME", "AdEMAMix": "AdEMAMix", "ADOPT": "ADOPT", "Lamb": "LAMB", "AdaBelief": "ADABELIEF", "Yogi": "YOGI",
     "Tiger": "TIGER", "DAdaptAdam": "DADAPT_ADAM", "DAdaptLion": "DADAPT_LION", "DAdaptAdan": "DADAPT_ADAN",
+    "DAdaptAdaGrad": "DADAPT_ADA_GRAD", "DAdaptSGD": "DADAPT_SGD",
 }  # fmt: skip
 
 
@@ -121,9 +122,9 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
     }  # fmt: skip
     if optimizer.ema_decay:
         values |= {"ema": "GPU", "ema_decay": optimizer.ema_decay, "ema_update_step_interval": 1}
-    name = _OPTIMIZERS.get(optimizer.name, _OTHERS.get(optimizer.other, optimizer.other))
+    name = _OPTIMIZERS.get(optimizer.name, _OTHERS.get(optimizer.other, "ADAMW"))
     arguments: dict[str, Any] = {"optimizer": name}
-    for key, value in out_parts.optimizer_arguments(config).items():
+    for key, value in out_parts.optimizer_arguments(config, {*_OPTIMIZERS, *_OTHERS}).items():
         if key == "betas" and value.count(",") == 1:
             arguments["beta1"], arguments["beta2"] = (float(part) for part in value.strip("()").split(","))
         else:

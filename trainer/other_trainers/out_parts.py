@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from trainer.config import TrainConfig
@@ -44,18 +45,22 @@ def other_rates(config: TrainConfig) -> tuple[str, ...]:
     return tuple(line for line in config.optimizer.block_rates if not line.startswith(parts))
 
 
-def optimizer_arguments(config: TrainConfig) -> dict[str, str]:
-    """The optimizer's arguments as texts, weight decay first."""
+def optimizer_arguments(config: TrainConfig, known: Collection[str]) -> dict[str, str]:
+    """The optimizer's arguments as texts, weight decay first; that alone where it is none that the tool has.
+
+    `known` are our names of those that it has: another's arguments stop a class that stands in for it.
+    """
     arguments = {"weight_decay": f"{config.optimizer.weight_decay:g}"}
-    for line in config.optimizer.options:
+    is_there = config.optimizer.name in known or config.optimizer.name == "other" and config.optimizer.other in known
+    for line in config.optimizer.options if is_there else ():
         key, _, value = line.partition("=")
         arguments[key.strip()] = value.strip().replace(" ", "")
     return arguments
 
 
-def optimizer_values(config: TrainConfig) -> dict[str, Any]:
+def optimizer_values(config: TrainConfig, known: Collection[str]) -> dict[str, Any]:
     """The same as YAML and TOML have them: numbers, words, lists of numbers."""
-    return {key: _literal(value) for key, value in optimizer_arguments(config).items()}
+    return {key: _literal(value) for key, value in optimizer_arguments(config, known).items()}
 
 
 def _literal(text: str) -> Any:

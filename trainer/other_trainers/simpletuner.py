@@ -241,16 +241,9 @@ def _put_learning(reading: Reading) -> None:
     name = reading.text("optimizer", "adamw_bf16")
     options = class_options.with_left_out(class_options.SIMPLETUNER, name, options)
     learning.put_optimizer(reading, name, options, "optimizer", "optimizer_config")
-    learning.put_schedule(
-        reading, reading.text("lr_scheduler", "constant_with_warmup"), "lr_scheduler", "lr_num_cycles", "lr_power"
-    )
-    if reading.text("lr_scheduler") == "constant":
-        reading.put("optimizer.warmup_steps", 0)
-        reading.no_effect("lr_warmup_steps", "a constant schedule has no warm-up; constant_with_warmup has")
-    else:
-        learning.put_warmup(
-            reading, reading.number("lr_warmup_steps"), reading.settings["max_steps"], "lr_warmup_steps"
-        )
+    if learning.spelled(name) == "prodigy":
+        reading.notes.append("its prodigy is the schedule-free one of prodigyplus; plain Prodigy is set")
+    _put_schedule(reading)
     learning.put_clip(reading, "max_grad_norm", 2.0)
     if reading.text("grad_clip_method", "value") == "value":
         reading.cannot("grad_clip_method", "gradients are clipped by their length here, not value by value")
@@ -264,6 +257,31 @@ def _put_learning(reading: Reading) -> None:
     else:
         for key in ("ema_decay", "ema_update_interval"):
             reading.no_effect(key, "use_ema is off")
+
+
+def _put_schedule(reading: Reading) -> None:
+    name, steps_made = reading.text("lr_scheduler", "constant_with_warmup"), reading.settings["max_steps"]
+    if name in ("cosine", "cosine_with_restarts", "sine"):
+        # Its own classes: the rate falls over as many steps as the warm-up says, 1000 for none, and begins anew.
+        length = max(0, reading.whole("lr_warmup_steps")) or 1000
+        cycles = max(1, round(steps_made / length))
+        reading.put("optimizer.schedule", "cosine" if cycles == 1 else "restarts", "lr_scheduler")
+        if cycles > 1:
+            reading.put("optimizer.cycles", min(cycles, 1000), "lr_warmup_steps")
+        reading.put("optimizer.warmup_steps", 0, "lr_warmup_steps")
+        reading.no_effect("lr_num_cycles", "lr_warmup_steps says how long a cycle is")
+        if name != "sine" and length * cycles == steps_made:
+            reading.translated("lr_warmup_steps", "", "how long the rate falls there, which has no warm-up")
+        else:
+            why = f"the rate falls over {length} steps there and then begins anew; here over a whole part of the run"
+            reading.cannot("lr_warmup_steps", why)
+        return
+    learning.put_schedule(reading, name, "lr_scheduler", "lr_num_cycles", "lr_power")
+    if name == "constant":
+        reading.put("optimizer.warmup_steps", 0)
+        reading.no_effect("lr_warmup_steps", "a constant schedule has no warm-up; constant_with_warmup has")
+    else:
+        learning.put_warmup(reading, reading.number("lr_warmup_steps"), steps_made, "lr_warmup_steps")
 
 
 def _put_objective(reading: Reading) -> None:

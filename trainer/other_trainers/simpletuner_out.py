@@ -14,13 +14,16 @@ _FAMILIES = {
     "lumina2": "lumina2", "hidream": "hidream", "auraflow": "auraflow",
 }  # fmt: skip
 _FLAVOURS = {"flux2": "klein-4b", "flux2dev": "dev"}
+# Its own adafactor was taken out "in favour of optimi-stableadamw"; torch's, which it has, scales each rate by the size
+# of the weights, a thousandth of a LoRA's at its start, and the number that turns this off can't be said in its texts.
 _OPTIMIZERS = {
-    "adamw": "adamw_bf16", "adamw8bit": "bnb-adamw8bit", "adafactor": "adafactor", "lion": "optimi-lion",
-    "prodigy": "prodigy", "schedule-free": "adamw_schedulefree",
+    "adamw": "adamw_bf16", "adamw8bit": "bnb-adamw8bit", "lion": "optimi-lion", "prodigy": "prodigy",
+    "schedule-free": "adamw_schedulefree",
 }  # fmt: skip
+_INSTEAD = {"adafactor": "optimi-stableadamw"}
 _DTYPES = {"auto": "bf16", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PRECISIONS = {"none": "no_change", "int8": "int8-quanto", "fp8": "fp8-torchao", "nf4": "nf4-bnb"}
-_SCHEDULES = {"linear": "polynomial", "cosine": "cosine", "restarts": "cosine_with_restarts"}
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "restarts": "cosine_with_restarts"}
 
 
 def texts(config: TrainConfig, dataloader: str) -> tuple[str, str]:
@@ -54,21 +57,31 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
 
 def _learning(config: TrainConfig) -> dict[str, Any]:
     optimizer = config.optimizer
-    told = out_parts.optimizer_arguments(config)
+    told = out_parts.optimizer_arguments(config, _OPTIMIZERS)
     if optimizer.name in ("adamw", "adamw8bit"):  # its classes have a thousandth more
         told.setdefault("eps", "1e-08")
-    arguments = ",".join(f"{key}={value}" for key, value in told.items())
+    if optimizer.name == "prodigy":  # whose second is 0.99 there
+        told.setdefault("betas", "(0.9,0.999)")
+    betas = told.pop("betas", "").strip("()").split(",")  # a text of theirs is split at each comma
+    arguments = ",".join(f"{key}={value}" for key, value in told.items() if "," not in value)
     constant = "constant_with_warmup" if optimizer.warmup_steps else "constant"
+    warmup = optimizer.warmup_steps
+    if optimizer.schedule in ("cosine", "restarts"):  # theirs have no warm-up: it is how long the rate falls
+        warmup = max(1, config.max_steps // (optimizer.cycles if optimizer.schedule == "restarts" else 1))
+    if optimizer.name == "adamw" and config.dtype == "float32":  # adamw_bf16 is for weights in bfloat16
+        name = "torch-adamw"
+    else:
+        name = _OPTIMIZERS.get(optimizer.name, _INSTEAD.get(optimizer.name, "adamw_bf16"))
     values = {
         "learning_rate": config.learning_rate, "max_train_steps": config.max_steps, "num_train_epochs": 0,
         "train_batch_size": config.batch_size, "gradient_accumulation_steps": config.accumulation,
-        "optimizer": _OPTIMIZERS.get(optimizer.name, "adamw_bf16"), "optimizer_config": arguments,
-        "lr_scheduler": _SCHEDULES.get(optimizer.schedule, constant), "lr_warmup_steps": optimizer.warmup_steps,
+        "optimizer": name, "optimizer_config": arguments,
+        "lr_scheduler": _SCHEDULES.get(optimizer.schedule, constant), "lr_warmup_steps": warmup,
         "max_grad_norm": 0.0 if optimizer.max_grad_norm >= 1e9 else optimizer.max_grad_norm,
         "grad_clip_method": "norm",
     }  # fmt: skip
-    if optimizer.schedule == "restarts":
-        values["lr_num_cycles"] = optimizer.cycles
+    if len(betas) == 2:
+        values |= {f"optimizer_beta{number}": float(beta) for number, beta in enumerate(betas, 1)}
     if optimizer.ema_decay:
         values |= {"use_ema": True, "ema_decay": optimizer.ema_decay}
     return values

@@ -1,13 +1,13 @@
-"""What another memory setting would bring this run, where `auto` chose by a rule: both ways are timed."""
+"""What another memory setting would bring this run, where `auto` chooses: both ways are timed."""
 
 from __future__ import annotations
 
 import torch
 
 from trainer import loop
-from trainer.memory import arranging, compiling, mechanics
-from trainer.rehearsal.describing import clock
-from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now
+from trainer.memory import arranging, compile_times, compiling, ladder, mechanics
+from trainer.memory.compile_times import Times
+from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now, step
 from trainer.training_model import TrainingModel
 
 _CLEARLY = 1.05  # times faster, before another way of attention is worth a setting
@@ -33,32 +33,44 @@ def attention(model: TrainingModel) -> list[str]:
     return [f"memory.attention=fused takes {fused:.3f} s where auto takes {auto:.3f} s a batch here."]
 
 
-def compiled(model: TrainingModel) -> list[str]:
-    """A sentence on what compiled blocks would bring, where `memory.compile = auto` goes by the run's length alone."""
+def weigh_compiling(model: TrainingModel, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Let `memory.compile = auto` choose by what was measured: here and now, where it never was on this machine.
+
+    What is measured is kept for the run itself. A sentence if blocks don't compile here.
+    """
     if model.config.memory.compile != "auto" or not compiling.is_possible(model.memory, model.device):
         return []
-
-    # Both ways, and what is left of the gain once the compiling is paid for.
-    passes = arranging.passes(model)
+    if _known(model).saved_s(1) is not None:  # what `auto` went by already
+        return []
+    chosen, key = model.memory, arranging.times_key(model)
     try:
-        took = {way: _passes(model, way) for way in ("off", "blocks")}
+        model.memory = chosen.model_copy(update={"compile": "off"})
+        _, eager_s = _each_shape(model, optimizer)
+        model.memory = chosen.model_copy(update={"compile": "blocks"})
+        torch.compiler.reset()
+        compile_s, compiled_s = _each_shape(model, optimizer)
+        compile_times.keep(key, Times(eager_s, compiled_s, compile_s))
+        model.memory = chosen.model_copy(update={"compile": "auto"})
+        arranging.arrange(model)
+        return []
     except RuntimeError as error:
-        if mechanics.is_shortage(error) or not (failure := compiling.failure(error)):
+        sentence = None if mechanics.is_shortage(error) else ladder.without_compiling(model, error)
+        if sentence is None:
             raise
-        return [f"compiled blocks don't work on this machine ({failure})."]
-    (_, eager_s), (compile_s, compiled_s) = took["off"], took["blocks"]
-    saved = passes.steps * passes.a_step * (eager_s - compiled_s) - compile_s
-    better = "blocks" if saved > 0 else "off"
-    chosen = model.memory.compile
-    advice = (
-        f"memory.compile={better} would be {clock(abs(saved))} faster"
-        if better != chosen
-        else f"auto chooses {chosen}, {clock(abs(saved))} faster"
-    )
-    return [
-        f"compiled blocks take {compiled_s:.3f} s a batch instead of {eager_s:.3f} s, after {clock(compile_s)} of "
-        f"compiling; for this run {advice}."
-    ]
+    optimizer.zero_grad(set_to_none=True)
+    return [sentence]
+
+
+def compiling_s(model: TrainingModel) -> float:
+    """Seconds that the run will take to compile, as they were measured; 0 where it doesn't, or they never were."""
+    return (_known(model).compile_s or 0.0) if model.memory.compile == "blocks" else 0.0
+
+
+def _known(model: TrainingModel) -> Times:
+    """What is known of this model's passes; nothing where blocks can't be compiled, or bring nothing."""
+    if not compiling.is_possible(model.memory, model.device):
+        return Times()
+    return compile_times.known(arranging.times_key(model))
 
 
 def _fullest(model: TrainingModel) -> int:
@@ -67,17 +79,25 @@ def _fullest(model: TrainingModel) -> int:
     return max(range(order.num_batches), key=lambda number: len(order.batch(number)))
 
 
-def _passes(model: TrainingModel, way: str) -> tuple[float, float]:
-    """Seconds of compiling, and of a pass over the fullest batch once it is compiled."""
-    fullest, chosen = _fullest(model), model.memory
-    model.memory = chosen.model_copy(update={"compile": way})
-    torch.compiler.reset()
+def _each_shape(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """Seconds by which each shape's first step took longer than its later ones, all together; and seconds of a pass
+    with its share of the update, mean over an epoch.
+    """
     arranging.arrange(model)
-    seconds = []
-    for _ in range(4):
-        began = now()
-        loop.learn(model, fullest)
-        seconds.append(now() - began)
-    model.memory = chosen
-    later = min(seconds[1:])  # the first one compiles
-    return max(0.0, seconds[0] - later), later
+    order, passes = model.encoded.order, arranging.passes(model)
+    batches: dict[object, list[int]] = {}
+    for number in range(order.num_batches):
+        samples = order.batch(number)
+        batches.setdefault((samples[0].bucket, len(samples)), []).append(number)
+    first_s, batch_s, updates_s = 0.0, 0.0, []
+    for numbers in batches.values():
+        learned = []
+        for _ in range(4):
+            learn_s, update_s = step(model, optimizer, numbers[0])
+            learned.append(learn_s)
+            updates_s.append(update_s)
+        later_s = min(learned[1:])
+        first_s += max(0.0, learned[0] - later_s)
+        batch_s += later_s * len(numbers) / order.num_batches
+    micro = passes.a_step // model.accumulation
+    return first_s, batch_s / micro + min(updates_s) / passes.a_step

@@ -19,13 +19,14 @@ def describe(rehearsal: Rehearsal) -> str:
     peak = max(rehearsal.peaks, key=lambda phase: rehearsal.peaks[phase])
     options = ", ".join(f"{name} {_word(value)}" for name, value in rehearsal.memory.items() if name != "budget_gib")
     fold_runs = f", {rehearsal.num_folds} folds before it" if rehearsal.num_folds else ""
+    compiling = f", {clock(rehearsal.compile_s)} of it compiling" if rehearsal.compile_s >= 0.5 else ""
     steps, gib = rehearsal.max_steps, console.memory
     lines = [
         "buckets, an epoch each:",
         *rows,
         f"a step: {rehearsal.step_s:.3f} s; {steps} steps: {clock(steps * rehearsal.step_s)}",
-        f"start: {rehearsal.start_s:.1f} s; caching: {rehearsal.caching_s:.1f} s here for {rehearsal.num_cached} new "
-        "entries, which the run finds done",
+        f"start: {rehearsal.start_s:.1f} s{compiling}; caching: {rehearsal.caching_s:.1f} s here for "
+        f"{rehearsal.num_cached} new entries, which the run finds done",
         f"previews: {rehearsal.num_previews} rounds of {rehearsal.preview_s:.1f} s; validations: "
         f"{rehearsal.num_validations} of {rehearsal.validation_s:.1f} s; checkpoints: {rehearsal.num_checkpoints} of "
         f"{rehearsal.checkpoint_s:.2f} s; file: {rehearsal.export_s:.1f} s{fold_runs}",

@@ -19,14 +19,14 @@ import psutil
 import torch
 from torch import nn
 
-from trainer import bases, checkpoint, data, export, families, loop, optim, run_evaluation, session
+from trainer import bases, checkpoint, data, export, families, optim, run_evaluation, session
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
 from trainer.memory import ladder, mechanics
 from trainer.rehearsal import alternatives
 from trainer.rehearsal.result import Rehearsal, Shape
-from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now
+from trainer.rehearsal.timing import ENOUGH_S, MOST_TIMES, now, step
 from trainer.run_evaluation import Evaluation
 from trainer.runs import Run
 from trainer.training_model import TrainingModel
@@ -53,18 +53,22 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
         began = time.monotonic()
         with peaks.phase("loading"):
             model = TrainingModel.open(one_batch)
+            model.accumulation = config.accumulation
             opened = time.monotonic()
             _, num_cached = model.prepare(run.cache, dataset, left_out or heldout)
             cached = time.monotonic()
             parameters = model.attach(None)
             optimizer = optim.build(optim.groups(parameters, config), config)
-        events = list(run_evaluation.opening(model, run, optim.advice(config), (0, 0), 0.0))
         attached = time.monotonic()
+        optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
+        no_compiling = alternatives.weigh_compiling(model, optimizer)
+        events = list(run_evaluation.opening(model, run, optim.advice(config), (0, 0), 0.0))
 
         # A few steps of each bucket, past warm-up so that there is something to write; an evaluation, checkpoint, file.
         with peaks.phase("training"):
             optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
-            shapes, update_s, changed = _trained(model, optimizer)
+            shapes, update_s, compile_s, changed = _trained(model, optimizer)
+        compile_s = max(compile_s, alternatives.compiling_s(model))  # less, if it was compiled a moment ago
         with peaks.phase("watching"):
             evaluation, ready_s = _evaluation(model, run, optimizer, parameters, config)
             seconds, evaluation_events = _evaluate(evaluation, config.max_steps)
@@ -75,13 +79,14 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
         # Afterwards, as they arrange the model anew.
         peak_bytes = max(peaks.bytes.values())
         warnings = [event.message for event in [*events, *evaluation_events] if isinstance(event, Warned)] + changed
-        warnings += alternatives.attention(model) + alternatives.compiled(model)
+        warnings += no_compiling + alternatives.attention(model)
 
         previews, validations, checkpoints = _times(config, evaluation.questions is not None)
         rehearsal = Rehearsal(
             device=model.device, dtype=str(model.dtype).removeprefix("torch."), max_steps=config.max_steps,
             shapes=shapes, step_s=config.accumulation * _mean_batch_s(shapes) + update_s,
-            start_s=(opened - began) + (attached - cached) + ready_s, caching_s=cached - opened, num_cached=num_cached,
+            start_s=(opened - began) + (attached - cached) + ready_s + compile_s, compile_s=compile_s,
+            caching_s=cached - opened, num_cached=num_cached,
             preview_s=seconds["preview"], num_previews=previews,
             validation_s=seconds["validation"], num_validations=validations,
             checkpoint_s=checkpoint_s, num_checkpoints=checkpoints, export_s=export_s,
@@ -107,7 +112,7 @@ class _Peaks:
         self.bytes[name] = mechanics.peak_bytes()
 
 
-def _trained(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float, list[str]]:
+def _trained(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float, float, list[str]]:
     """What `_train` measures, without compiled blocks where those fail, as a run goes on; and a sentence if so."""
     try:
         return *_train(model, optimizer), []
@@ -119,42 +124,33 @@ def _trained(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[li
     return *_train(model, optimizer), [sentence]
 
 
-def _train(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float]:
-    """What the fullest batch of each bucket takes, after one to warm up; and the mean seconds of an update."""
+def _train(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float, float]:
+    """What the fullest batch of each bucket takes, after one to warm up; the mean seconds of an update; and those that
+    the first batches took beyond the later ones, where they compiled.
+    """
     order, entries = model.encoded.order, model.encoded.entries
     batches: dict[buckets.Bucket, list[int]] = {}
     for number in range(order.num_batches):
         batches.setdefault(order.batch(number)[0].bucket, []).append(number)
     shapes: list[Shape] = []
     updates: list[float] = []
+    compile_s = 0.0
 
     # The first time warms up, and is left out where there are others.
     for bucket, numbers in sorted(batches.items()):
         fullest = max(numbers, key=lambda number: len(order.batch(number)))
         seconds: list[float] = []
         while len(seconds) < 2 or (sum(seconds) < ENOUGH_S and len(seconds) < MOST_TIMES):
-            learn_s, update_s = _step(model, optimizer, fullest)
+            learn_s, update_s = step(model, optimizer, fullest)
             seconds.append(learn_s)
             updates.append(update_s)
             if learn_s > 10 * ENOUGH_S and shapes:  # warming up is nothing beside it
                 break
+        batch_s = statistics.median(seconds[1:] or seconds)
+        compile_s += max(0.0, seconds[0] - batch_s) if model.memory.compile != "off" else 0.0
         num_entries = sum(entry.bucket == bucket for entry in entries)
-        shapes.append(Shape(*bucket, num_entries, len(numbers), statistics.median(seconds[1:] or seconds)))
-    return shapes, statistics.median(updates)
-
-
-def _step(model: TrainingModel, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, float]:
-    """Seconds of forward and backward, and of the update."""
-    began = now()
-    loop.learn(model, number)
-    between = now()
-    model.scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters().values(), model.config.optimizer.max_grad_norm)
-    optimizer.step()
-    model.scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    model.limit_norms()
-    return between - began, now() - between
+        shapes.append(Shape(*bucket, num_entries, len(numbers), batch_s))
+    return shapes, statistics.median(updates), compile_s
 
 
 def _mean_batch_s(shapes: list[Shape]) -> float:

@@ -37,7 +37,7 @@ class Rehearsal:
     max_steps: int
     shapes: list[Shape]
     step_s: float  # mean over an epoch, accumulation and update included
-    start_s: float  # base, adapter and first measurements
+    start_s: float  # base, adapter, first measurements and compiling
     caching_s: float  # what it took here; the run finds it done
     num_cached: int  # latents and captions that were new
     preview_s: float
@@ -58,6 +58,7 @@ class Rehearsal:
     free_disk_bytes: int
     memory: dict[str, str | int | float | bool]  # the options in use
     warnings: list[str] = field(default_factory=list)
+    compile_s: float = 0.0  # part of start_s
     budget_bytes: int = 0  # 0: none
     fits: bool = True
     settings: list[str] = field(default_factory=list)  # `--set` arguments that were chosen to fit

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,8 @@ class Shelf:
         self._stamps: dict[str, tuple[tuple[int, ...], str]] = {}  # by file: mtime and size, and the key it had then
         self._kept = last_used.kept(kept_bytes, lambda adapter: adapter.num_bytes)  # by key
         self._pinned: dict[str, Adapter] = {}
-        self._lock = threading.Lock()  # of the three above; nothing is read under it
+        self._to_pin: set[str] = set()  # files
+        self._lock = threading.Lock()  # of the four above; nothing is read under it
 
     def get(self, path: Path) -> Adapter:
         """The adapter in a file, read if it isn't here or has changed. Raises: AdapterError."""
@@ -90,18 +92,28 @@ class Shelf:
         if self._known(key) is None:
             self.check(read.adapter.words, read.path.name)
         with self._lock:
-            if key not in self._pinned:
+            if str(read.path) in self._to_pin:
+                self._pinned[key] = read.adapter
+                self._kept.pop(key, None)
+            elif key not in self._pinned:
                 self._kept[key] = read.adapter
             self._stamps[str(read.path)] = (read.stamp, key)
         return read.adapter
 
     def pin(self, path: Path) -> Adapter:
         """The adapter in a file, which stays here whatever else is read. Raises: AdapterError."""
-        adapter = self.get(path)
+        self.pin_when_read(path)
+        return self.keep(self.read(path))
+
+    def pin_when_read(self, path: Path) -> None:
+        """Have the adapter in a file stay here once it is."""
         with self._lock:
-            self._pinned[adapter.key] = adapter
-            self._kept.pop(adapter.key, None)
-        return adapter
+            self._to_pin.add(str(path))
+
+    def is_pinned(self, key: str) -> bool:
+        """Whether an adapter stays here."""
+        with self._lock:
+            return key in self._pinned
 
     def _unchanged(self, path: Path, stamp: tuple[int, ...]) -> Adapter | None:
         """The adapter of a file that is as it was when it was read, if it is here."""
@@ -138,11 +150,13 @@ class Shelf:
         """The adapter that an effect was resolved to; its file is only looked at if it isn't here any more."""
         return self._known(effect.key) or self.get(Path(effect.choice.file))
 
-    def updates(self, effects: Iterable[Effect]) -> Updates:
-        """By path, each adapter's number among these, its factor there and its update."""
+    def updates(
+        self, effects: Iterable[Effect], of: Callable[[Adapter], Mapping[str, Update]] = attrgetter("updates")
+    ) -> Updates:
+        """By path, each adapter's number among these, its factor there and its update, where `of` has an adapter's."""
         by_path: Updates = {}
         for number, effect in enumerate(effects):
-            for path, update in self._of(effect).updates.items():
+            for path, update in of(self._of(effect)).items():
                 if factor := effect.block_factors.get(path, 1.0):
                     by_path.setdefault(path, []).append((number, factor, update))
         return by_path

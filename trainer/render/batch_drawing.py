@@ -193,7 +193,7 @@ class Drawing:
         """
         if self._live is not None:
             return self._live[1]
-        updates = self.shelf.updates(batch.live)
+        updates = self.shelf.updates(batch.live, self.folding.on_device.updates)
         adapters = LiveAdapters(self.base.module, ByPath(updates.keys(), self.folding.base), updates, masks)
         self._live = (_key(batch), adapters) if adapters.are_low_rank else None
         return adapters

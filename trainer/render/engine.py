@@ -46,9 +46,10 @@ class Engine:
         modules, self.pipe = self.opened.modules, self.opened.pipe
         narrow = requantising.narrow(modules, Path(self.opened.folder), self.pipe.dtype)
         wide = {path: module.weight.data for path, module in modules.items() if path not in narrow}
-        self.folding = Folding(wide, narrow)
         self.vocabulary = Vocabulary(self.pipe, self.opened.family)
         self.shelf = Shelf(self.opened, self.vocabulary.check, kept_bytes)
+        self.folding = Folding(wide, narrow, self.shelf.is_pinned)
+        self.on_device = self.folding.on_device
         self._resolving = Resolving(self.opened, self.shelf, library or dict, wildcards)
         self._drawing = Drawing(self.opened, self.shelf, self.folding, self.vocabulary)
 

@@ -16,10 +16,10 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from trainer import last_used
 from trainer.deltas import Update
 from trainer.render import fold_groups, requantising
 from trainer.render.fold_groups import Chunk, Layout, Name, Share
+from trainer.render.on_device import OnDevice
 from trainer.render.packing import Pack
 from trainer.render.requantising import Narrow
 
@@ -37,7 +37,11 @@ class Folding:
     Those of quantised layers are in `narrow`, all others in `weights`.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], narrow: Mapping[str, Narrow] | None = None) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], narrow: Mapping[str, Narrow] | None = None,
+        is_pinned: Callable[[str], bool] = lambda key: False,
+    ) -> None:  # fmt: skip
+        """`is_pinned` says of an adapter's key whether it always stays where the weights are."""
         self.weights, self.narrow = weights, narrow or {}
         self.originals: dict[str, Tensor] = {}
         self.device = next((weight.device for weight in weights.values()), torch.device("cpu"))
@@ -49,11 +53,7 @@ class Folding:
         # Memory for sums, and views of it by their number and shape.
         self._room = torch.empty(0, device=self.device)
         self._views: dict[tuple[int, torch.Size], tuple[Tensor, list[Tensor]]] = {}
-
-        # Adapters on the GPU, by adapter and component.
-        is_cuda = self.device.type == "cuda"
-        max_bytes = torch.cuda.get_device_properties(self.device).total_memory // 16 if is_cuda else 1 << 30
-        self._on_device = last_used.kept(max_bytes, lambda packs: sum(pack.num_bytes for pack in packs))
+        self.on_device = OnDevice(self.device, is_pinned)
 
     def base(self, path: str) -> Tensor:
         """The weight as it was loaded; a quantised one that nothing is folded into as it is computed with."""
@@ -85,7 +85,7 @@ class Folding:
             # In float64 until all is multiplied; then one transfer for all layers.
             weights = torch.tensor([share.weight for share in shares], dtype=torch.float64)
             factors = (weights[plan.owners] * plan.fixed).float().to(self.device)
-            packs = [self._packs(share) for share in shares]
+            packs = [self.on_device.packs(*share.name[:2], share.packed) for share in shares]
         for chunk in changed:
             self._keep([path for path in chunk.paths if path not in self.originals])
             self._put(chunk, packs, factors[chunk.start :], shares)
@@ -99,16 +99,6 @@ class Folding:
                 shares, self._kinds, _ROOM_BYTES.get(self.device.type, _ROOM_BYTES["cpu"])
             )
         return self._layouts[key]
-
-    def _packs(self, share: Share) -> tuple[Pack, ...]:
-        """A share's packs where the weights are. A GPU keeps those last used, in up to a sixteenth of its memory."""
-        if self.device.type == "cpu":
-            return share.packed.packs
-        key = share.name[:2]
-        if key not in self._on_device:
-            self._on_device[key] = tuple(pack.to(self.device) for pack in share.packed.packs)
-        packs: tuple[Pack, ...] = self._on_device[key]
-        return packs
 
     def _keep(self, paths: list[str]) -> None:
         """Keep the originals of weights of one shape, in one piece."""

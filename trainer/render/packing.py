@@ -59,12 +59,12 @@ def pack(updates: dict[str, Update]) -> tuple[dict[str, Update], dict[str, Packe
             others.setdefault(component, {})[path] = update
 
     # What was a tensor for each layer becomes views of a tensor for each kind, so that nothing is held twice.
-    views, packs = dict(updates), dict[str, list[Pack]]()
+    own, packs = dict(updates), dict[str, list[Pack]]()
     for kind, deltas in kinds.items():
         packed = _side_by_side(deltas)
         packs.setdefault(kind[0], []).append(packed)
-        views |= _views(deltas, packed)
-    return views, {
+        own |= views(deltas, packed)
+    return own, {
         component: Packed(tuple(packs.get(component, ())), others.get(component, {}))
         for component in {**packs, **others}
     }
@@ -87,8 +87,8 @@ def _side_by_side(by_path: dict[str, Delta]) -> Pack:
     return Pack(tuple(by_path), up, down, tuple(delta.scale for delta in deltas))
 
 
-def _views(by_path: dict[str, Delta], packed: Pack) -> dict[str, Update]:
-    """The updates of a pack as they were, without memory of their own."""
+def views(by_path: dict[str, Delta], packed: Pack) -> dict[str, Update]:
+    """The updates of a pack in their own shapes, without memory of their own; `by_path` has them in its order."""
     return {
         path: Delta(down[: delta.rank].view(delta.down.shape), up[:, : delta.rank].view(delta.up.shape), delta.scale)
         for (path, delta), up, down in zip(by_path.items(), packed.up.unbind(), packed.down.unbind(), strict=True)

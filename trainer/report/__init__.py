@@ -58,7 +58,7 @@ def write(run: Run, dataset: Dataset | None = None, ends: Event | None = None) -
     parts = [
         f"<header><h1>{escape(run.name)}</h1>{_outcome(log, config)}</header>",
         _use(log),
-        section("What to do next", bullets(advice(log, config))),
+        section("What to do next", bullets([rule.text for rule in advice(log, config)])),
         section("Against the old one", compared.html(run.folder)),
         section("On pictures it never saw", curves.heldout(log)),
         section("Beside the card and what was predicted", beside_card.html(run.folder, log)),

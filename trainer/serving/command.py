@@ -58,6 +58,9 @@ def serve(
     replicas: Annotated[
         str, typer.Option(metavar="LEAST:MOST", help="Replicas of each base with --ray; 1 if left out.")
     ] = "",
+    shrink_s: Annotated[
+        float, typer.Option(min=1, max=86_400, help="With --ray: how long more replicas are kept than are needed.")
+    ] = 300.0,
     address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="A Ray cluster to join with --ray; else one of this machine's own.")
     ] = "",
@@ -69,14 +72,14 @@ def serve(
         if not folder.is_dir():
             raise ConfigError(f"--loras is {str(folder)!r}, which is no folder.")
     bases = base or [_BASE]
-    check_options(ray, bases, replicas, address, bool(pin))
+    check_options(ray, bases, replicas, address)
     settings = ServeSettings(
         base=bases[0], more_bases=tuple(bases[1:]), workspace=workspace, host=host, port=port,
         hosts=tuple(names or ()), public_url=public_url, keys=keys_file, mixed_batches=mixed_batches,
         batch_pictures=batch, window_s=window_ms / 1000, queue_pictures=queue, deadline_s=deadline_s, drain_s=drain_s,
         kept_bytes=int(memory_gib * (1 << 30)), pinned=tuple(pin or ()), uploads=uploads, log_prompts=log_prompts,
     )  # fmt: skip
-    _serve(settings, tuple(loras or ()), parsed(replicas or "1", address) if ray else None)
+    _serve(settings, tuple(loras or ()), parsed(replicas or "1", address, shrink_s) if ray else None)
 
 
 def _serve(settings: ServeSettings, loras: tuple[Path, ...], replicas: Replicas | None) -> None:

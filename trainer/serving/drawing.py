@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import UserError
 from trainer.render import picture_metadata
 from trainer.serving import giving_up, reading
+from trainer.serving.joining import Joining
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
@@ -39,6 +40,7 @@ class Drawing:
         self.engine, self.line, self.settings, self.metrics, self.log = engine, line, settings, metrics, log
         self.picture_s = 1.0  # what a picture takes, as it went so far
         self._room = Room(memory_of(engine.pipe.device))
+        self._joining = Joining()
         self._is_ending = False
         self._encoders = ThreadPoolExecutor(1, "encoding")
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
@@ -132,7 +134,8 @@ class Drawing:
         # Masks lie over all pictures of a batch, and a number that isn't finite would not stay in its place.
         own = picture.order.key_name if any(adapter.region for adapter in adapters) else ""
         alike = () if self.settings.mixed_batches else adapters
-        return (*kind, own, alike)
+        alone = id(picture) if picture.alone else 0
+        return (*kind, own, alike, alone)
 
     def _hand_over(self, picture: Wanted) -> None:
         for read in picture.reads or ():
@@ -164,7 +167,7 @@ class Drawing:
             for picture in pictures if len(pictures) > 1 else ():
                 self._draw([picture])
             return
-        self._count(pictures, time.monotonic() - began)
+        self._count(pictures, began, time.monotonic())
         for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
             if place in watching.broken:
                 self.metrics.dropped.labels("not finite").inc()
@@ -181,8 +184,12 @@ class Drawing:
             self._room.ran_out(stack, len(pictures))
         return drawn
 
-    def _count(self, pictures: list[Wanted], seconds: float) -> None:
-        """Remember what a batch took."""
+    def _count(self, pictures: list[Wanted], began: float, ended: float) -> None:
+        """Remember what a batch took, and how long its pictures waited for the one before."""
+        seconds = ended - began
+        waits_s = [round(self._joining.waited_s(picture.came), 4) for picture in pictures]
+        self._joining.drawn(began, ended)
+        self.metrics.joined(waits_s)
         self.picture_s += _SMOOTH * (seconds / len(pictures) - self.picture_s)
         num_stacks = len({picture.stack.adapters for picture in pictures})
         self.metrics.batch_s.observe(seconds)
@@ -190,8 +197,11 @@ class Drawing:
         self.metrics.batch_stacks.observe(num_stacks)
         kept = self.engine.shelf.num_bytes
         self.metrics.adapter_bytes.set(kept)
+        self.metrics.device_adapter_bytes.set(self.engine.on_device.num_bytes)
         took = round(seconds, 4)
-        self.log.write("batch", pictures=len(pictures), stacks=num_stacks, seconds=took, adapter_bytes=kept)
+        self.log.write(
+            "batch", pictures=len(pictures), stacks=num_stacks, seconds=took, adapter_bytes=kept, join_waits_s=waits_s
+        )
 
     def _hand_out(self, picture: Wanted, result: picture_metadata.Picture, num_together: int) -> None:
         """Encode a picture and give it to its order; beside the drawing of the next batch."""

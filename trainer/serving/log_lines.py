@@ -30,7 +30,7 @@ class Log:
         self._lock = threading.Lock()
         self.num_lost = 0
 
-    def write(self, event: str, **facts: str | float | int | bool | None) -> None:
+    def write(self, event: str, **facts: str | float | int | bool | list[float] | None) -> None:
         """A line of an event with these facts."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"

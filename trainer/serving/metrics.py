@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -38,17 +40,36 @@ class Metrics:
         self.batch_stacks = Histogram(
             "velatura_batch_stacks", "Different stacks in one batch.", buckets=_PICTURES, registry=registry
         )
+        self.joins = Counter(
+            "velatura_joins", "Pictures drawn, by whether one could be begun at once as they came, or they had to join "
+            "the next batch.", ["batch"], registry=registry,
+        )  # fmt: skip
+        self.join_wait_s = Histogram(
+            "velatura_join_wait_seconds", "Wait for the batch that was being drawn as a picture came.",
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
         self.reads = Counter(
             "velatura_adapter_reads", "Adapters that a picture needed, by where they were.", ["where"],
             registry=registry,
         )  # fmt: skip
         self.queue = Gauge("velatura_queue_pictures", "Pictures that wait.", registry=registry)
+        self.replicas = Gauge("velatura_replicas", "Replicas that draw, by base.", ["base"], registry=registry)
         self.adapter_bytes = Gauge("velatura_adapter_bytes", "Memory of the adapters that are kept.", registry=registry)
+        self.device_adapter_bytes = Gauge(
+            "velatura_adapter_gpu_bytes", "Memory of the adapters that are kept on the GPU.", registry=registry
+        )
         self.result_bytes = Gauge(
             "velatura_result_bytes", "Memory of pictures kept for url results.", registry=registry
         )
         self.is_ready = Gauge("velatura_ready", "1 while new requests are taken.", registry=registry)
         self.uploads = Counter("velatura_uploads", "LoRAs uploaded, by key.", ["key"], registry=registry)
+
+    def joined(self, waits_s: Iterable[float]) -> None:
+        """Count how long each picture of a batch waited for the one that was drawn as it came; 0 if none was."""
+        for wait_s in waits_s:
+            self.joins.labels("next" if wait_s else "at once").inc()
+            if wait_s:
+                self.join_wait_s.observe(wait_s)
 
     def text(self) -> bytes:
         """All of them as text."""

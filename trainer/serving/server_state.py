@@ -98,9 +98,19 @@ def make(settings: ServeSettings, engine: Engine, log: Log, loras: tuple[Path, .
     Raises: ConfigError, AdapterError for pinned LoRAs that aren't here.
     """
     state = make_with(settings, lambda line, metrics: OwnEngine(engine, line, settings, metrics, log), log, loras)
-    for name in settings.pinned:
-        engine.shelf.pin(state.views.view("").named(name, "--pin").path)
+    for path in pinned_files(settings, state.views):
+        engine.shelf.pin(path)
     return state
+
+
+def pinned_files(settings: ServeSettings, views: LoraViews) -> list[Path]:
+    """Where the LoRAs lie that always stay in memory. Raises: AdapterError for those that aren't here."""
+    return [views.view("").named(name, "--pin").path for name in settings.pinned]
+
+
+def lora_views(settings: ServeSettings, loras: tuple[Path, ...]) -> LoraViews:
+    """What each key may name, not looked for yet; `loras` are more folders of LoRAs."""
+    return LoraViews((settings.workspace, *loras), settings.uploads_folder)
 
 
 def make_with(
@@ -108,7 +118,7 @@ def make_with(
 ) -> ServerState:
     """A server's parts with any renderer, which is made for the server's line. Raises: ConfigError."""
     ring, metrics = KeyRing(settings.keys), Metrics()
-    views = LoraViews((settings.workspace, *loras), settings.uploads_folder)
+    views = lora_views(settings, loras)
     views.look([key.owner for key in ring.all])
     names = ModelNames(settings.bases, settings.stacks_folder)
     line = Line(settings.queue_pictures, shares=settings.keys is not None)

@@ -93,6 +93,7 @@ class Wanted:
     came: float = field(default_factory=time.monotonic)
     reads: tuple[Read, ...] | None = None  # its adapters; None: not read yet
     is_being_read: bool = False
+    alone: bool = False  # whether it is drawn with no other
     resolved: Resolved | None = None
     kind: tuple[Any, ...] = ()
     _untold: threading.Lock = field(default_factory=threading.Lock)  # held once it was answered

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from trainer.config import StackConfig
-from trainer.render.spreading.messages import Outgoing, Part
+from trainer import files
+from trainer.config import AdapterChoice, StackConfig
+from trainer.render.spreading.messages import Outgoing, Part, outgoing
 from trainer.serving.api_error import ApiError
 from trainer.serving.settings import ServeSettings
 from trainer.serving.wanted import Begun, Drawn, Failed, News, Stepped, Wanted
@@ -26,6 +28,7 @@ class Plan:
     versions: dict[str, str]  # `spreading.worker.versions` there
     threads: int  # of torch in each; 0 for its own choice
     sent_bytes: int  # most that a replica's machine keeps of what it was sent
+    pinned: frozenset[str] = frozenset()  # LoRAs that stay in memory once they are, by their keys in `Sent.parts`
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Sent:
     left_s: float  # until its deadline: clocks of machines differ
     num_previews: int
     wants_steps: bool
+    alone: bool  # whether it is drawn with no other: a replica died that drew it
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,26 @@ class LogLine:
 Told = Begun | Drawn | Stepped | Refusal | LogLine
 
 
-def sent(picture: Wanted, outgoing: Outgoing) -> Sent:
-    """A picture as it travels now."""
+def sent(picture: Wanted, going: Outgoing, alone: bool = False) -> Sent:
+    """A picture as it travels now, to be drawn with no other if `alone`."""
     order = picture.order
     return Sent(
-        stack=outgoing.stack,
-        parts=outgoing.parts,
+        stack=going.stack,
+        parts=going.parts,
         request_id=order.request_id,
         key_name=order.key_name,
         number=picture.number,
         left_s=order.deadline - time.monotonic(),
         num_previews=order.num_previews,
         wants_steps=order.wants_steps,
+        alone=alone,
     )
+
+
+def keys_of(loras: list[Path]) -> frozenset[str]:
+    """What some LoRA files are called in `Sent.parts`. Raises: AdapterError for one that can't be read."""
+    choices = tuple(AdapterChoice(file=str(path)) for path in loras)
+    return frozenset(outgoing(StackConfig(adapters=choices), files.sha256).parts)
 
 
 def told(news: News) -> Begun | Drawn | Stepped | Refusal:

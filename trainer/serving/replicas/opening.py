@@ -21,7 +21,7 @@ from trainer.render.spreading.cluster import Layout, joined
 from trainer.render.spreading.worker import versions
 from trainer.serving import server_state
 from trainer.serving.log_lines import Log
-from trainer.serving.replicas.messages import Plan
+from trainer.serving.replicas.messages import Plan, keys_of
 from trainer.serving.replicas.ray_carrier import RayCarrier
 from trainer.serving.replicas.remote import Remote
 from trainer.serving.replicas.wanted_replicas import Replicas
@@ -37,14 +37,14 @@ def on_ray(replicas: Replicas) -> Opening:
 
     @contextmanager
     def opened(settings: ServeSettings, log: Log, loras: tuple[Path, ...] = ()) -> Iterator[ServerState]:
-        """Raises: ConfigError, ModelError, RunError."""
+        """Raises: AdapterError, ConfigError, ModelError, RunError."""
         settings.folder.mkdir(parents=True, exist_ok=True)
-        hashes = {base: _hash(base) for base in settings.bases}
+        hashes, pinned = {base: _hash(base) for base in settings.bases}, _pinned(settings, loras)
         with joined(replicas.address, replicas.most * len(hashes)) as layout:
             _check_room(layout, replicas.least * len(hashes))
-            plans = {base: _plan(settings, base, sha256, layout) for base, sha256 in hashes.items()}
+            plans = {base: _plan(settings, base, sha256, layout, pinned) for base, sha256 in hashes.items()}
             name = f"velatura-{os.getpid()}-{secrets.token_hex(4)}"
-            carrier = RayCarrier(name, plans, layout, (replicas.least, replicas.most))
+            carrier = RayCarrier(name, plans, layout, replicas)
             try:
                 about = carrier.about()
                 yield server_state.make_with(
@@ -61,12 +61,19 @@ def _hash(base: str) -> str:
     return base_hash(bases.resolve(base, families.registry()[bases.family_of(base)]))
 
 
-def _plan(settings: ServeSettings, base: str, base_sha256: str, layout: Layout) -> Plan:
+def _pinned(settings: ServeSettings, loras: tuple[Path, ...]) -> frozenset[str]:
+    """The pinned LoRAs as they are called on their way. Raises: AdapterError."""
+    views = server_state.lora_views(settings, loras)
+    views.look()
+    return keys_of(server_state.pinned_files(settings, views))
+
+
+def _plan(settings: ServeSettings, base: str, base_sha256: str, layout: Layout, pinned: frozenset[str]) -> Plan:
     """What a replica of a base is told: nothing of this machine's files or of who may ask."""
     own = dataclasses.replace(
         settings, base=base, more_bases=(), workspace=Path(), keys=None, hosts=(), public_url="", uploads=False
     )
-    return Plan(own, base_sha256, versions(), layout.threads, _SENT_BYTES)
+    return Plan(own, base_sha256, versions(), layout.threads, _SENT_BYTES, pinned)
 
 
 def _check_room(layout: Layout, num_replicas: int) -> None:

@@ -34,6 +34,7 @@ from trainer.serving.replicas.carrier import Lost
 from trainer.serving.replicas.messages import About, Plan, Sent, Told
 from trainer.serving.replicas.remote import BATCHES_AHEAD
 from trainer.serving.replicas.replica import Replica
+from trainer.serving.replicas.wanted_replicas import Replicas
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _OVER_MEAN = 1.25  # of what a replica is given on the mean, before its pictures go to the next one
@@ -41,7 +42,7 @@ _LOOK_S = 1.0
 _ABOUT_S = 120.0
 _HEALTH_S, _UNHEALTHY_S = 5.0, 60.0
 _MOST_STARTS = 3
-_GROW_S, _SHRINK_S = 5.0, 300.0
+_GROW_S = 5.0
 _REPLICA = "replica"
 
 
@@ -82,8 +83,8 @@ class _RayCall:
 class RayCarrier:
     """Deploys the replicas of some bases and brings pictures to them."""
 
-    def __init__(self, name: str, plans: dict[str, Plan], layout: Layout, replicas: tuple[int, int]) -> None:
-        """Returns when each base has its least number of `replicas`, least and most. `plans` are by base.
+    def __init__(self, name: str, plans: dict[str, Plan], layout: Layout, replicas: Replicas) -> None:
+        """Returns when each base has its least number of `replicas`. `plans` are by base.
 
         Raises: RunError if replicas don't start.
         """
@@ -154,17 +155,16 @@ class RayCarrier:
         return ""
 
 
-def _deployment(plan: Plan, layout: Layout, replicas: tuple[int, int]) -> Any:
+def _deployment(plan: Plan, layout: Layout, replicas: Replicas) -> Any:
     """How the replicas of a base are run."""
-    least, most = replicas
     batch = plan.settings.batch_pictures
     autoscaling = AutoscalingConfig(
-        min_replicas=least,
-        initial_replicas=least,
-        max_replicas=most,
+        min_replicas=replicas.least,
+        initial_replicas=replicas.least,
+        max_replicas=replicas.most,
         target_ongoing_requests=batch,
         upscale_delay_s=_GROW_S,
-        downscale_delay_s=_SHRINK_S,
+        downscale_delay_s=replicas.shrink_s,
     )
     return serve.deployment(
         RayReplica,

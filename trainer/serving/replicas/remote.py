@@ -2,7 +2,9 @@
 
 Pictures leave the line in its fair order and as late as can be: each base's replicas are given a few batches ahead, and
 what they can't hold waits here, where it may still be overtaken, cancelled or given up. A picture whose replica dies is
-sent again, to another one; its order is told of steps that it knows once only, and has one answer in any case.
+sent again, to another one; its order is told of steps that it knows once only, and has one answer in any case. One that
+was being drawn as its replica died is drawn alone from then on, so that a picture which ends whatever draws it is found
+out: it is given up after a few such deaths, and those that only waited beside it are not blamed.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from trainer.serving.settings import ServeSettings
 from trainer.serving.wanted import Begun, Drawn, Stepped, Wanted
 
 BATCHES_AHEAD = 2  # that a replica is given, so that it never waits for the next one
-MOST_SENDS = 4  # of one picture
+MOST_DEATHS = 3  # of replicas that were drawing a picture, the last two of them it alone
+MOST_SENDS = 6  # of one picture, whoever it was whose drawing ended its replicas
 _POLL_S = 0.25
-_AGAIN_S = 0.5  # before a picture is sent again, for each time that it was
+_AGAIN_S, _MOST_AGAIN_S = 0.5, 1.0  # before a picture is sent again, for each time that it was, and at most
 _END_S = 30.0  # for what is under way to be given up
 _SMOOTH = 0.05  # share of the newest picture in what one is expected to take
 
@@ -53,6 +56,7 @@ class Remote:
         self._kept_bytes: dict[str, int] = {}  # of LoRAs in replicas' memory, by replica, the last to tell last
         self._under_way: Counter[str] = Counter()  # pictures by base; read and written under `line.changed`
         self._popularity = Popularity()
+        self._counted: dict[str, int] = {}  # replicas by base, as the log has it
         self._is_ending = False
         self._loop = asyncio.new_event_loop()
         self._looping = threading.Thread(target=self._loop.run_forever, name="replicas' news", daemon=True)
@@ -126,9 +130,18 @@ class Remote:
     def _room(self) -> dict[str, int]:
         """How many pictures more each base's replicas may be given."""
         most = BATCHES_AHEAD * self.settings.batch_pictures
-        held = {base: most * self.carrier.num_replicas(base) for base in self.settings.bases}
+        held = {base: most * self._num_replicas(base) for base in self.settings.bases}
         with self.line.changed:
             return {base: max(0, number - self._under_way[base]) for base, number in held.items()}
+
+    def _num_replicas(self, base: str) -> int:
+        """How many draw now; that there are others than before is logged."""
+        number = self.carrier.num_replicas(base)
+        if self._counted.get(base) != number:
+            self._counted[base] = number
+            self.metrics.replicas.labels(Path(base).name).set(number)
+            self.log.write("replicas", base=Path(base).name, replicas=number)
+        return number
 
     # A picture on its way. All of this runs in the loop.
 
@@ -153,23 +166,25 @@ class Remote:
         """Send a picture until it is answered; whether it was drawn. Raises: UserError for an unreadable file."""
         outgoing = await asyncio.to_thread(files_sent.outgoing, picture.stack, self.carrier.digest)
         key = self._popularity.rarest(_loras(picture, outgoing))
-        teller = _Teller(picture)
+        teller, deaths = _Teller(picture), 0
         for number in range(MOST_SENDS):
             if number:
-                await asyncio.sleep(_AGAIN_S * number)
+                await asyncio.sleep(min(_MOST_AGAIN_S, _AGAIN_S * number))
             if self._is_unwanted(picture):
                 break
-            sent = messages.sent(picture, outgoing)
+            teller.is_begun = False
+            sent = messages.sent(picture, outgoing, alone=deaths > 0)
             call = await self.carrier.call(picture.stack.base, key, sent, outgoing.places)
             try:
                 return await self._listened(call, teller)
             except Lost as lost:
-                request_id = picture.order.request_id
-                self.log.write("replica lost", request=request_id, sends=number + 1, error=str(lost)[:300])
-        else:
-            self.metrics.dropped.labels("replica lost").inc()
-            picture.fail(_lost())
-            return False
+                deaths += teller.is_begun
+                request_id, error = picture.order.request_id, str(lost)[:300]
+                self.log.write("replica lost", request=request_id, sends=number + 1, deaths=deaths, error=error)
+            if deaths == MOST_DEATHS or number + 1 == MOST_SENDS:
+                self.metrics.dropped.labels("replica lost").inc()
+                picture.fail(_lost(deaths))
+                return False
         giving_up.give_up(picture, self.metrics, self._is_ending)
         return False
 
@@ -219,6 +234,7 @@ class Remote:
             self.metrics.batch_s.observe(facts["seconds"])
             self.metrics.batch_pictures.observe(facts["pictures"])
             self.metrics.batch_stacks.observe(facts["stacks"])
+            self.metrics.joined(facts["join_waits_s"])
             self._kept_bytes.pop(line.replica, None)
             self._kept_bytes[line.replica] = facts["adapter_bytes"]
         self.log.write(event, **facts, replica=line.replica)
@@ -229,6 +245,7 @@ class _Teller:
 
     def __init__(self, picture: Wanted) -> None:
         self.picture = picture
+        self.is_begun = False  # to be drawn, where it was sent last
         self._told = -1  # step
 
     def tell(self, told: Begun | Drawn | Stepped | messages.Refusal) -> bool:
@@ -238,6 +255,7 @@ class _Teller:
                 return False
             self._told = told.step
         news = messages.returned(told, self.picture.stack)
+        self.is_begun |= isinstance(news, Begun)
         if isinstance(news, Begun | Stepped):
             self.picture.order.tell(news)
             return False
@@ -251,11 +269,10 @@ def _loras(picture: Wanted, outgoing: files_sent.Outgoing) -> list[str]:
     return sorted(sha256 for sha256, path in outgoing.places.items() if str(path) in files)
 
 
-def _lost() -> ApiError:
+def _lost(deaths: int) -> ApiError:
     """Why a picture isn't given whose replicas all died."""
-    return ApiError(
-        503,
-        f"what drew the picture died {MOST_SENDS} times; a smaller picture or fewer LoRAs may fit its memory.",
-        BROKEN,
-        code="replica_lost",
-    )
+    if deaths == MOST_DEATHS:
+        why = f"what drew the picture died {deaths} times; a smaller picture or fewer LoRAs may fit its memory."
+    else:
+        why = f"where the picture was sent died {MOST_SENDS} times; ask again later."
+    return ApiError(503, why, BROKEN, code="replica_lost")

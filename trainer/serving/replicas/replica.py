@@ -74,6 +74,7 @@ class Replica:
         self._line = Line(settings.queue_pictures, shares=False)
         self._engine = Engine(settings.base, bases.family_of(settings.base), kept_bytes=settings.kept_bytes)
         self._renderer = OwnEngine(self._engine, self._line, settings, Metrics(), Log(stream=self._lines))
+        self._pinned = plan.pinned
         self._files = KeptFiles(folder or usual_folder(), plan.sent_bytes)
         self._in_use: Counter[str] = Counter()  # keys of files by how many pictures need them; the loop's alone
         self._files_lock = threading.Lock()  # of placing and dropping files
@@ -126,13 +127,15 @@ class Replica:
         with self._files_lock:
             try:
                 places = {key: self._files.place(key, parts, content_of) for key, parts in sent.parts.items()}
+                for key in self._pinned & places.keys():
+                    self._engine.shelf.pin_when_read(places[key])
                 stack = files_sent.arrived(sent.stack, places)
             except UserError as error:
                 return order.tell(Failed(sent.number, ApiError(400, str(error), code="lora_unreadable")))
             except OSError as error:
                 problem = f"a LoRA can't be kept where the picture is drawn: {error.strerror or 'no room'}."
                 return order.tell(Failed(sent.number, ApiError(503, problem, BROKEN, code="lora_unreadable")))
-        picture = Wanted(order, sent.number, stack, reads=None if stack.adapters else ())
+        picture = Wanted(order, sent.number, stack, reads=None if stack.adapters else (), alone=sent.alone)
         try:
             self._line.put([picture], 1.0, lambda num_pictures: 1.0)
         except ApiError as error:
@@ -141,7 +144,7 @@ class Replica:
     def _let_go(self) -> None:
         """Drop the files that no picture needs now; what is kept of them for the next time is another matter."""
         with self._files_lock:
-            self._files.let_go(set(self._in_use))
+            self._files.let_go({*self._in_use, *self._pinned})
 
 
 def _check(plan: Plan) -> None:

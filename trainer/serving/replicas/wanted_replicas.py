@@ -18,9 +18,10 @@ class Replicas:
     least: int = 1
     most: int = 1
     address: str = ""  # HOST:PORT of a Ray cluster; empty for one of this machine's own
+    shrink_s: float = 300.0  # how long there are more than are needed
 
 
-def parsed(text: str, address: str) -> Replicas:
+def parsed(text: str, address: str, shrink_s: float = Replicas.shrink_s) -> Replicas:
     """Replicas of `LEAST:MOST`, or of a number that stays. Raises: ConfigError."""
     match = _FEW_MANY.fullmatch(text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -29,13 +30,11 @@ def parsed(text: str, address: str) -> Replicas:
             f"--replicas is {text[:40]!r}; allowed: how many of each base, such as 2, or the least and the most, such "
             f"as 1:4, up to {_MOST}."
         )
-    return Replicas(least, most, address)
+    return Replicas(least, most, address, shrink_s)
 
 
-def check_options(is_ray: bool, bases: list[str], replicas: str, address: str, pinned: bool) -> None:
-    """Raises: ConfigError for options that only go with `--ray`, or don't go with it."""
-    if is_ray and pinned:
-        raise ConfigError("--pin is given with --ray; leave it out: each replica keeps the LoRAs that it draws with.")
+def check_options(is_ray: bool, bases: list[str], replicas: str, address: str) -> None:
+    """Raises: ConfigError for options that only go with `--ray`."""
     if is_ray:
         return
     if len(bases) > 1:
