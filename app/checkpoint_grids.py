@@ -29,7 +29,7 @@ def run_choices(context: Context) -> list[tuple[str, str]]:
     return [(plain(run.name, 120), run.name) for run in runs.every(context.runs)]
 
 
-def _run(context: Context, name: str | None) -> runs.Run:
+def run_of(context: Context, name: str | None) -> runs.Run:
     """The run of that name. Raises: ConfigError if it isn't here."""
     every = {run.name: run for run in runs.every(context.runs)}
     if name not in every:
@@ -45,7 +45,7 @@ def write_files(context: Context, name: str | None, rendering: Rendering) -> Non
     """
     from trainer import checkpoint_files
 
-    run = _run(context, name)
+    run = run_of(context, name)
     config = run.config()
     with context.engine(_stack(context, config), rendering) as engine:
         rendering.check()
@@ -54,7 +54,7 @@ def write_files(context: Context, name: str | None, rendering: Rendering) -> Non
 
 def composed(context: Context, name: str | None, steps: str, prompts: str, weights: str, seeds: str) -> Jobs:
     """The batch of a run's steps whose files are there. Raises: ConfigError naming everything that can't be used."""
-    run = _run(context, name)
+    run = run_of(context, name)
     config = run.config()
     chosen = _chosen(files_of(run), steps)
     factors = batches.numbers(weights)

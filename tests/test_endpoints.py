@@ -84,6 +84,7 @@ def fetched(server: Server, address: str) -> bytes:
     return content
 
 
+@pytest.mark.slow
 def test_the_documented_examples_do_what_they_say(known: dict[str, Any], server: Server) -> None:
     data = server.workspace / "datasets"
     picture = known["added"]["added"][0]
@@ -99,6 +100,7 @@ def test_the_documented_examples_do_what_they_say(known: dict[str, Any], server:
     assert "Traceback" not in server.log(), server.log()
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_batch_are_drawn_as_asked(known: dict[str, Any], client: Client, server: Server) -> None:
     (lora,) = [row for row in client.predict(api_name="/loras") if row["name"] == "cat"]
     assert (lora["trigger"], lora["rank"]) == ("mokka", 4)
@@ -159,6 +161,7 @@ def test_captions_and_pictures_go_and_come_back(client: Client, server: Server, 
     assert sorted(Path(entry).name for entry in packed.namelist()) == ["blue.png", "blue.txt", "red.png", "red.txt"]
 
 
+@pytest.mark.slow
 def test_a_stack_is_saved_read_balanced_and_baked(known: dict[str, Any], client: Client, server: Server) -> None:
     saved = client.predict(known["saved"], api_name="/stack")
     assert saved["adapters"][0]["weight"] == 0.8 and str(server.workspace) not in str(saved)
@@ -175,6 +178,7 @@ def test_a_stack_is_saved_read_balanced_and_baked(known: dict[str, Any], client:
     assert (server.workspace / "renders" / name).is_file()
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_batch_stays(known: dict[str, Any], client: Client) -> None:
     job, pictures = known["job"]["id"], known["pictures"]
     client.predict(job, pictures[1]["picture"], 3, api_name="/rate_picture")
@@ -187,6 +191,7 @@ def test_what_is_said_of_a_batch_stays(known: dict[str, Any], client: Client) ->
     assert [row["picture"] for row in shown] == [pictures[2]["picture"]]
 
 
+@pytest.mark.slow
 def test_a_thing_of_the_library_is_named_noted_and_shown(known: dict[str, Any], client: Client) -> None:
     item = client.predict("runs", "cat", api_name="/library_item")
     assert (item["note"], item["rating"]) == ("good from step 200 on", 4) and item["details"]["Dataset"] == "grey-cat"

@@ -21,11 +21,11 @@ EDITS = {
     "remove_tag": say("edits.remove_tag"), "sort_tags": say("edits.sort_tags"), "trigger": say("edits.add_trigger"),
 }  # fmt: skip
 LAYOUTS = {
-    "as it lies": say("dataset.as_it_lies"), "kohya": say("dataset.kohya"), "imagefolder": say("dataset.imagefolder"),
+    "as_it_lies": say("dataset.as_it_lies"), "kohya": say("dataset.kohya"), "imagefolder": say("dataset.imagefolder"),
 }  # fmt: skip
 _FLIPPED_AT_ONCE = 16
 Operation = Literal["replace", "prefix", "suffix", "remove_tag", "sort_tags", "trigger"]
-Layout = Literal["as it lies", "kohya", "imagefolder"]
+Layout = Literal["as_it_lies", "kohya", "imagefolder"]
 
 
 class DatasetEndpoints:
@@ -80,7 +80,7 @@ class DatasetEndpoints:
             into, report = dataset_sets.add(self.context, dataset, paths)
         return {"dataset": into, "added": report.added, "left_out": report.left_out}
 
-    def export_dataset(self, dataset: Name, layout: Layout = "as it lies") -> str:
+    def export_dataset(self, dataset: Name, layout: Layout = "as_it_lies") -> str:
         """The address of a zip of a dataset, as it lies or in the layout of another trainer."""
         with caption_files.writable(say("where.zip")):
             return fetched_at(dataset_exports.packed(self.context, dataset, LAYOUTS[layout]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from app import checkpoint_grids, preview_strip, run_steps, start_choices, views
 from app.context import Context
 from app.endpoints.asking import Name, Number
-from app.endpoints.rows import address, lora_row
+from app.endpoints.rows import fetched_at, lora_row
 from app.render_requests import Rendering
 from app.texts import say
 from trainer import lora_file
@@ -40,7 +41,7 @@ class RunEndpoints:
 
         `loss` is [step, running mean]; `advice` has a sentence and the settings by dotted name that it would change.
         """
-        found = self._run(run)
+        found = checkpoint_grids.run_of(self.context, run)
         events, config = plausible(self.context.logs.read(found.events_file)), _config(found)
         step, started, done = views.last(events, Step), views.last(events, Started), views.last(events, Finished)
         alarm, rules = views.last(events, Overtrained), advice(events, config) if done else []
@@ -56,23 +57,25 @@ class RunEndpoints:
 
     def run_samples(self, run: Name) -> list[dict[str, Any]]:
         """The previews of a run by prompt and step: prompt, step, address, and its likeness to a training picture."""
-        found = self._run(run)
+        found = checkpoint_grids.run_of(self.context, run)
         strips = preview_strip.strips(found.folder, self.context.logs.read(found.events_file))
+        shown = [(strip.prompt, preview) for strip in strips for preview in strip.previews]
+        public = dict(self.context.published_of([preview.path for _, preview in shown]))
         return [
-            {"prompt": strip.prompt, "step": preview.event.step, "address": address(self.context, preview.path),
+            {"prompt": prompt, "step": preview.event.step, "address": fetched_at(Path(public[preview.path])),
              "likeness": preview.event.nearest}
-            for strip in strips
-            for preview in strip.previews
+            for prompt, preview in shown
+            if preview.path in public
         ]  # fmt: skip
 
     def run_settings(self, run: Name) -> dict[str, Any]:
         """The settings of a run, without the places of this machine; sets that it was trained on are not named."""
-        found = self._run(run)
+        found = checkpoint_grids.run_of(self.context, run)
         return places.without(found.config(), with_names=True).model_dump(mode="json")
 
     def use_step(self, run: Name, step: Number) -> dict[str, Any]:
         """Have a saved step of a run lie in the library as a LoRA; its row, by which it can be stacked."""
-        found = self._run(run)
+        found = checkpoint_grids.run_of(self.context, run)
         files = checkpoint_grids.files_of(found)
         if step not in files:
             checkpoint_grids.write_files(self.context, run, Rendering())
@@ -83,14 +86,6 @@ class RunEndpoints:
         sha256 = lora_file.inspect(files[step]).sha256
         run_steps.take(self.context, files[step], sha256)
         return lora_row(self.context.lora(sha256))
-
-    def _run(self, name: str) -> Run:
-        """The run of that name. Raises: ConfigError if it isn't here."""
-        every = {run.name: run for run in every_run(self.context.runs)}
-        if name not in every:
-            allowed = some(list(every)) or say("word.none_yet")
-            raise ConfigError(say("problems.no_run", label="run", value=name[:80], allowed=allowed))
-        return every[name]
 
 
 def _config(run: Run) -> TrainConfig | None:
