@@ -196,11 +196,11 @@ def tiers(
 
 
 @app.command(hidden=True)
-def one_folding(model: str, depth: Annotated[int | None, typer.Option()] = None) -> None:
-    """Measure folding into one full-size model in this process; what `targets` starts."""
+def one_folding(model: str, kinds: list[str], depth: Annotated[int | None, typer.Option()] = None) -> None:
+    """Measure folding into one full-size model, in bases of these kinds, in this process; what `targets` starts."""
     from trainer.bench import folding, side_by_side
 
-    for row in folding.measure(model, depth, side_by_side.gate):
+    for row in folding.measure(model, depth, kinds, side_by_side.gate):
         typer.echo(row.written())
 
 

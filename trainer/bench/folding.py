@@ -10,7 +10,7 @@ import itertools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,9 +34,9 @@ def what(name: str, kind: str) -> str:
     return name if kind == "none" else f"{name}, {kind} base"
 
 
-def names() -> list[str]:
-    """Of all rows of a model."""
-    return [what(name, kind) for kind in KINDS for name in (FIRST_FOLD, CHANGE, SWAP)]
+def names(kinds: Sequence[str] = KINDS) -> list[str]:
+    """Of all rows of a model, on bases of these kinds."""
+    return [what(name, kind) for kind in kinds for name in (FIRST_FOLD, CHANGE, SWAP)]
 
 
 def times(engine: Engine) -> int:
@@ -44,9 +44,9 @@ def times(engine: Engine) -> int:
     return _TIMES.get(engine.pipe.device.type, _FEW_TIMES)
 
 
-def measure(model: str, depth: int | None, gate: Callable[[], None]) -> Iterator[Row]:
-    """The rows of a model on each kind of base, in this process, which is there for nothing else: how bases are opened
-    is replaced in it. `gate` is called before the device is touched and again before what is measured.
+def measure(model: str, depth: int | None, kinds: Sequence[str], gate: Callable[[], None]) -> Iterator[Row]:
+    """The rows of a model on each of these kinds of base, in this process, which is there for nothing else: how bases
+    are opened is replaced in it. `gate` is called before the device is touched and again before what is measured.
     """
     gate()
     bases.open_pipeline = full_size.open_pipeline
@@ -58,11 +58,11 @@ def measure(model: str, depth: int | None, gate: Callable[[], None]) -> Iterator
             files.append(stacking.random_lora(engine, Path(scratch) / f"lora{number}.safetensors", number))
         _write_attention(engine)
         gate()
-        for kind in KINDS:
+        for kind in kinds:
             if kind != "none":
+                del engine  # before the next base is made
                 engine = Engine(str(folder), family, quantise=kind)
             yield from _rows(model, kind, engine, files)
-            del engine  # before the next base is made
 
 
 def _write_attention(engine: Engine) -> None:

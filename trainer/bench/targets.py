@@ -257,9 +257,10 @@ class Targets:
             if name in needed and (self.on_gpu or not wanted.needs_gpu)
         }
         tasks = [Task(name, (*gpu.command(job), "--in-turn"), ROWS[name].gib) for name, job in self._jobs.items()]
-        if needed - {*ROWS}:
+        kinds = [kind for kind in folding.KINDS if not needed.isdisjoint(folding.names([kind]))]
+        if kinds:
             depth = ("--depth", str(self.bench.depth)) if self.bench.depth else ()
-            command = (sys.executable, "-m", "trainer", "bench", "one-folding", _STACK, *depth)
+            command = (sys.executable, "-m", "trainer", "bench", "one-folding", _STACK, *depth, *kinds)
             tasks.append(Task(_FOLDING, command, _STACK_GIB))
         return tasks
 
