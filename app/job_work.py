@@ -57,6 +57,9 @@ class Training:
         train = [sys.executable, "-m", "trainer", "train", str(config)]
         card = card_of(self.configs_folder, job.config)
         train += ["--card", str(card)] if card.is_file() and job.kind != REHEARSAL else []
+        kind = kind_of(card)
+        if kind.is_file() and job.kind != REHEARSAL:
+            train += ["--kind", kind.read_text(encoding="utf-8", errors="replace")[:20]]
         if job.kind == REHEARSAL:
             return [*train, "--out", str(self.runs_folder), "--rehearse", "--json"]
         return [*train, "--name", job.name, "--out", str(self.runs_folder), "--json", "--resume"]
@@ -77,6 +80,11 @@ class Training:
 def card_of(configs_folder: Path, config: str) -> Path:
     """Where the card lies that a job with these settings was started from, if it was."""
     return configs_folder / "cards" / f"{hashlib.sha256(config.encode()).hexdigest()}.velatura"
+
+
+def kind_of(card: Path) -> Path:
+    """Where it lies what such a job's pictures teach, beside its card, if its preset says."""
+    return card.with_suffix(".kind")
 
 
 @dataclass(frozen=True)

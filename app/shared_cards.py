@@ -10,7 +10,7 @@ from app import job_work, offers, preset_choices, saved_stacks
 from app.arrival import CARD, PRESET, Arrival
 from app.context import Context
 from app.texts import say
-from trainer import card_file, files, presets
+from trainer import card_file, files, preset_parts, presets
 from trainer.card_file.reading import Opened
 from trainer.cards import describing, keeping, places, sources, suiting
 from trainer.cards.making import Wishes, make
@@ -123,22 +123,31 @@ def for_form(context: Context, file: Path) -> tuple[TrainConfig, str]:
     return config.model_copy(update={"base": preset_choices.base_here(context, config) or config.base}), opened.digest
 
 
-def digest_of(preset: str) -> str:
-    """The digest of the card that a preset was made of; "" for any other."""
-    card = keeping.card_of(preset)
-    return card.stem if card else ""
+def source_of(preset: str) -> str:
+    """The digest of the card that a preset was made of, or the key of one that ships and has a purpose; else ""."""
+    if card := keeping.card_of(preset):
+        return card.stem
+    return f"{PRESET}{preset}" if preset_parts.purpose(preset) != "unknown" else ""
 
 
-def go_with(context: Context, config_text: str, digest: str) -> None:
-    """Have the job that is started next with these settings know its card; nothing where that is gone."""
+def go_with(context: Context, config_text: str, source: str) -> None:
+    """Have the job that is started next with these settings know its card, and what its preset's pictures teach.
+
+    `source` is as `source_of` gives it, from the browser; nothing is known where the card is gone.
+    """
     place = job_work.card_of(context.workspace / "configs", config_text)
-    card = keeping.every().get(digest)
-    if card is None:
-        place.unlink(missing_ok=True)
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):
-        files.write(place, card.read_bytes())
+    card = keeping.every().get(source)
+    kind = preset_parts.purpose(source.removeprefix(PRESET)) if source.startswith(PRESET) else "unknown"
+    for path, raw in (
+        (place, card.read_bytes() if card else b""),
+        (job_work.kind_of(place), kind.encode() if kind != "unknown" else b""),
+    ):
+        if not raw:
+            path.unlink(missing_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            files.write(path, raw)
 
 
 # Sharing.

@@ -32,7 +32,7 @@ def config_of(
 
 
 def recipe_of(context: Context, preset: str) -> tuple[TrainConfig, str]:
-    """The settings of a card, a LoRA, a preset or a config.toml, and the digest of the card they come from, if any.
+    """The settings of a card, a LoRA, a preset or a config.toml, and what they come from, as `shared_cards.source_of`.
 
     What is no preset of ours must be for a base that this server offers. Raises: ConfigError, AdapterError.
     """
@@ -40,7 +40,7 @@ def recipe_of(context: Context, preset: str) -> tuple[TrainConfig, str]:
         return shared_cards.for_form(context, Path(preset))
     name = Path(preset).stem
     if name in presets.names() and presets.path_of(name) == Path(preset):
-        return preset_choices.filled(context, name), shared_cards.digest_of(name)
+        return preset_choices.filled(context, name), shared_cards.source_of(name)
     try:
         config = presets.load(preset, {"start.source": "", "start.optimizer": False})  # a path of another time or place
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

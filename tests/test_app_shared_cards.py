@@ -120,7 +120,7 @@ def test_a_card_becomes_a_preset_that_knows_it_and_a_job_goes_with_it(context: C
     keep_card(context, tmp_path)
     (digest,) = keeping.every()
     name = shared_cards.keep_preset(f"card:{digest}")
-    assert shared_cards.digest_of(name) == digest and shared_cards.digest_of("imprimatura-style") == ""
+    assert shared_cards.source_of(name) == digest and shared_cards.source_of("imprimatura-quick") == ""
     with pytest.raises(ConfigError, match="a preset already"):
         shared_cards.keep_preset(f"preset:{name}")
     shared_cards.go_with(context, "settings", digest)
@@ -129,6 +129,15 @@ def test_a_card_becomes_a_preset_that_knows_it_and_a_job_goes_with_it(context: C
     assert not job_work.card_of(configs, "other settings").exists()
     shared_cards.go_with(context, "settings", "../" + digest)
     assert not job_work.card_of(configs, "settings").exists(), "another start, without a card"
+
+    # A preset that ships says what its pictures teach; whatever else the browser says is nothing.
+    work, job = job_work.Training(context.runs, configs), context.runner.submit("mine", "settings")
+    assert "--kind" not in work.command(job)
+    shared_cards.go_with(context, "settings", shared_cards.source_of("imprimatura-character"))
+    assert work.command(job)[4:7] == [str(configs / f"job-{job.id}.toml"), "--kind", "character"]
+    for source in ("preset:../../x", "preset:imprimatura-quick", "preset:", "character"):
+        shared_cards.go_with(context, "settings", source)
+        assert "--kind" not in work.command(job)
 
 
 def test_a_preset_is_shared_and_neither_renamed_nor_thrown_away(context: Context) -> None:

@@ -62,7 +62,7 @@ def in_a_terminal(file: Path, answer: str, *words: str) -> str:
     return told.decode().replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("kind", ["card", "recipe"])
+@pytest.mark.parametrize("kind", ["card", pytest.param("recipe", marks=pytest.mark.slow)])
 def test_in_a_terminal_the_changes_are_shown_and_nothing_is_written_before_a_yes(kind: str, tmp_path: Path) -> None:
     file, name = (a_card(tmp_path), "theirs") if kind == "card" else (RECIPE, "sdxl-sd-scripts")
     refused = in_a_terminal(file, "n\n", "--name", name)
@@ -73,6 +73,7 @@ def test_in_a_terminal_the_changes_are_shown_and_nothing_is_written_before_a_yes
     assert list(presets.own()) == [name]
 
 
+@pytest.mark.slow
 def test_with_yes_a_terminal_is_asked_nothing(tmp_path: Path) -> None:
     told = in_a_terminal(a_card(tmp_path), "", "--yes")
     assert "Keep it" not in told and "kept as the preset theirs." in told and list(presets.own()) == ["theirs"]

@@ -133,6 +133,7 @@ def train(
     card: Annotated[
         Path | None, typer.Option(hidden=True, help="The card that the settings are of, to be compared with.")
     ] = None,
+    kind: Annotated[str, typer.Option(hidden=True, help="What its pictures teach, as the preset is for.")] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run called --name, or with the newest unfinished one.")
     ] = False,
@@ -170,8 +171,8 @@ def train(
         asked = train_command.Asked(preset, data, heldout, changes, from_, extend)
         wanted = train_command.wanted(asked, resume, out, name)
     if not rehearse:
-        kind = preset_parts.purpose(preset or like or "")
-        train_command.train(wanted, out, name, resume, download, as_json, card, kind)
+        teaches = next((one for one in preset_parts.KINDS if one == kind), preset_parts.purpose(preset or like or ""))
+        train_command.train(wanted, out, name, resume, download, as_json, card, teaches)
     elif once:
         train_command.rehearse_once(train_command.new(wanted, resume), out, download)
     else:

@@ -16,6 +16,7 @@ from trainer.card_file.contents import DatasetKind
 from trainer.config.parsing import from_toml
 from trainer.errors import ConfigError
 
+KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)  # what pictures a preset may be for
 _ROOT = Path(__file__).parents[1] / "presets"
 FOLDER, PARTS = _ROOT / "train", _ROOT / "parts"
 _PRESET = re.compile(r"[a-z0-9-]{1,64}(@[a-z0-9]{1,16})?")
@@ -49,7 +50,7 @@ def purpose(preset: str) -> DatasetKind:
         return "unknown"
     path = FOLDER / f"{preset.partition('@')[0]}.toml"
     parts = from_toml(path.read_bytes(), preset).get("parts", []) if path.is_file() else []
-    return next((kind for kind in get_args(DatasetKind) if kind in parts), "unknown")
+    return next((kind for kind in KINDS if kind in parts), "unknown")
 
 
 def files_of(path: Path, values: dict[str, Any]) -> list[Path]:

@@ -309,7 +309,7 @@ class _Tab:
         return self._of_preset(held, held[self.preset])
 
     def _of_preset(self, held: dict[Any, Any], name: str) -> dict[Any, Any]:
-        return self._fill(held, preset_choices.filled(self.context, name), shared_cards.digest_of(name))
+        return self._fill(held, preset_choices.filled(self.context, name), shared_cards.source_of(name))
 
     @mended
     def take_card(self, held: dict[Any, Any], event: gr.EventData, request: gr.Request | None = None) -> dict[Any, Any]:
