@@ -37,7 +37,7 @@ from trainer.render.engine import Engine
 from trainer.serving import keys
 
 TOLERANCE = 1  # of 255, as the suite has it for pictures of a batch
-_START_S = 180.0
+_START_S = 900.0
 _SERVERS = {"mixed": [], "unmixed": ["--no-mixed-batches"]}
 
 
