@@ -18,6 +18,7 @@ from serving_parts import Served, asked, picture, random_lora, served, serving, 
 from typer.testing import CliRunner
 
 from trainer import cli
+from trainer.bench import serving_load
 from trainer.errors import ConfigError
 from trainer.render import picture_metadata
 from trainer.render.engine import Engine
@@ -247,3 +248,27 @@ def test_a_stack_that_cannot_be_read_does_not_say_where_it_lies(
         status, body, _ = picture(running, model="dusk")
     assert status == 500 and "Permission denied" in body["error"]["message"]
     assert str(tmp_path) not in json.dumps(body)
+
+
+# Who comes while a batch is drawn.
+
+
+def test_pictures_that_join_the_next_batch_are_counted_with_their_wait(
+    engine: Engine, workspace: Path, held: Held
+) -> None:
+    with serving(engine, workspace) as running, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(picture, running, seed=1)
+        wait_until(lambda: held.num_begun == 1)
+        later = [pool.submit(picture, running, seed=seed) for seed in (2, 3)]
+        wait_until(lambda: len(running.state.line) == 2)
+        began = time.monotonic()
+        time.sleep(0.5)
+        held.may_go_on.set()
+        answers = [call.result() for call in (first, *later)]
+        most = time.monotonic() - began + 30  # a busy machine may take long to let them in
+        load = serving_load.joins(running.port, "none")
+        waits = [line["join_waits_s"] for line in running.lines("batch")]
+    assert [status for status, _, _ in answers] == [200] * 3
+    assert [answer["data"][0]["batch_pictures"] for _, answer, _ in answers] == [1, 2, 2]
+    assert (load.at_once, load.next) == (1, 2) and 2 * 0.5 < load.waited_s < 2 * most
+    assert waits[0] == [0.0] and sum(waits[1]) == pytest.approx(load.waited_s)

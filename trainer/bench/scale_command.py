@@ -37,7 +37,11 @@ def scale(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How often costs are measured; the median counts.")] = 3,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `bench serve --json` printed, to be compared with.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `bench serve --json` printed, to be compared with; by its own costs without --costs.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same load.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -50,6 +54,9 @@ def scale(
     def note(text: str) -> None:
         typer.echo(text, err=True)
 
+    if against and not costs:
+        typer.echo(compared(None, against))
+        return
     measured = scale_costs.read(costs) if costs else scale_costs.measure(rounds, note)
     if measure:
         typer.echo(scale_costs.write(measured))
@@ -100,18 +107,19 @@ def describe(load: simulation.Load, outcomes: dict[str, simulation.Outcome]) -> 
     return "\n".join(lines)
 
 
-def compared(measured: scale_costs.Measured, path: Path) -> str:
+def compared(costs: scale_costs.Measured | None, path: Path) -> str:
     """How far the simulation is from a measured load test of its size, and whether it may predict.
 
-    Raises: ConfigError.
+    The costs are the report's own, measured between its rounds, if none are given. Raises: ConfigError.
     """
+    from trainer.bench import scale_costs
+
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        measured = costs or scale_costs.parsed(report["measured"])
         size, rows = report["size"], {row["name"]: row for row in report["rows"]}
-        load = simulation.Load(
-            *(int(size[name]) for name in ("tenants", "loras", "requests", "steps")),
-            memory_loras=int(size["loras"]), in_memory=True,
-        )  # fmt: skip
+        tenants, loras, requests, steps = (int(size[name]) for name in ("tenants", "loras", "requests", "steps"))
+        load = simulation.Load(tenants, loras, requests, steps, memory_loras=max(1, loras), in_memory=True)
         pairs = [
             (name, what, ours, float(rows[name][what]))
             for name, one in _ways(load).items()

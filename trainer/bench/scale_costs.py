@@ -13,8 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from trainer import lora_file
 from trainer.bench import serving_load
 from trainer.bench.scale import Costs
 from trainer.config import AdapterChoice, StackConfig
@@ -42,28 +45,49 @@ class Measured:
 def measure(rounds: int, note: Callable[[str], None] = lambda text: None) -> Measured:
     """The costs of Imprimatura here; the median of so many rounds, in each of which everything is measured."""
     with tempfile.TemporaryDirectory(prefix="velatura-bench-") as scratch:
-        engine = Engine()
-        files = [serving_load.random_lora(engine, Path(scratch) / f"{n}.safetensors", n) for n in range(_LORAS)]
-        loads = [_timed(lambda file=file: engine.shelf.get(file)) for file in files]
-        note("LoRAs read")
-        batches: dict[tuple[Kind, int], list[Times]] = {}
-        folds: list[Times] = []
+        measuring = Measuring(Engine(), Path(scratch) / "loras")
         for number in range(rounds + 1):
-            for kind in _KINDS:
-                for steps in _STEPS:
-                    stacks = _stacks(kind, steps, files, number)
-                    batches.setdefault((kind, steps), []).append(_timed(lambda stacks=stacks: _draw(engine, stacks)))
-            folds += _folds(engine, files)
+            measuring.round()
             note(f"round {number} of {rounds}")
-        encodes = _encodes(engine)
-    # The first round isn't counted: memory is taken.
-    counted = {key: times[1:] for key, times in batches.items()}
-    both = [
-        _costs({key: _median(times, part) for key, times in counted.items()},
-               *(_median(times, part) for times in (folds[2:], loads, encodes)))
-        for part in (0, 1)
-    ]  # fmt: skip
-    return Measured(both[0], both[1], _off(both[0], {key: _median(times, 0) for key, times in counted.items()}))
+        return measuring.measured()
+
+
+class Measuring:
+    """Measures in rounds, between which a load may be drawn, so that both see the same machine."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        """`folder` is made, for LoRAs of its own."""
+        self.engine = engine
+        folder.mkdir()
+        self.files = [serving_load.random_lora(engine, folder / f"{n}.safetensors", n) for n in range(_LORAS)]
+        self._batches: dict[tuple[Kind, int], list[Times]] = {}
+        self._folds: list[Times] = []
+        self._encodes: list[Times] = []
+        self._loads: list[Times] = []
+        self._num_rounds = 0
+
+    def round(self) -> None:
+        """Measure everything once. The first round isn't counted, since memory is taken in it."""
+        for kind in _KINDS:
+            for steps in _STEPS:
+                stacks = _stacks(kind, steps, self.files, self._num_rounds)
+                drawing = partial(_draw, self.engine, stacks)
+                self._batches.setdefault((kind, steps), []).append(_timed(drawing))
+        self._folds += _folds(self.engine, self.files)
+        self._encodes.append(_encode(self.engine))
+        self._loads += [_timed(partial(_read, self.engine, file)) for file in self.files[:3]]
+        self._num_rounds += 1
+
+    def measured(self) -> Measured:
+        """The costs by the median of all rounds but the first."""
+        both = []
+        for part in (0, 1):
+            batches = {key: _median(times[1:], part) for key, times in self._batches.items()}
+            fold_s, load_s, encode_s = (_median(times, part) for times in (self._folds[2:], self._loads, self._encodes))
+            both.append(_costs(batches, fold_s, load_s, encode_s))
+            if part == 0:
+                off = _off(both[0], batches)
+        return Measured(both[0], both[1], off)
 
 
 def _costs(batches: Mapping[tuple[Kind, int], float], fold_s: float, load_s: float, encode_s: float) -> Costs:
@@ -121,6 +145,10 @@ def _draw(engine: Engine, stacks: list[StackConfig]) -> None:
     engine.draw([engine.resolved(stack) for stack in stacks])
 
 
+def _read(engine: Engine, file: Path) -> None:
+    lora_file.read(file, engine.file_keys, engine.shapes)
+
+
 def _timed(work: Callable[[], object]) -> Times:
     began, before = time.perf_counter(), time.process_time()
     work()
@@ -134,20 +162,28 @@ def _median(times: list[Times], part: int) -> float:
 def _folds(engine: Engine, files: list[Path]) -> list[Times]:
     """To fold a LoRA in the place of another."""
     stacks = [engine.resolve(StackConfig(adapters=(AdapterChoice(file=str(file), weight=0.7),))) for file in files[:3]]
-    times = [_timed(lambda stack=stack: engine.fold(stack)) for stack in stacks]
+    times = [_timed(partial(engine.fold, stack)) for stack in stacks]
     engine.restore()
     return times[1:]
 
 
-def _encodes(engine: Engine) -> list[Times]:
+def _encode(engine: Engine) -> Times:
     """To write a picture with its recipe."""
-    picture = engine.render(StackConfig(prompt="a fox", steps=2))
-    return [_timed(lambda: picture_metadata.png(picture)) for _ in range(5)]
+    picture = engine.render(StackConfig(prompt="a fox", steps=1))
+    return _timed(partial(picture_metadata.png, picture))
 
 
 def write(measured: Measured) -> str:
     """The costs as JSON, which `read` takes."""
     return json.dumps(asdict(measured), indent=2)
+
+
+def parsed(values: Any) -> Measured:
+    """Costs of JSON. Raises: ValueError, TypeError, KeyError, AttributeError for what are none."""
+    clock, processor = (
+        Costs(**{name: float(value) for name, value in values[kind].items()}) for kind in ("costs", "processor")
+    )
+    return Measured(clock, processor, float(values["off"]))
 
 
 def read(path: Path) -> Measured:

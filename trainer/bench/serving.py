@@ -28,7 +28,7 @@ import psutil
 import torch
 from PIL import Image
 
-from trainer.bench import serving_load
+from trainer.bench import scale_costs, serving_load
 from trainer.bench.serving_load import Answer, Asked, Load
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import RunError
@@ -37,7 +37,7 @@ from trainer.render.engine import Engine
 from trainer.serving import keys
 
 TOLERANCE = 1  # of 255, as the suite has it for pictures of a batch
-_START_S = 180.0
+_START_S = 900.0
 _SERVERS = {"mixed": [], "unmixed": ["--no-mixed-batches"]}
 
 
@@ -81,12 +81,15 @@ class Report:
     checked: int
     wrong: tuple[str, ...]  # pictures that aren't their recipe's
     largest_difference: int  # of 255
+    measured: scale_costs.Measured  # what a batch's parts took in the same minutes, for `bench scale --against`
 
 
 def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
     """The whole measurement; `note` is told how far it is. Raises: RunError if a server doesn't start."""
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="velatura-bench-")))
+        scratch, own = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="velatura-bench-"))) for _ in range(2)
+        )
         engine = Engine()
         files = _loras(engine, scratch / "loras", size.loras)
         own_keys = [keys.add(scratch / "keys.toml", _key(number)) for number in range(size.tenants)]
@@ -95,7 +98,8 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
         servers = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
         note("servers are up")
         loads: dict[str, list[Load]] = {name: [] for name in ("base", "mixed", "unmixed", "plain")}
-        pipe = _plain_pipe(engine)
+        pipe, measuring = _plain_pipe(engine), scale_costs.Measuring(engine, own / "loras")
+        measuring.round()
         for number in range(size.rounds + 1):
             # The first round isn't counted: LoRAs are read, memory is taken.
             each = size.requests if number else 1
@@ -112,12 +116,16 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
                 note(f"round {number}, {name}: {load.pictures_a_minute:.1f} pictures a minute")
                 if number:
                     loads[name].append(load)
+            measuring.round()
+            note(f"round {number}: a batch's costs measured")
         note("comparing every picture with its own recipe drawn alone")
         answers = [answer for load in loads["mixed"] for answer in load.answers]
-        return _report(size, loads, *_compared(engine, answers, files, size.steps))
+        return _report(size, loads, measuring.measured(), *_compared(engine, answers, files, size.steps))
 
 
-def _report(size: Size, loads: dict[str, list[Load]], wrong: list[str], largest: int) -> Report:
+def _report(
+    size: Size, loads: dict[str, list[Load]], measured: scale_costs.Measured, wrong: list[str], largest: int
+) -> Report:
     rows = {name: _row(name, measured) for name, measured in loads.items()}
     mixed = rows["mixed"]
     return Report(
@@ -129,6 +137,7 @@ def _report(size: Size, loads: dict[str, list[Load]], wrong: list[str], largest:
         mixed.pictures,
         tuple(wrong),
         largest,
+        measured,
     )
 
 

@@ -188,7 +188,7 @@ class Drawing:
         """Remember what a batch took, and how long its pictures waited for the one before."""
         seconds = ended - began
         waits_s = [round(self._joining.waited_s(picture.came), 4) for picture in pictures]
-        self._joining.drawn(began, ended)
+        self._joining.drawn(ended)
         self.metrics.joined(waits_s)
         self.picture_s += _SMOOTH * (seconds / len(pictures) - self.picture_s)
         num_stacks = len({picture.stack.adapters for picture in pictures})

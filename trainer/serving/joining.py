@@ -12,18 +12,15 @@ _MOST_BATCHES = 256  # remembered; who waits for more than so many is counted fr
 
 
 class Joining:
-    """When the last batches were drawn, by time.monotonic. For the thread that draws alone."""
+    """When the last batches ended, by time.monotonic. For the thread that draws alone."""
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[float, float]] = deque(maxlen=_MOST_BATCHES)
+        self._ends: deque[float] = deque(maxlen=_MOST_BATCHES)
 
-    def drawn(self, began: float, ended: float) -> None:
-        """A batch was drawn from then to then."""
-        self._batches.append((began, ended))
+    def drawn(self, ended: float) -> None:
+        """A batch was drawn, which ended then."""
+        self._ends.append(ended)
 
     def waited_s(self, came: float) -> float:
-        """How long a picture that came then waited for the batch that was drawn; 0 if none was."""
-        ended = next((ended for began, ended in self._batches if began <= came < ended), None)
-        if ended is None and self._batches and came < self._batches[0][0]:
-            ended = self._batches[0][1]
-        return 0.0 if ended is None else ended - came
+        """How long a picture that came then waited for the first batch that ended without it; 0 if there was none."""
+        return next((ended - came for ended in self._ends if ended > came), 0.0)
