@@ -80,7 +80,7 @@ class TrainingEndpoints:
         _, config = self._ready(preset, dataset, settings)
         tried.end(self.context)  # or it would wait for a rehearsal
         text = _text(config)
-        shared_cards.go_with(self.context, text, shared_cards.digest_of(preset))
+        shared_cards.go_with(self.context, text, shared_cards.source_of(preset))
         job = self.context.runner.submit(name or dataset, text)
         if grid:
             self.context.runner.want_grid(job.id)
