@@ -51,7 +51,7 @@ def test_a_stack_that_is_on_already_needs_no_adapter(
     assert numpy.array_equal(first, pixels(engine, on))
 
 
-# What a picture of a stack that was drawn with other weights passes, in this order; docs/architecture.md, "Walk 2".
+# What a picture of a stack that was drawn with other weights passes, in this order; on a GPU `on_device` too.
 MODULES = (
     "render/engine", "render/resolving", "lora_file/locating", "render/batch_drawing", "render/adapter_cache",
     "render/folding", "render/pipeline_call", "families/sd", "pipelines",

@@ -85,7 +85,8 @@ class Folding:
             # In float64 until all is multiplied; then one transfer for all layers.
             weights = torch.tensor([share.weight for share in shares], dtype=torch.float64)
             factors = (weights[plan.owners] * plan.fixed).float().to(self.device)
-            packs = [self.on_device.packs(*share.name[:2], share.packed) for share in shares]
+            kept = self.on_device if self.on_device.is_apart else None
+            packs = [kept.packs(*share.name[:2], share.packed) if kept else share.packed.packs for share in shares]
         for chunk in changed:
             self._keep([path for path in chunk.paths if path not in self.originals])
             self._put(chunk, packs, factors[chunk.start :], shares)

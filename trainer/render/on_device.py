@@ -41,9 +41,7 @@ class OnDevice:
         return int(self._kept.currsize) + sum(map(_num_bytes, self._pinned.values())) if self.is_apart else 0
 
     def packs(self, key: str, component: str, packed: Packed) -> tuple[Pack, ...]:
-        """An adapter's packs for a component, on the device."""
-        if not self.is_apart:
-            return packed.packs
+        """An adapter's packs for a component, on a device that is apart; on a CPU they are there already."""
         name = (key, component)
         here: tuple[Pack, ...] | None = self._pinned.get(name) or self._kept.get(name)
         if here is None:
