@@ -169,9 +169,19 @@ def test_a_stack_is_saved_read_balanced_and_baked(known: dict[str, Any], client:
     small = {**saved, "width_px": 64, "height_px": 64}
     each = client.predict(small, api_name="/sheet_of_each")
     assert len(each["cells"]) == 2 and fetched(server, each["cells"][1]["address"])[:4] == b"\x89PNG"
-    assert len(client.predict(small, api_name="/sheet_of_modes")["cells"]) > 1
     baked = client.predict(saved, "baked", api_name="/bake_stack")
     assert baked["name"] == "baked" and fetched(server, baked["address"])[8:9] == b"{"
+
+    # The LoRA beside what was baked of it: the same change twice, so half the weights are as strong as one.
+    two = {**small, "adapters": [{"file": "cat", "weight": 0.8}, {"file": "baked", "weight": 1.0}]}
+    report = client.predict(two, api_name="/analyse_stack")
+    assert report["pairs"][0]["cosine"] == pytest.approx(1, abs=1e-3) and report["sum"]["ratio"] == pytest.approx(
+        2, 1e-2
+    )
+    assert client.predict(two, api_name="/balance_stack")["weights"] == pytest.approx([0.4, 0.5], rel=1e-2)
+    assert len(client.predict(two, api_name="/sheet_of_modes")["cells"]) > 1
+
+    # A picture of the page, handed over, is the stack that it was drawn with.
     name = known["picture"]["name"]
     read = client.predict(handle_file(server.workspace / "renders" / name), api_name="/read_picture")
     assert read["stack"]["prompt"] == "mokka, a smiling cat" and not read["notes"]
