@@ -149,9 +149,7 @@ def train(
             "--rehearse", help="Measure what the run would take, and find memory settings that fit; train nothing."
         ),
     ] = False,
-    memory_gib: Annotated[
-        float | None, typer.Option(help="Fit into this much memory; the setting memory.budget_gib.")
-    ] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Fit into this much memory; memory.budget_gib.")] = None,
     once: Annotated[
         bool, typer.Option("--once", hidden=True, help="Rehearse in this process, with the settings as they are.")
     ] = False,

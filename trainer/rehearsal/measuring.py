@@ -43,12 +43,10 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
     session.refuse_unread(config, folder)
     dataset, heldout = data.scan(config), data.scan_heldout(config)
     dataset, left_out = folds.leave_out(dataset, config)
-
     one_batch = config.model_copy(update={"accumulation": 1})  # a step is then a batch, of one bucket
     free_bytes, peaks = _free_bytes(), _Peaks()
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
         run = Run(Path(temporary), cache_folder=out / ".cache")
-
         # Loading: the base, what it encodes, the adapter and its optimizer.
         began = time.monotonic()
         with peaks.phase("loading"):
@@ -60,13 +58,12 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
             parameters = model.attach(None)
             optimizer = optim.build(optim.groups(parameters, config), config)
         attached = time.monotonic()
-        optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
+        optim.set_rate(optimizer, config, config.optimizer.warmup_steps)  # a first step of warm-up leaves zeros
         no_compiling = alternatives.weigh_compiling(model, optimizer)
         events = list(run_evaluation.opening(model, run, optim.advice(config), (0, 0), 0.0))
 
-        # A few steps of each bucket, past warm-up so that there is something to write; an evaluation, checkpoint, file.
+        # A few steps of each bucket, one evaluation, one checkpoint and one file.
         with peaks.phase("training"):
-            optim.set_rate(optimizer, config, config.optimizer.warmup_steps)
             shapes, update_s, compile_s, changed = _trained(model, optimizer)
         compile_s = max(compile_s, alternatives.compiling_s(model))  # less, if it was compiled a moment ago
         with peaks.phase("watching"):
@@ -77,10 +74,8 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
             export_s = _export(run, evaluation, dataset)
 
         # Afterwards, as they arrange the model anew.
-        peak_bytes = max(peaks.bytes.values())
         warnings = [event.message for event in [*events, *evaluation_events] if isinstance(event, Warned)] + changed
         warnings += no_compiling + alternatives.attention(model)
-
         previews, validations, checkpoints = _times(config, evaluation.questions is not None)
         rehearsal = Rehearsal(
             device=model.device, dtype=str(model.dtype).removeprefix("torch."), max_steps=config.max_steps,
@@ -90,7 +85,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
             preview_s=seconds["preview"], num_previews=previews,
             validation_s=seconds["validation"], num_validations=validations,
             checkpoint_s=checkpoint_s, num_checkpoints=checkpoints, export_s=export_s,
-            num_folds=config.validation.folds, eta_s=0.0, peak_bytes=peak_bytes, peaks=peaks.bytes,
+            num_folds=config.validation.folds, eta_s=0.0, peak_bytes=max(peaks.bytes.values()), peaks=peaks.bytes,
             free_bytes=free_bytes, checkpoint_bytes=checkpoint_bytes,
             disk_bytes=_disk_bytes(run, checkpoint_bytes, config.keep_checkpoints, previews),
             cache_bytes=_size(run.cache), free_disk_bytes=_free_disk_bytes(out), memory=config.memory.model_dump(),
