@@ -23,6 +23,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Step
 from trainer.memory import compiling, graphing, ladder
+from trainer.training_model import TrainingModel
 
 REPEATED = compiling.repeated
 
@@ -241,6 +242,25 @@ def test_what_draws_or_reads_within_a_pass_is_refused(
     (problem,) = ladder.check(config(memory__compile="graphs", **changes))
     assert next(iter(changes)).replace("__", ".") in problem and "'graphs'" in problem
     assert not ladder.check(config(memory__compile="blocks", **changes))
+
+
+def test_parameters_that_an_optimizer_moves_are_recorded_anew(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(memory__compile="graphs", data__flip=False, max_steps=24)
+    wanted, limit, counts = train(settings, tmp_path / "unmoved"), TrainingModel.limit_norms, list[int]()
+    num_unmoved = Card.num_recorded
+
+    def moving(model: TrainingModel) -> None:
+        limit(model)
+        counts.append(0)
+        if len(counts) == 12:
+            for parameter in model.trained.values():
+                parameter.data = parameter.data.clone()
+
+    monkeypatch.setattr(TrainingModel, "limit_norms", moving)
+    assert train(settings, tmp_path / "moved") == wanted
+    assert Card.num_recorded > num_unmoved
 
 
 def test_shapes_beyond_the_most_are_computed_as_written(

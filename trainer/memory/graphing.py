@@ -80,6 +80,7 @@ class Recorder:
         self._card = Card(device)
         self._num_seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, Recording | None] = {}
+        self._addresses: list[int] = []  # where the parameters lie that recordings read
         # Gradients of what some pass reached; what none reaches has none, and is left alone by optimizers.
         self._gradients: dict[nn.Parameter, Tensor] = {}
 
@@ -88,6 +89,7 @@ class Recorder:
 
         Raises: ConfigError if it does what can't be recorded.
         """
+        self._look_for_moved()
         key = _key(part, num)
         if key not in self._recordings and _is_recordable(part):
             seen = self._num_seen[key] = self._num_seen.get(key, 0) + 1
@@ -120,6 +122,14 @@ class Recorder:
                 f"memory.compile is 'graphs', but a pass of this model can't be recorded: {first} Allowed instead: "
                 f"auto, off, blocks."
             ) from error
+
+    def _look_for_moved(self) -> None:
+        """Forget all recordings if a parameter lies elsewhere than before, as some optimizers have it."""
+        addresses = [parameter.data_ptr() for parameter in self._parameters]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._recordings.clear()
+            self._num_seen.clear()
 
     def _find_gradients(self) -> None:
         for parameter in self._parameters:
