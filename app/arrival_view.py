@@ -10,8 +10,8 @@ from app.arrival import Arrival
 from app.context import Context
 from app.texts import say
 from app.views import notice_html
-from trainer import card_file, preset_proposal
-from trainer.cards import comparing, places
+from trainer import card_file
+from trainer.cards import comparing, places, proposals
 from trainer.config import TrainConfig, parse
 from trainer.other_trainers import presets_from
 from trainer.printing import escape, plain
@@ -43,7 +43,7 @@ def _offer(context: Context, path: Path, form: TrainConfig | None) -> str:
 
     recipe = importing.read(path)
     settings = parse(TrainConfig, recipe.settings, say("where.recipe"))
-    lines, _ = preset_proposal.beside(presets_from.name_of(recipe, path), settings)
+    lines, _ = proposals.beside(presets_from.name_of(recipe, path), settings)
     warned = "".join(f'<p class="warned">{escape(line, 300)}</p>' for line in lines)
     return warned + _changes(settings, form) + card_view.keys_html(recipe.keys)
 

@@ -185,18 +185,6 @@ def prepare(model: TrainingModel, step: int) -> list[Part]:
     return parts
 
 
-def learn(model: TrainingModel, step: int) -> Learned:
-    """Add a step's gradients up, a micro-batch at a time."""
-    losses, names, learn = [], [], partial(_learn_part, model)
-    num = sum(len(samples) for _, samples in model.encoded.order.step(step))
-    for part in model.ahead.pop(step, None) or prepare(model, step):
-        losses.append(model.recorder(learn, part, num) if model.recorder else learn(part, num))
-        names += part.names
-    _learn_overlap(model)
-    model.world.sum_gradients(model.trained.values())
-    return Learned(torch.cat(losses) if losses else torch.zeros(0, device=model.device), num, names)
-
-
 def _learn_part(model: TrainingModel, part: Part, num: int) -> Tensor:
     """Predict, weigh, backward: the losses (n,) of a part of a step that has `num` pictures in all."""
     config = model.config.objective
@@ -211,6 +199,18 @@ def _learn_part(model: TrainingModel, part: Part, num: int) -> Tensor:
         # Divided by the whole step's pictures, so that micro-batches and processes add up to one batch's mean.
         model.scaler.scale(each.sum() * (1 / num)).backward()
     return each.detach()
+
+
+def learn(model: TrainingModel, step: int) -> Learned:
+    """Add a step's gradients up, a micro-batch at a time."""
+    losses, names, learn = [], [], partial(_learn_part, model)
+    num = sum(len(samples) for _, samples in model.encoded.order.step(step))
+    for part in model.ahead.pop(step, None) or prepare(model, step):
+        losses.append(model.recorder(learn, part, num) if model.recorder else learn(part, num))
+        names += part.names
+    _learn_overlap(model)
+    model.world.sum_gradients(model.trained.values())
+    return Learned(torch.cat(losses) if losses else torch.zeros(0, device=model.device), num, names)
 
 
 def _learn_overlap(model: TrainingModel) -> None:

@@ -15,8 +15,8 @@ from trainer.card_file.contents import DatasetKind
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from trainer.cards.proposals import Proposal
     from trainer.other_trainers.commands import Wanted
-    from trainer.preset_proposal import Proposal
 
 app = typer.Typer(help="List presets, share them, and open what others share.", no_args_is_help=True)
 OTHERS = "kohya, onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner, diffusion-pipe"

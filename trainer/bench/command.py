@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trainer import families
+from trainer import preset_tiers as shipped_tiers
 from trainer.bench import full_size, scale_command, training
 from trainer.errors import ConfigError
 
@@ -170,12 +171,11 @@ def tiers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Memory settings for GPUs of 8 to 40 GB and what a step then takes: estimated by arithmetic, without a GPU."""
-    from trainer import preset_tiers as shipped
     from trainer.bench import preset_tiers
     from trainer.bench import tiers as bench_tiers
 
     if as_table:
-        typer.echo(preset_tiers.to_markdown(shipped.tables()))
+        typer.echo(preset_tiers.to_markdown(shipped_tiers.tables()))
         return
     if of_presets:
         tables = {}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from trainer import card_file, files, lora_file, preset_proposal, presets
+from trainer import card_file, files, lora_file, presets
 from trainer.card_file.reading import Opened
-from trainer.cards import comparing, describing, keeping, making, pictures, places, sources, suiting
+from trainer.cards import comparing, describing, keeping, making, pictures, places, proposals, sources, suiting
 from trainer.cards.comparing import Difference
+from trainer.cards.proposals import Proposal
 from trainer.cards.sources import Source
 from trainer.config import BatchConfig, StackConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.preset_proposal import Proposal
 from trainer.printing import plain, printable
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def proposed(file: Path, name: str | None) -> Proposal:
     kept_as = presets.free_name(wanted)
     changes, missing = comparing.against_defaults(opened.settings), _missing(opened)
     settings, _ = places.forgotten(opened.settings, places.needed(opened.settings))  # as a preset has them
-    lines, existing = preset_proposal.beside(wanted, settings)
+    lines, existing = proposals.beside(wanted, settings)
     facts: dict[str, Any] = {"digest": opened.digest, "title": opened.card.title, "name": kept_as}
     facts |= {"missing": missing, "settings": _as_values(changes)} | existing
     said = [f"{label}: {text}" for label, text in describing.facts(opened)]

@@ -7,12 +7,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import families, files, preset_proposal, presets
+from trainer import families, files, presets
+from trainer.cards import proposals
+from trainer.cards.proposals import Proposal
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing, presets_from, recipes_out
 from trainer.other_trainers.contract import STATUSES, Imported
-from trainer.preset_proposal import Proposal
 from trainer.printing import printable
 
 
@@ -33,7 +34,7 @@ def proposed(file: Path, wanted: Wanted) -> Proposal:
     name = wanted.name or presets_from.name_of(recipe, file)
     kept_as = presets.free_name(name)
     settings = parse(TrainConfig, recipe.settings, "the recipe")
-    lines, existing = preset_proposal.beside(name, settings)
+    lines, existing = proposals.beside(name, settings)
     report = _lines(recipe, kept_as)
     return Proposal(
         [*report, *(["", *map(printable, lines)] if lines else [])],
