@@ -69,8 +69,9 @@ class Measuring:
     def round(self) -> None:
         """Measure everything once. The first round isn't counted, since memory is taken in it."""
         for kind in _KINDS:
-            for steps in _STEPS:
-                stacks = _stacks(kind, steps, self.files, self._num_rounds)
+            for place, steps in enumerate(_STEPS):
+                # Other LoRAs each time: those of the last batch needn't be laid beside the base again.
+                stacks = _stacks(kind, steps, self.files, len(_STEPS) * self._num_rounds + place)
                 drawing = partial(_draw, self.engine, stacks)
                 self._batches.setdefault((kind, steps), []).append(_timed(drawing))
         self._folds += _folds(self.engine, self.files)
