@@ -391,7 +391,7 @@ def test_a_preset_is_one_that_ships(place: Place, tmp_path: Path) -> None:
     own = tmp_path / "mine.toml"
     presets.save(presets.load(preset_choices.first(), {}), own)
     tab: Any = train._Tab.__new__(train._Tab)
-    vars(tab).update(context=place.context, form=SimpleNamespace(fill_beside=lambda *_: {}, specs={}))
+    vars(tab).update(context=place.context, form=SimpleNamespace(fill_beside=lambda *_: {}, by_path=lambda _: {}))
     vars(tab).update(trigger="trigger", filled="filled", preset="preset", card="card", dataset="dataset")
     chosen = {"preset": preset_choices.first()}
     assert "trigger" in train._Tab.take_preset.__wrapped__(tab, chosen)  # type: ignore[attr-defined]

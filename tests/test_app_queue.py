@@ -256,7 +256,7 @@ def held(tab: train._Tab, **changes: Any) -> dict[Any, Any]:
     """What the page sends for the form as drawn, with changes by key."""
     parts: dict[Any, Any] = {box: getattr(box, "value", None) for box in tab.form.components.values()}
     parts |= {tab.form.components[key.replace("__", ".")]: value for key, value in changes.items()}
-    return parts | {tab.filled: tab._by_path(tab.start_config), tab.trigger: "", tab.dataset: "mine"}
+    return parts | {tab.filled: tab.form.by_path(tab.start_config), tab.trigger: "", tab.dataset: "mine"}
 
 
 def test_a_search_shows_what_matches_and_opens_what_it_lies_in(context: Context) -> None:
@@ -273,7 +273,7 @@ def test_a_search_shows_what_matches_and_opens_what_it_lies_in(context: Context)
 def test_changed_settings_are_listed_with_what_they_were_and_reset(context: Context) -> None:
     with gr.Blocks():
         tab = train._Tab(context)
-    assert tab.finder.changed(held(tab), tab._by_path(tab.start_config)) == {}
+    assert tab.finder.changed(held(tab), tab.form.by_path(tab.start_config)) == {}
     now = held(tab, data__flip=False, max_steps=150)
     changed = tab.finder.changed(now, now[tab.filled])
     assert changed == {"max_steps": (100, 150), "data.flip": (True, False)}

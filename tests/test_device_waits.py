@@ -39,7 +39,9 @@ class Waits(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
-        kinds = {leaf.device.type for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)}
+        tensors = [leaf for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)]
+        # A number of the CPU is handed to a GPU's kernel as a number, as PEFT's scale of LoHa is: only a copy waits.
+        kinds = {one.device.type for one in tensors if function in COPIES or one.ndim or one.device.type != "cpu"}
         flags = [*args[2:], *(kwargs or {}).values()]  # of these two operations only non_blocking is true or false
         if function is COPIES[0] and len(kinds) == 2:
             self.crossed.append(output.dtype)
