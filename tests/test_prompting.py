@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.timing import since
+from trainer.config import StackConfig
 from trainer.errors import ConfigError, UserError
 from trainer.families import registry
 from trainer.families.contract import Family
-from trainer.render import prompting
+from trainer.render import pipeline_call, prompting
 from trainer.render.prompting import LoraTag
 
 HOSTILE = st.lists(
@@ -297,6 +298,14 @@ def test_long_prompts_are_encoded_window_by_window_as_in_training(pipe: Any, fam
     assert chunks > 1 and prompting.num_windows(pipe, prompt) == chunks
     wanted = family.encode_text(pipe, [prompt], chunks)[0]["encoder_hidden_states"][None]
     assert torch.equal(weighted_rows(pipe, prompt), wanted)
+
+
+def test_a_prompt_of_few_characters_may_fill_several_windows(pipe: Any, family: Family) -> None:
+    """In other scripts than the latin one a character is several tokens: nothing was said of what was cut off."""
+    short = StackConfig(prompt="一只红色的狐狸在雪地里" * 5)
+    assert len(short.prompt) < 75 and prompting.num_windows(pipe, short.prompt) > 1
+    assert pipeline_call.is_weighted(pipe, family, short)
+    assert not pipeline_call.is_weighted(pipe, family, StackConfig(prompt="a red fox " * 7))
 
 
 @torch.no_grad()

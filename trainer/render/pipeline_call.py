@@ -125,6 +125,9 @@ def is_weighted(pipe: Any, family: Family, stack: StackConfig) -> bool:
     if family.encode_windows is None:
         return False
     prompts = [stack.prompt, stack.negative_prompt]
-    # Only from 200 characters on is it worth tokenising to know: in English a window of 75 tokens holds about 300.
     marked = any(re.search(r"[()\[\]\\]|\bBREAK\b", prompt) for prompt in prompts)
-    return marked or any(len(prompt) > 200 and prompting.num_windows(pipe, prompt) > 1 for prompt in prompts)
+    # A token stands for a byte or more of what the tokenizer is given (50: to lower a letter may lengthen it), so that
+    # short prompts need no tokenising to know; a new word may stand for any number of tokens.
+    words = pipe.tokenizer.get_added_vocab()
+    long = [text for text in prompts if len(text.encode()) > 50 or any(word in text for word in words)]
+    return marked or any(prompting.num_windows(pipe, text) > 1 for text in long)
