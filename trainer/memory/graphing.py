@@ -76,7 +76,7 @@ class Recorder:
     """The recorded passes of a run over these parameters."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], device: str) -> None:
-        self._parameters = [*parameters]
+        self._trained = [*parameters]
         self._card = Card(device)
         self._num_seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, Recording | None] = {}
@@ -125,14 +125,14 @@ class Recorder:
 
     def _look_for_moved(self) -> None:
         """Forget all recordings if a parameter lies elsewhere than before, as some optimizers have it."""
-        addresses = [parameter.data_ptr() for parameter in self._parameters]
+        addresses = [parameter.data_ptr() for parameter in self._trained]
         if addresses != self._addresses:
             self._addresses = addresses
             self._recordings.clear()
             self._num_seen.clear()
 
     def _find_gradients(self) -> None:
-        for parameter in self._parameters:
+        for parameter in self._trained:
             if parameter.grad is not None and parameter not in self._gradients:
                 self._gradients[parameter] = torch.zeros_like(parameter)
 
