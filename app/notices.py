@@ -41,7 +41,7 @@ def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
     be sent.
     """
 
-    return _guarded(handler, _toast)
+    return _guarded(handler, _toast, gr.skip())
 
 
 def mended_for_programs(handler: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -63,13 +63,16 @@ def mended_answer(handler: Callable[_P, dict[str, Any]]) -> Callable[_P, dict[st
     return guarded
 
 
-def _guarded(handler: Callable[_P, _R], shown: Callable[[str], str]) -> Callable[_P, _R]:
+def _guarded(handler: Callable[_P, _R], shown: Callable[[str], str], unchanged: Any = None) -> Callable[_P, _R]:
+    """`unchanged` stands for updates of nothing, which Gradio 6.31 takes for an answer that lacks all but one."""
+
     @functools.wraps(handler)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             _refuse_long(args)
-            sent: _R = _sendable(handler(*args, **kwargs))
-            return sent
+            sent: Any = _sendable(handler(*args, **kwargs))
+            answer: _R = unchanged if unchanged and isinstance(sent, dict) and not sent else sent
+            return answer
         except UserError as error:
             # Gradio shows what is raised; `from None` keeps the terminal free of what a user can mend.
             raise gr.Error(

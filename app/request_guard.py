@@ -12,8 +12,8 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,6 +57,16 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cross-origin-opener-policy": "same-origin",
 }
+
+
+@contextmanager
+def _closed_page() -> Iterator[None]:
+    """A page that was closed while it listened is nothing to tell of; Gradio 6.31 answers it a second time."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "response already started" not in str(error):
+            raise
 
 
 class WrongLogins:
@@ -134,6 +144,9 @@ class Guard:
                 await self.app(scope, receive, send_with_headers)
             finally:
                 browser_state.ASKING.reset(token)
+        elif method == "GET" and scope["path"].rstrip("/").endswith("/queue/data"):
+            with _closed_page():
+                await self.app(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)
 
