@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import gradio as gr
 
@@ -42,6 +42,24 @@ def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
     """
 
     return _guarded(handler, _toast, gr.skip())
+
+
+def mended_unasked(handler: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`mended` for what looks at the form by itself: a text that no box takes, which nobody can type, is not looked at.
+
+    Nobody pressed anything, so that there is nothing to be told; whoever then presses is told.
+    """
+    guarded = mended(handler)
+
+    @functools.wraps(handler)
+    def looked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            _refuse_long(args)
+        except ConfigError:
+            return cast(_R, gr.skip())
+        return guarded(*args, **kwargs)
+
+    return looked
 
 
 def mended_for_programs(handler: Callable[_P, _R]) -> Callable[_P, _R]:

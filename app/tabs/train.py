@@ -15,7 +15,7 @@ from app.context import Context, Refresh
 from app.dataset_sets import heldout_of
 from app.forecast_view import OWN_IDS, ForecastPanel, cure_of, element_id
 from app.form import Form
-from app.notices import mended, tell, warn
+from app.notices import mended, mended_unasked, tell, warn
 from app.opened_pictures import OpenedPictures
 from app.preset_cards import PresetPicker, pressed
 from app.setting_groups import grouped
@@ -191,7 +191,7 @@ class _Tab:
             values, *sets, held.get(self.trigger) or "", held.get(self.filled) or {}, str(held.get(self.card) or "")
         )
 
-    @mended
+    @mended_unasked
     def look(self, held: dict[Any, Any]) -> dict[Any, Any]:
         return self._shown(held, forecast.look(self.context, self._wish(held), self.seen))
 
@@ -253,7 +253,7 @@ class _Tab:
         path = ".".join(spec.path)
         return self.form.change(held, {path: filled.get(path, spec.default)})
 
-    @mended
+    @mended_unasked
     def find(self, held: dict[Any, Any]) -> dict[Any, Any]:
         """The settings that match what is searched for, wherever they are folded."""
         words = (held[self.finder.search] or "").strip()
