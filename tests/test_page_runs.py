@@ -179,7 +179,7 @@ def test_one_batch_is_said_as_one(context: Context, open_page: Callable[[], Page
 
 def compare(page: Page, *names: str) -> None:
     if not page.locator("#compare-runs").is_visible():
-        page.locator("#compare > button").click()
+        page.locator("#run-comparison > button").click()
     for name in names:
         page.locator("#compare-runs input").click()
         page.get_by_role("option", name=name, exact=True).click()
