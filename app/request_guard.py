@@ -65,7 +65,7 @@ def _closed_page() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "response already started" not in str(error):
+        if not str(error).rstrip(".").endswith("started"):
             raise
 
 
