@@ -143,7 +143,7 @@ def copied_page(tmp_path: Path):
         expect(page.locator("#batch-sample img")).to_be_visible()
         browsing.fill(page, "batch-seeds", "1-4")
         page.locator("#start-batch").click()
-        expect(page.locator("#batch-pictures img")).to_have_count(5, timeout=120_000)
+        expect(page.locator("#batch-pictures .grid img")).to_have_count(5, timeout=120_000)
         return page
 
     yield open_
