@@ -206,8 +206,9 @@ class Context:
 
     def base_choices(self) -> list[tuple[str, str]]:
         """The bases to choose from, as (label, base)."""
-        names = [Path(base).name if Path(base).is_absolute() else base for base in self.bases]
-        return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, self.bases, strict=True)]
+        bases = self.bases
+        names = [Path(base).name if Path(base).is_absolute() else base for base in bases]
+        return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, bases, strict=True)]
 
     def base(self, wanted: str) -> str:
         """The base of that name, or of that folder name, as recipes carry it.

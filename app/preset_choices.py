@@ -8,6 +8,7 @@ Start offers the like preset for a base that is here.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 from app.context import OWN_BASE, Context
@@ -27,7 +28,8 @@ def first() -> str:
 
 def choices(context: Context) -> list[tuple[str, str]]:
     """The presets as (title, name), those that can be started first; the others say what they lack."""
-    here = [(presets.title(name), name) for name in presets.names() if base_here(context, load(name))]
+    offered = context.bases
+    here = [(presets.title(name), name) for name in presets.names() if _base_among(offered, load(name))]
     names = [name for _, name in here]
     absent = [
         (say("preset.base_not_here", preset=presets.title(name)), name) for name in presets.names() if name not in names
@@ -37,10 +39,8 @@ def choices(context: Context) -> list[tuple[str, str]]:
 
 def base_choices(context: Context) -> list[tuple[str, str]]:
     """The bases as (label, base): those that are here, then those that presets name."""
-    wanted = dict.fromkeys(load(name).base for name in presets.names())
-    return context.base_choices() + [
-        (say("preset.not_here", base=base), base) for base in wanted if base not in context.bases
-    ]
+    wanted, here = dict.fromkeys(load(name).base for name in presets.names()), context.bases
+    return context.base_choices() + [(say("preset.not_here", base=base), base) for base in wanted if base not in here]
 
 
 def load(name: str) -> TrainConfig:
@@ -55,10 +55,14 @@ def _load(name: str, _changed_ns: int) -> TrainConfig:
 
 def base_here(context: Context, config: TrainConfig) -> str:
     """The base of this server that the settings can be trained on: their own, or one of its family; "" for none."""
-    if config.base in context.bases:
+    return _base_among(context.bases, config)
+
+
+def _base_among(offered: Sequence[str], config: TrainConfig) -> str:
+    if config.base in offered:
         return config.base
     # Imprimatura is of sd's family and stands for no other base of it: it is a fiftieth of their size.
-    alike = [base for base in context.bases if base != OWN_BASE and family(base) == config.family]
+    alike = [base for base in offered if base != OWN_BASE and family(base) == config.family]
     return alike[0] if alike else ""
 
 
