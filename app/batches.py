@@ -237,11 +237,6 @@ def planned(jobs: Jobs, library: list[Path]) -> Planned:
         return Planned(batch_command.describe(plan), work)
 
 
-def plan_text(jobs: Jobs, library: list[Path]) -> str:
-    """The same in words alone."""
-    return planned(jobs, library).text
-
-
 # The job.
 
 

@@ -196,7 +196,7 @@ def batches(room: Path) -> Case:
             return batch_command.describe(plan)
 
         def dropped() -> str:
-            return page.plan_html(page.plan_text(page.uploaded(there, path), [there.loras]))
+            return page.plan_html(page.planned(page.uploaded(there, path), [there.loras]).text)
 
         def listed() -> str:
             problems = page.problems(_job("batch-csv"), page.manifest(out))
