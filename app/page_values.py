@@ -80,7 +80,7 @@ window.velaturaPack = async (number, rest) => {
   const ids = groups[number], within = Object.keys(tabs).filter(tab => tabs[tab].some(id => ids.includes(id)));
   await Promise.all(within.map(gather));
   for (const tab of within) if (looks[tab] === number) edited.delete(tab);  // this event is the look, or says as much
-  return [Object.fromEntries(ids.map(id => [id, held.get(id) ?? null])), ...rest];
+  return [Object.fromEntries(ids.map(id => [id, (held.has(id) ? held : drawn).get(id) ?? null])), ...rest];
 };
 
 // A touch: at once, and for a while after, as what it starts may fill fields.
@@ -108,6 +108,11 @@ setTimeout(() => document.documentElement.classList.add('waits-no-more'), 10000)
 for (const kind of ['input', 'change', 'pointerup', 'keyup', 'paste', 'drop'])
   document.addEventListener(kind, touch, {capture: true, passive: true});
 """
+# A press may come before the script above, which is loaded like any other part of the page.
+_PACKED = """async (_, ...rest) => {
+  while (!window.velaturaPack) await new Promise(done => setTimeout(done, 20));
+  return window.velaturaPack(GROUP, rest);
+}"""
 
 
 def known(fields: Iterable[Component]) -> str:
@@ -182,7 +187,7 @@ class PageValues:
         group = self._groups[numbers]
         rest = [part for part in event.inputs if part._id not in numbers]
         event.inputs = [self._packed, *rest]
-        event.js = f"(_, ...rest) => window.velaturaPack({group}, rest)"
+        event.js = _PACKED.replace("GROUP", str(group))
         event.fn = self._unpacking(event.fn, numbers)
 
     def _unpacking(self, handler: Callable[..., Any], numbers: tuple[int, ...]) -> Callable[..., Any]:

@@ -121,6 +121,18 @@ def test_a_change_is_looked_at_though_another_event_gathers_it_first(small: tupl
     assert made.others and [look[made.text] for look in made.looks] == ["both"]
 
 
+def test_a_press_before_the_script_is_there_is_not_lost(small: tuple[Small, Any]) -> None:
+    made, page = small
+    page.evaluate(
+        """() => {
+          const pack = window.velaturaPack;
+          delete window.velaturaPack;
+          setTimeout(() => { window.velaturaPack = pack; }, 1000);
+        }"""
+    )
+    assert sent(made, page, "many") == sent(made, page, "few")
+
+
 def test_a_page_of_another_server_is_told_to_reload(small: tuple[Small, Any]) -> None:
     made, page = small
     page.evaluate("window.velaturaPack = async () => [{'1': 1}]")
