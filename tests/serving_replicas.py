@@ -21,7 +21,7 @@ from trainer.serving.replicas.messages import Plan, Sent, Told
 from trainer.serving.replicas.remote import Remote
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Begun
+from trainer.serving.wanted import Begun, Drawn
 
 
 def plan(settings: ServeSettings, pinned: frozenset[str] = frozenset()) -> Plan:
@@ -43,6 +43,7 @@ class Here:
         self.num_there = 1
         self.deadly = ""
         self.num_killed = 0
+        self.answer_s = 0.0  # that an answer is under way
         self._died = asyncio.Event()
 
     def num_replicas(self, base: str) -> int:
@@ -80,6 +81,8 @@ class _Call:
         try:
             while True:
                 await asyncio.wait({coming, dying}, return_when=asyncio.FIRST_COMPLETED)
+                if not dying.done() and isinstance(coming.result(), Drawn):
+                    await asyncio.wait({dying}, timeout=self.carrier.answer_s)
                 if dying.done():
                     raise Lost("its replica was killed by another picture")
                 told = coming.result()

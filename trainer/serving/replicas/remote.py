@@ -13,9 +13,9 @@ import asyncio
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from trainer import lora_file
@@ -54,6 +54,8 @@ class Remote:
         self.metrics, self.log = metrics, log
         self.picture_s = 1.0
         self._kept_bytes: dict[str, int] = {}  # of LoRAs in replicas' memory, by replica, the last to tell last
+        # By base, held while a picture is out that was being drawn as a replica died.
+        self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: Counter[str] = Counter()  # pictures by base; read and written under `line.changed`
         self._popularity = Popularity()
         self._counted: dict[str, int] = {}  # replicas by base, as the log has it
@@ -170,17 +172,19 @@ class Remote:
         for number in range(MOST_SENDS):
             if number:
                 await asyncio.sleep(min(_MOST_AGAIN_S, _AGAIN_S * number))
-            if self._is_unwanted(picture):
-                break
-            teller.is_begun = False
-            sent = messages.sent(picture, outgoing, alone=deaths > 0)
-            call = await self.carrier.call(picture.stack.base, key, sent, outgoing.places)
-            try:
-                return await self._listened(call, teller)
-            except Lost as lost:
-                deaths += teller.is_begun
-                request_id, error = picture.order.request_id, str(lost)[:300]
-                self.log.write("replica lost", request=request_id, sends=number + 1, deaths=deaths, error=error)
+            # One at a time: the answer of a picture may be under way when the next one ends its replica.
+            async with self._suspects[picture.stack.base] if deaths else nullcontext():
+                if self._is_unwanted(picture):
+                    break
+                teller.is_begun = False
+                sent = messages.sent(picture, outgoing, alone=deaths > 0)
+                call = await self.carrier.call(picture.stack.base, key, sent, outgoing.places)
+                try:
+                    return await self._listened(call, teller)
+                except Lost as lost:
+                    deaths += teller.is_begun
+                    request_id, error = picture.order.request_id, str(lost)[:300]
+                    self.log.write("replica lost", request=request_id, sends=number + 1, deaths=deaths, error=error)
             if deaths == MOST_DEATHS or number + 1 == MOST_SENDS:
                 self.metrics.dropped.labels("replica lost").inc()
                 picture.fail(_lost(deaths))
