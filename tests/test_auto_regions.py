@@ -90,7 +90,7 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         ("cat and (cat:1.3), [cat]", "cat", ["cat</w>"] * 3),
         ("a cat, a dog", "dog,cat,bird", ["cat</w>", "dog</w>"]),
         ("a (blue:1.2) cat", "blue cat", ["blue</w>", "cat</w>"]),
-        ("a cat BREAK a dog", "dog", ["dog</w>"]), (f"{'a ' * 40}cat", "cat", []),
+        ("a cat BREAK a dog", "dog", ["dog</w>"]), (f"{'a ' * 40}cat", "cat", ["cat</w>"]),
         (f"(a:1.1) {'a ' * 40}cat", "cat", ["cat</w>"]),
     ],
 )  # fmt: skip
@@ -106,8 +106,7 @@ def test_trigger_words_are_found_among_the_tokens_that_are_encoded(
         engine.render(StackConfig(prompt=prompt, steps=1))
     finally:
         handle.remove()
-    windows = hidden[0] if len(hidden[0]) == 1 or "BREAK" in prompt or "(" in prompt else hidden[0][:1]
-    ids = windows.flatten().tolist()
+    ids = hidden[0].flatten().tolist()
     positions = trigger_tokens.positions(engine.pipe, StackConfig(prompt=prompt), trigger)
     assert engine.pipe.tokenizer.convert_ids_to_tokens([ids[place] for place in sorted(positions)]) == tokens
 
@@ -125,7 +124,7 @@ def test_stacks_it_cannot_place_are_refused_by_name(
         ((heart, make("Heart", 1)), {}, "Heart .* in common with heart"),
         ((heart, make("with heart", 1)), {}, "with-heart .* in common with heart"),
         ((heart, man), {"steps": 1}, "steps is 1; allowed with it: at least 2"),
-        ((heart, man), {"prompt": f"heart {'a ' * 40}man"}, "no trigger word of man .* within the 32 tokens"),
+        ((heart, man), {"prompt": f"heart {'a ' * 40}"}, "the prompt has no trigger word of man"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=says):
             engine.render(stack(adapters, **changes))

@@ -58,10 +58,9 @@ def check(pipe: Any, stack: StackConfig, adapters: Sequence[tuple[AdapterChoice,
             )
         places = positions(pipe, stack, triggers)
         if not places:
-            limit = f" within the {pipe.tokenizer.model_max_length} tokens that are read"
             raise ConfigError(
-                f"mode is {stack.mode!r}, but the prompt has no trigger word of {name} ({triggers[:80]}){limit}; "
-                f"write it there."
+                f"mode is {stack.mode!r}, but the prompt has no trigger word of {name} ({triggers[:80]}); write "
+                f"it there."
             )
         if shared := sorted({taken[place] for place in places if place in taken}):
             raise ConfigError(
@@ -78,7 +77,7 @@ def _written_out(pipe: Any, text: str) -> str:
 
 
 def _in_one(pipe: Any, prompt: str) -> tuple[str, list[_Token]]:
-    """The prompt as the pipeline encodes it: one window, cut off at its end."""
+    """The prompt as the pipeline encodes it: one window."""
     text, tokenizer = _written_out(pipe, prompt), pipe.tokenizer
     encoded = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
     return text, [(start, end, place) for place, (start, end) in enumerate(encoded.offset_mapping)]
