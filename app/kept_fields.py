@@ -15,12 +15,14 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block, BlockContext
 from gradio.components import Component
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
 from app import browser_state, page_values
 from app.browser_state import BrowserStates
 from app.context import Context, Refresh
 from app.notices import LONGEST_TEXT, mended
 from app.page_values import PageValues
+from app.texts import say
 
 UNKEPT = "unkept"  # the class of a field that is not kept
 # Fields that are one choice of the whole page, whichever tab they stand in.
@@ -291,6 +293,17 @@ class Page(gr.Blocks):
     @config.setter
     def config(self, config: Any) -> None:
         self._drawn_config = config
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
+        """Take files only as they were uploaded: one that is an address, Gradio 6.31's server would go and fetch."""
+
+        def refuse_address(record: dict[str, Any]) -> dict[str, Any]:
+            if is_http_url_like(record["path"]):
+                raise gr.Error(say("problems.address_for_file"), print_exception=False)
+            return record
+
+        traverse(inputs, refuse_address, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *more, **others)
 
 
 def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn], offers: Mapping[str, Offer]) -> None:

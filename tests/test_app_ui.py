@@ -140,8 +140,8 @@ def test_files_of_the_workspace_are_not_served(served: SimpleNamespace, path: st
     assert status(f"{served.address}gradio_api/file={target}") in (403, 404)
 
 
-def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
-    """A forged upload that names a file of the server must not reach a handler (it does under mount_gradio_app)."""
+def forge_uploads(served: SimpleNamespace, path: str) -> None:
+    """Send what every upload's event would be sent, with this path; each must be refused."""
     with urllib.request.urlopen(f"{served.address}config", timeout=20) as answer:
         config = json.loads(answer.read())
     uploads = [
@@ -150,12 +150,32 @@ def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
         if any(target[1] == "upload" for target in one["targets"])
     ]
     assert uploads
-    forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    forged = {"path": path, "meta": {"_type": "gradio.FileData"}}
     for number in uploads:
         dependency = config["dependencies"][number]
         data = [forged for _ in dependency["inputs"]]
         body = json.dumps({"data": data, "fn_index": dependency["id"], "session_hash": "s"}).encode()
         assert status(f"{served.address}gradio_api/run/predict", body, Content_Type="application/json") >= 400
+
+
+def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
+    """A forged upload that names a file of the server must not reach a handler (it does under mount_gradio_app)."""
+    forge_uploads(served, "/etc/passwd")
+
+
+@pytest.mark.parametrize("path", ["http://example.com/a.png", "https://example.com/a.png", "HTTP://example.com/a.png"])
+def test_posted_addresses_are_not_fetched(
+    served: SimpleNamespace, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    async def fetch(address: str, **_: Any) -> str:
+        fetched.append(address)
+        raise ValueError(address)
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    forge_uploads(served, path)
+    assert not fetched
 
 
 def test_sample_set_is_copied_with_its_heldout_part(context: Context) -> None:
