@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar, cast
 
 import gradio as gr
 
 from app.texts import say
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, is_of_a_file
 from trainer.printing import escape, whole
 
 # Gradio 6.31 heads each toast with its kind, whatever title it was given; a script puts in what is meant.
@@ -37,8 +38,8 @@ _LONGEST_TOAST = 8000
 def mended(handler: Callable[_P, _R]) -> Callable[_P, _R]:
     """The same event handler, safe to put between a browser and the server.
 
-    Texts longer than their box takes are refused unread, a UserError becomes an error toast, and what is sent back can
-    be sent.
+    Texts longer than their box takes are refused unread, a UserError or a file that can't be read or written becomes an
+    error toast, and what is sent back can be sent.
     """
 
     return _guarded(handler, _toast, gr.skip())
@@ -75,8 +76,8 @@ def mended_answer(handler: Callable[_P, dict[str, Any]]) -> Callable[_P, dict[st
         try:
             answer: dict[str, Any] = _sendable(handler(*args, **kwargs))
             return answer
-        except UserError as error:
-            return {"problem": whole(str(error))}
+        except (UserError, OSError) as error:
+            return {"problem": whole(_words(error))}
 
     return guarded
 
@@ -91,13 +92,24 @@ def _guarded(handler: Callable[_P, _R], shown: Callable[[str], str], unchanged: 
             sent: Any = _sendable(handler(*args, **kwargs))
             answer: _R = unchanged if unchanged and isinstance(sent, dict) and not sent else sent
             return answer
-        except UserError as error:
-            # Gradio shows what is raised; `from None` keeps the terminal free of what a user can mend.
+        except (UserError, OSError) as error:
+            # Gradio shows what is raised. The terminal is told only of files, whose trouble may be a fault of ours.
+            is_of_file = isinstance(error, OSError)
             raise gr.Error(
-                shown(str(error)), duration=_DURATION_S, title=say("notice.failed"), print_exception=False
-            ) from None
+                shown(_words(error)), duration=_DURATION_S, title=say("notice.failed"), print_exception=is_of_file
+            ) from (error if is_of_file else None)
 
     return guarded
+
+
+def _words(error: UserError | OSError) -> str:
+    """What is told of an error; the path of a file stays here. Raises: OSError that is about no file, as it came."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_of_a_file(error):
+        raise error
+    what = PurePath(str(error.filename)).name if error.filename else say("word.disk")
+    return say("problems.disk", what=what, reason=error.strerror or error)
 
 
 def _refuse_long(args: tuple[Any, ...]) -> None:

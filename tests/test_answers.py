@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from app import request_guard
-from app.notices import mended, mended_for_programs, mended_unasked
+from app.notices import mended, mended_answer, mended_for_programs, mended_unasked
 from trainer.errors import ConfigError
 
 
@@ -30,6 +31,27 @@ def test_what_looks_by_itself_leaves_a_text_alone_that_no_box_takes() -> None:
 
     with pytest.raises(gr.Error):
         mended_unasked(refuses)({box: "four"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_file_that_cannot_be_read_or_written_is_told_and_not_where_it_lies(tmp_path: Path) -> None:
+    def fill() -> None:
+        with open("/dev/full", "w") as full:
+            full.write("a caption")
+
+    def miss() -> str:
+        return (tmp_path / "fox.txt").read_text()
+
+    def call() -> None:
+        raise ConnectionResetError("a fault in the program")
+
+    for handler, told in ((fill, "The disk: No space left on device"), (miss, "fox.txt: No such file or directory")):
+        with pytest.raises(gr.Error) as shown:
+            mended(handler)()
+        assert shown.value.message.startswith(told) and str(tmp_path) not in shown.value.message
+        assert mended_answer(handler)()["problem"] == shown.value.message  # type: ignore[arg-type]
+    with pytest.raises(ConnectionResetError):
+        mended(call)()
 
 
 @pytest.mark.parametrize(("path", "is_told"), [("/gradio_api/queue/data", False), ("/gradio_api/info", True)])

@@ -164,9 +164,7 @@ def test_posted_server_paths_are_not_read(served: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("path", ["http://example.com/a.png", "https://example.com/a.png", "HTTP://example.com/a.png"])
-def test_posted_addresses_are_not_fetched(
-    served: SimpleNamespace, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_posted_addresses_are_not_fetched(served: SimpleNamespace, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
 
     async def fetch(address: str, **_: Any) -> str:

@@ -7,7 +7,6 @@ status 2; a stopped run exits with 130; anything else is a bug and keeps its tra
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import runpy
@@ -27,7 +26,7 @@ from trainer import (
     runs,
 )
 from trainer.bench import command as bench_command
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, is_of_a_file
 from trainer.lora_tools import command as lora_command
 from trainer.render import batch_command, quantised, stack_command
 from trainer.serving import command as serve_command
@@ -102,7 +101,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:  # not about a file: a bug, with its traceback
+        if not is_of_a_file(error):  # a bug, with its traceback
             raise
         print(
             f"error: {error.filename or 'disk'}: {error.strerror}; make room, or name another place with --out.",

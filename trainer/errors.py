@@ -11,6 +11,10 @@ Everything else that is raised is a bug and keeps its traceback. A message says 
 and what is allowed, all problems at once.
 """
 
+import errno
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 class UserError(Exception):
     """Something a user can put right."""
@@ -38,3 +42,8 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run folder or checkpoint that can't be used."""
+
+
+def is_of_a_file(error: OSError) -> bool:
+    """Whether the error is of a file or the disk, such as a full one, and not a fault in the program."""
+    return error.filename is not None or error.errno in _OF_THE_DISK
