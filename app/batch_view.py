@@ -6,6 +6,7 @@ a new server shows the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from app.context import Context, Refresh
 from app.job_table import Job
 from app.jobs import LIVE, RESUMABLE, WAITING
 from app.notices import mended
+from app.render_requests import mended_turns
 from app.texts import say
+from app.waiting import Waiting
 
 _NOTHING_YET = f'<div class="progress"><div class="detail">{say("batch.none_yet")}</div></div>'
 
@@ -40,6 +43,7 @@ class BatchView:
             self.pause = gr.Button(say("train.pause"), interactive=False, min_width=90, elem_id="pause-batch")
             self.resume = gr.Button(say("button.go_on"), interactive=False, min_width=100, elem_id="resume-batch")
         self.pictures.draw()
+        self.waiting = Waiting(self.context, "batch-pack")
         with gr.Row():
             self.manifest = gr.DownloadButton(
                 say("batch.manifest"), visible=False, size="md", min_width=110, elem_id="batch-manifest"
@@ -67,7 +71,8 @@ class BatchView:
         self.pause.click(self.pause_one, self.job, self.outputs(), **still)
         self.resume.click(self.resume_one, self.job, self.outputs(), **still)
         self.job.input(self.choose, self.job, [*self.outputs(), self.zip], **still)
-        self.pack.click(self.pack_one, self.job, self.zip, api_visibility="private")
+        self.pack.click(self.pack_one, self.job, [self.zip, *self.waiting.outputs()], **still)
+        self.waiting.connect()
 
     def look(self) -> Refresh:
         """What is asked for whenever something about the jobs is new."""
@@ -96,12 +101,19 @@ class BatchView:
         self.context.runner.resume(chosen or 0)
         return self.changes(chosen, {})
 
-    @mended
-    def pack_one(self, chosen: int | None) -> Any:
+    @mended_turns
+    def pack_one(self, chosen: int | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
         job = self.context.runner.get(chosen or 0)
-        path = batches.packed(self.context, self.context.batches / job.name)
-        label = say("button.download_mib", name=path.name, mib=path.stat().st_size / 2**20)
-        return gr.update(value=str(path), label=label, visible=True)
+        out = self.context.batches / job.name
+
+        def answer(path: Path) -> dict[Any, Any]:
+            label = say("button.download_mib", name=path.name, mib=path.stat().st_size / 2**20)
+            return {self.zip: gr.update(value=str(path), label=label, visible=True)}
+
+        yield from self.waiting.turns(
+            request, say("waiting.packing"), lambda rendering: batches.packed(self.context, out, rendering.part_done),
+            answer,
+        )  # fmt: skip
 
     def changes(self, chosen: int | None, before: dict[str, Any]) -> dict[Any, Any]:
         """Updates of what changed since this page last asked."""

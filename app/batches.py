@@ -12,7 +12,6 @@ import io
 import json
 import sys
 import tempfile
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 
 import tomli_w
 
-from app import path_gate
+from app import path_gate, zips
 from app.context import Context, newest_first
 from app.job_table import Job
 from app.texts import say
 from app.views import Progress, duration, notice_html
-from trainer import files, lora_file, spreadsheet
+from trainer import lora_file, spreadsheet
 from trainer.config import AdapterChoice, BatchConfig, StackConfig, parse
 from trainer.config import weights as typed
 from trainer.config.batch import SHEETS, adapter
@@ -377,19 +376,15 @@ def pictures(out: Path, most: int) -> tuple[list[Path], int]:
     return (contact_sheets(out) + newest)[:most], len(newest)
 
 
-def packed(context: Context, out: Path) -> Path:
+def packed(context: Context, out: Path, part_done: zips.PartDone | None = None) -> Path:
     """A zip of a batch's folder where the browser can fetch it. Raises: ConfigError if there is nothing yet."""
     paths, num = pictures(out, MAX_PAGE_PICTURES)
     if not num:
         raise ConfigError(say("batch.none_drawn"))
-    return zipped(context, out, [*paths, *out.glob("manifest*.csv")], out.name)
+    return zipped(context, out, [*paths, *out.glob("manifest*.csv")], out.name, part_done)
 
 
-def zipped(context: Context, out: Path, paths: list[Path], name: str) -> Path:
+def zipped(context: Context, out: Path, paths: list[Path], name: str, part_done: zips.PartDone | None = None) -> Path:
     """A zip of these files of a batch's folder, byte for byte, where the browser can fetch it."""
-    target = context.cache / "files" / f"{name}.zip"
-    # Stored as they are: pictures are compressed already.
-    with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w", zipfile.ZIP_STORED) as archive:
-        for path in paths:
-            archive.write(path, path.relative_to(out))
-    return target
+    entries = [(path.relative_to(out).as_posix(), path) for path in paths]
+    return zips.write(context.cache / "files" / f"{name}.zip", entries, part_done)

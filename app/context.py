@@ -307,11 +307,12 @@ class Context:
         with self.engine(stack) as engine:
             return engine.warnings(engine.resolve(stack))
 
-    def analyse(self, stack: StackConfig) -> Analysis:
-        """How the stack's LoRAs meet. Raises: AdapterError, ConfigError."""
+    def analyse(self, stack: StackConfig, rendering: Rendering | None = None) -> Analysis:
+        """How the stack's LoRAs meet. Raises: Cancelled, AdapterError, ConfigError."""
         from trainer.render import analysis, overlap
 
-        with self.engine(stack) as engine:
+        rendering = rendering or Rendering()
+        with self.engine(stack, rendering) as engine:
             stack = engine.resolve(stack)
             chosen = [adapter for adapter in stack.adapters if adapter.enabled]
             if not chosen:
@@ -319,15 +320,16 @@ class Context:
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
             engine.restore()
             updates = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
-            report = analysis.analyse(updates, engine.weights, together)
+            report = analysis.analyse(updates, engine.weights, together, rendering.part_done)
             return dataclasses.replace(report, warnings=engine.warnings(stack))
 
-    def bake(self, stack: StackConfig, name: str, rank: int) -> Baked:
-        """The stack as one LoRA of the library, exact for rank 0. Raises: ConfigError, RunError."""
+    def bake(self, stack: StackConfig, name: str, rank: int, rendering: Rendering | None = None) -> Baked:
+        """The stack as one LoRA of the library, exact for rank 0. Raises: Cancelled, ConfigError, RunError."""
         from trainer.render import baking
 
-        with self.engine(stack) as engine, unique_names.temporary(self.loras, ".baking") as unnamed:
-            baked = baking.lora(engine, stack, unnamed, rank)
+        rendering = rendering or Rendering()
+        with self.engine(stack, rendering) as engine, unique_names.temporary(self.loras, ".baking") as unnamed:
+            baked = baking.lora(engine, stack, unnamed, rank, part_done=rendering.part_done)
             path = unique_names.put(unnamed, unique_names.numbered(self.loras, safe_stem(f"{name}.x"), ".safetensors"))
         self.find_loras()
         return dataclasses.replace(baked, path=path)

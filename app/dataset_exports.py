@@ -1,27 +1,24 @@
-"""A dataset packed into a zip that the browser fetches: as it lies, or in the layout of another trainer.
-
-Each file goes from disk to disk in pieces, so that no set is too large for the memory.
-"""
+"""A dataset packed into a zip that the browser fetches: as it lies, or in the layout of another trainer."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
 
-from app import dataset_notes
+from app import dataset_notes, zips
 from app.context import Context
-from app.notices import mended, tell
+from app.notices import tell
+from app.render_requests import Rendering, mended_turns
 from app.texts import say, say_num
-from trainer import files, unique_names
+from app.waiting import Waiting
+from trainer import unique_names
 from trainer.config import DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, caption_files, imagefolder, sources
 from trainer.data.picture_file import PictureFile
@@ -48,47 +45,47 @@ class Exports:
             self.export = gr.Button(
                 say("dataset.export"), scale=1, min_width=58, size="sm", elem_id="export-dataset", elem_classes="beside"
             )
+        self.waiting = Waiting(context, "export-dataset")
         self.download = gr.DownloadButton(say("button.download_zip"), visible="hidden", elem_id="dataset-zip")
 
     def connect(self, dataset: gr.Dropdown) -> None:
         """Pack the chosen dataset when asked to."""
         private: dict[str, Any] = {"api_visibility": "private"}
         packing = self.export.click(
-            self.export_one, [dataset, self.layout], self.download, show_progress_on=self.layout, **private
-        )
+            self.export_one, [dataset, self.layout], [self.download, *self.waiting.outputs()], show_progress="hidden",
+            **private,
+        )  # fmt: skip
         packing.success(None, js=_DOWNLOADS, **private)
+        self.waiting.connect()
 
-    @mended
-    def export_one(self, name: str | None, layout: str = "") -> str:
-        with caption_files.writable(say("where.zip")):
-            return str(packed(self.context, name, layout))
+    @mended_turns
+    def export_one(self, name: str | None, layout: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        def pack(rendering: Rendering) -> str:
+            with caption_files.writable(say("where.zip")):
+                return str(packed(self.context, name, layout, rendering.part_done))
+
+        yield {self.download: None}  # or the last zip would be fetched again if this one is cancelled
+        yield from self.waiting.turns(request, say("waiting.packing"), pack, lambda path: {self.download: path})
 
 
-def packed(context: Context, name: str | None, layout: str = "") -> Path:
+def packed(context: Context, name: str | None, layout: str = "", part_done: zips.PartDone | None = None) -> Path:
     """A zip of a dataset where the browser can fetch it; as it lies if no other layout is named.
 
-    Raises: DataError if there is nothing to pack.
+    `part_done` is told after each file how many are done, and of how many. Raises: DataError if there is nothing to
+    pack.
     """
     folder = context.dataset(name)
-    entries = LAYOUTS.get(layout, _as_it_lies)(folder)
-    if (first := next(entries, None)) is None:
+    entries = list(LAYOUTS.get(layout, _as_it_lies)(folder))
+    if not entries:
         raise DataError(say("dataset.nothing_in_it"))
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     target = context.cache / "files" / f"zip-{digest}" / f"{folder.name}.zip"
-    with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w") as archive:  # pictures don't pack smaller
-        for entry, content in itertools.chain([first], entries):
-            if isinstance(content, Path):
-                archive.write(content, entry)
-            else:
-                with archive.open(entry, "w") as file:
-                    for line in content:
-                        file.write(line.encode("utf-8", "replace"))
-    return target
+    return zips.write(target, entries, part_done)
 
 
 # The layouts: each gives the entries of the zip, by name, with the file or the lines that they hold.
 
-Entries = Iterator[tuple[str, Path | Iterator[str]]]
+Entries = Iterator[zips.Entry]
 
 
 def _as_it_lies(folder: Path) -> Entries:

@@ -73,6 +73,10 @@ class Rendering:
         self.began = self.began or time.monotonic()
         self.step, self.num_steps, self._num_together = step, num_steps, num_together
 
+    def part_done(self, num: int, num_parts: int) -> None:
+        """So many of all parts of work that isn't a picture are done. Raises: Cancelled."""
+        self.watch(num, num_parts, 1)
+
     @property
     def share(self) -> float:
         """How much is done, 0 to 1."""
@@ -103,6 +107,7 @@ class Desk:
     sheet: Path | None = None  # that lies over the picture
     stack: StackConfig | None = None  # of the picture that is shown or drawn
     browser: str = ""  # whose it is (`browser_state`)
+    works: dict[str, Rendering] = field(default_factory=dict)  # what else is being done, by where its line stands
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, stack: StackConfig | None) -> Rendering:

@@ -6,17 +6,18 @@ Drawn folded below the stack's own controls. What the map doesn't see, most mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from app import stack_depth
 from app.context import Context
-from app.notices import mended, tell
+from app.notices import tell
+from app.render_requests import mended_turns
 from app.stack_rows import LoraRows
 from app.texts import say
 from app.views import notice_html
+from app.waiting import Waiting
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import escape
@@ -24,6 +25,7 @@ from trainer.render import modes
 
 if TYPE_CHECKING:
     from trainer.render.analysis import AdapterReport, Analysis, Strength
+    from trainer.render.baking import Baked
 
 MODES = "modes-"  # how its sheets' names begin
 _MOST_ROWS = 12
@@ -125,6 +127,7 @@ class AnalysisSection:
                     say("analysis.as_before"), size="sm", min_width=130, visible=False, elem_id="unbalance"
                 )
                 self.modes = gr.Button(say("analysis.every_mode"), size="sm", min_width=110, elem_id="every-mode")
+            self.waiting = Waiting(self.context, "insight")
             self.report = gr.HTML(visible=False, elem_id="conflicts")
             with gr.Row():
                 self.name = gr.Textbox(
@@ -155,59 +158,78 @@ class AnalysisSection:
         weights = rows.weights
         lane: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "render", "concurrency_limit": 1}
 
-        @mended
-        def level(held: dict[Any, Any]) -> dict[Any, Any]:
-            return self._level(held, rows)
+        waiting = self.waiting.outputs()
+        lane["show_progress"] = "hidden"  # there is a line
 
-        self.map_button.click(self.show, inputs, self.report, **lane)
-        levelled = self.level.click(level, inputs, [*weights, self.before, self.undo, self.report], **lane)
+        @mended_turns
+        def level(held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+            yield from self._level(held, rows, request)
+
+        self.waiting.connect()
+        self.map_button.click(self.show, inputs, [self.report, *waiting], **lane)
+        levelled = self.level.click(level, inputs, [*weights, self.before, self.undo, self.report, *waiting], **lane)
         undone = self.undo.click(
             self.put_back, self.before, [*weights, self.undo], api_visibility="private", show_progress="hidden"
         )
         self.modes.click(draw_modes, inputs, shown, **pictures)
-        self.bake.click(self.make_one, {*inputs, self.name, self.rank}, [self.baked, self.name], **lane)
+        self.bake.click(self.make_one, {*inputs, self.name, self.rank}, [self.baked, self.name, *waiting], **lane)
         return [levelled, undone]
 
-    @mended
-    def show(self, held: dict[Any, Any]) -> dict[Any, Any]:
+    @mended_turns
+    def show(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         """The report on the stack."""
         stack = self.stacked(held)
-        report = report_html(self.context.analyse(stack), unseen(stack))
-        return {self.report: gr.update(value=report, visible=True)}
 
-    def _level(self, held: dict[Any, Any], rows: LoraRows) -> dict[Any, Any]:
+        def answer(report: Analysis) -> dict[Any, Any]:
+            return {self.report: gr.update(value=report_html(report, unseen(stack)), visible=True)}
+
+        yield from self._measured(stack, say("analysis.map"), answer, request)
+
+    def _level(self, held: dict[Any, Any], rows: LoraRows, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Balanced weights on the sliders of the LoRAs that are on."""
-        from trainer.render import analysis
-
         stack = self.stacked(held)
-        report = self.context.analyse(stack)
-        proposed = analysis.balance(report)
-        tell(proposed.reason)
-        acting = [rows.weights[row] for row in rows.acting(held)]
-        after = {weight: round(value, 3) for weight, value in zip(acting, proposed.weights, strict=True)}
-        return {
-            **after,
-            self.before: [held[weight] for weight in rows.weights],
-            self.undo: gr.update(visible=True),
-            self.report: gr.update(value=report_html(report, unseen(stack)), visible=True),
-        }
+
+        def answer(report: Analysis) -> dict[Any, Any]:
+            from trainer.render import analysis
+
+            proposed = analysis.balance(report)
+            tell(proposed.reason)
+            acting = [rows.weights[row] for row in rows.acting(held)]
+            after = {weight: round(value, 3) for weight, value in zip(acting, proposed.weights, strict=True)}
+            return {
+                **after,
+                self.before: [held[weight] for weight in rows.weights],
+                self.undo: gr.update(visible=True),
+                self.report: gr.update(value=report_html(report, unseen(stack)), visible=True),
+            }
+
+        yield from self._measured(stack, say("analysis.balance"), answer, request)
+
+    def _measured(
+        self, stack: StackConfig, what: str, answer: Callable[[Analysis], dict[Any, Any]], request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
+        """How far the stack's analysis is, in turns, then its answer."""
+        yield from self.waiting.turns(request, what, lambda rendering: self.context.analyse(stack, rendering), answer)
 
     def put_back(self, before: list[float]) -> list[Any]:
         """The weights as they were before they were balanced."""
         return [*before, gr.update(visible=False)]
 
-    @mended
-    def make_one(self, held: dict[Any, Any]) -> dict[Any, Any]:
+    @mended_turns
+    def make_one(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         """The stack as one LoRA of the library, and its download."""
         stack, name = self.stacked(held), (held[self.name] or "").strip()
         if not name:
             raise ConfigError(say("analysis.no_name"))
-        baked = self.context.bake(stack, name, int(held[self.rank] or 0))
-        # Below this an exact sum differs by rounding alone.
-        lost = say("analysis.lost", share=baked.residual) if baked.residual > 5e-5 else ""
-        tell(say("analysis.baked", name=baked.path.stem, rank=baked.rank, lost=lost))
-        public = str(self.context.published(Path(baked.path)))
-        return {
-            self.baked: gr.update(value=public, label=say("button.download_named", name=baked.path.name), visible=True),
-            self.name: "",
-        }
+        rank = int(held[self.rank] or 0)
+
+        def answer(baked: Baked) -> dict[Any, Any]:
+            # Below this an exact sum differs by rounding alone.
+            lost = say("analysis.lost", share=baked.residual) if baked.residual > 5e-5 else ""
+            tell(say("analysis.baked", name=baked.path.stem, rank=baked.rank, lost=lost))
+            public, label = str(self.context.published(baked.path)), say("button.download_named", name=baked.path.name)
+            return {self.baked: gr.update(value=public, label=label, visible=True), self.name: ""}
+
+        yield from self.waiting.turns(
+            request, say("analysis.bake"), lambda rendering: self.context.bake(stack, name, rank, rendering), answer
+        )

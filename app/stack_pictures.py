@@ -22,6 +22,7 @@ from app.recipes import read_recipe, recent, text_of
 from app.render_requests import Cancelled, Desk, Rendering, Work
 from app.sheets import Expect, Sheet
 from app.texts import say
+from app.waiting import progress_line
 from trainer.config import StackConfig
 from trainer.errors import UserError
 
@@ -98,7 +99,7 @@ class Stage:
                 label=say("stack.cells"), height=_HEIGHT_PX, visible=False, object_fit="contain",
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
             )  # fmt: skip
-            self.progress = gr.HTML(_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
+            self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
             with gr.Row(elem_classes="easel-buttons"):
                 self.render = gr.Button(
@@ -193,9 +194,12 @@ class Stage:
         rendering = desk.begin(stack)
         # Every turn says both buttons' labels: Gradio 6.31 empties those of buttons that a turn leaves out.
         going = {self.cancel: _button(say("button.cancel"), True), self.pin: self._pin_button(desk)}
-        over = going | {self.progress: _line(say("stack.idle")), self.cancel: _button(say("button.cancel"), False)}
+        over = going | {
+            self.progress: progress_line(say("stack.idle")),
+            self.cancel: _button(say("button.cancel"), False),
+        }
         try:
-            yield going | {self.progress: _line(say("stack.beginning"), 0.0)}
+            yield going | {self.progress: progress_line(say("stack.beginning"), 0.0)}
             for update in draw(rendering):
                 going[self.pin] = self._pin_button(desk)
                 yield going | update
@@ -203,7 +207,7 @@ class Stage:
             yield over
         except Cancelled:
             if not rendering.is_superseded:
-                yield over | {self.progress: _line(say("job.cancelled"))}
+                yield over | {self.progress: progress_line(say("job.cancelled"))}
         except Exception:
             desk.stack = None  # the same may be asked for once more
             yield over
@@ -217,7 +221,7 @@ class Stage:
             words = _words(work.rendering, what)
             if words != last_words:
                 last_words = words
-                yield {self.progress: _line(words, work.rendering.share)}
+                yield {self.progress: progress_line(words, work.rendering.share)}
 
     def _drawn(self, stack: StackConfig, rendering: Rendering) -> tuple[Picture, list[str]]:
         """The picture, and what its LoRAs say of being for another base."""
@@ -260,7 +264,7 @@ class Stage:
             self.cancel: _button(say("button.cancel"), False),
             self.download: gr.update(interactive=False, label=say("stack.download")),
         }
-        return update | buttons | {self.shown: "", self.progress: _line(say("stack.to_be_drawn"))}
+        return update | buttons | {self.shown: "", self.progress: progress_line(say("stack.to_be_drawn"))}
 
     def show_sheet(self, desk: Desk, path: Path) -> Update:
         """A sheet, with its pictures to click where they lie beside it."""
@@ -343,7 +347,7 @@ class Stage:
         """End what is drawn for this page."""
         stopped = self.context.desks.of(request.session_hash).cancel()
         return {
-            self.progress: _line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
+            self.progress: progress_line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
             self.cancel: _button(say("button.cancel"), False),
         }
 
@@ -380,14 +384,3 @@ def _words(rendering: Rendering, what: str) -> str:
     if left is not None and left >= 2:
         parts.append(say("stack.time_left", time=views.duration(left)))
     return say("stack.doing", what=what, parts=", ".join(parts))
-
-
-def _line(words: str, share: float | None = None) -> str:
-    """The line below the picture: words of ours, and a bar while it is drawn."""
-    shown = "" if share is None else f'<i style="width:{share:.1%}"></i>'
-    role = (
-        ""
-        if share is None
-        else f'role="progressbar" aria-label="{say("batch.drawing")}" aria-valuenow="{share * 100:.0f}"'
-    )
-    return f'<div class="drawing"><span>{words}</span><div class="bar" {role}>{shown}</div></div>'

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -140,14 +140,20 @@ def block_of(path: str) -> str:
     return strength.block_of(path) if path.startswith(DENOISERS) else path.partition(".")[0]
 
 
-def analyse(adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None) -> Analysis:
+def analyse(
+    adapters: list[Loaded],
+    weights: Mapping[str, Tensor],
+    together: Tensor | None = None,
+    part_done: Callable[[int, int], None] | None = None,
+) -> Analysis:
     """The report on a stack.
 
     `weights` are the base's by path as they are without any adapter, or none; `together` is what `overlap.acting` says.
+    `part_done` is told after each layer how many of all are done.
     Raises: AdapterError.
     """
     # Layers, and their sums over blocks and over all.
-    measured, left_out = measure(adapters, weights, together)
+    measured, left_out = measure(adapters, weights, together, part_done)
     layers = {path: _Place(*square.tolist()) for path, square in measured.items()}
     # In float32: squares of float16 weights overflow.
     base = {path: float(torch.linalg.vector_norm(weights[path].float())) ** 2 for path in layers if path in weights}

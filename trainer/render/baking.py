@@ -7,7 +7,9 @@ alike. The stack's recipe is inside.
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +43,17 @@ class Baked:
 
 
 @torch.no_grad()
-def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: torch.dtype = torch.float16) -> Baked:
+def lora(
+    engine: Engine,
+    stack: StackConfig,
+    path: Path,
+    rank: int = 0,
+    dtype: torch.dtype = torch.float16,
+    part_done: Callable[[int, int], None] | None = None,
+) -> Baked:
     """Write the stack as one LoRA of at most `rank`, exactly for 0; the file is opened again and compared.
+
+    `part_done` is told how many layers were added up or compared, and of how many in all.
 
     Raises: ConfigError for a stack that isn't constant or has updates that only a rank makes low, RunError if the file
     isn't the stack.
@@ -52,7 +63,12 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
     parts, words = engine.parts(resolved)
     if not parts:
         raise ConfigError("the stack has no LoRA that is on, so there is nothing to bake.")
-    factors = {name: _factors(engine, name, layer_parts, rank) for name, layer_parts in parts.items()}
+    done = itertools.count(1)
+    factors: dict[str, Factors] = {}
+    for name, layer_parts in parts.items():
+        factors[name] = _factors(engine, name, layer_parts, rank)
+        if part_done:
+            part_done(next(done), 2 * len(parts))
     largest = max(len(layer.down) for layer in factors.values())
     modules = {engine.file_keys[name]: _tensors(engine, name, layer, largest) for name, layer in factors.items()}
 
@@ -65,6 +81,8 @@ def lora(engine: Engine, stack: StackConfig, path: Path, rank: int = 0, dtype: t
             wanted = layer.up @ layer.down
             if float((read_again - wanted).norm()) > _TOLERANCE[dtype] * max(float(wanted.norm()), 1e-12):
                 raise RunError(f"the LoRA differs from the stack in {name}; nothing was written.")
+            if part_done:
+                part_done(next(done), 2 * len(parts))
     return Baked(path, len(modules), largest, rank_reduction.residual(list(factors.values())))
 
 

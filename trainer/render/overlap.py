@@ -15,7 +15,7 @@ overlap is |cosine|.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,20 +141,26 @@ def _turns(adapters: list[AdapterChoice], mode: str, num_steps: int) -> Tensor:
 
 @torch.no_grad()
 def measure(
-    adapters: list[Loaded], weights: Mapping[str, Tensor], together: Tensor | None = None
+    adapters: list[Loaded],
+    weights: Mapping[str, Tensor],
+    together: Tensor | None = None,
+    part_done: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """How the updates meet in each layer, by path, and the updates left out.
 
     A layer's is (5, A, A) in float64, row a, column b, weights counted: <a, b>; |a| |b| overlap; |a| |b| chance; the
     energy of b in the space that a writes to; the energy of b in the space that a reads from. Each can be summed over
-    layers. `together` is what `acting` says of the denoiser's. Left out is what needs a weight of the base that
-    `weights` (by path) lacks.
+    layers. `together` is what `acting` says of the denoiser's; `part_done` is told how many layers are done, and of how
+    many. Left out is what needs a weight of the base that `weights` (by path) lacks.
 
     Raises: AdapterError for numbers too large to square.
     """
     measured: dict[str, Tensor] = {}
     left_out = []
-    for path in sorted({path for adapter in adapters for path in adapter.updates}):
+    paths = sorted({path for adapter in adapters for path in adapter.updates})
+    for num, path in enumerate(paths):
+        if part_done:
+            part_done(num, len(paths))
         # The adapters that have this layer, by their number. Only low-rank updates can do without the base's weight.
         updates = {number: adapter.updates[path] for number, adapter in enumerate(adapters) if path in adapter.updates}
         low_rank = {number: update for number, update in updates.items() if isinstance(update, Delta)}

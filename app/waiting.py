@@ -1,0 +1,105 @@
+"""A line and a Cancel button for what may take a while: how far it is, and about how long it takes still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from app import views
+from app.context import Context
+from app.notices import mended
+from app.render_requests import Cancelled, Rendering, Work
+from app.texts import say
+
+_UNSEEN_S = 0.6  # what is over by then needs no line
+_LEAST_LEFT_S = 2.0
+_T = TypeVar("_T")
+Update = dict[Any, Any]
+
+
+class Waiting:
+    """The line and the button, which are seen only while something is being done."""
+
+    def __init__(self, context: Context, elem_id: str) -> None:
+        self.context, self.key = context, elem_id
+        with gr.Row(elem_classes="waiting"):
+            self.line = gr.HTML(visible=False, elem_id=f"{elem_id}-progress")
+            self.cancel = gr.Button(
+                say("button.cancel"), visible=False, size="sm", min_width=80, scale=0, elem_id=f"{elem_id}-cancel"
+            )
+
+    def outputs(self) -> list[Any]:
+        """What `turns` answers beside its own."""
+        return [self.line, self.cancel]
+
+    def connect(self) -> None:
+        """Answer the button."""
+        self.cancel.click(self.stop, None, self.outputs(), api_visibility="private", show_progress="hidden")
+
+    def turns(
+        self, request: gr.Request, what: str, do: Callable[[Rendering], _T], answer: Callable[[_T], Update]
+    ) -> Iterator[Update]:
+        """How far it is, in turns, then its answer; what this page had begun here before is not wanted any more.
+
+        Raises: what `do` raised.
+        """
+        works, rendering = self.context.desks.of(request.session_hash).works, Rendering()
+        if self.key in works:
+            works[self.key].cancel()
+        works[self.key] = rendering
+        work, began, said = Work(rendering, lambda: do(rendering)), time.monotonic(), ""
+        try:
+            for _ in work.turns():
+                words = _words(rendering, what)
+                if words != said and time.monotonic() - began > _UNSEEN_S:
+                    said = words
+                    yield self._shown(progress_line(words, rendering.share), True)
+            yield self._shown("", False) | answer(work.result)
+        except Cancelled:
+            yield self._shown(progress_line(say("job.cancelled")), False)
+        except Exception:
+            yield self._shown("", False)
+            raise
+        finally:
+            if works.get(self.key) is rendering:
+                del works[self.key]
+
+    @mended
+    def stop(self, request: gr.Request) -> Update:
+        """End what this page has begun here."""
+        rendering = self.context.desks.of(request.session_hash).works.get(self.key)
+        if rendering is not None:
+            rendering.cancel()
+        return self._shown(progress_line(say("job.cancelled")), False)
+
+    def _shown(self, line: str, is_going: bool) -> Update:
+        return {
+            self.line: gr.update(value=line, visible=bool(line)),
+            # With its label: Gradio 6.31 shows a button without one after a handler that answers in turns.
+            self.cancel: gr.update(value=say("button.cancel"), visible=is_going),
+        }
+
+
+def _words(rendering: Rendering, what: str) -> str:
+    """How far it is."""
+    if not rendering.num_steps:
+        return say("stack.loading", what=what)
+    parts = [say("waiting.part", num=rendering.step, all=rendering.num_steps)]
+    left = rendering.seconds_left
+    if left is not None and left >= _LEAST_LEFT_S:
+        parts.append(say("stack.time_left", time=views.duration(left)))
+    return say("stack.doing", what=what, parts=", ".join(parts))
+
+
+def progress_line(words: str, share: float | None = None) -> str:
+    """A line of words of ours, and a bar while something is being done."""
+    shown = "" if share is None else f'<i style="width:{share:.1%}"></i>'
+    role = (
+        ""
+        if share is None
+        else f'role="progressbar" aria-label="{say("batch.drawing")}" aria-valuenow="{share * 100:.0f}"'
+    )
+    return f'<div class="drawing"><span>{words}</span><div class="bar" {role}>{shown}</div></div>'
