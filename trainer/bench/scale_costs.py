@@ -190,11 +190,7 @@ def parsed(values: Any) -> Measured:
 def read(path: Path) -> Measured:
     """Costs that were measured before. Raises: ConfigError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        both = [
-            Costs(**{name: float(value) for name, value in values[kind].items()}) for kind in ("costs", "processor")
-        ]
-        return Measured(both[0], both[1], float(values["off"]))
+        return parsed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"--costs is {str(path)[:300]!r}, which can't be used ({error}); it must be what --measure printed."
