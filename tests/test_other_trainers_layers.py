@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
-from trainer import layer_patterns
+from trainer import layer_patterns, schema
 from trainer.config import TrainConfig, parse
 from trainer.other_trainers import importing, layer_texts, recipes_out
 from trainer.other_trainers.contract import Imported
@@ -110,7 +112,9 @@ def test_ranks_by_block_are_ranks_here_and_a_scale_of_its_own_is_said(tmp_path: 
     same = network(tmp_path, "sd", "lora", given, f"block_alphas={','.join(map(str, ranks))}")
     adapter = same.settings["adapter"]
     assert adapter["without_layers"] == ["down_blocks.0.attentions.0.", "down_blocks.0.attentions.1."]
-    assert "mid_block.=8" in adapter["block_ranks"] and "down_blocks.2.attentions.1.=8" in adapter["block_ranks"]
+    assert (
+        "mid_block.attentions=8" in adapter["block_ranks"] and "down_blocks.2.attentions.1.=8" in adapter["block_ranks"]
+    )
     assert fate(same, "network_args.block_alphas")[0] == "translated"
     other = network(tmp_path, "sd", "lora", given, f"block_alphas={','.join(['4'] * 25)}")
     assert fate(other, "network_args.block_alphas")[0] == "translated"
@@ -120,6 +124,89 @@ def test_ranks_by_block_are_ranks_here_and_a_scale_of_its_own_is_said(tmp_path: 
         if rank != 4 and text not in ("resnets.", "samplers."):
             assert float(rates[f"{text}*lora_B"]) == pytest.approx(4 / rank)
     assert any("the same but for weight decay and clipping" in note for note in other.notes)
+
+
+# The number of a layer's block in sd-scripts' lists, as `get_block_index` of its networks/lora.py (48d368fa) has it.
+def block_number(path: str, family: str) -> int:
+    if path.startswith("mid_block"):
+        return 12 if family == "sd" else 11 if "attentions" in path else 10 if "resnets.0" in path else 12
+    side, stage, kind, layer = re.match(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)", path).groups()  # type: ignore[union-attr]
+    place = 3 * int(stage) + (2 if kind.endswith("samplers") else int(layer))
+    return place + (({"sd": 1, "sdxl": 2} if side == "down" else {"sd": 13, "sdxl": 13})[family])
+
+
+def unet_layers(family: str) -> dict[str, bool]:
+    """Every layer that sd-scripts adapts with convolutions, and whether it is a 3x3 one."""
+    full = {
+        "sd": {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+               "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+               "block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 32},
+        "sdxl": {"down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+                 "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+                 "block_out_channels": (32, 64, 128), "cross_attention_dim": 32,
+                 "transformer_layers_per_block": (1, 2, 10)},
+    }[family]  # fmt: skip
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**full, attention_head_dim=8)
+    kinds = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
+    return {
+        f"{path}.{inner}": getattr(layer, "kernel_size", ()) == (3, 3)
+        for path, module in unet.named_modules()
+        if type(module).__name__ in kinds
+        for inner, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_every_layer_has_the_rank_and_scale_of_its_block(tmp_path: Path, family: str, seed: int) -> None:
+    """Convolutions too, with lists of their own or one rank for all; a rank of 0 leaves layers out."""
+    chance, count = random.Random(f"{family} {seed}"), {"sd": 25, "sdxl": 23}[family]
+    lists = {
+        "block_dims": [chance.choice((0, 4, 8, 16)) for _ in range(count)],
+        "block_alphas": [chance.choice((1, 4, 8, 16)) for _ in range(count)],
+        "conv_block_dims": [chance.choice((0, 2, 8)) for _ in range(count)],
+        "conv_block_alphas": [chance.choice((1, 2, 8)) for _ in range(count)],
+    }
+    rates = [chance.choice((0.5, 1.0, 2.0)) for _ in range({"sd": 12, "sdxl": 9}[family])]
+    given = {name: list(values) for name, values in lists.items()}
+    if seed == 1:  # one rank for all convolutions
+        given |= {"conv_dim": [4], "conv_alpha": [2]}
+        del given["conv_block_dims"], given["conv_block_alphas"]
+        lists |= {"conv_block_dims": [4] * count, "conv_block_alphas": [2] * count}
+    if seed == 2:  # ranks of all blocks are the network's where there are rates by block
+        del given["block_dims"], given["block_alphas"]
+        lists |= {"block_dims": [16] * count, "block_alphas": [16] * count}
+    if seed == 3:  # an alpha of 1 where none is given
+        del given["conv_block_alphas"]
+        lists["conv_block_alphas"] = [1] * count
+    arguments = [f"{name}={','.join(map(str, values))}" for name, values in given.items()]
+    imported = network(tmp_path, family, "lora", *arguments, f"up_lr_weight={','.join(map(str, rates))}")
+    adapter, optimizer = imported.settings["adapter"], imported.settings["optimizer"]
+    ranks = schema.rank_patterns(tuple(adapter["block_ranks"]))
+    factors = [(text, float(rate)) for text, _, rate in (line.rpartition("=") for line in optimizer["block_rates"])]
+
+    for path, is_convolution in unet_layers(family).items():
+        number = block_number(path, family)
+        kind = "conv_block" if is_convolution else "block"
+        rank, alpha = lists[f"{kind}_dims"][number], lists[f"{kind}_alphas"][number]
+        is_absent = any(layer_patterns.fits(text, path) for text in adapter["without_layers"])
+        assert is_absent == (rank == 0), path
+        if rank:
+            assert next((held for line, held in ranks.items() if re.match(line, path)), 16) == rank, path
+            wanted = rates[number - 13] if 13 <= number < 13 + len(rates) else 1.0
+            for factor, want in (("lora_A", wanted), ("lora_B", wanted * alpha / rank)):
+                rate = next(
+                    (rate for text, rate in factors if layer_patterns.fits(text, f"{path}.{factor}.weight")), 1.0
+                )
+                assert rate == pytest.approx(want), (path, factor)
+
+
+def test_lists_of_blocks_without_block_dims_or_rates_have_no_effect(tmp_path: Path) -> None:
+    imported = network(tmp_path, "sd", "lora", f"conv_block_dims={','.join(['4'] * 25)}")
+    assert fate(imported, "network_args.conv_block_dims")[0] == "no effect"
+    assert "without_layers" not in imported.settings["adapter"]
 
 
 def test_rates_and_ranks_by_pattern_name_fluxs_layers_as_diffusers_does(tmp_path: Path) -> None:

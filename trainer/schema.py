@@ -18,6 +18,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+MOST_LINES = 256  # of a setting about single layers
 SET = "set"  # in `only_with`: any value that isn't empty or zero
 # By dotted setting, or a fact such as `prediction`: the values with which the setting is read, or SET.
 OnlyWith = dict[str, Any]
@@ -159,7 +160,7 @@ def only_layers_setting() -> Any:
         "Only layers",
         "Of the targets, only layers whose path has one of these texts; * is any text, as in up_blocks.*attn2; one a "
         "line.",
-        max_length=64,
+        max_length=MOST_LINES,
         advanced=True,
     )
 
@@ -170,7 +171,7 @@ def without_layers_setting() -> Any:
         (),
         "Without layers",
         "Of the targets, no layer whose path has one of these texts; * is any text; one a line.",
-        max_length=64,
+        max_length=MOST_LINES,
         advanced=True,
     )
 
@@ -182,7 +183,7 @@ def block_ranks_setting() -> Any:
         "Block ranks",
         "up_blocks.1=16 gives layers whose path has that text another rank at the same scale; * is any text; one a "
         "line, the first that fits counts.",
-        max_length=64,
+        max_length=MOST_LINES,
         advanced=True,
     )
 

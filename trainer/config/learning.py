@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from trainer import methods
-from trainer.schema import SET, Settings, setting
+from trainer.schema import MOST_LINES, SET, Settings, setting
 
 _DIFFUSION, _FLOW = {"prediction": ("epsilon", "v")}, {"prediction": ("flow",)}
 
@@ -225,7 +225,7 @@ class OptimizerConfig(Settings):
         "Block rates",
         "up_blocks.1=0.5 halves the learning rate of layers whose path has that text; * is any text; one a line, the "
         "first that fits counts, 0 freezes.",
-        max_length=64,
+        max_length=MOST_LINES,
         advanced=True,
     )
     max_weight_norm: float = setting(

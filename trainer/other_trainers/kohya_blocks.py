@@ -8,25 +8,84 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import dataclass
 
+from trainer import schema
 from trainer.other_trainers import layer_texts
+from trainer.other_trainers.kohya_network import RATES_BY_BLOCK
 from trainer.other_trainers.reading import Reading, shown
 
-_MOST_RANK, _MOST_LINES = 256, 64
+_ARGS, _MOST_RANK, _MOST_LINES = "network_args.", 256, schema.MOST_LINES
+_THRESHOLD = "block_lr_zero_threshold"
+_LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
+_OWN_SCALES = (
+    "blocks have the one scale {scale:g} here; those with another learn that much faster or slower in lora_B, which is "
+    "the same but for weight decay and clipping"
+)
 _CURVES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
 
 
 def put_blocks(reading: Reading) -> None:
     """Set what single blocks have of their own."""
     if reading.settings["family"] in ("sd", "sdxl"):
-        _put_rates(reading)
-        _put_ranks(reading)
+        _put_unet(reading)
     _put_pattern_rates(reading)
     _put_pattern_ranks(reading)
     _put_layers(reading)
 
 
 # A UNet's blocks by their number.
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What the layers of a block with this text in their path have."""
+
+    text: str
+    rank: float  # 0: they are left out
+    scale: float  # alpha / rank
+    rate: float
+
+
+def _put_unet(reading: Reading) -> None:
+    """Rates, ranks and alphas of blocks, as `networks/lora.py` of sd-scripts reads them.
+
+    Lists of ranks and alphas count where there are `block_dims` or rates by block; those of convolutions are of the
+    3x3 ones.
+    """
+    given = [name for name in (*_LISTS, *RATES_BY_BLOCK, _THRESHOLD) if reading.has(_ARGS + name)]
+    if not {"block_dims", *RATES_BY_BLOCK} & {*given}:
+        for name in given:
+            reading.no_effect(_ARGS + name, "it is read with block_dims or rates by block only")
+        return
+
+    # What each block has.
+    settings = reading.settings
+    convolves = "conv_block_dims" in given or reading.whole(f"{_ARGS}conv_dim") > 0
+    sides = _texts(settings["family"], convolves)
+    rates, blocks = _rates(reading, [len(side) for side in sides]), [block for side in sides for block in side]
+    if settings["family"] == "sdxl":  # its lists begin and end with what has no LoRA
+        rates, blocks = [1.0, *rates, 1.0], [[], *blocks, []]
+    ranks = _list(reading, "block_dims", settings["adapter.rank"], len(blocks))
+    alphas = _list(reading, "block_alphas", settings["adapter.alpha"], len(blocks))
+    conv_ranks = _list(reading, "conv_block_dims", reading.whole(f"{_ARGS}conv_dim"), len(blocks))
+    conv_alphas = _list(reading, "conv_block_alphas", reading.number(f"{_ARGS}conv_alpha", 1.0), len(blocks))
+    if "conv_block_dims" not in given:
+        reading.no_effect(f"{_ARGS}conv_block_alphas", "it is read with conv_block_dims only")
+
+    # The same by text; the convolutions first, since the first line that fits counts.
+    layers = [
+        _Layers(text, rank, alpha / (rank or 1), rate)
+        for block, rank, alpha, rate in zip(blocks, conv_ranks, conv_alphas, rates, strict=True)
+        for text in _convolutions(block)
+    ]
+    layers += [
+        _Layers(text, rank, alpha / (rank or 1), rate)
+        for block, rank, alpha, conv_rank, rate in zip(blocks, ranks, alphas, conv_ranks, rates, strict=True)
+        for text in _others(block, only=rank == 0 < conv_rank)
+    ]
+    _put_ranks(reading, layers, [_ARGS + name for name in given if name.endswith("dims")])
+    _put_rates(reading, layers, [_ARGS + name for name in given if not name.endswith("dims")])
 
 
 def _texts(family: str, convolves: bool) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
@@ -45,25 +104,36 @@ def _texts(family: str, convolves: bool) -> tuple[list[list[str]], list[list[str
     last = stages - 1
     down = [[], *side("down_blocks", 2, plain, "downsamplers", last)]
     up = side("up_blocks", 3, (last,) if family == "sdxl" else (0,), "upsamplers", last)
+    resnets = [[f"mid_block.resnets.{number}."] * convolves for number in (0, 1)]
     if family == "sdxl":  # its middle is counted by layer
-        resnets = [[f"mid_block.resnets.{number}."] * convolves for number in (0, 1)]
         return down[:9], [resnets[0], ["mid_block.attentions"], resnets[1]], up
-    return down[:12], [["mid_block."]], up
+    return down[:12], [["mid_block.attentions", *resnets[0], *resnets[1]]], up
 
 
-def _put_rates(reading: Reading) -> None:
-    names = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-    if not any(reading.has(f"network_args.{name}") for name in names):
-        return
-    blocks = _texts(reading.settings["family"], reading.whole("network_args.conv_dim") > 0)
-    threshold, lines = reading.number("network_args.block_lr_zero_threshold"), []
-    for name, side in zip(names, blocks, strict=True):
-        weights = _weights(reading, f"network_args.{name}", len(side))
-        for texts, weight in zip(side, weights, strict=False):
-            factor = weight if weight > threshold else 0.0
-            lines += [f"{text}={factor:g}" for text in texts if factor != 1]
-    keys = [f"network_args.{name}" for name in (*names, "block_lr_zero_threshold")]
-    _add(reading, "optimizer.block_rates", lines, *(key for key in keys if reading.has(key)))
+def _convolutions(block: list[str]) -> list[str]:
+    """Texts of a block's 3x3 convolutions."""
+    inside = [f"{text}{name}" for text in block if ".resnets." in text for name in ("conv1", "conv2")]
+    return inside + [text for text in block if text.endswith("samplers")]
+
+
+def _others(block: list[str], only: bool) -> list[str]:
+    """Texts of its other layers; `only` of these, where convolutions beside them are meant not to be."""
+    parts = ("time_emb_proj", "conv_shortcut") if only else ("",)
+    return [
+        f"{text}{part}"
+        for text in block
+        if not text.endswith("samplers")
+        for part in (parts if ".resnets." in text else ("",))
+    ]
+
+
+def _rates(reading: Reading, lengths: list[int]) -> list[float]:
+    """Factors of all blocks' learning rates, down, in the middle, up; 1 where none is given."""
+    threshold, rates = reading.number(_ARGS + _THRESHOLD), list[float]()
+    for name, length in zip(RATES_BY_BLOCK, lengths, strict=True):
+        weights = [weight if weight > threshold else 0.0 for weight in _weights(reading, _ARGS + name, length)]
+        rates += [*weights, *[1.0] * (length - len(weights))]
+    return rates
 
 
 def _weights(reading: Reading, key: str, count: int) -> list[float]:
@@ -87,60 +157,64 @@ def _weights(reading: Reading, key: str, count: int) -> list[float]:
     return [(0.0 if name == "zeros" else share) + more for share in shares]
 
 
-def _put_ranks(reading: Reading) -> None:
-    """Ranks of all blocks in one list; a block of rank 0 is left out."""
-    key, alphas_key = "network_args.block_dims", "network_args.block_alphas"
-    family, settings = reading.settings["family"], reading.settings
-    if not reading.has(key):
-        reading.cannot(alphas_key, "it goes with block_dims, which the recipe doesn't say")
-        return
-    down, middle, up = _texts(family, reading.has("network_args.conv_block_dims"))
-    blocks = [[], *down, *middle, *up, []] if family == "sdxl" else [*down, *middle, *up]
+def _list(reading: Reading, name: str, default: float, count: int) -> list[float]:
+    """A number for each block; the default for all where the key is left out or can't be read."""
+    text = reading.text(_ARGS + name).strip("\"' ")
+    if not text:
+        return [default] * count
     try:
-        ranks = [int(part) for part in reading.text(key).strip("\"' ").split(",")]
-        alphas = [float(part) for part in reading.text(alphas_key).strip("\"' ").split(",") if part]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        reading.cannot(key, "allowed: whole numbers with commas between")
-        return
-    lines, absent = [], []
-    for texts, rank in zip(blocks, ranks, strict=False):
-        lines += [f"{text}={min(rank, _MOST_RANK)}" for text in texts if 0 < rank != settings["adapter.rank"]]
-        absent += texts if rank == 0 else []
-    _add(reading, "adapter.block_ranks", lines, key)
-    _add(reading, "adapter.without_layers", absent, key)
-    alphas = alphas or [settings["adapter.alpha"]] * len(ranks)
-    scales = [
-        (text, alpha / rank)
-        for texts, rank, alpha in zip(blocks, ranks, alphas, strict=False)
-        for text in texts
-        if rank > 0
-    ]
-    _put_scales(reading, scales, alphas_key if reading.has(alphas_key) else key)
+        numbers = []
+    if len(numbers) != count or not all(0 <= number < 1e6 for number in numbers):
+        reading.cannot(_ARGS + name, f"it is {shown(text)}; allowed: {count} numbers with commas between")
+        return [default] * count
+    return numbers
 
 
-def _put_scales(reading: Reading, scales: list[tuple[str, float]], key: str) -> None:
-    """Set what blocks have of an own alpha / rank as a rate of their second matrices, `lora_B`; they begin at 0.
+def _put_ranks(reading: Reading, layers: list[_Layers], keys: list[str]) -> None:
+    held = [(text, float(rank)) for text, _, rank in _split(reading, "adapter.block_ranks")]
+    ranks = [(layer.text, float(min(int(layer.rank), _MOST_RANK))) for layer in layers if layer.rank]
+    lines = _needed(ranks, reading.settings["adapter.rank"], held)
+    _add(reading, "adapter.block_ranks", [f"{text}={rank:g}" for text, rank in lines], *keys)
+    _add(reading, "adapter.without_layers", [layer.text for layer in layers if not layer.rank], *keys)
+
+
+def _put_rates(reading: Reading, layers: list[_Layers], keys: list[str]) -> None:
+    """Rates of blocks. What has an own alpha / rank has it as a rate of the second matrices, `lora_B`, that begin at 0.
 
     A matrix that counts twice and one that grows twice as fast are the same update, to any optimizer whose steps don't
     go by how large gradients are, such as Adam: but for weight decay and the limit of a gradient's length.
     """
     scale = reading.settings["adapter.alpha"] / reading.settings["adapter.rank"]
-    lines = [line.rpartition("=") for line in reading.settings.get("optimizer.block_rates", [])]
-    held = {text: float(rate) for text, _, rate in lines}
-    own = [(text, value / scale) for text, value in scales if scale > 0 and abs(value / scale - 1) > 1e-9]
-    rates = [f"{text}*lora_B={min(1000.0, factor * held.get(text, 1.0)):.6g}" for text, factor in own]
-    if not rates:
-        reading.translated(key, "adapter.alpha", "each block's alpha / rank is the one scale there is here")
-    elif len(rates) + len(lines) > _MOST_LINES or scale <= 0:
-        why = f"blocks have the one scale {scale:g} here, and their own ones would be {len(rates)} lines of rates"
-        reading.cannot(key, f"{why}; allowed: {_MOST_LINES}")
-        reading.notes.append(f"scales of single blocks were left out: {why}")
+    held = [(text, float(rate)) for text, _, rate in _split(reading, "optimizer.block_rates")]
+    there = [layer for layer in layers if layer.rank]
+    own = _needed([(layer.text, layer.rate) for layer in there], 1.0, held)
+    seconds = [(layer.text, layer.rate * layer.scale / scale) for layer in there] if scale > 0 else []
+    seconds = _needed(seconds, 1.0, [*own, *held])
+    lines = [f"{text}*lora_B={min(1000.0, rate):.6g}" for text, rate in seconds]
+    _add(reading, "optimizer.block_rates", [*lines, *(f"{text}={rate:g}" for text, rate in own)], *keys)
+    if seconds:
+        reading.notes.append(_OWN_SCALES.format(scale=scale))
     else:
-        _add(reading, "optimizer.block_rates", rates, key)
-        reading.notes.append(
-            f"blocks have the one scale {scale:g} here; those with another learn that much faster or slower in lora_B, "
-            f"which is the same but for weight decay and clipping"
-        )
+        for key in (key for key in keys if key.endswith("alphas")):
+            reading.translated(key, "adapter.alpha", "each block's alpha / rank is the one scale there is here")
+
+
+def _needed(pairs: list[tuple[str, float]], default: float, held: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Those of these texts and numbers that say something else than the next line that fits, or the default."""
+    after = list(held)  # the lines that come later, in their order
+    num_held = len(after)
+    for text, number in reversed(pairs):
+        otherwise = next((other for piece, other in after if piece in text), default)
+        if abs(number - otherwise) > 1e-6 * max(1.0, abs(otherwise)):
+            after.insert(0, (text, number))
+    return after[: len(after) - num_held]
+
+
+def _split(reading: Reading, setting: str) -> list[tuple[str, str, str]]:
+    """The lines that a setting holds already, at their last `=`."""
+    return [line.rpartition("=") for line in reading.settings.get(setting, [])]
 
 
 # Layers by regular expressions.
@@ -187,8 +261,16 @@ def _put_pattern_ranks(reading: Reading) -> None:
         absent += texts if rank < 1 else []
     _add(reading, "adapter.block_ranks", lines, key)
     _add(reading, "adapter.without_layers", absent, key)
+    # A pattern's layers keep the one alpha, and so have a scale of their own.
     alpha = reading.settings["adapter.alpha"]
-    _put_scales(reading, [(text, alpha / rank) for texts, rank in pairs if rank >= 1 for text in texts], key)
+    held = _split(reading, "optimizer.block_rates")
+    layers = [
+        _Layers(text, rank, alpha / rank, next((float(rate) for other, _, rate in held if other in text), 1.0))
+        for texts, rank in pairs
+        if rank >= 1
+        for text in texts
+    ]
+    _put_rates(reading, layers, [key])
 
 
 def _put_layers(reading: Reading) -> None:
@@ -226,6 +308,13 @@ def _listed(reading: Reading, key: str) -> tuple[list[str], list[str]]:
 
 def _add(reading: Reading, setting: str, lines: list[str], *keys: str) -> None:
     """Put lines before those that are held already: the first that fits counts."""
-    if lines:
-        held = list(reading.settings.get(setting, []))
-        reading.put(setting, list(dict.fromkeys([*lines, *held]))[:_MOST_LINES], *keys)
+    if not lines:
+        return
+    together = list(dict.fromkeys([*lines, *reading.settings.get(setting, [])]))
+    if len(together) <= _MOST_LINES:
+        reading.put(setting, together, *keys)
+        return
+    why = f"{setting} would have {len(together)} lines; allowed: {_MOST_LINES}"
+    for key in keys:
+        reading.cannot(key, why)
+    reading.notes.append(f"what single blocks have of their own was left out: {why}")

@@ -20,6 +20,7 @@ _UNFINISHED = {
     "dylora": "DyLoRA",
     "tlora": "T-LoRA",
 }
+RATES_BY_BLOCK = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 _CONVOLUTIONS = ("conv1", "conv2", "samplers")  # the 3x3 ones of a UNet, in our paths
 _DOUBLE, _SINGLE = "transformer/transformer_blocks.", "single_transformer_blocks."
 
@@ -91,7 +92,9 @@ def _network(reading: Reading) -> Network:
         return Network("oft", "attention")
     if last in ("dylora", "lora_fa"):
         reading.cannot("network_module", f"{last} is no method here; plain LoRA is set")
-    return Network("lora", "convolutions" if reading.whole("network_args.conv_dim") > 0 else "transformer")
+    by_block = any(reading.has(f"network_args.{key}") for key in ("block_dims", *RATES_BY_BLOCK))
+    convolves = reading.whole("network_args.conv_dim") > 0 or (by_block and reading.has("network_args.conv_block_dims"))
+    return Network("lora", "convolutions" if convolves else "transformer")
 
 
 def _preset_modules(reading: Reading) -> str:
