@@ -97,7 +97,7 @@ def test_a_table_of_a_spreadsheet_says_what_it_is_and_what_is_wrong_at_once(page
     expect(pasted.locator("th", has_text="CFG")).to_contain_text("→ guidance")
     expect(pasted.locator("th", has_text="colour")).to_contain_text("not known")
     page.locator("#start-batch").click()
-    expect(page.locator("#batch-plan")).to_contain_text("column 4 is 'colour'")
+    expect(page.locator("#batch-plan")).to_contain_text("Column 4 is 'colour'")
     assert context.runner.every() == []
 
     # What was typed outlives a reload.
