@@ -224,6 +224,7 @@ def planned(jobs: Jobs, library: list[Path]) -> Planned:
     """How many pictures, in which groups. Raises: ConfigError with every row that can't be used, ModelError."""
     from trainer.render import batch_command, batch_ledger, jobs_file
 
+    # As `velatura batch` itself plans, in a folder that nothing was drawn into yet.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"jobs{jobs.suffix}"
         path.write_text(jobs.text, encoding="utf-8")
@@ -291,7 +292,7 @@ def last_events(log: Path) -> list[dict[str, Any]]:
     """The last events in a batch's log, oldest first; without those whose figures are none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))  # the end says enough; a line that is cut is none
             lines = file.read().splitlines()
     except OSError:
         return []

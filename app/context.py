@@ -173,7 +173,7 @@ class Context:
             image = open_image(path)
             inside = open_mask(mask).resize(image.size)
             outside = Image.blend(image, Image.new("RGB", image.size, _TINT), 0.65)
-            image = Image.composite(image, outside, inside)
+            image = Image.composite(image, outside, inside)  # white in the mask: as it is
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             _write_webp(image, thumbnail)
         return thumbnail
@@ -285,6 +285,7 @@ class Context:
         Raises: Cancelled, from within the body too.
         """
         rendering = rendering or Rendering()
+        # In short turns, so that a request that was cancelled stops waiting.
         while not self._engine_lock.acquire(timeout=POLL_S):
             rendering.check()
         try:
@@ -318,7 +319,7 @@ class Context:
             if not chosen:
                 raise ConfigError(say("stack.no_lora_on"))
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
-            engine.restore()
+            engine.restore()  # updates are measured against the base's own weights
             updates = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
             report = analysis.analyse(updates, engine.weights, together, rendering.part_done)
             return dataclasses.replace(report, warnings=engine.warnings(stack))

@@ -58,8 +58,8 @@ class JobRunner:
         self.grid_of: Callable[[Job], tuple[str, str, str]] | None = None  # a job -> its grid's name, text and kind
         self.when_finished: Callable[[Job], None] | None = None  # told of each job that is, once its row says so
         self._lock = threading.RLock()
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._stop_asked: dict[int, float] = {}
+        self._children: dict[int, subprocess.Popen[bytes]] = {}  # those that this server started, to be reaped
+        self._stop_asked: dict[int, float] = {}  # when, by the monotonic clock
         self._halt = threading.Event()
         self.logs.mkdir(parents=True, exist_ok=True)
         self.table = job_table.Table(self.database)
@@ -272,6 +272,7 @@ class JobRunner:
                     self._failing_alone(self._settle, job)
             self._queue_grids()
             waiting = self.waiting()
+            # What was begun is ended first, even while the queue is held by a paused job.
             if at_work or not waiting or (waiting[0].state == "queued" and self.held_by()):
                 return
             self._failing_alone(self._spawn, waiting[0])

@@ -63,7 +63,7 @@ Make = Callable[["Engine", Expect], Sheet]
 Update = dict[Any, Any]
 
 
-@dataclass(eq=False)  # each is another, so that the page sees that one came
+@dataclass(eq=False)  # no two are equal, so that the page sees each of them come
 class Opened:
     """A stack that was put into the form, with its own picture where there is one; a sheet has no stack."""
 
@@ -86,6 +86,7 @@ class Stage:
     def draw(self) -> None:
         """Draw the picture and what belongs to it here."""
         with gr.Column(elem_classes="easel", elem_id="easel"):
+            # A picture, two beside each other, or the cells of a sheet: of these three one is seen.
             self.picture = gr.Image(
                 label=say("word.picture"), type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
                 buttons=["fullscreen"], elem_id="picture", elem_classes="canvas",
@@ -101,6 +102,7 @@ class Stage:
             )  # fmt: skip
             self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
+            # What draws, and what is done with what is drawn.
             with gr.Row(elem_classes="easel-buttons"):
                 self.render = gr.Button(
                     say("stack.render"), variant="primary", min_width=110, scale=3, elem_id="render"
@@ -155,7 +157,7 @@ class Stage:
 
     def pictures(self, desk: Desk, stack: StackConfig, quick: bool) -> Iterator[Update]:
         """How far the stack's picture is, in turns, then the picture; `quick` shows one of few steps before it."""
-        with_quick = quick and stack.steps > 2 * QUICK_STEPS
+        with_quick = quick and stack.steps > 2 * QUICK_STEPS  # else it hardly comes sooner
 
         def draw(rendering: Rendering) -> Iterator[Update]:
             if with_quick:
@@ -163,7 +165,7 @@ class Stage:
                 first = Work(rendering, lambda: self.context.render(few, rendering))
                 yield from self._turns(first, say("stack.preview"))
                 yield self._placed(desk, first.result.image)
-                rendering.restart()
+                rendering.restart()  # or the whole picture would count from the quick one's steps
             whole = Work(rendering, lambda: self._drawn(stack, rendering))
             yield from self._turns(whole, say("word.picture"))
             yield self._finished(desk, *whole.result)
@@ -297,6 +299,7 @@ class Stage:
         return update | self.show_sheet(desk, desk.sheet) if desk.sheet else update
 
     def _shown_again(self, desk: Desk, path: Path) -> Update:
+        # `show` puts the sheet away, which the browser had over its picture.
         sheet, stack, text = desk.sheet, None, ""
         with suppress(UserError):  # its LoRAs are gone
             text = text_of(path)

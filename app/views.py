@@ -99,7 +99,7 @@ def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None =
     # Step, pace, time left.
     at = step.step if step else started.from_step
     parts = [say("job.step", step=at, all=started.max_steps)]
-    recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]
+    recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]  # as fast as it is now
     if recent:
         pace = statistics.median(recent)
         parts.append(say("job.pace", pace=pace))
