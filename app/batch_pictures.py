@@ -92,7 +92,7 @@ def _numbers(shelf: Shelf, job: Job, names: list[str], noted: dict[str, Note]) -
 
 
 def _item(shelf: Shelf, name: str, path: Path, noted: Note | None) -> dict[str, Any] | None:
-    """A picture as the gallery shows it; None for one that doesn't open."""
+    """A picture as the gallery shows it; None for a picture that doesn't open."""
     try:
         thumbnail, whole = shelf.context.thumbnail(path), shelf.context.published(path)
     except (DataError, OSError, ValueError):

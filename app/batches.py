@@ -160,7 +160,7 @@ def _csv(context: Context, text: str) -> Jobs:
     """
     from trainer.render import jobs_file
 
-    text = text.lstrip("\ufeff")  # one more mark, and the reader would see other columns than we
+    text = text.lstrip("\ufeff")  # with a second mark the reader would see other columns than we
     rows = list(spreadsheet.reader(io.StringIO(text, newline=""), strict=True))
     # Empty rows stay, so that the others keep their numbers; bare, so that they suggest no other separator.
     rows = [row if any(cell.strip() for cell in row) else [] for row in rows]
@@ -258,7 +258,7 @@ class Drawing:
         return [*batch, "--out", str(self.folder / job.name), "--json", *library]
 
     def finished(self, job: Job) -> bool:
-        """No row waits; one that can't be drawn is said in the manifest and is no reason to begin again."""
+        """No row waits. A row that can't be drawn stands in the manifest and is no reason to begin again."""
         states = {row["state"] for row in manifest(self.folder / job.name)}
         return bool(states) and states <= {"done", "failed"}
 

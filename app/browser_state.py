@@ -56,7 +56,7 @@ def new_cookie() -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is one that a form's field may have: nothing, a truth, a number, a text, a list of those."""
+    """Whether a form's field may have this value: nothing, a truth, a number, a text, a list of those."""
     if isinstance(value, list):
         return len(value) <= _MOST_ITEMS and all(is_plain(inner) and not isinstance(inner, list) for inner in value)
     if isinstance(value, float):

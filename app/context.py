@@ -159,7 +159,7 @@ class Context:
         return thumbnail
 
     def thumbnails(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-        """Each picture that opens, with its thumbnail; one that doesn't hides no other."""
+        """Each picture that opens, with its thumbnail; a picture that doesn't hides no other."""
         shown = []
         for path in paths:
             with suppress(DataError):
@@ -224,7 +224,7 @@ class Context:
     # LoRAs.
 
     def known_loras(self) -> dict[str, LoraInfo]:
-        """LoRAs by hash as last looked for, without looking for new ones."""
+        """LoRAs by hash as last looked for, without looking for new LoRAs."""
         # One file a hash, the newest; a run's best or step that is also its last goes by the run's name.
         loras = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
         by_hash = {info.sha256: info for info in loras}
@@ -336,7 +336,7 @@ class Context:
         return dataclasses.replace(baked, path=path)
 
     def _warm(self, stack: StackConfig) -> Engine:
-        """The engine of the stack's base; another base replaces the one that is loaded."""
+        """The engine of the stack's base; another base replaces the base that is loaded."""
         from trainer.render.engine import Engine
 
         if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:

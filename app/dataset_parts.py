@@ -90,6 +90,8 @@ class Parts:
             visible=False,
             elem_id="dataset-report",
         )
+
+        # What leaves, and what is begun anew.
         self.exports = Exports(self.context)
         with gr.Row(elem_classes="tight"):
             self.new_name = gr.Textbox(

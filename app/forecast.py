@@ -36,7 +36,7 @@ from trainer.printing import plain
 _BUDGET_S = 0.25  # for decoding pictures, each time
 _LITTLE_DISK_BYTES = 2 << 30
 _SHORTEST_TRIGGER = 3
-_MOST_RUNS = 12  # that are looked through for one that is alike
+_MOST_RUNS = 12  # that are looked through for a run that is alike
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def at_start(context: Context, wish: Wish, config: TrainConfig, run: runs.Run | 
 
 
 def check_job(context: Context, job: Job, goes_on: bool = False) -> None:
-    """Refuse a training that must fail as it was asked for, such as one whose pictures are gone. Raises: UserError."""
+    """Refuse a training that must fail as it was asked for, as when its pictures are gone. Raises: UserError."""
     config = parse(TrainConfig, from_toml(job.config, say("where.job")), say("where.job"))
     run = runs.Run(context.runs / job.name)
     is_begun = goes_on and run.config_file.is_file()
@@ -274,7 +274,7 @@ def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Picture
 
 
 def _card_notes(digest: str, config: TrainConfig, own: DatasetFacts) -> tuple[Problem, ...]:
-    """Where the chosen set is unlike the one of the card that the form was filled from."""
+    """Where the chosen set is unlike the set of the card that the form was filled from."""
     if not digest or not own.num_pictures:
         return ()
     try:
@@ -349,7 +349,7 @@ def _needed_bytes(context: Context, config: TrainConfig) -> int:
 # The time is part of the key, so that a run that has changed is read anew; for `_size` too.
 @lru_cache(maxsize=256)
 def _adapter_of(file: Path, _changed_ns: int) -> tuple[str, object]:
-    """The base and adapter of a run; empty for one that can't be read."""
+    """The base and adapter of a run; empty for a run that can't be read."""
     try:
         config = runs.Run(file.parent).config()
     except UserError:

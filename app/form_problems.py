@@ -69,7 +69,7 @@ def of_sentence(line: str, values: Mapping[str, Any], filled: Mapping[str, Any])
 
 
 def _cure(key: str, line: str, value: Any, filled: Mapping[str, Any]) -> Cure | None:
-    """The nearest value that is allowed, or else the one that the form was filled with."""
+    """The nearest value that is allowed, or else the value that the form was filled with."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     better = filled.get(key)
     if is_number and (multiple := _MULTIPLE.search(line)) and int(multiple[1]):

@@ -56,6 +56,7 @@ def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder / f".{kind}.lock"), timeout=_PATIENCE_S):
+            # Read anew under the lock: another tab may have written since.
             _set_aside_damaged(path)
             values = _values(path)
             before = _note(values.get(key))
@@ -81,6 +82,7 @@ def move(folder: Path, kind: str, old: str, new: str) -> None:
 
 def _both(stored: str, seen: str, text: str) -> str:
     """The new text in place of what this tab had seen; what others wrote beside it meanwhile stays."""
+    # Nobody else wrote; or others wrote beside what this tab had seen, and that stays beside the new text.
     if stored in ("", seen, text):
         return text
     if seen and stored.endswith(f"\n{seen}"):
@@ -97,7 +99,7 @@ def _write(path: Path, values: dict[str, Any], key: str, note: Note) -> None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """What the file holds; {} for none and for one that can't be read."""
+    """What the file holds; {} for none and for a file that can't be read."""
     try:
         values = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_BYTES else {}
     except (OSError, ValueError, RecursionError):

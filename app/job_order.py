@@ -1,7 +1,8 @@
 """In which order waiting jobs go, and which jobs the list no longer shows: a table of its own in the file of jobs.
 
-A job's row is never taken out: one that is missing was lost, and is written anew (`job_table.Table`). So what a person
-moves or takes off the list stands beside the rows. If this table is lost, jobs go in the order of their numbers again.
+A job's row is never taken out: a row that is missing was lost, and is written anew (`job_table.Table`). So what a
+person moves or takes off the list stands beside the rows. If this table is lost, jobs go in the order of their
+numbers again.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class JobRunner:
                 job_order.arrange(self.database, alike)
 
     def remove(self, job_id: int) -> None:
-        """Take a job that isn't at work off the list; its run and files stay. Raises: RunError for one at work."""
+        """Take a job that isn't at work off the list; its run and files stay. Raises: RunError if it is at work."""
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
             if job.state in LIVE:
@@ -283,7 +283,7 @@ class JobRunner:
         return None if paused is None or job_plans.goes_on(self.database) else paused
 
     def _queue_grids(self) -> None:
-        """Queue the grid of each finished training that one is wanted of, once."""
+        """Queue, once, the grid of each finished training whose grid is wanted."""
         wanted = job_plans.grids_wanted(self.database) - job_order.hidden(self.database)
         for job in self.table.every() if wanted else ():
             if job.id not in wanted or job.state != "finished" or self.grid_of is None:
@@ -306,7 +306,7 @@ class JobRunner:
             self._put(job, "failed", message, ended=True)
 
     def _process(self, job: Job) -> psutil.Process | None:
-        """The job's process if it is alive and still the one that was started, whoever started it."""
+        """The job's process if it is alive and still the process that was started, whoever started it."""
         if job.pid is None or job.pid_start is None:
             return None
         return processes.same_process(job.pid, job.pid_start, (job_process.MARK, job_process.mark(job)))
@@ -320,7 +320,7 @@ class JobRunner:
         child = self._children.pop(job.id, None)
         code = child.returncode if child is not None else None  # unknown after a restart of the server
         self._stop_asked.pop(job.id, None)
-        # A rehearsal's result is its answer: one that finds no way to fit ends with 3, and is done all the same.
+        # A rehearsal's result is its answer: where nothing fits it ends with 3, and is done all the same.
         if code == 0 or (self.answer(job) if job.kind == REHEARSAL else self.work.finished(job)):
             self._put(job, "finished", ended=True)
             if self.when_finished:
@@ -350,7 +350,7 @@ class JobRunner:
                 pid=pid, pid_start=pid_start, started=started,
             )  # fmt: skip
 
-        # A server that was killed between starting a child and writing it down has left one that works.
+        # A server that was killed between starting a child and writing it down has left a child that works.
         if (orphan := job_process.orphan(job)) is not None:
             write_down(orphan.pid, orphan.create_time(), orphan.create_time())
             return

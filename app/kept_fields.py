@@ -231,7 +231,7 @@ def _within(block: Block) -> list[Block]:
 
 
 def _as_update(update: Any) -> dict[str, Any]:
-    """An update as one, also if it is only a value."""
+    """An update as Gradio's own dict, also if it is only a value."""
     if isinstance(update, dict) and update.get("__type__") == "update":
         return update
     same: dict[str, Any] = gr.update() if update is None else gr.update(value=update)
@@ -307,7 +307,7 @@ class Page(gr.Blocks):
         self._drawn_config = config
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
-        """Take files only as they were uploaded: one that is an address, Gradio 6.31's server would go and fetch."""
+        """Take files only as they were uploaded: what is named by an address, Gradio 6.31's server would fetch."""
 
         def refuse_address(record: dict[str, Any]) -> dict[str, Any]:
             if is_http_url_like(record["path"]):

@@ -56,7 +56,7 @@ def old(context: Context) -> None:
 def all_copies(context: Context) -> None:
     """Remove every copy of an upload and every file put up for fetching.
 
-    For the start of the only server of a workspace, when nobody has asked for one yet.
+    For the start of the only server of a workspace, when nobody has asked for any of them yet.
     """
     for path in [*_uploads(context), *(context.cache / "files").glob("*")]:
         _remove(path, time.time() + 1)

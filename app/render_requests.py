@@ -111,7 +111,7 @@ class Desk:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, stack: StackConfig | None) -> Rendering:
-        """A new request; the one before is not wanted any more."""
+        """A new request; the previous request is not wanted any more."""
         with self._lock:
             self.stack = stack
             if self.rendering is not None:
@@ -163,6 +163,7 @@ class Work(Generic[_T]):
 
     def turns(self) -> Iterator[None]:
         """Goes on while it is drawn. Raises: Cancelled at once when it is cancelled, else what drawing raised."""
+        # A thread for this work alone, which ends with it.
         pool = ThreadPoolExecutor(1, "drawing")
         self._drawn = pool.submit(self._draw)
         pool.shutdown(wait=False)
@@ -203,6 +204,7 @@ def mended_turns(handler: Callable[_P, Iterator[Any]]) -> Callable[_P, Iterator[
                 yield answer
                 answer = _next(answers, over)
         finally:
+            # A page that is gone closes this generator, and the work within must hear of it.
             close = getattr(answers, "close", None)
             if close:
                 close()

@@ -143,6 +143,7 @@ def _table(compared: Sequence[_Run]) -> str:
     note = "".join(f'<p class="quietly">{say("compare.unreadable", run=escape(run.name, 80))}</p>' for run in unread)
     if len(known) < 2:
         return note
+    # A row for each setting that is not the same in all; a run that lacks it has none there.
     values = [{key: (label, value) for key, label, value, _ in rows(run.config)} for run in known]
     lines = []
     for key in dict.fromkeys(key for settings in values for key in settings):

@@ -1,4 +1,4 @@
-"""What Live follows: the events after which a picture would be another one, and what a picture is drawn from."""
+"""What Live follows: the events after which another picture would come, and what a picture is drawn from."""
 
 from __future__ import annotations
 

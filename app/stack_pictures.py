@@ -1,7 +1,7 @@
-"""Where the Stack tab's pictures are seen: the picture, how far it is, what was drawn before, and one to compare with.
+"""Where the Stack tab's pictures are seen: the picture, how far it is, what was drawn before, and what to compare with.
 
-The picture on the page stays until the next one is there. A request says in turns how far it is; the next one of the
-same page ends it (`render_requests`).
+The picture on the page stays until the next picture is there. A request says in turns how far it is; the next request
+of the same page ends it (`render_requests`).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Stage:
                 first = Work(rendering, lambda: self.context.render(few, rendering))
                 yield from self._turns(first, say("stack.preview"))
                 yield self._placed(desk, first.result.image)
-                rendering.restart()  # or the whole picture would count from the quick one's steps
+                rendering.restart()  # or the whole picture would count from the quick picture's steps
             whole = Work(rendering, lambda: self._drawn(stack, rendering))
             yield from self._turns(whole, say("word.picture"))
             yield self._finished(desk, *whole.result)
@@ -323,7 +323,7 @@ class Stage:
         return say("stack.a_sheet") if seed is None else say("item.seed", seed=seed)
 
     def _placed(self, desk: Desk, picture: Any) -> Update:
-        """The picture in its place, beside the pinned one if there is one."""
+        """The picture in its place, beside the pinned picture if there is one."""
         desk.sheet = None
         if desk.pinned is not None and not desk.pinned.is_file():  # thrown away meanwhile
             desk.pinned = None
@@ -356,7 +356,7 @@ class Stage:
 
     @mended
     def pin_or_unpin(self, request: gr.Request) -> Any:
-        """Keep the present picture to compare the next ones with, or let it go."""
+        """Keep the present picture to compare the next pictures with, or let it go."""
         desk = stack_desk.of(self.context, request)
         shown = desk.shown if desk.shown and desk.shown.is_file() else None
         desk.pinned = None if desk.pinned else shown

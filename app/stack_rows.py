@@ -237,7 +237,7 @@ class LoraRows:
         return [num, *[gr.update(visible=number < num) for number in range(ROWS)]]
 
     def exchange(self, row: int, held: dict[Any, Any]) -> dict[Any, Any]:
-        """This row and the one below it change places."""
+        """This row and the row below it change places."""
         return self.moved(row, row + 1, held)
 
     def moved(self, start: int, end: int, held: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -273,7 +273,7 @@ class TrainingView:
         }
 
     def _no_parts(self) -> Parts:
-        """The job's view without a job, as when the last one was removed."""
+        """The job's view without a job, as when the last job was removed."""
 
         def emptied() -> dict[Any, Any]:
             boxes = (
@@ -334,7 +334,7 @@ class TrainingView:
         }
 
     def _to_use(self, files: list[Path | None], events: list[Event]) -> dict[Any, Any]:
-        """The button that leads to Stack with the best file, or the last one where none was measured."""
+        """The button that leads to Stack with the best file, or the last file where none was measured."""
         best, last, _ = files
         file, measured = best or last, views.last(events, Recommended)
         label = say("train.use_step", step=measured.step) if best and measured else say("train.use_in_stack")

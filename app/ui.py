@@ -209,7 +209,7 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
 
 
 def _track_little(page: gr.Blocks) -> None:
-    """Have events that show no progress track it on no component, and the others on one.
+    """Have events that show no progress track it on no component, and the others on a single component.
 
     Else the browser goes through every output of every event so far at each stage of each event, and looks each up in
     the whole page (Gradio 6.31): with a timer and some hundred outputs it does nothing else.

@@ -67,7 +67,7 @@ class Waiting:
             yield self._shown("", False)
             raise
         finally:
-            # Unless the next one stands there already.
+            # Unless the next work stands there already.
             if works.get(self.key) is rendering:
                 del works[self.key]
 
@@ -82,7 +82,7 @@ class Waiting:
     def _shown(self, line: str, is_going: bool) -> Update:
         return {
             self.line: gr.update(value=line, visible=bool(line)),
-            # With its label: Gradio 6.31 shows a button without one after a handler that answers in turns.
+            # With its label: Gradio 6.31 shows a button without a label after a handler that answers in turns.
             self.cancel: gr.update(value=say("button.cancel"), visible=is_going),
         }
 

@@ -30,7 +30,7 @@ ORDER = 40
 _STACK, _TABLE, _RUN = "stack", "table", "run"
 _MOST_PLANNED = 2000  # rows of a table whose time is told while it is typed; of more at `Show the plan`
 _EMPTY_TABLE = f'<div class="cards-empty">{say("table.none_yet")}</div>'
-# One after the other, or an older answer could come after a newer one.
+# One after the other, or an older answer could come after a newer answer.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "batch-table", "concurrency_limit": 1}
 
 

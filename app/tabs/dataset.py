@@ -196,7 +196,7 @@ class _Tab(Parts):
 
     @mended
     def pick(self, opened: Any, text: str, event: gr.EventData) -> Any:
-        """The chosen picture opened, and what was typed for the one before saved."""
+        """The chosen picture opened, and what was typed for the picture before it saved."""
         name, chosen = _said(event, "dataset"), _said(event, "name")
         dataset_edits.keep(self.context, opened, text or "")
         picture(self.context, name, chosen)

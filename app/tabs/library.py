@@ -25,7 +25,7 @@ TITLE = say("page.library")
 ORDER = 50
 TRASH = "trash"
 PAGE = 48  # cards that are shown at first, and more each time
-# One after the other, or an older list could come after a newer one.
+# One after the other, or an older list could come after a newer list.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
 _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
 # What `Open` opens, by kind, and what its button says.
@@ -227,7 +227,7 @@ class _Tab:
     def pick(
         self, kind: str, before: str, note: str, seen: str, event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
-        """The chosen thing; the note of the one before is written first, as its last letters may still be on their
+        """The chosen thing; the note of the thing before is written first, as its last letters may still be on their
         way.
         """
         if note != seen:

@@ -173,7 +173,7 @@ class _Tab:
         rolled = self.dice.click(self.new_seed, None, fields["seed"], **still)
         get_blocks_context().root_block.load(stage.bring_back, None, shown, **still)
 
-        # Everything that makes the picture another one, for Live: what a person sets, and what sets it for them.
+        # Everything by which another picture would come, for Live: what a person sets, and what sets it for them.
         live: dict[str, Any] = {"inputs": {*inputs, stage.live}, "outputs": shown, **lane}
         own = [part for key, part in fields.items() if key != "base"]  # a base fills other fields first, and draws then
         asked_for = [stage.asked.change, stage.live.input]
@@ -198,7 +198,7 @@ class _Tab:
 
     @mended_turns
     def draw_live(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
-        """A quick picture and then the whole one, if that is wanted and would be another."""
+        """A quick picture, then the whole picture, if Live is on and another would come than is shown."""
         # Without a LoRA nothing is drawn unasked.
         if not held[self.stage.live] or not any(held[choice] for choice in self.rows.choices):
             return

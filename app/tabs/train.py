@@ -272,7 +272,7 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        tried.end(self.context)  # or the training would wait for one
+        tried.end(self.context)  # or the training would wait for it
         text = tomli_w.dumps(config.model_dump(mode="json"))
         shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))  # read when the child begins
         job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
