@@ -155,6 +155,7 @@ def _words(row: Row) -> str:
 
 def html(table: Table, estimate: str) -> str:
     """What each column became, the first rows, and what is wrong or how many pictures it makes."""
+    # The columns as they were understood, and the first rows.
     heads = "".join(
         f"<th>{escape(written or say('table.empty'), 80)}<small>{escape(_became(column))}</small></th>"
         for written, column in table.columns
@@ -170,6 +171,8 @@ def html(table: Table, estimate: str) -> str:
         if heads
         else ""
     )
+
+    # What is wrong with it, or what it makes.
     if table.problems:
         words = notice_html("bad", say_num("table.problems", len(table.problems)), table.complaint.splitlines())
     else:

@@ -82,6 +82,7 @@ class BrowserStates:
         if not browser or not fitting:
             return
         with _LOCK:
+            # Read again under the lock, so that what two tabs change both stays.
             groups = self._read(browser)
             content = json.dumps(groups | {group: groups.get(group, {}) | fitting}).encode()
             if len(content) > _MOST_BYTES:

@@ -117,6 +117,7 @@ def panel_html(context: Context, item: Item, details: Details) -> str:
     shown = context.thumbnails(details.pictures[:MOST_USES])
     pictures = "".join(f'<img src="{address(thumbnail)}" alt="" loading="lazy">' for _, thumbnail in shown)
     used = f'<h4>{say("library.where_used")}</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
+    # Pictures and stacks are used by nothing, so that it goes without saying.
     unused = (
         ""
         if uses or item.kind in ("pictures", "stacks")

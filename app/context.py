@@ -207,6 +207,7 @@ class Context:
     def base_choices(self) -> list[tuple[str, str]]:
         """The bases to choose from, as (label, base)."""
         bases = self.bases
+        # By the last part of its path, unless two bases have that in common.
         names = [Path(base).name if Path(base).is_absolute() else base for base in bases]
         return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, bases, strict=True)]
 

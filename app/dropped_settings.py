@@ -226,6 +226,7 @@ def _jobs(context: Context, path: Path, text: str, suffix: str) -> Arrival:
     with tempfile.TemporaryDirectory() as room:
         tried = Path(room) / f"{safe_stem(path.name)}{suffix}"
         tried.write_text(text, encoding="utf-8", newline="")
+        # Read as the Batch tab will read it, before it is kept.
         batches.uploaded(context, tried)
         saved = unique_names.copied(
             tried, unique_names.numbered(context.workspace / "jobs", tried.stem, suffix), context.workspace / "jobs"

@@ -44,11 +44,12 @@ class Form:
         self.name = name
         self.specs = {spec.key: spec for spec in specs(model) if spec.key not in skip}
         self.choices, self.facts = choices, facts or {}
+        # The path of each union of kinds -> the key of the setting that chooses one.
         self.tags = {spec.path[:-1]: key for key, spec in self.specs.items() if spec.kinds}
         self.start = values_by_key(self.specs, start)
         self.read_at_start = self.read(self.start)
         self.components: dict[str, Component] = {}
-        self.groups: list[tuple[gr.Accordion, list[str]]] = []
+        self.groups: list[tuple[gr.Accordion, list[str]]] = []  # folded, with the keys in them
 
     def by_path(self, config: BaseModel) -> dict[str, Any]:
         """The values of settings by dotted path."""

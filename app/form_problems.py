@@ -55,6 +55,8 @@ def of_form(values: dict[str, Any], filled: Mapping[str, Any]) -> tuple[TrainCon
             return TrainConfig.model_validate(values), problems
         except ValidationError as error:
             for line in sentences(error, TrainConfig):
+                # Each fault is put right with a sound value, so that the next check sees what the sound ones say to
+                # each other.
                 problem = of_sentence(line, values, filled)
                 if problem.text not in [known.text for known in problems]:
                     problems.append(problem)

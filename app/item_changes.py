@@ -57,6 +57,7 @@ def rename(shelf: Shelf, item: Item, name: str) -> str:
 
 
 def _rename_lora(shelf: Shelf, item: Item, name: str) -> str:
+    # `safe_stem` takes an ending off, which a name such as `fox v1.5` hasn't: so it is given one.
     target = shelf.context.loras / f"{safe_stem(f'{name}.x')}.safetensors"
     own = _of_library(shelf, item)
     if target in own:

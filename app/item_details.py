@@ -134,6 +134,7 @@ def _picture(shown: Shelf, item: Item) -> Details:
     facts = shown.index.picture(path)
     loras = [say("item.at_weight", name=plain(name, 60), weight=weight) for _, name, weight in facts.loras]
     here = shown.context.known_loras()
+    # LoRAs that are gone, without which it can't be drawn again.
     gone = [plain(name, 60) for sha256, name, _ in facts.loras if sha256 not in here]
     lines = [
         (say("item.prompt"), plain(facts.prompt, 1000)),
@@ -156,6 +157,7 @@ def _stack(shown: Shelf, item: Item) -> Details:
         for lora in stack.adapters
     ]
     here = shown.context.known_loras()
+    # LoRAs that are gone, without which the stack can't be drawn.
     gone = [plain(lora.name, 60) for lora in stack.adapters if lora.sha256 not in here]
     lines = [
         (say("word.loras"), some(loras, most=8)),

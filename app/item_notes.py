@@ -76,6 +76,7 @@ def move(folder: Path, kind: str, old: str, new: str) -> None:
     """Let what was said of one thing be said of another key. Raises: DataError."""
     note = read(folder, kind).get(old)
     if note and old != new:
+        # The new key first: a kill in between leaves the note twice, and never none.
         change(folder, kind, new, note.text, rating=note.rating, title=note.title, verdict=note.verdict)
         change(folder, kind, old, "", note.text, rating=0, title="", verdict="")
 

@@ -34,6 +34,7 @@ def sorted_by_place(jobs: Sequence[Job], places_by_id: Mapping[int, float]) -> l
 
 def arrange(database: Path, jobs: Sequence[Job]) -> None:
     """Put the jobs in this order, at the places that they have among themselves now. Raises: sqlite3.Error."""
+    # The places that these jobs have now are given out anew, so that no other job's place changes.
     known = places(database)
     free = sorted(known.get(job.id, float(job.id)) for job in jobs)
     with job_table.connected(database) as connection:

@@ -187,6 +187,7 @@ class Table:
         """All jobs, newest first. Raises: sqlite3.Error for what may pass."""
         with self._lock:
             jobs = self.safely(lambda: every(self.path))
+            # Rows are never taken out: if any is missing, the file was lost or exchanged.
             if self._rows.keys() - {job.id for job in jobs}:
                 self._renew()
                 jobs = every(self.path)
@@ -207,6 +208,7 @@ class Table:
     def put(self, job: Job, **changes: Any) -> None:
         """Change these columns of a job. Raises: sqlite3.Error for what may pass."""
         with self._lock:
+            # Then read again, so that the change is known should the file be lost next.
             self.safely(lambda: put(self.path, job, **changes))
             self.every()
 

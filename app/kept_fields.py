@@ -87,6 +87,7 @@ class Kept:
 
     def keep(self, browser: str, values: Mapping[Component, Any]) -> None:
         """Keep the values of these fields for a browser; those of other tabs are passed over."""
+        # A choice that several tabs share is kept once, for the page.
         changes = {self.names[field]: value for field, value in values.items() if field in self.names}
         shared = {SHARED[name]: value for name, value in changes.items() if name in SHARED}
         own = {name: value for name, value in changes.items() if name not in SHARED}

@@ -150,7 +150,7 @@ class PageValues:
             if isinstance(changes, dict):
                 keep({every[key]: value for key, value in changes.items() if key in every}, request)
 
-        keep_known.__name__ = "keep"
+        keep_known.__name__ = "keep"  # as the script calls it
         of_looks = {tab: self._groups.get(self._group(look.inputs), -1) for tab, look in looks.items()}
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
         names = [*(f"gather_{tab}" for tab in self._tabs), *(f"edited_{tab}" for tab in looks)]

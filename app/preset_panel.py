@@ -91,6 +91,7 @@ class PresetPanel:
 
     def updates(self, item: Item, browser: str) -> dict[Any, Any]:
         """The parts for a thing that was chosen."""
+        # What of it can be shared.
         is_shared = shared_cards.can_be_shared(self.context, item.kind, item.key)
         shown: dict[Any, Any] = {
             self.share: gr.update(visible=is_shared, open=False),
@@ -98,6 +99,8 @@ class PresetPanel:
             self.samples: gr.update(visible=item.kind == "runs", value=False),
             self.card: gr.update(visible=False),
         }
+
+        # What it is compared with; nothing, unless it has settings of a training.
         kept = shared_cards.of_key(item.key) if item.kind == "presets" else None
         if kept is None or kept.settings is None:
             return shown | {self.compared: gr.update(visible=False)}

@@ -73,7 +73,7 @@ def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
             arrivals.append(shared_cards.take(context, path) if is_card else dropped_settings.keep_recipe(path))
         except UserError as error:
             arrivals.append(refused(path, str(error)))
-        offers.forget(context, word)
+        offers.forget(context, word)  # also what was refused
     return arrivals
 
 
@@ -207,6 +207,7 @@ def _zip(context: Context, path: Path) -> Arrival:
 
 def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
     """One new dataset of the pictures without a recipe and the captions that came with them."""
+    # Captions alone make no dataset.
     if not training.pictures:
         return [refused(path, say("dropped.lone_text")) for path in
                 training.captions]  # fmt: skip

@@ -85,6 +85,7 @@ def carrying(context: Context, stack: StackConfig, name: str) -> Path:
     """A picture that carries a stack, in the folder that the browser may fetch from."""
     from trainer.render.picture_metadata import RECIPE_KEY
 
+    # The recipe is all that is read of it: the picture itself is black and eight pixels wide.
     carried = PngInfo()
     carried.add_text(RECIPE_KEY, stack.model_dump_json())
     place = context.cache / "files" / f"{safe_stem(name)}.png"

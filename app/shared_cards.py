@@ -103,6 +103,7 @@ def picture(context: Context, opened: Opened) -> Path | None:
     """The last sample of a card as a file that thumbnails are made of; None for a card without any."""
     if not opened.pictures:
         return None
+    # Written once: a card that changes has another digest.
     path = context.workspace / "cache" / "cards" / f"{opened.digest}.webp"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

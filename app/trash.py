@@ -92,6 +92,7 @@ class Trash:
     def empty(self, entry_ids: Sequence[str]) -> int:
         """How many things were deleted for good: these and no other. Raises: DataError."""
         with self._locked():
+            # Only what the person saw in the list: what came or went since is passed over.
             held = {entry.id for entry in self._settled()}
             wanted = [entry_id for entry_id in entry_ids if entry_id in held]
             if wanted:

@@ -44,6 +44,7 @@ class StackEndpoints:
         with self.context.engine(config) as engine:
             picture = engine.render(config)
             warnings = engine.warnings(picture.stack)
+        # Written once the engine is free for whoever waits.
         path = save(picture, self.context.renders)
         return {
             "name": path.name, "address": address(self.context, path), "text": picture.infotext,

@@ -274,6 +274,7 @@ class _Tab(Parts):
         match act := _said(event, "act"):
             case "delete":
                 done = dataset_edits.discard(scene, names)
+                # Which picture follows depends on the filter that is seen, so the browser says it.
                 update = self._next(name, _said(event, "next")) if _said(event, "next") else {}
             case "restore":
                 done = dataset_edits.restore(scene, names)
