@@ -294,6 +294,7 @@ class Context:
             engine = self._warm(stack)
             with engine.watched(rendering.watch):
                 yield engine
+            # By this a batch's time is told where no batch was drawn yet.
             if (pace := rendering.step_pace_s) is not None:
                 self.paces[stack.base] = pace / (stack.width_px * stack.height_px)
         finally:

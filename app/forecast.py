@@ -113,6 +113,7 @@ def check_job(context: Context, job: Job, goes_on: bool = False) -> None:
     """Refuse a training that must fail as it was asked for, as when its pictures are gone. Raises: UserError."""
     config = parse(TrainConfig, from_toml(job.config, say("where.job")), say("where.job"))
     run = runs.Run(context.runs / job.name)
+    # A run that was never begun is asked about like a new one.
     is_begun = goes_on and run.config_file.is_file()
     wish = Wish(config.model_dump(mode="json"), "", "", "", {})
     if problems := at_start(context, wish, config, run if is_begun else None):
@@ -151,6 +152,7 @@ def _base_and_pictures(context: Context, wish: Wish) -> TrainConfig | None:
     """What base and pictures are judged by where the form's settings don't go together; None if not even these do."""
     own = {key: wish.values[key] for key in ("base", "family", "resolution_px") if key in wish.values}
     folder = str(context.datasets / wish.dataset) if wish.dataset in context.dataset_names() else ""
+    # A preset's settings go together, and stand for those that don't.
     sound = preset_choices.load(preset_choices.first()).model_dump(mode="json")
     try:
         return TrainConfig.model_validate({**sound, **own, "data": {"folder": folder, "trigger": wish.trigger.strip()}})
@@ -339,6 +341,7 @@ def _needed_bytes(context: Context, config: TrainConfig) -> int:
     for run in runs.every(context.runs)[:_MOST_RUNS]:
         try:
             same = _adapter_of(run.config_file, run.config_file.stat().st_mtime_ns) == (config.base, config.adapter)
+            # A run that has no LoRA yet doesn't say what a whole one takes.
             if same and run.lora_file.is_file():
                 return _size(run.folder, run.folder.stat().st_mtime_ns)
         except OSError:

@@ -94,6 +94,7 @@ def _both(stored: str, seen: str, text: str) -> str:
 
 
 def _write(path: Path, values: dict[str, Any], key: str, note: Note) -> None:
+    # A thing of which nothing is said any more has no entry.
     given = {name: value for name, value in dataclasses.asdict(note).items() if value}
     values = {other: value for other, value in values.items() if other != key} | ({key: given} if given else {})
     files.write(path, json.dumps(values, ensure_ascii=False, indent=1).encode("utf-8", "replace"))

@@ -292,7 +292,7 @@ class JobRunner:
                 name, text, kind = self.grid_of(job)
             except _FILE_ERRORS as error:
                 _print(f"jobs: {job.name}: its grid can't be drawn: {error}")
-                job_plans.want_grid(self.database, job.id, wanted=False)
+                job_plans.want_grid(self.database, job.id, wanted=False)  # or it would be tried each second
                 continue
             self.table.safely(partial(self._insert, runs.slug(name), text, kind, job.id))
 

@@ -142,6 +142,7 @@ class Kept:
     @mended
     def restored(self, held: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The tab's refresh with what was kept of the listed fields put in, without what is not here any more."""
+        # A value of another kind than its field holds would break the tab's own refresh.
         kept = {part: value for part, value in self._kept(_browser(request)).items() if _is_of_kind(part, value)}
         refresh, updates = self.drawn.refresh, {}
         if refresh and self._refreshes(kept):

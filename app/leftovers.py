@@ -26,6 +26,7 @@ _HALF_MADE = ("runs/.new-*", "cache/offers/*")  # folders
 
 def taken(context: Context, files: Iterable[Path | str | None]) -> None:
     """Remove the copies of uploads that were read; a file from anywhere but Gradio's own cache stays."""
+    # Links are followed first: only what truly lies in Gradio's cache is removed.
     cache = context.cache.resolve()
     for file in files:
         if not file:

@@ -103,6 +103,7 @@ class Shelf:
 
     def _run_line(self, run: runs.Run, state: str) -> str:
         """State, steps, dataset and gain of a run."""
+        # A run that was begun here has its job's state; of any other the run itself is asked.
         events = self.context.logs.read(run.events_file)
         step, measured, facts = views.last(events, Step), views.last(events, Validated), self.index.run(run)
         try:

@@ -28,6 +28,7 @@ def first() -> str:
 
 def choices(context: Context) -> list[tuple[str, str]]:
     """The presets as (title, name), those that can be started first; the others say what they lack."""
+    # Read once: it looks into the folder of bases.
     offered = context.bases
     here = [(presets.title(name), name) for name in presets.names() if _base_among(offered, load(name))]
     names = [name for _, name in here]

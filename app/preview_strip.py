@@ -76,6 +76,7 @@ def strips(folder: Path, events: Sequence[Event]) -> list[Strip]:
     rows: dict[tuple[str, int], list[Preview]] = {}
     turns: dict[tuple[int, str], int] = {}
     for event in sorted(by_file.values(), key=lambda event: event.step):
+        # A prompt that the settings hold twice has a row for each.
         turn = turns[event.step, event.prompt] = turns.get((event.step, event.prompt), 0) + 1
         if Path(event.file).suffix.lower() in _SUFFIXES:
             shown = [Preview(path, caption, event) for path, caption in views.samples(folder, [event])]

@@ -88,6 +88,7 @@ def names(context: Context) -> list[str]:
             with suppress(OSError):
                 if folder.name.startswith(".") or folder.is_symlink() or not (folder / "events.jsonl").is_file():
                     continue
+                # By the time of its settings, as its log changes with each step.
                 settings = folder / "config.toml"
                 begun.append((-settings.stat().st_mtime if settings.is_file() else 0.0, folder.name))
     return [name for _, name in sorted(begun)][:_MOST_OFFERED]

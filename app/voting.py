@@ -127,6 +127,7 @@ def _label(facts: PictureFacts) -> str:
 
 def next_match(contest: Contest) -> Match | None:
     """The two on whom a vote tells most, in the scene in which they were shown least; None where no two meet."""
+    # Chance follows from the number of votes, so that a reload shows the same two.
     players, generator = contest.candidates, np.random.default_rng(len(contest.votes))
     if len(players) < 2:
         return None
