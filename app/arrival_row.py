@@ -42,6 +42,7 @@ class ArrivalRow:
 
     def updates(self, arrivals: Sequence[Arrival], form: TrainConfig | None, where: dict[str, str]) -> dict[Any, Any]:
         """What is said of arrivals; `form` is what stands in Train, `where` what a button that opens something says."""
+        # One button for all: it opens the first thing that can be opened.
         opens = next((arrival.opens for arrival in arrivals if arrival.opens), None)
         waiting = [arrival.offer for arrival in arrivals if arrival.offer]
         return {

@@ -61,6 +61,7 @@ def _drawn(context: Context, job: Job) -> dict[str, tuple[int, float]]:
     ):
         for _, row in zip(range(_MOST_ROWS), csv.DictReader(file), strict=False):
             name, base = row.get("file") or "", row.get("base") or ""
+            # A picture that several rows ask for was drawn once.
             if row.get("state") != "done" or name in files:
                 continue
             files.add(name)

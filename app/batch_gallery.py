@@ -81,7 +81,7 @@ class BatchGallery:
     # The gallery. `asked` is whatever a browser sent.
 
     def look(self, asked: Any, request: gr.Request) -> dict[str, Any]:
-        """The pictures of a view; of the one that this browser looked at last if none is said."""
+        """The pictures of a view; of the view that this browser looked at last if none is named."""
         browser = browser_state.id_in(request.headers.get("cookie"))
         job, view = self._job(asked), _text(asked, "view")
         if view in batch_pictures.VIEWS:

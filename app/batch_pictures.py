@@ -74,6 +74,7 @@ def page(shelf: Shelf, job: Job, view: str, num: int) -> dict[str, Any]:
     context, pictures, noted = shelf.context, named(shelf.context, job), notes(shelf, job)
     view = view if view in VIEWS else "all"
     chosen = [name for name in pictures if fits(noted.get(name, Note()), view)]
+    # Sheets are of the whole batch, so they stand with all pictures alone.
     sheets = batches.contact_sheets(context.batches / job.name)[:_MOST_SHEETS] if view == "all" else []
     return {
         "job": job.id, "name": plain(job.name, 120), "view": view, "more": len(chosen) > num,
@@ -92,7 +93,7 @@ def _numbers(shelf: Shelf, job: Job, names: list[str], noted: dict[str, Note]) -
 
 
 def _item(shelf: Shelf, name: str, path: Path, noted: Note | None) -> dict[str, Any] | None:
-    """A picture as the gallery shows it; None for one that doesn't open."""
+    """A picture as the gallery shows it; None for a picture that doesn't open."""
     try:
         thumbnail, whole = shelf.context.thumbnail(path), shelf.context.published(path)
     except (DataError, OSError, ValueError):
@@ -116,6 +117,7 @@ def rate(shelf: Shelf, job: Job, name: str, changes: dict[str, Any]) -> dict[str
     names = list(named(shelf.context, job))
     if name not in names:
         raise DataError(say("gallery.picture_gone"))
+    # What a browser sent is checked one by one; what it left out stays as it is.
     rating, verdict = changes.get("rating"), changes.get("verdict")
     given: dict[str, Any] = {}
     if rating is not None:

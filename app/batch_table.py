@@ -1,6 +1,6 @@
 """A table pasted from a spreadsheet, or typed, as the rows of a batch; what is wrong with it is said all at once.
 
-Spreadsheet programs copy tabs between cells and quotes around one that holds a line break; CSV with commas or
+Spreadsheet programs copy tabs between cells and quotes around a cell that holds a line break; CSV with commas or
 semicolons is read as well, by the same reader as a jobs file (`trainer.render.jobs_file`).
 """
 
@@ -47,7 +47,7 @@ class Table:
 
 
 def read(context: Context, text: str) -> Table:
-    """The table of a text. Raises: ConfigError for one that is longer than a page may send."""
+    """The table of a text. Raises: ConfigError for a text that is longer than a page may send."""
     if len(text) > MAX_CHARS:
         raise ConfigError(say("table.too_long", num=len(text), most=MAX_CHARS))
     try:
@@ -155,6 +155,7 @@ def _words(row: Row) -> str:
 
 def html(table: Table, estimate: str) -> str:
     """What each column became, the first rows, and what is wrong or how many pictures it makes."""
+    # The columns as they were understood, and the first rows.
     heads = "".join(
         f"<th>{escape(written or say('table.empty'), 80)}<small>{escape(_became(column))}</small></th>"
         for written, column in table.columns
@@ -170,6 +171,8 @@ def html(table: Table, estimate: str) -> str:
         if heads
         else ""
     )
+
+    # What is wrong with it, or what it makes.
     if table.problems:
         words = notice_html("bad", say_num("table.problems", len(table.problems)), table.complaint.splitlines())
     else:

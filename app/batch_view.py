@@ -141,10 +141,13 @@ class BatchView:
 
     def _show(self, job: Job, out: Path) -> dict[Any, Any]:
         """The bar, the buttons, and word to the gallery that there is something new; it asks for what it shows."""
+        # How far it is, and what was not drawn.
         bar = batches.progress(job, batches.last_events(self.context.runner.log_file(job)))
         rows = batches.manifest(out)
         problems = batches.problems(job, rows)
         sheet = self.context.published_of([out / "manifest.csv"])
+
+        # What the gallery and the votes are told, which then ask for what they show.
         num = len(batches.drawn(out))
         news = {"job": job.id, "key": batch_pictures.key(job, ""), "num": num, "state": job.state}
         return {

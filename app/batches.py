@@ -160,7 +160,7 @@ def _csv(context: Context, text: str) -> Jobs:
     """
     from trainer.render import jobs_file
 
-    text = text.lstrip("\ufeff")  # one more mark, and the reader would see other columns than we
+    text = text.lstrip("\ufeff")  # with a second mark the reader would see other columns than we
     rows = list(spreadsheet.reader(io.StringIO(text, newline=""), strict=True))
     # Empty rows stay, so that the others keep their numbers; bare, so that they suggest no other separator.
     rows = [row if any(cell.strip() for cell in row) else [] for row in rows]
@@ -224,6 +224,7 @@ def planned(jobs: Jobs, library: list[Path]) -> Planned:
     """How many pictures, in which groups. Raises: ConfigError with every row that can't be used, ModelError."""
     from trainer.render import batch_command, batch_ledger, jobs_file
 
+    # As `velatura batch` itself plans, in a folder that nothing was drawn into yet.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"jobs{jobs.suffix}"
         path.write_text(jobs.text, encoding="utf-8")
@@ -257,7 +258,7 @@ class Drawing:
         return [*batch, "--out", str(self.folder / job.name), "--json", *library]
 
     def finished(self, job: Job) -> bool:
-        """No row waits; one that can't be drawn is said in the manifest and is no reason to begin again."""
+        """No row waits. A row that can't be drawn stands in the manifest and is no reason to begin again."""
         states = {row["state"] for row in manifest(self.folder / job.name)}
         return bool(states) and states <= {"done", "failed"}
 
@@ -291,7 +292,7 @@ def last_events(log: Path) -> list[dict[str, Any]]:
     """The last events in a batch's log, oldest first; without those whose figures are none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))  # the end says enough; a line that is cut is none
             lines = file.read().splitlines()
     except OSError:
         return []

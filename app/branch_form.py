@@ -45,6 +45,6 @@ def of_lora(context: Context, sha256: str, family: str) -> dict[str, Any]:
 
 
 def dataset_of(context: Context, folder: str) -> str:
-    """The name of the dataset that settings name by its folder; "" for one that isn't here."""
+    """The name of the dataset that settings name by its folder; "" for any other folder."""
     path = Path(folder)
     return path.name if path.parent == context.datasets and path.name in context.dataset_names() else ""

@@ -56,7 +56,7 @@ def new_cookie() -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is one that a form's field may have: nothing, a truth, a number, a text, a list of those."""
+    """Whether a form's field may have this value: nothing, a truth, a number, a text, a list of those."""
     if isinstance(value, list):
         return len(value) <= _MOST_ITEMS and all(is_plain(inner) and not isinstance(inner, list) for inner in value)
     if isinstance(value, float):
@@ -82,6 +82,7 @@ class BrowserStates:
         if not browser or not fitting:
             return
         with _LOCK:
+            # Read again under the lock, so that what two tabs change both stays.
             groups = self._read(browser)
             content = json.dumps(groups | {group: groups.get(group, {}) | fitting}).encode()
             if len(content) > _MOST_BYTES:

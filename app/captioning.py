@@ -83,8 +83,8 @@ def kind(context: Context, name: str) -> Kind | None:
 
 
 def begin(context: Context, order: Order) -> Job:
-    """A job for the order, all of it checked but what only opening the model shows. Raises: DataError, ConfigError,
-    ModelError, and RunError if the set is being captioned already.
+    """A job for the order, all of it checked but what only opening the model shows. Raises: DataError,
+    ModelError, and ConfigError, also if the set is being captioned already.
     """
     context.dataset(order.dataset)
     _check_lengths(order)
@@ -133,7 +133,7 @@ class Captioning:
         return [*caption, *told, *(["--all"] if order.every else [])]
 
     def finished(self, job: Job) -> bool:
-        """Never by itself: a child that ends well says so, and one that didn't has at most nothing left to do."""
+        """Never by itself: a child that ends well says so, and after any other end a new start does no harm."""
         return False
 
     def saved_step(self, job: Job) -> int:
@@ -173,11 +173,14 @@ def progress(context: Context, job: Job) -> Progress:
     """Pictures done, time left, and why some got no caption."""
     events = [event for event in batches.last_events(context.runner.log_file(job)) if _is_sound(event)]
     kinds_ = [event["event"] for event in events]
+    # Of the newest start alone, as a batch's.
     begun = len(kinds_) - kinds_[::-1].index("planned") if "planned" in kinds_ else 0
     here = [event for event in events[begun:] if event["event"] in ("captioned", "skipped")]
     newest_event = next((event for event in reversed(events) if event["event"] in ("captioned", "skipped")), None)
     if job.state == "running" and not here:
         return Progress(say("captions.opening"), say("captions.opening_long"), 0.0, job.state)
+
+    # How far it is.
     parts, share = [], 1.0 if job.state == "finished" else 0.0
     if newest_event:
         parts.append(say("job.pictures_done", done=newest_event["done"], total=newest_event["total"]))
@@ -186,6 +189,8 @@ def progress(context: Context, job: Job) -> Progress:
             parts.append(say("job.time_left", time=duration(newest_event["left_s"])))
     elif job.state == "finished":
         parts.append(say("captions.none_bare"))
+
+    # Why some pictures got none.
     skipped = [event for event in events if event["event"] == "skipped" and isinstance(event.get("why"), str)]
     if skipped:
         last = skipped[-1]

@@ -116,6 +116,7 @@ def _strip(opened: Opened) -> str:
     """The samples of a card, each with its step and seed, and its prompt for whoever points at it."""
     figures = []
     for sample, raw in zip(opened.card.samples, opened.pictures, strict=True):
+        # Sent within the page: a card that is only looked at has no file that the browser may fetch.
         image = open_image(io.BytesIO(raw))
         image.thumbnail((_SIDE_PX, _SIDE_PX))
         buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Cards with pictures, and the panel beside them: our own HTML, with everything from outside escaped.
 
-A card is a button, so that it is reached and pressed by keyboard; which one it was is told by `JS_ON_LOAD`.
+A card is a button, so that it is reached and pressed by keyboard; which card it was is told by `JS_ON_LOAD`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.printing import escape, plain
 
 MOST_USES = 8  # pictures that are shown as uses
 
-# A press on a card says its key; the pressed one is marked at once, and a narrow window goes on to the panel.
+# A press on a card says its key; the pressed card is marked at once, and a narrow window goes on to the panel.
 JS_ON_LOAD = """
 element.addEventListener('click', event => {
   const card = event.target.closest('[data-key]');
@@ -36,7 +36,7 @@ element.addEventListener('click', event => {
 
 
 def html(context: Context, items: Sequence[Item], chosen: str) -> str:
-    """The cards of these things; the chosen one is marked."""
+    """The cards of these things; that of the chosen thing is marked."""
     return f'<div class="cards">{"".join(_card(context, item, item.key == chosen) for item in items)}</div>'
 
 
@@ -117,6 +117,7 @@ def panel_html(context: Context, item: Item, details: Details) -> str:
     shown = context.thumbnails(details.pictures[:MOST_USES])
     pictures = "".join(f'<img src="{address(thumbnail)}" alt="" loading="lazy">' for _, thumbnail in shown)
     used = f'<h4>{say("library.where_used")}</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
+    # Pictures and stacks are used by nothing, so that it goes without saying.
     unused = (
         ""
         if uses or item.kind in ("pictures", "stacks")

@@ -58,6 +58,7 @@ def composed(context: Context, name: str | None, steps: str, prompts: str, weigh
     config = run.config()
     chosen = _chosen(files_of(run), steps)
     factors = batches.numbers(weights)
+    # More candidates than can be voted on.
     if (num := len(chosen) * len(factors)) > voting.MOST_CANDIDATES:
         raise ConfigError(
             say("batch.too_many_steps", steps=len(chosen), weights=len(factors), num=num, most=voting.MOST_CANDIDATES)
@@ -88,6 +89,7 @@ def _stack(context: Context, config: TrainConfig) -> StackConfig:
 
 def files_of(run: runs.Run) -> dict[int, Path]:
     """The LoRA files of a run by step: of its saved steps, then its best and last, where they are of another step."""
+    # A saved step says its number in its name, the best and the last in their headers.
     found: dict[int, Path] = {}
     for path in sorted((run.folder / lora_file.STEPS).glob("*-step-*.safetensors")):
         if match := _STEP.search(path.stem):

@@ -159,7 +159,7 @@ class Context:
         return thumbnail
 
     def thumbnails(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-        """Each picture that opens, with its thumbnail; one that doesn't hides no other."""
+        """Each picture that opens, with its thumbnail; a picture that doesn't hides no other."""
         shown = []
         for path in paths:
             with suppress(DataError):
@@ -173,7 +173,7 @@ class Context:
             image = open_image(path)
             inside = open_mask(mask).resize(image.size)
             outside = Image.blend(image, Image.new("RGB", image.size, _TINT), 0.65)
-            image = Image.composite(image, outside, inside)
+            image = Image.composite(image, outside, inside)  # white in the mask: as it is
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             _write_webp(image, thumbnail)
         return thumbnail
@@ -207,6 +207,7 @@ class Context:
     def base_choices(self) -> list[tuple[str, str]]:
         """The bases to choose from, as (label, base)."""
         bases = self.bases
+        # By the last part of its path, unless two bases have that in common.
         names = [Path(base).name if Path(base).is_absolute() else base for base in bases]
         return [(name if names.count(name) == 1 else base, base) for name, base in zip(names, bases, strict=True)]
 
@@ -224,7 +225,7 @@ class Context:
     # LoRAs.
 
     def known_loras(self) -> dict[str, LoraInfo]:
-        """LoRAs by hash as last looked for, without looking for new ones."""
+        """LoRAs by hash as last looked for, without looking for new LoRAs."""
         # One file a hash, the newest; a run's best or step that is also its last goes by the run's name.
         loras = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
         by_hash = {info.sha256: info for info in loras}
@@ -285,6 +286,7 @@ class Context:
         Raises: Cancelled, from within the body too.
         """
         rendering = rendering or Rendering()
+        # In short turns, so that a request that was cancelled stops waiting.
         while not self._engine_lock.acquire(timeout=POLL_S):
             rendering.check()
         try:
@@ -292,6 +294,7 @@ class Context:
             engine = self._warm(stack)
             with engine.watched(rendering.watch):
                 yield engine
+            # By this a batch's time is told where no batch was drawn yet.
             if (pace := rendering.step_pace_s) is not None:
                 self.paces[stack.base] = pace / (stack.width_px * stack.height_px)
         finally:
@@ -318,7 +321,7 @@ class Context:
             if not chosen:
                 raise ConfigError(say("stack.no_lora_on"))
             together = overlap.acting(chosen, stack.mode, stack.steps, engine.latents(stack))
-            engine.restore()
+            engine.restore()  # updates are measured against the base's own weights
             updates = [overlap.load(adapter, engine.file_keys, engine.shapes) for adapter in chosen]
             report = analysis.analyse(updates, engine.weights, together, rendering.part_done)
             return dataclasses.replace(report, warnings=engine.warnings(stack))
@@ -335,7 +338,7 @@ class Context:
         return dataclasses.replace(baked, path=path)
 
     def _warm(self, stack: StackConfig) -> Engine:
-        """The engine of the stack's base; another base replaces the one that is loaded."""
+        """The engine of the stack's base; another base replaces the base that is loaded."""
         from trainer.render.engine import Engine
 
         if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:

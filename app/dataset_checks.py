@@ -63,7 +63,7 @@ def check(context: Context, name: str | None, resolution_px: int | None, trigger
 
 def cards(report: Report) -> list[Card]:
     """A card for each kind of finding."""
-    copies = tuple(name for names in report.duplicates for name in names[1:])
+    copies = tuple(name for names in report.duplicates for name in names[1:])  # all but the first of each
     every = [
         Card(
             say("check.no_caption"), say("check.no_caption_why"), report.missing_captions,

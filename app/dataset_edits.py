@@ -61,6 +61,7 @@ def keep(context: Context, opened: object, text: str, visit: str = "", typed: bo
     `opened` is the picture that the box belongs to, and its caption as it was opened. What was saved here before, and
     changed by another program since, is not saved a second time. Raises: DataError if it can't be written.
     """
+    # A box that nobody typed in is not written: the file may be newer than what stands there.
     name, chosen, shown = (_text(opened, key) for key in ("dataset", "name", "shown"))
     if not chosen or (text.strip() == shown.strip() and not typed):
         return False

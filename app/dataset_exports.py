@@ -33,7 +33,7 @@ _KOHYA = re.compile(r"[0-9]{1,9}_(.+)")
 
 
 class Exports:
-    """The layout, the button, and the hidden one that the browser fetches by."""
+    """The layout, the button, and the hidden button that the browser fetches by."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -104,6 +104,7 @@ def _kohya(folder: Path) -> Entries:
     taken: set[str] = set()
     for picture in _pictures(folder):
         home = f"{picture.repeats}_{_label(folder, picture)}"
+        # Pictures of one name meet here from several folders, and not every disk tells case apart.
         stems = unique_names.numbered(Path(home), picture.path.stem, "")
         stem = next(path.as_posix() for path in stems if path.as_posix().lower() not in taken)
         taken.add(stem.lower())

@@ -95,6 +95,7 @@ def read(context: Context, looks: Looks, name: str, budget_s: float = 0.4) -> Sc
     swaps.settle(folder)
     paths, foreign = sources.with_foreign_below(folder)
     scene = Scene(folder, {path.relative_to(folder).as_posix(): path for path in paths})
+    # What training would make of the set: captions, refusals and masks.
     survey = sources.survey(folder, DataConfig(folder=str(folder), mask="file"), say("where.dataset"))
     surveyed = {picture.name: picture for picture in survey.pictures}
     known = looks.of(paths, budget_s)
@@ -130,6 +131,7 @@ def reasons(scene: Scene, trigger: str) -> list[Reason]:
     """Why the others won't, each with what can be done about it."""
     found = []
     show, delete = ("show", say("button.show_them")), ("delete", say("button.delete"))
+    # A picture with another fault is told of with that alone.
     bare = [
         name for name, text in scene.captions.items()
         if not text and name not in {*scene.broken, *scene.refusals, *scene.unrepeated}
@@ -163,11 +165,14 @@ def reasons(scene: Scene, trigger: str) -> list[Reason]:
 
 def data(context: Context, looks: Looks, name: str, scene: Scene, resolution_px: int, trigger: str) -> dict[str, Any]:
     """The set as `dataset_gallery.js` takes it."""
+    # The pictures, and those in the trash.
     groups = _doubles(scene)
     items = [_item(scene, below, groups.get(below, -1), resolution_px) for below in scene.pictures]
     trash = edits.trashed(scene.folder)
     known = looks.of(trash, 0.2)
     discarded = [_discarded(scene, path, known.get(path)) for path in trash]
+
+    # What they can be filtered by.
     counts = Counter(flag for item in items for flag in item["f"])
     kinds = [
         ("all", say("word.all")),
@@ -222,6 +227,8 @@ def _item(scene: Scene, name: str, group: int, resolution_px: int) -> dict[str, 
         "broken": say("dataset.does_not_open"),
         "mask": say("dataset.has_mask"),
     }
+
+    # What it is filtered by, which its badges say too.
     flags = []
     if not scene.captions[name]:
         flags.append("none")
@@ -270,6 +277,7 @@ def _doubles(scene: Scene) -> dict[str, int]:
         )
         for name, look in scene.looks.items() if not look.problem
     ]  # fmt: skip
+    # A picture in several groups goes with the first of them.
     groups = [*dataset_check.groups({picture.name: picture.sha256 for picture in measured})]
     groups += dataset_check.near_duplicates(measured)
     return {name: number for number, names in reversed(list(enumerate(groups))) for name in names}

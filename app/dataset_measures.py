@@ -46,6 +46,7 @@ class Looks:
 
     def of(self, paths: Sequence[Path], budget_s: float) -> dict[Path, Look]:
         """Those of the pictures that are known, having looked at more for about this long."""
+        # What is known of the files as they are now.
         looks: dict[Path, Look] = {}
         unknown: list[tuple[Path, tuple[str, int, int]]] = []
         for path in paths:
@@ -56,6 +57,8 @@ class Looks:
                     looks[path] = known
                 else:
                     unknown.append((path, key))
+
+        # More of them, a few at a time, until the time is over.
         end = time.monotonic() + budget_s
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while unknown and time.monotonic() < end:
@@ -71,6 +74,7 @@ class Looks:
             thumbnail = self._context.thumbnail(path)
         except DataError as error:
             return Look("", problem=str(error))
+        # What was found before the server was started last.
         kept = thumbnail.with_suffix(".json")
         with suppress(OSError, ValueError, TypeError):
             return Look(thumbnail=str(thumbnail), **json.loads(kept.read_bytes()))

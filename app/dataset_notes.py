@@ -78,6 +78,7 @@ def trigger_of(context: Context, name: str | None) -> str:
 
 def for_train(context: Context, name: str | None, present: str) -> str:
     """The trigger that Train has for this set: what is there, unless that is nothing or came from another set."""
+    # A trigger that another set brought gives way to this set's; a trigger that was typed stays.
     others = {trigger_of(context, other) for other in context.dataset_names() if other != name}
     present = present.strip()
     return (trigger_of(context, name) or present) if not present or present in others else present

@@ -90,6 +90,8 @@ class Parts:
             visible=False,
             elem_id="dataset-report",
         )
+
+        # What leaves, and what is begun anew.
         self.exports = Exports(self.context)
         with gr.Row(elem_classes="tight"):
             self.new_name = gr.Textbox(
@@ -265,6 +267,7 @@ class Parts:
         chosen = opened.get("name", "") if isinstance(opened, dict) else ""
         if not chosen or scene is None or opened.get("dataset") != name:
             return {}
+        # What was typed was kept before the set was read: another text was written by something else.
         same = chosen in scene.pictures and self._text(scene, chosen) == (text or "").strip()
         if same and opened.get("seen") == scene.seen(chosen):
             return {}

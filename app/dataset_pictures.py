@@ -116,7 +116,7 @@ class PictureEditor:
             if paths:
                 picture_edits.flip(folder, list(paths.values()), visit)
         except DataError:
-            # One by one, so that one that can't be flipped holds no other back.
+            # Singly, so that a picture that can't be flipped holds no other back.
             done = []
             for name, path in paths.items():
                 try:
@@ -165,6 +165,7 @@ def _part(asked: object, key: str) -> object:
 
 
 def _inverted(mask: Image.Image) -> Image.Image:
+    # A mask file is white where the picture counts; what is painted on the page is what counts less.
     return mask.convert("L").point(lambda level: 255 - level)
 
 

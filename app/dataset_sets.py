@@ -57,6 +57,7 @@ def filled(context: Context, name: str, fill: Callable[[Path], uploads.Report]) 
         try:
             report = fill(folder)
         finally:
+            # A folder that got nothing goes again, whatever went wrong.
             left = [path for path in folder.iterdir() if not path.name.startswith(".")]
             if not left:
                 (folder / ".uploads.lock").unlink(missing_ok=True)

@@ -38,10 +38,13 @@ def take(context: Context, path: Path) -> Arrival:
         text = encodings.text(path.read_bytes())
     except ValueError:
         raise ConfigError(say("dropped.unknown")) from None
+    # Settings of ours by most of their keys, before another trainer's are looked for.
     values = _table(text, path.name)
     is_ours = values is not None and max(_share(values, TrainConfig), _share(values, StackConfig)) > 0.8
     if not is_ours and (tool := _tool_of(path)):
         return _recipe_offered(context, path, tool)
+
+    # What is left: jobs as lines, a graph of ComfyUI, a table with some keys of ours.
     if values is None:
         return _jobs_lines(context, path, text)
     if _is_graph(values):
@@ -58,7 +61,7 @@ def _mib(path: Path) -> int:
 
 
 def _table(text: str, name: str) -> dict[str, Any] | None:
-    """The values of a JSON or TOML text; None for one that is neither."""
+    """The values of a JSON or TOML text; None for a text that is neither."""
     for read in (from_json, from_toml):
         try:
             values = read(text, name)
@@ -83,7 +86,7 @@ def _tool_of(path: Path) -> str:
 
 
 def _recipe_offered(context: Context, path: Path, tool: str) -> Arrival:
-    """Another trainer's recipe, which waits to be kept. Raises: ConfigError for one that can't be taken over."""
+    """Another trainer's recipe, which waits to be kept. Raises: ConfigError if it can't be taken over."""
     from trainer.other_trainers import importing
 
     recipe = importing.read(path)
@@ -94,7 +97,7 @@ def _recipe_offered(context: Context, path: Path, tool: str) -> Arrival:
 
 
 def keep_recipe(path: Path) -> Arrival:
-    """Another trainer's recipe, kept as a preset of one's own. Raises: ConfigError for one that can't be taken over."""
+    """Another trainer's recipe, kept as a preset of the user's own. Raises: ConfigError if it can't be taken over."""
     from trainer.other_trainers import importing
 
     recipe = importing.read(path)
@@ -169,6 +172,7 @@ def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
     """A CSV with a prompt column, or JSON objects, one a line."""
     from trainer.render import jobs_file
 
+    # JSON objects become the rows of a CSV.
     rows = _objects(text)
     if rows:
         columns = [column for column in jobs_file.COLUMNS if any(column in row for row in rows)]
@@ -182,6 +186,8 @@ def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
         writer.writeheader()
         writer.writerows(rows)
         return _jobs(context, path, written.getvalue(), ".csv")
+
+    # Anything else must say in its first line that it has prompts.
     first = next((line for line in text.splitlines() if line.strip()), "")
     cells = {cell.strip().strip('"').lower() for cell in first.replace(";", ",").replace("\t", ",").split(",")}
     if "prompt" not in cells:
@@ -220,6 +226,7 @@ def _jobs(context: Context, path: Path, text: str, suffix: str) -> Arrival:
     with tempfile.TemporaryDirectory() as room:
         tried = Path(room) / f"{safe_stem(path.name)}{suffix}"
         tried.write_text(text, encoding="utf-8", newline="")
+        # Read as the Batch tab will read it, before it is kept.
         batches.uploaded(context, tried)
         saved = unique_names.copied(
             tried, unique_names.numbered(context.workspace / "jobs", tried.stem, suffix), context.workspace / "jobs"

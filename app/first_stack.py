@@ -15,12 +15,14 @@ from trainer.errors import DataError
 def of_run(context: Context, key: str) -> StackConfig:
     """The stack of `fox/best.safetensors`, as this server may draw it. Raises: UserError if it isn't here any more."""
     name, _, file = key.partition("/")
+    # The key comes from a browser: it is compared with what is here and never made a path.
     run = next((run for run in runs.every(context.runs) if run.name == name), None)
     path = next((path for path in run.folder.glob("*.safetensors") if path.name == file), None) if run else None
     if run is None or path is None:
         raise DataError(say("library.gone"))
     config, info = run.config(), lora_file.inspect(path)
     run_steps.take(context, path, info.sha256)
+    # As its previews were drawn, but for the prompt, which has the trigger.
     values = {
         "base": config.base,
         "family": config.family,

@@ -36,7 +36,7 @@ from trainer.printing import plain
 _BUDGET_S = 0.25  # for decoding pictures, each time
 _LITTLE_DISK_BYTES = 2 << 30
 _SHORTEST_TRIGGER = 3
-_MOST_RUNS = 12  # that are looked through for one that is alike
+_MOST_RUNS = 12  # that are looked through for a run that is alike
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,22 @@ class Wish:
 
 def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
     """What a start would do as the form stands."""
+    # The settings. Where they don't go together, the base and the pictures are judged all the same.
     config, problems = _config(context, wish)
     is_whole = config is not None
     config = config or _base_and_pictures(context, wish)
     if config is None:
         return Forecast(say("forecast.cannot_train"), problems=tuple(problems))
+
+    # The base and the pictures.
     problems += _base_problems(context, config)
     if not wish.dataset:
         text = say("forecast.no_dataset")
         return Forecast(say("forecast.choose_dataset"), problems=(Problem(text, "data.folder"), *problems))
     pictures = _pictures(config, wish, seen)
     problems += pictures.problems
+
+    # What can be said of the whole.
     facts = [_base_fact(config)]
     if is_whole:
         facts += [_start_fact(config), _length_fact(config, pictures.num_used), _disk_fact(context, config)]
@@ -91,7 +96,7 @@ def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
 def at_start(context: Context, wish: Wish, config: TrainConfig, run: runs.Run | None = None) -> list[Problem]:
     """What the trainer refuses these settings for; it decodes every picture and loads torch.
 
-    `run` is one that is begun and goes on.
+    `run` is the run that was begun and goes on, if there is one.
     """
     from trainer import session
 
@@ -105,9 +110,10 @@ def at_start(context: Context, wish: Wish, config: TrainConfig, run: runs.Run | 
 
 
 def check_job(context: Context, job: Job, goes_on: bool = False) -> None:
-    """Refuse a training that must fail as it was asked for, such as one whose pictures are gone. Raises: UserError."""
+    """Refuse a training that must fail as it was asked for, as when its pictures are gone. Raises: UserError."""
     config = parse(TrainConfig, from_toml(job.config, say("where.job")), say("where.job"))
     run = runs.Run(context.runs / job.name)
+    # A run that was never begun is asked about like a new one.
     is_begun = goes_on and run.config_file.is_file()
     wish = Wish(config.model_dump(mode="json"), "", "", "", {})
     if problems := at_start(context, wish, config, run if is_begun else None):
@@ -125,6 +131,7 @@ def _without_places(context: Context, text: str) -> str:
 def _config(context: Context, wish: Wish) -> tuple[TrainConfig | None, list[Problem]]:
     """The settings with the folders of this server, and what is wrong with them."""
     names = context.dataset_names()
+    # Names become folders, of sets that are here alone: a browser may name anything.
     data = {**wish.values.get("data", {}), "trigger": wish.trigger.strip()}
     data["folder"] = str(context.datasets / wish.dataset) if wish.dataset in names else ""
     data["heldout"] = str(context.datasets / wish.heldout) if wish.heldout in names else ""
@@ -145,6 +152,7 @@ def _base_and_pictures(context: Context, wish: Wish) -> TrainConfig | None:
     """What base and pictures are judged by where the form's settings don't go together; None if not even these do."""
     own = {key: wish.values[key] for key in ("base", "family", "resolution_px") if key in wish.values}
     folder = str(context.datasets / wish.dataset) if wish.dataset in context.dataset_names() else ""
+    # A preset's settings go together, and stand for those that don't.
     sound = preset_choices.load(preset_choices.first()).model_dump(mode="json")
     try:
         return TrainConfig.model_validate({**sound, **own, "data": {"folder": folder, "trigger": wish.trigger.strip()}})
@@ -155,6 +163,7 @@ def _base_and_pictures(context: Context, wish: Wish) -> TrainConfig | None:
 def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
     """What stands against the base: it isn't here, is of another family, or is no base."""
     name = Path(config.base).name
+    # Whether it is here.
     if config.base not in context.bases:
         base = plain(config.base, 80)
         if instead := preset_choices.base_here(context, config):
@@ -191,6 +200,7 @@ def _base_problems(context: Context, config: TrainConfig) -> list[Problem]:
         place, _ = bases.place(config.base)
         if place.is_dir():
             folder = bases.resolve(config.base, families.registry()[config.family])
+            # A resolution that the autoencoder would round, or that the denoiser has no positions for.
             bases.check_pixels(folder, {"resolution_px": config.resolution_px})
     except UserError as error:
         return [of_sentence(str(error), config.model_dump(mode="json"), {})]
@@ -216,6 +226,8 @@ def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Picture
         survey = sources.survey(Path(config.data.folder), config.data, "data.folder")
     except UserError as error:
         return _Pictures(0, 0, (of_sentence(str(error), {}, {}),))
+
+    # Of what is there, what trains.
     reasons, num_unseen = seen.reasons([picture.path for picture in survey.pictures], _BUDGET_S)
     shut = [picture.name for picture in survey.pictures if reasons.get(picture.path) or picture.refusal]
     bare = [picture.name for picture in survey.pictures if not picture.text and picture.name not in shut]
@@ -249,18 +261,22 @@ def _pictures(config: TrainConfig, wish: Wish, seen: OpenedPictures) -> _Picture
         label, fifth = form_words.labels()[key], max(num_used // 5, 2 if key.endswith("folds") else 1)
         cure = Cure(say("settings.set_to", value=fifth), {key: fifth}) if fifth < num_used else None
         problems = (Problem(say("forecast.too_many_apart", label=label, apart=apart, num=num_used), key, cure),)
+
+    # What else is to be known.
     if config.data.heldout and config.data.heldout == config.data.folder:
         text = say("forecast.heldout_is_training")
         notes.append(Problem(text, "data.heldout", Cure(say("forecast.use_none"), {"data.heldout": ""})))
     if config.data.trigger and bare:
         notes.append(Problem(say_num("forecast.on_trigger", len(bare), names=_first(bare))))
+
+    # What a card's own dataset is compared with.
     texts = [picture.text for picture in survey.pictures if picture.name not in shut]
     facts = run_facts.of_captions(texts, config.data.trigger).model_copy(update={"num_pictures": max(num_used, 0)})
     return _Pictures(max(num_used, 0), num_found, problems, tuple(notes), num_unseen, facts)
 
 
 def _card_notes(digest: str, config: TrainConfig, own: DatasetFacts) -> tuple[Problem, ...]:
-    """Where the chosen set is unlike the one of the card that the form was filled from."""
+    """Where the chosen set is unlike the set of the card that the form was filled from."""
     if not digest or not own.num_pictures:
         return ()
     try:
@@ -325,6 +341,7 @@ def _needed_bytes(context: Context, config: TrainConfig) -> int:
     for run in runs.every(context.runs)[:_MOST_RUNS]:
         try:
             same = _adapter_of(run.config_file, run.config_file.stat().st_mtime_ns) == (config.base, config.adapter)
+            # A run that has no LoRA yet doesn't say what a whole one takes.
             if same and run.lora_file.is_file():
                 return _size(run.folder, run.folder.stat().st_mtime_ns)
         except OSError:
@@ -332,9 +349,10 @@ def _needed_bytes(context: Context, config: TrainConfig) -> int:
     return 0
 
 
+# The time is part of the key, so that a run that has changed is read anew; for `_size` too.
 @lru_cache(maxsize=256)
 def _adapter_of(file: Path, _changed_ns: int) -> tuple[str, object]:
-    """The base and adapter of a run; empty for one that can't be read."""
+    """The base and adapter of a run; empty for a run that can't be read."""
     try:
         config = runs.Run(file.parent).config()
     except UserError:

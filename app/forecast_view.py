@@ -26,7 +26,7 @@ element.addEventListener('click', event => {
 Line = tuple[Problem, bool]  # and whether a start must fail of it
 # Settings that the tab draws itself, with the ids of their elements.
 OWN_IDS = {"data.folder": "train-dataset", "data.heldout": "train-heldout", "data.trigger": "trigger"}
-# How a field is marked: one that was changed, one that is wrong, and the sentence under that.
+# How a changed field is marked, how a wrong field, and the sentence under a wrong field.
 _CHANGED = "box-shadow: inset 3px 0 0 var(--color-accent) !important;"
 _WRONG = "box-shadow: inset 0 0 0 2px var(--wrong) !important;"
 _UNDER = "display: block; color: var(--wrong); font-size: .85rem; padding: .25rem .1rem;"
@@ -111,7 +111,7 @@ def _line(number: int, problem: Problem, is_bad: bool, ids: Mapping[str, str]) -
 
 
 def _marks(forecast: Forecast, ids: Mapping[str, str], changed: Iterable[str]) -> str:
-    """A style sheet: what is wrong with a field under it, and a dot at each changed one."""
+    """A style sheet: what is wrong with a field under it, and a dot at each changed field."""
     rules = [f"#{ids[key]} {{ {_CHANGED} }}" for key in changed if key in ids]
     for problem in forecast.problems:
         if problem.key in ids:

@@ -44,11 +44,12 @@ class Form:
         self.name = name
         self.specs = {spec.key: spec for spec in specs(model) if spec.key not in skip}
         self.choices, self.facts = choices, facts or {}
+        # The path of each union of kinds -> the key of the setting that chooses one.
         self.tags = {spec.path[:-1]: key for key, spec in self.specs.items() if spec.kinds}
         self.start = values_by_key(self.specs, start)
         self.read_at_start = self.read(self.start)
         self.components: dict[str, Component] = {}
-        self.groups: list[tuple[gr.Accordion, list[str]]] = []
+        self.groups: list[tuple[gr.Accordion, list[str]]] = []  # folded, with the keys in them
 
     def by_path(self, config: BaseModel) -> dict[str, Any]:
         """The values of settings by dotted path."""
@@ -66,7 +67,7 @@ class Form:
             self.components[key] = new_component(spec, start, self.choices.get(key), elem_id, visible)
 
     def draw_rest(self, advanced: bool) -> None:
-        """Draw what is not drawn yet, the everyday settings or the advanced ones."""
+        """Draw what is not drawn yet, the everyday settings or the advanced settings."""
         self.draw(*self.undrawn(advanced))
 
     def undrawn(self, advanced: bool) -> list[str]:
@@ -82,6 +83,7 @@ class Form:
 
     def connect(self) -> None:
         """Show and hide settings as those change that they depend on; call once when all are drawn."""
+        # Who decides directly over a setting; then, for each of those, all that hangs on it.
         direct = {
             key: self._controllers(spec) & self.components.keys()
             for key, spec in self.specs.items()
@@ -128,7 +130,7 @@ class Form:
             *([control] if spec.kinds else []),
         ]
         # Only what a person does, as `fill` shows and hides by itself; but a text box sent no `input` here (Gradio
-        # 6.31, tried). A burst of keystrokes asks for the last one's answer.
+        # 6.31, tried). A burst of keystrokes asks for the answer to the last.
         listen: Any = control.change if isinstance(control, gr.Textbox) else control.input
         listen(
             switch, inputs, outputs, show_progress="hidden", api_visibility="private", queue=False,
@@ -152,7 +154,7 @@ class Form:
         return not conditions or any(self._holds(name, allowed, values) for name, allowed in conditions.items())
 
     def _holds(self, name: str, allowed: Any, values: Values) -> bool:
-        """Whether a condition is met; one on a fact or setting that nobody here knows is not judged."""
+        """Whether a condition is met; a condition on what nobody here knows is not judged."""
         if "." not in name:
             offers = [by_value.get(values.get(key), {}) for key, by_value in self.facts.items()]
             offered = [facts[name] for facts in offers if name in facts]

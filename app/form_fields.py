@@ -46,7 +46,7 @@ class Spec:
 
     @property
     def value_type(self) -> Any:
-        """The setting's type; of one that may be empty the other."""
+        """The setting's type; where it may also be None, the other type."""
         annotation = self.info.annotation
         filled = [part for part in get_args(annotation) if part is not type(None)]
         return filled[0] if get_origin(annotation) in (Union, types.UnionType) and len(filled) == 1 else annotation

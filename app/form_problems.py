@@ -55,6 +55,8 @@ def of_form(values: dict[str, Any], filled: Mapping[str, Any]) -> tuple[TrainCon
             return TrainConfig.model_validate(values), problems
         except ValidationError as error:
             for line in sentences(error, TrainConfig):
+                # Each fault is put right with a sound value, so that the next check sees what the sound ones say to
+                # each other.
                 problem = of_sentence(line, values, filled)
                 if problem.text not in [known.text for known in problems]:
                     problems.append(problem)
@@ -69,7 +71,7 @@ def of_sentence(line: str, values: Mapping[str, Any], filled: Mapping[str, Any])
 
 
 def _cure(key: str, line: str, value: Any, filled: Mapping[str, Any]) -> Cure | None:
-    """The nearest value that is allowed, or else the one that the form was filled with."""
+    """The nearest value that is allowed, or else the value that the form was filled with."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     better = filled.get(key)
     if is_number and (multiple := _MULTIPLE.search(line)) and int(multiple[1]):

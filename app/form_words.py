@@ -71,7 +71,7 @@ def _value(text: str) -> str:
 
 @cache
 def _named() -> re.Pattern[str]:
-    """Any setting that no ordinary word is: one with a dot or a `_`."""
+    """The name of a setting that is no ordinary word: it has a dot or a `_`."""
     return re.compile(rf"(?<![\w./-])(?:{_alternatives()})(?![\w/-]|\.\w)")
 
 

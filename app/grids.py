@@ -47,6 +47,7 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
 
     # The setting.
     if key == _CHECKPOINTS:
+        # A run is named, never its folder; the path is put together here.
         names = [run.name for run in runs.every(context.runs)]
         if values.strip() not in names:
             allowed = some(names) or say("grid.no_run_yet")

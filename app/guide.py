@@ -60,10 +60,13 @@ class Guide:
 
     def steps(self, browser: str) -> list[Step]:
         """The steps for what a browser has chosen."""
+        # The set that this browser chose, else the first.
         names = [name for name in self.context.dataset_names() if not name.endswith("-heldout")]
         chosen = self.states.read(browser, PAGE).get("dataset")
         name = chosen if chosen in names else next(iter(names), None)
         has_pictures, all_captioned = self._of_dataset(self.context.datasets / name) if name else (False, False)
+
+        # What was done for it.
         jobs = self._jobs(name) if name else []
         is_checked = bool(name) and dataset_notes.read(self.context.datasets / str(name)).is_checked
         trained = [job for job in jobs if job.kind == TRAINING]
@@ -134,7 +137,7 @@ def _has_caption(picture: Path) -> bool:
 
 
 def html(steps: list[Step]) -> str:
-    """The row; the first step that is not done is the next one."""
+    """The row; the first step that is not done is the next step."""
     following = next((step for step in steps if not step.is_done), None)
     parts = []
     for step in steps:

@@ -39,6 +39,7 @@ def rename(shelf: Shelf, item: Item, name: str) -> str:
     if len(name) > item_notes.LONGEST_TITLE:
         raise DataError(say("item.name_too_long", num=len(name), most=item_notes.LONGEST_TITLE))
     try:
+        # What must keep its place gets a title instead.
         if item.kind == "runs" or item.key.startswith((BATCH_PICTURES, CARD)):
             item_notes.change(shelf.notes, item.kind, item.key, title="" if name == item.key else name)
             return item.key
@@ -50,16 +51,19 @@ def rename(shelf: Shelf, item: Item, name: str) -> str:
         raise DataError(say("item.name_taken", name=plain(name, 80))) from None
     except OSError as error:
         raise DataError(say("item.cannot_rename", reason=error.strerror or error)) from None
+    # What was said of it goes along.
     item_notes.move(shelf.notes, item.kind, item.key, key)
     return key
 
 
 def _rename_lora(shelf: Shelf, item: Item, name: str) -> str:
+    # `safe_stem` takes an ending off, which a name such as `fox v1.5` hasn't: so it is given one.
     target = shelf.context.loras / f"{safe_stem(f'{name}.x')}.safetensors"
     own = _of_library(shelf, item)
     if target in own:
         return item.key
     _refuse_used(shelf, own)
+    # A file that lies in a run alone stays there, and the library gets a second one under the new name.
     if own:
         unique_names.put(own[0], [target])
     else:
@@ -80,6 +84,8 @@ def _rename_dataset(shelf: Shelf, item: Item, name: str) -> str:
     _refuse_used(shelf, [folder])
     if unfinished := _can_go_on(shelf, folder):
         raise DataError(say("item.still_used", name=plain(item.key, 80), jobs=some(unfinished)))
+    # Both new names are free before anything is moved. On a disk that doesn't tell case apart, a name that differs in
+    # case alone is the same folder.
     for tail in ("", _HELDOUT):
         source, target = folder.with_name(f"{item.key}{tail}"), folder.with_name(f"{wanted}{tail}")
         if os.path.lexists(target) and not (source.exists() and os.path.samefile(source, target)):
@@ -119,6 +125,7 @@ def throw(shelf: Shelf, item: Item) -> Entry:
     else:
         _refuse_used(shelf, paths)
     if item.key.startswith(BATCH_PICTURES):
+        # The batch knows first, or one that goes on would draw it again.
         _, job, name = item.key.split("/", 2)
         batch_pictures.note_thrown(shelf.context.batches / job, [name])
         return shelf.trash.throw(item.kind, item.key, item.name, paths)  # no other gets its name, nor what was said
@@ -130,6 +137,7 @@ def throw(shelf: Shelf, item: Item) -> Entry:
 def restore(shelf: Shelf, entry_id: str) -> tuple[str, str]:
     """Kind and key of a thing that was put back. Raises: DataError."""
     entry = shelf.trash.entry(entry_id)
+    # A run's job finds it by its folder's name, so it can't come back under another.
     if entry.kind == "runs" and any(os.path.lexists(shelf.context.workspace / place) for place in entry.places):
         raise DataError(say("trash.run_of_same_name", name=plain(entry.key, 80)))
     places = shelf.trash.restore(entry_id)

@@ -67,7 +67,7 @@ def _lora(shown: Shelf, item: Item) -> Details:
 
 
 def _goes_on_from(info: LoraInfo) -> str:
-    """What a LoRA of ours went on from; "" for one that began anew."""
+    """What a LoRA of ours went on from; "" for a LoRA that began anew."""
     config = info.recipe.get("config") if isinstance(info.recipe, dict) else None
     start = config.get("start") if isinstance(config, dict) else None
     source = start.get("source") if isinstance(start, dict) else None
@@ -91,6 +91,7 @@ def _hashes(path: Path) -> set[str]:
 
 
 def _run(shown: Shelf, item: Item) -> Details:
+    # What it was started with, and how it went.
     run = runs.Run(shown.context.runs / item.key)
     facts, done = shown.index.run(run), library_items.finished(shown.context, run)
     best = views.last(shown.context.logs.read(run.events_file), views.Recommended)
@@ -105,6 +106,8 @@ def _run(shown: Shelf, item: Item) -> Details:
         (say("item.took"), views.duration(done.seconds) if done else ""),
         (say("item.folder"), plain(item.key, 120) if item.note.title else ""),
     ]
+
+    # What came of it, and what that was used for.
     made = [info for info in shown.context.known_loras().values() if run.folder in [path.parent for path in _of(info)]]
     drawn = shown.index.drawn_with()
     pictures = [path for info in made for path in drawn.get(info.sha256, [])]
@@ -131,6 +134,7 @@ def _picture(shown: Shelf, item: Item) -> Details:
     facts = shown.index.picture(path)
     loras = [say("item.at_weight", name=plain(name, 60), weight=weight) for _, name, weight in facts.loras]
     here = shown.context.known_loras()
+    # LoRAs that are gone, without which it can't be drawn again.
     gone = [plain(name, 60) for sha256, name, _ in facts.loras if sha256 not in here]
     lines = [
         (say("item.prompt"), plain(facts.prompt, 1000)),
@@ -153,6 +157,7 @@ def _stack(shown: Shelf, item: Item) -> Details:
         for lora in stack.adapters
     ]
     here = shown.context.known_loras()
+    # LoRAs that are gone, without which the stack can't be drawn.
     gone = [plain(lora.name, 60) for lora in stack.adapters if lora.sha256 not in here]
     lines = [
         (say("word.loras"), some(loras, most=8)),

@@ -56,6 +56,7 @@ def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder / f".{kind}.lock"), timeout=_PATIENCE_S):
+            # Read anew under the lock: another tab may have written since.
             _set_aside_damaged(path)
             values = _values(path)
             before = _note(values.get(key))
@@ -75,12 +76,14 @@ def move(folder: Path, kind: str, old: str, new: str) -> None:
     """Let what was said of one thing be said of another key. Raises: DataError."""
     note = read(folder, kind).get(old)
     if note and old != new:
+        # The new key first: a kill in between leaves the note twice, and never none.
         change(folder, kind, new, note.text, rating=note.rating, title=note.title, verdict=note.verdict)
         change(folder, kind, old, "", note.text, rating=0, title="", verdict="")
 
 
 def _both(stored: str, seen: str, text: str) -> str:
     """The new text in place of what this tab had seen; what others wrote beside it meanwhile stays."""
+    # Nobody else wrote; or others wrote beside what this tab had seen, and that stays beside the new text.
     if stored in ("", seen, text):
         return text
     if seen and stored.endswith(f"\n{seen}"):
@@ -91,13 +94,14 @@ def _both(stored: str, seen: str, text: str) -> str:
 
 
 def _write(path: Path, values: dict[str, Any], key: str, note: Note) -> None:
+    # A thing of which nothing is said any more has no entry.
     given = {name: value for name, value in dataclasses.asdict(note).items() if value}
     values = {other: value for other, value in values.items() if other != key} | ({key: given} if given else {})
     files.write(path, json.dumps(values, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """What the file holds; {} for none and for one that can't be read."""
+    """What the file holds; {} for none and for a file that can't be read."""
     try:
         values = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_BYTES else {}
     except (OSError, ValueError, RecursionError):

@@ -1,7 +1,8 @@
 """In which order waiting jobs go, and which jobs the list no longer shows: a table of its own in the file of jobs.
 
-A job's row is never taken out: one that is missing was lost, and is written anew (`job_table.Table`). So what a person
-moves or takes off the list stands beside the rows. If this table is lost, jobs go in the order of their numbers again.
+A job's row is never taken out: a row that is missing was lost, and is written anew (`job_table.Table`). So what a
+person moves or takes off the list stands beside the rows. If this table is lost, jobs go in the order of their
+numbers again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def sorted_by_place(jobs: Sequence[Job], places_by_id: Mapping[int, float]) -> l
 
 def arrange(database: Path, jobs: Sequence[Job]) -> None:
     """Put the jobs in this order, at the places that they have among themselves now. Raises: sqlite3.Error."""
+    # The places that these jobs have now are given out anew, so that no other job's place changes.
     known = places(database)
     free = sorted(known.get(job.id, float(job.id)) for job in jobs)
     with job_table.connected(database) as connection:

@@ -98,7 +98,7 @@ def every(path: Path) -> list[Job]:
 
 
 def _job(row: sqlite3.Row) -> Job | None:
-    """The row, or None for one that no version of ours wrote."""
+    """The row, or None for a row that no version of ours wrote."""
     values = dict(row)
     # SQLite keeps any value in any column, whatever type the column was declared with.
     numbers = all(type(values[key]) is int for key in ("id", "attempt", "saved_step"))
@@ -173,7 +173,7 @@ class Table:
     """The table of a server that runs; a file that is lost, damaged or exchanged meanwhile is written anew.
 
     It then has the rows that were last read: what waits still waits, and what runs is still known by its process. No
-    row is ever taken out, so one that is missing was lost.
+    row is ever taken out, so a row that is missing was lost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -187,6 +187,7 @@ class Table:
         """All jobs, newest first. Raises: sqlite3.Error for what may pass."""
         with self._lock:
             jobs = self.safely(lambda: every(self.path))
+            # Rows are never taken out: if any is missing, the file was lost or exchanged.
             if self._rows.keys() - {job.id for job in jobs}:
                 self._renew()
                 jobs = every(self.path)
@@ -207,6 +208,7 @@ class Table:
     def put(self, job: Job, **changes: Any) -> None:
         """Change these columns of a job. Raises: sqlite3.Error for what may pass."""
         with self._lock:
+            # Then read again, so that the change is known should the file be lost next.
             self.safely(lambda: put(self.path, job, **changes))
             self.every()
 

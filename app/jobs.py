@@ -58,8 +58,8 @@ class JobRunner:
         self.grid_of: Callable[[Job], tuple[str, str, str]] | None = None  # a job -> its grid's name, text and kind
         self.when_finished: Callable[[Job], None] | None = None  # told of each job that is, once its row says so
         self._lock = threading.RLock()
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._stop_asked: dict[int, float] = {}
+        self._children: dict[int, subprocess.Popen[bytes]] = {}  # those that this server started, to be reaped
+        self._stop_asked: dict[int, float] = {}  # when, by the monotonic clock
         self._halt = threading.Event()
         self.logs.mkdir(parents=True, exist_ok=True)
         self.table = job_table.Table(self.database)
@@ -199,7 +199,7 @@ class JobRunner:
                 job_order.arrange(self.database, alike)
 
     def remove(self, job_id: int) -> None:
-        """Take a job that isn't at work off the list; its run and files stay. Raises: RunError for one at work."""
+        """Take a job that isn't at work off the list; its run and files stay. Raises: RunError if it is at work."""
         with self._lock, self._table_errors_in_words():
             job = self.get(job_id)
             if job.state in LIVE:
@@ -272,6 +272,7 @@ class JobRunner:
                     self._failing_alone(self._settle, job)
             self._queue_grids()
             waiting = self.waiting()
+            # What was begun is ended first, even while the queue is held by a paused job.
             if at_work or not waiting or (waiting[0].state == "queued" and self.held_by()):
                 return
             self._failing_alone(self._spawn, waiting[0])
@@ -282,7 +283,7 @@ class JobRunner:
         return None if paused is None or job_plans.goes_on(self.database) else paused
 
     def _queue_grids(self) -> None:
-        """Queue the grid of each finished training that one is wanted of, once."""
+        """Queue, once, the grid of each finished training whose grid is wanted."""
         wanted = job_plans.grids_wanted(self.database) - job_order.hidden(self.database)
         for job in self.table.every() if wanted else ():
             if job.id not in wanted or job.state != "finished" or self.grid_of is None:
@@ -291,7 +292,7 @@ class JobRunner:
                 name, text, kind = self.grid_of(job)
             except _FILE_ERRORS as error:
                 _print(f"jobs: {job.name}: its grid can't be drawn: {error}")
-                job_plans.want_grid(self.database, job.id, wanted=False)
+                job_plans.want_grid(self.database, job.id, wanted=False)  # or it would be tried each second
                 continue
             self.table.safely(partial(self._insert, runs.slug(name), text, kind, job.id))
 
@@ -305,7 +306,7 @@ class JobRunner:
             self._put(job, "failed", message, ended=True)
 
     def _process(self, job: Job) -> psutil.Process | None:
-        """The job's process if it is alive and still the one that was started, whoever started it."""
+        """The job's process if it is alive and still the process that was started, whoever started it."""
         if job.pid is None or job.pid_start is None:
             return None
         return processes.same_process(job.pid, job.pid_start, (job_process.MARK, job_process.mark(job)))
@@ -319,7 +320,7 @@ class JobRunner:
         child = self._children.pop(job.id, None)
         code = child.returncode if child is not None else None  # unknown after a restart of the server
         self._stop_asked.pop(job.id, None)
-        # A rehearsal's result is its answer: one that finds no way to fit ends with 3, and is done all the same.
+        # A rehearsal's result is its answer: where nothing fits it ends with 3, and is done all the same.
         if code == 0 or (self.answer(job) if job.kind == REHEARSAL else self.work.finished(job)):
             self._put(job, "finished", ended=True)
             if self.when_finished:
@@ -349,7 +350,7 @@ class JobRunner:
                 pid=pid, pid_start=pid_start, started=started,
             )  # fmt: skip
 
-        # A server that was killed between starting a child and writing it down has left one that works.
+        # A server that was killed between starting a child and writing it down has left a child that works.
         if (orphan := job_process.orphan(job)) is not None:
             write_down(orphan.pid, orphan.create_time(), orphan.create_time())
             return

@@ -74,8 +74,10 @@ class Kept:
         outputs = dict.fromkeys([*self.listed, *(refresh.outputs if refresh else ()), self.known])
         if refresh or self.listed:
             if refresh and self.drawn.tab:
+                # When the tab is opened.
                 inputs_of_opening = {*refresh.inputs, self.known}
                 self.drawn.tab.select(self.opened, inputs_of_opening, list(refresh.outputs), **STILL)
+            # When the page is opened.
             loaded = page.load(self.restored, inputs, list(outputs), **STILL)
             loaded.then(None, js=page_values.known(self.listed), api_visibility="private")
             for field in self.listed:  # what is chosen before it is there would be undone when it comes
@@ -85,6 +87,7 @@ class Kept:
 
     def keep(self, browser: str, values: Mapping[Component, Any]) -> None:
         """Keep the values of these fields for a browser; those of other tabs are passed over."""
+        # A choice that several tabs share is kept once, for the page.
         changes = {self.names[field]: value for field, value in values.items() if field in self.names}
         shared = {SHARED[name]: value for name, value in changes.items() if name in SHARED}
         own = {name: value for name, value in changes.items() if name not in SHARED}
@@ -113,6 +116,7 @@ class Kept:
         }
         looks: dict[int, dict[str, Any]] = {component._id: {"value": value} for component, value in kept.items()}
         refresh = self.drawn.refresh
+        # What the kept values show and hide of a form, which its own events did before the reload.
         for form in refresh.forms if refresh and kept else ():
             values = {part: kept.get(part, getattr(part, "value", None)) for part in form.parts()}
             for part, update in form.change(values, {}).items():
@@ -138,12 +142,14 @@ class Kept:
     @mended
     def restored(self, held: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The tab's refresh with what was kept of the listed fields put in, without what is not here any more."""
+        # A value of another kind than its field holds would break the tab's own refresh.
         kept = {part: value for part, value in self._kept(_browser(request)).items() if _is_of_kind(part, value)}
         refresh, updates = self.drawn.refresh, {}
         if refresh and self._refreshes(kept):
             updates = run(refresh.handler, refresh.inputs, refresh.outputs, held | kept)
         for component in self.listed:
             if component in kept:
+                # Only what the field still offers: a dataset may be gone by now.
                 update = self._offered(component, updates.get(component))
                 if fits(component, kept[component], update.get("choices")):
                     updates[component] = {**update, **gr.update(value=kept[component])}
@@ -160,6 +166,7 @@ def follow(page: gr.Blocks, leader: tuple[Kept, str], follower: tuple[Kept, str]
     (source, target) = (kept.field(name) for kept, name in (leader, follower))
     if source is None or target is None:
         return
+    # What the follower's own listeners do, after its tab's refresh, which brings new choices.
     known, refresh = follower[0].known, follower[0].drawn.refresh
     answers = [fn for fn in page.fns.values() if (target._id, "input") in fn.targets and fn.fn is not None]
     calls = [(fn.fn, fn.inputs, fn.outputs, fn.inputs_as_dict) for fn in answers]
@@ -168,6 +175,7 @@ def follow(page: gr.Blocks, leader: tuple[Kept, str], follower: tuple[Kept, str]
 
     @mended
     def answer(held: dict[Any, Any]) -> Any:
+        # Nothing before the kept values have come, or this would count as a choice.
         chosen = held[source]
         if not held[known] or chosen is None or chosen == held[target]:
             return gr.skip()
@@ -175,6 +183,7 @@ def follow(page: gr.Blocks, leader: tuple[Kept, str], follower: tuple[Kept, str]
         held = held | {target: chosen}
         for handler, inputs, outputs, as_dict in calls:
             for part, update in run(handler, inputs, outputs, held, as_dict).items():
+                # What one call says of a part stays, unless a later call says otherwise.
                 updates[part] = _as_update(updates.get(part)) | _as_update(update)
         return updates | {target: _as_update(updates.get(target)) | gr.update(value=chosen)}
 
@@ -188,6 +197,7 @@ def run(
     as_dict: bool = False,
 ) -> dict[Any, Any]:  # fmt: skip
     """What an event's handler would change, were these the values on the page; states and all else at their start."""
+    # Gradio takes an answer by component, in the order of the outputs, or bare for a single output.
     values = {part: held.get(part, getattr(part, "value", None)) for part in inputs}
     result = handler(values) if as_dict else handler(*values.values())
     if isinstance(result, dict) and result.get("__type__") != "update":
@@ -223,7 +233,7 @@ def _within(block: Block) -> list[Block]:
 
 
 def _as_update(update: Any) -> dict[str, Any]:
-    """An update as one, also if it is only a value."""
+    """An update as Gradio's own dict, also if it is only a value."""
     if isinstance(update, dict) and update.get("__type__") == "update":
         return update
     same: dict[str, Any] = gr.update() if update is None else gr.update(value=update)
@@ -273,15 +283,19 @@ class Page(gr.Blocks):
     def config(self) -> Any:
         browser = browser_state.ASKING.get()
         looks: dict[int, dict[str, Any]] = {}
+        # What may be chosen now.
         for field, offer in self.offers.items():
             field.choices = offer()  # what is sent back is held to these
             looks[field._id] = {"choices": field.choices}
+        # What this browser kept, over that.
         for fields in self.kept.values() if browser else ():
             for number, look in fields.first_look(browser).items():
                 looks[number] = looks.get(number, {}) | look
             selected = fields.states.read(browser, PAGE).get("tab")
         if browser and self.tabs is not None and selected in self.kept:
             looks[self.tabs._id] = {"selected": selected}
+
+        # The page as it was drawn, with these parts made anew; the drawing itself serves every browser and stays.
         if not looks:
             return self._drawn_config
         parts = [
@@ -295,7 +309,7 @@ class Page(gr.Blocks):
         self._drawn_config = config
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
-        """Take files only as they were uploaded: one that is an address, Gradio 6.31's server would go and fetch."""
+        """Take files only as they were uploaded: what is named by an address, Gradio 6.31's server would fetch."""
 
         def refuse_address(record: dict[str, Any]) -> dict[str, Any]:
             if is_http_url_like(record["path"]):
@@ -334,6 +348,7 @@ def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn],
 def watch(page: Page) -> None:
     """Keep each change of the fields; call once when all events are connected."""
     tabs = page.kept
+    # Listed fields come late, so their changes count only once they are there.
     listed = [field for fields in tabs.values() for field in fields.listed]
     fixed = [field for fields in tabs.values() for field in fields.names if field not in listed]
 

@@ -162,9 +162,10 @@ def script(titles: Sequence[str]) -> str:
 
 
 def _letters(titles: Sequence[str]) -> list[str]:
-    """A letter for each title, the first of its own that no earlier one has."""
+    """A letter for each title, the first of its own that no earlier title has."""
     letters: list[str] = []
     for title in titles:
+        # A number, where each of its letters opens another tab.
         letters.append(next((letter for letter in title.lower() if letter not in letters), str(len(letters))))
     return letters
 

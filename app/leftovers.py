@@ -26,6 +26,7 @@ _HALF_MADE = ("runs/.new-*", "cache/offers/*")  # folders
 
 def taken(context: Context, files: Iterable[Path | str | None]) -> None:
     """Remove the copies of uploads that were read; a file from anywhere but Gradio's own cache stays."""
+    # Links are followed first: only what truly lies in Gradio's cache is removed.
     cache = context.cache.resolve()
     for file in files:
         if not file:
@@ -56,7 +57,7 @@ def old(context: Context) -> None:
 def all_copies(context: Context) -> None:
     """Remove every copy of an upload and every file put up for fetching.
 
-    For the start of the only server of a workspace, when nobody has asked for one yet.
+    For the start of the only server of a workspace, when nobody has asked for any of them yet.
     """
     for path in [*_uploads(context), *(context.cache / "files").glob("*")]:
         _remove(path, time.time() + 1)

@@ -78,6 +78,7 @@ class Shelf:
         items = []
         for sha256, info in list(self.context.find_loras().items())[::-1]:
             paths = (info.path, *info.copies)
+            # A preview of the run that made it, else a picture that it was drawn with.
             preview = next((path for path in map(self._preview_beside, paths) if path), None)
             picture = preview or next(iter(drawn.get(sha256, [])), None)
             words = plain(f"{info.method} {info.title} {sha256}", 400)
@@ -102,6 +103,7 @@ class Shelf:
 
     def _run_line(self, run: runs.Run, state: str) -> str:
         """State, steps, dataset and gain of a run."""
+        # A run that was begun here has its job's state; of any other the run itself is asked.
         events = self.context.logs.read(run.events_file)
         step, measured, facts = views.last(events, Step), views.last(events, Validated), self.index.run(run)
         try:
@@ -129,6 +131,7 @@ class Shelf:
             batch = "" if path.parent == self.context.renders else path.parent.name
             words = f"{facts.prompt} {' '.join(name for _, name, _ in facts.loras)} {batch} {note.verdict}"
             name = note.title or plain(path.stem, 120)
+            # A sheet is thrown away and renamed with its cells.
             cells = sheets.cells_folder(path)
             paths = (path, cells) if facts.seed is None and cells.is_dir() else (path,)
             item = Item("pictures", key, name, picture_line(facts), path, paths, plain(words, 4000))

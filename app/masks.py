@@ -78,6 +78,7 @@ def url_of(mask: Image.Image) -> str:
 def _kept(context: Context, source: Source, stem: str) -> str:
     mask = open_mask(source).convert("L")
     mask.thumbnail((_LONGEST_PX, _LONGEST_PX))
+    # By its content, so that the same mask brought twice is one file.
     digest = hashlib.sha256(mask.tobytes()).hexdigest()[:8]
     name = f"{stem}-{digest}.png"
     context.masks.mkdir(exist_ok=True)

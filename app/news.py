@@ -132,6 +132,7 @@ class JobNews:
         wanted = set(kinds)
 
         def version(_: gr.Request) -> Any:
+            # Jobs that have ended write nothing more: that they ended is seen by their state.
             live = [job for job in self._listed()[0] if job.kind in wanted and job.state in LIVE]
             return _marks(path for job in live for path in (self._runner.log_file(job), *_written(folder / job.name)))
 

@@ -39,6 +39,7 @@ class OpenedPictures:
             reason = self._reasons.get(key)
             if reason is None and time.monotonic() < until:
                 reason = self._remember(key, _reason(path))
+            # Out of time: the rest is counted, and asked for again.
             if reason is None:
                 left += 1
             else:

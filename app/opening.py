@@ -163,18 +163,23 @@ class _Opener:
 
     def __init__(self, page: gr.Blocks, context: Context, tabs: gr.Tabs) -> None:
         self.context, self.tabs = context, tabs
+        # Each kind's field, and what answers when a person uses that.
         self.fields = {what: field for what, target in TARGETS.items() if (field := _named(page, target.field))}
         self.answers = {what: _answers(page, field, TARGETS[what].event) for what, field in self.fields.items()}
+
+        # The stack's rows, its base and its prompt.
         rows = [(_named(page, f"lora-{number}"), _named(page, f"layer-{number}")) for number in range(1, ROWS + 1)]
         self.rows = {row: group for row, group in rows if row is not None}
         in_stack = [part for answer in self.answers.get("trained", ()) for part in answer.outputs]
         desk = {part.elem_id: part for part in in_stack if part.elem_id in ("stack-base", "stack-prompt")}
         self.base, self.prompt = desk.get("stack-base"), desk.get("stack-prompt")
+
+        # All that may be read, and all that may change.
         every = [answer for of_field in self.answers.values() for answer in of_field]
         self.inputs = {*self.rows, *desk.values(), *(part for answer in every for part in answer.inputs)}
         groups = [group for group in self.rows.values() if group is not None]
         changed = [part for answer in every for part in answer.outputs]
-        # By which Stack, where it is, sees that a row was filled from elsewhere.
+        # Tells the Stack tab, where there is one, that a row was filled from elsewhere.
         self.asked = [part for part in [_named(page, "stack-asked")] if part is not None]
         self.outputs = list(dict.fromkeys([tabs, *self.fields.values(), *self.rows, *groups, *self.asked, *changed]))
 
@@ -188,14 +193,18 @@ class _Opener:
         shown = {self.tabs: gr.update(selected=target.tab)}
         if target.field == _ROW:
             return shown | self._in_row(held, value)
+        # On the base that is in use the LoRA joins those on the desk; on another base the whole stack is opened.
         if what == "trained" and held.get(self.base) == (stack := first_stack.of_run(self.context, key)).base:
             return shown | self._beside(held, stack, first_stack.trigger_of(self.context, key))
+
+        # What the field's own listeners answer, each as if the value had been chosen there.
         updates: dict[Any, Any] = {}
         for answer in self.answers[what]:
             given = held | {field: value}
             updates |= kept_fields.run(answer.handler, answer.inputs, answer.outputs, given, answer.reads_dict)
         if not (isinstance(field, gr.File) and target.event):  # a dropped file is gone once it was taken
             updates[field] = _as_update(updates.get(field)) | gr.update(value=value)
+        # Choices that are older than what is opened.
         if what == "start":
             updates[field] |= gr.update(choices=start_choices.offered(self.context, value))
         if what == "base":

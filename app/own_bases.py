@@ -23,6 +23,7 @@ def add(folder: Path, file: Path, name: str, detected: single_file.Detected) -> 
 
     Raises: ModelError for one that could not be trained here, or that lacks parts.
     """
+    # Refused by its header, before gigabytes are compared or copied.
     single_file.refuse_strangers(detected, name, detected.family)
     single_file.refuse_missing(single_file.plan(file, single_file.Wishes()))
     if same := _same(folder, file):

@@ -150,7 +150,7 @@ class PageValues:
             if isinstance(changes, dict):
                 keep({every[key]: value for key, value in changes.items() if key in every}, request)
 
-        keep_known.__name__ = "keep"
+        keep_known.__name__ = "keep"  # as the script calls it
         of_looks = {tab: self._groups.get(self._group(look.inputs), -1) for tab, look in looks.items()}
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
         names = [*(f"gather_{tab}" for tab in self._tabs), *(f"edited_{tab}" for tab in looks)]
@@ -168,6 +168,8 @@ class PageValues:
                 look.handler, set(look.inputs), list(look.outputs), queue=False, trigger_mode="always_last",
                 show_progress="hidden", api_visibility="private",
             )  # fmt: skip
+
+        # Every event that reads many fields, rewritten to read them as one.
         for event in self._page.fns.values():
             self._pack(event)
 
@@ -182,6 +184,7 @@ class PageValues:
     def _pack(self, event: Any) -> None:
         """Have an event read one component instead of many."""
         numbers = self._group(event.inputs)
+        # An event with a script of its own is left alone, as there is room for one script.
         if not numbers or not event.inputs_as_dict or event.js:
             return
         group = self._groups[numbers]
@@ -195,11 +198,13 @@ class PageValues:
 
         def opened(held: dict[Any, Any]) -> dict[Any, Any]:
             packed = held.get(self._packed)
+            # A page from before the server was started anew numbers its fields otherwise.
             if not isinstance(packed, dict) or any(str(number) not in packed for number in numbers):
                 raise gr.Error(say("problems.old_page"), print_exception=False)
             values = {self._fields[number]: self._fields[number].preprocess(packed[str(number)]) for number in numbers}
             return {part: value for part, value in held.items() if part is not self._packed} | values
 
+        # What answers in turns must stay a generator, by which Gradio knows it.
         if inspect.isgeneratorfunction(handler):
 
             @functools.wraps(handler)

@@ -1,7 +1,7 @@
 """The one gate for what a browser names: a path-valued setting becomes a file that this server offers, or is refused.
 
 Which settings those are is said once, in their `Field` (`schema.setting(path=...)`); here is what each kind is looked
-up among. A name is taken apart as the one who opens it takes it apart, then compared whole with what there is: nothing
+up among. A name is taken apart as whoever opens it takes it apart, then compared whole with what there is: nothing
 is ever joined, expanded or looked for on the disk.
 """
 
@@ -115,6 +115,7 @@ def _lora(context: Context, choice: AdapterChoice) -> dict[str, Any]:
 
 def named(context: Context, wanted: str, label: str) -> Any:
     """The LoRA of the library that is meant, by name, hash or as it lies there. Raises: ConfigError."""
+    # A hash is of one LoRA; a name may be of several, and then none is guessed.
     plain = wanted.removesuffix(".safetensors")
     matches = [
         info

@@ -1,6 +1,6 @@
 """The presets as cards: those that run here, and folded those whose base isn't here; facts are the presets' own.
 
-The dropdown below the cards holds which one is chosen. A card is a button, so that it is reached and pressed by
+The dropdown below the cards holds which preset is chosen. A card is a button, so that it is reached and pressed by
 keyboard; the mark follows the dropdown in the browser, so that no card is drawn anew under a pressing finger.
 """
 
@@ -18,7 +18,7 @@ from trainer import families, preset_heads, preset_listing, preset_tiers, preset
 from trainer.cards.comparing import scale
 from trainer.printing import escape
 
-# Arrows go from card to card; a press says which one.
+# Arrows go from card to card; a press says which card.
 _JS_ON_LOAD = """
 element.addEventListener('click', event => {
   const card = event.target.closest('[data-key]');
@@ -55,13 +55,14 @@ class PresetPicker:
         self.preset.change(None, self.preset, None, js=_MARK, api_visibility="private", queue=False)
 
     def html(self, chosen: object) -> str:
-        """The cards as they stand now, the chosen one marked."""
+        """The cards as they stand now, the chosen preset's marked."""
         here, elsewhere = list[str](), list[str]()
         for name in presets.names():
             base = preset_choices.base_here(self.context, preset_choices.load(name))
             (here if base else elsewhere).append(_card(self.context, name, base, name == chosen))
         parts = [f'<div class="preset-cards">{"".join(here)}</div>'] if here else []
         if elsewhere:
+            # Folded, unless nothing else is there or the chosen preset is among them.
             is_open = " open" if not here or chosen in presets.names() and not _is_here(self.context, chosen) else ""
             parts.append(
                 f'<details class="elsewhere"{is_open}><summary>'
@@ -82,7 +83,7 @@ def _is_here(context: Context, name: Any) -> bool:
 
 
 def _card(context: Context, name: str, base: str, is_chosen: bool) -> str:
-    """A card: what it is for, and what it fits. All else is folded below the one that is chosen."""
+    """A card: what it is for, and what it fits. All else is folded below the card that is chosen."""
     config, head = preset_choices.load(name), preset_heads.of(name)
     labels = {value: label for label, value in context.base_choices()}
     # A base that isn't here, or stands in for the preset's own, is named at once, so that nobody takes it for that.

@@ -1,8 +1,8 @@
-"""The presets as the page offers them: which have their base here, and which is the like of one that hasn't.
+"""The presets as the page offers them: which have their base here, and which is the like of a preset that hasn't.
 
 A preset's base that isn't here is no reason to half-change the form: with another base of its family here the form is
-filled with that one; else it is filled with the preset as it is, whose base can't be started with, and the panel beside
-Start offers the like preset for a base that is here.
+filled with that base; else it is filled with the preset as it is, whose base can't be started with, and the panel
+beside Start offers the like preset for a base that is here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def first() -> str:
 
 def choices(context: Context) -> list[tuple[str, str]]:
     """The presets as (title, name), those that can be started first; the others say what they lack."""
+    # Read once: it looks into the folder of bases.
     offered = context.bases
     here = [(presets.title(name), name) for name in presets.names() if _base_among(offered, load(name))]
     names = [name for _, name in here]
@@ -54,7 +55,7 @@ def _load(name: str, _changed_ns: int) -> TrainConfig:
 
 
 def base_here(context: Context, config: TrainConfig) -> str:
-    """The base of this server that the settings can be trained on: their own, or one of its family; "" for none."""
+    """The base of this server that the settings can be trained on: their own, or another of its family; "" for none."""
     return _base_among(context.bases, config)
 
 

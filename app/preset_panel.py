@@ -1,4 +1,4 @@
-"""The parts of the Library's panel for presets and cards: what one would change, keeping it, and sharing one."""
+"""The parts of the Library's panel for presets and cards: what a preset would change, keeping it, and sharing it."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ class PresetPanel:
 
     def updates(self, item: Item, browser: str) -> dict[Any, Any]:
         """The parts for a thing that was chosen."""
+        # What of it can be shared.
         is_shared = shared_cards.can_be_shared(self.context, item.kind, item.key)
         shown: dict[Any, Any] = {
             self.share: gr.update(visible=is_shared, open=False),
@@ -98,6 +99,8 @@ class PresetPanel:
             self.samples: gr.update(visible=item.kind == "runs", value=False),
             self.card: gr.update(visible=False),
         }
+
+        # What it is compared with; nothing, unless it has settings of a training.
         kept = shared_cards.of_key(item.key) if item.kind == "presets" else None
         if kept is None or kept.settings is None:
             return shown | {self.compared: gr.update(visible=False)}
@@ -129,7 +132,7 @@ class PresetPanel:
     # What it would change.
 
     def _table(self, key: str, versus: str, browser: str) -> str:
-        """The settings that another one, or the form, has otherwise."""
+        """The settings that another preset, or the form, has otherwise."""
         new = shared_cards.named(self.context, key)
         old = self.form(browser) if versus == FORM else shared_cards.named(self.context, versus)
         if new is None or old is None:
@@ -143,10 +146,13 @@ class PresetPanel:
         kept = self.states.read(browser, "train")
         offers = {name: {"prediction": family.prediction} for name, family in families.registry().items()}
         form = Form(TrainConfig, load(first()), _OWN, {}, {"family": offers})
+        # What the browser kept, over the first preset's values, as the form itself begins.
         values = dict(form.start)
         for key, spec in form.specs.items():
             if (name := element_id(key)) in kept:
                 values[key] = as_model_value(spec, kept[name])
+
+        # Nested as the settings are, without those that nothing would read.
         tree: dict[str, Any] = {}
         for key, is_read in form.read(values).items():
             if is_read and key in values:

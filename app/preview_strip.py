@@ -76,6 +76,7 @@ def strips(folder: Path, events: Sequence[Event]) -> list[Strip]:
     rows: dict[tuple[str, int], list[Preview]] = {}
     turns: dict[tuple[int, str], int] = {}
     for event in sorted(by_file.values(), key=lambda event: event.step):
+        # A prompt that the settings hold twice has a row for each.
         turn = turns[event.step, event.prompt] = turns.get((event.step, event.prompt), 0) + 1
         if Path(event.file).suffix.lower() in _SUFFIXES:
             shown = [Preview(path, caption, event) for path, caption in views.samples(folder, [event])]
@@ -98,7 +99,7 @@ def html(context: Context, rows: Sequence[Strip], config: TrainConfig | None) ->
 
 
 def link(context: Context, preview: Preview) -> str:
-    """A preview's thumbnail, which opens the whole picture; "" for one that can't be shown."""
+    """A preview's thumbnail, which opens the whole picture; "" for a preview that can't be shown."""
     try:
         thumbnail, whole = context.thumbnail(preview.path), context.published(preview.path)
     except (DataError, OSError, ValueError):
@@ -147,7 +148,7 @@ def _words(preview: Preview) -> str:
 def _spread(previews: Sequence[Preview]) -> tuple[list[Preview], int]:
     """At most some of them, the first and the newest always, and how many each stands for.
 
-    Every second, fourth and so on is left out as they become many, so that a new one seldom moves the others.
+    Every second, fourth and so on is left out as they become many, so that a new picture seldom moves the others.
     """
     stride = 1
     while len(previews) > _MOST_FRAMES * stride:
@@ -175,7 +176,7 @@ def _training_picture(context: Context, path: Path | None) -> str:
 
 
 def _learned_from(context: Context, rows: Sequence[Strip], config: TrainConfig | None) -> list[Path | None]:
-    """A picture of the training set for each row: the one that its newest preview is most like, or else any."""
+    """A picture of the training set for each row: the picture that its newest preview is most like, or else any."""
     trained = _trained(context, config) if config else {}
     every = list(trained.values())
     # What is held out of the set is not known here: then only a picture that the run itself named is surely trained.

@@ -60,6 +60,7 @@ class QueueView:
     def part(self, jobs: Sequence[Job]) -> Part:
         """What the list depends on, and its update; `jobs` are all that are shown anywhere."""
         runner = self.context.runner
+        # What is at work, what is paused, then what waits, in its order.
         begun = [job for job in jobs if job.state in LIVE] + [job for job in jobs if job.state == "paused"]
         waiting = [job for job in runner.waiting() if job in jobs]
         listed = [*begun, *waiting]
@@ -97,6 +98,7 @@ def _row(job: Job, place: int, waiting: list[Job], has_grid: bool) -> str:
     if job.state == "paused":
         acts = {"resume": True, "remove": True}
     elif job in waiting:
+        # Places are changed among jobs of one state: what was begun stays before what is queued.
         alike = [other for other in waiting if other.state == job.state]
         acts = {"up": alike[0] is not job, "down": alike[-1] is not job, "remove": True}
     buttons = "".join(

@@ -84,11 +84,12 @@ class RecipeIndex:
         ]
 
     def _once(self, path: Path, read: Callable[[Path], _T], nothing: _T) -> _T:
-        """What is read of a file as it is now; `nothing` for one that can't be read."""
+        """What is read of a file as it is now; `nothing` for a file that can't be read."""
         try:
             status = path.stat()
             key = (path, status.st_mtime_ns, status.st_size)
             if key not in self._facts:
+                # Read without the lock: two requests that read a file at once find the same.
                 facts = read(path)
                 with self._lock:
                     while len(self._facts) >= _MOST:
@@ -115,6 +116,7 @@ def _picture_facts(path: Path) -> PictureFacts:
         for adapter in (adapters if isinstance(adapters, list) else ())
         if isinstance(adapter, dict)
     ]
+    # All but the LoRAs, so that votes can tell which pictures may be compared.
     rest = json.dumps({key: value for key, value in recipe.items() if key != "adapters"}, sort_keys=True)
     return PictureFacts(
         _text(recipe.get("prompt")),

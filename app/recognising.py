@@ -64,7 +64,7 @@ def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
 
 
 def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
-    """Cards and recipes that waited (`offers`), kept, and what became of each. Raises: DataError for one gone."""
+    """Cards and recipes that waited (`offers`), kept, and what became of each. Raises: DataError for what is gone."""
     arrivals = []
     for word in words:
         path = offers.of(context, word)
@@ -73,7 +73,7 @@ def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
             arrivals.append(shared_cards.take(context, path) if is_card else dropped_settings.keep_recipe(path))
         except UserError as error:
             arrivals.append(refused(path, str(error)))
-        offers.forget(context, word)
+        offers.forget(context, word)  # also what was refused
     return arrivals
 
 
@@ -84,7 +84,7 @@ def refused(path: Path, reason: str) -> Arrival:
 
 
 def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
-    """What one file is, by its first bytes; None for one that is put to `training`."""
+    """What one file is, by its first bytes; None for a file that is put to `training`."""
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
@@ -95,6 +95,7 @@ def _one(context: Context, path: Path, training: _Set) -> Arrival | None:
         return _zip(context, path)
     if head.startswith(_PICTURES) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp":
         return _picture(context, path, training)
+    # A safetensors file: the length of its header in eight bytes, then the header as JSON.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
         return _safetensors(context, path)
     if head.startswith(b"GGUF") or head.startswith(_PICKLES):
@@ -173,6 +174,7 @@ def _picture(context: Context, path: Path, training: _Set) -> Arrival | None:
         training.pictures.append(path)
         return None
     notes: list[str] = []
+    # A stack of ours is kept though LoRAs of it are gone; another tool's is read as far as it can be.
     if carried.recipe is not None:
         stack = parse(StackConfig, carried.recipe, say("where.picture_recipe"))
         here = context.find_loras()
@@ -194,6 +196,7 @@ def _picture(context: Context, path: Path, training: _Set) -> Arrival | None:
 
 def _zip(context: Context, path: Path) -> Arrival:
     with path.open("rb") as file:
+        # torch writes its pickles as zips.
         if _TORCH_ENTRY in file.read(1 << 12):
             return refused(path, _unsafe(b"PK"))
     folder, report = dataset_sets.filled(context, path.stem, lambda folder: archives.fill(folder, path))
@@ -204,6 +207,7 @@ def _zip(context: Context, path: Path) -> Arrival:
 
 def _dataset_of(context: Context, training: _Set) -> list[Arrival]:
     """One new dataset of the pictures without a recipe and the captions that came with them."""
+    # Captions alone make no dataset.
     if not training.pictures:
         return [refused(path, say("dropped.lone_text")) for path in
                 training.captions]  # fmt: skip

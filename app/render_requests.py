@@ -80,12 +80,14 @@ class Rendering:
     @property
     def share(self) -> float:
         """How much is done, 0 to 1."""
+        # Pictures that are drawn together are all as far as the step.
         within = self._num_together * self.step / self.num_steps if self.num_steps else 0.0
         return min(1.0, (self.num_done + within) / max(1, self.num_pictures))
 
     @property
     def step_pace_s(self) -> float | None:
         """Seconds a step of what was drawn just now, None unless that was one whole picture."""
+        # Timed from the end of the first step, so over one step less.
         is_one = self.num_pictures == 1 and self._num_together == 1 and 1 < self.step == self.num_steps
         return (time.monotonic() - self.began) / (self.num_steps - 1) if is_one and self.began is not None else None
 
@@ -111,7 +113,7 @@ class Desk:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, stack: StackConfig | None) -> Rendering:
-        """A new request; the one before is not wanted any more."""
+        """A new request; the previous request is not wanted any more."""
         with self._lock:
             self.stack = stack
             if self.rendering is not None:
@@ -123,6 +125,7 @@ class Desk:
     def cancel(self) -> bool:
         """Cancel what is being drawn; False if nothing is."""
         with self._lock:
+            # Without the stack, so that the same picture may be asked for again.
             rendering, self.rendering, self.stack = self.rendering, None, None
         if rendering is None:
             return False
@@ -163,6 +166,7 @@ class Work(Generic[_T]):
 
     def turns(self) -> Iterator[None]:
         """Goes on while it is drawn. Raises: Cancelled at once when it is cancelled, else what drawing raised."""
+        # A thread for this work alone, which ends with it.
         pool = ThreadPoolExecutor(1, "drawing")
         self._drawn = pool.submit(self._draw)
         pool.shutdown(wait=False)
@@ -203,6 +207,7 @@ def mended_turns(handler: Callable[_P, Iterator[Any]]) -> Callable[_P, Iterator[
                 yield answer
                 answer = _next(answers, over)
         finally:
+            # A page that is gone closes this generator, and the work within must hear of it.
             close = getattr(answers, "close", None)
             if close:
                 close()

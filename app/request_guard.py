@@ -85,7 +85,7 @@ class WrongLogins:
         return len(tries) >= _WRONG_LOGINS
 
     def note(self, address: str, right: bool) -> None:
-        """Count a wrong try; a right one clears the address."""
+        """Count a wrong try; a right try clears the address."""
         if right:
             self._tries.pop(address, None)
             return
@@ -119,6 +119,7 @@ class Guard:
         self._wrong = WrongLogins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The server's own start and end are no request.
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -134,11 +135,14 @@ class Guard:
                     response_headers.append("set-cookie", browser_state.new_cookie())
             await send(message)
 
+        # A page of another site can have a browser send its login along: what may change something must come from a
+        # page of this server.
         if (method not in _SAFE_METHODS or scope["type"] == "websocket") and not self._same_origin(headers):
             await PlainTextResponse(say("page.no_writing"), status_code=403)(scope, receive, send_with_headers)
         elif method == "POST" and scope["path"].rstrip("/").endswith("/login"):
             await self._login(scope, receive, send_with_headers)
         elif method == "GET" and scope["path"] in ("/", "/config"):
+            # The page is made with what this browser kept, and is told here whose it is.
             token = browser_state.ASKING.set(browser_state.id_in(headers.get("cookie")))
             try:
                 await self.app(scope, receive, send_with_headers)
@@ -162,6 +166,7 @@ class Guard:
         if not self._wrong.used_up(address):
             await self._try(scope, receive, send, address)
             return
+        # Guessing is slow from here on, and no faster with many connections.
         async with self._wrong.turn(address) as has_turn:
             if not has_turn:
                 await _too_many(scope, receive, send)
@@ -196,7 +201,7 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def address_of(scope: Scope) -> str:
-    """Who asks, for counting: an IPv4 address, or the network of an IPv6 one.
+    """Who asks, for counting: an IPv4 address, or the network of an IPv6 address.
 
     Of a network of IPv6 a stranger has as many addresses as anybody could want.
     """

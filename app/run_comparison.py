@@ -88,6 +88,7 @@ def names(context: Context) -> list[str]:
             with suppress(OSError):
                 if folder.name.startswith(".") or folder.is_symlink() or not (folder / "events.jsonl").is_file():
                     continue
+                # By the time of its settings, as its log changes with each step.
                 settings = folder / "config.toml"
                 begun.append((-settings.stat().st_mtime if settings.is_file() else 0.0, folder.name))
     return [name for _, name in sorted(begun)][:_MOST_OFFERED]
@@ -143,6 +144,7 @@ def _table(compared: Sequence[_Run]) -> str:
     note = "".join(f'<p class="quietly">{say("compare.unreadable", run=escape(run.name, 80))}</p>' for run in unread)
     if len(known) < 2:
         return note
+    # A row for each setting that is not the same in all; a run that lacks it has none there.
     values = [{key: (label, value) for key, label, value, _ in rows(run.config)} for run in known]
     lines = []
     for key in dict.fromkeys(key for settings in values for key in settings):

@@ -21,6 +21,7 @@ def batch_of(runs_folder: Path, job: Job) -> tuple[str, str, str]:
     """Name, jobs file and kind of the batch that draws a run's grid. Raises: UserError, OSError."""
     run = Run(runs_folder / job.name)
     config = run.config()
+    # Drawn as the run's own previews are.
     values = {
         "prompts": config.preview.prompts[:_MOST_PROMPTS] or (_prompt(config),),
         "steps_of": str(run.folder),

@@ -1,6 +1,7 @@
-"""The saved steps of runs as LoRAs: a picture that was drawn with one can be opened once it lies in the library.
+"""The saved steps of runs as LoRAs: what was drawn with a step can be opened once the step lies in the library.
 
-All steps of all runs among the LoRAs to choose from would bury the others, so a step becomes one when it is taken.
+All steps of all runs among the LoRAs to choose from would bury the others, so a step becomes a LoRA of the library
+when it is taken.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def adopt(context: Context, picture: Path) -> None:
     wanted = {adapter.get("sha256") for adapter in adapters or () if isinstance(adapter, dict)}
     if not wanted - context.find_loras().keys():
         return
+    # Every saved step is read whole for its hash, so only where a LoRA is missing.
     missing = wanted - context.known_loras().keys()
     for path in sorted(context.runs.glob(f"[!.]*/{lora_file.STEPS}/*.safetensors")):
         with suppress(AdapterError):

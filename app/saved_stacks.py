@@ -43,6 +43,7 @@ def save(context: Context, stack: StackConfig, name: str, picture: Path | None =
     from trainer.render.picture_metadata import travelling
 
     text = tomli_w.dumps(_without_none(travelling(stack)))
+    # Opened before anything is written, as it may be refused.
     image = open_image(picture) if picture else None
     try:
         with unique_names.temporary(folder(context)) as unnamed:
@@ -60,6 +61,7 @@ def save(context: Context, stack: StackConfig, name: str, picture: Path | None =
 def settings(path: Path) -> StackConfig:
     """What the file says, whether its LoRAs are here or not. Raises: ConfigError."""
     try:
+        # A file that is too large counts as one that is no text.
         raw = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b"\xff"
     except OSError as error:
         raise ConfigError(say("stack.unreadable", name=path.name, reason=error.strerror)) from None
@@ -83,6 +85,7 @@ def carrying(context: Context, stack: StackConfig, name: str) -> Path:
     """A picture that carries a stack, in the folder that the browser may fetch from."""
     from trainer.render.picture_metadata import RECIPE_KEY
 
+    # The recipe is all that is read of it: the picture itself is black and eight pixels wide.
     carried = PngInfo()
     carried.add_text(RECIPE_KEY, stack.model_dump_json())
     place = context.cache / "files" / f"{safe_stem(name)}.png"
@@ -92,7 +95,7 @@ def carrying(context: Context, stack: StackConfig, name: str) -> Path:
 
 
 def is_carrier(context: Context, path: Path) -> bool:
-    """Whether a file is one of these, whose picture shows nothing."""
+    """Whether a file is such a picture, which shows nothing."""
     return path.parent == context.cache / "files"
 
 

@@ -52,6 +52,7 @@ class SettingsFinder:
         for key, value in values.items():
             path = ".".join(self.form.specs[key].path)
             before = filled.get(path, self.form.specs[key].default)
+            # A setting that nothing reads counts as left at its default, whatever its hidden field holds.
             if read[key] and _alike(value) != _alike(before):
                 changed[key] = (before, value)
         return changed

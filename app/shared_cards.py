@@ -1,4 +1,4 @@
-"""Cards on the page: one that is dropped, those that are kept beside the presets, and one that is made to be shared."""
+"""Cards on the page: those that are dropped, those that are kept beside the presets, and those made to be shared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.runs import Run
 
 
 def offered(context: Context, path: Path) -> Arrival:
-    """A dropped card, which waits to be kept; one that is kept already. Raises: ConfigError for a damaged one."""
+    """A dropped card, which waits to be kept unless it is kept already. Raises: ConfigError if it is damaged."""
     opened = card_file.read(path)
     if opened.digest in keeping.every():
         return _arrived(context, opened, path.name, [say("offer.card_is_here")])
@@ -31,7 +31,7 @@ def offered(context: Context, path: Path) -> Arrival:
 
 
 def take(context: Context, path: Path) -> Arrival:
-    """A card, kept under its digest. Raises: ConfigError for one that can't be trusted."""
+    """A card, kept under its digest. Raises: ConfigError if it can't be trusted."""
     opened = card_file.read(path)
     keeping.keep(path.read_bytes())
     return _arrived(context, opened, path.name, [say("offer.card_kept")])
@@ -76,7 +76,7 @@ class Kept:
 
 
 def of_key(key: str) -> Kept:
-    """What a key from the browser means. Raises: ConfigError, DataError for one that is not here."""
+    """What a key from the browser means. Raises: ConfigError, DataError for what is not here."""
     if key.startswith(CARD):
         opened = keeping.opened(key.removeprefix(CARD))
         settings = opened.settings if isinstance(opened.settings, TrainConfig) else None
@@ -95,7 +95,7 @@ def every_key() -> list[str]:
 
 
 def is_own(key: str) -> bool:
-    """Whether a key is of a kept card or of a preset of the user's own, not of one that ships."""
+    """Whether a key is of a kept card or of a preset of the user's own, not of a preset that ships."""
     return key.startswith(CARD) or key.removeprefix(PRESET) in presets.own()
 
 
@@ -103,6 +103,7 @@ def picture(context: Context, opened: Opened) -> Path | None:
     """The last sample of a card as a file that thumbnails are made of; None for a card without any."""
     if not opened.pictures:
         return None
+    # Written once: a card that changes has another digest.
     path = context.workspace / "cache" / "cards" / f"{opened.digest}.webp"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def picture(context: Context, opened: Opened) -> Path | None:
     return path
 
 
-# Training by one.
+# Training by a card.
 
 
 def for_form(context: Context, file: Path) -> tuple[TrainConfig, str]:
@@ -124,7 +125,7 @@ def for_form(context: Context, file: Path) -> tuple[TrainConfig, str]:
 
 
 def source_of(preset: str) -> str:
-    """The digest of the card that a preset was made of, or the key of one that ships and has a purpose; else ""."""
+    """The digest of the card that a preset was made of, or the key of a preset that ships with a purpose; else ""."""
     if card := keeping.card_of(preset):
         return card.stem
     return f"{PRESET}{preset}" if preset_parts.purpose(preset) != "unknown" else ""
@@ -135,6 +136,8 @@ def go_with(context: Context, config_text: str, source: str) -> None:
 
     `source` is as `source_of` gives it, from the browser; nothing is known where the card is gone.
     """
+    # By the text of the settings, as the job has no number yet. What an earlier job with the same text had is replaced
+    # or removed.
     place = job_work.card_of(context.workspace / "configs", config_text)
     card = keeping.every().get(source)
     kind = preset_parts.purpose(source.removeprefix(PRESET)) if source.startswith(PRESET) else "unknown"
@@ -170,6 +173,8 @@ def shared(context: Context, kind: str, key: str, wishes: Wishes) -> tuple[Path,
         source = Source("preset", key.removeprefix(PRESET), config)
     else:
         raise DataError(say("card.nothing_to_share"))
+
+    # Read once as whoever gets it reads it, so that no card leaves that would be refused there.
     made = make(source, wishes)
     opened = card_file.opened(made.raw, say("where.card"))
     folder = context.workspace / "cache" / "shared"

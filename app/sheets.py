@@ -64,6 +64,7 @@ def of_each(engine: Engine, stack: StackConfig, expect: Expect) -> Sheet:
     from trainer.render import grid
     from trainer.render.contact_sheet import contact_sheet
 
+    # The base, each alone, all but each where there are more than two, and all where there are two or more.
     num = sum(adapter.enabled for adapter in stack.adapters)
     expect(1 + num * (2 if num > 2 else 1) + (num > 1))
     pictures, labels = grid.attributed(engine, stack)

@@ -1,4 +1,4 @@
-"""Show me: the sample pictures become a style and a character, and the two are stacked, while one looks on.
+"""Show me: the sample pictures become a style and a character, and the two are stacked, while somebody looks on.
 
 Nothing is kept in the page: three ordinary jobs do it, each a process of its own, and one small file of the workspace
 says which they are. So a reload, a second page or a killed server shows the same, further on.
@@ -32,7 +32,7 @@ CHARACTER_PROMPT = "mokka, a smiling cat face"
 PROMPT = "mokka, a smiling cat with heart-eyes, outline style"
 _SEED = 4
 _WEIGHT = 0.8
-# Fewer than the presets' 100: both are learned well enough to be seen, and one looks on for less than two minutes.
+# Fewer than the presets' 100: both are learned well enough to be seen, and it takes less than two minutes.
 STEPS = 80
 _PREVIEW_EVERY = 20
 
@@ -57,7 +57,7 @@ class Scene:
 
 
 def read(context: Context) -> Shown | None:
-    """The one that was begun here last, if there is one."""
+    """The show that was begun here last, if there was any."""
     try:
         values = json.loads((context.workspace / _FILE).read_bytes()[:4096])
         shown = Shown(**values)
@@ -69,11 +69,13 @@ def read(context: Context) -> Shown | None:
 
 def begin(context: Context) -> Shown:
     """The jobs, on their way. Raises: ConfigError, DataError, RunError."""
+    # A second press, or a second page, shows what is under way.
     earlier = read(context)
     if earlier and not scene(context, earlier).is_over:
         return earlier
     style = _train(context, "show-me-style", "imprimatura-style", "outline-style", STYLE_PROMPT)
     character = _train(context, "show-me-cat", "imprimatura-character", "grey-cat", CHARACTER_PROMPT, "mokka")
+    # Their files aren't there yet: the batch waits behind both trainings.
     loras = [
         {"file": str(context.runs / job.name / f"{job.name}.safetensors"), "weight": _WEIGHT}
         for job in (style, character)
@@ -107,6 +109,7 @@ def scene(context: Context, shown: Shown) -> Scene:
     """What there is to see of it now."""
     jobs = _jobs(context, shown)
     pictures = _examples(context) if len(jobs) == 3 else []
+    # The previews of both trainings, from the untrained base on.
     steps = 0
     for job, what in zip(jobs[:2], (say("start.style"), say("start.character")), strict=False):
         folder = context.runs / job.name
@@ -119,6 +122,7 @@ def scene(context: Context, shown: Shown) -> Scene:
             pictures.append((path, say("start.picture", what=what, when=when)))
         step = views.last(events, Step)
         steps += STEPS if job.state == "finished" else min(step.step, STEPS) if step else 0
+    # The picture of both, which is the last to come.
     if len(jobs) == 3:
         drawn, _ = batches.pictures(context.batches / jobs[2].name, 4)
         pictures += [
@@ -160,7 +164,7 @@ def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
     if len(jobs) < 3:
         return views.Progress(say("start.gone"), say("start.jobs_removed"), 0.0, "stopped")
     states = [job.state for job in jobs]
-    share = 0.95 * steps / (2 * STEPS)
+    share = 0.95 * steps / (2 * STEPS)  # the rest is the drawing
     if states[2] == "finished":
         return views.Progress(say("start.here_it_is"), say("start.here_it_is_long"), 1.0, "finished")
     if "failed" in states:

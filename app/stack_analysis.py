@@ -120,6 +120,7 @@ class AnalysisSection:
         self.context, self.stacked = context, stacked
         self.before = gr.State([])  # weights as they were before they were balanced
         with gr.Accordion(say("analysis.title"), open=False, elem_id="insight"):
+            # How they meet, and what is done about it.
             with gr.Row():
                 self.map_button = gr.Button(say("analysis.map"), size="sm", min_width=110, elem_id="conflict-map")
                 self.level = gr.Button(say("analysis.balance"), size="sm", min_width=130, elem_id="balance")
@@ -129,6 +130,8 @@ class AnalysisSection:
                 self.modes = gr.Button(say("analysis.every_mode"), size="sm", min_width=110, elem_id="every-mode")
             self.waiting = Waiting(self.context, "insight")
             self.report = gr.HTML(visible=False, elem_id="conflicts")
+
+            # All of them as one LoRA.
             with gr.Row():
                 self.name = gr.Textbox(
                     "", label=say("analysis.one_lora"), placeholder=say("analysis.its_name"), max_length=80,
@@ -194,6 +197,7 @@ class AnalysisSection:
 
             proposed = analysis.balance(report)
             tell(proposed.reason)
+            # The report has the LoRAs that act, in the order of their rows; muted rows keep their weights.
             acting = [rows.weights[row] for row in rows.acting(held)]
             after = {weight: round(value, 3) for weight, value in zip(acting, proposed.weights, strict=True)}
             return {

@@ -1,6 +1,6 @@
 """The blocks of a LoRA as sliders: which there are, what each writes into `blocks`, and usual settings of them.
 
-What is written is read by `trainer.render.strength`: of several lines that fit a layer the last one counts.
+What is written is read by `trainer.render.strength`: of several lines that fit a layer the last line counts.
 """
 
 from __future__ import annotations
@@ -69,11 +69,14 @@ def _of_unet(blocks: list[str], family: str) -> list[Group]:
 
 def _of_transformer(blocks: list[str]) -> list[Group]:
     """Neighbouring blocks together where there are more than fit."""
+    # The numbers of the blocks, by the stack of blocks that they belong to.
     stacks: dict[str, list[int]] = {}
     for block in blocks:
         name, _, number = block.rpartition(".")
         if name and number.isdigit():
             stacks.setdefault(name, []).append(int(number))
+
+    # Each stack has its share of the sliders, and each slider some neighbours.
     names = list(stacks)[:MOST]
     made = []
     for name in names:

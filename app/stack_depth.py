@@ -65,6 +65,7 @@ def _part(name: str, names: list[str]) -> str:
 
 def words(analysis: Analysis) -> list[str]:
     """How the LoRAs go together, in plain sentences."""
+    # The sum against the strongest LoRA.
     total = analysis.total
     strongest, is_alone = plain(total.strongest_name, 80), len(analysis.adapters) < 2
     lines = [say("analysis.alone", name=strongest)] if is_alone else []
@@ -76,12 +77,15 @@ def words(analysis: Analysis) -> list[str]:
         ]
         lines.append(next((line for is_so, line in judged if is_so), say("analysis.goes_well", name=strongest)))
     here = places(analysis)
+    # Where in the model they meet, in which sense.
     against = [place for place in here if place.against >= _LEAST and place.against > place.together]
     together = [place for place in here if place.together >= _LEAST and place.together >= place.against]
     lines += [say("analysis.against", where=_where(against, "against"))] if against else []
     lines += [say("analysis.together", where=_where(together, "together"))] if together else []
     if not (is_alone or against or together):
         lines.append(say("analysis.apart"))
+
+    # Which two meet most, where there are several pairs.
     if len(analysis.adapters) > 2 and analysis.pairs and analysis.pairs[0].total.overlap:
         first, second = (plain(name, 80) for name in analysis.pairs[0].names)
         lines.append(say("analysis.most", first=first, second=second))
@@ -100,6 +104,7 @@ def html(analysis: Analysis) -> str:
     here = places(analysis)
     if not analysis.pairs or not here:
         return ""
+    # Bars of one scale, and below them the part of the model that each lies in.
     most = max(_FULL, *(max(place.together, place.against) for place in here))
     bars = "".join(_bar(place, most) for place in here)
     parts = list(dict.fromkeys(place.part for place in here))

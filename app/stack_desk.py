@@ -61,13 +61,14 @@ def picture_of(context: Context, file: Path) -> Path | None:
 def copied(context: Context, picture: Path) -> Path | None:
     """A dropped picture of ours, written anew where it stays and the browser may fetch it; None for any other tool's.
 
-    Raises: DataError for one that doesn't open.
+    Raises: DataError for a picture that doesn't open.
     """
     from trainer.render import picture_metadata
 
     carried = picture_metadata.read(picture)
     if carried.recipe is None:
         return None
+    # Encoded anew, as all that the browser may fetch; its texts go along for other tools.
     image, info = open_image(picture), PngInfo()
     for key in _TEXTS:
         if key in carried.texts or key == "parameters":

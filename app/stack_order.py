@@ -33,7 +33,7 @@ class RowOrder:
         self.count = gr.State(0)
 
     def connect(self) -> Any:
-        """Answer moves; the event after which a picture would be another one."""
+        """Answer moves; the event after which another picture would come."""
         inputs = {*self.rows.inputs(), self.rows.num_shown, self.count}
         outputs = [*self.rows.inputs(), self.html, self.count]
         return self.html.moved(
@@ -44,6 +44,7 @@ class RowOrder:
     @mended
     def move(self, held: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         """The row that was moved at its new place, and those between one place on."""
+        # The count makes each answer new, also where the text is the same.
         num, count = int(held[self.rows.num_shown]), int(held[self.count] or 0) + 1
         sent = [getattr(event, name, None) for name in ("from", "to")]
         places = [place for place in sent if isinstance(place, int) and not isinstance(place, bool)]

@@ -1,7 +1,7 @@
-"""Where the Stack tab's pictures are seen: the picture, how far it is, what was drawn before, and one to compare with.
+"""Where the Stack tab's pictures are seen: the picture, how far it is, what was drawn before, and what to compare with.
 
-The picture on the page stays until the next one is there. A request says in turns how far it is; the next one of the
-same page ends it (`render_requests`).
+The picture on the page stays until the next picture is there. A request says in turns how far it is; the next request
+of the same page ends it (`render_requests`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Make = Callable[["Engine", Expect], Sheet]
 Update = dict[Any, Any]
 
 
-@dataclass(eq=False)  # each is another, so that the page sees that one came
+@dataclass(eq=False)  # no two are equal, so that the page sees each of them come
 class Opened:
     """A stack that was put into the form, with its own picture where there is one; a sheet has no stack."""
 
@@ -86,6 +86,7 @@ class Stage:
     def draw(self) -> None:
         """Draw the picture and what belongs to it here."""
         with gr.Column(elem_classes="easel", elem_id="easel"):
+            # A picture, two beside each other, or the cells of a sheet: of these three one is seen.
             self.picture = gr.Image(
                 label=say("word.picture"), type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
                 buttons=["fullscreen"], elem_id="picture", elem_classes="canvas",
@@ -101,6 +102,7 @@ class Stage:
             )  # fmt: skip
             self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
+            # What draws, and what is done with what is drawn.
             with gr.Row(elem_classes="easel-buttons"):
                 self.render = gr.Button(
                     say("stack.render"), variant="primary", min_width=110, scale=3, elem_id="render"
@@ -155,7 +157,7 @@ class Stage:
 
     def pictures(self, desk: Desk, stack: StackConfig, quick: bool) -> Iterator[Update]:
         """How far the stack's picture is, in turns, then the picture; `quick` shows one of few steps before it."""
-        with_quick = quick and stack.steps > 2 * QUICK_STEPS
+        with_quick = quick and stack.steps > 2 * QUICK_STEPS  # else it hardly comes sooner
 
         def draw(rendering: Rendering) -> Iterator[Update]:
             if with_quick:
@@ -163,7 +165,7 @@ class Stage:
                 first = Work(rendering, lambda: self.context.render(few, rendering))
                 yield from self._turns(first, say("stack.preview"))
                 yield self._placed(desk, first.result.image)
-                rendering.restart()
+                rendering.restart()  # or the whole picture would count from the quick picture's steps
             whole = Work(rendering, lambda: self._drawn(stack, rendering))
             yield from self._turns(whole, say("word.picture"))
             yield self._finished(desk, *whole.result)
@@ -297,6 +299,7 @@ class Stage:
         return update | self.show_sheet(desk, desk.sheet) if desk.sheet else update
 
     def _shown_again(self, desk: Desk, path: Path) -> Update:
+        # `show` puts the sheet away, which the browser had over its picture.
         sheet, stack, text = desk.sheet, None, ""
         with suppress(UserError):  # its LoRAs are gone
             text = text_of(path)
@@ -320,7 +323,7 @@ class Stage:
         return say("stack.a_sheet") if seed is None else say("item.seed", seed=seed)
 
     def _placed(self, desk: Desk, picture: Any) -> Update:
-        """The picture in its place, beside the pinned one if there is one."""
+        """The picture in its place, beside the pinned picture if there is one."""
         desk.sheet = None
         if desk.pinned is not None and not desk.pinned.is_file():  # thrown away meanwhile
             desk.pinned = None
@@ -353,7 +356,7 @@ class Stage:
 
     @mended
     def pin_or_unpin(self, request: gr.Request) -> Any:
-        """Keep the present picture to compare the next ones with, or let it go."""
+        """Keep the present picture to compare the next pictures with, or let it go."""
         desk = stack_desk.of(self.context, request)
         shown = desk.shown if desk.shown and desk.shown.is_file() else None
         desk.pinned = None if desk.pinned else shown

@@ -119,6 +119,7 @@ class LoraRows:
         self.more = gr.Button(say("stack.add_lora"), size="sm", elem_id="add-row")
 
     def _draw_row(self, number: int) -> None:
+        # Which LoRA, and how much of it.
         with gr.Row(elem_classes="layer"):
             choice = gr.Dropdown(
                 [], value=None, label=say("stack.lora", number=number), min_width=150, scale=3, interactive=True,
@@ -128,6 +129,8 @@ class LoraRows:
                 -2, 2, value=1.0, step=0.05, label=say("stack.weight"), min_width=150, scale=4, interactive=True,
                 elem_id=f"weight-{number}",
             )  # fmt: skip
+
+        # Switches, and what moves the row.
         toggle: dict[str, Any] = {"min_width": 76, "scale": 0, "container": False, "elem_classes": "toggle"}
         small: dict[str, Any] = {"size": "sm", "min_width": 62, "scale": 0}
         with gr.Row(elem_classes="layer-tools"):
@@ -208,6 +211,7 @@ class LoraRows:
                 self.groups[number]: gr.update(visible=number < num),
                 self.choices[number]: gr.update(choices=loras, value=adapter.sha256 if adapter else None),
                 self.weights[number]: adapter.weight if adapter else 1.0,
+                # A stack knows no solo: what is off in it comes back muted.
                 self.mutes[number]: adapter is not None and not adapter.enabled,
                 self.solos[number]: False,
                 **self.more_of[number].fill(adapter or AdapterChoice()),
@@ -233,11 +237,12 @@ class LoraRows:
         return [num, *[gr.update(visible=number < num) for number in range(ROWS)]]
 
     def exchange(self, row: int, held: dict[Any, Any]) -> dict[Any, Any]:
-        """This row and the one below it change places."""
+        """This row and the row below it change places."""
         return self.moved(row, row + 1, held)
 
     def moved(self, start: int, end: int, held: Mapping[Any, Any]) -> dict[Any, Any]:
         """The row from one place at another, and those between one place on."""
+        # The rows stay where they are on the page; what they hold moves.
         order = list(range(ROWS))
         order.insert(end, order.pop(start))
         return {
@@ -253,6 +258,8 @@ class LoraRows:
         for place in range(row, ROWS - 1):
             below = [held[part] for part in self._parts(place + 1)]
             update |= dict(zip(self._parts(place), below, strict=True))
+
+        # The row's own four parts, then those of its form.
         own = [None, 1.0, False, False]
         update |= dict(zip(self._parts(ROWS - 1), own, strict=False))
         update |= self.more_of[ROWS - 1].fill(AdapterChoice())

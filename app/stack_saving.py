@@ -1,4 +1,4 @@
-"""Saving the stack under a name, and loading one that was saved: the files are `saved_stacks`'s."""
+"""Saving the stack under a name, and loading a saved stack: the files are `saved_stacks`'s."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class Saving:
         if not name:
             raise ConfigError(say("stack.no_name"))
         desk, stack = self.context.desks.of(request.session_hash), self.stacked(held)
+        # The picture goes along only if it shows this stack: the form may have been changed since.
         is_its_own = desk.stack is not None and drawn_from(desk.stack) == drawn_from(stack)
         shown = desk.shown if is_its_own and desk.shown is not None and desk.shown.is_file() else None
         path = saved_stacks.save(self.context, stack, name, shown)

@@ -79,7 +79,7 @@ class LoraShelf:
 
     @mended
     def put(self, held: dict[Any, Any], event: gr.EventData) -> Any:
-        """The chosen LoRA in the first free row at weight 1; nothing if it is in one already.
+        """The chosen LoRA in the first free row at weight 1; nothing if a row has it already.
 
         Raises: AdapterError if it isn't here or no row is free.
         """
@@ -88,7 +88,7 @@ class LoraShelf:
         sha256 = str(getattr(event, "key", ""))[:64]
         if sha256 and sha256 in chosen:
             return gr.skip()
-        self.context.lora(sha256)
+        self.context.lora(sha256)  # raises for a hash that isn't here
         free = next((row for row, value in enumerate(chosen) if not value), None)
         if free is None:
             raise AdapterError(say("stack.rows_full", rows=ROWS))

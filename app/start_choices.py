@@ -52,6 +52,7 @@ def offered(context: Context, chosen: str = "") -> list[tuple[str, str]]:
     """(label, value) of each; a LoRA's value is its hash. What is `chosen` and not among them is named too."""
     steps = [(label(key), key) for key in list(checkpoints(context))[:_MOST_RUNS]]
     loras = list(context.known_loras().values())[::-1][:_MOST_LORAS]
+    # LoRAs of one name are told apart by their hashes.
     names = Counter(plain(info.name, 80) for info in loras)
     files = []
     for info in loras:
@@ -64,5 +65,6 @@ def offered(context: Context, chosen: str = "") -> list[tuple[str, str]]:
                 info.sha256,
             )
         )
+    # What is chosen stays named, though it be gone or older than all that is listed.
     choices = [(say("train.from_nothing"), ""), *files, *steps]
     return choices if chosen in dict((value, 0) for _, value in choices) else [*choices, (label(chosen), chosen)]

@@ -123,7 +123,7 @@ class StartHere:
 
     @mended
     def look(self, before: dict[str, Any], asked: bool) -> Any:
-        """What is new of a scene that is looked at; else whether there is one, or an empty page."""
+        """What is new of a scene that is looked at; else whether there is a scene, or an empty page."""
         shown = show_me.read(self.context)
         if before and shown and not shown.closed:
             return self._changes(before, asked) or gr.skip()

@@ -38,6 +38,7 @@ def recipe_of(context: Context, preset: str) -> tuple[TrainConfig, str]:
     """
     if card_file.is_card(Path(preset)):
         return shared_cards.for_form(context, Path(preset))
+    # Known by its path: any file may be called as a preset is.
     name = Path(preset).stem
     if name in presets.names() and presets.path_of(name) == Path(preset):
         return preset_choices.filled(context, name), shared_cards.source_of(name)

@@ -55,6 +55,7 @@ class TrainingView:
         self.notices = gr.HTML(visible=False, elem_id="notices")
         self.recommendation = gr.HTML(js_on_load=_ADVISED, visible=False, elem_id="recommendation")
         self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `opening` takes it
+        # What to do with what came of it.
         with gr.Row():
             self.use = gr.Button(
                 say("train.use_in_stack"), variant="primary", visible=False, min_width=110, elem_id="use-in-stack"
@@ -68,6 +69,7 @@ class TrainingView:
                     ("report", say("train.download_report")),
                 )
             ]
+        # What to do with the job.
         with gr.Row():
             self.stop = gr.Button(
                 say("train.stop_and_save"), variant="stop", interactive=False, elem_id="stop-training", min_width=120
@@ -148,6 +150,7 @@ class TrainingView:
 
     @mended
     def show_job(self, chosen: int | None) -> dict[Any, Any]:
+        # As though nothing had been sent: all of the job's parts, here and after every button.
         return self.changes(chosen, {})
 
     @mended
@@ -234,6 +237,7 @@ class TrainingView:
     def _events(self, folder: Path) -> tuple[list[Event], int]:
         """The run's events; before it begins those of its newest fold, and how many folds were begun."""
         events = self.context.logs.read(folder / "events.jsonl")
+        # By number, as the tenth comes after the ninth.
         numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
         folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
         return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
@@ -269,7 +273,7 @@ class TrainingView:
         }
 
     def _no_parts(self) -> Parts:
-        """The job's view without a job, as when the last one was removed."""
+        """The job's view without a job, as when the last job was removed."""
 
         def emptied() -> dict[Any, Any]:
             boxes = (
@@ -330,7 +334,7 @@ class TrainingView:
         }
 
     def _to_use(self, files: list[Path | None], events: list[Event]) -> dict[Any, Any]:
-        """The button that leads to Stack with the best file, or the last one where none was measured."""
+        """The button that leads to Stack with the best file, or the last file where none was measured."""
         best, last, _ = files
         file, measured = best or last, views.last(events, Recommended)
         label = say("train.use_step", step=measured.step) if best and measured else say("train.use_in_stack")

@@ -62,6 +62,7 @@ class Trash:
 
         Raises: DataError.
         """
+        # What is wanted is written down before a file is moved; `_settled` moves it, now or after a kill.
         places = tuple(map(self._place_of, paths))
         entry = Entry(uuid.uuid4().hex, kind, key, name, time.time(), places, "moving")
         with self._locked():
@@ -91,6 +92,7 @@ class Trash:
     def empty(self, entry_ids: Sequence[str]) -> int:
         """How many things were deleted for good: these and no other. Raises: DataError."""
         with self._locked():
+            # Only what the person saw in the list: what came or went since is passed over.
             held = {entry.id for entry in self._settled()}
             wanted = [entry_id for entry_id in entry_ids if entry_id in held]
             if wanted:
@@ -131,7 +133,7 @@ class Trash:
         files.write(self.folder / _JOURNAL, text.encode("utf-8", "replace"))
 
     def _marked(self, entry_ids: Sequence[str], state: State) -> list[Entry]:
-        """These entries in a new state, written down. Raises: DataError if one isn't there."""
+        """These entries in a new state, written down. Raises: DataError if any isn't there."""
         entries = self._settled()
         marked = [dataclasses.replace(entry, state=state) for entry in entries if entry.id in entry_ids]
         if len(marked) < len(entry_ids):
@@ -197,6 +199,7 @@ def _put_back(held: Path, place: Path) -> Path:
 def _put(source: Path, wanted: Iterable[Path], folder: Path) -> Path:
     """The first free of the wanted names of a folder, which the file or folder has now; copied from another disk."""
     folder.mkdir(parents=True, exist_ok=True)
+    # One rename on the same disk. From another disk the file is copied whole before the first is removed.
     if source.is_dir() or source.stat().st_dev == folder.stat().st_dev:
         return unique_names.put(source, wanted)
     path = unique_names.copied(source, wanted, folder)
@@ -207,6 +210,7 @@ def _put(source: Path, wanted: Iterable[Path], folder: Path) -> Path:
 def _entry(value: Any) -> Entry:
     """An entry of the journal. Raises: ValueError, TypeError, KeyError for what is none."""
     places = tuple(value["places"])
+    # A journal may have been edited: no place may lead out of the workspace, nor an id out of the trash.
     is_safe = all(isinstance(place, str) and not Path(place).is_absolute() and ".." not in place.split("/")
                   for place in places)  # fmt: skip
     texts = (value["id"], value["kind"], value["key"], value["name"])

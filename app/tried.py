@@ -23,6 +23,7 @@ Asked = dict[str, Any]  # what a form asks for: its settings, its sets and its t
 def asked(wish: Wish) -> Asked:
     """What the form asks for, as it is kept and compared."""
     own = {"dataset": wish.dataset, "heldout": wish.heldout, "trigger": wish.trigger}
+    # Through JSON, as it is compared with what was read from a file: a tuple becomes a list.
     made: Asked = json.loads(json.dumps({"values": wish.values, **own}, default=str))
     return made
 

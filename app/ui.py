@@ -87,7 +87,7 @@ MAX_UPLOAD = "24gb"  # a checkpoint; what else comes has smaller limits of its o
 def known_bases(wanted: Sequence[str]) -> tuple[str, ...]:
     """Imprimatura, the models added with `velatura models add`, and what `--base` names, paths spelled out.
 
-    Raises: ConfigError for one that isn't here.
+    Raises: ConfigError for a base that isn't here.
     """
     bases = [OWN_BASE, *model_registry.entries()]
     for base in wanted:
@@ -144,25 +144,33 @@ def compose(context: Context) -> gr.Blocks:
     forget_environment()
     drawn: list[kept_fields.Drawn] = []
     with kept_fields.Page(title="Velatura", analytics_enabled=False, fill_width=True) as page:
+        # What stands above the tabs.
         with gr.Row(elem_classes="top"):
             gr.HTML(theme.HEADER)
             guide, start = Guide(context), StartHere(context)
             start.draw_door()
         news = News()
         start.draw()
+
+        # The tabs.
         with gr.Tabs(elem_id="tabs") as all_tabs:
             for module in tabs.registry():
                 name = module.__name__.rpartition(".")[2]
                 with gr.Tab(module.TITLE, id=name, elem_id=f"tab-{name}") as tab:
                     refresh: Refresh | None = module.build(context)
                 drawn.append(kept_fields.Drawn(name, tab, refresh))
+
+        # What runs across tabs: kept fields, triggers, the guide, and what `Open` leads to.
         kept_fields.connect(page, context, all_tabs, drawn, _offers(context))
         carry_triggers(context, page.kept)
         guide.connect(news)
         start.connect(news, all_tabs)
+        # The buttons above the tabs lead into them as those within do.
         leading = kept_fields.Drawn("start", None, Refresh(dict, [], [], opens=start.opens))
         opening.connect(page, context, all_tabs, [*drawn, leading])
         titles = [module.TITLE for module in tabs.registry()]
+
+        # Keys, names, programs, and news of jobs.
         gr.HTML(keys.dialog_html(keys.of_page(titles)))
         page.load(None, js=keys.script(titles))
         page.load(None, js=control_names.SCRIPT)
@@ -170,6 +178,8 @@ def compose(context: Context) -> gr.Blocks:
         offering.connect(context)
         _listen(news, context, drawn)
         news.draw()
+
+        # At last, as these go through every event that was connected.
         kept_fields.watch(page)
         _track_little(page)
         page.offers = _bases_offered(page, context)
@@ -187,6 +197,7 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
     for drawn_tab in drawn:
         if drawn_tab.refresh and drawn_tab.refresh.look:
             of_tab, folder = kinds[drawn_tab.name]
+            # Train lists the jobs of every kind in its queue.
             states = jobs.states(of_tab, of_all=drawn_tab.name == "train")
             news.listen(drawn_tab.name, states, drawn_tab.refresh.look, jobs.files(of_tab, folder), tab=True)
 
@@ -198,7 +209,7 @@ def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) ->
 
 
 def _track_little(page: gr.Blocks) -> None:
-    """Have events that show no progress track it on no component, and the others on one.
+    """Have events that show no progress track it on no component, and the others on a single component.
 
     Else the browser goes through every output of every event so far at each stage of each event, and looks each up in
     the whole page (Gradio 6.31): with a timer and some hundred outputs it does nothing else.
@@ -286,7 +297,7 @@ def serve(
         if open_browser:
             webbrowser.open(address)
         page.block_thread()
-        context.runner.halt()
+        context.runner.halt()  # the jobs themselves go on
 
 
 def launch(page: gr.Blocks, **settings: Any) -> str:

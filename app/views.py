@@ -99,7 +99,7 @@ def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None =
     # Step, pace, time left.
     at = step.step if step else started.from_step
     parts = [say("job.step", step=at, all=started.max_steps)]
-    recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]
+    recent = [event.seconds for event in events[-200:] if isinstance(event, Step)][-50:]  # as fast as it is now
     if recent:
         pace = statistics.median(recent)
         parts.append(say("job.pace", pace=pace))
@@ -138,6 +138,7 @@ def _before_events(phase: Phase | None) -> Progress:
 def _before_first_step(events: list[Event]) -> str:
     """What a run does between its beginning and its first step."""
     since = max(place for place, event in enumerate(events) if isinstance(event, Started))
+    # The untrained base is drawn and measured first; the step after that compiles on CUDA.
     if any(isinstance(event, Sampled | Validated) for event in events[since:]):
         begun = last(events, Started)
         compiles = begun is not None and begun.device.startswith("cuda")
@@ -178,7 +179,7 @@ def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:
 
 
 def gain(events: list[Event]) -> str:
-    """The held-out result in a sentence, "" without one."""
+    """The held-out result in a sentence, "" without a measurement."""
     measured = last(events, Validated)
     if measured is None:
         return ""

@@ -127,6 +127,7 @@ def _label(facts: PictureFacts) -> str:
 
 def next_match(contest: Contest) -> Match | None:
     """The two on whom a vote tells most, in the scene in which they were shown least; None where no two meet."""
+    # Chance follows from the number of votes, so that a reload shows the same two.
     players, generator = contest.candidates, np.random.default_rng(len(contest.votes))
     if len(players) < 2:
         return None
@@ -144,6 +145,7 @@ def next_match(contest: Contest) -> Match | None:
     if best is None:
         return None
 
+    # The scene that the two were shown in least, and who stands at the left, by lot.
     one, other = players[best[1]], players[best[2]]
     scenes = [scene for scene in one.pictures if scene in other.pictures]
     times = [shown[frozenset((one.key, other.key)), scene] for scene in scenes]
@@ -171,6 +173,7 @@ def read(out: Path) -> tuple[tuple[Vote, ...], int]:
             continue
         if isinstance(values, dict) and (vote := _vote(values)):
             turn += 1
+            # An undo takes back the last vote that stands; its own line is counted as a turn.
             if vote.won != UNDO:
                 votes.append(vote)
             elif votes:
@@ -190,7 +193,7 @@ def contest(index: RecipeIndex, out: Path, pictures: dict[str, Path]) -> Contest
 
 
 def cast(index: RecipeIndex, out: Path, pictures: dict[str, Path], turn: int, won: str) -> Contest:
-    """The contest after one more vote on the two that are shown now, or without the last one.
+    """The contest after one more vote on the two that are shown now, or without the last vote.
 
     Nothing is written where `turn` is past: then it was said of two that are not shown any more. Raises: DataError.
     """
@@ -198,6 +201,7 @@ def cast(index: RecipeIndex, out: Path, pictures: dict[str, Path], turn: int, wo
         raise DataError(say("vote.strange", vote=won[:40], left=LEFT, right=RIGHT, tie=TIE, skip=SKIP, undo=UNDO))
     try:
         with FileLock(str(out / f".{VOTES}.lock"), timeout=_PATIENCE_S):
+            # Read again under the lock: another window may have voted on the same two.
             before = contest(index, out, pictures)
             match = next_match(before)
             if before.turn != turn or match is None or won == UNDO and not before.votes:
@@ -233,7 +237,7 @@ def sentence(contest: Contest) -> str:
 
 
 def table(contest: Contest) -> list[dict[str, Any]]:
-    """The candidates, the strongest first: the share of votes each wins against an average one, with its interval."""
+    """The candidates, the strongest first: the share of votes each wins against an average rival, with its interval."""
     counts = Counter(key for vote in contest.votes if vote.won in _WON for key in (vote.left, vote.right))
     strengths = contest.strengths
     rows = []

@@ -46,10 +46,13 @@ class Waiting:
 
         Raises: what `do` raised.
         """
+        # What this page began here before ends at its next step.
         works, rendering = self.context.desks.of(request.session_hash).works, Rendering()
         if self.key in works:
             works[self.key].cancel()
         works[self.key] = rendering
+
+        # A line as soon as it takes a while, and at each new word.
         work, began, said = Work(rendering, lambda: do(rendering)), time.monotonic(), ""
         try:
             for _ in work.turns():
@@ -64,6 +67,7 @@ class Waiting:
             yield self._shown("", False)
             raise
         finally:
+            # Unless the next work stands there already.
             if works.get(self.key) is rendering:
                 del works[self.key]
 
@@ -78,7 +82,7 @@ class Waiting:
     def _shown(self, line: str, is_going: bool) -> Update:
         return {
             self.line: gr.update(value=line, visible=bool(line)),
-            # With its label: Gradio 6.31 shows a button without one after a handler that answers in turns.
+            # With its label: Gradio 6.31 shows a button without a label after a handler that answers in turns.
             self.cancel: gr.update(value=say("button.cancel"), visible=is_going),
         }
 

@@ -16,6 +16,7 @@ def write(target: Path, entries: Sequence[Entry], part_done: PartDone | None = N
     """The zip of these entries, as `target`; `part_done` is told how many of them are done, and of how many."""
     with files.replacing(target) as unnamed, zipfile.ZipFile(unnamed, "w") as archive:
         for num, (name, content) in enumerate(entries):
+            # Told before each file: this is also where a zip that nobody wants any more is given up.
             if part_done:
                 part_done(num, len(entries))
             if isinstance(content, Path):

@@ -39,10 +39,11 @@ def typed(endpoint: Callable[..., _R]) -> Callable[..., _R]:
 
     @functools.wraps(endpoint)
     def asked(*args: Any, **kwargs: Any) -> _R:
+        # What was given is checked and passed on as it came: nothing is converted on the way.
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             try:
-                wanted[name].validate_python(value, strict=True)
+                wanted[name].validate_python(value, strict=True)  # "1" is no number, and 1 no truth value
             except ValidationError as error:
                 raise ConfigError(_complaint(name, value, error)) from None
             if (longest := _longest(value)) > LONGEST_TEXT:
@@ -62,6 +63,7 @@ def _complaint(name: str, value: Any, error: ValidationError) -> str:
 
 def _longest(value: Any) -> int:
     """The letters of the longest text in a value, however deep it lies."""
+    # With a list of what is left to look at, not recursion: a hostile value may be nested very deep.
     longest, waiting = 0, [value]
     while waiting:
         inner = waiting.pop()
@@ -88,6 +90,7 @@ def _uploaded(context: Context, file: File) -> Path:
     """The file, which lies in the folder that uploads come into. Raises: DataError for any other."""
     place = file.get("path") if isinstance(file, dict) else file
     try:
+        # Links and `..` are followed first, so that none leads out of the folder.
         path = Path(place if isinstance(place, str) else "").resolve()
         if path.is_relative_to(context.cache.resolve()) and path.is_file():
             return path

@@ -53,6 +53,7 @@ class BatchEndpoints:
         `seeds` are as typed, such as "1-4, 9", and `weights` factors on all of the stack's weights, such as "0.5, 1".
         """
         config = path_gate.checked(self.context, parse(StackConfig, stack, say("where.stack")))
+        # `composed` takes a prompt a line, as the page's box has them: a line break within one becomes a space.
         lines = "\n".join(" ".join(prompt.splitlines()) for prompt in prompts)
         return self._begun(batches.composed(self.context, config, lines, weights, seeds, ""), name or "batch")
 
@@ -69,6 +70,7 @@ class BatchEndpoints:
 
         Without `steps` all are drawn, without prompts and seeds those of the run's previews.
         """
+        # A run may have saved steps as checkpoints alone, and only LoRA files can be stacked.
         checkpoint_grids.write_files(self.context, run, Rendering())
         lines = "\n".join(" ".join(prompt.splitlines()) for prompt in prompts or [])
         jobs = checkpoint_grids.composed(self.context, run, steps, lines, weights, seeds)
@@ -83,6 +85,7 @@ class BatchEndpoints:
             return table.jobs
         if f".{kind}" not in batches.KINDS:
             raise ConfigError(say("batch.kind", kind=kind[:80]))
+        # Half a character, which JSON can carry, has no bytes: it becomes a question mark.
         return batches.read(self.context, jobs.encode("utf-8", "replace"), f"jobs.{kind}")
 
     def _begun(self, jobs: Jobs, name: str) -> dict[str, Any]:

@@ -180,6 +180,7 @@ class DatasetEndpoints:
 
     def flip_pictures(self, dataset: Name, pictures: Names) -> dict[str, Any]:
         """Mirror pictures and their masks, as one edit: how many, which not, whose captions say left or right."""
+        # `visit` makes one edit of all parts, that one undo takes back.
         names, visit = self._named(self._scene(dataset), pictures), uuid.uuid4().hex
         told: dict[str, Any] = {"done": 0, "problems": [], "sided": []}
         for start in range(0, len(names), _FLIPPED_AT_ONCE):
@@ -190,6 +191,7 @@ class DatasetEndpoints:
     def crop_picture(self, dataset: Name, picture: Name, left: int, top: int, right: int, bottom: int) -> list[int]:
         """Cut a picture to a box of its pixels, as one edit; its width and height now."""
         asked: dict[str, Any] = {"dataset": dataset, "name": picture}
+        # The edit is refused if the picture is changed between the two calls.
         version = self._editor.look(asked)["version"]
         self._editor.crop(asked | {"version": version, "box": [left, top, right, bottom]})
         return list(self._editor.look(asked)["size"])

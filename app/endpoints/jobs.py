@@ -24,6 +24,7 @@ class JobEndpoints:
     def job(self, job: Number) -> dict[str, Any]:
         """One job, how much of it is done, from 0 to 1 and in words, and the address of each file that came of it."""
         found, runner = self.context.runner.get(job), self.context.runner
+        # A batch gives pictures, captions go to their dataset, and a training gives the files of its run.
         if found.kind in batches.KINDS.values():
             folder = self.context.batches / found.name
             shown = batches.progress(found, batches.last_events(runner.log_file(found)))

@@ -48,6 +48,7 @@ class LibraryEndpoints:
     def note_item(self, kind: Kind, key: Name, note: str) -> dict[str, Any]:
         """Write a note to a thing, in place of the one that is there; the thing as `library` gives it."""
         item = self.shelf.item(kind, key)
+        # The note that stands there is named as seen, so that it is replaced; else both would be kept.
         item_notes.change(self.shelf.notes, kind, item.key, note, item.note.text)
         return _row(self.shelf.item(kind, key))
 

@@ -30,6 +30,7 @@ def every(context: Context) -> dict[str, Callable[..., Any]]:
         DatasetEndpoints(context), TrainingEndpoints(context), JobEndpoints(context), RunEndpoints(context),
         StackEndpoints(context), BatchEndpoints(shelf), LibraryEndpoints(shelf), PresetEndpoints(context),
     ]  # fmt: skip
+    # `vars` keeps the order in which a class's methods are written.
     return {
         name: getattr(group, name)
         for group in groups
@@ -41,6 +42,7 @@ def every(context: Context) -> dict[str, Callable[..., Any]]:
 def connect(context: Context) -> None:
     """Offer them; call once, within the page."""
     for name, endpoint in every(context).items():
+        # A wrong argument is told of like any other error, so the check of types lies within.
         gr.api(
             mended_for_programs(typed(endpoint)), api_name=name, concurrency_id="endpoints", concurrency_limit=_AT_ONCE
         )

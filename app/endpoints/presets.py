@@ -33,6 +33,7 @@ class PresetEndpoints:
 
     def compare_presets(self, first: Name, second: Name) -> list[dict[str, Any]]:
         """The settings in which two differ: setting, its name for people, and the values of both."""
+        # Where things lie on this machine is no difference between settings.
         pair = [places.without(self._settings(key), with_names=True) for key in (first, second)]
         return [
             {"setting": one.key, "title": one.title, "first": one.before, "second": one.after}

@@ -42,6 +42,7 @@ class RunEndpoints:
         `loss` is [step, running mean]; `advice` has a sentence and the settings by dotted name that it would change.
         """
         found = checkpoint_grids.run_of(self.context, run)
+        # A log may have been edited, so figures that can't be are left out.
         events, config = plausible(self.context.logs.read(found.events_file)), _config(found)
         step, started, done = views.last(events, Step), views.last(events, Started), views.last(events, Finished)
         alarm, rules = views.last(events, Overtrained), advice(events, config) if done else []
@@ -76,6 +77,7 @@ class RunEndpoints:
     def use_step(self, run: Name, step: Number) -> dict[str, Any]:
         """Have a saved step of a run lie in the library as a LoRA; its row, by which it can be stacked."""
         found = checkpoint_grids.run_of(self.context, run)
+        # A step that nobody used yet lies there as a checkpoint, without a LoRA file.
         files = checkpoint_grids.files_of(found)
         if step not in files:
             checkpoint_grids.write_files(self.context, run, Rendering())

@@ -44,6 +44,7 @@ class StackEndpoints:
         with self.context.engine(config) as engine:
             picture = engine.render(config)
             warnings = engine.warnings(picture.stack)
+        # Written once the engine is free for whoever waits.
         path = save(picture, self.context.renders)
         return {
             "name": path.name, "address": address(self.context, path), "text": picture.infotext,
@@ -57,7 +58,9 @@ class StackEndpoints:
         ["checkpoint", RUN].
         """
         config = self._stack(stack)
+        # Columns come first here, and last in what draws.
         typed = [(setting, values) for setting, values in axes[::-1]]
+        # On the page a number is that of a row, which may be empty or muted; here it is the place in the stack.
         places = {number: number - 1 for number in range(1, len(config.adapters) + 1)}
         return self._drawn(config, grids.grid_of(self.context, config, typed, places), grids.GRID)
 

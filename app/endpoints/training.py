@@ -46,6 +46,7 @@ class TrainingEndpoints:
         """
         wish, ahead = self._look(preset, dataset, settings)
         problems = ahead.problems
+        # All that the trainer itself refuses, asked last: it opens every picture.
         if not problems:
             problems = tuple(forecast.at_start(self.context, wish, self._config(wish)))
         return {
@@ -90,6 +91,7 @@ class TrainingEndpoints:
         """What is asked for, and what it would do as far as it can be seen at once. Raises: ConfigError."""
         if not presets.has(preset):
             raise ConfigError(say("preset.no_such", preset=preset[:80], allowed=some(presets.names())))
+        # The preset's own base may not be here: then the form takes another of its family, and so does this.
         base = {"base": preset_choices.filled(self.context, preset).base}
         values = presets.load(preset, base | (settings or {})).model_dump(mode="json")
         data = values["data"]

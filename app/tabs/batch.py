@@ -30,7 +30,7 @@ ORDER = 40
 _STACK, _TABLE, _RUN = "stack", "table", "run"
 _MOST_PLANNED = 2000  # rows of a table whose time is told while it is typed; of more at `Show the plan`
 _EMPTY_TABLE = f'<div class="cards-empty">{say("table.none_yet")}</div>'
-# One after the other, or an older answer could come after a newer one.
+# One after the other, or an older answer could come after a newer answer.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "batch-table", "concurrency_limit": 1}
 
 
@@ -52,11 +52,14 @@ class _Tab:
 
         Which of them is seen follows from the choice in the page's CSS, so no answer comes late.
         """
+        # The choice.
         self.source = gr.Radio(
             [(say("batch.of_stack"), _STACK), (say("batch.of_table"), _TABLE), (say("batch.of_run"), _RUN)],
             value=_STACK, label=say("batch.draw_what"),
             show_label=False, container=False, elem_id="batch-source", elem_classes="tabs-like",
         )  # fmt: skip
+
+        # What belongs to one choice alone.
         with gr.Row(elem_id="batch-of-stack"):
             self.like = gr.Dropdown(
                 [], label=say("batch.like"), min_width=170, scale=3, interactive=True, elem_id="batch-like"
@@ -80,6 +83,8 @@ class _Tab:
                 info=say("batch.table_help"),
             )  # fmt: skip
             self.pasted = gr.HTML(_EMPTY_TABLE, elem_id="batch-pasted")
+
+        # What a stack and a run's steps are drawn with; a table has columns for it.
         with gr.Column(elem_id="batch-lists"):
             self.prompts = gr.Textbox(
                 "", label=say("batch.prompts"), placeholder=say("batch.prompts_example"), lines=5,
@@ -100,9 +105,12 @@ class _Tab:
                 )  # fmt: skip
 
     def _draw_end(self) -> None:
+        # A jobs file, which stands for all of the above.
         self.file = gr.File(
             file_types=[".csv", ".toml"], label=say("batch.jobs_file"), height=120, elem_id="batch-file"
         )
+
+        # What the batch and its pictures are called.
         with gr.Accordion(say("batch.names"), open=False), gr.Row():
             self.name = gr.Textbox(
                 "",
@@ -116,6 +124,8 @@ class _Tab:
             self.template = gr.Textbox(
                 NAME, label=say("word.pictures"), info=fields, max_length=200, min_width=170, elem_id="batch-template"
             )
+
+        # Begin, or see first what would be drawn.
         with gr.Row():
             self.start = gr.Button(
                 say("batch.begin"), variant="primary", size="lg", scale=2, min_width=150, interactive=False,
@@ -169,9 +179,10 @@ class _Tab:
         return batch_table.html(table, estimate)
 
     def _jobs(self, held: dict[Any, Any]) -> batches.Jobs:
-        """The jobs file of what the page holds; an uploaded one says it all. Raises: ConfigError, AdapterError."""
+        """The jobs file of what the page holds; an uploaded file says it all. Raises: ConfigError, AdapterError."""
         if held[self.file]:
             return batches.uploaded(self.context, Path(held[self.file]))
+        # The prompts, weights and seeds of the page: those of a table stand in its columns.
         prompts, weights, seeds = (held[box] or "" for box in (self.prompts, self.weights, self.seeds))
         if held[self.source] == _RUN:
             steps = held[self.steps] or ""
@@ -185,7 +196,9 @@ class _Tab:
         return batches.composed(self.context, stack, prompts, weights, seeds, held[self.template] or "")
 
     def _like(self, name: str | None) -> StackConfig:
-        """The stack of a picture or saved under a name. Raises: UserError for one that isn't here, or lacks a LoRA."""
+        """The stack of a picture or saved under a name. Raises: UserError for a name that isn't here, or a stack
+        that lacks a LoRA.
+        """
         if path := next((path for path in recent(self.context) if path.name == name), None):
             return read_recipe(self.context, path)
         if path := next((path for path in saved_stacks.every(self.context) if path.name == name), None):
@@ -217,6 +230,7 @@ class _Tab:
         """How far the files of a run's steps are, in turns; nothing for what needs none."""
         if held[self.file] or held[self.source] != _RUN:
             return
+        # Written before the batch is composed: that takes steps whose files are there.
         rendering, began, last_seconds = Rendering(), time.monotonic(), -1
         work = Work(rendering, lambda: checkpoint_grids.write_files(self.context, held[self.run], rendering))
         hidden = {
@@ -233,6 +247,7 @@ class _Tab:
                     yield {self.plan: shown, self.cancel: gr.update(value=say("button.cancel"), visible=True)}
         except UserError as error:
             yield {**hidden, **self._cannot(error)}
+            # Raised again, so that `success` doesn't follow and write a plan over the reason.
             raise
         yield hidden
 
@@ -259,6 +274,7 @@ class _Tab:
             _TABLE: "" if (table or "").strip() else say("batch.fill_table"),
             _RUN: "" if run else say("batch.choose_run"),
         }  # fmt: skip
+        # A jobs file needs nothing else.
         why = "" if file else lacks.get(source or "", "")
         can = gr.update(interactive=not why)
         return {self.start: can, self.plan_button: can, self.why: gr.update(value=_why(why), visible=bool(why))}

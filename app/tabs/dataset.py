@@ -45,6 +45,7 @@ class _Tab(Parts):
         own_trigger = self.own_trigger.holder
         opened = [self.dataset, own_trigger, *self.view, *self.editor]
         created = [self.new_name, *opened]
+        # Which set, and the trigger that belongs to it.
         self.dataset.input(
             self.choose, [*self.scene, *self.typing],
             [own_trigger, *self.view, *self.editor, self.report, self.cards, self.buckets, self.captions.progress],
@@ -53,6 +54,8 @@ class _Tab(Parts):
         self.own_trigger.connect()
         typed = [self.trigger.change, self.trigger.blur]
         gr.on(typed, self.keep_trigger, [self.dataset, self.trigger], None, **in_turn)
+
+        # Sets and files that come in.
         new: dict[str, Any] = private | {"show_progress_on": self.new_name}
         gr.on(
             [self.create.click, self.new_name.submit],
@@ -66,15 +69,19 @@ class _Tab(Parts):
             self.add_files, [self.dataset, self.files, self.resolution, self.trigger],
             [self.dataset, own_trigger, self.files, self.report, *self.view], show_progress_on=self.files, **private,
         )  # fmt: skip
+
+        # What leaves, and what is to be known of a set.
         self.exports.connect(self.dataset)
         found = [self.cards, self.buckets]
         self.check.click(self.check_one, [*self.scene, *self.typing], [*found, *self.view], **private)
         gr.on([self.trigger.blur, self.resolution.blur], self.look_on, self.scene, self.view, **still)
+        # One at a time: a look takes longer than the timer waits.
         self.looking.tick(self.look_on, self.scene, self.view, concurrency_limit=1, **still)
 
     def _connect_captions(self) -> None:
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"} | IN_TURN
         shown, both = [*self.scene, *self.typing], [*self.view, *self.editor]
+        # The gallery, the open caption, and edits that are taken back.
         picked = self.gallery.pick(self.pick, self.typing, self.editor, **still)
         self.gallery.typed(self.keep_typed, None, [self.said, self.kept], **still)
         self.gallery.left(self.leave, self.scene, [*self.view, self.said, self.kept], **still)
@@ -88,6 +95,8 @@ class _Tab(Parts):
             # Gradio 6.31 has `then` follow a success alone.
             event.success(None, js=_ANSWERED, api_visibility="private")
             event.failure(None, js=_ANSWERED, api_visibility="private")
+
+        # One edit of many captions.
         boxes = [self.operation, self.first, self.second]
         self.operation.change(self.describe, self.operation, [self.first, self.second], **still)
         self.apply.click(
@@ -104,8 +113,10 @@ class _Tab(Parts):
         names, chosen = self.context.dataset_names(), name
         if name not in names:
             name = next((other for other in names if not other.endswith("-heldout")), None)
+        # A trigger that was typed stays while its dataset does; another set brings its own.
         typed, own = trigger, dataset_notes.trigger_of(self.context, name)
         trigger = (trigger or own) if name == chosen else own
+        # Kept before the set is read, or the gallery would show the caption of before.
         dataset_edits.keep(self.context, opened, text or "")
         scene = self._read(name)
         return {
@@ -160,7 +171,7 @@ class _Tab(Parts):
             leftovers.taken(self.context, given or [])
         if report.left_out:
             warn(report.message)
-        chosen = self._chosen(into, name, trigger) if into != name else {}
+        chosen = self._chosen(into, name, trigger) if into != name else {}  # the files made a new set
         happened = gr.update(value=report.message, visible=True)
         return {**chosen, self.files: None, self.report: happened, **self._shown(into, resolution_px, trigger)}
 
@@ -185,7 +196,7 @@ class _Tab(Parts):
 
     @mended
     def pick(self, opened: Any, text: str, event: gr.EventData) -> Any:
-        """The chosen picture opened, and what was typed for the one before saved."""
+        """The chosen picture opened, and what was typed for the picture before it saved."""
         name, chosen = _said(event, "dataset"), _said(event, "name")
         dataset_edits.keep(self.context, opened, text or "")
         picture(self.context, name, chosen)
@@ -246,6 +257,7 @@ class _Tab(Parts):
         dataset_edits.keep(self.context, opened, text or "")
         scene = self._scene(name)
         names = [opened["name"]] if isinstance(opened, dict) and isinstance(opened.get("name"), str) else []
+        # The next picture is opened in its place, the last where none follows.
         order = [other for other in scene.pictures if other not in names]
         after = next((other for other in order if names and other > names[0]), order[-1] if order else "")
         done = dataset_edits.discard(scene, names)
@@ -262,6 +274,7 @@ class _Tab(Parts):
         match act := _said(event, "act"):
             case "delete":
                 done = dataset_edits.discard(scene, names)
+                # Which picture follows depends on the filter that is seen, so the browser says it.
                 update = self._next(name, _said(event, "next")) if _said(event, "next") else {}
             case "restore":
                 done = dataset_edits.restore(scene, names)

@@ -25,7 +25,7 @@ TITLE = say("page.library")
 ORDER = 50
 TRASH = "trash"
 PAGE = 48  # cards that are shown at first, and more each time
-# One after the other, or an older list could come after a newer one.
+# One after the other, or an older list could come after a newer list.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
 _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
 # What `Open` opens, by kind, and what its button says.
@@ -57,13 +57,17 @@ class _Tab:
         self.seen = gr.Textbox("", visible=False, elem_classes="unkept")
         self.opened = gr.Textbox("", visible=False, elem_classes="unkept")
         self.source = gr.Textbox("", visible=False, elem_classes="unkept")
-        self.num, self.condemned = gr.State(PAGE), gr.State([])
+        self.num, self.condemned = gr.State(PAGE), gr.State([])  # cards that are shown; what emptying would delete
+
+        # The cards at the left, the chosen thing at the right.
         with gr.Row(equal_height=False, elem_classes="halves"):
             with gr.Column(scale=5, min_width=320):
                 self._draw_drop()
                 self._draw_cards()
             with gr.Column(scale=3, min_width=300, elem_id="library-panel"):
                 self._draw_panel()
+
+        # What events change: the cards with the trash's buttons, and the panel.
         self.list = [self.cards, self.more, self.empty_row, self.sure_row, self.condemned]
         self.view = [
             self.key, self.seen, self.opened, self.panel, self.acts, self.rating, self.note, self.name, self.open,
@@ -82,6 +86,7 @@ class _Tab:
         self.arrivals.draw()
 
     def _draw_cards(self) -> None:
+        # What is listed.
         choices = [(label, kind) for kind, label in KINDS.items()] + [(say("word.trash"), TRASH)]
         self.kind = gr.Radio(
             choices, value="loras", label=say("library.kind"), show_label=False, container=False,
@@ -96,6 +101,8 @@ class _Tab:
                 [(say("library.any"), 0), *[(say("library.or_more", stars=stars), num) for stars, num in _RATINGS[1:]]],
                 value=0, label=say("word.rating"), min_width=120, scale=1, interactive=True, elem_id="library-least",
             )  # fmt: skip
+
+        # The cards, and the trash's own buttons below them.
         self.cards = gr.HTML(js_on_load=cards.JS_ON_LOAD, elem_id="library-cards")
         self.more = gr.Button(say("button.show_more"), visible=False, elem_id="library-more")
         with gr.Row(visible=False) as self.empty_row:
@@ -107,10 +114,13 @@ class _Tab:
     def _draw_panel(self) -> None:
         self.panel = gr.HTML(_NOTHING, elem_id="library-details")
         with gr.Column(visible=False) as self.acts:
+            # Where it is used.
             with gr.Row():
                 self.open = gr.Button(say("button.open"), variant="primary", min_width=130, elem_id="library-open")
                 self.onward = gr.Button(say("library.go_on"), min_width=110, elem_id="library-onward")
             self.presets.draw()
+
+            # What a person says of it.
             self.rating = gr.Radio(
                 _RATINGS, value=0, label=say("word.rating"), elem_id="library-rating", elem_classes="stars"
             )
@@ -125,17 +135,22 @@ class _Tab:
                 self.rename = gr.Button(
                     say("library.rename"), scale=1, min_width=90, elem_id="library-rename", elem_classes="beside"
                 )
+
+            # What is done with its file.
             with gr.Row():
                 self.download = gr.DownloadButton(say("button.download"), min_width=110, elem_id="library-download")
                 self.throw = gr.Button(say("library.throw"), min_width=110, elem_id="library-throw")
             with gr.Accordion(say("library.file_says"), open=False, visible=False) as self.raw:
                 self.file = gr.JSON(show_label=False, elem_id="library-raw", max_height=480)
+
+        # Apart from `acts`: all that can be done with a thing in the trash is to put it back.
         self.restore = gr.Button(say("trash.put_back"), variant="primary", visible=False, elem_id="library-restore")
 
     def _connect(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private", **_IN_TURN}
         listed = [self.kind, self.search, self.least, self.num, self.key]
         whole = [*self.list, *self.view]
+        # Without number and key: another kind begins with its first page and nothing chosen.
         self.kind.input(self.choose_kind, listed[:3], [*whole, self.num], **_STILL)
         # A text box sends `input` for keys that write a letter alone, not for a paste or a deletion (Gradio 6.31).
         gr.on(
@@ -144,6 +159,7 @@ class _Tab:
         self.more.click(self.show_more, listed, [*self.list, self.num], **_STILL)
 
         # One thing.
+        # Each press is answered, as it also brings the note of the thing before it.
         self.cards.select(
             self.pick, [self.kind, self.key, self.note, self.seen], self.view, trigger_mode="multiple", **_STILL,
         )  # fmt: skip
@@ -173,6 +189,7 @@ class _Tab:
         key = key.partition(" ")[2]
         none = {self.empty_row: gr.update(visible=False), self.sure_row: gr.update(visible=False), self.condemned: []}
         if kind == TRASH:
+            # The trash is listed whole: search and rating are for what is on the shelf.
             entries = self.shelf.trash.entries()
             days = [time.strftime("%d %B, %H:%M", time.localtime(entry.when)).lstrip("0") for entry in entries]
             shown = cards.trash_html(entries, days, key) if entries else cards.empty_html(kind, False)
@@ -210,7 +227,7 @@ class _Tab:
     def pick(
         self, kind: str, before: str, note: str, seen: str, event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
-        """The chosen thing; the note of the one before is written first, as its last letters may still be on their
+        """The chosen thing; the note of the thing before is written first, as its last letters may still be on their
         way.
         """
         if note != seen:

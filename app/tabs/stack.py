@@ -79,6 +79,7 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        # What the form's fields may be chosen from, and what the chosen family decides of them.
         all_families = families.registry()
         choices: dict[str, list[Any]] = {
             "family": [(family.title, name) for name, family in all_families.items()],
@@ -90,11 +91,13 @@ class _Tab:
             name: {"prediction": family.prediction, "guidance": (family.guidance,)}
             for name, family in all_families.items()
         }
-        skip = frozenset({"version", "adapters"})
+        skip = frozenset({"version", "adapters"})  # the rows are the adapters
         self.form = Form(StackConfig, StackConfig.model_validate({}), skip, choices, {"family": offers}, "stack")
         self.rows, self.stage = LoraRows(context), Stage(context)
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
+
+        # What a picture is made of at the left, the picture at the right.
         with gr.Row(equal_height=False, elem_classes="halves desk"):
             with gr.Column(scale=5, min_width=320):
                 with gr.Row(elem_classes="prompts"):  # side by side, so that the rows stay on screen with the picture
@@ -109,6 +112,7 @@ class _Tab:
         self._connect()
 
     def _draw_settings(self) -> None:
+        # What is set for nearly every picture; the rest of the form is folded.
         with gr.Row():
             self.form.draw("seed")
             self.dice = gr.Button(
@@ -121,6 +125,8 @@ class _Tab:
         with gr.Accordion(say("stack.base_model"), open=False):
             self.form.draw_rest(advanced=False)
             self.form.draw_rest(advanced=True)
+
+        # Sheets, how the LoRAs meet, and what is kept of the stack.
         with gr.Row():
             self.axis = gr.Textbox(
                 "0, 0.5, 1", label=say("grid.weights"), info=say("grid.weights_help"), min_width=150,
@@ -140,7 +146,7 @@ class _Tab:
         self.stage.connect()
         stage, private = self.stage, {"api_visibility": "private"}
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        # The next request ends the one before, so it must not wait for it.
+        # The next request ends the previous request, so it must not wait for it.
         lane: dict[str, Any] = still | {
             "concurrency_id": "pictures", "concurrency_limit": 16, "trigger_mode": "multiple",
         }  # fmt: skip
@@ -162,13 +168,14 @@ class _Tab:
         stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
         self.saving.connect(inputs, self._taken, restored)
+        # In an event of its own: the form is filled first, and only then is a picture of it shown or drawn.
         stage.opened.change(self.show_opened, {stage.opened, stage.live}, shown, **lane)
         rolled = self.dice.click(self.new_seed, None, fields["seed"], **still)
         get_blocks_context().root_block.load(stage.bring_back, None, shown, **still)
 
-        # Everything that makes the picture another one, for Live: what a person sets, and what sets it for them.
+        # Everything by which another picture would come, for Live: what a person sets, and what sets it for them.
         live: dict[str, Any] = {"inputs": {*inputs, stage.live}, "outputs": shown, **lane}
-        own = [part for key, part in fields.items() if key != "base"]
+        own = [part for key, part in fields.items() if key != "base"]  # a base fills other fields first, and draws then
         asked_for = [stage.asked.change, stage.live.input]
         gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *asked_for], self.draw_live, **live)
         self.panel.html.used(self.draw_live, **live)
@@ -191,10 +198,12 @@ class _Tab:
 
     @mended_turns
     def draw_live(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
-        """A quick picture and then the whole one, if that is wanted and would be another."""
+        """A quick picture, then the whole picture, if Live is on and another would come than is shown."""
+        # Without a LoRA nothing is drawn unasked.
         if not held[self.stage.live] or not any(held[choice] for choice in self.rows.choices):
             return
         stack, desk = self._stack(held), self._desk(request)
+        # Many events end here, and most of them would give the picture that is there already.
         if desk.stack is None or drawn_from(stack) != drawn_from(desk.stack):
             yield from self.stage.pictures(desk, stack, quick=True)
 
@@ -207,6 +216,7 @@ class _Tab:
         if opened.stack is None:
             yield stage.show_sheet(desk, opened.picture)
         elif opened.picture is not None:
+            # What is still being drawn would take this picture's place.
             desk.cancel()
             yield stage.show(desk, opened.picture, text_of(opened.picture), opened.stack)
         else:
@@ -276,6 +286,7 @@ class _Tab:
         if not file:
             return gr.skip()
         path = Path(file)
+        # `Open` names pictures of this workspace too. A sheet carries no recipe, so it is shown and the form left.
         if path.parent == self.context.renders and self.stage.is_sheet(path):
             return {self.stage.opened: Opened(None, path), self.stage.dropped: None}
         try:
@@ -300,6 +311,7 @@ class _Tab:
     def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:
         index = event.index if isinstance(event.index, int) else -1
         wanted = names[index] if 0 <= index < len(names) else None
+        # Pressed is a place in the list as it was sent; the folder may hold other pictures by now.
         path = next((path for path in recent(self.context) if path.name == wanted), None)
         if path is None:
             return gr.skip()
@@ -330,7 +342,7 @@ class _Tab:
     @mended
     def open_tab(self, base: str, family: str, *held: Any) -> dict[Any, Any]:
         """What there is to choose from now, and every row that holds something."""
-        self.context.find_loras()
+        self.context.find_loras()  # also those that came since the tab was seen last
         update = {self.shelf.cards: self.shelf.value(base, family)}
         update |= {**self.rows.offer_loras(), **self.rows.reveal(*held), **self.saving.offer()}
         return update | self.stage.show_recent()

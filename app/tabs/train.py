@@ -38,7 +38,7 @@ class _Tab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.start_config = preset_choices.load(preset_choices.first())
-        self.seen = OpenedPictures()
+        self.seen = OpenedPictures()  # decoded already, so that a look decodes few
         choices = {
             "family": [(family.title, name) for name, family in families.registry().items()],
             "base": preset_choices.base_choices(context),
@@ -145,7 +145,7 @@ class _Tab:
 
         # Start, and what may be asked before.
         progress: dict[str, Any] = private | {"show_progress": "minimal", "show_progress_on": self.start}
-        every = list(dict.fromkeys([*self.view.outputs(), *shown]))
+        every = list(dict.fromkeys([*self.view.outputs(), *shown]))  # the rehearsal's box is in both
         self.start.click(self.begin, begun, [*every, self.name], **progress)
         progress["show_progress_on"] = self.rehearse
         self.rehearse.click(self.rehearse_one, begun, every, **progress)
@@ -217,7 +217,7 @@ class _Tab:
             self.unfolded: wrong,
             self.start: gr.update(interactive=can_start),
             self.rehearse: gr.update(interactive=can_start),
-            self.again: gr.Timer(active=ahead.num_unseen > 0),
+            self.again: gr.Timer(active=ahead.num_unseen > 0),  # until every picture was decoded once
         }
 
     def _ready(self, held: dict[Any, Any]) -> tuple[TrainConfig | None, dict[Any, Any]]:
@@ -247,7 +247,7 @@ class _Tab:
     def reset(self, held: dict[Any, Any], event: gr.EventData) -> Any:
         """Put a changed setting back to what the form was filled with."""
         key = getattr(event, "key", None)
-        if not isinstance(key, str) or key not in self.form.specs:
+        if not isinstance(key, str) or key not in self.form.specs:  # a browser may send anything
             return gr.skip()
         spec, filled = self.form.specs[key], held[self.filled]
         path = ".".join(spec.path)
@@ -258,7 +258,7 @@ class _Tab:
         """The settings that match what is searched for, wherever they are folded."""
         words = (held[self.finder.search] or "").strip()
         updates = self.finder.found(held, words, list(self.folds))
-        everyday = self._top_folds()[0]
+        everyday = self._top_folds()[0]  # open also where nothing is searched for
         for fold in self._top_folds():
             inside = [key for key, folds in self.folds.items() if folds[0] is fold]
             some = any(updates[self.form.components[key]]["visible"] for key in inside)
@@ -272,9 +272,9 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        tried.end(self.context)  # or the training would wait for one
+        tried.end(self.context)  # or the training would wait for it
         text = tomli_w.dumps(config.model_dump(mode="json"))
-        shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))
+        shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))  # read when the child begins
         job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
         if held.get(self.grid_after) is True:
             self.context.runner.want_grid(job.id)
@@ -386,7 +386,7 @@ class _Tab:
             self.heldout: gr.update(choices=[(say("word.none"), ""), *choices], value=heldout),
             self.preset: gr.update(choices=preset_choices.choices(self.context)),
             self.picker.cards: self.picker.html(preset),
-            self.again: gr.Timer(active=True),
+            self.again: gr.Timer(active=True),  # looks anew at what is here now
             self.source: gr.update(choices=start_choices.offered(self.context, source or "")),
         }
 
