@@ -39,6 +39,8 @@ def put_rates(reading: Reading) -> None:
     denoiser = reading.number("unet_lr", main)
     text_keys = ("text_encoder_lr", *_APART, "network_train_unet_only", "network_train_text_encoder_only")
     text: dict[str, float] = {}
+
+    # Which text encoders are trained; T5 is adapted nowhere here.
     if reading.flag("network_train_unet_only") or family not in CLIP_FAMILIES:
         for key in ("text_encoder_lr", *_APART):
             reading.no_effect(key, "no text encoder is trained")
@@ -53,6 +55,8 @@ def put_rates(reading: Reading) -> None:
             reading.notes.append("T5 is not adapted here; its learning rate goes nowhere")
     if reading.flag("network_train_text_encoder_only"):
         denoiser = 0.0
+
+    # The main rate is the denoiser's.
     main_keys = ("unet_lr",) if reading.has("unet_lr") else ("learning_rate",)
     learning.put_part_rates(reading, denoiser, text, main_keys, text_keys)
     if reading.has("unet_lr") and reading.has("learning_rate") and (not text or reading.has("text_encoder_lr")):
@@ -116,6 +120,7 @@ def _put_limits(reading: Reading) -> None:
 
 def put_running(reading: Reading, an_epoch: int) -> None:
     """Set seed, precision, memory, saves and previews."""
+    # Seed, precision and memory.
     reading.put("seed", max(0, reading.whole("seed", 0)), "seed")
     reading.put("dtype", _dtype(reading, "mixed_precision", "no"), "mixed_precision")
     reading.put("save_dtype", _dtype(reading, "save_precision", "float32"), "save_precision")

@@ -103,6 +103,7 @@ class RayCarrier:
             except (RuntimeError, RayError) as error:
                 self.end()
                 raise RunError(f"no replica of {base[:200]!r} starts: {_reason(self._message(base), error)}") from None
+        # Counted before anybody asks.
         self._look()
         self._looking.start()
 
@@ -120,6 +121,7 @@ class RayCarrier:
         return self._files.digest(path)
 
     async def call(self, base: str, key: str, sent: Sent, places: dict[str, Path]) -> _RayCall:
+        # Files are read and handed to Ray beside the loop, which others need.
         contents = {
             sha256: await asyncio.to_thread(self._files.content, path, sha256) for sha256, path in places.items()
         }
@@ -131,6 +133,7 @@ class RayCarrier:
         self._is_ended.set()
         if self._looking.is_alive():  # to ask Ray Serve after Ray has ended would start it again
             self._looking.join()
+        # The cluster may be gone already.
         for name in self._apps.values():
             with suppress(RuntimeError, RayError, RayServeException):
                 serve.delete(name)
