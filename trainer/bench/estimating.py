@@ -51,12 +51,14 @@ class Tally(TorchDispatchMode):
     def count(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is let go of; views and what is counted already add nothing."""
         storage = tensor.untyped_storage()
+        # By the storage, which views share.
         key = storage._cdata
         if tensor.device.type != "meta" or key in self._alive:
             return
         self._alive[key] = storage.nbytes()
         self.bytes += storage.nbytes()
         self.peak_bytes = max(self.peak_bytes, self.bytes)
+        # Called as the storage goes; another may have its address from then on.
         weakref.finalize(storage, self._let_go, key)
 
     def _let_go(self, key: int) -> None:
@@ -164,6 +166,8 @@ class Step:
             )
         else:
             self.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+
+        # Weights are counted first and taken off again: what the step adds is asked for.
         tally = Tally()
         for tensor in [*self.denoiser.parameters(), *self.denoiser.buffers()]:
             tally.count(tensor)

@@ -76,9 +76,11 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
     What it encoded till then stays in the cache, so that the next one goes further. Raises: ConfigError as it would.
     """
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
+        # A process of its own can be ended in time, and one that runs out of memory ends alone.
         presets.save(config, Path(temporary) / "config.toml")
         command = [sys.executable, "-m", "trainer", "train", str(Path(temporary) / "config.toml")]
         command += ["--rehearse", "--once", "--out", str(out.absolute())]
+        # It finds this package wherever it is run from, and what it leaves goes with the folder.
         path = os.pathsep.join(filter(None, (str(Path(trainer.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path, "TMPDIR": temporary, "TEMP": temporary}
         try:
@@ -92,6 +94,7 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
             )
     if done.returncode == 2:
         raise ConfigError(done.stderr.rpartition("error: ")[2].strip())
+    # The answer is the last line; a process that was killed has none.
     try:
         rehearsal = from_json(done.stdout.strip().rpartition("\n")[2])
     except (ValueError, KeyError, TypeError):

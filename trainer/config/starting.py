@@ -35,6 +35,7 @@ def lengths(lines: tuple[str, ...]) -> list[tuple[int, int]]:
     for line in lines:
         match = _LINE.fullmatch(line.replace(" ", ""))
         pair = (int(match[1]), int(match[2])) if match else (0, 0)
+        # Both rise from line to line, and no step lies beyond its run's length.
         if 0 < pair[0] <= pair[1] and (not pairs or (pairs[-1][0] < pair[0] and pairs[-1][1] < pair[1])):
             pairs.append(pair)
             continue

@@ -28,6 +28,7 @@ class Compared:
 def read(folder: Path) -> Compared | None:
     """What was found of a run; None for one that was compared with none, or whose file is damaged."""
     try:
+        # A file that anybody may have edited: so much of it is read, and no more.
         with (folder / FILE).open("rb") as file:
             values = json.loads(file.read(_MOST_BYTES))
         losses = {title: float(values[key]) for key, title in _LOSSES.items()}
