@@ -44,6 +44,7 @@ def of(dataset: Dataset, heldout: Dataset | None, settings: DataConfig) -> Datas
     """
     survey = sources.survey(Path(settings.folder), settings, "data.folder")
     texts = {picture.path: picture.text for picture in survey.pictures}
+    # Regularisation pictures are counted apart.
     items = [item for item in dataset.items if not item.regular]
     sides = sorted(min(item.width_px, item.height_px) for item in items)
     shapes = Counter(_shape(item.width_px, item.height_px) for item in items)

@@ -191,10 +191,13 @@ def _of_lora(config: TrainConfig, path: Path) -> list[str]:
         return [f"adapter.method is {config.adapter.method!r}; allowed: {wanted.settings['method']!r}, as there."]
     problems = []
     for key, value in wanted.settings.items():
+        # A smaller rank has no room for it, a larger rank has.
         if key == "rank" and now["rank"] < value:
             problems.append(f"adapter.rank is {now['rank']}; allowed: {value} or more.")
         elif key not in ("method", "rank", "alpha", "targets", "text_encoder") and now.get(key) != value:
             problems.append(f"adapter.{key} is {now.get(key)!r}; allowed: {value!r}, as there.")
+
+    # Every layer that it changes must be trained.
     family = families.registry()[config.family]
     if not _covers(family.targets[config.adapter.targets], wanted.paths):
         problems.append(
@@ -207,6 +210,8 @@ def _of_lora(config: TrainConfig, path: Path) -> list[str]:
         problems.append(
             f"adapter.only_layers and adapter.without_layers leave out {min(left_out)}, which it changes; allow it."
         )
+
+    # What else it has or is: a text encoder's part, a start of its own, a new word.
     if wanted.settings.get("text_encoder") and not now.get("text_encoder"):
         problems.append("adapter.text_encoder is off, and it changes the text encoder; set it.")
     if now.get("init", "default") not in ("default", "gaussian"):

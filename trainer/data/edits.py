@@ -120,6 +120,7 @@ def restore(folder: Path, names: Iterable[str]) -> Edit:
         wanted = set(names)
         pictures = [path for path in trashed(folder) if _below(folder, path) in wanted]
         sources = [_below(folder, path) for path in _with_companions(pictures)]
+        # In the trash it lies at .edits/trash/NUMBER/, and then at its old path.
         moves = [Move(name, str(PurePosixPath(*PurePosixPath(name).parts[3:]))) for name in sources]
         if taken := [move.target for move in moves if os.path.lexists(folder / move.target)]:
             raise DataError(
@@ -146,6 +147,7 @@ def undo(folder: Path, number: int | None = None) -> Undone | None:
         if edit.swaps:
             return Undone(edit, tuple(swaps.take_back(folder, log, edit)))
         for change in edit.changes:
+            # A text that is neither the edit's nor the one before it is another hand's.
             present = caption_files.raw(folder / change.file)
             if present == change.after:
                 _put(folder, change.file, change.before)

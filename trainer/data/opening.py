@@ -133,6 +133,7 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
         return None
 
     depth = head["IHDR"][8]
+    # Grey, or red, green and blue: two bytes each, whatever the depth.
     key = [int.from_bytes(head["tRNS"][at : at + 2], "big") for at in range(0, 6 if image.mode == "RGB" else 2, 2)]
     pixels = numpy.asarray(image).astype(numpy.uint16)
     mask = (1 << depth) - 1  # the other bits of a key mean nothing
@@ -205,6 +206,7 @@ def _png_head(file: IO[bytes]) -> dict[str, bytes]:
             length = 0
         elif name == b"iCCP":
             chunks["iCCP"] = b""
+        # The rest of what is in the chunk, and its checksum.
         file.seek(length + 4, os.SEEK_CUR)
     return chunks
 

@@ -69,11 +69,15 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
     least, most = mask.getextrema()
     if most == 0:
         raise DataError("all of it is painted, so nothing of the picture would count; leave some of it unpainted.")
+
+    # Two pictures mustn't have one mask.
     twins = [path for path in _refuse_shared(folder, [opened.picture]) if path != opened.picture]
     if shared := [path.name for path in twins if path.with_suffix("") == opened.picture.with_suffix("")]:
         raise DataError(
             f"{opened.picture.name} and {shared[0]} would have one mask together; rename one of them first."
         )
+
+    # All white is no mask; any other is written as PNG, wherever a mask of the picture lies.
     contents: dict[Path, bytes | None] = {}
     if least == 255:
         contents = dict.fromkeys(opened.masks)
@@ -83,10 +87,13 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
         mask.save(written, "PNG")
         wanted = opened.masks or (opened.picture.with_name(f"{opened.picture.stem}{MASKS[0]}.png"),)
         for path in wanted:
+            # A mask in another format gives way to the PNG.
             as_png = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
             contents |= {path: None, as_png: written.getvalue()}
     if not contents:
         raise DataError("nothing is painted, and there was no mask; paint what should count less.")
+
+    # What is to be there, against what is there now.
     before = {path: swaps.digest(path) for path in contents}
     contents = {path: content for path, content in contents.items() if before[path] or content is not None}
     return swaps.swap(folder, f"Mask of {opened.picture.name}", contents, before)

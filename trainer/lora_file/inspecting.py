@@ -180,6 +180,7 @@ def library(folders: list[Path]) -> dict[str, LoraInfo]:
         if not _is_inner(path.relative_to(folder)) and os.path.isfile(path)
     ]
     infos: dict[str, LoraInfo] = {}
+    # Oldest first, so that of one hash the newest stays.
     for path in sorted(files, key=os.path.getmtime):
         try:
             info = inspect(path)

@@ -33,6 +33,7 @@ def state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
     packed = _Packed(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {parameter: number for number, parameter in enumerate(parameters)}
+    # Most state is a parameter's; some optimizers keep more, under a name.
     kept = {key if isinstance(key, str) else numbers[key]: value for key, value in optimizer.state.items()}
     values = {
         "optimizer": type(optimizer).__name__,

@@ -54,6 +54,7 @@ def table(name: str) -> Table:
         by_method = loads.setdefault(family, {})
         for group in groups:
             for method in group["methods"]:
+                # A method may stand in several groups.
                 by_method[method] = by_method.get(method, frozenset()) | frozenset(group["modules"])
     for family, groups in content["stops"].items():
         for group in groups:

@@ -74,6 +74,8 @@ class Worker:
             if error.errno not in _NO_ROOM:
                 raise
             return messages.Answer(lacks="files", why=f"{self.folder} can't take the LoRAs: {error.strerror}.")
+
+        # Each picture by its place in the request, in whatever order they are drawn.
         stacks = [messages.arrived(text, places) for text in request.stacks]
         results: list[messages.Drawn | str] = [""] * len(stacks)
         for place, result in self.warm.draw(stacks):
