@@ -81,7 +81,7 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     if not votes:
         return start
     first, second, won = (np.array([vote[part] for vote in votes]) for part in range(3))
-    # Slices around the normal posterior, somewhat wider: nearly every draw is a new one.
+    # Slices around the normal posterior, somewhat wider: nearly every draw is a new point.
     root = np.linalg.cholesky(1.5 * start.covariance)
 
     def log_ratio(unit: Vector) -> float:
@@ -96,7 +96,7 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
         # A point on the ellipse through the last draw and a fresh one, as likely as a random share of it;
-        # the bracket shrinks towards the last draw, angle 0, until one is met.
+        # the bracket shrinks towards the last draw, angle 0, until such a point is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)
         low, high = angle - 2 * np.pi, angle

@@ -68,7 +68,7 @@ class Source:
 
 
 def place(source: str) -> Path:
-    """The LoRA's file, or the checkpoint's folder; of a run's folder its newest one. Raises: ConfigError."""
+    """The LoRA's file, or the checkpoint's folder; of a run's folder its newest checkpoint. Raises: ConfigError."""
     path = Path(source)
     if lora_file.is_there(path):
         return lora_file.located(path)
@@ -172,7 +172,7 @@ def _of_checkpoint(config: TrainConfig, source: Source) -> list[str]:
 def _differing(
     section: str, now: Any, before: Any, keys: tuple[str, ...] = (), skipped: tuple[str, ...] = ()
 ) -> list[str]:
-    """A sentence for each of these settings (all, if none is named) that is another one than before."""
+    """A sentence for each of these settings (all, if none is named) that is another than before."""
     new, old = now.model_dump(mode="json"), before.model_dump(mode="json")
     prefix = f"{section}." if section else ""
     return [

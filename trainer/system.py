@@ -1,4 +1,4 @@
-"""All that differs between operating systems; no other module asks which one it runs on (`tests/test_system.py`).
+"""All that differs between operating systems; no other module asks which system it runs on (`tests/test_system.py`).
 
 Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an
 argument, `platform` as in `sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and
@@ -302,10 +302,10 @@ def reset_peak(clear: Path = _PROC / "self/clear_refs") -> None:
 
 
 def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """`(total, free)`, of the container where one sets a limit: its kernel kills at that, not at the host's."""
+    """`(total, free)`, of the container where that sets a limit: its kernel kills at that, not at the host's."""
     import psutil
 
-    # The machine's; then the container's limit, if cgroup 2 has one.
+    # The machine's; then the container's limit, if cgroup 2 has any.
     host = psutil.virtual_memory()
     try:
         total = int((group / "memory.max").read_text())  # "max" where there is no limit

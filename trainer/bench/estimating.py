@@ -91,7 +91,7 @@ class _Flash(torch.autograd.Function):
 
 
 class _OnMeta(TorchFunctionMode):
-    """Within it a model written for real tensors runs on meta ones: small tensors that it makes on the CPU go along,
+    """Within it a model written for real tensors runs on meta tensors: small tensors that it makes on the CPU go along,
     and a question about values is answered with yes (a mask that is asked about is one of whole captions). Rows that
     are chosen by values, which experts do, are as many as each of four experts has on average.
     """
@@ -116,7 +116,7 @@ class _OnMeta(TorchFunctionMode):
 
 
 def _beside_meta(tensor: Tensor) -> Tensor | int:
-    """A tensor as one on the meta device goes with it: a size is a number."""
+    """A tensor as it goes with a tensor on the meta device: a size is a number."""
     if tensor.device.type == "cpu" and tensor.ndim == 0 and tensor.dtype == torch.int64:
         return int(tensor)
     return tensor.to("meta")

@@ -122,7 +122,7 @@ def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
             values.normal_(0, min(_STD, parameter[0].numel() ** -0.5), generator=rng)
         setattr(model.get_submodule(module), name, torch.nn.Parameter(values.to(device), requires_grad=False))
 
-    # Buffers: those that a file would hold have its dtype, others the one they were computed in.
+    # Buffers: those that a file would hold have its dtype, others the dtype they were computed in.
     saved = set(model.state_dict())
     for path, buffer in list(model.named_buffers()):
         module, _, name = path.rpartition(".")
@@ -155,7 +155,7 @@ def config(model: str, depth: int | None) -> tuple[str, dict[str, Any]]:
             "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
             "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
             "dual_attention_layers": list(range(min(13, most))),
-            # 1,536 px; the real one's 384 take half a minute to compute, and a step reads its middle alone
+            # 1,536 px; the real model's 384 take half a minute to compute, and a step reads its middle alone
             "pos_embed_max_size": 96,
         }  # fmt: skip
     if model == "flux":

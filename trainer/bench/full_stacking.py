@@ -106,7 +106,7 @@ class _Bench:
             theirs = folding.seconds(partial(self._load, files))
             yield Row(self.model, f"first fold of {count} from disk", ours, theirs)
             self.engine.restore()
-            # The last ones stay loaded: they are resident in what follows.
+            # The last of them stay loaded: they are resident in what follows.
             if count != _COUNTS[-1]:
                 self.pipe.delete_adapters(_names(count))
 

@@ -251,7 +251,7 @@ def _samples(run: Run, log: list[Event]) -> tuple[list[Sample], list[bytes], lis
 
 
 def _preview(run: Run, file: str) -> bytes:
-    """A preview as a card holds it; nothing for a file outside the run's folder or one that doesn't open."""
+    """A preview as a card holds it; nothing for a file outside the run's folder or a file that doesn't open."""
     path = run.inside(file)
     try:
         return reading.webp(data.open_image(path)) if path else b""

@@ -27,7 +27,7 @@ def refuse_beside(preset: str | None, resume: bool) -> None:
 def like(
     file: str, data: str | None, heldout: str | None, changes: list[str], out: Path = runs.DEFAULT
 ) -> tuple[TrainConfig, Path | None]:
-    """The settings of a card, a LoRA of ours, a run or a preset on other pictures, and the card if it is one.
+    """The settings of a card, a LoRA of ours, a run or a preset on other pictures, and the card if there is one.
 
     Raises: ConfigError naming the places that must be given anew.
     """

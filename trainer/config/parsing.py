@@ -58,7 +58,7 @@ def _refuse_keys(values: Any, where: str) -> None:
 
 
 def text_of(raw: bytes, where: str) -> str:
-    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one.
+    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with a BOM.
 
     Raises: ConfigError.
     """

@@ -77,7 +77,7 @@ def shown(value: object) -> str:
 
 
 def _spelled(value: object) -> str:
-    """The value's spelling, or the start of it: `repr` of a large or deep one would take long, or fail."""
+    """The value's spelling, or the start of it: `repr` of a large or deep value would take long, or fail."""
     if isinstance(value, str | bytes):
         return repr(value[: _FOUND_CHARS + 1])
     if isinstance(value, dict):
@@ -141,7 +141,7 @@ def _without_repetition(lines: list[str]) -> list[str]:
 
 
 def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """Keys as a preset spells them, and those allowed beside the last one.
+    """Keys as a preset spells them, and those allowed beside the last key.
 
     pydantic's path has more than these: the tag of a discriminated union, and the branch of a plain one.
     """

@@ -109,7 +109,7 @@ def inspect(path: Path) -> LoraInfo:
 
 
 def joined_triggers(headers: Iterable[Mapping[str, str]]) -> str:
-    """The trigger words of several files for the header of one that is made of them, each word once."""
+    """The trigger words of several files for the header of a file that is made of them, each word once."""
     words = [word.strip() for header in headers for word in header.get(TRIGGER_KEY, "").split(",")]
     return ", ".join(dict.fromkeys(filter(None, words)))
 

@@ -249,7 +249,7 @@ def _first(state: Mapping[str, Tensor], grouped: Mapping[str, str], *suffixes: s
 
 
 def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) -> Proof:
-    """What diffusers' pipeline adds to a base: the update of every layer that has one."""
+    """What diffusers' pipeline adds to a base: the update of every layer that has an update."""
     # Load.
     bases.quiet_libraries()
     through = "diffusers' pipeline"

@@ -39,7 +39,7 @@ class Recording(NamedTuple):
 
 
 class Card:
-    """Where passes are recorded and replayed: a stream of its own, beside the one that everything else is on."""
+    """Where passes are recorded and replayed: a stream of its own, beside the stream that everything else is on."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -65,7 +65,7 @@ class Card:
                 try:
                     given = compute()
                 except RuntimeError as error:
-                    failure = error  # ending the capture will raise another one over it
+                    failure = error  # ending the capture will raise another error over it
                     raise
         except RuntimeError as error:
             raise failure or error from None

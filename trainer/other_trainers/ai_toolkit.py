@@ -120,7 +120,7 @@ def _put_steps(reading: Reading) -> None:
 
 
 def _put_data(reading: Reading) -> None:
-    # Sizes: the largest is the resolution, up to four smaller ones are trained beside it.
+    # Sizes: the largest is the resolution, up to four smaller sizes are trained beside it.
     first = "datasets[0]."
     sizes = _sizes(reading, f"{first}resolution")
     reading.put("resolution_px", sizes[-1], f"{first}resolution")

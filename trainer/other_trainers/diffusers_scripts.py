@@ -1,4 +1,4 @@
-"""diffusers' training scripts: a command line that starts one, in a shell script or any text.
+"""diffusers' training scripts: a command line that starts such a script, in a shell script or any text.
 
 Alpha is the rank where a script has no `--lora_alpha`, else 4; factors start as normal numbers (init = gaussian). A
 flow base is trained on the timesteps of its own scheduler: shifted by what its config says, unless that goes by size.

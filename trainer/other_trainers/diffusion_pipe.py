@@ -112,7 +112,7 @@ def _put_steps(reading: Reading) -> int:
     for key in [key for key in reading.seen if key.endswith("num_repeats")][:64]:
         reading.translated(key, "max_steps", "it counts in the steps")
     shown = max(1, round(sum(repeats) / len(repeats))) if repeats else max(1, reading.whole("num_repeats", 1))
-    # Its batches are of all that a step takes, and a last one that isn't full is dropped (dataset.py, post_init).
+    # Its batches are of all that a step takes, and a last batch that isn't full is dropped (dataset.py, post_init).
     a_step = reading.settings["batch_size"] * reading.settings["accumulation"]
     an_epoch, how = steps.per_epoch(reading, shown, a_step, 1, drops_last=True)
 
@@ -270,7 +270,7 @@ def _put_objective(reading: Reading) -> None:
             reading.put("objective.weighting", "debiased", "model.debiased_estimation_loss")
         return
 
-    # Timesteps: logit-normal by itself, and a shift where one is asked for.
+    # Timesteps: logit-normal by itself, and a shift where that is asked for.
     method, scale = (
         reading.text("model.timestep_sample_method", "logit_normal"),
         reading.number("model.sigmoid_scale", 1.0),

@@ -78,7 +78,7 @@ def _model(config: TrainConfig, kind: str) -> dict[str, Any]:
         values["lumina_shift" if config.family == "lumina2" else "flux_shift"] = True
     values |= {"min_t": objective.timesteps_low, "max_t": objective.timesteps_high}
 
-    # A base in fewer bits; its key goes with the one that names the base (see `_files`).
+    # A base in fewer bits; its key goes with the key that names the base (see `_files`).
     if config.memory.quantise in _WEIGHTS:
         is_new = config.family in _ENCODERS
         values["diffusion_model_dtype" if is_new else "transformer_dtype"] = _WEIGHTS[config.memory.quantise]

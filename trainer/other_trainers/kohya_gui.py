@@ -113,7 +113,7 @@ def _handed_on(reading: Reading) -> tuple[dict[str, Any], dict[str, str]]:
     def tell(key: str, value: Any, source: str) -> None:
         derived[key], origin[key] = value, source
 
-    # Keys of the same or another name; those of another family than the chosen one stay unread.
+    # Keys of the same or another name; those of a family that isn't chosen stay unread.
     family_prefixes = ("hunyuan_", "anima_", *(() if values.get("lumina_checkbox") is True else ("lumina_",)))
     for key, value in values.items():
         name = _RENAMED.get(key, key)

@@ -81,7 +81,7 @@ def _rates(reading: Reading, main: float) -> list[float]:
 
 def put_optimizer(reading: Reading) -> None:
     """Set optimizer, schedule, warm-up, clipping and weight-norm limit."""
-    # The optimizer: two old flags name one as well.
+    # The optimizer: two old flags name an optimizer as well.
     name = reading.text("optimizer_type", "")
     key = "optimizer_type"
     for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
@@ -102,7 +102,7 @@ def put_optimizer(reading: Reading) -> None:
         _put_limits(reading)
         return
     learning.put_schedule(reading, schedule, "lr_scheduler", "lr_scheduler_num_cycles", "lr_scheduler_power")
-    if learning.spelled(schedule) == "constant":  # there it takes none, and refuses one
+    if learning.spelled(schedule) == "constant":  # there it takes no warm-up, and refuses it
         reading.put("optimizer.warmup_steps", 0)
         reading.no_effect("lr_warmup_steps", "a constant schedule has no warm-up; constant_with_warmup has")
     else:

@@ -62,7 +62,7 @@ def _put_loss(reading: Reading) -> None:
 
 
 def _put_diffusion(reading: Reading) -> None:
-    # Weighting: where both are asked for they multiply there; here there is one.
+    # Weighting: where both are asked for they multiply there; here only a single weighting counts.
     gamma = reading.number("min_snr_gamma")
     if gamma > 0:
         reading.put("objective.weighting", "min-snr", "min_snr_gamma")

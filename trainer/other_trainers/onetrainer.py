@@ -144,7 +144,7 @@ def _family(reading: Reading) -> str:
     if kind not in FAMILIES:
         raise ConfigError(f"{bases.cannot_train(reading, kind)}.")
     is_dev = FAMILIES[kind] == "flux2" and bases.family_of(reading.text("base_model_name")) == "flux2dev"
-    return "flux2dev" if is_dev else FAMILIES[kind]  # one kind there, told apart by the model's own size
+    return "flux2dev" if is_dev else FAMILIES[kind]  # both are one kind there, told apart by the model's own size
 
 
 # How long.
@@ -182,7 +182,7 @@ def _put_steps(reading: Reading) -> int:
     how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {batches} batches an epoch"
     steps.put_steps(
         reading, epochs * batches // accumulation, how, "epochs"
-    )  # a step may begin in one, end in the next
+    )  # a step may begin in an epoch and end in the next
     return an_epoch
 
 

@@ -123,7 +123,7 @@ def put_rates(reading: Reading) -> None:
     if scale != 1:
         reading.translated("learning_rate_scaler", "learning_rate", f"rates are multiplied by {scale:g}")
 
-    # A part's own rate, else the main one.
+    # A part's own rate, else the main rate.
     main = reading.number("learning_rate", 3e-6)
     unet = "unet" if reading.settings["family"] in ("sd", "sdxl") else "transformer"
     denoiser = reading.number(f"{unet}.learning_rate", main) * scale if reading.flag(f"{unet}.train", True) else 0.0

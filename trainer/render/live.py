@@ -33,7 +33,7 @@ Updates = dict[str, list[tuple[int, float, Update]]]
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """What holds at one pass of the denoiser. Another pass has another moment; nobody changes this one."""
+    """What holds at one pass of the denoiser. Another pass has another moment; nobody changes this moment."""
 
     denoiser: Tensor  # (A, B), each adapter's weight in each image, in the denoiser
     text: Tensor  # (A, B), in the text encoders

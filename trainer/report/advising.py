@@ -173,7 +173,7 @@ def _length(events: list[Event], config: TrainConfig | None) -> Advice | None:
 
 
 def _by_heart(events: list[Event], config: TrainConfig | None) -> Advice | None:
-    """Much more gain on training pictures than on held-out ones."""
+    """Much more gain on training pictures than on held-out pictures."""
     measured = _of(events, Validated)
     if not measured or measured[-1].train_gain is None:
         return None

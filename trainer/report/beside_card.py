@@ -30,7 +30,7 @@ class Row:
 
 
 def card_of(folder: Path) -> Opened | None:
-    """The card that a run was started from; None without one, or where it can't be read."""
+    """The card that a run was started from; None without a card, or where it can't be read."""
     with suppress(UserError, OSError):
         return reading.read(folder / bundle.IN_RUN) if (folder / bundle.IN_RUN).is_file() else None
     return None

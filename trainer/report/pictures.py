@@ -135,7 +135,7 @@ def _short(caption: str) -> str:
 
 
 def _bucket(item: Item, config: TrainConfig | None, plan: Planned | None) -> str:
-    """The picture's bucket, if the settings lead to one that the run's plan has."""
+    """The picture's bucket, if the settings lead to a bucket that the run's plan has."""
     if config is None or plan is None:
         return ""
     width, height = buckets.assign(

@@ -80,7 +80,7 @@ class Detected:
 
 
 def detect(head: Head) -> Detected:
-    """The model in a file. Raises: ModelError for what is no base, or a variant of one that can't be trained."""
+    """The model in a file. Raises: ModelError for what is no base, or a variant of a base that can't be trained."""
     names = head.shapes
     if any(part in name for name in names for part in _LORA):
         raise ModelError(
