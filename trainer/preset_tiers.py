@@ -76,7 +76,8 @@ def at_hand(tiers: dict[str, Tier]) -> Tier:
     if not gib:
         return tiers[CPU]
     sizes = [tier for tier in tiers if tier != CPU]
-    fitting = [name for name in sizes if int(name.removesuffix("gb")) * 0.95 <= gib]  # sold with 12 GB, a card has 11.6
+    # A card sold with 12 GB has 11.6 GiB.
+    fitting = [name for name in sizes if int(name.removesuffix("gb")) * 0.95 <= gib]
     return tiers[fitting[-1] if fitting else sizes[0]]
 
 

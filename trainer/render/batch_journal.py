@@ -1,4 +1,4 @@
-"""A batch's journal, which only grows, and whether a picture's file is the file that was written.
+"""A batch's journal, which only grows, and whether a picture's file is still as it was written.
 
 `<out>/.batch/journal.jsonl` has a line a record, each synced before what it says is relied on:
 
@@ -111,7 +111,7 @@ def seal(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
-    """True if the file is the file that was written.
+    """True if the file is still as it was written.
 
     It is only read where its time says that it was copied or touched.
     """
