@@ -21,7 +21,7 @@ CaptionStyle = Literal["none", "tags", "words", "sentences", "mixed"]
 
 
 def _line(text: str) -> str:
-    """The text. Raises: ValueError for more than one line: a second could pass for a line of the file it is put into."""
+    """The text. Raises: ValueError for more than one line: a second could pass for a line of the file it goes into."""
     if "\n" in text:
         raise ValueError("it holds several lines; allowed: one")
     return text
