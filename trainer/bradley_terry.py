@@ -39,7 +39,7 @@ class Strengths:
         return float(self.mean[first] - self.mean[second]), float(variance)
 
     def against_average(self, candidate: int) -> tuple[float, float, float]:
-        """The share of votes that it wins against an average one, and the ends of the 95 % interval of that."""
+        """The share of votes that it wins against an average opponent, and the ends of the 95 % interval of that."""
         contrast = np.full(len(self.mean), -1 / len(self.mean))
         contrast[candidate] += 1
         middle = float(contrast @ self.mean)
@@ -95,7 +95,7 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     level = log_ratio(unit)
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
-        # A point on the ellipse through the last draw and a fresh one, as likely as a random share of it;
+        # A point on the ellipse through the last draw and a fresh draw, as likely as a random share of it;
         # the bracket shrinks towards the last draw, angle 0, until such a point is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)

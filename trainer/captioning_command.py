@@ -62,7 +62,7 @@ def caption(
 
 
 def _show_json(events: Iterable[Event]) -> Event | None:
-    """Print every event as a JSON line; the last one."""
+    """Print every event as a JSON line; the last event."""
     last = None
     for last in events:
         typer.echo(json.dumps({"event": type(last).__name__.lower(), **dataclasses.asdict(last)}))

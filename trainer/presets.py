@@ -42,7 +42,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 def names() -> list[str]:
     """Names of the presets: those that ship, then the user's own that can be read, each sorted.
 
-    The first ones are for the base that ships: they run as they are.
+    The first are for the base that ships: they run as they are.
     """
     shipped = sorted(
         (path.stem for path in FOLDER.glob("*.toml")), key=lambda name: (not name.startswith("imprimatura"), name)

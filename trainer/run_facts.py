@@ -137,7 +137,7 @@ def teach(folder: Path, kind: DatasetKind) -> None:
 
 
 def kept(folder: Path) -> RunFacts | None:
-    """The facts that a run kept; None for a run that has none, or damaged ones."""
+    """The facts that a run kept; None for a run that has none, or damaged facts."""
     try:
         values = json.loads((folder / FILE).read_bytes())
         if isinstance(values, dict) and isinstance(facts := values.get("dataset"), dict) and "masks" not in facts:

@@ -47,7 +47,7 @@ class Source:
     config: TrainConfig | None = None  # of the run that saved it
 
     def tensors(self) -> dict[str, Tensor] | None:
-        """A checkpoint's adapter as it is drawn with: the running mean where there is one; None of a LoRA."""
+        """A checkpoint's adapter as it is drawn with: the running mean where it has any; None of a LoRA."""
         return self.saved.tensors["adapter"] | self._mean() if self.saved else None
 
     def put_on(self, model: TrainingModel, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -86,7 +86,7 @@ def place(source: str) -> Path:
 
 
 def of_config(config: TrainConfig, run: runs.Run | None = None) -> Source | None:
-    """What a run goes on from: its own copy if it has one, else what the settings name; None for nothing.
+    """What a run goes on from: its own copy if there is a copy, else what the settings name; None for nothing.
 
     Raises: ConfigError, AdapterError.
     """

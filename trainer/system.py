@@ -232,7 +232,7 @@ def keep_freed(platform: str = sys.platform) -> bool:
 
     To map every activation anew takes a fifth of a large base's step. It is a choice of the whole process, so a run
     makes it where the process is there for the run alone. `give_back_freed` still gives pages back, but not addresses:
-    where those are limited, nothing is kept, or a step too large once would leave no room for a smaller one.
+    where those are limited, nothing is kept, or a step too large once would leave no room for a smaller step.
     """
     mallopt = _glibc("mallopt", platform)
     if mallopt is None or addresses_are_limited():

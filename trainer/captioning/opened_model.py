@@ -35,7 +35,7 @@ class Opened:
     name: str
 
     def generated(self, inputs: Any) -> Any:
-        """The tokens it answers with, (1, T), the most likely ones. Raises: ModelError."""
+        """The tokens it answers with, (1, T), the most likely at each place. Raises: ModelError."""
         with in_words(self.name, "can't look at a picture"), torch.inference_mode():
             moved = inputs.to(self.model.device, dtype=self.model.dtype)
             # The model's own limit where it is shorter.

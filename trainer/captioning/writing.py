@@ -120,7 +120,7 @@ def _survey(folder: Path) -> list[PictureFile]:
 
 
 def _is_bare(picture: PictureFile) -> bool:
-    """Whether it has no caption; one that can't be read is one, and somebody's work."""
+    """Whether it has no caption; a caption that can't be read is a caption, and somebody's work."""
     return not picture.text and not picture.refusal
 
 

@@ -73,7 +73,7 @@ def answered(config: TrainConfig, card_file: Path | None, title: str, out: Path,
 def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tuple[Prediction | None, str]:
     """What a rehearsal in a process of its own measures, ended after a minute; or why there is none.
 
-    What it encoded till then stays in the cache, so that the next one goes further. Raises: ConfigError as it would.
+    What it encoded till then stays in the cache, so that the next goes further. Raises: ConfigError as it would.
     """
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
         # A process of its own can be ended in time, and a process that runs out of memory ends alone.

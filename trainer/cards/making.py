@@ -176,7 +176,7 @@ def _lora(path: Path, role: str, source_url: str) -> LoraOrigin | None:
 
 
 def _evidence(run: Run, config: TrainConfig, log: list[Event], wishes: Wishes) -> Evidence | None:
-    """What a run showed; None for one that made no step."""
+    """What a run showed; None for a run that made no step."""
     started, done = last(log, Started), last(log, Finished)
     steps = [event for event in log if isinstance(event, Step)]
     if started is None or not steps:

@@ -254,7 +254,7 @@ class OptimizerConfig(Settings):
 
 
 class AgainstConfig(Settings):
-    """Adapters that lie on the base while the new one is trained: it learns to live with them."""
+    """Adapters that lie on the base while the new adapter is trained: it learns to live with them."""
 
     adapters: tuple[str, ...] = setting(
         (),

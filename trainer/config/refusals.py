@@ -143,7 +143,7 @@ def _without_repetition(lines: list[str]) -> list[str]:
 def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
     """Keys as a preset spells them, and those allowed beside the last key.
 
-    pydantic's path has more than these: the tag of a discriminated union, and the branch of a plain one.
+    pydantic's path has more than these: the tag of a discriminated union, and the branch of a plain union.
     """
     keys: list[str] = []
     here: Any = model

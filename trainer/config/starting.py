@@ -61,5 +61,5 @@ def problems(lines: tuple[str, ...], max_steps: int) -> Iterator[str]:
 
 
 def length_at(lines: tuple[str, ...], step: int, max_steps: int) -> int:
-    """How many steps the run was to have when it took this one (0-based)."""
+    """How many steps the run was to have when it took this step (0-based)."""
     return next((steps for until, steps in lengths(lines) if step < until), max_steps)

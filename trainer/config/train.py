@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # built from the registry below; what every method has
         targets: str
 else:
     _KINDS = [module.Config for module in methods.registry().values()]
-    # A discriminated union of one is no union to pydantic; it is then the method's Config itself.
+    # A discriminated union of a single kind is no union to pydantic; it is then the method's Config itself.
     Adapter = Annotated[reduce(operator.or_, _KINDS), Discriminator("method")] if len(_KINDS) > 1 else _KINDS[0]
 
 

@@ -41,7 +41,8 @@ class Undone:
 def write(folder: Path, what: str, texts: Mapping[Path, str], visit: str = "") -> Edit | None:
     """Give each of these pictures its caption, as one edit; None if nothing is different.
 
-    Raises: DataError if one is too long, or if there is no writing; then nothing was changed, or an undo takes it back.
+    Raises: DataError for a caption that is too long, or if there is no writing; then nothing was changed, or an undo
+    takes it back.
     """
     sidecars = {path.with_suffix(".txt"): _content(path, text) for path, text in texts.items()}
     with opened(folder) as log:
@@ -88,7 +89,7 @@ def add(folder: Path, what: str, picture: Path, text: str, before: str | None, v
 
 
 def finish(folder: Path, visit: str) -> set[str]:
-    """The caption files that edits of this visit gave a text, undone ones too.
+    """The caption files that edits of this visit gave a text, undone edits too.
 
     A text that was logged last and not written, since the writer was killed in between, is written first.
     """

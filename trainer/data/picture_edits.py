@@ -28,7 +28,7 @@ _SAME = 3  # of 255: a painted mask that differs less was not painted there
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture to edit, turned as its EXIF says, and its masks, the one that training takes first."""
+    """A picture to edit, turned as its EXIF says, and its masks, that which training takes first."""
 
     picture: Path
     masks: tuple[Path, ...]
@@ -100,7 +100,7 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
 
 
 def _at_full_size(mask: Image.Image, opened: Opened) -> Image.Image:
-    """The mask at the picture's size; where it is as the old one was, the old one, which may be finer."""
+    """The mask at the picture's size; where it is as the old mask was, the old mask, which may be finer."""
     full = mask.resize(opened.size)
     if not opened.masks or mask.size == opened.size:
         return full

@@ -358,7 +358,7 @@ def _claiming(folder: Path) -> FileLock:
 
 
 def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
-    """The stem it was written under; one that no other picture or caption of the folder has."""
+    """The stem it was written under, which no other picture or caption of the folder has."""
     # It must open before anything is written.
     open_image(io.BytesIO(raw)).close()
     with unique_names.temporary(folder) as temporary:

@@ -43,7 +43,7 @@ class Header:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     data_start: int  # byte offset of the tensors
-    # Of each tensor: dtype, its first byte and the one after its last, counted from `data_start`.
+    # Of each tensor: dtype, its first byte and the byte after its last, counted from `data_start`.
     places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
 

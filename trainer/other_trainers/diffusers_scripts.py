@@ -202,7 +202,7 @@ def _put_optimizer(reading: Reading) -> None:
             "optimizer.options", reading.settings["optimizer.options"], "adam_beta1", "adam_beta2", "adam_epsilon"
         )
 
-    # The schedule: a constant one has no warm-up, though the scripts' default is one of 500 steps.
+    # The schedule: a constant rate has no warm-up, though the scripts' default is a warm-up of 500 steps.
     schedule = reading.text("lr_scheduler", "constant")
     learning.put_schedule(reading, schedule, "lr_scheduler", "lr_num_cycles", "lr_power")
     if learning.spelled(schedule) == "constant":

@@ -128,7 +128,7 @@ def _put_steps(reading: Reading) -> int:
 
 
 def _place(reading: Reading, name: str) -> str:
-    """The key of a dataset's setting: a directory's own, else the one for all."""
+    """The key of a dataset's setting: a directory's own, else the key for all."""
     key = f"directory[0].{name}"
     return key if reading.has(key) else name
 

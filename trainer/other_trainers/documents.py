@@ -114,7 +114,7 @@ def beside(document: Document, name: str) -> Document | None:
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Values by dotted key; lists of tables get their places: `datasets[0].batch_size`.
 
-    Raises: ConfigError for more keys, or deeper ones, than any recipe has.
+    Raises: ConfigError for more or deeper keys than any recipe has.
     """
     flat: dict[str, Any] = {}
     open_tables = [(prefix, values, 0)]

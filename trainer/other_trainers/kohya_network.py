@@ -21,7 +21,7 @@ _UNFINISHED = {
     "tlora": "T-LoRA",
 }
 RATES_BY_BLOCK = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-_CONVOLUTIONS = ("conv1", "conv2", "samplers")  # the 3x3 ones of a UNet, in our paths
+_CONVOLUTIONS = ("conv1", "conv2", "samplers")  # the 3x3 convolutions of a UNet, in our paths
 _DOUBLE, _SINGLE = "transformer/transformer_blocks.", "single_transformer_blocks."
 
 

@@ -110,7 +110,7 @@ def _read(reading: Reading) -> None:
 
 
 def _take_up(reading: Reading) -> None:
-    """Old names as new ones, and the files of concepts and samples that lie beside the config."""
+    """Old names as new names, and the files of concepts and samples that lie beside the config."""
     reading.seen = dict(reading.values)
     for old, new in OLD.items():
         if old in reading.values:

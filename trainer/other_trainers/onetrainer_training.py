@@ -205,7 +205,7 @@ def put_optimizer(reading: Reading) -> None:
     learning.put_warmup(reading, warmup, reading.settings["max_steps"], "learning_rate_warmup_steps")
     learning.put_clip(reading, "clip_grad_norm")
 
-    # A mean that is taken every few steps forgets as fast as one of its root at each step.
+    # A mean that is taken every few steps forgets as fast as a mean with its root at each step.
     if reading.text("ema", "OFF") != "OFF":
         decay, interval = reading.number("ema_decay", 0.999), max(1, reading.whole("ema_update_step_interval", 5))
         if 0 < decay < 1:

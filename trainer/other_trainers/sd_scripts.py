@@ -94,7 +94,7 @@ def arguments_apart(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(reading: Reading) -> None:
-    # The dataset's own file, if it lies beside this one.
+    # The dataset's own file, if it lies beside this file.
     if (dataset := reading.beside("dataset_config")) is not None and is_dataset(dataset.values):
         reading.values |= documents.flatten(dataset.values)
         reading.translated("dataset_config", "", "the file of that name beside this one is read too")

@@ -43,7 +43,7 @@ def once(config: TrainConfig, out: Path, download: bool) -> str:
 def fit(config: TrainConfig, out: Path, download: bool = False) -> Iterator[Try | Rehearsal]:
     """Every try that does not fit, then the rehearsal that does, or the last with `fits` false.
 
-    The budget is `memory.budget_gib`, or what is free on a GPU; on a CPU without one the first try is the answer.
+    The budget is `memory.budget_gib`, or what is free on a GPU; on a CPU without a budget the first try is the answer.
     Raises: UserError as a run would; ConfigError if memory ran out in every try.
     """
     settings, device = config.memory, bases.hardware(config.device, "float32")[0]

@@ -52,7 +52,7 @@ def read_journal(out: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for line in file:
-            # A line may be torn where the machine went down; a deeply nested one is no record of ours.
+            # A line may be torn where the machine went down; a deeply nested line is no record of ours.
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):

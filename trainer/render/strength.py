@@ -65,7 +65,7 @@ def block_factors(adapter: AdapterChoice, paths: Iterable[str]) -> dict[str, flo
     """
     layers = list(paths)
     factors, depth = dict.fromkeys(layers, 1.0), depths(layers) if adapter.blocks else {}
-    # Line by line, so that the last one that fits counts.
+    # Line by line, so that the last that fits counts.
     for line in adapter.blocks:
         pattern, equals, value = (part.strip() for part in line.rpartition("="))
         if equals and pattern == "curve" and value in CURVES:

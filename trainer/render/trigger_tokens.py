@@ -16,7 +16,7 @@ from trainer.data import trigger_spans
 from trainer.errors import ConfigError
 from trainer.render import pipeline_call, prompting
 
-# The first character of a token in the text, the one after its last, and its place in the text encoder's output.
+# The first character of a token in the text, the character after its last, and its place in the text encoder's output.
 _Token = tuple[int, int, int]
 
 

@@ -192,7 +192,7 @@ class Drawing:
         return drawn
 
     def _count(self, pictures: list[Wanted], began: float, ended: float) -> None:
-        """Remember what a batch took, and how long its pictures waited for the one before."""
+        """Remember what a batch took, and how long its pictures waited for the batch before."""
         seconds = ended - began
         waits_s = [round(self._joining.waited_s(picture.came), 4) for picture in pictures]
         self._joining.drawn(ended)

@@ -95,7 +95,7 @@ async def _ordered(state: ServerState, key: Key, request: Request) -> _Answering
 
 
 async def body(request: Request) -> bytes:
-    """A request's body. Raises: ApiError 413 for a large one, 408 for one that takes too long."""
+    """A request's body. Raises: ApiError 413 for a large body, 408 for a body that takes too long."""
     too_large = ApiError(413, f"the body is larger than {gate.MAX_BODY_BYTES} bytes.", code="body_too_large")
     # Cut to 20 digits: the header may hold a number of any length.
     length = request.headers.get("content-length", "0")

@@ -73,7 +73,7 @@ class Metrics:
         self.uploads = Counter("velatura_uploads", "LoRAs uploaded, by key.", ["key"], registry=registry)
 
     def joined(self, waits_s: Iterable[float]) -> None:
-        """Count how long each picture of a batch waited for the one that was drawn as it came; 0 if none was."""
+        """Count how long each picture of a batch waited for the batch that was drawn as it came; 0 if none was."""
         for wait_s in waits_s:
             self.joins.labels("next" if wait_s else "at once").inc()
             if wait_s:

@@ -36,7 +36,7 @@ class StackMaker:
         }
 
     def stacks(self, request: ImageRequest, view: View) -> list[StackConfig]:
-        """A stack for each picture: seeds follow each other, the first one drawn at random if none is given.
+        """A stack for each picture: seeds follow each other, the first drawn at random if none is given.
 
         Raises: ApiError.
         """

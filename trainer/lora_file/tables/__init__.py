@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 _NUMBER = re.compile(r"(?<![a-z])(?<!encoder_)\d+")
-_LONGEST = 1000  # characters of a module's name that are looked at; real ones have some 100
+_LONGEST = 1000  # characters of a module's name that are looked at; real names have some 100
 
 
 @dataclass(frozen=True)

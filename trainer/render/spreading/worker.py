@@ -83,7 +83,7 @@ class Worker:
         return messages.Answer(tuple(results))
 
     def _check_base(self, base: str, family: str, wanted: str) -> None:
-        """Raises: ModelError if it isn't here, RunError if it is another one."""
+        """Raises: ModelError if it isn't here, RunError if it is another."""
         if (base, family) not in self._bases:
             folder = bases.resolve(base, families.registry()[family])
             self._bases[base, family] = base_hash(folder, self.quantise)

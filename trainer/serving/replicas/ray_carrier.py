@@ -37,7 +37,7 @@ from trainer.serving.replicas.replica import Replica
 from trainer.serving.replicas.wanted_replicas import Replicas
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_OVER_MEAN = 1.25  # of what a replica is given on the mean, before its pictures go to the next one
+_OVER_MEAN = 1.25  # of what a replica is given on the mean, before its pictures go to the next
 _LOOK_S = 1.0
 _ABOUT_S = 120.0
 _HEALTH_S, _UNHEALTHY_S = 5.0, 60.0
@@ -56,7 +56,7 @@ class RayReplica(Replica):
                 yield told
 
     def check_health(self) -> None:
-        """Asked by Ray Serve, which puts another replica in the place of one that raises. Raises: RunError."""
+        """Asked by Ray Serve, which puts another replica in the place of a replica that raises. Raises: RunError."""
         if not self.is_alive:
             raise RunError("the drawing thread of this replica has died.")
 
