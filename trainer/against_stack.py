@@ -1,4 +1,4 @@
-"""Training against a stack: LoRAs that lie on the base while the new one learns, and a penalty for doing what they do.
+"""Training against a stack: LoRAs that lie on the base while the new LoRA learns, and a penalty for doing what they do.
 
 They are folded into the weights before anything else happens, so they cost nothing a step and the new adapter's zero is
 the base with them. The overlap is the share of the new update that reads what theirs reads and writes where theirs

@@ -79,14 +79,14 @@ def header_of(base: str, family: str) -> dict[str, str]:
 
 
 def shared(headers: Iterable[dict[str, str]]) -> dict[str, str]:
-    """What to say of the base in a file made of several; nothing where they name different ones."""
+    """What to say of the base in a file made of several; nothing where they name different bases."""
     named = {origin_in_header(metadata) for metadata in headers}
     base = named.pop() if len(named) == 1 else None
     return {NAME_KEY: base.name, **header(base)} if base else {}
 
 
 def differing(files: Iterable[Path]) -> str:
-    """A sentence that names the bases of LoRAs that are for different ones; empty where there is one, or none is named.
+    """A sentence that names the bases of LoRAs that are for different bases; empty where they agree, or name none.
 
     Raises: AdapterError.
     """
@@ -119,7 +119,7 @@ def _hash(text: str, digits: int) -> str:
 
 
 def warning(file: Path, base: Origin) -> str:
-    """A sentence that names both bases if a LoRA's header names another than this one; empty if not.
+    """A sentence that names both bases if a LoRA's header names another than this; empty if not.
 
     Raises: AdapterError.
     """
@@ -127,7 +127,7 @@ def warning(file: Path, base: Origin) -> str:
     if origin is None:
         return ""
 
-    # By hashes of one kind that both sides have: one that is the same settles it.
+    # By hashes of one kind that both sides have: a hash that is the same settles it.
     pairs = [(origin.sha256, base.sha256), (origin.file_sha256, base.file_sha256), (origin.old_hash, base.old_hash)]
     comparable = [(theirs, here) for theirs, here in pairs if theirs and here]
     if any(theirs == here for theirs, here in comparable):

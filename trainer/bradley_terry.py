@@ -39,7 +39,7 @@ class Strengths:
         return float(self.mean[first] - self.mean[second]), float(variance)
 
     def against_average(self, candidate: int) -> tuple[float, float, float]:
-        """The share of votes that it wins against an average one, and the ends of the 95 % interval of that."""
+        """The share of votes that it wins against an average opponent, and the ends of the 95 % interval of that."""
         contrast = np.full(len(self.mean), -1 / len(self.mean))
         contrast[candidate] += 1
         middle = float(contrast @ self.mean)
@@ -81,7 +81,7 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     if not votes:
         return start
     first, second, won = (np.array([vote[part] for vote in votes]) for part in range(3))
-    # Slices around the normal posterior, somewhat wider: nearly every draw is a new one.
+    # Slices around the normal posterior, somewhat wider: nearly every draw is a new point.
     root = np.linalg.cholesky(1.5 * start.covariance)
 
     def log_ratio(unit: Vector) -> float:
@@ -95,8 +95,8 @@ def sampled(num: int, votes: Sequence[Vote], generator: np.random.Generator, pri
     level = log_ratio(unit)
     draws = np.empty((_DRAWS, num))
     for draw in range(_DRAWS):
-        # A point on the ellipse through the last draw and a fresh one, as likely as a random share of it;
-        # the bracket shrinks towards the last draw, angle 0, until one is met.
+        # A point on the ellipse through the last draw and a fresh draw, as likely as a random share of it;
+        # the bracket shrinks towards the last draw, angle 0, until such a point is met.
         other, least = generator.standard_normal(num), level + np.log(generator.random())
         angle = generator.uniform(0.0, 2 * np.pi)
         low, high = angle - 2 * np.pi, angle

@@ -49,6 +49,7 @@ def caption(
     wanted = writing.Wanted(
         folder.expanduser(), asked, every, what, f"captions {visit or secrets.token_hex(8)}", dry_run
     )
+    # From here on Ctrl-C asks for a stop; the picture that is looked at gets its caption yet.
     stop = StopRequest()
     try:
         events = writing.write(wanted, opener, stop)
@@ -56,11 +57,12 @@ def caption(
     finally:
         stop.restore()
     if isinstance(last, writing.Ended) and last.stopped:
+        # What shells give for Ctrl-C: 128 and the signal's 2.
         sys.exit(130)
 
 
 def _show_json(events: Iterable[Event]) -> Event | None:
-    """Print every event as a JSON line; the last one."""
+    """Print every event as a JSON line; the last event."""
     last = None
     for last in events:
         typer.echo(json.dumps({"event": type(last).__name__.lower(), **dataclasses.asdict(last)}))

@@ -45,9 +45,9 @@ class Checkpoint:
 
 
 def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
-    """The new checkpoint's folder; older ones beyond `keep` are removed after it is in place.
+    """The new checkpoint's folder; older checkpoints beyond `keep` are removed after it is in place.
 
-    Empty groups are not written. Raises: OSError, and nothing of the new one stays.
+    Empty groups are not written. Raises: OSError, and nothing of the new checkpoint stays.
     """
     from safetensors.torch import save as serialize
 
@@ -82,12 +82,12 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         raise
     system.sync_folder(temporary)
     final = parent / name(step)
-    if final.exists():  # only a damaged checkpoint can be here: from a good one the run would have gone on
+    if final.exists():  # only a damaged checkpoint can be here: a good checkpoint would have been gone on from
         shutil.rmtree(final)
     system.replace(temporary, final)
     system.sync_folder(parent)
 
-    # Later ones were damaged and passed over when this run was resumed; older ones are not needed any more.
+    # Later checkpoints were damaged and passed over when this run was resumed; older ones are not needed any more.
     for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:
         shutil.rmtree(damaged)
     tidy(parent, step, keep)
@@ -157,7 +157,7 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def every(parent: Path) -> Iterator[Checkpoint]:
-    """The checkpoints that verify, oldest first, one in memory at a time; damaged ones are passed over."""
+    """The checkpoints that verify, oldest first, one in memory at a time; damaged checkpoints are passed over."""
     for folder in _folders(parent):
         try:
             yield load(folder)

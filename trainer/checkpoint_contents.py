@@ -51,7 +51,7 @@ class Saver:
         groups = {"adapter": {**model.trained, **model.constants()}, "optimizer": tensors, **evaluation.tensors()}
         state = {**self.identity, "optimizer": values, **evaluation.state()}
 
-        # All processes hold the same; the first one writes.
+        # All processes hold the same; the first writes.
         try:
             if model.world.first:
                 checkpoint.save(run.checkpoints, step, groups, state, model.config.keep_checkpoints)

@@ -36,7 +36,7 @@ def unwritten(run: Run) -> bool:
 
 
 def files(run: Run, family: str, file_keys: dict[str, str]) -> list[Path]:
-    """A LoRA file for each saved step, oldest first, then the best and the last one's as the run wrote them.
+    """A LoRA file for each saved step, oldest first, then the best and the last step's as the run wrote them.
 
     `family` and `file_keys` are those of the base they are for. Raises: ConfigError if the run is for another base or
     has saved nothing.
@@ -97,7 +97,7 @@ def _module(name: str, file_keys: dict[str, str]) -> str:
 
 
 def _metadata(run: Run, config: TrainConfig) -> dict[str, str]:
-    """The header of a file that the run has written, or what is known of one that it will write."""
+    """The header of a file that the run has written, or what is known of a file that it will write."""
     for path in (run.lora_file, run.folder / lora_file.BEST):
         if path.is_file():
             metadata = lora_file.read_header(path).metadata

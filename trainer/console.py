@@ -38,7 +38,7 @@ _MOST_BUCKETS = 8  # named in a line
 
 
 def show_json(stream: Iterable[Event]) -> Event | None:
-    """Print every event as a JSON line; the last one."""
+    """Print every event as a JSON line; the last event."""
     last = None
     for last in stream:
         sys.stdout.write(events.to_line(last))

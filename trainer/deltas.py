@@ -58,7 +58,7 @@ def is_weight_of(own_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def paired(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors with as many sides each: a second one may lack its kernel of 1 x 1."""
+    """Factors with as many sides each: the second may lack its kernel of 1 x 1."""
     return (down, up[:, :, None, None]) if down.ndim == 4 and up.ndim == 2 else (down, up)
 
 

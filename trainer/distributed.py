@@ -38,7 +38,7 @@ class World:
         return list(range(self.rank, num, self.size))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every process's gradients added up, in place; a missing one counts as zero."""
+        """Every process's gradients added up, in place; a missing gradient counts as zero."""
         # One by one, in the parameters' order, which is the same in every process.
         if self.size == 1:
             return

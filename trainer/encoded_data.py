@@ -137,7 +137,7 @@ class EncodedData:
         return problems
 
     def questions(self, dataset: Dataset | None, limit: int | None = None) -> validation.Questions | None:
-        """What is asked of the first `limit` pictures of a set; None without one."""
+        """What is asked of the first `limit` pictures of a set; None without a set."""
         items = [item for item in dataset.items if not item.regular][:limit] if dataset else []
         if not items:
             return None
@@ -226,7 +226,7 @@ class EncodedData:
     def conditioning(self, caption: str) -> Conditioning:
         """What the denoiser is given for this caption, from the cache.
 
-        For an empty one it is what guidance gives it where there is no negative prompt.
+        For an empty caption it is what guidance gives it where there is no negative prompt.
         """
         name = cache.key("text", _VERSION, self.family.name, self._text, self.dtype, self.chunks, caption)
 

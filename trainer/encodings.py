@@ -54,7 +54,7 @@ def text(raw: bytes) -> str:
 
 
 def refusal(file: IO[bytes]) -> str:
-    """Why a file, read from its beginning, is no text that can be read, and from which line on; "" if it is one."""
+    """Why a file, read from its beginning, is no text that can be read, and from which line on; "" if it is text."""
     kind, line, byte = "", 1, 0
     while piece := file.read(_AT_ONCE):
         if not kind:
@@ -64,7 +64,7 @@ def refusal(file: IO[bytes]) -> str:
         try:
             line += decoder.decode(piece, final=len(piece) < _AT_ONCE).count("\n")
         except UnicodeDecodeError as error:
-            # What the decoder had before it: this piece, and a letter's beginning that the last one ended with.
+            # What the decoder had before it: this piece, and a letter's beginning that the last piece ended with.
             whole = error.object
             line += whole[: error.start].decode(error.encoding, "replace").count("\n")
             place = f"line {line}, byte {byte - len(whole) + error.start}"

@@ -45,5 +45,5 @@ class RunError(UserError):
 
 
 def is_of_a_file(error: OSError) -> bool:
-    """Whether the error is of a file or the disk, such as a full one, and not a fault in the program."""
+    """Whether the error is of a file or the disk, such as a full disk, and not a fault in the program."""
     return error.filename is not None or error.errno in _OF_THE_DISK

@@ -48,7 +48,7 @@ def extended(run: Run, steps: int) -> TrainConfig:
             f"(validation.stop_when_overtrained); more steps would end there too. Start a new run without that."
         )
 
-    # The line of the last extension gives way to this one where nothing was trained in between.
+    # The line of the last extension gives way to this line where nothing was trained in between.
     before = config.optimizer.extended
     length = config.max_steps
     if before and starting.lengths(before)[-1][0] == done:

@@ -24,7 +24,7 @@ def sha256(path: Path, start: int = 0) -> str:
 
 @contextmanager
 def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
-    """A name that the body writes a file to, which then takes the place of the one at `path`.
+    """A name that the body writes a file to, which then takes the place of the file at `path`.
 
     If the body raises, the old file stays and nothing else is left. Whoever reads finds the old file or the new one,
     whole, also after a kill. After a power cut only what was synced is sure to be there: `write` does that. `through`
@@ -46,7 +46,7 @@ def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
 def write(path: Path, content: bytes, through: Path | None = None) -> None:
     """Replace the file at `path` by one of this content, which outlasts a power cut.
 
-    Raises: OSError, and the old one stays.
+    Raises: OSError, and the old file stays.
     """
     with replacing(path, through) as temporary:
         write_synced(temporary, content)
@@ -57,7 +57,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 
     A line that was torn, where the machine went down, swallows none of them.
     """
-    # The newline comes first: it ends a line that was torn, and readers pass over an empty one.
+    # The newline comes first: it ends a line that was torn, and readers pass over an empty line.
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(b"\n" + b"".join(line.encode("utf-8", "replace") + b"\n" for line in lines))

@@ -170,7 +170,7 @@ class Learned(NamedTuple):
 def prepare(model: TrainingModel, step: int) -> list[Part]:
     """What a step is given beside the weights, micro-batch by micro-batch, on its way to the device.
 
-    Nothing of it depends on the step before, so that it is made while the device still computes that one.
+    Nothing of it depends on the step before, so that it is made while the device still computes that step.
     """
     config, schedule, parts = model.config.objective, model.schedule, []
     for batch in model.encoded.batches(step):

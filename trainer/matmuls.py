@@ -33,7 +33,7 @@ class Matmul:
 
 
 def measure(device: str, dtype: str) -> Matmul:
-    """How fast and how right a product is on this device, held against the same one in float64 on the CPU.
+    """How fast and how right a product is on this device, held against the same product in float64 on the CPU.
 
     The time is the best of twenty, since other programs may be at work too.
     """
@@ -49,7 +49,7 @@ def measure(device: str, dtype: str) -> Matmul:
     )
     truth = left.double() @ right.double()  # exact for int8: sums stay far below 2**53
 
-    # The product of this device, if it has one.
+    # The product of this device, if it can compute it.
     try:
         left, right = left.to(device), right.to(device)
         product = _multiply(left, right).cpu().double()

@@ -25,7 +25,7 @@ class Word:
     """The word's vectors on a pipeline: by text encoder, `vectors` (n, dim) are trained, `start` is what they were."""
 
     def __init__(self, pipe: Any, config: InversionConfig, saved: dict[str, Tensor] | None = None) -> None:
-        """Raises: ConfigError if the base already knows the word, or not the one to start from."""
+        """Raises: ConfigError if the base already knows the word, or not the word to start from."""
         # The text encoders, with their tokenizers and their tables of embeddings.
         self.name, self.keys = config.token, families.of(pipe).words
         tokenizers = {encoder: getattr(pipe, encoder.replace("text_encoder", "tokenizer")) for encoder in self.keys}

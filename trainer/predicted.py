@@ -46,7 +46,7 @@ def keep(path: Path, prediction: Prediction) -> None:
 
 
 def read(path: Path) -> Prediction | None:
-    """The prediction in a file; None where there is none, or a damaged one."""
+    """The prediction in a file; None where there is no file, or a damaged file."""
     try:
         values = Prediction(**json.loads(path.read_bytes()[:_MOST_BYTES]))
     except (OSError, ValueError, TypeError, RecursionError):

@@ -85,6 +85,7 @@ def import_(
     from trainer.other_trainers.commands import Wanted
 
     proposal = _proposal(file, Wanted(name, pictures, family, base))
+    # A program isn't asked.
     if as_json:
         kept = {} if dry_run else proposal.keep()
         typer.echo(json.dumps(proposal.facts | kept | {"kept": not dry_run}, indent=2))
@@ -95,6 +96,7 @@ def import_(
     elif not yes and _is_asked() and not typer.confirm(f"\nKeep it as {proposal.what}?"):
         typer.echo("nothing was written.")
     else:
+        # What was kept begins with its name or place (see `Proposal.keep`).
         name_or_file = next(iter(proposal.keep().values()))
         typer.echo(f"\nkept as {proposal.what.rpartition(' ')[0]} {name_or_file}.")
 

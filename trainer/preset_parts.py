@@ -66,7 +66,7 @@ def files_of(path: Path, values: dict[str, Any]) -> list[Path]:
 
 
 def sources(path: Path) -> dict[str, str]:
-    """Where each value of a preset that ships comes from, by its dotted name; "" for one that doesn't say."""
+    """Where each value of a preset that ships comes from, by its dotted name; "" for a preset that doesn't say."""
     values = from_toml(path.read_bytes(), f"preset {path.stem}")
     found: dict[str, str] = {}
     for one in [*files_of(path, values), path]:

@@ -58,7 +58,7 @@ def gpu_sizes(preset: str) -> dict[str, int]:
 
 
 def chosen(preset: str) -> Tier | None:
-    """The tier that a name asks for; None without one. Raises: ConfigError for one that isn't there."""
+    """The tier that a name asks for; None if it asks for none. Raises: ConfigError for a tier that isn't there."""
     plain, name = split(preset)
     if not name:
         return None
@@ -71,17 +71,18 @@ def chosen(preset: str) -> Tier | None:
 
 
 def at_hand(tiers: dict[str, Tier]) -> Tier:
-    """The largest tier that the GPU here holds; the smallest for a smaller one, and the CPU's where there is none."""
+    """The largest tier that the GPU here holds; the smallest for a smaller GPU, and the CPU's where there is no GPU."""
     gib = _gpu_gib()
     if not gib:
         return tiers[CPU]
     sizes = [tier for tier in tiers if tier != CPU]
-    fitting = [name for name in sizes if int(name.removesuffix("gb")) * 0.95 <= gib]  # one sold with 12 GB has 11.6 GiB
+    # A card sold with 12 GB has 11.6 GiB.
+    fitting = [name for name in sizes if int(name.removesuffix("gb")) * 0.95 <= gib]
     return tiers[fitting[-1] if fitting else sizes[0]]
 
 
 def _gpu_gib() -> float:
-    """Of the first GPU; 0 without one that has memory of its own, for which torch isn't loaded."""
+    """Of the first GPU; 0 without a GPU that has memory of its own, for which torch isn't loaded."""
     if not system.may_have_gpu():
         return 0.0
     return float(torch.cuda.get_device_properties(0).total_memory / _GIB) if torch.cuda.is_available() else 0.0

@@ -42,7 +42,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 def names() -> list[str]:
     """Names of the presets: those that ship, then the user's own that can be read, each sorted.
 
-    The first ones are for the base that ships: they run as they are.
+    The first are for the base that ships: they run as they are.
     """
     shipped = sorted(
         (path.stem for path in FOLDER.glob("*.toml")), key=lambda name: (not name.startswith("imprimatura"), name)
@@ -68,7 +68,7 @@ def own_folder() -> Path:
 
 
 def has(name: str) -> bool:
-    """Whether a name is a preset's, or a tier's of one."""
+    """Whether a name is a preset's, or a tier's of a preset."""
     plain, tier = preset_tiers.split(name)
     return plain in names() and (preset_tiers.MARK not in name or tier in (*preset_tiers.of(name), preset_tiers.AUTO))
 
@@ -102,7 +102,7 @@ def add(name: str, text: str) -> Path:
 
 
 def free_name(name: str) -> str:
-    """The name that `add` gives a preset if it is called now. Raises: ConfigError if it can't be one."""
+    """The name that `add` gives a preset if it is called now. Raises: ConfigError if it can't be a name."""
     return next(path.stem for path in _wanted(name) if not os.path.lexists(path))
 
 
@@ -203,7 +203,7 @@ def load(preset: str, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def changed(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
-    """The settings with dotted ones changed. Raises: ConfigError."""
+    """The settings, those under dotted names changed. Raises: ConfigError."""
     values = config.model_dump(mode="json")
     for key, value in overrides.items():
         _put(values, key, value)
@@ -243,13 +243,13 @@ def _ask_for_places(merged: dict[str, Any], overrides: dict[str, Any], preset: s
 
 
 def _switch_method(merged: dict[str, Any], method: Any) -> None:
-    """Leave out what a preset says of its own method where another is asked for: it was never meant for that one."""
+    """Leave out what a preset says of its own method where another is asked for: it was never meant for the other."""
     adapter, registry = merged.get("adapter"), methods.registry()
     if not isinstance(method, str) or method not in registry or not isinstance(adapter, dict):
         return  # refused when all is parsed
     if adapter.get("method") == method:
         return
-    # What the other method has too stays, such as the rank, unless its value is a word that this one doesn't know.
+    # What the other method has too stays, such as the rank, unless its value is a word that this method doesn't know.
     fields = registry[method].Config.model_fields
     allowed = {
         key: get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

@@ -22,7 +22,7 @@ class Previews:
         self.model, self.run = model, run
 
     def draw_all(self, step: int) -> Iterator[Event]:
-        """A picture per preview prompt with the adapter as it is; one that fails is a warning, never the run's end."""
+        """A picture per preview prompt with the adapter as it is; a failure is a warning, never the run's end."""
         config = self.model.config
         for number, prompt in enumerate(config.preview.prompts if config.preview_every_steps else ()):
             try:

@@ -13,7 +13,7 @@ def began_s(pid: int) -> float:
 
 
 def same_process(pid: int, began: float, mark: tuple[str, str]) -> psutil.Process | None:
-    """The live process with this number if it is still the one that began then; None if not.
+    """The live process with this number if it is still the process that began then; None if not.
 
     A number is given to another process once it is free, and number and time can both come again after the clock was
     set. `mark` is a name and value in its environment, which settles it.

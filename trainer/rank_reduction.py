@@ -101,7 +101,7 @@ def cut_dense(matrix: Tensor, how: Cut, seed: int = 0) -> Factors:
         left, values, right = torch.linalg.svd(wide, full_matrices=False)
         return _kept(left, values.double(), right, whole, how)
 
-    # A large one: a random start, drawn towards the largest singular values by four power iterations.
+    # A large matrix: a random start, drawn towards the largest singular values by four power iterations.
     start = torch.randn(wide.shape[1], size, generator=torch.Generator().manual_seed(seed), dtype=wide.dtype)
     basis, _ = torch.linalg.qr(wide @ start)
     for _ in range(4):

@@ -51,7 +51,7 @@ def retrain(
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)
-    after = run.lora_file  # not the best one: that was chosen by these very pictures, which would favour it
+    after = run.lora_file  # not the best file: that was chosen by these very pictures, which would favour it
     assert lora_file.is_there(after), "a run that ended well has its file"
     verdict = retraining.compare(config, before, after, run.cache)
     verdict = retraining.with_best(verdict, run)

@@ -113,7 +113,7 @@ class Evaluation:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The adapter as it is to be used, for the body: the running mean where there is one."""
+        """The adapter as it is to be used, for the body: the running mean where there is any."""
         with ExitStack() as stack:
             stack.enter_context(optim.evaluation(self.optimizer))
             if self.mean:

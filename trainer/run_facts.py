@@ -44,6 +44,7 @@ def of(dataset: Dataset, heldout: Dataset | None, settings: DataConfig) -> Datas
     """
     survey = sources.survey(Path(settings.folder), settings, "data.folder")
     texts = {picture.path: picture.text for picture in survey.pictures}
+    # Regularisation pictures are counted apart.
     items = [item for item in dataset.items if not item.regular]
     sides = sorted(min(item.width_px, item.height_px) for item in items)
     shapes = Counter(_shape(item.width_px, item.height_px) for item in items)
@@ -136,7 +137,7 @@ def teach(folder: Path, kind: DatasetKind) -> None:
 
 
 def kept(folder: Path) -> RunFacts | None:
-    """The facts that a run kept; None for a run that has none, or damaged ones."""
+    """The facts that a run kept; None for a run that has none, or damaged facts."""
     try:
         values = json.loads((folder / FILE).read_bytes())
         if isinstance(values, dict) and isinstance(facts := values.get("dataset"), dict) and "masks" not in facts:

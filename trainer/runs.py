@@ -83,7 +83,7 @@ class Run:
             return None
 
     def best(self, log: list[events.Event]) -> tuple[Path, events.Recommended | None]:
-        """The LoRA file that the log recommends, and why; else the last one, which need not be there."""
+        """The LoRA file that the log recommends, and why; else the last file, which need not be there."""
         recommended = events.last(log, events.Recommended)
         path = self.inside(recommended.file) if recommended else None
         return (path, recommended) if path else (self.lora_file, None)

@@ -36,7 +36,7 @@ def setting(
     path: PathKind | None = None,
     **bounds: Any,
 ) -> Any:
-    """A pydantic field with its label and help; `advanced` ones are folded away in the UI.
+    """A pydantic field with its label and help; `advanced` fields are folded away in the UI.
 
     `path` says that its value is opened, and as what: the page lets only such through as the server offers.
     `only_with` says when it is read at all: if any of those settings has one of those values. `bounds` are pydantic's

@@ -19,7 +19,7 @@ _SEPARATORS = ",;\t"  # of as many of each, the earlier
 
 
 def reader(lines: Iterable[str], strict: bool) -> Reader:
-    """Python's own reader of the lines, with the separator that the first one tells.
+    """Python's own reader of the lines, with the separator that the first line tells.
 
     Raises: csv.Error from the lines.
     """

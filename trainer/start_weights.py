@@ -47,7 +47,7 @@ class Source:
     config: TrainConfig | None = None  # of the run that saved it
 
     def tensors(self) -> dict[str, Tensor] | None:
-        """A checkpoint's adapter as it is drawn with: the running mean where there is one; None of a LoRA."""
+        """A checkpoint's adapter as it is drawn with: the running mean where it has any; None of a LoRA."""
         return self.saved.tensors["adapter"] | self._mean() if self.saved else None
 
     def put_on(self, model: TrainingModel, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -68,7 +68,7 @@ class Source:
 
 
 def place(source: str) -> Path:
-    """The LoRA's file, or the checkpoint's folder; of a run's folder its newest one. Raises: ConfigError."""
+    """The LoRA's file, or the checkpoint's folder; of a run's folder its newest checkpoint. Raises: ConfigError."""
     path = Path(source)
     if lora_file.is_there(path):
         return lora_file.located(path)
@@ -86,7 +86,7 @@ def place(source: str) -> Path:
 
 
 def of_config(config: TrainConfig, run: runs.Run | None = None) -> Source | None:
-    """What a run goes on from: its own copy if it has one, else what the settings name; None for nothing.
+    """What a run goes on from: its own copy if there is a copy, else what the settings name; None for nothing.
 
     Raises: ConfigError, AdapterError.
     """
@@ -172,7 +172,7 @@ def _of_checkpoint(config: TrainConfig, source: Source) -> list[str]:
 def _differing(
     section: str, now: Any, before: Any, keys: tuple[str, ...] = (), skipped: tuple[str, ...] = ()
 ) -> list[str]:
-    """A sentence for each of these settings (all, if none is named) that is another one than before."""
+    """A sentence for each of these settings (all, if none is named) that is another than before."""
     new, old = now.model_dump(mode="json"), before.model_dump(mode="json")
     prefix = f"{section}." if section else ""
     return [
@@ -191,10 +191,13 @@ def _of_lora(config: TrainConfig, path: Path) -> list[str]:
         return [f"adapter.method is {config.adapter.method!r}; allowed: {wanted.settings['method']!r}, as there."]
     problems = []
     for key, value in wanted.settings.items():
+        # A smaller rank has no room for it, a larger rank has.
         if key == "rank" and now["rank"] < value:
             problems.append(f"adapter.rank is {now['rank']}; allowed: {value} or more.")
         elif key not in ("method", "rank", "alpha", "targets", "text_encoder") and now.get(key) != value:
             problems.append(f"adapter.{key} is {now.get(key)!r}; allowed: {value!r}, as there.")
+
+    # Every layer that it changes must be trained.
     family = families.registry()[config.family]
     if not _covers(family.targets[config.adapter.targets], wanted.paths):
         problems.append(
@@ -207,6 +210,8 @@ def _of_lora(config: TrainConfig, path: Path) -> list[str]:
         problems.append(
             f"adapter.only_layers and adapter.without_layers leave out {min(left_out)}, which it changes; allow it."
         )
+
+    # What else it has or is: a text encoder's part, a start of its own, a new word.
     if wanted.settings.get("text_encoder") and not now.get("text_encoder"):
         problems.append("adapter.text_encoder is off, and it changes the text encoder; set it.")
     if now.get("init", "default") not in ("default", "gaussian"):

@@ -1,4 +1,4 @@
-"""All that differs between operating systems; no other module asks which one it runs on (`tests/test_system.py`).
+"""All that differs between operating systems; no other module asks which system it runs on (`tests/test_system.py`).
 
 Most artists are on Windows, and most of our machines are not. Each function therefore takes what it decides on as an
 argument, `platform` as in `sys.platform`, so that either branch is tested on either system. Locks are `filelock`'s and
@@ -232,7 +232,7 @@ def keep_freed(platform: str = sys.platform) -> bool:
 
     To map every activation anew takes a fifth of a large base's step. It is a choice of the whole process, so a run
     makes it where the process is there for the run alone. `give_back_freed` still gives pages back, but not addresses:
-    where those are limited, nothing is kept, or a step too large once would leave no room for a smaller one.
+    where those are limited, nothing is kept, or a step too large once would leave no room for a smaller step.
     """
     mallopt = _glibc("mallopt", platform)
     if mallopt is None or addresses_are_limited():
@@ -302,10 +302,10 @@ def reset_peak(clear: Path = _PROC / "self/clear_refs") -> None:
 
 
 def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """`(total, free)`, of the container where one sets a limit: its kernel kills at that, not at the host's."""
+    """`(total, free)`, of the container where that sets a limit: its kernel kills at that, not at the host's."""
     import psutil
 
-    # The machine's; then the container's limit, if cgroup 2 has one.
+    # The machine's; then the container's limit, if cgroup 2 has any.
     host = psutil.virtual_memory()
     try:
         total = int((group / "memory.max").read_text())  # "max" where there is no limit

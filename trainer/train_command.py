@@ -1,4 +1,4 @@
-"""What `velatura train` does with its options: train, go on with a run, or measure what one would take."""
+"""What `velatura train` does with its options: train, go on with a run, or measure what a run would take."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def train(
     card: Path | None = None,
     kind: DatasetKind = "unknown",
 ) -> None:
-    """Train a new run or go on with one, printing its events; exits with status 130 if it was stopped.
+    """Train a new run or go on with an old run, printing its events; exits with status 130 if it was stopped.
 
     `card` is what it is started from, and is kept with the run; `kind` is what its pictures teach.
     """
@@ -103,7 +103,7 @@ def train(
 
 
 def new(config: TrainConfig | None, resume: bool) -> TrainConfig:
-    """The settings of a run to rehearse. Raises: ConfigError if there are none, or the run is not a new one."""
+    """The settings of a run to rehearse. Raises: ConfigError if there are none, or the run is not new."""
     if config is None or resume:
         raise ConfigError("--rehearse measures a new run; name a preset, and leave out --resume.")
     return config

@@ -283,7 +283,7 @@ class TrainingModel:
         """These rows of a batch, sent to the device without waiting for it."""
         captions, frames = [batch.captions[row] for row in rows], batch.frames[rows]
         return Part(
-            number=batch.number * 1000 + rows[0],  # seeds its dropout: no two parts of a run share one
+            number=batch.number * 1000 + rows[0],  # seeds its dropout: no two parts of a run share a seed
             noised=self._send(noised[rows]).to(self.dtype),
             timesteps=self._send(timesteps[rows]),
             target=self._send(target[rows]),

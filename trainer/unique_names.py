@@ -85,7 +85,7 @@ def put(file: Path, wanted: Iterable[Path]) -> Path:
 
 
 def _put_folder(folder: Path, wanted: Iterable[Path]) -> Path:
-    """The same for a folder. No system replaces one that has files in it by another; an empty one is nobody's loss."""
+    """The same for a folder. No system replaces a folder with files in it by another; an empty folder is no loss."""
     for path in wanted:
         # Where letters' case tells no names apart, a folder may be in its own way.
         if os.path.lexists(path) and not (path.is_dir() and os.path.samefile(folder, path)):

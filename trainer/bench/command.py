@@ -33,6 +33,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Steps a second and peak memory of our loop and of a plain diffusers + PEFT loop, at the same settings."""
+    # Names are checked before anything is measured.
     models = model or list(training.MODELS)
     if unknown := [name for name in models if name not in training.MODELS]:
         raise ConfigError(f"--model is {unknown[0]!r}; allowed: {', '.join(training.MODELS)}.")
@@ -174,6 +175,7 @@ def tiers(
     from trainer.bench import preset_tiers
     from trainer.bench import tiers as bench_tiers
 
+    # What ships, as it is said or made anew.
     if as_table:
         typer.echo(preset_tiers.to_markdown(shipped_tiers.tables()))
         return
@@ -184,6 +186,8 @@ def tiers(
             typer.echo(preset_tiers.to_toml({base: tables[base]}).removeprefix(preset_tiers.HEAD), err=True)
         typer.echo(preset_tiers.to_toml(tables), nl=False)
         return
+
+    # Models that are asked for.
     if unknown := [name for name in model or [] if name not in full_size.FAMILIES]:
         raise ConfigError(f"--model is {unknown[0]!r}; allowed: {', '.join(full_size.FAMILIES)}.")
     if size_px % bench_tiers.MULTIPLE_PX:
@@ -220,6 +224,7 @@ def stack(
     """Seconds a step with 1 to 8 adapters, to change weights, to swap and of a grid, against diffusers' adapters."""
     from trainer.bench import full_stacking, stacking
 
+    # The models of that size.
     if size not in ("small", "full"):
         raise ConfigError(f"--size is {size!r}; allowed: small, full.")
     allowed = full_stacking.MODELS if size == "full" else stacking.MODELS

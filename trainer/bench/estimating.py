@@ -51,12 +51,14 @@ class Tally(TorchDispatchMode):
     def count(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is let go of; views and what is counted already add nothing."""
         storage = tensor.untyped_storage()
+        # By the storage, which views share.
         key = storage._cdata
         if tensor.device.type != "meta" or key in self._alive:
             return
         self._alive[key] = storage.nbytes()
         self.bytes += storage.nbytes()
         self.peak_bytes = max(self.peak_bytes, self.bytes)
+        # Called as the storage goes; another may have its address from then on.
         weakref.finalize(storage, self._let_go, key)
 
     def _let_go(self, key: int) -> None:
@@ -89,7 +91,7 @@ class _Flash(torch.autograd.Function):
 
 
 class _OnMeta(TorchFunctionMode):
-    """Within it a model written for real tensors runs on meta ones: small tensors that it makes on the CPU go along,
+    """Within it a model written for real tensors runs on meta tensors: small tensors that it makes on the CPU go along,
     and a question about values is answered with yes (a mask that is asked about is one of whole captions). Rows that
     are chosen by values, which experts do, are as many as each of four experts has on average.
     """
@@ -114,7 +116,7 @@ class _OnMeta(TorchFunctionMode):
 
 
 def _beside_meta(tensor: Tensor) -> Tensor | int:
-    """A tensor as one on the meta device goes with it: a size is a number."""
+    """A tensor as it goes with a tensor on the meta device: a size is a number."""
     if tensor.device.type == "cpu" and tensor.ndim == 0 and tensor.dtype == torch.int64:
         return int(tensor)
     return tensor.to("meta")
@@ -164,6 +166,8 @@ class Step:
             )
         else:
             self.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+
+        # Weights are counted first and taken off again: what the step adds is asked for.
         tally = Tally()
         for tensor in [*self.denoiser.parameters(), *self.denoiser.buffers()]:
             tally.count(tensor)

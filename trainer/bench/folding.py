@@ -102,7 +102,7 @@ class Changing:
         return self.engine.resolve(stack)
 
     def weight(self) -> float:
-        """A weight other than the last ones."""
+        """A weight other than the last weights."""
         return 0.5 + next(self._turns) % 7 / 10
 
     def weigh(self) -> None:

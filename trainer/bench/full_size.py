@@ -44,16 +44,23 @@ def write(model: str, depth: int | None, folder: Path) -> Path:
     from trainer import bases
 
     bases.quiet_libraries()
+    # The same parts every time, and nobody else's random numbers are touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = _PARTS[model]()
     kind, settings = config(model, depth)
+
+    # The parts that have weights.
     named = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
     for name, part in parts.items():
         part.save_pretrained(str(folder / name))
+
+    # The denoiser, a config alone.
     name = component(model)
     (folder / name).mkdir(parents=True, exist_ok=True)  # where a killed process began
     (folder / name / "config.json").write_text(json.dumps({"_class_name": kind, **settings}))
+
+    # The index comes last: where it is, the folder is whole.
     index = {
         "_class_name": families.registry()[FAMILIES[model]].pipeline,
         "_diffusers_version": diffusers.__version__,
@@ -104,6 +111,8 @@ def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
     """
     drawn_on = "cuda" if torch.cuda.is_available() and device == "cpu" else device
     rng = torch.Generator(drawn_on).manual_seed(0)
+
+    # Parameters.
     for path, parameter in list(model.named_parameters()):
         module, _, name = path.rpartition(".")
         values = torch.empty(parameter.shape, device=drawn_on, dtype=dtype)
@@ -112,6 +121,8 @@ def filled(model: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
         else:
             values.normal_(0, min(_STD, parameter[0].numel() ** -0.5), generator=rng)
         setattr(model.get_submodule(module), name, torch.nn.Parameter(values.to(device), requires_grad=False))
+
+    # Buffers: those that a file would hold have its dtype, others the dtype they were computed in.
     saved = set(model.state_dict())
     for path, buffer in list(model.named_buffers()):
         module, _, name = path.rpartition(".")
@@ -144,7 +155,7 @@ def config(model: str, depth: int | None) -> tuple[str, dict[str, Any]]:
             "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
             "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
             "dual_attention_layers": list(range(min(13, most))),
-            # 1,536 px; the real one's 384 take half a minute to compute, and a step reads its middle alone
+            # 1,536 px; the real model's 384 take half a minute to compute, and a step reads its middle alone
             "pos_embed_max_size": 96,
         }  # fmt: skip
     if model == "flux":

@@ -106,6 +106,7 @@ class _Bench:
             theirs = folding.seconds(partial(self._load, files))
             yield Row(self.model, f"first fold of {count} from disk", ours, theirs)
             self.engine.restore()
+            # The last of them stay loaded: they are resident in what follows.
             if count != _COUNTS[-1]:
                 self.pipe.delete_adapters(_names(count))
 
@@ -145,6 +146,7 @@ class _Bench:
             )
             pipe.set_adapters(["a0"], [1.0])
 
+        # Once before it is measured.
         ours.weigh()
         yield stacking.compared(self.model, folding.CHANGE, ours.weigh, weigh_theirs, self.times)
         yield stacking.compared(self.model, f"swap among {len(files)} resident", ours.swap, swap_theirs, self.times)

@@ -110,6 +110,7 @@ class Bench:
         if isinstance(measured, str):
             return Row(job.model, job.batch, name, error=measured)
         self.device = measured.device
+        # Counted in the plain loop alone, which comes first, and true of every loop.
         if measured.flop:
             self._flop[job.model] = measured.flop / job.batch
         flop = self._flop.get(job.model)

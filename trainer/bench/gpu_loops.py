@@ -140,6 +140,8 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
 
     bases.open_pipeline = opened
     step = _ours(job, notes) if job.loop == "ours" else _plain(job, device, dtype)
+
+    # Warm-up, then the steps that count.
     seconds = []
     for number in range(job.warm + job.steps):
         if number == job.warm:
@@ -151,6 +153,8 @@ def measure(job: Job, gate: Callable[[], None]) -> Measured:
         seconds.append(time.perf_counter() - began)
         if not number:
             first = time.perf_counter() - stood[1]
+
+    # What was held, and one more step whose operations are counted.
     on_gpu = device == "cuda"
     peak, reserved = (
         (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (mechanics.peak_bytes(), 0)

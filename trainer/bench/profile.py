@@ -47,11 +47,13 @@ def run(model: str, rows: int) -> Profile:
         studio = TrainingModel.open(config)
         studio.prepare(Path(scratch) / "cache", data.scan(config), None)
         studio.attach(None)
+        # Two steps of warm-up, then the step that counts.
         for _ in range(2):
             loop.learn(studio, 0)
         began = time.perf_counter()
         loop.learn(studio, 0)
         seconds = time.perf_counter() - began
+        # A counter and a profiler slow a step down, so each has its own.
         with FlopCounterMode(display=False) as counter:
             loop.learn(studio, 0)
         with profile(activities=[ProfilerActivity.CPU]) as found:

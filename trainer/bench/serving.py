@@ -90,11 +90,14 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
         scratch, own = (
             Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="velatura-bench-"))) for _ in range(2)
         )
+        # The LoRAs, and a key for each tenant.
         engine = Engine()
         files = _loras(engine, scratch / "loras", size.loras)
         own_keys = [keys.add(scratch / "keys.toml", _key(number)) for number in range(size.tenants)]
         own_keys.append(keys.add(scratch / "keys.toml", keys.Key(name="metrics", metrics=True)))
         note(f"{len(files)} LoRAs made")
+
+        # Both servers stay up: each is measured while the other waits.
         servers = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
         note("servers are up")
         loads: dict[str, list[Load]] = {name: [] for name in ("base", "mixed", "unmixed", "plain")}
@@ -118,6 +121,8 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
                     loads[name].append(load)
             measuring.round()
             note(f"round {number}: a batch's costs measured")
+
+        # Every picture, now that nothing is measured any more.
         note("comparing every picture with its own recipe drawn alone")
         answers = [answer for load in loads["mixed"] for answer in load.answers]
         return _report(size, loads, measuring.measured(), *_compared(engine, answers, files, size.steps))
@@ -175,6 +180,7 @@ def _loras(engine: Engine, folder: Path, count: int) -> dict[str, Path]:
 @contextmanager
 def _server(scratch: Path, options: list[str]) -> Iterator[tuple[int, int]]:
     """Port and process of a server. Raises: RunError."""
+    # Free at this moment; the server takes it a little later.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -266,6 +272,7 @@ def _compared(engine: Engine, answers: list[Answer], files: dict[str, Path], ste
             continue
         adapters = tuple(AdapterChoice(file=str(files[lora]), weight=weight) for lora, weight in one.loras)
         alone = engine.render(StackConfig(prompt=one.prompt, seed=one.seed, steps=steps, adapters=adapters))
+        # The recipe as JSON has it, since it travelled in a file.
         carried = picture_metadata.read(io.BytesIO(answer.png)).recipe
         if carried != json.loads(json.dumps(picture_metadata.travelling(alone.stack))):
             wrong.append(f"{name}: its recipe is another's")
@@ -274,6 +281,8 @@ def _compared(engine: Engine, answers: list[Answer], files: dict[str, Path], ste
         largest = max(largest, int(difference))
         if difference > TOLERANCE:
             wrong.append(f"{name}: differs by {difference} of 255 from its recipe drawn alone")
+
+    # Each request once.
     keys_of = [(answer.asked.tenant, answer.asked.number, answer.asked.seed) for answer in answers]
     if len(set(keys_of)) != len(keys_of):
         wrong.append("a request was answered twice")

@@ -57,7 +57,7 @@ class Joins:
     """How pictures came into batches, as the server's metrics count it."""
 
     at_once: int = 0  # no batch was being drawn as they came
-    next: int = 0  # one was, and they joined the next
+    next: int = 0  # a batch was being drawn, and they joined the next
     waited_s: float = 0.0  # for the batch that was being drawn, all of these together
 
     def since(self, before: Joins) -> Joins:

@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a task: its lines of JSON, the error output of one that failed, or that there was no time."""
+    """What became of a task: its lines of JSON, the error output if it failed, or that there was no time."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Ended:
 
 
 def gate() -> None:
-    """Wait until the process that started this one says to go on. Raises: SystemExit if it is gone."""
+    """Wait until the process that started this process says to go on. Raises: SystemExit if it is gone."""
     sys.stdout.write(f"{_AT_GATE}\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
@@ -133,7 +133,7 @@ class _Child:
         return self._is_at_gate
 
     def go_on(self) -> None:
-        """Open the gate, if it stands at one."""
+        """Open the gate, if it stands at a gate."""
         if self._is_at_gate:
             self._is_at_gate = None
             assert self.process.stdin

@@ -66,10 +66,14 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
     engine = Engine(base)
     files = [random_lora(engine, scratch / f"lora{number}.safetensors", number) for number in range(_RESIDENT)]
     pipe = engine.family.load(engine.folder, str(engine.pipe.device), engine.pipe.dtype)
+
+    # Theirs, all loaded.
     for number, file in enumerate(files):
         pipe.load_lora_weights(
             str(file.parent), weight_name=file.name, adapter_name=f"a{number}", low_cpu_mem_usage=False
         )
+
+    # A step, by the number of adapters.
     step, times = _step(engine, model), _TIMES[model]
     for count in _COUNTS:
         folded = engine.resolve(stack_of(base, files[:count]))
@@ -88,6 +92,8 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
             ours,
             theirs,
         )
+
+    # Changes, and on the small model a grid.
     yield from _changes(model, engine, pipe, files, step)
     if model == "imprimatura":
         yield _grid(engine, pipe, files[:2])
@@ -95,8 +101,10 @@ def _model(model: str, scratch: Path) -> Iterator[Row]:
 
 def _changes(model: str, engine: Engine, pipe: Any, files: list[Path], step: Callable[[Any], None]) -> Iterator[Row]:
     """Weights changed and an adapter swapped, every adapter read before."""
+    # Everything is read once before.
     for file in files:
         engine.fold(engine.resolve(stack_of(engine.base, [file])))
+    # Another weight each time, or there would be nothing to change.
     turn = iter(range(10_000))
 
     def weigh() -> None:

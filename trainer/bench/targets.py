@@ -83,7 +83,7 @@ class Target:
     unit: str
     limit: float
     is_most: bool = True
-    either: tuple[str, ...] = ()  # ways that may fail as long as one is left
+    either: tuple[str, ...] = ()  # ways that may fail as long as one way is left
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def _fold_seconds(row: stacking.Row) -> float:
 
 
 def _folding_targets() -> dict[str, Target]:
-    """Folding into a whole base, and ten times that into a quantised one."""
+    """Folding into a whole base, and ten times that into a quantised base."""
     limits = {
         "change": (folding.CHANGE, "change one weight of two", 0.020),
         "swap": (folding.SWAP, "swap a resident LoRA", 0.040),
@@ -298,6 +298,7 @@ class Targets:
 
     def _decided(self) -> Iterator[Verdict]:
         """The verdicts that were not told yet and that no row is missing for."""
+        # What may still come.
         coming = {*self._jobs, *folding.names()} - {*self.found.rows} - {*self.found.errors}
         for name in self.names:
             if name not in self._told and coming.isdisjoint(TARGETS[name].needs):
@@ -306,12 +307,15 @@ class Targets:
 
     def _verdict(self, name: str, target: Target) -> Verdict:
         """What was measured of a target, and whether it holds."""
+        # Of several ways the fastest that worked.
         ways = [row for row in target.either if row in self.found.rows and row not in self.found.errors]
         fastest = min(ways, key=self._step_seconds, default=target.either[0] if target.either else None)
         names = [*([fastest] if fastest else []), *target.rows]
         rows = [self.found.rows.get(row) for row in names]
         errors = [self.found.errors[row] for row in names if row in self.found.errors]
         figure = target.figure(*rows) if all(rows) and not errors else None
+
+        # A CPU's figures say nothing of the target.
         if not self.on_gpu:
             held = "needs a GPU"
         elif errors:
@@ -334,7 +338,7 @@ class Targets:
 
 
 def named(wanted: Sequence[str]) -> list[str]:
-    """The targets of these names, or whose names begin so. Raises: ConfigError for one that there isn't."""
+    """The targets of these names, or whose names begin so. Raises: ConfigError for a target that there isn't."""
     names: dict[str, None] = {}
     for text in wanted:
         found = [text] if text in TARGETS else [name for name in TARGETS if name.startswith(text) and text]

@@ -27,7 +27,7 @@ MULTIPLE_PX = 64  # of the small picture whose latents are scaled
 _GIB = 1 << 30
 # A run may hold so much of a GPU: the rest is its context and what the allocator can't use again.
 _SHARE, _CONTEXT_GIB = 0.95, 0.6
-# Parameters of the published text encoders and autoencoders, in millions; the bench's own are small ones.
+# Parameters of the published text encoders and autoencoders, in millions; the bench's own are small.
 _ENCODERS = {
     "sdxl": 123 + 695 + 84,  # CLIP L, OpenCLIP bigG
     "sd35-medium": 124 + 695 + 4762 + 84,  # and T5 XXL

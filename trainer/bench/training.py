@@ -75,10 +75,12 @@ def run(models: list[str], rounds: int, options: list[str], without: list[str]) 
         for model in models:
             base = prepare(model, Path(scratch))
             measured: dict[str, list[Measured]] = {loop: [] for loop in loops}
+            # In turn, so that other work on the machine falls on every loop.
             for _ in range(rounds):
                 for loop in loops:
                     measured[loop].append(_child(model, loop, base, Path(scratch), options))
             for loop in loops:
+                # Round by round: only what was measured close together is compared.
                 ratios = [
                     ours.steps_per_s / other.steps_per_s
                     for ours, other in zip(measured["ours"], measured[loop], strict=True)
@@ -258,6 +260,8 @@ def _plain(model: str, base: str, pictures: Path, best: bool) -> Iterator[float]
     if best:
         cast_training_params(pipe.unet, dtype=torch.float32)
     layers = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
+
+    # The optimizer, and what accelerate makes of it.
     optimizer = torch.optim.AdamW(layers, lr=1e-4, weight_decay=1e-2)
     schedule = get_scheduler("constant", optimizer=optimizer)
     pipe.unet.train()

@@ -1,4 +1,4 @@
-"""Models that one chats with and that can see (LLaVA, JoyCaption, Qwen-VL, SmolVLM, ...): told what to say in words."""
+"""Models to chat with that can see (LLaVA, JoyCaption, Qwen-VL, SmolVLM, ...): told what to say in words."""
 
 from __future__ import annotations
 

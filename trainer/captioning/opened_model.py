@@ -35,9 +35,10 @@ class Opened:
     name: str
 
     def generated(self, inputs: Any) -> Any:
-        """The tokens it answers with, (1, T), the most likely ones. Raises: ModelError."""
+        """The tokens it answers with, (1, T), the most likely at each place. Raises: ModelError."""
         with in_words(self.name, "can't look at a picture"), torch.inference_mode():
             moved = inputs.to(self.model.device, dtype=self.model.dtype)
+            # The model's own limit where it is shorter.
             own = self.model.generation_config.max_new_tokens or _MAX_TOKENS
             return self.model.generate(**moved, max_new_tokens=min(own, _MAX_TOKENS), do_sample=False, num_beams=1)
 
@@ -66,6 +67,7 @@ def check_weights(folder: Path, advice: str = "") -> None:
     """Raises: ModelError if the folder has no safetensors, or not all that its index names."""
     if (folder / _INDEX).is_file():
         with in_words(folder.name, f"has a {_INDEX} that can't be read"):
+            # Files beside the index alone: a path could lead anywhere.
             names = {str(name) for name in foreign_json.table(folder / _INDEX)["weight_map"].values()}
             lost = sorted(name for name in names if "/" in name or "\\" in name or not (folder / name).is_file())
         if lost:
@@ -88,6 +90,7 @@ def opened(folder: Path) -> Opened:
         try:
             processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False, **local)
         except ImportError:
+            # Models that see videos too want torchvision, which may not be there.
             from trainer.captioning import still_pictures
 
             processor = still_pictures.processor(folder, str(config_of(folder).get("model_type")))

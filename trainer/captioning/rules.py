@@ -84,6 +84,7 @@ def caption(raw: str, asked: Rules) -> str:
 
 def tidied(text: str) -> str:
     """The text on one line, one blank between words, and no comma without words before it."""
+    # What can't be printed goes, and with it any mark that was in the text before.
     text = " ".join("".join(sign for sign in text if sign.isprintable() or sign.isspace()).split())
     text = re.sub(r" ([,.;:!?])", r"\1", text)
     text = re.sub(r",[, ]*,", ",", text)
@@ -100,6 +101,7 @@ def looks_like_tags(text: str) -> bool:
 
 def without_tags(text: str, unwanted: Sequence[str]) -> str:
     """The tags but those of the list, in capitals or not, underscores as blanks."""
+    # An entry with "..." stands for every tag that begins so.
     open_ended = tuple(_plain(entry[:-3]) for entry in unwanted if entry.endswith("...") and _plain(entry[:-3]))
     known = {_plain(entry) for entry in unwanted}
     kept = [tag for tag in tags(text, ",") if _plain(tag) not in known and not _plain(tag).startswith(open_ended)]
@@ -108,6 +110,7 @@ def without_tags(text: str, unwanted: Sequence[str]) -> str:
 
 def without_phrases(text: str, unwanted: Sequence[str]) -> str:
     """The prose without these phrases, nor the article, comma or "and" that only led to them."""
+    # The longest first: without "painting", "oil painting" would leave "oil" behind.
     longest_first = sorted(unwanted, key=len, reverse=True)
     # Again while anything goes: what stood apart may be such a phrase now.
     for _ in range(_MAX_PASSES):

@@ -20,7 +20,7 @@ _PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
 def processor(folder: Path, model_type: str) -> Any:
     """The processor in a folder, without its part for videos.
 
-    Raises: ImportError if it has none, so that something else is missing; what transformers raises for a damaged one.
+    Raises: ImportError if it has none, so that something else is missing; for damage, what transformers raises.
     """
     whole = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(model_type, ""))
     if whole is None or _VIDEO not in whole.get_attributes() or {*whole.get_attributes()} - {_VIDEO, *_PARTS}:
@@ -35,7 +35,7 @@ def processor(folder: Path, model_type: str) -> Any:
     def check(self: Any, name: str, part: Any) -> Any:
         return None if name == _VIDEO else whole.check_argument_for_proper_class(self, name, part)
 
-    # The same class but for these two: which parts it is made of, and that the one for videos may be missing.
+    # The same class but for these two: which parts it is made of, and that the part for videos may be missing.
     changed = {"_get_arguments_from_pretrained": classmethod(parts), "check_argument_for_proper_class": check}
     stills: Any = type(whole.__name__, (whole,), changed)
     return stills.from_pretrained(folder, local_files_only=True)

@@ -50,6 +50,7 @@ def tags_of(folder: Path) -> list[Tag]:
     with in_words(folder.name, f"has a {_TAGS} that can't be read"):
         try:
             with (folder / _TAGS).open(encoding="utf-8", newline="") as file:
+                # A file from outside; one row more than is allowed tells that there are too many.
                 lines = itertools.islice(csv.DictReader(file), _MAX_TAGS + 1)
                 rows = [Tag(line["name"], line["category"]) for line in lines]
         except csv.Error as error:
@@ -126,6 +127,7 @@ def _by_timm(folder: Path) -> Probabilities:
         model = model.to(device).eval()
 
     def probabilities(picture: Image.Image) -> Sequence[float]:
+        # (1, 3, side, side), from -1 to 1.
         pixels = torch.from_numpy(prepared(picture, _SIDE_PX)).permute(2, 0, 1)[None] / 127.5 - 1.0
         with in_words(folder.name, "can't look at a picture"), torch.inference_mode():
             logits = model(pixel_values=pixels.to(device, dtype)).logits[0]

@@ -84,6 +84,7 @@ def write(wanted: Wanted, opener: Callable[[], Describe], is_stopped: Callable[[
 
     Raises: DataError, ModelError.
     """
+    # Pictures that this edit gave a caption before are done already.
     pictures = _survey(wanted.folder)
     done = edits.finish(wanted.folder, wanted.visit) if not wanted.dry_run else set()
     before = {picture.name for picture in pictures if _sidecar_name(wanted.folder, picture.path) in done}
@@ -119,7 +120,7 @@ def _survey(folder: Path) -> list[PictureFile]:
 
 
 def _is_bare(picture: PictureFile) -> bool:
-    """Whether it has no caption; one that can't be read is one, and somebody's work."""
+    """Whether it has no caption; a caption that can't be read is a caption, and somebody's work."""
     return not picture.text and not picture.refusal
 
 
@@ -129,6 +130,7 @@ def _sidecar_name(folder: Path, picture: Path) -> str:
 
 def _one(wanted: Wanted, picture: PictureFile, describe: Describe) -> tuple[str, str]:
     """The caption that was written, or why none was. Raises: DataError if there is no writing."""
+    # Read before the model looks, so that whoever writes meanwhile is noticed.
     before = caption_files.raw(picture.path.with_suffix(".txt"))
     try:
         if not wanted.every and caption_files.read_caption(picture.path):

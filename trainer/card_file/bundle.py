@@ -54,7 +54,7 @@ def digest(members: Mapping[str, bytes]) -> str:
 
 
 def packed(members: Mapping[str, bytes]) -> bytes:
-    """The file of these members and their digest. Raises: ConfigError for one that is too large."""
+    """The file of these members and their digest. Raises: ConfigError for a member that is too large."""
     for name, content in members.items():
         most = MAX_PICTURE_BYTES if _PICTURE.fullmatch(name) else MAX_TEXT_BYTES
         if len(content) > most:

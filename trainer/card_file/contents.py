@@ -21,7 +21,7 @@ CaptionStyle = Literal["none", "tags", "words", "sentences", "mixed"]
 
 
 def _line(text: str) -> str:
-    """The text. Raises: ValueError for more than a line, which could begin another one in a file it is written into."""
+    """The text. Raises: ValueError for more than one line: a second could pass for a line of the file it goes into."""
     if "\n" in text:
         raise ValueError("it holds several lines; allowed: one")
     return text
@@ -73,7 +73,7 @@ class DatasetFacts(Settings):
     """The pictures and captions that were trained on, by numbers."""
 
     kind: DatasetKind = "unknown"  # what its pictures teach, as whoever shares it says or the preset was for
-    masks: Masks = "none"  # how many of its pictures have one
+    masks: Masks = "none"  # how many of its pictures have a mask
     num_pictures: Count = 0
     num_heldout: Count = 0
     num_regular: Count = 0

@@ -1,4 +1,4 @@
-"""`velatura preset check`: whether a card or preset suits pictures of one's own, and what training so will take."""
+"""`velatura preset check`: whether a card or preset suits your own pictures, and what training so will take."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def checked(what: str, folder: str, changes: list[str], rehearse: bool, out: Pat
 
 
 def answered(config: TrainConfig, card_file: Path | None, title: str, out: Path, rehearse: bool) -> Answer:
-    """Where one's own set is unlike the card's, what is missing, and the prediction: measured, or else the card's."""
+    """Where the user's set is unlike the card's, what is missing, and the prediction: measured, or else the card's."""
     # The pictures, and what they were with the card.
     dataset, heldout = data.scan(config), data.scan_heldout(config)
     dataset, left_out = folds.leave_out(dataset, config)
@@ -73,12 +73,14 @@ def answered(config: TrainConfig, card_file: Path | None, title: str, out: Path,
 def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tuple[Prediction | None, str]:
     """What a rehearsal in a process of its own measures, ended after a minute; or why there is none.
 
-    What it encoded till then stays in the cache, so that the next one goes further. Raises: ConfigError as it would.
+    What it encoded till then stays in the cache, so that the next goes further. Raises: ConfigError as it would.
     """
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
+        # A process of its own can be ended in time, and a process that runs out of memory ends alone.
         presets.save(config, Path(temporary) / "config.toml")
         command = [sys.executable, "-m", "trainer", "train", str(Path(temporary) / "config.toml")]
         command += ["--rehearse", "--once", "--out", str(out.absolute())]
+        # It finds this package wherever it is run from, and what it leaves goes with the folder.
         path = os.pathsep.join(filter(None, (str(Path(trainer.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path, "TMPDIR": temporary, "TEMP": temporary}
         try:
@@ -92,6 +94,7 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
             )
     if done.returncode == 2:
         raise ConfigError(done.stderr.rpartition("error: ")[2].strip())
+    # The answer is the last line; a process that was killed has none.
     try:
         rehearsal = from_json(done.stdout.strip().rpartition("\n")[2])
     except (ValueError, KeyError, TypeError):

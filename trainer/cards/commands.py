@@ -51,6 +51,8 @@ def proposed(file: Path, name: str | None) -> Proposal:
     lines, existing = proposals.beside(wanted, settings)
     facts: dict[str, Any] = {"digest": opened.digest, "title": opened.card.title, "name": kept_as}
     facts |= {"missing": missing, "settings": _as_values(changes)} | existing
+
+    # What is said before anything is written.
     said = [f"{label}: {text}" for label, text in describing.facts(opened)]
     said += [f"{one.key} = {comparing.spelled(one.after)}   ({one.title})" for one in changes]
 

@@ -56,7 +56,7 @@ def place(digest: str) -> Path:
 
 
 def keep(raw: bytes) -> Path:
-    """A card's file under its digest; one that is here already stays. Raises: ConfigError for what is no card."""
+    """A card's file under its digest; a file that is here already stays. Raises: ConfigError for what is no card."""
     path = place(reading.opened(raw, "the card").digest)
     folder().mkdir(parents=True, exist_ok=True)
     if not path.is_file():

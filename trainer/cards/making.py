@@ -94,6 +94,7 @@ def _again(opened: reading.Opened, wishes: Wishes) -> Made:
 
 def _of_training(source: Source, config: TrainConfig, wishes: Wishes) -> Made:
     """The card of a preset, a LoRA or a run; of a run with its evidence."""
+    # What there is to read: a run's folder, or a LoRA's own header.
     run = Run(source.path) if source.kind == "run" and source.path else None
     lora = run.lora_file if run else source.path if source.kind == "lora" else None
     metadata = _header(lora)
@@ -175,12 +176,13 @@ def _lora(path: Path, role: str, source_url: str) -> LoraOrigin | None:
 
 
 def _evidence(run: Run, config: TrainConfig, log: list[Event], wishes: Wishes) -> Evidence | None:
-    """What a run showed; None for one that made no step."""
+    """What a run showed; None for a run that made no step."""
     started, done = last(log, Started), last(log, Finished)
     steps = [event for event in log if isinstance(event, Step)]
     if started is None or not steps:
         return None
     best = last(log, Recommended)
+    # Held-out losses, and the step that they speak for.
     measured = [event for event in log if isinstance(event, Validated)]
     points = [
         HeldoutPoint(
@@ -188,6 +190,8 @@ def _evidence(run: Run, config: TrainConfig, log: list[Event], wishes: Wishes) -
         )
         for event in measured
     ]
+
+    # The dataset: what the run noted of it, else what its log has.
     kept = run_facts.kept(run.folder) or RunFacts(dataset=_facts_of(started, last(log, Planned)))
     facts = kept.dataset
     if wishes.with_names:
@@ -198,6 +202,7 @@ def _evidence(run: Run, config: TrainConfig, log: list[Event], wishes: Wishes) -
         device=kept.device or plain(started.device, 199),
         dtype=plain(started.dtype, 199),
         num_steps=steps[-1].step,
+        # The first steps are slower, so the median.
         step_s=statistics.median(event.seconds for event in steps),
         total_s=done.seconds if done else 0.0,
         peak_memory_bytes=done.peak_memory_bytes if done else 0,
@@ -246,7 +251,7 @@ def _samples(run: Run, log: list[Event]) -> tuple[list[Sample], list[bytes], lis
 
 
 def _preview(run: Run, file: str) -> bytes:
-    """A preview as a card holds it; nothing for a file outside the run's folder or one that doesn't open."""
+    """A preview as a card holds it; nothing for a file outside the run's folder or a file that doesn't open."""
     path = run.inside(file)
     try:
         return reading.webp(data.open_image(path)) if path else b""
@@ -278,6 +283,8 @@ def _of_batch(source: Source, config: BatchConfig, wishes: Wishes) -> Made:
     if config.steps_of and not steps_of:
         notes.append("steps_of names a run of yours and was left out.")
     values = config.model_dump(mode="json", exclude_none=True, exclude={"steps_of"})
+
+    # Names and hashes stand for files of this machine.
     values |= {"stacks": [_travelling(stack)["adapters"] for stack in stacks]} if stacks else {}
     values |= {"base": places.base_name(config.base)} if config.base else {}
     values |= {"steps_of": steps_of} if steps_of else {}

@@ -21,6 +21,7 @@ def stack_in(file: Path) -> tuple[StackConfig, list[str]] | None:
     if not os.path.isfile(file):
         return None
     library = lora_file.library([Path("outputs")])
+    # One byte more than is allowed tells a file that is larger.
     with file.open("rb") as opened:
         raw = opened.read(_MOST_BYTES + 1)
     if raw.startswith(_PICTURES):

@@ -75,7 +75,7 @@ def forgotten(config: TrainConfig, wanted: list[str]) -> tuple[TrainConfig, list
 
 
 def _put(config: TrainConfig, dotted: str, value: Any) -> TrainConfig:
-    """The settings with one of a section changed."""
+    """The settings, with a setting of a section changed."""
     section, _, name = dotted.partition(".")
     if not name:
         return config.model_copy(update={section: value})

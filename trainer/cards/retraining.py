@@ -1,4 +1,4 @@
-"""A kept recipe on new pictures: whether the new LoRA is better than the old one, on pictures that neither has seen.
+"""A kept recipe on new pictures: whether the new LoRA is better than the old LoRA, on pictures that neither has seen.
 
 The new one is its run's last step: the step that a run recommends is chosen by its held-out pictures, and would look
 better on them than it is. Both are asked the same questions, as a run's own measurements are (`validation`): the same
@@ -39,7 +39,7 @@ class Verdict:
     base_loss: float
     old_loss: float
     new_loss: float
-    gain: float  # how much lower the new one's loss is than the old one's; 0.1 = 10 %
+    gain: float  # how much lower the new LoRA's loss is than the old LoRA's; 0.1 = 10 %
     gain_low: float  # 95 % bootstrap interval over pictures
     gain_high: float
 
@@ -66,7 +66,7 @@ def old_lora(source: Source, library: dict[str, LoraInfo]) -> Path | None:
 
 
 def best_of(run: runs.Run) -> Path | None:
-    """The LoRA file that a run recommends, else its last one; None if it has none."""
+    """The LoRA file that a run recommends, else its last file; None if it has none."""
     path, _ = run.best(run.events())
     return path if is_there(path) else None
 
@@ -101,7 +101,7 @@ def compare(config: TrainConfig, old: Path, new: Path, cache: Path) -> Verdict:
 
 
 def with_best(verdict: Verdict, run: runs.Run) -> Verdict:
-    """The verdict with a word on the step that the new run recommends, where it is another than the one compared."""
+    """The verdict with a word on the step that the new run recommends, where another step was compared."""
     log = run.events()
     recommended, last = run.best(log)[1], events.last(log, events.Step)
     if recommended is None or last is None or recommended.step >= last.step:

@@ -41,6 +41,7 @@ def of(word: str, runs_folder: Path = runs.DEFAULT) -> Source:
         return _of_file(path)
     if presets.has(word):
         return Source("preset", word, presets.load(word, {}))
+    # A plain name, so that it leads nowhere but into the folder of runs.
     if (
         os.path.basename(word) == word
         and word not in ("", ".", "..")
@@ -71,6 +72,7 @@ def _settings_of(path: Path) -> Config:
     """The settings in a TOML file: of a training, of a stack, or of a batch, by their keys. Raises: ConfigError."""
     values = presets.read_toml(path)
     values.pop("title", None)
+    # By what only a training, or only a batch, has.
     if "family" in values and "adapter" in values:
         return parse(TrainConfig, values, path.name)
     kind: type[BatchConfig | StackConfig] = (

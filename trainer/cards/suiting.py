@@ -1,4 +1,4 @@
-"""Will it work for mine? A card beside a dataset of one's own: where the two differ, and what it will take."""
+"""Will it work for mine? A card beside a dataset of your own: where the two differ, and what it will take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STYLES = {"none": "no captions", "tags": "tags", "words": "a few words", "sente
 
 
 def differences(config: TrainConfig, evidence: Evidence | None, head: str, own: DatasetFacts) -> list[str]:
-    """A sentence for each way in which one's own set is unlike the one that the settings are known to work for.
+    """A sentence for each way in which your set is unlike the set that the settings are known to work for.
 
     `head` is the preset's comment, which says how many pictures it was made for where there is no evidence.
     """

@@ -27,7 +27,7 @@ def refuse_beside(preset: str | None, resume: bool) -> None:
 def like(
     file: str, data: str | None, heldout: str | None, changes: list[str], out: Path = runs.DEFAULT
 ) -> tuple[TrainConfig, Path | None]:
-    """The settings of a card, a LoRA of ours, a run or a preset on other pictures, and the card if it is one.
+    """The settings of a card, a LoRA of ours, a run or a preset on other pictures, and the card if there is one.
 
     Raises: ConfigError naming the places that must be given anew.
     """
@@ -37,6 +37,8 @@ def like(
     config = source.settings
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"{source.name[:80]!r} holds no settings of a training; draw it with `velatura render`.")
+
+    # What is given anew.
     overrides = presets.parse_overrides(changes)
     overrides |= {key: value for key, value in (("data.folder", data), ("data.heldout", heldout)) if value is not None}
 
@@ -48,6 +50,8 @@ def like(
                           f"{', '.join(missing)}.")  # fmt: skip
     if unread:
         typer.echo(f"without a held-out set, nothing reads {', '.join(unread)}; left at the default.", err=True)
+
+    # The settings, and the card that they came with.
     card = source.path if source.kind == "card" else keeping.card_of(source.name) if source.kind == "preset" else None
     config = session.absolute(presets.changed(config, overrides))
     if card is not None and (lines := suiting.missing(reading.read(card).card, suiting.base_is_here(config), None)):

@@ -34,6 +34,7 @@ def adapter(text: str) -> dict[str, Any]:
         number = 1.0 if weight is None else weights.number(weight)
     except ValueError as error:
         raise ValueError(f"LoRA {text.strip()[:120]!r}: {error}") from None
+    # The last part of a path of any system.
     name = file.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors")
     return {"file": file, "name": name, "weight": number}
 
@@ -145,6 +146,7 @@ class BatchConfig(Settings):
     @property
     def num_pictures(self) -> int:
         """What the lists multiply to. Raises: ValueError for a seed that can't be read."""
+        # An empty list is one choice: the command's own.
         return math.prod(max(1, len(each)) for each in (self.prompts, self.stacks, self.weights)) * max(
             1, sum(len(seeds(item)) for item in self.seeds)
         )

@@ -11,6 +11,7 @@ _DRAWN = {**_TAGS, "captions.wildcards": (True,), "captions.lines": ("choose",)}
 
 
 class DataConfig(Settings):
+    # What is trained on, and measured on.
     folder: str = setting(
         "",
         "Dataset",
@@ -30,6 +31,8 @@ class DataConfig(Settings):
         max_length=80,
         pattern=r"^(\S(.*\S)?)?$",
     )
+
+    # What becomes of a picture and its caption each time.
     caption_dropout: float = setting(
         0.05,
         "Caption dropout",
@@ -50,6 +53,8 @@ class DataConfig(Settings):
         "What is cut off to fit the bucket: equal margins, or one of four random cuts each time.",
         advanced=True,
     )
+
+    # Sizes and shapes.
     buckets: bool = setting(
         True,
         "Buckets",
@@ -90,6 +95,8 @@ class DataConfig(Settings):
         max_length=4,
         advanced=True,
     )
+
+    # How often a picture is shown, and how much it counts.
     kohya_folders: bool = setting(
         True,
         "Kohya folders",
@@ -110,6 +117,8 @@ class DataConfig(Settings):
         max_length=64,
         advanced=True,
     )
+
+    # Transparency and masks.
     background: str = setting(
         "#ffffff",
         "Background",
@@ -132,6 +141,8 @@ class DataConfig(Settings):
         only_with={"data.mask": ("file",)},
         path="dataset",
     )
+
+    # What keeps the class from changing with the subject.
     regularisation: str = setting(
         "",
         "Regularisation set",
@@ -160,8 +171,11 @@ class DataConfig(Settings):
 
 
 class CaptionsConfig(Settings):
+    # Around a caption.
     prefix: str = setting("", "Prefix", "Put before every caption.", max_length=500, advanced=True)
     suffix: str = setting("", "Suffix", "Put after every caption.", max_length=500, advanced=True)
+
+    # Tags.
     shuffle_tags: bool = setting(
         False,
         "Shuffle tags",
@@ -183,6 +197,8 @@ class CaptionsConfig(Settings):
     separator: str = setting(
         ",", "Tag separator", "What stands between tags.", min_length=1, max_length=8, advanced=True, only_with=_TAGS
     )
+
+    # Several wordings of one caption.
     wildcards: bool = setting(
         False, "Wildcards", "Read {red|green} in a caption as one of the two, drawn anew each time.", advanced=True
     )
@@ -202,6 +218,8 @@ class CaptionsConfig(Settings):
         advanced=True,
         only_with=_DRAWN,
     )
+
+    # Length.
     long: Literal["cut", "chunk"] = setting(
         "cut",
         "Long captions",

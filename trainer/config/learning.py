@@ -11,6 +11,7 @@ _DIFFUSION, _FLOW = {"prediction": ("epsilon", "v")}, {"prediction": ("flow",)}
 
 
 class ObjectiveConfig(Settings):
+    # How an error counts.
     loss: Literal["l2", "huber", "smooth_l1"] = setting(
         "l2",
         "Loss",
@@ -43,6 +44,8 @@ class ObjectiveConfig(Settings):
         advanced=True,
         only_with={"objective.weighting": ("min-snr",)},
     )
+
+    # Noise.
     noise_offset: float = setting(
         0.0,
         "Noise offset",
@@ -78,6 +81,8 @@ class ObjectiveConfig(Settings):
         le=1,
         advanced=True,
     )
+
+    # Which noise levels are trained.
     timesteps: Literal["uniform", "logit-normal", "sigmoid", "mode"] = setting(
         "uniform",
         "Timesteps",
@@ -133,6 +138,8 @@ class ObjectiveConfig(Settings):
         advanced=True,
         only_with={"objective.shift": ("fixed",)},
     )
+
+    # What counts beside the pictures' own error.
     unmasked_weight: float = setting(
         0.1,
         "Unmasked weight",
@@ -153,6 +160,7 @@ class ObjectiveConfig(Settings):
 
 
 class OptimizerConfig(Settings):
+    # The optimizer.
     name: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free", "other"] = setting(
         "adamw",
         "Optimizer",
@@ -176,6 +184,8 @@ class OptimizerConfig(Settings):
         max_length=16,
         advanced=True,
     )
+
+    # The schedule.
     schedule: Literal["constant", "linear", "cosine", "restarts", "rex"] = setting(
         "cosine", "Schedule", "How the learning rate falls after warm-up.", advanced=True
     )
@@ -199,6 +209,8 @@ class OptimizerConfig(Settings):
         max_length=64,
         advanced=True,
     )
+
+    # What holds weights and gradients, and their mean.
     weight_decay: float = setting(
         0.01, "Weight decay", "Pull of the adapter towards zero; 0-0.1.", ge=0, le=1, advanced=True
     )
@@ -211,6 +223,8 @@ class OptimizerConfig(Settings):
         lt=1,
         advanced=True,
     )
+
+    # Rates by part.
     loraplus_ratio: float = setting(
         1.0,
         "LoRA+ ratio",
@@ -240,7 +254,7 @@ class OptimizerConfig(Settings):
 
 
 class AgainstConfig(Settings):
-    """Adapters that lie on the base while the new one is trained: it learns to live with them."""
+    """Adapters that lie on the base while the new adapter is trained: it learns to live with them."""
 
     adapters: tuple[str, ...] = setting(
         (),

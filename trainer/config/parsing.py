@@ -58,7 +58,7 @@ def _refuse_keys(values: Any, where: str) -> None:
 
 
 def text_of(raw: bytes, where: str) -> str:
-    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with one.
+    """The text of a file as editors save it: UTF-8 with a BOM or without, or UTF-16 or UTF-32 with a BOM.
 
     Raises: ConfigError.
     """
@@ -96,6 +96,7 @@ def _reason(error: BaseException) -> str:
 def digest(config: Settings) -> str:
     """sha256 of the settings as canonical JSON: equal settings, equal digest."""
     values = config.model_dump(mode="json")
+    # Left out where they aren't set, so that a run of an earlier version keeps its digest.
     for section, key in _LATER:
         group = values.get(section)
         if isinstance(group, dict) and not group.get(key):
@@ -109,10 +110,12 @@ def digest(config: Settings) -> str:
 def recipe(config: TrainConfig) -> dict[str, Any]:
     """The settings as they travel in a file: folders by their last name only, as paths are nobody else's business."""
     values = config.model_dump(mode="json")
+    # Folders and files by their last names.
     for key in ("folder", "heldout", "regularisation", "mask_folder"):
         values["data"][key] = Path(values["data"][key]).name
     values["against"]["adapters"] = [Path(line).name for line in values["against"]["adapters"]]
     values["start"]["source"] = short_name(config.start.source)
+    # A folder of this machine; a hub id has a slash too and stays whole.
     if values["base"] not in ("", "imprimatura") and Path(values["base"]).is_dir():
         values["base"] = Path(values["base"]).name
     return values
@@ -123,5 +126,7 @@ def short_name(source: str) -> str:
     path = Path(source)
     if not source or path.suffix == ".safetensors":
         return path.name
+
+    # A checkpoint lies in RUN/checkpoints/step-000050.
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return f"{run.name}/{path.name}" if path.name.startswith("step-") else path.name

@@ -77,7 +77,7 @@ def shown(value: object) -> str:
 
 
 def _spelled(value: object) -> str:
-    """The value's spelling, or the start of it: `repr` of a large or deep one would take long, or fail."""
+    """The value's spelling, or the start of it: `repr` of a large or deep value would take long, or fail."""
     if isinstance(value, str | bytes):
         return repr(value[: _FOUND_CHARS + 1])
     if isinstance(value, dict):
@@ -85,6 +85,7 @@ def _spelled(value: object) -> str:
     if isinstance(value, list | tuple):
         nested = any(isinstance(entry, dict | list | tuple) for entry in value)
         return f"a list of {len(value)}" if len(value) > 3 or nested else repr([*value])
+    # Python refuses to spell a number of thousands of digits.
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a number of more than 40 digits"
     return "nothing" if value is None else "true" if value is True else "false" if value is False else str(value)
@@ -108,6 +109,7 @@ def _explained(problem: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{name} is {value}; allowed: a table with a method, such as method = 'lora'."
     if kind == "extra_forbidden":
         prefix = "".join(f"{key}." for key in keys[:-1])
+        # Cut, as likeness of long texts is slow to find.
         close = difflib.get_close_matches(str(keys[-1])[:100], parent, n=1)
         hint = f"; did you mean {prefix}{close[0]}?" if close else "."
         return f"{name} (found {value}) is not a setting{hint} Allowed: {', '.join(prefix + key for key in parent)}."
@@ -139,9 +141,9 @@ def _without_repetition(lines: list[str]) -> list[str]:
 
 
 def _walk(path: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """Keys as a preset spells them, and those allowed beside the last one.
+    """Keys as a preset spells them, and those allowed beside the last key.
 
-    pydantic's path has more than these: the tag of a discriminated union, and the branch of a plain one.
+    pydantic's path has more than these: the tag of a discriminated union, and the branch of a plain union.
     """
     keys: list[str] = []
     here: Any = model

@@ -82,6 +82,8 @@ class MemoryConfig(Settings):
         le=1024,
         advanced=True,
     )
+
+    # What the frozen base takes, and what a batch does.
     quantise: Literal["none", "int8", "nf4", "fp8"] = setting(
         "none",
         "Quantised base",
@@ -103,6 +105,8 @@ class MemoryConfig(Settings):
         le=256,
         advanced=True,
     )
+
+    # What waits on the CPU, and how the rest is computed.
     offload: Literal["none", "encoders", "blocks"] = setting(
         "none",
         "Offload",

@@ -80,6 +80,8 @@ class StackConfig(Settings):
         min_length=1,
         path="base",
     )
+
+    # LoRAs and how they go together.
     adapters: tuple[AdapterChoice, ...] = setting(
         (), "Adapters", "LoRAs and their weights; the order matters only to the mode switch.", max_length=32
     )
@@ -87,6 +89,8 @@ class StackConfig(Settings):
     wide_weights: bool = setting(
         False, "Wide weights", f"Allow weights beyond -2 to 2, up to {WIDEST_WEIGHT:g}.", advanced=True
     )
+
+    # What is drawn, and how.
     prompt: str = setting("", "Prompt", "What to draw.", max_length=8000)
     negative_prompt: str = setting("", "Negative prompt", "What to keep out.", max_length=8000)
     seed: int = setting(1, "Seed", "The same seed and settings give the same picture.", ge=0, le=2**32 - 1)

@@ -35,6 +35,7 @@ def lengths(lines: tuple[str, ...]) -> list[tuple[int, int]]:
     for line in lines:
         match = _LINE.fullmatch(line.replace(" ", ""))
         pair = (int(match[1]), int(match[2])) if match else (0, 0)
+        # Both rise from line to line, and no step lies beyond its run's length.
         if 0 < pair[0] <= pair[1] and (not pairs or (pairs[-1][0] < pair[0] and pairs[-1][1] < pair[1])):
             pairs.append(pair)
             continue
@@ -60,5 +61,5 @@ def problems(lines: tuple[str, ...], max_steps: int) -> Iterator[str]:
 
 
 def length_at(lines: tuple[str, ...], step: int, max_steps: int) -> int:
-    """How many steps the run was to have when it took this one (0-based)."""
+    """How many steps the run was to have when it took this step (0-based)."""
     return next((steps for until, steps in lengths(lines) if step < until), max_steps)

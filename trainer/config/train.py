@@ -27,13 +27,14 @@ if TYPE_CHECKING:  # built from the registry below; what every method has
         targets: str
 else:
     _KINDS = [module.Config for module in methods.registry().values()]
-    # A discriminated union of one is no union to pydantic; it is then the method's Config itself.
+    # A discriminated union of a single kind is no union to pydantic; it is then the method's Config itself.
     Adapter = Annotated[reduce(operator.or_, _KINDS), Discriminator("method")] if len(_KINDS) > 1 else _KINDS[0]
 
 
 class TrainConfig(Settings):
     """Settings of one LoRA's training."""
 
+    # What is trained.
     version: Literal[1] = Field(
         1, title="Version", description="Of this list of settings.", json_schema_extra={"advanced": True}
     )
@@ -47,6 +48,8 @@ class TrainConfig(Settings):
         min_length=1,
         json_schema_extra={"path": "base"},
     )
+
+    # How long, and on how much at a time.
     max_steps: int = setting(
         200, "Steps", "How long to train; about 4-8 steps a picture at batch 8.", ge=1, le=1_000_000
     )
@@ -70,12 +73,16 @@ class TrainConfig(Settings):
         le=4096,
     )
     seed: int = setting(0, "Seed", "The same seed, settings and pictures give the same file.", ge=0, le=2**32 - 1)
+
+    # How often it is saved, drawn and measured.
     checkpoint_every_steps: int = setting(50, "Checkpoint every", "Steps between saved states to resume from.", ge=1)
     preview_every_steps: int = setting(50, "Preview every", "Steps between previews; 0 for none.", ge=0)
     validate_every_steps: int = setting(
         50, "Validate every", "Steps between measurements on the held-out set.", ge=1, advanced=True
     )
     keep_checkpoints: int = setting(2, "Keep checkpoints", "Older ones are removed.", ge=1, le=1000, advanced=True)
+
+    # What it is computed with and written as.
     device: Literal["auto", "cpu", "cuda", "mps"] = setting(
         "auto", "Device", "Where to train; auto takes the GPU if there is one.", advanced=True
     )
@@ -94,6 +101,8 @@ class TrainConfig(Settings):
     save_dtype: Literal["float32", "float16", "bfloat16"] = setting(
         "float32", "File dtype", "Of the LoRA file; float16 halves it.", advanced=True
     )
+
+    # Groups.
     start: StartConfig = StartConfig()
     adapter: Adapter
     data: DataConfig = DataConfig()
@@ -149,6 +158,8 @@ def _size_problems(config: TrainConfig, facts: Family) -> Iterator[str]:
     step = config.data.bucket_step_px
     if step % facts.multiple_px:
         yield f"data.bucket_step_px is {step}; allowed: a multiple of {facts.multiple_px} for {facts.title}."
+
+    # The range.
     objective = config.objective
     if objective.timesteps_low >= objective.timesteps_high:
         yield (

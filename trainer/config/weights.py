@@ -10,7 +10,7 @@ _DECIMAL = re.compile(r"[+-]?\d{0,2},(\d{1,6})")
 
 
 def split(text: str) -> tuple[str, str | None]:
-    """A file and the text of its weight; None where nothing behind a colon looks like one: `C:\\fox.safetensors`."""
+    """A file and the text of its weight; None if what follows the colon looks like no weight: `C:\\fox.safetensors`."""
     file, colon, weight = text.strip().rpartition(":")
     return (file, weight.strip()) if colon and file and _LOOKS.fullmatch(weight) else (text.strip(), None)
 

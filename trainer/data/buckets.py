@@ -1,4 +1,4 @@
-"""Which shape each picture trains in: pictures of one shape make a batch, so wide and tall ones need no square crop.
+"""Which shape each picture trains in: pictures of one shape make a batch, so wide and tall shapes need no square crop.
 
 A bucket has about as many pixels as the square of the resolution and never more, so that each costs what the square
 does (the idea is NovelAI's, https://blog.novelai.net/novelai-improvements-on-stable-diffusion-e10d38db82ac). A picture
@@ -27,7 +27,7 @@ _FROM_PX = 512  # below it, steps of 64 px would leave a base of 128 px the squa
 
 
 def cuts(crop: Literal["centre", "random"]) -> range:
-    """The numbers of the cuts of a picture that are trained: 0 is the one in the middle."""
+    """The numbers of the cuts of a picture that are trained: 0 is the cut in the middle."""
     match crop:
         case "centre":
             return range(1)
@@ -127,7 +127,7 @@ def _wide_buckets(resolution_px: int, step: int, lowest_px: int, max_aspect_rati
 
 
 def _nearest(wide: tuple[Bucket, ...], width_px: int, height_px: int) -> Bucket:
-    """The bucket nearest in log aspect ratio; the larger of two equally near ones."""
+    """The bucket nearest in log aspect ratio; the larger of two equally near buckets."""
     # Rounded, so that two ratios that are equal but for float error are a tie, which the larger bucket wins.
     wanted = math.log(max(width_px, height_px) / min(width_px, height_px))
     width, height = min(

@@ -109,7 +109,7 @@ def write_caption(image_path: Path, text: str) -> None:
 
 
 def undo(folder: Path) -> Undone | None:
-    """Take back the folder's last edit that still stands; None if there is none. Call again for the one before it.
+    """Take back the folder's last edit that still stands; None if there is none. Call again for the edit before it.
 
     Raises: DataError if the caption was changed by another program since, whose text would be lost, or if it can't be
     written.
@@ -247,7 +247,7 @@ def log(path: Path, entry: dict[str, Any]) -> None:
     with path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         try:
-            # A line that a crash cut short must not swallow this one.
+            # A line that a crash cut short must not swallow this line.
             if size and _ends_torn(path):
                 file.write(b"\n")
             file.write(line.encode())

@@ -29,7 +29,7 @@ def variants(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> li
     """The strings a picture with these captions is trained with, in a fixed order; at least one.
 
     Draw k is seeded from (seed, captions, k). Lines take turns in a seeded order, so that each is read about as often.
-    A string that was drawn twice stands there twice: otherwise rare wordings would be trained as often as common ones.
+    A string that was drawn twice stands there twice: otherwise rare wordings would be trained as often as common.
     """
     from trainer import objective
 
@@ -61,19 +61,19 @@ def settled(captions: tuple[str, ...], config: CaptionsConfig, seed: int) -> str
 
 
 def tags(text: str, separator: str) -> list[str]:
-    """The tags of a caption, without blanks around them and without empty ones."""
+    """The tags of a caption, without blanks around them and without empty tags."""
     return [tag for part in text.split(separator.strip() or separator) if (tag := part.strip())]
 
 
 def _retagged(text: str, config: CaptionsConfig, rng: torch.Generator) -> str:
-    """The text with its tags shuffled and some left out; never the kept ones, never all."""
+    """The text with its tags shuffled and some left out; never the kept tags, never all."""
     if not config.shuffle_tags and not config.tag_dropout:
         return text.strip()
     all_tags = tags(text, config.separator)
     kept, loose = all_tags[: config.keep_tags], all_tags[config.keep_tags :]
     if config.tag_dropout and loose:
         draws = torch.rand(len(loose), generator=rng).tolist()
-        # Never all: of a caption without kept tags, the one with the highest draw stays.
+        # Never all: of a caption without kept tags, the tag with the highest draw stays.
         survivors = [tag for tag, draw in zip(loose, draws, strict=True) if draw >= config.tag_dropout]
         loose = survivors if survivors or kept else [loose[draws.index(max(draws))]]
     if config.shuffle_tags:

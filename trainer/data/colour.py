@@ -35,7 +35,7 @@ _PRIMARIES = {
     11: (*_DCI, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060), 12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
     22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
 }  # fmt: skip
-# Curves as ICC's parametric ones: (g,) is X^g; (g, a, b, c, d) is (a X + b)^g from d on, c X below. H.273, table 3.
+# Curves as ICC's parametric curves: (g,) is X^g; (g, a, b, c, d) is (a X + b)^g from d on, c X below. H.273, table 3.
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _VIDEO_CURVE = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
 _CURVES: dict[int, tuple[float, ...]] = {

@@ -37,7 +37,7 @@ MEASURED_PX = 256
 # 0.23.
 BLURRED_BELOW = 0.09
 # Of the sample pictures saved as JPEG at quality 40, 88 % differ from themselves by 6 bits of the 64 or fewer; of all
-# pairs of different ones, one does: two faces that do look alike. At 10 bits, shoes begin to look like other shoes.
+# pairs of different pictures, one does: two faces that do look alike. At 10 bits, shoes begin to look like other shoes.
 ALIKE_BITS = 6
 _SHOWN = 20
 
@@ -227,7 +227,7 @@ def sharpness(grey: Image.Image) -> float:
     It is for pictures scaled down to MEASURED_PX, or to a smaller resolution that is trained at: at full size, noise
     looks sharp, and so does a soft picture that training scales down. The Laplacian's variance is Pech-Pacheco et al.'s
     measure of focus (ICPR 2000, doi:10.1109/ICPR.2000.903548); over the picture's own variance it does not take a pale
-    picture for a blurred one.
+    picture for a blurred picture.
     """
     pixels = numpy.asarray(grey, dtype=numpy.float64)
     inner = pixels[1:-1, 1:-1]

@@ -41,7 +41,8 @@ class Undone:
 def write(folder: Path, what: str, texts: Mapping[Path, str], visit: str = "") -> Edit | None:
     """Give each of these pictures its caption, as one edit; None if nothing is different.
 
-    Raises: DataError if one is too long, or if there is no writing; then nothing was changed, or an undo takes it back.
+    Raises: DataError for a caption that is too long, or if there is no writing; then nothing was changed, or an undo
+    takes it back.
     """
     sidecars = {path.with_suffix(".txt"): _content(path, text) for path, text in texts.items()}
     with opened(folder) as log:
@@ -88,7 +89,7 @@ def add(folder: Path, what: str, picture: Path, text: str, before: str | None, v
 
 
 def finish(folder: Path, visit: str) -> set[str]:
-    """The caption files that edits of this visit gave a text, undone ones too.
+    """The caption files that edits of this visit gave a text, undone edits too.
 
     A text that was logged last and not written, since the writer was killed in between, is written first.
     """
@@ -120,6 +121,7 @@ def restore(folder: Path, names: Iterable[str]) -> Edit:
         wanted = set(names)
         pictures = [path for path in trashed(folder) if _below(folder, path) in wanted]
         sources = [_below(folder, path) for path in _with_companions(pictures)]
+        # In the trash it lies at .edits/trash/NUMBER/, and then at its old path.
         moves = [Move(name, str(PurePosixPath(*PurePosixPath(name).parts[3:]))) for name in sources]
         if taken := [move.target for move in moves if os.path.lexists(folder / move.target)]:
             raise DataError(
@@ -146,6 +148,7 @@ def undo(folder: Path, number: int | None = None) -> Undone | None:
         if edit.swaps:
             return Undone(edit, tuple(swaps.take_back(folder, log, edit)))
         for change in edit.changes:
+            # A text that is neither the edit's nor the one before it is another hand's.
             present = caption_files.raw(folder / change.file)
             if present == change.after:
                 _put(folder, change.file, change.before)

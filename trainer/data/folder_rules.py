@@ -21,7 +21,7 @@ class Rule:
     value: float
 
     def fits(self, folder: str) -> bool:
-        """Whether the pattern stands for this folder or one that it lies in; in linear time, whatever the pattern."""
+        """Whether the pattern stands for this folder or any that it lies in; in linear time, whatever the pattern."""
         parts = folder.split("/")
         return any(matches(self.pattern, "/".join(parts[:end])) for end in range(1, len(parts) + 1))
 

@@ -27,7 +27,7 @@ def split(dataset: Dataset, left_out: list[int]) -> tuple[Dataset, Dataset]:
 
 
 def shuffled(dataset: Dataset, seed: int) -> list[int]:
-    """The indexes of all pictures but regularisation ones, in an order of the seed's."""
+    """The indexes of all pictures but those of regularisation, in an order of the seed's."""
     own = [index for index, item in enumerate(dataset.items) if not item.regular]
     order = torch.randperm(len(own), generator=objective.generator(seed, "leave out", 0)).tolist()
     return [own[place] for place in order]

@@ -52,7 +52,7 @@ def says_repeats(path: PurePath) -> bool:
 
 
 def _innermost(place: Path, folder: Path) -> Path | None:
-    """The nearest folder from this one up to the set's own that is named as kohya does."""
+    """The nearest folder from this up to the set's own that is named as kohya does."""
     above = (parent for parent in (place, *place.parents) if parent.is_relative_to(folder))
     return next((parent for parent in above if _NAME.fullmatch(_own_name(parent))), None)
 

@@ -29,7 +29,7 @@ class Album:
         self.thumbnails = torch.stack([_unit(thumbnail) for thumbnail in pixels])  # (N, 256)
 
     def nearest(self, picture: Any) -> tuple[float, str]:
-        """Likeness to the picture it is most like, mirrored or not, and that one's name."""
+        """Likeness to the picture it is most like, mirrored or not, and that picture's name."""
         thumbnail = data_of(picture)
         # A dot product of thumbnails of mean 0 and length 1 is their correlation: light and contrast don't count.
         both = torch.stack([_unit(thumbnail), _unit(thumbnail.flip(1))])
@@ -47,7 +47,7 @@ def data_of(picture: Image.Image) -> Tensor:
 
 
 def _unit(thumbnail: Tensor) -> Tensor:
-    """The thumbnail (256,) with mean 0 and length 1; zeros for a plain one."""
+    """The thumbnail (256,) with mean 0 and length 1; zeros for a plain picture."""
     flat: Tensor = thumbnail.flatten() - thumbnail.mean()
     unit: Tensor = flat / flat.norm().clamp_min(1e-6)
     return unit

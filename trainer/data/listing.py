@@ -80,7 +80,7 @@ def _why_aside(path: Path, elsewhere: dict[Path, str]) -> str | None:
 
 
 def _why_unreadable(path: Path) -> str:
-    """Why a name of a folder is no file that can be read; "" if it is one."""
+    """Why a name of a folder is no file that can be read; "" if it is."""
     try:
         return "" if stat.S_ISREG(path.stat().st_mode) else "is no file"
     except FileNotFoundError:

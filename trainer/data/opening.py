@@ -133,6 +133,7 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
         return None
 
     depth = head["IHDR"][8]
+    # Grey, or red, green and blue: two bytes each, whatever the depth.
     key = [int.from_bytes(head["tRNS"][at : at + 2], "big") for at in range(0, 6 if image.mode == "RGB" else 2, 2)]
     pixels = numpy.asarray(image).astype(numpy.uint16)
     mask = (1 << depth) - 1  # the other bits of a key mean nothing
@@ -149,7 +150,7 @@ def _keyed(image: Image.Image, head: dict[str, bytes], source: Source) -> Image.
 
 
 def _low_bytes(source: Source) -> NDArray[numpy.uint16]:
-    """The lower bytes of a PNG of 16 bits a channel, (H, W, 3): Pillow keeps the upper ones alone."""
+    """The lower bytes of a PNG of 16 bits a channel, (H, W, 3): Pillow keeps the upper bytes alone."""
     again = Image.open(source, formats=("PNG",))
     # Read the wrong way round, so that Pillow takes the lower byte for the upper one.
     again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]
@@ -177,7 +178,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _raw(source: Source) -> Iterator[IO[bytes]]:
-    """The file from its beginning; one that was given open is left where it was."""
+    """The file from its beginning; a file that was given open is left where it was."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as file:
             yield file
@@ -205,6 +206,7 @@ def _png_head(file: IO[bytes]) -> dict[str, bytes]:
             length = 0
         elif name == b"iCCP":
             chunks["iCCP"] = b""
+        # The rest of what is in the chunk, and its checksum.
         file.seek(length + 4, os.SEEK_CUR)
     return chunks
 

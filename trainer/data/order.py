@@ -91,7 +91,7 @@ class Order:
         batches: list[list[int]] = []
         for bucket, own in self._own.items():
             regular, turns = self._regular[bucket], self._turns[bucket]
-            # Where there are more regularisation pictures than turns, each epoch goes on where the last one ended.
+            # Where there are more regularisation pictures than turns, each epoch goes on where the last ended.
             pool = own + [regular[(epoch * turns + turn) % len(regular)] for turn in range(turns)]
             shuffled = [pool[place] for place in torch.randperm(len(pool), generator=rng).tolist()]
             # Batches as even as can be: no left-over picture makes a batch of its own.

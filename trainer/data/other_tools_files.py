@@ -140,4 +140,4 @@ def best_masks(owners: dict[Path, Path]) -> dict[Path, Path]:
     def rank(path: Path) -> tuple[bool, bool, str]:
         return path.suffix.lower() == ".png", path.stem.lower().endswith(MASKS[0]), path.name
 
-    return {owners[path]: path for path in sorted(owners, key=rank)}  # of several, the last one stays
+    return {owners[path]: path for path in sorted(owners, key=rank)}  # of several, the last stays

@@ -28,7 +28,7 @@ _SAME = 3  # of 255: a painted mask that differs less was not painted there
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture to edit, turned as its EXIF says, and its masks, the one that training takes first."""
+    """A picture to edit, turned as its EXIF says, and its masks, that which training takes first."""
 
     picture: Path
     masks: tuple[Path, ...]
@@ -69,11 +69,15 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
     least, most = mask.getextrema()
     if most == 0:
         raise DataError("all of it is painted, so nothing of the picture would count; leave some of it unpainted.")
+
+    # Two pictures mustn't have one mask.
     twins = [path for path in _refuse_shared(folder, [opened.picture]) if path != opened.picture]
     if shared := [path.name for path in twins if path.with_suffix("") == opened.picture.with_suffix("")]:
         raise DataError(
             f"{opened.picture.name} and {shared[0]} would have one mask together; rename one of them first."
         )
+
+    # All white is no mask; any other is written as PNG, wherever a mask of the picture lies.
     contents: dict[Path, bytes | None] = {}
     if least == 255:
         contents = dict.fromkeys(opened.masks)
@@ -83,17 +87,20 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
         mask.save(written, "PNG")
         wanted = opened.masks or (opened.picture.with_name(f"{opened.picture.stem}{MASKS[0]}.png"),)
         for path in wanted:
+            # A mask in another format gives way to the PNG.
             as_png = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
             contents |= {path: None, as_png: written.getvalue()}
     if not contents:
         raise DataError("nothing is painted, and there was no mask; paint what should count less.")
+
+    # What is to be there, against what is there now.
     before = {path: swaps.digest(path) for path in contents}
     contents = {path: content for path, content in contents.items() if before[path] or content is not None}
     return swaps.swap(folder, f"Mask of {opened.picture.name}", contents, before)
 
 
 def _at_full_size(mask: Image.Image, opened: Opened) -> Image.Image:
-    """The mask at the picture's size; where it is as the old one was, the old one, which may be finer."""
+    """The mask at the picture's size; where it is as the old mask was, the old mask, which may be finer."""
     full = mask.resize(opened.size)
     if not opened.masks or mask.size == opened.size:
         return full

@@ -1,4 +1,4 @@
-"""A picture cropped or flipped -> the bytes of a file like the one it was: its format, mode, colours and transparency.
+"""A picture cropped or flipped -> the bytes of a file like the old file: its format, mode, colours and transparency.
 
 The picture is turned as its EXIF says and then says so no more. JPEG keeps its own tables, so that little is lost; a
 lossless WebP stays lossless. What can't be kept is refused: the picture then stays as it is.

@@ -261,7 +261,7 @@ def _is_own_mask(mask: Literal["off", "file", "alpha"]) -> bool:
 
 
 def _fallback(picture: PictureFile, fallback: str, field: str, problems: list[str]) -> str:
-    """The caption of a picture without one; "" if there is none for it either, which leaves it out."""
+    """The caption of a picture that has none beside it; "" if there is none for it either, which leaves it out."""
     is_regular = field == "data.regularisation"
     if fallback:
         caption = f"the class {fallback!r}" if is_regular else f"the trigger {fallback!r} alone"
@@ -297,7 +297,7 @@ def _finished(text: str, trigger: str, captions: CaptionsConfig) -> str:
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """The text with the trigger where ai-toolkit's captions say `[trigger]`; as it is without one."""
+    """The text with the trigger where ai-toolkit's captions say `[trigger]`; as it is without a trigger."""
     return text.replace(PLACEHOLDER, trigger) if trigger else text
 
 

@@ -90,7 +90,7 @@ def with_foreign_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def mask_beside(picture: Path) -> Path | None:
-    """The mask that lies beside a picture; the one that training would take."""
+    """The mask that lies beside a picture: that which training would take."""
     return masks_beside([picture]).get(picture)
 
 
@@ -133,7 +133,7 @@ def check_folder(folder: Path, field: str) -> None:
 
 
 def _elsewhere(folder: Path, data: DataConfig) -> dict[Path, str]:
-    """Folders below this one that another setting names: their pictures are not of this set."""
+    """Folders below this that another setting names: their pictures are not of this set."""
     named = {
         "data.folder": data.folder,
         "data.heldout": data.heldout,
@@ -165,7 +165,7 @@ def _metadata(files: list[Path], pictures: set[Path], problems: list[str]) -> di
 
 
 def _captioned(picture: PictureFile, row: str) -> PictureFile:
-    """The picture with the caption beside it, or else the one of a metadata row."""
+    """The picture with the caption beside it, or else the caption of a metadata row."""
     try:
         return replace(picture, text=read_caption(picture.path) or row)
     except DataError as error:
@@ -183,7 +183,7 @@ def _with_json_captions(pictures: list[PictureFile], problems: list[str]) -> lis
 
 
 def _report_double_captions(pictures: list[PictureFile], rows: dict[Path, str], problems: list[str]) -> None:
-    """Adds a line for pictures with two captions, which says which one is not read."""
+    """Adds a line for pictures with two captions, which says which of them is not read."""
     overruled = [
         picture.name for picture in pictures if picture.text and rows.get(picture.path, picture.text) != picture.text
     ]

@@ -57,9 +57,11 @@ def swap(
         if changed := [path.name for path in contents if digest(path) != before[path]]:
             raise DataError(f"{some(changed)} was changed meanwhile; nothing was done. Open it anew.")
         past = edit_log.history(folder)
+        # No number that was ever used, be it in the log or by a folder that a kill left.
         taken = [*_numbers(folder / FOLDER / _KEPT), edit_log.next_number(past) - 1]
         edit = Edit(max(taken) + 1, what, edit_log.now(), visit=visit)
         names = {path: path.relative_to(folder).as_posix() for path in contents}
+        # The same visit goes on with its edit, as long as no file would be in it twice.
         last = next((old for old in reversed(past) if visit and old.visit == visit and not old.undone), None)
         if last and last.swaps and not last.files & set(names.values()):
             edit = last
@@ -108,6 +110,7 @@ def _settle(folder: Path) -> list[str]:
         ready, kept = (folder / FOLDER / part / str(number) for part in (_NEW, _KEPT))
         if edit := edits.get(number):
             swaps = [(swap.file, swap.before, swap.after) for swap in edit.swaps]
+            # Undone, the same goes the other way.
             if edit.undone:
                 swaps = [(name, after, before) for name, before, after in swaps]
             left += _put_all(folder, kept if edit.undone else ready, swaps)
@@ -122,6 +125,7 @@ def _put_all(folder: Path, source: Path, swaps: Iterable[tuple[str, str | None, 
         path, content = folder / name, source / name
         if (present := digest(path)) == after:
             continue
+        # Another hand's file, or content that isn't whole.
         if present != before or (after and digest(content) != after):
             left.append(name)
         elif after is None:

@@ -134,6 +134,7 @@ def _with_rows(sources: list[_Source], report: Report) -> list[_Source]:
     for table in tables:
         home = PurePosixPath(table.name).parent
         with tempfile.TemporaryDirectory() as scratch:
+            # The reader opens a path, so the table lies in a file; its pictures are there by name alone.
             path = Path(scratch, PurePosixPath(table.name).name)
             named = {
                 path.parent.joinpath(name.relative_to(home)): source
@@ -148,6 +149,7 @@ def _with_rows(sources: list[_Source], report: Report) -> list[_Source]:
             rows, problems = imagefolder.read(path, set(named))
         report.left_out += problems
         for picture, text in rows.items():
+            # A caption file beside the picture counts before a row.
             if (key := named[picture].key) not in captions:
                 captions[key] = _Source(f"{key}.txt", text.encode)
                 rest.append(captions[key])
@@ -213,6 +215,7 @@ def _entries(zip_path: Path, report: Report) -> Iterator[list[_Source]]:
         if zip_path.stat().st_size > MAX_TOTAL_BYTES:
             raise DataError(f"{zip_path.name} is larger than {MAX_TOTAL_BYTES >> 30} GiB.")
         with zipfile.ZipFile(zip_path) as archive:
+            # The whole first, then each entry by its header; what it holds is counted as it is read.
             entries = archive.infolist()
             _check_whole(zip_path.name, entries, archive.start_dir)
             sources = []
@@ -264,6 +267,7 @@ def _reason(folder: str, captioned: bool) -> str:
 
 def _refusal(entry: zipfile.ZipInfo) -> str | None:
     """Why an entry is not even read, by its header; None if it may be."""
+    # The mode of a Unix file; 0 in a zip that was made elsewhere.
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "is a link or a device, not a file"
@@ -315,6 +319,7 @@ def _written(folder: Path, sources: list[_Source], report: Report) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     stems: dict[str, str] = {}  # by the key of a picture, the stem it was written under
     total = 0
+    # Pictures before their captions, and .txt before .caption, since the first caption counts.
     ordered = sorted(sources, key=lambda source: (source.suffix in CAPTION_SUFFIXES, source.suffix == ".caption"))
     for number, source in enumerate(ordered):
         problem = None
@@ -353,7 +358,8 @@ def _claiming(folder: Path) -> FileLock:
 
 
 def _add_picture(folder: Path, source: _Source, raw: bytes) -> str:
-    """The stem it was written under; one that no other picture or caption of the folder has."""
+    """The stem it was written under, which no other picture or caption of the folder has."""
+    # It must open before anything is written.
     open_image(io.BytesIO(raw)).close()
     with unique_names.temporary(folder) as temporary:
         files.write_synced(temporary, raw)

@@ -136,7 +136,7 @@ class Family:
     call_settings: Callable[[Any, Conditioning, Conditioning | None, Guidance], dict[str, Any]]
     # (pipe, width_px, height_px, generators): sets on the pipeline, before its call, what the call has no argument for.
     prepare_call: Callable[[Any, int, int, list[Generator]], None] | None = None
-    # False where the pipeline takes no negative prompt; one is then refused by name.
+    # False where the pipeline takes no negative prompt; a negative prompt is then refused by name.
     negates: bool = True
     # False where the pipeline can't rescale guidance, though the model predicts noise.
     rescales: bool = True
@@ -159,7 +159,7 @@ class Family:
     placeless_layers: str
     # Layers whose tokens are those of text and image, joined.
     joined_layers: str
-    # True where the image's tokens come first in the joined ones.
+    # True where the image's tokens come first in the joined tokens.
     image_first: bool = False
     # Whole paths of cross-attention whose maps `regions` reads: of the first expression that any layer matches. Empty
     # where no maps were measured.

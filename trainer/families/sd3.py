@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts flow, with two CLIP text encoders and a T5 one.
+"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts flow, with two CLIP text encoders and a T5.
 
 T5 may be left out. The T5 encoder is never adapted: no tool reads a LoRA of it for this family. LoRA files keep
 diffusers' names, since diffusers has no reader of kohya's for it, and ComfyUI reads both; updates are written at scale

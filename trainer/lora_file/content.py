@@ -76,6 +76,7 @@ def _check(path: Path, header: Header, size: int) -> None:
     next_start = 0
     for name, (dtype, start, end) in sorted(header.places.items(), key=lambda item: item[1][1:]):
         shape = header.shapes[name]
+        # Sides of 0 count as 1: they mustn't hide that the others overflow.
         if (
             start != next_start
             or end - start != math.prod(shape) * DTYPES[dtype]

@@ -64,7 +64,7 @@ def _narrowed(update: Delta, outputs: Tensor, columns: Tensor) -> Delta:
 
 
 def is_nothing(update: Update) -> bool:
-    """Whether an update is a plain LoRA's that changes nothing, as the untrained part of a fused one is."""
+    """Whether an update is a plain LoRA's that changes nothing, as the untrained part of a fused layer is."""
     return isinstance(update, Delta) and not bool(update.up.any())
 
 

@@ -29,7 +29,7 @@ _OLD = re.compile(r"^(?P<module>.+)_lora\.(?P<suffix>(down|up)\.weight)$")
 _XLABS = re.compile(r"^(?P<module>.+\.processor\.(qkv|proj)_lora\d?)\.(?P<suffix>(down|up)\.weight)$")
 _NORM = re.compile(r"^(?P<module>.+_norm)\.(?P<suffix>scale)$")  # BFL's control files
 EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.\*|clip_[lg])$")
-# Suffixes of other spellings -> the common ones.
+# Suffixes of other spellings -> the common suffixes.
 _PLAIN = {
     "lora_linear_layer.down.weight": "lora_down.weight", "lora_linear_layer.up.weight": "lora_up.weight",
     "down.weight": "lora_down.weight", "up.weight": "lora_up.weight",
@@ -43,7 +43,7 @@ class Header:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     data_start: int  # byte offset of the tensors
-    # Of each tensor: dtype, its first byte and the one after its last, counted from `data_start`.
+    # Of each tensor: dtype, its first byte and the byte after its last, counted from `data_start`.
     places: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
 

@@ -205,7 +205,7 @@ def _tool(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def table(text: str) -> dict[str, Any]:
-    """A JSON table in a header; an empty one for what is none."""
+    """A JSON table in a header; an empty table for what is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -109,7 +109,7 @@ def inspect(path: Path) -> LoraInfo:
 
 
 def joined_triggers(headers: Iterable[Mapping[str, str]]) -> str:
-    """The trigger words of several files for the header of one that is made of them, each word once."""
+    """The trigger words of several files for the header of a file that is made of them, each word once."""
     words = [word.strip() for header in headers for word in header.get(TRIGGER_KEY, "").split(",")]
     return ", ".join(dict.fromkeys(filter(None, words)))
 
@@ -180,6 +180,7 @@ def library(folders: list[Path]) -> dict[str, LoraInfo]:
         if not _is_inner(path.relative_to(folder)) and os.path.isfile(path)
     ]
     infos: dict[str, LoraInfo] = {}
+    # Oldest first, so that of one hash the newest stays.
     for path in sorted(files, key=os.path.getmtime):
         try:
             info = inspect(path)

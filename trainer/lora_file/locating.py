@@ -1,4 +1,4 @@
-"""Where a LoRA's tensors lie: in a file, or in a folder as PEFT saves one, with its config beside them."""
+"""Where a LoRA's tensors lie: in a file, or in a folder as PEFT saves a LoRA, with its config beside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def located(path: Path) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a LoRA file, or a folder as PEFT saves one, is there to be read."""
+    """Whether a LoRA file, or a folder as PEFT saves it, is there to be read."""
     return os.path.isfile(path) or os.path.isfile(path / PEFT_FILE)
 
 

@@ -23,7 +23,7 @@ class Scheme:
 
 
 def scheme_of(name: str, family: Family) -> Scheme:
-    """A scheme's rules for a family. Raises: AdapterError for one that nobody has for this family."""
+    """A scheme's rules for a family. Raises: AdapterError for a scheme that nobody has for this family."""
     if name not in SCHEMES:
         raise AdapterError(f"scheme is {name!r}; allowed: {', '.join(SCHEMES)}.")
     if name == "xlabs" and not family.xlabs:

@@ -30,7 +30,7 @@ class FileFacts:
     family: str
     scheme: str
     methods: set[str]
-    alphas: set[float]  # those of modules that have one, and 0.0 for those that have none
+    alphas: set[float]  # those of modules that have an alpha, and 0.0 for modules without
     in_header: bool  # the alpha stands in the header, and isn't the rank
     axis: str  # of DoRA: "", "output", "input", or "vector" where it is written as PEFT does
     is_mixed: bool  # tensors as kohya or LyCORIS call them under diffusers' names

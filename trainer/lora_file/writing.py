@@ -50,7 +50,7 @@ def save(
     start = 8 + int.from_bytes(serialized[:8], "little")
     body = serialized[start:]
     digest = hashlib.sha256(body).hexdigest()
-    # The header, and the two hashes that kohya's tools and A1111 know a file by. The old one is of 64 KiB after the
+    # The header, and the two hashes that kohya's tools and A1111 know a file by. The old hash is of 64 KiB after the
     # first MiB of the file as kohya would have written it, with the `ss_` keys alone.
     fields = json.loads(serialized[8:start])
     kohya = {key: value for key, value in metadata.items() if key.startswith("ss_")}

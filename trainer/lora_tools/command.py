@@ -216,6 +216,7 @@ def _weighted(text: str) -> tuple[Path, float]:
     from trainer import lora_file
 
     path, colon, weight = text.rpartition(":")
+    # A file may have a colon in its name.
     if not colon or lora_file.is_there(Path(text)):
         return Path(text), 1.0
     try:

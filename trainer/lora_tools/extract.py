@@ -48,6 +48,8 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
             f"--out is {str(out)!r} and --dtype {dtype}; allowed: a file that ends in .safetensors; float32, float16 "
             f"or bfloat16."
         )
+
+    # What changed, layer by layer.
     new, old = open_weights(tuned), open_weights(base)
     family, size = _alike(new, old)
     factors, compared = _changes(new, old, family, how)
@@ -55,11 +57,13 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
         raise AdapterError(
             f"{str(tuned)!r} has the same {compared} weights as {str(base)!r}; there is nothing to extract."
         )
-    # Name the updates.
+
+    # Name the updates; weights are named without `text_model.` (see `weights`).
     shapes = {path: new.shapes[path.replace(".text_model.", ".")] for path in factors}
     updates: dict[str, Update] = {path: part.delta(shapes[path]) for path, part in factors.items()}
     chosen = family.default if scheme == "default" else scheme
     spelled = renaming.plain(family, updates, chosen, size)
+
     # The header: how it was made, and for which base.
     recipe = {
         "verb": "extract",
@@ -82,6 +86,8 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
         base_match.NAME_KEY: base.name,
         **base_match.header_of(str(base), family.name),
     }
+
+    # The file, and how much of the change it has.
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.save(out, spelled.modules, metadata | spelled.metadata, getattr(torch, dtype))
     rank = max(update.rank for update in updates.values())
@@ -115,6 +121,7 @@ def _alike(new: Weights, old: Weights) -> tuple[names.Family, str]:
             f"{str(new.folder)!r} and {str(old.folder)!r} are different models: {len(differ)} weights differ in shape, "
             f"such as {path} ({new.shapes.get(path)} and {old.shapes.get(path)})."
         )
+
     # Their names and shapes tell the family, as a LoRA's would.
     layers = {
         path: (shape[0], math.prod(shape[1:]))

@@ -54,6 +54,7 @@ def merge(
                 f"the files are for different families: "
                 f"{', '.join(f'{name} is {key}' for key, name in families.items())}."
             )
+
     # The updates of each layer. Only some files tell a convolution's kernel, so that the longest shape counts.
     parts: dict[str, list[tuple[float, Update]]] = {}
     sizes: dict[str, tuple[int, ...]] = {}
@@ -64,9 +65,11 @@ def merge(
             sizes[path] = max(sizes.get(path, ()), shape, key=len)
         for path, update in updates(lora).items():
             parts.setdefault(path, []).append((weight, update))
+
     # Their sum.
     factors = {path: _sum(path, weighted, sizes[path], rank) for path, weighted in parts.items()}
     merged = {path: total.delta(sizes[path]) for path, total in factors.items()}
+
     # The file.
     size = next((lora.known.size for lora in opened if lora.known.size), "")
     chosen = family.default if scheme == "default" else scheme
@@ -88,12 +91,14 @@ def _sum(path: str, parts: list[tuple[float, Update]], shape: tuple[int, ...], r
             f"the files are for models of different sizes: {path} is "
             f"{' and '.join(update.made_for for _, update in parts)}."
         )
+
     # Low-rank updates: their factors side by side.
     if len(low) == len(parts):
         up, down = rank_reduction.side_by_side(low)
         if not rank or len(down) <= rank:
             return rank_reduction.exact(up, down)
         return rank_reduction.cut(up, down, Cut(rank))
+
     # Others are made dense, which those that depend on the base can't be here.
     if needs := sorted({type(update).__name__ for _, update in parts if update.squared_norm() is None}):
         raise AdapterError(

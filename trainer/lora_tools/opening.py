@@ -144,6 +144,7 @@ def layers(file: str, name: str, module: reading.Module, target: Target) -> list
     if len(target.paths) == 1 and not swapped:
         return [module.update]
     heights = target.parts(*shape) if shape else None
+    # The whole weight's shape, a convolution's kernel apart.
     whole = (shape[0], *(module.update.shape[1:] if isinstance(module.update, Delta) else shape[1:])) if shape else None
     parts = fusing.split(module.update, heights, swapped, whole) if heights else None
     if parts is None:
@@ -172,6 +173,7 @@ def write(
         raise AdapterError(f"--out is {str(out)!r}, the file that is read; name another.")
     if dtype not in DTYPES:
         raise AdapterError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
+
     # The source's header, but for what is true of that file only.
     family = source.known.family
     kept = {

@@ -68,6 +68,7 @@ def to_plain(
         changed += 1
     if not changed:
         raise AdapterError(f"{file.name} is a plain LoRA already; `velatura lora resize` gives it another rank.")
+
     # Write.
     chosen = family.default if scheme == "default" else scheme
     spelled = renaming.spell(source.known, modules, chosen)
@@ -95,6 +96,7 @@ def _base(source: Opened, name: str, module: reading.Module, target: Target, wei
         parts = [weights.get(path) for path in target.paths]
         whole = torch.cat([part.flatten(1) for part in parts]).float() if len(parts) > 1 else parts[0].float()
         if target.spelling != "diffusers" and target.swaps(len(whole), whole[0].numel()):
+            # The base's rows in the order that the file has them in.
             whole = whole[torch.argsort(fusing.indices((len(whole),), True)[0])]
         if not module.update.fits(tuple(whole.shape)):
             raise AdapterError(
@@ -102,6 +104,7 @@ def _base(source: Opened, name: str, module: reading.Module, target: Target, wei
                 f"{tuple(whole.shape)}."
             )
         return whole
+
     # Zeros of its shape.
     if module.update.squared_norm() is None:
         raise AdapterError(

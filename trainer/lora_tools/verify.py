@@ -137,12 +137,14 @@ def difference(one: Update, other: Update) -> float:
     if isinstance(one, Delta) and isinstance(other, Delta):
         if one.shape[0] != other.shape[0] or one.down[0].numel() != other.down[0].numel():
             return float("inf")
+        # Equal factors are equal updates; their difference would be one of rounding.
         if one.scale == other.scale and torch.equal(one.down, other.down) and torch.equal(one.up, other.up):
             return 0.0
         up = torch.cat([one.up.flatten(1).double() * one.scale, other.up.flatten(1).double() * -other.scale], 1)
         down = torch.cat([one.down.flatten(1).double(), other.down.flatten(1).double()])
         square = float(((down @ down.T) * (up.T @ up)).sum())
         return math.sqrt(max(0.0, square) / max(one.squared_norm(), 1e-60))
+
     # Others: each of their tensors.
     if type(one) is not type(other):
         return float("inf")
@@ -247,7 +249,7 @@ def _first(state: Mapping[str, Tensor], grouped: Mapping[str, str], *suffixes: s
 
 
 def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) -> Proof:
-    """What diffusers' pipeline adds to a base: the update of every layer that has one."""
+    """What diffusers' pipeline adds to a base: the update of every layer that has an update."""
     # Load.
     bases.quiet_libraries()
     through = "diffusers' pipeline"
@@ -257,6 +259,7 @@ def _through_pipeline(source: Opened, ours: Mapping[str, Update], base: Path) ->
         pipe.load_lora_weights(str(source.path.parent), weight_name=source.path.name, use_safetensors=True)
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:
         return Proof(through, 0, len(ours), None, f"{type(error).__name__}: {str(error)[:200]}")
+
     # Compare what merging each layer changes.
     plain = {path.replace(".text_model.", "."): path for path in ours}
     seen, worst, extra = set(), 0.0, []

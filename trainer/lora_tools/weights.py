@@ -48,7 +48,7 @@ class Weights:
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a diffusers folder, or of any base that is laid out as one; only shapes are read.
+    """The weights of a diffusers folder, or of any base that is laid out as such a folder; only shapes are read.
 
     Raises: ModelError.
     """
@@ -75,7 +75,7 @@ def open_weights(folder: Path) -> Weights:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The safetensors files of a component: those its index names, or the only one.
+    """The safetensors files of a component: those its index names, or the only file.
 
     Where a full-precision and a float16 file lie side by side, it is the full-precision one.
     """

@@ -21,7 +21,7 @@ from trainer.memory import attention, attention_probe, compile_times, compiling,
 if TYPE_CHECKING:
     from trainer.training_model import TrainingModel
 
-_WORTH_MOVING = 1 << 16  # numbers of a tensor; smaller ones take longer to move than they save
+_WORTH_MOVING = 1 << 16  # numbers of a tensor; smaller tensors take longer to move than they save
 
 
 def arrange(model: TrainingModel) -> None:
@@ -109,7 +109,7 @@ def _choose_kernels(model: TrainingModel) -> None:
     """Attention by the kernels that the checkpoint names, or that are good and fast here, until the next call."""
     if model.kernels is None:
         shapes = attention_probe.recorded(lambda: sample_passes.each_shape(model))
-        torch.cuda.empty_cache()  # the process that tries them shares the card with this one
+        torch.cuda.empty_cache()  # the process that tries them shares the card with this process
         candidates, known = attention_probe.candidates(model.denoiser), attention_probe.known_file()
         verdict = attention_probe.verdict(shapes, candidates, known, model.device)
         model.kernels, model.faults = verdict.kernels, verdict.faults

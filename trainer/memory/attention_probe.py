@@ -165,7 +165,7 @@ def _judged(results: dict[_Pair, _Trial], candidates: list[str], shapes: list[Sh
 
 @contextmanager
 def _alone(known: Path) -> Iterator[None]:
-    """One process at a time, where the folder allows it: what kernels take decides which one a run uses."""
+    """One process at a time, where the folder allows it: what kernels take decides which of them a run uses."""
     with ExitStack() as stack:
         with suppress(OSError):
             known.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _alone(known: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> dict[str, _Trial]:
-    """What the file says; nothing where there is none, or a damaged one."""
+    """What the file says; nothing where there is no file, or a damaged file."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
         return {
@@ -195,7 +195,7 @@ def _keep(file: Path, trials: dict[str, _Trial]) -> None:
 
 
 def _tried(pairs: list[_Pair], device: str) -> dict[_Pair, _Trial]:
-    """Each in a child, the next ones in the same; where it dies, that kernel is left out, and another one goes on."""
+    """Each in a child, the next in the same child; where it dies, that kernel is left out and a new child goes on."""
     results: dict[_Pair, _Trial] = {}
     while pairs:
         trials, died_of = _asked(pairs, device)
@@ -262,7 +262,7 @@ def state(kernels: tuple[str, ...] | None, device: str) -> dict[str, list[str]] 
 
 
 def restored(kept: Any, device: str) -> tuple[str, ...] | None:
-    """The kernels that a checkpoint names, if they were chosen on a machine like this one."""
+    """The kernels that a checkpoint names, if they were chosen on a machine like this."""
     if not isinstance(kept, dict) or kept["machine"] != machine(device):
         return None
     return tuple(kept["kernels"])

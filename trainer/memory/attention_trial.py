@@ -105,7 +105,7 @@ def _attended(kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     else:
         with sdpa_kernel(SDPBackend.MATH if kernel == "math" else getattr(SDPBackend, TORCH[kernel])):
             output = FUSED(query, key, value, attn_mask=mask)
-    # Any loss would do; this one's gradient differs at every place, so that a mixed-up one shows.
+    # Any loss would do; this loss's gradient differs at every place, so that a mixed-up gradient shows.
     output.float().square().sum().backward()
     results = [output, *(tensor.grad for tensor in (query, key, value) if tensor.grad is not None)]
     if query.device.type == "cuda":

@@ -23,7 +23,7 @@ from trainer import files, model_registry
 from trainer.config import MemoryConfig
 
 _MOST_KEPT = 200  # the newest
-_WRITTEN_AT = (16, 64, 256)  # later steps of a run: few enough for a short one, again when more is known
+_WRITTEN_AT = (16, 64, 256)  # later steps of a run: few enough for a short run, again when more is known
 _DECIDING = ("quantise", "gradient_checkpointing", "offload", "offload_activations", "attention", "micro_batch")
 
 
@@ -72,7 +72,7 @@ def known_file() -> Path:
 
 
 def known(key: str) -> Times:
-    """What was measured before; nothing where there is no file, or a damaged one."""
+    """What was measured before; nothing where there is no file, or a damaged file."""
     return _read(known_file()).get(key, Times())
 
 

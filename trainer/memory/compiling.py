@@ -35,7 +35,7 @@ BACKEND: Any = "inductor"  # what torch compiles with
 _WORTH_PASSES = 400  # forward and backward passes; those 27 s are won back after 130
 _MOST_VARIANTS = 6  # of widths and shapes compiled apart; torch keeps eight of a function
 _OLDEST = (7, 0)  # the capability of GPUs from which on Triton compiles for them
-_SLOWER = ("graphs", "blocks", "off")  # each in the place of the one before, where that can't be
+_SLOWER = ("graphs", "blocks", "off")  # each in the place of the way before it, where that can't be
 _LONGEST = 200  # of a cause in a sentence
 _RULED_OUT = "memory.compile is {!r}, which doesn't go with {}; allowed with it: auto, off."
 
@@ -142,7 +142,7 @@ def failure(error: BaseException) -> str:
 
 
 def is_possible(settings: MemoryConfig, device: str) -> bool:
-    """True if blocks can be compiled here beside the other settings, and a device like this one may gain by it."""
+    """True if blocks can be compiled here beside the other settings, and such a device may gain by it."""
     return device.startswith("cuda") and not check(settings.model_copy(update={"compile": "blocks"}), "cuda")
 
 

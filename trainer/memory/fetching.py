@@ -28,7 +28,7 @@ _PART_BYTES = 96 << 20
 _FEWEST, _MOST = 3, 8  # parts on the GPU
 _RING_BYTES = 960 << 20  # that more than the fewest may take: what eight of FLUX.1's take
 _AHEAD = 3  # parts that may be on their way
-_LONG, _SHORT = 12, 2  # parts that were asked for last, by which the next one is foreseen
+_LONG, _SHORT = 12, 2  # parts that were asked for last, by which the next part is foreseen
 _PINNED_BYTES = 1 << 30  # of one allocation: torch rounds each up to a power of two
 _ALIGN = 256  # bytes: where a kernel likes a weight to start
 
@@ -42,7 +42,7 @@ class _Part:
 
 
 class Ring:
-    """The weights of these layers, in their order of use, on the CPU; `take` gives one on the device."""
+    """The weights of these layers, in their order of use, on the CPU; `take` gives a layer's weights on the device."""
 
     def __init__(
         self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES
@@ -52,7 +52,7 @@ class Ring:
         self._of = {layer: number for number, part in enumerate(self._parts) for layer in part.places}
         room = max((len(part.buffer) for part in self._parts), default=0)
         num_slots = slots(room, len(self._parts))
-        self._ahead = min(_AHEAD, num_slots - 2)  # beside the part that computes and the one before it
+        self._ahead = min(_AHEAD, num_slots - 2)  # beside the part that computes and the part before it
         self._slots = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(num_slots)]
         self._holds: list[int | None] = [None] * len(self._slots)
         self._used: list[int] = [0] * len(self._slots)  # when each slot was last asked for, counted in changes of part
@@ -78,10 +78,10 @@ class Ring:
         return self  # a copied layer is fed by the same ring
 
     def _turn_to(self, number: int) -> None:
-        """Make this part the one that computes, and send for the one that followed it last time."""
-        # What follows the last parts, for the next time; and when the last one's slot will be free.
+        """Make this the part that computes, and send for the part that followed it last time."""
+        # What follows the last parts, for the next time; and when the last part's slot will be free.
         if self._now >= 0:
-            # By the long memory and the short one: the short one answers where the long one has not seen this yet.
+            # By a long and a short memory: the short memory answers where the long memory has not seen this yet.
             self._next[self._recent] = self._next[self._recent[-_SHORT:]] = number
             if self._copying and self._now in self._holds:  # all that uses the last part has been launched
                 self._done[self._holds.index(self._now)] = torch.cuda.current_stream(self.device).record_event()

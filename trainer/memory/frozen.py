@@ -252,7 +252,7 @@ class _ScaledLinear(torch.autograd.Function):
 def _scaled_product(rounded: Tensor, largest: Tensor, narrow: Tensor, scale: Tensor) -> Tensor:
     """(rows, out) in bfloat16."""
     by_row = functional.ScalingType.RowWise
-    # Sums as the tensor cores make them: exact ones take longer, and both factors have three bits.
+    # Sums as the tensor cores make them: exact sums take longer, and both factors have three bits.
     product: Tensor = functional.scaled_mm(
         rounded, narrow.view(_E4M3).t(), largest, by_row, scale.t(), by_row,
         output_dtype=torch.bfloat16, use_fast_accum=True,

@@ -39,7 +39,7 @@ class Recording(NamedTuple):
 
 
 class Card:
-    """Where passes are recorded and replayed: a stream of its own, beside the one that everything else is on."""
+    """Where passes are recorded and replayed: a stream of its own, beside the stream that everything else is on."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -65,7 +65,7 @@ class Card:
                 try:
                     given = compute()
                 except RuntimeError as error:
-                    failure = error  # ending the capture will raise another one over it
+                    failure = error  # ending the capture will raise another error over it
                     raise
         except RuntimeError as error:
             raise failure or error from None
@@ -91,6 +91,8 @@ class Recorder:
         """
         self._look_for_moved()
         key = _key(part, num)
+
+        # A shape is recorded once it was seen often enough, as long as there are few recordings.
         if key not in self._recordings and _is_recordable(part):
             seen = self._num_seen[key] = self._num_seen.get(key, 0) + 1
             if seen > WARM_PASSES and len(self._recordings) < MOST:
@@ -100,6 +102,8 @@ class Recorder:
             losses = self._card.aside(lambda: compute(part, num))
             self._find_gradients()
             return losses
+
+        # The recording reads its inputs from, and writes its losses to, the same places each time.
         self._put_gradients()
         for name, tensor in _tensors(part).items():
             _tensors(recording.part)[name].copy_(tensor)

@@ -28,7 +28,7 @@ _SHORT = (
     "bad_alloc",
     "could not create a memory",
 )
-# The whole message; one on a primitive *descriptor* says that the processor can't.
+# The whole message; a message on a primitive *descriptor* says that the processor can't.
 _ONEDNN_SHORT = "could not create a primitive"
 
 
@@ -82,7 +82,7 @@ def halving(size: int, attempt: Callable[[int], Result]) -> Result:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held since the last `reset_peak`: of the GPU if it uses one, else resident."""
+    """The most memory this process has held since the last `reset_peak`: of the GPU if it uses a GPU, else resident."""
     if torch.cuda.is_available() and (reserved := torch.cuda.max_memory_reserved()):
         return int(reserved)
     return system.peak_resident_bytes()

@@ -1,4 +1,4 @@
-"""The weights of a base as its files have them: layers are quantised anew from these, never from rounded ones."""
+"""The weights of a base as its files have them: layers are quantised anew from these, never from rounded weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen base in fewer bits: its linear layers swapped for ones that keep 8 or 4 bits a weight.
+"""A frozen base in fewer bits: its linear layers swapped for layers that keep 8 or 4 bits a weight.
 
 This is QLoRA's idea (arXiv 2305.14314). The layers are `frozen`'s. Convolutions stay as they are, and so do the
 embeddings of time, text and pictures: they are small, and everything else the model computes depends on them. PEFT
@@ -26,7 +26,7 @@ def has_nf4() -> bool:
 
 
 def quantise(model: nn.Module, kind: str, original: Original | None = None) -> int:
-    """Swap the model's frozen linear layers, adapters on them or not, for ones of this kind; how many were.
+    """Swap the model's frozen linear layers, adapters on them or not, for layers of this kind; how many were.
 
     Layers that are quantised already are made anew from `original`, never from their rounded weights: a run that came
     here by steps must have the weights that a resumed one has. Raises: ConfigError for another kind, or without
@@ -47,7 +47,7 @@ def quantise(model: nn.Module, kind: str, original: Original | None = None) -> i
         parent, _, name = path.rpartition(".")
         swapped = NF4Linear(layer) if kind == "nf4" else NarrowLinear(layer, "int8" if kind == "int8" else "fp8")
         setattr(model.get_submodule(parent), name, swapped)
-        del layer  # so that its weight is gone before the next one is made
+        del layer  # so that its weight is gone before the next is made
     return len(layers)
 
 
@@ -64,7 +64,7 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def _filled(layer: nn.Linear, weight: Tensor) -> nn.Linear:
-    """A plain layer with this weight and the old one's bias."""
+    """A plain layer with this weight and the old layer's bias."""
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight.to(layer.weight.device), requires_grad=False), layer.bias
     return plain.train(layer.training)

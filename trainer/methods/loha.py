@@ -52,7 +52,7 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Hadamard:
-    """An update that is the entrywise product of two low-rank ones; of convolutions, each may have a kernel apart."""
+    """An update that is the entrywise product of two low-rank parts; of convolutions, each may have a kernel apart."""
 
     first: tuple[Tensor, Tensor]  # (out, r) and (r, in), or (r, out) and (r, in) with kernels
     second: tuple[Tensor, Tensor]

@@ -95,7 +95,7 @@ class Kronecker:
 
     @property
     def rank(self) -> int:
-        """Of a low-rank factor; of whole ones, what a low-rank one could not exceed."""
+        """Of a low-rank factor; of whole factors, what a low-rank factor could not exceed."""
         low = [pair[1].shape[0] for pair in (self.first, self.second) if len(pair) == 2]
         return int(min(low) if low else min(self.second[0].flatten(1).shape))
 
@@ -222,7 +222,7 @@ def file_tensors(update: Kronecker, parts: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def trained(update: Kronecker, fresh: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
-    """PEFT's tensors that give this update; of other shapes than the fresh ones where its factors are others."""
+    """PEFT's tensors that give this update; of other shapes than fresh tensors where its factors are others."""
     pairs = (("lokr_w1", update.first), ("lokr_w2", update.second))
     tensors = {
         f"{name}{ending}": tensor.to(next(iter(fresh.values())))

@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def averages(self) -> bool:
-        """Whether the weights to use are other ones than those that are trained."""
+        """Whether the weights to use are others than those that are trained."""
         return hasattr(self.cls, "eval") and hasattr(self.cls, "train")
 
 
@@ -93,7 +93,7 @@ def choose(config: OptimizerConfig) -> Choice:
 def _find(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Scalar]]:
     """A class, and the arguments without which it isn't what we mean by that name."""
     if config.name == "adamw":
-        # One kernel for many parameters: an adapter has hundreds of small ones.
+        # One kernel for many parameters: an adapter has hundreds of small parameters.
         return torch.optim.AdamW, {"fused": True}
     if config.name == "adamw8bit":
         return _package("bitsandbytes", "gpu").optim.AdamW8bit, {}
@@ -272,7 +272,7 @@ def _try(make: Make, shapes: Sequence[Sequence[tuple[int, ...]]]) -> str | None:
             "couldn't be resumed"
         )
 
-    # Built as before, but one group at half the rate.
+    # Built as before, but a group at half the rate.
     # A group that ends alike at half the rate has not read it.
     unmoved = []
     for number in range(len(whole)):

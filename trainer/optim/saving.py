@@ -25,7 +25,7 @@ _OURS = ("state", "param_groups", "defaults")
 
 
 def state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that the next step depends on: tensors by name, the live ones, and the rest as JSON.
+    """All that the next step depends on: tensors by name (the live tensors), and the rest as JSON.
 
     Taken outside of `optim.evaluation`, where the parameters are those that are trained; inside it round-trips too, and
     comes back as an optimizer that is not in training. Raises: RunError if it keeps something that has no such form.
@@ -33,6 +33,7 @@ def state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
     packed = _Packed(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {parameter: number for number, parameter in enumerate(parameters)}
+    # Most state is a parameter's; some optimizers keep more, under a name.
     kept = {key if isinstance(key, str) else numbers[key]: value for key, value in optimizer.state.items()}
     values = {
         "optimizer": type(optimizer).__name__,

@@ -17,7 +17,7 @@ GROWS_AFTER_STEPS = 2000  # torch's own
 
 
 def scaler(device: str, scales: bool, saved: Any = None) -> torch.amp.GradScaler:
-    """A scaler in the state that was `saved`, or a new one; it does nothing unless it `scales`.
+    """A scaler in the state that was `saved`, or a new scaler; it does nothing unless it `scales`.
 
     In old checkpoints the state is the mere scale.
     """

@@ -58,6 +58,8 @@ def _read(reading: Reading) -> None:
         if key.startswith(_FIRST):
             short = key[len(_FIRST) :]
             reading.seen[short], reading.origin[short] = value, key
+
+    # Its name, and whether such a job can be trained here.
     if any(key.startswith("config.process[1]") for key in reading.values):
         reading.notes.append("the config has several trainers; the first is read")
     name = reading.values.get("config.name")
@@ -69,12 +71,15 @@ def _read(reading: Reading) -> None:
             f"{reading.document.path.name} is a job {shown(kind)} of ai-toolkit, which isn't trained here; allowed: "
             f"sd_trainer."
         )
+
+    # The family and its base first: what follows depends on them.
     bases.put_base(
         reading,
         _family(reading),
         "model.name_or_path",
         family_keys=("model.arch", *(f"model.{flag}" for flag in _FLAGS)),
     )
+    # Each reads what those before it set: layers the rank, the optimizer the rate and the steps.
     _put_steps(reading)
     _put_data(reading)
     ai_toolkit_training.put_adapter(reading)
@@ -91,16 +96,19 @@ def _family(reading: Reading) -> str:
     if reading.asked_family:
         return reading.asked_family
     architecture, version = reading.text("model.arch").lower().partition(":")[::2]
+    # The architecture counts before the flags; where neither stands, the base's name decides.
     flagged = [family for flag, family in _FLAGS.items() if reading.flag(f"model.{flag}")]
     family = FAMILIES.get(architecture, "") if architecture else next(iter(flagged), "")
     if not architecture and not flagged:
         family = bases.family_of(reading.text("model.name_or_path")) or "sd"
+    # Models that edit pictures go under the same names.
     if not family or "edit" in architecture + version or "kontext" in architecture:
         raise ConfigError(f"{bases.cannot_train(reading, architecture or reading.text('model.name_or_path'))}.")
     return family
 
 
 def _put_steps(reading: Reading) -> None:
+    # Both kinds of accumulation multiply; with the second, a step of its count is one batch.
     inner = max(1, reading.whole("train.gradient_accumulation", 1))
     outer = max(1, reading.whole("train.gradient_accumulation_steps", 1))
     reading.put("batch_size", max(1, reading.whole("train.batch_size", 1)), "train.batch_size")
@@ -112,6 +120,7 @@ def _put_steps(reading: Reading) -> None:
 
 
 def _put_data(reading: Reading) -> None:
+    # Sizes: the largest is the resolution, up to four smaller sizes are trained beside it.
     first = "datasets[0]."
     sizes = _sizes(reading, f"{first}resolution")
     reading.put("resolution_px", sizes[-1], f"{first}resolution")
@@ -129,6 +138,8 @@ def _put_data(reading: Reading) -> None:
         step = max(multiple, reading.whole(f"{first}bucket_tolerance", 64) // multiple * multiple)
         reading.put("data.bucket_step_px", step, f"{first}bucket_tolerance")
     reading.put("data.max_upscale", 1.0)
+
+    # What is drawn anew at each step.
     reading.put("data.flip", reading.flag(f"{first}flip_x"), f"{first}flip_x")
     reading.put("data.crop", "random" if reading.flag(f"{first}random_crop") else "centre", f"{first}random_crop")
 
@@ -147,6 +158,8 @@ def _put_data(reading: Reading) -> None:
         reading.cannot(f"{first}caption_ext", "captions are read from .txt, else .caption, here; rename the files")
     else:
         reading.no_effect(f"{first}caption_ext", "captions are read from .txt, else .caption, here")
+
+    # Masks: the alpha channel counts before a folder of masks.
     if reading.flag(f"{first}alpha_mask") or reading.has(f"{first}mask_path"):
         kind, key = ("alpha", "alpha_mask") if reading.flag(f"{first}alpha_mask") else ("file", "mask_path")
         reading.put("data.mask", kind, first + key)
@@ -167,6 +180,7 @@ def _sizes(reading: Reading, key: str) -> list[int]:
 
 
 def _put_running(reading: Reading) -> None:
+    # Seed and dtypes.
     seed_key = "training_seed"
     reading.put("seed", max(0, reading.whole(seed_key, 0)), seed_key)
     for key, setting, default in (("train.dtype", "dtype", "fp32"), ("save.dtype", "save_dtype", "float16")):
@@ -177,6 +191,8 @@ def _put_running(reading: Reading) -> None:
     reading.no_effect("model.dtype", "the base has the dtype it is computed with")
     if reading.text("device", "cuda").startswith("cpu"):
         reading.put("device", "cpu", "device")
+
+    # Memory.
     reading.put(
         "memory.gradient_checkpointing",
         reading.flag("train.gradient_checkpointing", True),
@@ -184,6 +200,7 @@ def _put_running(reading: Reading) -> None:
     )
     if reading.flag("model.quantize") and reading.settings["adapter.method"] == "lora":
         kind = reading.text("model.qtype", "qfloat8").lower()
+        # What is neither int8 nor fp8 becomes nf4, and the report says that it may have been smaller.
         ours = "int8" if "int8" in kind else "fp8" if "float8" in kind or "fp8" in kind else "nf4"
         reading.put("memory.quantise", ours, "model.quantize", "model.qtype")
         if ours == "nf4":
@@ -196,6 +213,8 @@ def _put_running(reading: Reading) -> None:
         reading.put("memory.offload", "blocks", "model.layer_offloading", why="all blocks take turns here (GPU only)")
     if reading.flag("model.compile") or reading.flag("model.block_compile"):
         reading.put("memory.compile", "blocks", "model.compile", "model.block_compile")
+
+    # Checkpoints.
     steps.put_every(reading, "checkpoint_every_steps", reading.whole("save.save_every", 1000), "save.save_every")
     reading.put(
         "keep_checkpoints",
@@ -207,6 +226,8 @@ def _put_running(reading: Reading) -> None:
 def _put_previews(reading: Reading) -> None:
     every = 0 if reading.flag("train.disable_sampling") else reading.whole("sample.sample_every", 100)
     reading.put("preview_every_steps", max(0, every), "sample.sample_every", "train.disable_sampling")
+
+    # Prompts stand in a list of texts, or in a table for each sample; both are taken.
     places = sorted({key.partition("]")[0] for key in reading.seen if key.startswith("sample.samples[")})[:64]
     prompts = reading.texts("sample.prompts") if isinstance(reading.seen.get("sample.prompts"), list) else []
     prompts += [reading.text(f"{place}].prompt") for place in places]
@@ -221,6 +242,8 @@ def _put_previews(reading: Reading) -> None:
             else [f"{place}].prompt" for place in places[:1]] or ["sample.prompts"]
         ),
     )
+
+    # How previews are drawn.
     for key, setting in (("seed", "preview.seed"), ("sample_steps", "preview.steps")):
         if reading.has(f"sample.{key}"):
             reading.put(setting, max(0, reading.whole(f"sample.{key}")), f"sample.{key}")

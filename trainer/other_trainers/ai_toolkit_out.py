@@ -48,14 +48,20 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         "linear": getattr(adapter, "rank", 16),
         "linear_alpha": getattr(adapter, "alpha", 16.0),
     }
+
+    # A LoKr is the whole matrix there unless it is told otherwise.
     if adapter.method == "lokr":
         values |= {"lokr_full_rank": False, "lokr_factor": getattr(adapter, "factor", -1)}
     if getattr(adapter, "dropout", 0.0):
         values["dropout"] = getattr(adapter, "dropout", 0.0)
+
+    # Layers: convolutions are what `all` adds in a UNet; in a transformer it adds what lies outside the blocks.
     if config.family in ("sd", "sdxl") and adapter.targets == "all":
         values |= {"conv": values["linear"], "conv_alpha": values["linear_alpha"]}
     elif config.family not in ("sd", "sdxl"):
         values["transformer_only"] = adapter.targets != "all"
+
+    # A path has dots alone there; here a slash parts the component from the rest.
     only, without = (list(getattr(adapter, key, ())) for key in ("only_layers", "without_layers"))
     kwargs = {"only_if_contains": only or ["attn"] * (adapter.targets == "attention"), "ignore_if_contains": without}
     if any(kwargs.values()):
@@ -92,6 +98,7 @@ def _dataset(config: TrainConfig) -> dict[str, Any]:
 def _train(config: TrainConfig) -> dict[str, Any]:
     optimizer, objective = config.optimizer, config.objective
     rates = list(out_parts.text_rates(config).values())
+    # A schedule that it doesn't have becomes the nearest that falls to zero.
     schedules = {"constant": "constant_with_warmup" if optimizer.warmup_steps else "constant", "cosine": "cosine"}
     values: dict[str, Any] = {
         "steps": config.max_steps, "batch_size": config.batch_size, "gradient_accumulation": config.accumulation,
@@ -110,6 +117,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     }  # fmt: skip
     if values["lr_scheduler"] == "constant_with_warmup":  # torch's classes, which the others are, take no warm-up
         values["lr_scheduler_params"] = {"num_warmup_steps": optimizer.warmup_steps}
+
+    # The mean of the weights, and what changes the loss.
     if optimizer.ema_decay:
         values["ema_config"] = {"use_ema": True, "ema_decay": optimizer.ema_decay}
     if objective.weighting == "min-snr":
@@ -122,6 +131,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
             "diff_output_preservation_multiplier": objective.preservation_weight,
         }
         values["diff_output_preservation_class"] = config.data.class_caption
+
+    # Flow models: how timesteps are drawn.
     if config.family not in ("sd", "sdxl", "pixart"):
         uniform = "shift" if objective.shift == "resolution" else "linear"
         values["timestep_type"] = uniform if objective.timesteps == "uniform" else "sigmoid"
@@ -145,6 +156,7 @@ def _quantile(level: float) -> float:
 
 def _model(config: TrainConfig, architecture: str) -> dict[str, Any]:
     values: dict[str, Any] = {"name_or_path": config.base, "arch": architecture}
+    # Its names for 8 and 4 bits.
     kinds = {"int8": "qint8", "fp8": "qfloat8", "nf4": "uint4"}
     if config.memory.quantise in kinds:
         values |= {"quantize": True, "qtype": kinds[config.memory.quantise]}

@@ -16,9 +16,12 @@ def put_adapter(reading: Reading) -> None:
     if method is None:
         reading.cannot("network.type", "no such method here; plain LoRA is set")
     reading.put("adapter.method", method or "lora", "network.type")
+
+    # Rank and alpha have two names each.
     rank_key = "network.rank" if reading.has("network.rank") else "network.linear"
     rank = max(1, reading.whole(rank_key, 4))
     alpha_key = "network.linear_alpha" if reading.has("network.linear_alpha") else "network.alpha"
+    # A LoKr is the whole matrix there unless it is told otherwise.
     if method == "lokr" and reading.flag("network.lokr_full_rank", True):
         reading.put(
             "adapter.rank",
@@ -43,6 +46,7 @@ def put_layers(reading: Reading) -> None:
         if conv > 0:
             rank, alpha = reading.settings["adapter.rank"], reading.settings["adapter.alpha"]
             reading.put("adapter.targets", "all", *keys)
+            # Convolutions may have their own rank here, but not their own scale.
             if conv != rank and reading.settings["adapter.method"] != "lokr":
                 reading.put(
                     "adapter.block_ranks", [f"{part}={conv}" for part in ("conv1", "conv2", "samplers")], "network.conv"
@@ -53,6 +57,7 @@ def put_layers(reading: Reading) -> None:
                 )
         else:  # all linear layers and convolutions of 1x1
             reading.put("adapter.targets", "linear" if family == "sdxl" else "all", *keys)
+            # For SD only `all` has what is meant; its 3x3 convolutions are frozen by a rate of 0.
             if family == "sd":
                 reading.put("optimizer.block_rates", ["conv1=0", "conv2=0", "samplers.=0"], *keys)
     else:
@@ -68,11 +73,13 @@ def put_layers(reading: Reading) -> None:
 def _put_filters(reading: Reading) -> None:
     """Lists of texts in paths: layers left out, or alone taken."""
     for key in ("network.network_kwargs.ignore_if_contains", "model.ignore_if_contains"):
+        # The network's and the model's list both hold, so words are added to those before.
         if words := _words(reading, key):
             held = reading.settings.get("adapter.without_layers", [])
             reading.put("adapter.without_layers", [*words, *held][:64], key)
     for key in ("network.network_kwargs.only_if_contains", "model.only_if_contains"):
         words = _words(reading, key)
+        # Words that mean attention and nothing else are a target of that name here.
         if words and {word.strip(".") for word in words} <= {"attn", "attn1", "attn2", "attention"}:
             reading.put("adapter.targets", "attention", key)
         elif words:
@@ -98,6 +105,7 @@ def put_rates(reading: Reading) -> None:
     text: dict[str, float] = {}
     if reading.flag("train.train_text_encoder"):
         if reading.settings["family"] in bases.CLIP_FAMILIES:
+            # T5, the third of SD3, is adapted nowhere here.
             names = ("text_encoder", "text_encoder_2")[: 2 if reading.settings["family"] in ("sdxl", "sd3") else 1]
             text = dict.fromkeys(names, main)
         else:
@@ -108,6 +116,7 @@ def put_rates(reading: Reading) -> None:
 
 
 def put_optimizer(reading: Reading) -> None:
+    # The optimizer: what the recipe leaves out is what the class has there.
     prefix = "train.optimizer_params."
     options = {key[len(prefix) :]: value for key, value in reading.seen.items() if key.startswith(prefix)}
     name = reading.text("train.optimizer", "adamw")
@@ -118,6 +127,8 @@ def put_optimizer(reading: Reading) -> None:
             f"ai-toolkit prints that {name[:20]} has a rate of 1, and trains at {reading.settings['learning_rate']:g} "
             f"times what it finds; it usually is 1: --set learning_rate=1"
         )
+
+    # The schedule.
     name = reading.text("train.lr_scheduler", "constant")
     if name == "linear":
         reading.cannot(
@@ -128,6 +139,8 @@ def put_optimizer(reading: Reading) -> None:
         reading.put("optimizer.schedule", "cosine", "train.lr_scheduler", why="its only cycle is as long as the run")
     else:
         learning.put_schedule(reading, name, "train.lr_scheduler")
+
+    # Warm-up.
     key = "train.lr_scheduler_params.num_warmup_steps"
     if name in ("constant", "linear", "cosine", "cosine_with_restarts", "step"):
         reading.put("optimizer.warmup_steps", 0)
@@ -138,6 +151,8 @@ def put_optimizer(reading: Reading) -> None:
     for key in reading.seen:
         if key.startswith("train.lr_scheduler_params.") and not key.endswith("num_warmup_steps"):
             reading.cannot(key, "the schedules here have no such arguments")
+
+    # Clipping, and the mean of the weights.
     learning.put_clip(reading, "train.max_grad_norm")
     if reading.flag("train.ema_config.use_ema"):
         reading.put(
@@ -155,6 +170,8 @@ def put_objective(reading: Reading) -> None:
     if kind not in ("mse", "l2"):
         reading.cannot("train.loss_type", "no such loss here; squared is set")
     reading.put("objective.loss", "l2", "train.loss_type")
+
+    # Weighting by SNR: `snr_gamma` counts before `min_snr_gamma`.
     gamma_key = "train.snr_gamma" if reading.number("train.snr_gamma") > 0 else "train.min_snr_gamma"
     if (gamma := reading.number(gamma_key)) > 0:
         if reading.settings["family"] in bases.DIFFUSION:
@@ -164,6 +181,8 @@ def put_objective(reading: Reading) -> None:
             reading.no_effect(gamma_key, "a flow model has no SNR schedule to weigh by")
     if (offset := reading.number("train.noise_offset")) > 0:
         reading.put("objective.noise_offset", offset, "train.noise_offset")
+
+    # Preservation: with the class's caption the base's own prediction is the target.
     if reading.flag("train.diff_output_preservation"):
         keys = ("train.diff_output_preservation", "train.diff_output_preservation_multiplier")
         reading.put("objective.preservation_weight", reading.number(keys[1], 1.0), *keys)
@@ -212,6 +231,8 @@ def put_timesteps(reading: Reading) -> None:
         reading.put("objective.timesteps", "uniform", "train.content_or_style")
         reading.no_effect("train.timestep_type", "only flow models read it")
         return
+
+    # Flow models: how timesteps are drawn, and whether they are shifted by the picture's size.
     kind = reading.text("train.timestep_type", "sigmoid")
     if reading.flag("train.linear_timesteps") or reading.flag("train.linear_timesteps2"):
         reading.cannot("train.linear_timesteps", "noise levels count alike here; only which are trained can be chosen")

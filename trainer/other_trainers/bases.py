@@ -54,8 +54,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,60}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def family_of(text: str) -> str | None:
-    """The family that a name speaks of: "" for one that isn't trained here, None where it says nothing."""
+    """The family that a name speaks of: "" for a family that isn't trained here, None where it says nothing."""
     name = text.lower().replace("\\", "/")[-200:]
+    # The last part says more than the folders above it.
     for part in (name.rpartition("/")[2], name):
         for pattern, family in _FAMILIES:
             if re.search(pattern, part):
@@ -73,6 +74,7 @@ def put_base(reading: Reading, family: str, *keys: str, family_keys: tuple[str, 
     reading.put("family", family, *family_keys)
     key = next((key for key in keys if reading.has(key)), "")
     name = reading.text(key).strip() if key else ""
+    # A hub id may be had anywhere; a path means nothing here.
     if (
         name == "imprimatura"
         or _HUB_ID.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Command lines in a text: the first one that starts a trainer, and its options; nothing is run or expanded."""
+"""Command lines in a text: the first that starts a trainer, and its options; nothing is run or expanded."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Command:
 
 def first(text: str) -> Command | None:
     """The first command that starts a training script, or None."""
+    # A command that goes on in the next line is one line; variables are those that the text sets.
     joined = _CONTINUED.sub(" ", text)
     variables = {name: value.strip("\"'") for name, value in _VARIABLE.findall(joined)}
     lines = [line.strip() for line in joined.splitlines()]

@@ -55,6 +55,7 @@ def knows(file: Path) -> bool:
 def exported(preset: str, tool: str, out: Path, as_json: bool) -> str:
     """Write a preset in a tool's words; what can't be said there. Raises: ConfigError."""
     written = recipes_out.write(presets.load(preset, {}), tool, out.stem)
+    # The file that names the others is written last.
     beside = [out.parent / name for name in written.beside]
     for path, text in zip([*beside, out], [*written.beside.values(), written.text], strict=True):
         files.write(path, text.encode())

@@ -43,7 +43,8 @@ class Tool:
     """One trainer whose recipes are read."""
 
     name: str  # as `--json` says it
-    # Tools are asked in this order whether a file is theirs: who knows it by one sure sign before who would take more.
+    # Tools are asked in this order whether a file is theirs: those that know it by a sure sign come before those that
+    # would take more.
     turn: int
     title: str
     version: str  # whose keys and defaults these are

@@ -25,6 +25,7 @@ def text(config: TrainConfig) -> str:
     """The script. Raises: ConfigError for a family that no script of diffusers trains."""
     script = out_parts.family_of(config, _SCRIPTS, "diffusers")
     values = {**_adapter(config), **_learning(config), **_data(config)}
+    # A script stops at an option that it doesn't know, so SD's is spared those it lacks.
     if config.family == "sd":
         values = {key: value for key, value in values.items() if key not in _NOT_OF_SD}
     lines = [f"  --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in values.items()]
@@ -44,6 +45,7 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
         values["lora_dropout"] = getattr(adapter, "dropout", 0.0)
     if config.family not in ("sd", "sdxl"):
         values["lora_layers"] = _FLOW_FF if adapter.targets != "attention" else _FLOW_FF.partition(",ff")[0]
+    # The scripts have one rate for all text encoders.
     rates = list(out_parts.text_rates(config).values())
     if rates:
         values |= {"train_text_encoder": True, "text_encoder_lr": rates[0]}
@@ -63,21 +65,28 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
         "mixed_precision": _PRECISIONS[config.dtype], "checkpointing_steps": config.checkpoint_every_steps,
         "checkpoints_total_limit": config.keep_checkpoints,
     }  # fmt: skip
+
+    # Options of some optimizers and schedules alone.
     if optimizer.name == "adamw8bit":
         values["use_8bit_adam"] = True
     if optimizer.schedule == "restarts":
         values["lr_num_cycles"] = optimizer.cycles
     if config.memory.gradient_checkpointing:
         values["gradient_checkpointing"] = True
+
+    # Diffusion models: of these two scripts only SDXL's weighs by SNR.
     if config.family in ("sd", "sdxl"):
         if objective.weighting == "min-snr" and config.family == "sdxl":
             values["snr_gamma"] = objective.min_snr_gamma
         return values
+
+    # Flow models. A larger number is cleaner there, so the mean changes its sign.
     values["weighting_scheme"] = {"uniform": "none", "mode": "mode"}.get(objective.timesteps, "logit_normal")
     if config.family == "sd3" and objective.timesteps == "uniform":  # its script has no "none"; a mode of 0 is that
         values |= {"weighting_scheme": "mode", "mode_scale": 0.0}
     if objective.timesteps == "logit-normal":
         values |= {"logit_mean": -objective.timesteps_mean, "logit_std": objective.timesteps_std}
+    # A distilled base is trained at guidance 1 here.
     if config.family == "flux":
         values["guidance_scale"] = 1.0
     return values
@@ -86,6 +95,7 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
 def _data(config: TrainConfig) -> dict[str, Any]:
     data = config.data
     values: dict[str, Any] = {"resolution": config.resolution_px}
+    # There it is the caption of every picture; here it stands before captions.
     if config.captions.prefix:
         values["instance_prompt"] = config.captions.prefix
     if data.crop == "centre":

@@ -1,4 +1,4 @@
-"""diffusers' training scripts: a command line that starts one, in a shell script or any text.
+"""diffusers' training scripts: a command line that starts such a script, in a shell script or any text.
 
 Alpha is the rank where a script has no `--lora_alpha`, else 4; factors start as normal numbers (init = gaussian). A
 flow base is trained on the timesteps of its own scheduler: shifted by what its config says, unless that goes by size.
@@ -47,8 +47,11 @@ def _read(reading: Reading) -> None:
     if not family:
         raise ConfigError(f"{bases.cannot_train(reading, reading.document.command)}.")
     bases.put_base(reading, family, "pretrained_model_name_or_path")
+    # The preset is called as the last folder, which may be of a Windows path.
     reading.name = reading.text("output_dir").replace("\\", "/").rstrip("/").rpartition("/")[2]
     reading.translated("output_dir", "the preset's name")
+
+    # Steps first: previews are counted in epochs, which have so many.
     an_epoch = _put_steps(reading)
     _put_data(reading)
     _put_adapter(reading)
@@ -70,6 +73,8 @@ def _put_steps(reading: Reading) -> int:
     an_epoch, how = steps.per_epoch(reading, max(1, reading.whole("repeats", 1)), batch, accumulation)
     if twice == 2:
         reading.cannot("with_prior_preservation", "give the class's pictures with data.regularisation")
+
+    # Steps count before epochs.
     if reading.whole("max_train_steps") > 0:
         steps.put_steps(reading, reading.whole("max_train_steps"), "", "max_train_steps")
         reading.no_effect("num_train_epochs", "max_train_steps counts where both are given")
@@ -81,16 +86,20 @@ def _put_steps(reading: Reading) -> int:
 
 def _put_data(reading: Reading) -> None:
     family = reading.settings["family"]
+    # The default size goes by the script, what a size must be a multiple of by the family.
     default = 1024 if family in ("sdxl", "sana", "hidream", "lumina2") else 512
     multiple = 32 if family == "sana" else 8 if family in ("sd", "sdxl") else 16
     size = round(reading.whole("resolution", default) / multiple) * multiple
     reading.put("resolution_px", max(64, min(4096, size)), "resolution")
     bucketed = reading.flag("use_aspect_ratio_buckets") or reading.has("aspect_ratio_buckets")
     reading.put("data.buckets", bucketed, "aspect_ratio_buckets", "use_aspect_ratio_buckets")
+    # Small pictures are enlarged to the size there, however small.
     reading.put("data.max_upscale", 16.0)
     reading.put("data.crop", "centre" if reading.flag("center_crop") else "random", "center_crop")
     reading.put("data.flip", reading.flag("random_flip"), "random_flip")
     reading.put("data.caption_dropout", reading.number("caption_dropout"), "caption_dropout")
+
+    # The one caption of all pictures.
     if prompt := reading.text("instance_prompt").strip():
         reading.put(
             "captions.prefix",
@@ -98,6 +107,8 @@ def _put_data(reading: Reading) -> None:
             "instance_prompt",
             why="it is the caption of every picture there; here it stands before captions, or alone without one",
         )
+
+    # The class's pictures.
     if reading.flag("with_prior_preservation"):
         reading.put("data.regularisation_weight", reading.number("prior_loss_weight", 1.0), "prior_loss_weight")
         if reading.has("class_prompt"):
@@ -122,6 +133,7 @@ def _put_adapter(reading: Reading) -> None:
     # Layers: a list of names, or those that each script takes by itself.
     layers = [layer.strip() for layer in reading.text("lora_layers").split(",")[:64] if layer.strip()]
     keys = ("lora_layers",)
+    # No target here is what FLUX's and Qwen's scripts take by themselves: a rate of 0 freezes the rest.
     if not layers and family == "flux":
         reading.put("adapter.targets", "attention-ff", *keys)
         reading.put("optimizer.block_rates", ["proj_mlp=0", "proj_out=0"], *keys)
@@ -147,8 +159,10 @@ def _put_rates(reading: Reading) -> None:
         reading.translated("scale_lr", "learning_rate", "the rate is multiplied by what a step sees")
     text: dict[str, float] = {}
     if reading.flag("train_text_encoder") and family in bases.CLIP_FAMILIES:
+        # SD's script has no rate for its text encoder alone.
         rate = reading.number("text_encoder_lr", 5e-6) if reading.has("text_encoder_lr") or family != "sd" else main
         text = dict.fromkeys(("text_encoder", "text_encoder_2")[: 2 if family in ("sdxl", "sd3") else 1], rate)
+        # Only the encoders' attention is adapted there; their MLPs are frozen here.
         held = list(reading.settings.get("optimizer.block_rates", []))
         reading.put("optimizer.block_rates", [".mlp.fc=0", *held], "train_text_encoder")
     else:
@@ -164,6 +178,8 @@ def _put_optimizer(reading: Reading) -> None:
     key = "optimizer"
     if learning.spelled(name) == "adamw" and reading.flag("use_8bit_adam"):
         name, key = "AdamW8bit", "use_8bit_adam"
+
+    # Arguments; those left out are what the script has by itself.
     options: dict[str, object] = {
         "weight_decay": reading.number("adam_weight_decay", 1e-2 if _by_text(reading) else 1e-4)
     }
@@ -179,13 +195,14 @@ def _put_optimizer(reading: Reading) -> None:
             options["beta3"] = reading.number("prodigy_beta3")
     names = {"weight_decay": "adam_weight_decay", "betas": "adam_beta1", "eps": "adam_epsilon"}
     learning.put_optimizer(reading, name, {option: value for option, value in options.items()}, key, "prodigy_{}")
+    # The scripts have options of their own for these; the call above marks them as prodigy's.
     reading.put("optimizer.weight_decay", reading.settings["optimizer.weight_decay"], names["weight_decay"])
     if reading.settings.get("optimizer.options"):
         reading.put(
             "optimizer.options", reading.settings["optimizer.options"], "adam_beta1", "adam_beta2", "adam_epsilon"
         )
 
-    # The schedule: a constant one has no warm-up, though the scripts' default is one of 500 steps.
+    # The schedule: a constant rate has no warm-up, though the scripts' default is a warm-up of 500 steps.
     schedule = reading.text("lr_scheduler", "constant")
     learning.put_schedule(reading, schedule, "lr_scheduler", "lr_num_cycles", "lr_power")
     if learning.spelled(schedule) == "constant":
@@ -204,6 +221,8 @@ def _put_objective(reading: Reading) -> None:
         reading.put("objective.loss", loss, "loss_type")
         reading.put("objective.huber_delta", reading.number("huber_c", 0.1), "huber_c")
         reading.cannot("huber_schedule", "the corner is the same at every timestep here")
+
+    # Diffusion models.
     if family in bases.DIFFUSION:
         if (gamma := reading.number("snr_gamma")) > 0:
             reading.put("objective.weighting", "min-snr", "snr_gamma")
@@ -211,6 +230,8 @@ def _put_objective(reading: Reading) -> None:
         if (offset := reading.number("noise_offset")) > 0:
             reading.put("objective.noise_offset", offset, "noise_offset")
         return
+
+    # Flow models: how timesteps are drawn.
     scheme = reading.text("weighting_scheme", "logit_normal" if family == "sd3" else "none")
     if scheme == "logit_normal":  # a larger number is cleaner there
         reading.put("objective.timesteps", "logit-normal", "weighting_scheme")
@@ -225,6 +246,8 @@ def _put_objective(reading: Reading) -> None:
         reading.put("objective.timesteps", "uniform", "weighting_scheme")
         if scheme in ("sigma_sqrt", "cosmap"):
             reading.cannot("weighting_scheme", "noise levels of a flow model count alike here")
+
+    # The shift of the base's own scheduler, and the guidance of a distilled base.
     if family in _SHIFTED:
         reading.put("objective.shift", "resolution")
     guidance = reading.number("guidance_scale", 3.5)
@@ -235,6 +258,7 @@ def _put_objective(reading: Reading) -> None:
 
 
 def _put_running(reading: Reading, an_epoch: int) -> None:
+    # Seed, dtype and memory.
     reading.put("seed", max(0, reading.whole("seed", 0)), "seed")
     dtype = reading.text("mixed_precision", "no").lower()
     if dtype not in _DTYPES:
@@ -246,6 +270,8 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
             reading.put("memory.quantise", ours, key)
     if reading.flag("offload"):
         reading.put("memory.offload", "encoders", "offload")
+
+    # Checkpoints and previews; these are counted in epochs there.
     steps.put_every(reading, "checkpoint_every_steps", reading.whole("checkpointing_steps", 500), "checkpointing_steps")
     if reading.whole("checkpoints_total_limit") > 0:
         reading.put("keep_checkpoints", min(1000, reading.whole("checkpoints_total_limit")), "checkpoints_total_limit")

@@ -39,6 +39,7 @@ def _is_dataset(values: dict[str, Any]) -> bool:
 
 
 def _read(reading: Reading) -> None:
+    # The dataset's settings are a file of their own; what stands in this file counts before it.
     dataset = reading.beside("dataset")
     if dataset is not None and isinstance(dataset.values, dict) and _is_dataset(dataset.values):
         reading.values |= {
@@ -47,6 +48,8 @@ def _read(reading: Reading) -> None:
         reading.translated("dataset", "", "the file of that name beside this one is read too")
     elif reading.has("dataset"):
         reading.cannot("dataset", "no such file lies beside this one; import it as well, or set data and captions")
+
+    # Which key names the base goes by the kind of model.
     keys = ["model.diffusers_path", "model.checkpoint_path", "model.transformer_path", "model.diffusion_model"]
     family = _family(reading)
     if family == "chroma":  # what lies beside it is FLUX.1's
@@ -56,6 +59,8 @@ def _read(reading: Reading) -> None:
         reading.no_effect(key, "another key names the base") if reading.has(
             key
         ) and key not in reading.marks and key not in reading.sources.get("base", ()) else None
+
+    # Steps first: what is counted in epochs needs their number.
     an_epoch = _put_steps(reading)
     _put_data(reading)
     _put_adapter(reading)
@@ -71,6 +76,7 @@ def _family(reading: Reading) -> str:
     if not kind:
         reading.notes.append("the file names no model; sdxl is taken; give --family")
         return "sdxl"
+    # Editing models have the plain kind, and show only in their paths.
     edits = any(
         "kontext" in reading.text(key).lower() or "edit" in reading.text(key).lower()
         for key in ("model.transformer_path", "model.diffusers_path")
@@ -83,6 +89,7 @@ def _family(reading: Reading) -> str:
 def _put_steps(reading: Reading) -> int:
     steps.put_batch(reading, "micro_batch_size_per_gpu", "gradient_accumulation_steps")
     sizes = reading.seen.get("micro_batch_size_per_gpu")
+    # A batch size may be given for each resolution, as a list of pairs.
     if (
         isinstance(sizes, list)
         and sizes
@@ -97,15 +104,19 @@ def _put_steps(reading: Reading) -> int:
             "micro_batch_size_per_gpu",
             why="all sizes share a batch size here: that of the last",
         )
+
+    # Repeats: on average, as how many pictures each folder has isn't known.
     repeats = [
         reading.number(key, 1) for key in reading.seen if key.startswith("directory[") and key.endswith("num_repeats")
     ][:64]
     for key in [key for key in reading.seen if key.endswith("num_repeats")][:64]:
         reading.translated(key, "max_steps", "it counts in the steps")
     shown = max(1, round(sum(repeats) / len(repeats))) if repeats else max(1, reading.whole("num_repeats", 1))
-    # Its batches are of all that a step takes, and a last one that isn't full is dropped (dataset.py, post_init).
+    # Its batches are of all that a step takes, and a last batch that isn't full is dropped (dataset.py, post_init).
     a_step = reading.settings["batch_size"] * reading.settings["accumulation"]
     an_epoch, how = steps.per_epoch(reading, shown, a_step, 1, drops_last=True)
+
+    # Epochs or max_steps, whichever ends first.
     epochs, most = max(1, reading.whole("epochs", 1)), reading.whole("max_steps")
     if 0 < most <= epochs * an_epoch:
         steps.put_steps(reading, most, "", "max_steps")
@@ -117,12 +128,13 @@ def _put_steps(reading: Reading) -> int:
 
 
 def _place(reading: Reading, name: str) -> str:
-    """The key of a dataset's setting: a directory's own, else the one for all."""
+    """The key of a dataset's setting: a directory's own, else the key for all."""
     key = f"directory[0].{name}"
     return key if reading.has(key) else name
 
 
 def _put_data(reading: Reading) -> None:
+    # Sizes: two sides are the square of the same area, and a multiple of 32 fits every family.
     value = reading.seen.get(_place(reading, "resolutions"))
     sizes = set()
     for entry in value[:5] if isinstance(value, list) else []:
@@ -135,6 +147,8 @@ def _put_data(reading: Reading) -> None:
     reading.put("resolution_px", ordered[-1], _place(reading, "resolutions"))
     if more := ordered[:-1][-4:]:
         reading.put("data.more_resolutions_px", more, _place(reading, "resolutions"))
+
+    # Buckets: one ratio bounds both ways here, so the wider bound is taken.
     buckets = _place(reading, "enable_ar_bucket")
     reading.put("data.buckets", reading.flag(buckets), buckets)
     if reading.flag(buckets):
@@ -145,6 +159,8 @@ def _put_data(reading: Reading) -> None:
         ratio = round(min(8.0, max(1.0, high, 1 / low)), 4)
         reading.put("data.max_aspect_ratio", ratio, _place(reading, "min_ar"), _place(reading, "max_ar"))
     reading.put("data.max_upscale", 16.0)
+
+    # Captions: a prefix, and shuffled variants that are made once.
     reading.put("data.caption_dropout", reading.number("uncond_fraction"), "uncond_fraction")
     if prefix := reading.text(_place(reading, "caption_prefix")):
         reading.put("captions.prefix", prefix.rstrip()[:500], _place(reading, "caption_prefix"))
@@ -157,6 +173,8 @@ def _put_data(reading: Reading) -> None:
         reading.put("captions.keep_tags", 0)
         delimiter = reading.text(_place(reading, "cache_shuffle_delimiter"), ", ").strip() or ","
         reading.put("captions.separator", delimiter[:8], _place(reading, "cache_shuffle_delimiter"))
+
+    # Masks, outside of which nothing counts there.
     if reading.has("directory[0].mask_path"):
         reading.put("data.mask", "file", "directory[0].mask_path")
         reading.put("objective.unmasked_weight", 0.0)
@@ -171,6 +189,8 @@ def _put_adapter(reading: Reading) -> None:
         reading.cannot("adapter.type", "allowed: lora, lokr")
     method = method or "lora"
     reading.put("adapter.method", method, "adapter.type")
+
+    # Rank and alpha, which is always the rank.
     rank = max(1, reading.whole("adapter.rank", 32))
     if method == "lokr" and rank > 256:
         rank = 256
@@ -184,6 +204,8 @@ def _put_adapter(reading: Reading) -> None:
         reading.put("adapter.factor", reading.whole("adapter.decompose_factor", -1), "adapter.decompose_factor")
     if reading.has("adapter.alpha"):
         reading.no_effect("adapter.alpha", "it is the rank there, whatever is said")
+
+    # Layers: all that are linear, but in SDXL's UNet only those of its transformers.
     reading.put("adapter.targets", "linear", "adapter.type")
     if family == "sdxl":
         reading.put("optimizer.block_rates", ["resnets.=0"], "adapter.type")
@@ -193,6 +215,7 @@ def _put_adapter(reading: Reading) -> None:
 
 def _put_learning(reading: Reading, an_epoch: int) -> None:
     main, text = reading.number("optimizer.lr", 1e-6), dict[str, float]()
+    # Rates: only SDXL's parts have their own.
     key = "optimizer.lr"
     if reading.settings["family"] == "sdxl":
         key = "model.unet_lr" if reading.has("model.unet_lr") else key
@@ -200,10 +223,13 @@ def _put_learning(reading: Reading, an_epoch: int) -> None:
             f"text_encoder{suffix}": reading.number(f"model.text_encoder_{number}_lr", main)
             for number, suffix in ((1, ""), (2, "_2"))
         }
+    # It stands for the optimizer's rate and for the schedule.
     if reading.has("force_constant_lr"):
         main, key = reading.number("force_constant_lr", main), "force_constant_lr"
     denoiser = reading.number("model.unet_lr", main) if key == "model.unet_lr" else main
     learning.put_part_rates(reading, denoiser, text, (key,), ("model.text_encoder_1_lr", "model.text_encoder_2_lr"))
+
+    # The optimizer: its arguments stand beside its type.
     prefix = "optimizer."
     options = {
         key[len(prefix) :]: value
@@ -215,6 +241,8 @@ def _put_learning(reading: Reading, an_epoch: int) -> None:
     if learning.spelled(name) == "automagic":
         options = {}
     learning.put_optimizer(reading, name, options, "optimizer.type", prefix + "{}")
+
+    # The schedule goes over all epochs, even if max_steps ends the run long before.
     learning.put_schedule(reading, reading.text("lr_scheduler", "constant"), "lr_scheduler")
     all_epochs = max(1, reading.whole("epochs", 1)) * an_epoch
     share = reading.settings["max_steps"] / all_epochs
@@ -242,7 +270,7 @@ def _put_objective(reading: Reading) -> None:
             reading.put("objective.weighting", "debiased", "model.debiased_estimation_loss")
         return
 
-    # Timesteps: logit-normal by itself, and a shift where one is asked for.
+    # Timesteps: logit-normal by itself, and a shift where that is asked for.
     method, scale = (
         reading.text("model.timestep_sample_method", "logit_normal"),
         reading.number("model.sigmoid_scale", 1.0),
@@ -256,12 +284,16 @@ def _put_objective(reading: Reading) -> None:
         reading.put("objective.timesteps", "uniform", "model.timestep_sample_method")
         if method != "uniform":
             reading.cannot("model.timestep_sample_method", "allowed: logit_normal, uniform")
+
+    # The shift: a number, or by the picture's size.
     shift = reading.number("model.shift", 1.0)
     if shift not in (0, 1):
         reading.put("objective.shift", "fixed", "model.shift")
         reading.put("objective.shift_factor", shift, "model.shift")
     elif reading.flag("model.flux_shift") or reading.flag("model.lumina_shift"):
         reading.put("objective.shift", "resolution", "model.flux_shift", "model.lumina_shift")
+
+    # The range.
     for key, setting in (("model.min_t", "objective.timesteps_low"), ("model.max_t", "objective.timesteps_high")):
         share = reading.number(key, 0.0 if key.endswith("min_t") else 1.0)
         if 0 < share < 1:
@@ -270,6 +302,7 @@ def _put_objective(reading: Reading) -> None:
 
 def _put_running(reading: Reading, an_epoch: int) -> None:
     reading.put("seed", 0)
+    # Dtypes: the file's is the model's where none is said.
     for key, setting, default in (
         ("model.dtype", "dtype", "bfloat16"),
         ("save_dtype", "save_dtype", reading.text("model.dtype", "bfloat16")),
@@ -278,6 +311,8 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
         if name not in _DTYPES and reading.has(key):
             reading.cannot(key, f"allowed: {', '.join(_DTYPES)}")
         reading.put(setting, _DTYPES.get(name, "bfloat16"), key)
+
+    # Memory.
     weights = reading.text("model.transformer_dtype") or reading.text("model.diffusion_model_dtype")
     key = "model.transformer_dtype" if reading.has("model.transformer_dtype") else "model.diffusion_model_dtype"
     ours = "fp8" if weights.startswith("float8") else "nf4" if weights == "nf4" else ""
@@ -289,6 +324,8 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
         reading.put("memory.offload", "blocks", "blocks_to_swap", why="all blocks take turns here (GPU only)")
     if reading.flag("compile"):
         reading.put("memory.compile", "blocks", "compile")
+
+    # Checkpoints and validation: in steps, epochs or examples there.
     if reading.whole("checkpoint_every_n_epochs") > 0:
         every = reading.whole("checkpoint_every_n_epochs") * an_epoch
         steps.put_every(reading, "checkpoint_every_steps", every, "checkpoint_every_n_epochs")
@@ -302,6 +339,7 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
         steps.put_every(
             reading, setting, every, *(f"{what}_every_n_{unit}" for unit in ("steps", "epochs", "examples"))
         )
+    # It draws none.
     reading.put("preview_every_steps", 0)
 
 

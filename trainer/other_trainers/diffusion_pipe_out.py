@@ -67,6 +67,8 @@ def _model(config: TrainConfig, kind: str) -> dict[str, Any]:
         elif objective.weighting == "debiased":
             values["debiased_estimation_loss"] = True
         return values
+
+    # Flow models: timesteps, shift and range.
     values["timestep_sample_method"] = "uniform" if objective.timesteps == "uniform" else "logit_normal"
     if objective.timesteps == "logit-normal":
         values["sigmoid_scale"] = objective.timesteps_std
@@ -75,6 +77,8 @@ def _model(config: TrainConfig, kind: str) -> dict[str, Any]:
     elif objective.shift == "resolution":
         values["lumina_shift" if config.family == "lumina2" else "flux_shift"] = True
     values |= {"min_t": objective.timesteps_low, "max_t": objective.timesteps_high}
+
+    # A base in fewer bits; its key goes with the key that names the base (see `_files`).
     if config.memory.quantise in _WEIGHTS:
         is_new = config.family in _ENCODERS
         values["diffusion_model_dtype" if is_new else "transformer_dtype"] = _WEIGHTS[config.memory.quantise]
@@ -107,6 +111,7 @@ def _optimizer(config: TrainConfig) -> dict[str, Any]:
     if name == "adamw_optimi":  # whose own are others
         told = {"betas": [0.9, 0.999], "eps": 1e-8, **told}
     if name == "AdaFactor":
+        # The rate that is set, not one by step and by size of the weights.
         told |= {"relative_step": False, "scale_parameter": False}
     return {"type": name, "lr": config.learning_rate, **told}
 

@@ -41,6 +41,7 @@ def read(path: Path) -> Document:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"recipe {path} can't be read: {error.strerror}.") from None
+    # A safetensors file: its header's length as 8 bytes, little-endian, then the header, which is JSON.
     if raw[8:9] == b"{" and int.from_bytes(raw[:8], "little") < path.stat().st_size:
         return Document(path, "header", _header(path))
     if len(raw) > MAX_BYTES:
@@ -54,6 +55,7 @@ def _parsed(path: Path, raw: bytes) -> Document:
         text = encodings.text(raw)
     except ValueError as error:
         raise ConfigError(f"recipe {path} is no text that can be read: it {error}.") from None
+    # A bracket may also open a table of TOML, so a list that is no JSON is no fault yet.
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start in ("{", "["):
         try:
@@ -61,6 +63,8 @@ def _parsed(path: Path, raw: bytes) -> Document:
         except ConfigError:
             if start == "{":
                 raise
+
+    # Commands before TOML and YAML: almost any text is YAML.
     if command := command_lines.first(text):
         options = command_lines.options(command)
         if not options:
@@ -94,6 +98,7 @@ def _header(path: Path) -> dict[str, str]:
 
 def beside(document: Document, name: str) -> Document | None:
     """The file of a name, without its folder, beside a document; None if there is none or it can't be read."""
+    # The last part of the name alone, and no link: a recipe mustn't lead out of its folder.
     last = name.replace("\\", "/").rpartition("/")[2]
     path = document.path.parent / last
     if not _NAME.match(last) or last in (".", "..") or path == document.path:
@@ -109,7 +114,7 @@ def beside(document: Document, name: str) -> Document | None:
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Values by dotted key; lists of tables get their places: `datasets[0].batch_size`.
 
-    Raises: ConfigError for more keys, or deeper ones, than any recipe has.
+    Raises: ConfigError for more or deeper keys than any recipe has.
     """
     flat: dict[str, Any] = {}
     open_tables = [(prefix, values, 0)]
@@ -117,6 +122,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
         name, value, depth = open_tables.pop()
         if depth > MAX_DEPTH or len(flat) + len(open_tables) > MAX_KEYS:
             raise ConfigError(f"the recipe has more than {MAX_KEYS} keys, or keys more than {MAX_DEPTH} deep.")
+        # Reversed, as the last is taken first: keys keep the order of the file.
         if isinstance(value, dict) and value:
             items = [(f"{name}.{key}" if name else str(key), inner, depth + 1) for key, inner in value.items()]
             open_tables += reversed(items)

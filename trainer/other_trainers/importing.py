@@ -54,6 +54,7 @@ def read_document(document: Document, pictures: int = 0, family: str = "", base:
     reading = Reading(tool, document, tool.flatten(document), pictures)
     reading.asked_family = family
     tool.read(reading)
+    # What the user says counts before the recipe.
     if base:
         reading.put("base", base)
     _settle(reading)
@@ -78,6 +79,7 @@ def _tool_of(document: Document) -> Tool:
 
 def _settle(reading: Reading) -> None:
     """Take back each setting that our own rules refuse, and say so at its keys."""
+    # In rounds: rules on several settings are asked only once each setting is right by itself.
     for _ in range(_ROUNDS):
         try:
             TrainConfig.model_validate(nested(reading.settings))

@@ -91,6 +91,7 @@ def _put_unet(reading: Reading) -> None:
 def _texts(family: str, convolves: bool) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     """The texts of each block's layers, down, in the middle, up; none for a block that isn't adapted."""
     kinds = ("attentions", "resnets") if convolves else ("attentions",)
+    # Places per stage, stages, and the stages of the way down that have no attention.
     per_block, stages, plain = (3, 3, (0,)) if family == "sdxl" else (3, 4, (3,))
 
     def side(name: str, layers: int, bare: tuple[int, ...], sampler: str, without: int) -> list[list[str]]:
@@ -101,6 +102,7 @@ def _texts(family: str, convolves: bool) -> tuple[list[list[str]], list[list[str
                 blocks[stage * per_block + 2].append(f"{name}.{stage}.{sampler}")
         return blocks
 
+    # The first place down is the convolution before all stages, which isn't adapted.
     last = stages - 1
     down = [[], *side("down_blocks", 2, plain, "downsamplers", last)]
     up = side("up_blocks", 3, (last,) if family == "sdxl" else (0,), "upsamplers", last)
@@ -149,6 +151,8 @@ def _weights(reading: Reading, key: str, count: int) -> list[float]:
     except ValueError:
         reading.cannot(key, f"it is {shown(text)}; allowed: numbers with commas between, or {', '.join(_CURVES)}")
         return []
+
+    # Curves rise or fall over the blocks, from 0 to 1 or back.
     shares = [place / max(1, count - 1) for place in range(count)]
     if name in ("cosine", "sine"):
         shares = [math.sin(math.pi * share / 2) for share in shares]
@@ -246,6 +250,7 @@ def _strange(patterns: list[str]) -> str:
 
 
 def _put_pattern_rates(reading: Reading) -> None:
+    # Rates stand there as they are, here as factors of the main rate.
     key, main = "network_args.network_reg_lrs", float(reading.settings.get("learning_rate", 0)) or 1.0
     lines = [f"{text}={rate / main:.6g}" for texts, rate in _pairs(reading, key) for text in texts]
     _add(reading, "optimizer.block_rates", lines, key)
@@ -292,6 +297,7 @@ def _listed(reading: Reading, key: str) -> tuple[list[str], list[str]]:
     if not text:
         return [], []
     try:
+        # literal_eval makes values and runs nothing, but a long text could exhaust the parser.
         value = ast.literal_eval(text) if len(text) < 2000 else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = None

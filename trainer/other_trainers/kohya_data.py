@@ -28,16 +28,22 @@ def put_data(reading: Reading) -> tuple[int, bool]:
     _put_captions(reading)
     _put_shapes(reading)
     _put_validation(reading)
+
+    # Masks.
     mask = key_of(reading, "alpha_mask")
     if reading.flag(mask):
         reading.put("data.mask", "alpha", mask)
         reading.put("objective.unmasked_weight", 0.0, mask)
     elif reading.flag("masked_loss"):
         reading.cannot("masked_loss", "give the masks with data.mask = file and data.mask_folder")
+
+    # Regularisation.
     twice = _has_regularisation(reading)
     if twice:
         weight = key_of(reading, "prior_loss_weight")
         reading.put("data.regularisation_weight", reading.number(weight, 1.0), weight)
+
+    # Folders and their repeats.
     reading.put("data.kohya_folders", True, "train_data_dir")
     reading.translated(
         "train_data_dir", "", "folders such as 10_name keep their repeats; the folder is given with --data"
@@ -117,6 +123,7 @@ def _put_shapes(reading: Reading) -> None:
             for place in (low, high):
                 reading.no_effect(place, "bucket_no_upscale takes buckets of any side")
         else:
+            # The longest side over the shortest, of buckets with this area.
             largest, smallest = max(1, reading.whole(high, 1024)), max(1, reading.whole(low, 256))
             ratio = min(largest, size * size / smallest) / smallest
         reading.put("data.max_aspect_ratio", round(min(8.0, max(1.0, ratio)), 4), low, high)
@@ -125,6 +132,8 @@ def _put_shapes(reading: Reading) -> None:
         reading.put("data.max_upscale", 16.0, upscale)
         for place in (step, low, high, upscale):
             reading.no_effect(place, "there are no buckets")
+
+    # What is drawn anew at each step.
     flip, crop = key_of(reading, "flip_aug"), key_of(reading, "random_crop")
     reading.put("data.flip", reading.flag(flip), flip)
     reading.put("data.crop", "random" if reading.flag(crop) else "centre", crop)
@@ -185,6 +194,8 @@ def _repeats(reading: Reading) -> int:
     counts = [max(1, reading.whole(f"{place}.num_repeats", fallback)) for place in places]
     if not counts:
         return fallback
+
+    # Where repeats differ they are settings by folder, as far as folders have names.
     lines = []
     for place, count in zip(places, counts, strict=True):
         folder = reading.text(f"{place}.image_dir").replace("\\", "/").rstrip("/").rpartition("/")[2]

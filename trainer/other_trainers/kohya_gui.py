@@ -78,11 +78,15 @@ def _read(reading: Reading) -> None:
     for word in _OTHERS:
         if any(reading.flag(key) for key in (f"{word}_checkbox", f"{word}_image_checkbox")):
             raise ConfigError(f"{bases.cannot_train(reading, word)}.")
+
+    # From here on the recipe is what sd-scripts would be handed.
     derived, origin = _handed_on(reading)
     reading.seen, reading.origin = derived, origin
     family = _family(reading)
     bases.put_base(reading, family, "pretrained_model_name_or_path", family_keys=_FAMILY_KEYS)
     sd_scripts.read_training(reading, _put_steps)
+
+    # What isn't handed on is reported too.
     for key in NETWORK_ARGS:
         if key in reading.values and f"network_args.{key}" not in derived:
             reading.no_effect(key, "this kind of LoRA doesn't read it, or it is off")
@@ -94,6 +98,7 @@ def _family(reading: Reading) -> str:
     chosen = [family for key, family in flags.items() if values.get(key) is True]
     if reading.asked_family:
         return reading.asked_family
+    # Chroma is a kind of FLUX in the front-end.
     if chosen == ["flux"] and values.get("model_type") == "chroma":
         return "chroma"
     return chosen[0] if chosen else sd_scripts.family_of(reading)
@@ -108,7 +113,7 @@ def _handed_on(reading: Reading) -> tuple[dict[str, Any], dict[str, str]]:
     def tell(key: str, value: Any, source: str) -> None:
         derived[key], origin[key] = value, source
 
-    # Keys of the same or another name; those of another family than the chosen one stay unread.
+    # Keys of the same or another name; those of a family that isn't chosen stay unread.
     family_prefixes = ("hunyuan_", "anima_", *(() if values.get("lumina_checkbox") is True else ("lumina_",)))
     for key, value in values.items():
         name = _RENAMED.get(key, key)
@@ -134,6 +139,7 @@ def _handed_on(reading: Reading) -> tuple[dict[str, Any], dict[str, str]]:
         words = tuple(values["additional_parameters"][:4000].split())
         for key, value in command_lines.options(Command("", words)).items():
             tell(key, value, "additional_parameters")
+    # Its parts stand for it.
     derived.pop("optimizer_args", None)
     return derived, origin
 
@@ -176,6 +182,8 @@ def _put_steps(reading: Reading, repeats: int, batch_key: str, twice: bool) -> i
     an_epoch = kohya_learning.put_steps(reading, repeats, batch_key, twice)
     if reading.whole("max_train_steps") or reading.whole("max_train_epochs") or reading.has("dataset_config"):
         return an_epoch
+
+    # Rounded up once for the whole run, not once for each epoch.
     pictures = (reading.pictures or steps.ASSUMED_PICTURES) * max(1, repeats) * (2 if twice else 1)
     a_step = reading.settings["batch_size"] * reading.settings["accumulation"]
     epochs = max(1, reading.whole("epoch", 1))

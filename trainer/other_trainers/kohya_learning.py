@@ -39,6 +39,8 @@ def put_rates(reading: Reading) -> None:
     denoiser = reading.number("unet_lr", main)
     text_keys = ("text_encoder_lr", *_APART, "network_train_unet_only", "network_train_text_encoder_only")
     text: dict[str, float] = {}
+
+    # Which text encoders are trained; T5 is adapted nowhere here.
     if reading.flag("network_train_unet_only") or family not in CLIP_FAMILIES:
         for key in ("text_encoder_lr", *_APART):
             reading.no_effect(key, "no text encoder is trained")
@@ -53,6 +55,8 @@ def put_rates(reading: Reading) -> None:
             reading.notes.append("T5 is not adapted here; its learning rate goes nowhere")
     if reading.flag("network_train_text_encoder_only"):
         denoiser = 0.0
+
+    # The main rate is the denoiser's.
     main_keys = ("unet_lr",) if reading.has("unet_lr") else ("learning_rate",)
     learning.put_part_rates(reading, denoiser, text, main_keys, text_keys)
     if reading.has("unet_lr") and reading.has("learning_rate") and (not text or reading.has("text_encoder_lr")):
@@ -77,7 +81,7 @@ def _rates(reading: Reading, main: float) -> list[float]:
 
 def put_optimizer(reading: Reading) -> None:
     """Set optimizer, schedule, warm-up, clipping and weight-norm limit."""
-    # The optimizer: two old flags name one as well.
+    # The optimizer: two old flags name an optimizer as well.
     name = reading.text("optimizer_type", "")
     key = "optimizer_type"
     for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
@@ -98,7 +102,7 @@ def put_optimizer(reading: Reading) -> None:
         _put_limits(reading)
         return
     learning.put_schedule(reading, schedule, "lr_scheduler", "lr_scheduler_num_cycles", "lr_scheduler_power")
-    if learning.spelled(schedule) == "constant":  # there it takes none, and refuses one
+    if learning.spelled(schedule) == "constant":  # there it takes no warm-up, and refuses it
         reading.put("optimizer.warmup_steps", 0)
         reading.no_effect("lr_warmup_steps", "a constant schedule has no warm-up; constant_with_warmup has")
     else:
@@ -116,6 +120,7 @@ def _put_limits(reading: Reading) -> None:
 
 def put_running(reading: Reading, an_epoch: int) -> None:
     """Set seed, precision, memory, saves and previews."""
+    # Seed, precision and memory.
     reading.put("seed", max(0, reading.whole("seed", 0)), "seed")
     reading.put("dtype", _dtype(reading, "mixed_precision", "no"), "mixed_precision")
     reading.put("save_dtype", _dtype(reading, "save_precision", "float32"), "save_precision")

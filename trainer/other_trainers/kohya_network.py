@@ -21,7 +21,7 @@ _UNFINISHED = {
     "tlora": "T-LoRA",
 }
 RATES_BY_BLOCK = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-_CONVOLUTIONS = ("conv1", "conv2", "samplers")  # the 3x3 ones of a UNet, in our paths
+_CONVOLUTIONS = ("conv1", "conv2", "samplers")  # the 3x3 convolutions of a UNet, in our paths
 _DOUBLE, _SINGLE = "transformer/transformer_blocks.", "single_transformer_blocks."
 
 
@@ -77,6 +77,8 @@ def _network(reading: Reading) -> Network:
     module = module_of(reading)
     last = module.rpartition(".")[2]
     algorithm = reading.text("network_args.algo", "").strip("\"' ").lower()
+
+    # LyCORIS: the algorithm is the method.
     if module.startswith("lycoris"):
         algorithm = algorithm or "lora"
         if algorithm in _UNFINISHED:
@@ -86,6 +88,8 @@ def _network(reading: Reading) -> Network:
         if decomposed and method in ("loha", "lokr"):
             reading.cannot("network_args.dora_wd", f"{method} has no weight decomposition here")
         return Network(method, _preset_modules(reading))
+
+    # sd-scripts' own modules.
     if last in ("loha", "lokr"):
         return Network(last, "transformer")
     if last.startswith("oft"):
@@ -144,6 +148,8 @@ def _put_convolution_ranks(reading: Reading) -> None:
     if reading.settings["adapter.method"] == "lokr" and rank == MOST_RANK:
         reading.no_effect("network_args.conv_alpha", "a whole matrix is unscaled there")
         return
+
+    # Left out, the alpha of convolutions is 1 in sd-scripts and that of the other layers in LyCORIS.
     default = alpha if module_of(reading).startswith("lycoris") else 1.0
     conv_alpha = reading.number("network_args.conv_alpha", default) or float(conv_rank)
     if conv_rank > 0 and abs(conv_alpha / conv_rank - alpha / rank) > 1e-9:
@@ -163,6 +169,8 @@ def _put_transformer_layers(reading: Reading, network: Network, family: str) -> 
     feed_forward = [f"network_args.{key}" for key in ("x_mlp_dim", "context_mlp_dim")]
     without = [key for key in modulation if reading.has(key) and reading.whole(key) == 0]
     narrow = [key for key in feed_forward if reading.has(key) and reading.whole(key) == 0]
+
+    # FLUX's and SD3's modulation is adapted too, unless it is given the rank 0.
     if network.modules == "attention" or (family == "sd3" and len(narrow) == 2):
         targets = "attention"
     elif family in ("flux", "sd3") and not without:
@@ -191,6 +199,7 @@ def _put_blocks(reading: Reading) -> None:
         lines.append(f"{_DOUBLE}=0")
     elif blocks == "double":
         lines.append(f"{_SINGLE}=0")
+    # FLUX has 19 double and 38 single blocks.
     for key, prefix, count in (
         ("train_double_block_indices", _DOUBLE, 19),
         ("train_single_block_indices", _SINGLE, 38),

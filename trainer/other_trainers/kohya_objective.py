@@ -62,7 +62,7 @@ def _put_loss(reading: Reading) -> None:
 
 
 def _put_diffusion(reading: Reading) -> None:
-    # Weighting: where both are asked for they multiply there; here there is one.
+    # Weighting: where both are asked for they multiply there; here only a single weighting counts.
     gamma = reading.number("min_snr_gamma")
     if gamma > 0:
         reading.put("objective.weighting", "min-snr", "min_snr_gamma")
@@ -124,6 +124,7 @@ def _put_sd3(reading: Reading) -> None:
 
 def put_flow(reading: Reading, sampling: str, shift: float) -> None:
     """Timesteps of a flow model: by a sampling of their own, or drawn from a scheduler's list by density."""
+    # How timesteps are drawn.
     how = reading.text("timestep_sampling", sampling).lower()
     scale = reading.number("sigmoid_scale", 1.0)
     factor = reading.number("discrete_flow_shift", shift)
@@ -158,6 +159,8 @@ def put_flow(reading: Reading, sampling: str, shift: float) -> None:
         reading.no_effect(
             "discrete_flow_shift", f"timestep_sampling = {how[:20]} has no shift" if factor != 1 else "1 is none"
         )
+
+    # Noise, and a range that is read nowhere.
     if (gamma := reading.number("ip_noise_gamma")) > 0:
         reading.put("objective.input_perturbation", gamma, "ip_noise_gamma")
     for key in ("min_timestep", "max_timestep"):
@@ -196,6 +199,8 @@ def _check_prediction(reading: Reading, default: str) -> None:
         reading.notes.append(
             f"model_prediction_type is left out, which is {default} there; the loss here is that of raw"
         )
+
+    # The guidance of a distilled base.
     guidance = reading.number("guidance_scale", 3.5)
     if guidance != 1 and reading.settings["family"] == "flux":
         reading.cannot("guidance_scale", "a distilled base is trained at guidance 1 here")

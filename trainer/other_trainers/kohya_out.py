@@ -56,6 +56,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     module = _MODULES.get(family, "networks.lora")
     plain = adapter.method == "lora" and not getattr(adapter, "rank_stabilised", False)
     frozen = out_parts.FROZEN.get(family, ())
+
+    # networks.lora where it adapts the same layers; LyCORIS for whatever else a UNet or a method has.
     if family in out_parts.FROZEN and plain and adapter.targets == "all" and out_parts.other_rates(config) == ():
         arguments |= {"conv_dim": adapter.rank, "conv_alpha": adapter.alpha}
     elif not (family in out_parts.FROZEN and plain and out_parts.other_rates(config) == frozen) and (
@@ -78,6 +80,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
             arguments["module_dropout"] = getattr(adapter, "dropout", 0.0)
         if arguments["preset"] == "full" and adapter.method != "oft":
             arguments |= {"conv_dim": adapter.rank, "conv_alpha": adapter.alpha}
+
+    # Transformers: query, key and value apart, as here, and the rank 0 for what isn't adapted.
     if family in ("flux", "sd3", "chroma"):
         arguments["split_qkv"] = True
     if family == "flux" and adapter.targets in ("attention", "attention-ff"):
@@ -87,6 +91,8 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         arguments |= {"x_mlp_dim": 0, "context_mlp_dim": 0} if adapter.targets == "attention" else {}
     if config.optimizer.loraplus_ratio != 1:
         arguments["loraplus_lr_ratio"] = config.optimizer.loraplus_ratio
+
+    # A rotation has a block size instead of rank and alpha.
     values: dict[str, Any] = {
         "network_module": module,
         "network_args": [f"{key}={value}" for key, value in arguments.items()],
@@ -105,10 +111,14 @@ def learning(config: TrainConfig) -> dict[str, Any]:
     rates = list(out_parts.text_rates(config).values())
     values: dict[str, Any] = {"learning_rate": config.learning_rate, "unet_lr": config.learning_rate}
     values |= {"text_encoder_lr": rates} if rates else {"network_train_unet_only": True}
+
+    # The optimizer: adafactor takes the rate that is set.
     name = out_parts.OPTIMIZERS.get(optimizer.name, f"pytorch_optimizer.{optimizer.other}")
     arguments = out_parts.optimizer_arguments(config, (*out_parts.OPTIMIZERS, optimizer.other))
     if optimizer.name == "adafactor":
         arguments |= dict.fromkeys(("relative_step", "scale_parameter", "warmup_init"), "False")
+
+    # The schedule.
     schedules = {"linear": "linear", "cosine": "cosine", "restarts": "cosine_with_restarts", "rex": "cosine"}
     constant = "constant_with_warmup" if optimizer.warmup_steps else "constant"
     return values | {
@@ -132,6 +142,8 @@ def _objective(config: TrainConfig) -> dict[str, Any]:
         values |= {"huber_c": objective.huber_delta, "huber_schedule": "constant"}
     if objective.input_perturbation:
         values["ip_noise_gamma"] = objective.input_perturbation
+
+    # Diffusion models. The first of its levels of noise is as fine as the noise, so it has one more.
     if config.family in ("sd", "sdxl"):
         if objective.weighting == "min-snr":
             values["min_snr_gamma"] = objective.min_snr_gamma
@@ -144,6 +156,8 @@ def _objective(config: TrainConfig) -> dict[str, Any]:
                 "multires_noise_iterations": objective.multires_noise + 1,
                 "multires_noise_discount": objective.multires_discount,
             }
+
+    # The range, in thousandths; the scripts of other families read none.
     if config.family in ("sd", "sdxl", "sd3"):
         if objective.timesteps_low:
             values["min_timestep"] = round(objective.timesteps_low * 1000)
@@ -158,15 +172,21 @@ def flow(config: TrainConfig) -> dict[str, Any]:
     density: dict[str, Any] = {"weighting_scheme": "uniform"}
     mean = objective.timesteps_mean if objective.timesteps == "logit-normal" else 0.0
     std = objective.timesteps_std if objective.timesteps == "logit-normal" else 1.0
+
+    # The density. SD3's script draws noise levels, the others places in a list that falls.
     if objective.timesteps in ("logit-normal", "sigmoid"):
         turned = mean if config.family == "sd3" else -mean
         density = {"weighting_scheme": "logit_normal", "logit_mean": turned, "logit_std": std}
     elif objective.timesteps == "mode":
         density = {"weighting_scheme": "mode", "mode_scale": objective.timesteps_mode_scale}
+
+    # The shift.
     factor = objective.shift_factor if objective.shift == "fixed" else 1.0
     if config.family == "sd3":
         return density | {"training_shift": factor}
     values: dict[str, Any] = {"model_prediction_type": "raw", "guidance_scale": 1.0}
+
+    # A sampling of its own where one fits; a density otherwise, which `sigma` reads.
     if objective.timesteps in ("logit-normal", "sigmoid") and mean == 0:
         kind = {"none": "sigmoid", "fixed": "shift", "resolution": "flux_shift"}[objective.shift]
         return values | {"timestep_sampling": kind, "sigmoid_scale": std, "discrete_flow_shift": factor}
@@ -185,6 +205,8 @@ def _data(config: TrainConfig) -> dict[str, Any]:
         "flip_aug": data.flip,
         "random_crop": data.crop == "random",
     }
+
+    # Buckets are bounded by sides: those of the widest ratio at this area.
     if data.buckets:
         smallest = round(size / data.max_aspect_ratio**0.5)
         values |= {
@@ -192,6 +214,8 @@ def _data(config: TrainConfig) -> dict[str, Any]:
             "min_bucket_reso": smallest,
             "max_bucket_reso": round(smallest * data.max_aspect_ratio),
         }
+
+    # Captions.
     if captions.shuffle_tags or captions.tag_dropout:
         values |= {"shuffle_caption": captions.shuffle_tags, "caption_tag_dropout_rate": captions.tag_dropout}
         values |= {"keep_tokens": captions.keep_tags, "caption_separator": captions.separator}
@@ -202,6 +226,7 @@ def _data(config: TrainConfig) -> dict[str, Any]:
     if captions.wildcards and captions.lines == "choose":
         values["enable_wildcard"] = True
     if captions.long == "chunk":
+        # Three chunks of 75 tokens.
         values["max_token_length"] = 225
     if data.mask == "alpha":
         values["alpha_mask"] = True
@@ -222,6 +247,7 @@ def running(config: TrainConfig) -> dict[str, Any]:
         "cache_latents": True,
     }
     if config.keep_checkpoints > 1:
+        # It keeps by age in steps, not by number.
         values["save_last_n_steps"] = (config.keep_checkpoints - 1) * config.checkpoint_every_steps
     if config.preview_every_steps:
         values["sample_every_n_steps"] = config.preview_every_steps

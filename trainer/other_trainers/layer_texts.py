@@ -45,20 +45,24 @@ def _choices(pattern: str) -> list[str] | None:
             made, at = [rest[1]], at + 2
         elif digits := _DIGITS.match(rest):
             inner = digits[1]
+            # `[0-3]` goes from end to end, `[037]` lists digits.
             ends = range(int(inner[0]), int(inner[-1]) + 1) if inner[1:2] == "-" else map(int, inner)
             made, at = [str(digit) for digit in ends], at + len(digits[0])
         elif rest[0] == "(":
             end = _closing(rest)
             inside = _choices(rest[1:end].removeprefix("?:")) if end else None
+            # A group that repeats is more than texts.
             if inside is None or rest[end + 1 : end + 2] in ("?", "*", "+", "{"):
                 return None
             made, at = inside, at + end + 1
         elif rest[0] == "|":
+            # What is before the bar is done, and the next alternative begins.
             done, parts, made, at = done + parts, [""], [""], at + 1
         elif _PLAIN.match(rest) or rest[0] == ".":
             made, at = [rest[0]], at + 1
         else:
             return None
+        # A letter that repeats is more than texts, too; and alternatives multiply.
         if pattern[at : at + 1] in ("?", "*", "+", "{") or len(parts) * len(made) > MOST:
             return None
         parts = [before + after for before, after in itertools.product(parts, made)]
@@ -80,6 +84,7 @@ def in_diffusers_words(text: str, family: str) -> list[str]:
     if family not in ("flux", "flux2", "flux2dev", "chroma"):
         return [text]
     found = [text]
+    # The longest first, so that `img_attn.qkv` isn't taken for `img_attn`.
     for theirs in sorted(_FLUX, key=len, reverse=True):
         found = [one.replace(theirs, ours) for one in found for ours in (_FLUX[theirs] if theirs in one else (theirs,))]
     return [re.sub(r"\.{2,}", ".", one) for one in found]

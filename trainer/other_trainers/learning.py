@@ -146,6 +146,7 @@ def _put_adafactors_rate(reading: Reading, options: Mapping[str, str]) -> None:
     why = f"with {what} on, as it is unless the recipe says {what}=False, Adafactor {does}; {rate:g} is set"
     reading.put_instead("learning_rate", rate, why)
     if finds:
+        # The text encoders' factors go; what is frozen stays so.
         lines = reading.settings.get("optimizer.block_rates", [])
         kept = [line for line in lines if not line.startswith("text_encoder") or line.endswith("=0")]
         if kept != lines:
@@ -216,11 +217,14 @@ def put_part_rates(
     reading.put("learning_rate", main, *(main_keys if denoiser > 0 else text_keys))
     if reading.settings.get("adapter.method") != "oft":
         reading.put("adapter.text_encoder", bool(trained), *text_keys)
+
+    # Factors on the main rate by component.
     lines = []
     if trained and main > 0:
         lines += [f"{part}/={rate / main:.10g}" for part, rate in text.items() if rate != main]
     if denoiser <= 0 and trained:
         lines += ["unet/=0" if reading.settings.get("family") in ("sd", "sdxl") else "transformer/=0"]
     if lines:
+        # Before the lines of single blocks: the first that fits counts.
         held = list(reading.settings.get("optimizer.block_rates", []))
         reading.put("optimizer.block_rates", [*lines, *held], *text_keys)

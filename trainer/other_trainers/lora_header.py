@@ -48,6 +48,7 @@ def _flatten(document: Document) -> dict[str, Any]:
         return {f"{_RECIPE}{key}": value for key, value in documents.flatten(recipe).items()}
     flat: dict[str, Any] = {}
     for key, text in list(document.values.items())[: documents.MAX_KEYS]:
+        # A header may come from anyone: texts are cut before JSON is read.
         value = _value(str(text)[:200_000]) if key.startswith("ss_") else str(text)[:2000]
         if key in ("ss_datasets", "ss_network_args") and isinstance(value, dict | list):
             flat |= documents.flatten({key: value})
@@ -98,6 +99,7 @@ def _read(reading: Reading) -> None:
         name = key.removeprefix("ss_")
         name = _RENAMED.get(name, name)
         if key.startswith("ss_") and name and value is not None:
+            # The first dataset's keys are arguments too; without their place they may have another name.
             name = name.replace("datasets[0].subsets[0].", "").replace("datasets[0].", "")
             name = _RENAMED.get(name, name)
             seen.setdefault(name, value)
@@ -110,6 +112,7 @@ def _read(reading: Reading) -> None:
     bases.put_base(reading, _family(reading), "pretrained_model_name_or_path", family_keys=("ss_base_model_version",))
     # The steps that were planned; an epoch's length is said nowhere else.
     seen.pop("max_train_epochs", None)
+    # None is noted as the rate where no text encoder was trained.
     if not reading.has("text_encoder_lr") and reading.values.get("ss_text_encoder_lr", "") is None:
         seen["network_train_unet_only"] = True
     sd_scripts.read_training(reading)

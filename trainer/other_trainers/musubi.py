@@ -83,6 +83,8 @@ def _read(reading: Reading) -> None:
     reading.name = reading.text("output_name") or reading.text("metadata_title")
     for key in ("output_name", "metadata_title"):
         reading.translated(key, "the preset's name")
+
+    # Batch and repeats stand in the dataset config.
     repeats = _put_data(reading)
     an_epoch = kohya_learning.put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"))
     reading.no_effect("train_batch_size", "the dataset config says it")
@@ -94,6 +96,7 @@ def _read(reading: Reading) -> None:
         _leave_refiners_out(reading)
     kohya_learning.put_optimizer(reading)
     _put_objective(reading)
+    # Its precision is another than sd-scripts' where none is said.
     if not reading.has("mixed_precision"):
         reading.seen = {**reading.seen, "mixed_precision": "bf16"}
     kohya_learning.put_running(reading, an_epoch)
@@ -133,10 +136,13 @@ def _family(reading: Reading) -> str:
 
 
 def _put_data(reading: Reading) -> int:
+    # The size: two sides are the square of the same area.
     resolution = kohya_data.key_of(reading, "resolution")
     size = kohya_data.size_of(reading, resolution, 723)  # 960 x 544 by itself
     pixels = round((size[0] * size[1]) ** 0.5 / 16) * 16
     reading.put("resolution_px", max(64, min(4096, pixels)), resolution)
+
+    # Buckets.
     buckets, upscale = kohya_data.key_of(reading, "enable_bucket"), kohya_data.key_of(reading, "bucket_no_upscale")
     reading.put("data.buckets", reading.flag(buckets), buckets)
     if reading.flag(buckets):
@@ -144,11 +150,15 @@ def _put_data(reading: Reading) -> int:
         reading.put("data.max_aspect_ratio", 8.0, buckets)
     reading.put("data.max_upscale", 1.0 if reading.flag(upscale) else 16.0, upscale)
     reading.put("data.caption_dropout", 0.0)
+
+    # Captions.
     extension = kohya_data.key_of(reading, "caption_extension")
     if reading.text(extension, ".txt") not in kohya_data.CAPTION_SUFFIXES:
         reading.cannot(extension, "captions are read from .txt, else .caption, here; rename the files")
     else:
         reading.no_effect(extension, "captions are read from .txt, else .caption, here")
+
+    # Repeats: on average, as how many pictures each dataset has isn't known.
     counts = [
         reading.whole(key, 1) for key in reading.seen if key.startswith("datasets[") and key.endswith("num_repeats")
     ][:64]

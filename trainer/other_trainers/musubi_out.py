@@ -58,6 +58,7 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     if config.optimizer.loraplus_ratio != 1:
         arguments.append(f"loraplus_lr_ratio={config.optimizer.loraplus_ratio}")
     without = [text for text in getattr(adapter, "without_layers", ()) if text != REFINERS]
+    # There, the refiners are left out unless a pattern takes them in.
     if config.family == "zimage" and REFINERS not in getattr(adapter, "without_layers", ()):
         arguments.append(f"include_patterns={[WITH_REFINERS]!r}")
     if without and config.family in _SAME_NAMES:

@@ -110,11 +110,13 @@ def _read(reading: Reading) -> None:
 
 
 def _take_up(reading: Reading) -> None:
-    """Old names as new ones, and the files of concepts and samples that lie beside the config."""
+    """Old names as new names, and the files of concepts and samples that lie beside the config."""
     reading.seen = dict(reading.values)
     for old, new in OLD.items():
         if old in reading.values:
             reading.seen[new], reading.origin[new] = reading.values[old], old
+
+    # Concepts and samples: of the config itself, else of the file beside it.
     for key, name in (("concept_file_name", "concepts"), ("sample_definition_file_name", "samples")):
         inside = any(place.startswith(f"{name}[") for place in reading.values)
         if not inside and (document := reading.beside(key)) is not None and isinstance(document.values, list):
@@ -142,7 +144,7 @@ def _family(reading: Reading) -> str:
     if kind not in FAMILIES:
         raise ConfigError(f"{bases.cannot_train(reading, kind)}.")
     is_dev = FAMILIES[kind] == "flux2" and bases.family_of(reading.text("base_model_name")) == "flux2dev"
-    return "flux2dev" if is_dev else FAMILIES[kind]  # one kind there, told apart by the model's own size
+    return "flux2dev" if is_dev else FAMILIES[kind]  # both are one kind there, told apart by the model's own size
 
 
 # How long.
@@ -170,6 +172,8 @@ def _put_steps(reading: Reading) -> int:
         shown_pictures += balance if samples else balance * pictures / len(places)
         for key in ("balancing", "balancing_strategy", "enabled"):
             reading.translated(f"{place}{key}", "max_steps", "it counts in the steps")
+
+    # Batches and steps of an epoch.
     shown_pictures = min(shown_pictures, 1e9) if places else float(pictures)
     batches = max(1, int(shown_pictures // batch))
     an_epoch: int = max(1, batches // accumulation)
@@ -178,7 +182,7 @@ def _put_steps(reading: Reading) -> int:
     how = f"{epochs} epochs of {pictures} pictures{source}, {shown_pictures:g} shown: {batches} batches an epoch"
     steps.put_steps(
         reading, epochs * batches // accumulation, how, "epochs"
-    )  # a step may begin in one, end in the next
+    )  # a step may begin in an epoch and end in the next
     return an_epoch
 
 
@@ -186,6 +190,7 @@ def _put_steps(reading: Reading) -> int:
 
 
 def _put_data(reading: Reading) -> None:
+    # Sizes: the first is the resolution.
     sizes = [_pixels(part) for part in reading.text("resolution", "512").split(",")[:5]]
     known = [size for size in sizes if size]
     multiple = 32 if reading.settings["family"] == "sana" else 16
@@ -193,11 +198,15 @@ def _put_data(reading: Reading) -> None:
     reading.put("resolution_px", sizes[0], "resolution")
     if more := sorted(set(sizes[1:]) - {sizes[0]}):
         reading.put("data.more_resolutions_px", more, "resolution")
+
+    # Buckets: their shape can't be set there.
     reading.put("data.buckets", reading.flag("aspect_ratio_bucketing", True), "aspect_ratio_bucketing")
     if reading.settings["data.buckets"]:
         reading.put("data.max_aspect_ratio", _ASPECT, "aspect_ratio_bucketing")
         reading.put("data.bucket_step_px", _STEP_PX, "aspect_ratio_bucketing")
     reading.put("data.max_upscale", 16.0)
+
+    # Captions and masks.
     _put_concept(reading)
     dropouts = [reading.number(f"{part}.dropout_probability") for part in ("text_encoder", "text_encoder_2")]
     reading.put("data.caption_dropout", dropouts[0], "text_encoder.dropout_probability")
@@ -223,6 +232,8 @@ def _put_concept(reading: Reading) -> None:
     reading.put("data.flip", reading.flag(f"{place}image.enable_random_flip"), f"{place}image.enable_random_flip")
     jitter = f"{place}image.enable_crop_jitter"
     reading.put("data.crop", "random" if reading.flag(jitter, True) else "centre", jitter)
+
+    # Tags.
     shuffle = f"{place}text.enable_tag_shuffling"
     reading.put("captions.shuffle_tags", reading.flag(shuffle), shuffle)
     dropped = 0.0
@@ -243,6 +254,8 @@ def _put_concept(reading: Reading) -> None:
             reading.text(f"{place}text.tag_delimiter", ",").strip() or ",",
             f"{place}text.tag_delimiter",
         )
+
+    # Where captions come from.
     if reading.text(f"{place}text.prompt_source", "sample") == "sample":
         reading.put(
             "captions.lines",
@@ -259,11 +272,14 @@ def _put_concept(reading: Reading) -> None:
 
 def _put_running(reading: Reading, an_epoch: int) -> None:
     unet = "unet" if reading.settings["family"] in ("sd", "sdxl") else "transformer"
+    # Dtypes.
     dtype = reading.text("train_dtype", "FLOAT_16")
     if dtype not in DTYPES:
         reading.cannot("train_dtype", f"allowed: {', '.join(DTYPES)}")
     reading.put("dtype", DTYPES.get(dtype, "float16"), "train_dtype")
     reading.put("save_dtype", DTYPES.get(reading.text("output_dtype", "FLOAT_32"), "float32"), "output_dtype")
+
+    # Memory; older configs have one switch for the checkpointing of all parts.
     weights = reading.text(f"{unet}.weight_dtype", "FLOAT_32")
     quantised = next((ours for word, ours in _QUANTISED.items() if weights.startswith(word)), "none")
     if quantised != "none" and reading.settings["adapter.method"] == "lora":
@@ -283,6 +299,8 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
     if reading.flag("compile"):
         reading.put("memory.compile", "blocks", "compile")
     reading.put("seed", 0)
+
+    # What other parts have of their own.
     for part in PARTS:
         if part != unet:
             for name in ("weight_dtype", "gradient_checkpointing", "offload_fraction", "activation_offloading"):
@@ -300,6 +318,8 @@ def _put_paces(reading: Reading, an_epoch: int) -> None:
     kept = reading.whole("rolling_backup_count", 3)
     if reading.flag("rolling_backup"):
         reading.put("keep_checkpoints", min(1000, max(1, kept)), "rolling_backup_count")
+
+    # By epochs or steps; minutes, which is what it takes where nothing is said, have no counterpart.
     for name, setting in (
         ("sample", "preview_every_steps"),
         ("backup", "checkpoint_every_steps"),

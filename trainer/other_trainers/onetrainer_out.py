@@ -57,6 +57,8 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
     if adapter.method == "lokr":
         values |= {"lokr_dim": adapter.rank, "lokr_decompose_factor": getattr(adapter, "factor", -1)}
         values["lokr_decompose_both"] = getattr(adapter, "decompose_both", False)
+
+    # Layers: a preset where it means the same, else a filter by parts of paths.
     unet = config.family in out_parts.FROZEN
     if (
         adapter.targets == "all"
@@ -94,6 +96,7 @@ def _parts(config: TrainConfig) -> dict[str, Any]:
         part["offload_fraction"] = 0.5
     rates = out_parts.text_rates(config)
     parts: dict[str, Any] = {denoiser: part}
+    # It leaves captions out by text encoder, so each is given the share.
     for name in out_parts.TEXT_ENCODERS.get(config.family, ("text_encoder",)):
         rate = rates.get(name, 0.0)
         parts[name] = {"train": rate > 0, "dropout_probability": dropout, "stop_training_after_unit": "NEVER"}
@@ -120,8 +123,12 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
         "learning_rate_warmup_steps": warmup * config.accumulation + 0.5 if warmup else 0.0,
         "clip_grad_norm": optimizer.max_grad_norm,
     }  # fmt: skip
+
+    # The mean of the weights, taken at each step as here.
     if optimizer.ema_decay:
         values |= {"ema": "GPU", "ema_decay": optimizer.ema_decay, "ema_update_step_interval": 1}
+
+    # The optimizer: its betas stand apart.
     name = _OPTIMIZERS.get(optimizer.name, _OTHERS.get(optimizer.other, "ADAMW"))
     arguments: dict[str, Any] = {"optimizer": name}
     for key, value in out_parts.optimizer_arguments(config, {*_OPTIMIZERS, *_OTHERS}).items():
@@ -144,6 +151,7 @@ def _value(text: str) -> Any:
 def _objective(config: TrainConfig) -> dict[str, Any]:
     objective = config.objective
     values: dict[str, Any] = {}
+    # It adds losses up by their strengths; here there is one loss.
     if objective.loss == "huber":
         values |= {"mse_strength": 0.0, "huber_strength": 1.0, "huber_delta": objective.huber_delta}
     weightings = {"min-snr": "MIN_SNR_GAMMA", "debiased": "DEBIASED_ESTIMATION"}
@@ -151,6 +159,8 @@ def _objective(config: TrainConfig) -> dict[str, Any]:
         values |= {"loss_weight_fn": weightings[objective.weighting], "loss_weight_strength": objective.min_snr_gamma}
     if objective.noise_offset:
         values["offset_noise_weight"] = objective.noise_offset
+
+    # Timesteps: the spread is 1 more than the weight there.
     if objective.timesteps in ("logit-normal", "sigmoid"):
         normal = objective.timesteps == "logit-normal"
         values |= {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": objective.timesteps_mean if normal else 0.0}

@@ -39,6 +39,8 @@ def put_adapter(reading: Reading) -> None:
     if method == "oft":
         reading.put("adapter.block_size", reading.whole("oft_block_size", 32), "oft_block_size")
         return
+
+    # Rank and alpha.
     rank_key = "lokr_dim" if method == "lokr" else "lora_rank"
     rank, alpha = max(1, reading.whole(rank_key, 16)), reading.number("lora_alpha", 1.0)
     if method == "lokr" and reading.flag("lokr_full_matrix"):
@@ -60,6 +62,7 @@ def put_layers(reading: Reading) -> None:
     if reading.flag("layer_filter_regex") and preset not in ("attn-only", "attn-mlp", "blocks", "full"):
         _put_patterns(reading)
         return
+    # A filter is parts of paths; those that mean attention, or feed-forward as well, are targets here.
     words = {word.strip() for word in reading.text("layer_filter").lower().split(",")[:32] if word.strip()}
     targets = ""
     if preset == "attn-only" or (preset not in ("attn-mlp", "blocks", "full") and words in _ATTENTION):
@@ -119,6 +122,8 @@ def put_rates(reading: Reading) -> None:
              "GLOBAL_BOTH": batch * accumulation}.get(scaler, 1) ** 0.5  # fmt: skip
     if scale != 1:
         reading.translated("learning_rate_scaler", "learning_rate", f"rates are multiplied by {scale:g}")
+
+    # A part's own rate, else the main rate.
     main = reading.number("learning_rate", 3e-6)
     unet = "unet" if reading.settings["family"] in ("sd", "sdxl") else "transformer"
     denoiser = reading.number(f"{unet}.learning_rate", main) * scale if reading.flag(f"{unet}.train", True) else 0.0
@@ -132,6 +137,8 @@ def put_rates(reading: Reading) -> None:
     main_key = f"{unet}.learning_rate" if reading.has(f"{unet}.learning_rate") else "learning_rate"
     text_keys = tuple(f"{part}.{key}" for part in text for key in ("train", "learning_rate"))
     learning.put_part_rates(reading, denoiser, text, (main_key,), text_keys)
+
+    # Encoders that stay as they are here.
     for part in ("text_encoder_2", "text_encoder_3", "text_encoder_4", "text_encoder"):
         if part not in text and reading.flag(f"{part}.train"):
             reading.cannot(f"{part}.train", f"this text encoder of {reading.settings['family']} isn't adapted here")
@@ -150,6 +157,7 @@ def _stops(reading: Reading, part: str, trained: bool) -> None:
 
 
 def put_optimizer(reading: Reading) -> None:
+    # What is unset or off is left to the class.
     options: dict[str, Any] = {}
     for key, value in reading.seen.items():
         name = key.removeprefix("optimizer.")
@@ -190,10 +198,14 @@ def put_optimizer(reading: Reading) -> None:
             "optimizer.schedule = rex",
             "theirs stays high a little longer: d = 0.9, ours 0.5",
         )
+
+    # Warm-up, in batches there, and clipping.
     warmup = reading.number("learning_rate_warmup_steps", 200.0)
     warmup = int(warmup / reading.settings["accumulation"]) if warmup > 1 else warmup
     learning.put_warmup(reading, warmup, reading.settings["max_steps"], "learning_rate_warmup_steps")
     learning.put_clip(reading, "clip_grad_norm")
+
+    # A mean that is taken every few steps forgets as fast as a mean with its root at each step.
     if reading.text("ema", "OFF") != "OFF":
         decay, interval = reading.number("ema_decay", 0.999), max(1, reading.whole("ema_update_step_interval", 5))
         if 0 < decay < 1:
@@ -215,6 +227,8 @@ def put_objective(reading: Reading) -> None:
         reading.no_effect("huber_delta", "no Huber loss is asked for")
         if huber > 0:
             reading.cannot("huber_strength", "one loss at a time here: squared is set")
+
+    # Weighting.
     weight, strength = reading.text("loss_weight_fn", "CONSTANT"), reading.number("loss_weight_strength", 5.0)
     ours = {"CONSTANT": "none", "MIN_SNR_GAMMA": "min-snr", "DEBIASED_ESTIMATION": "debiased"}.get(weight)
     if ours is None:
@@ -245,11 +259,15 @@ def put_timesteps(reading: Reading) -> None:
         reading.put("objective.timesteps", "uniform", "timestep_distribution")
         if kind != "UNIFORM":
             reading.cannot("timestep_distribution", "no such density here; uniform is set")
+
+    # The range.
     low, high = reading.number("min_noising_strength"), reading.number("max_noising_strength", 1.0)
     if low > 0:
         reading.put("objective.timesteps_low", low, "min_noising_strength")
     if high < 1:
         reading.put("objective.timesteps_high", high, "max_noising_strength")
+
+    # The shift.
     shift = reading.number("timestep_shift", 1.0)
     if reading.settings["family"] in bases.DIFFUSION:
         if shift != 1:

@@ -33,6 +33,7 @@ def text_rates(config: TrainConfig) -> dict[str, float]:
         return {}
     factors = dict.fromkeys(TEXT_ENCODERS.get(config.family, ()), 1.0)
     for line in config.optimizer.block_rates:
+        # `text_encoder/=0.5` is the factor of that text encoder.
         part, _, factor = line.rpartition("=")
         if part.endswith("/") and part[:-1] in factors:
             factors[part[:-1]] = float(factor)

@@ -24,7 +24,7 @@ _MOST_KEYS, _MOST_CHARS = 1000, 200  # in the report, and of each text there
 
 
 def name_of(imported: Imported, path: Path) -> str:
-    """A name for the preset, in the signs that one may have: what the recipe calls itself, else the file's."""
+    """A name for the preset, in the signs that a name may have: what the recipe calls itself, else the file's."""
     for text in (imported.name, path.stem, imported.tool):
         name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._")
         if name:

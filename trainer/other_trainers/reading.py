@@ -141,6 +141,7 @@ class Reading:
         """Leave a setting at our default, and say so at the keys that gave it."""
         del self.settings[setting]
         for key in self.sources.pop(setting, ()):
+            # A key that another setting comes from as well keeps what became of it.
             if key in self.values and not any(key in keys for keys in self.sources.values()):
                 self.marks[key] = ("can't be", "", why)
 

@@ -71,6 +71,8 @@ def write(config: TrainConfig, tool: str, name: str = "recipe") -> Written:
         main = f"{name}{ending}"
     else:
         text, main = WRITERS[tool](config), "recipe"
+
+    # Read back: what comes out otherwise can't be said there.
     imported = _read_back(text, main, beside, config.family)
     back = dict(leaves(parse(TrainConfig, imported.settings, f"the recipe for {tool}")))
     unsaid = {
@@ -78,6 +80,8 @@ def write(config: TrainConfig, tool: str, name: str = "recipe") -> Written:
         for name, value in leaves(config)
         if not _same(name, value, back, config)
     }
+
+    # The family was given above; here the files alone are asked.
     if (told := _family_told(text, main, beside)) != config.family:
         unsaid["family"] = f"{config.family} here, {told} there"
     return Written(text, unsaid, beside)
@@ -85,6 +89,7 @@ def write(config: TrainConfig, tool: str, name: str = "recipe") -> Written:
 
 def _read_back(text: str, name: str, beside: dict[str, str], family: str) -> Imported:
     """What our importer makes of files that lie in one folder."""
+    # The importer reads a file, and others only in the same folder.
     with tempfile.TemporaryDirectory(prefix="velatura-recipe-") as folder:
         for file, content in {name: text, **beside}.items():
             (Path(folder) / file).write_text(content, encoding="utf-8")

@@ -94,7 +94,7 @@ def arguments_apart(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(reading: Reading) -> None:
-    # The dataset's own file, if it lies beside this one.
+    # The dataset's own file, if it lies beside this file.
     if (dataset := reading.beside("dataset_config")) is not None and is_dataset(dataset.values):
         reading.values |= documents.flatten(dataset.values)
         reading.translated("dataset_config", "", "the file of that name beside this one is read too")
@@ -114,6 +114,8 @@ def read_training(
     for key in ("output_name", "metadata_title"):
         reading.translated(key, "the preset's name")
     repeats, twice = kohya_data.put_data(reading)
+
+    # In this order: each reads what those before it set.
     an_epoch = put_steps(reading, repeats, kohya_data.key_of(reading, "batch_size"), twice)
     kohya_network.put_network(reading)
     kohya_learning.put_rates(reading)
@@ -129,6 +131,7 @@ def family_of(reading: Reading) -> str:
     """The family by script, network and base, or as the user says. Raises: ConfigError if it isn't trained here."""
     if reading.asked_family:
         return reading.asked_family
+    # "" where the script says no family, None where its family isn't trained here.
     family = _SCRIPTS.get(reading.document.command, "")
     module = kohya_network.module_of(reading).rpartition(".")[2]
     if not family and family is not None:

@@ -248,6 +248,8 @@ def _put_learning(reading: Reading) -> None:
     if reading.text("grad_clip_method", "value") == "value":
         reading.cannot("grad_clip_method", "gradients are clipped by their length here, not value by value")
         reading.notes.append("gradients are clipped value by value there; here by their length, at the same number")
+
+    # A mean that is taken every few steps.
     if reading.flag("use_ema"):
         decay, interval = reading.number("ema_decay", 0.995), max(1, reading.whole("ema_update_interval", 1))
         if 0 < decay < 1:
@@ -331,6 +333,8 @@ def _put_objective(reading: Reading) -> None:
     else:
         reading.put("objective.timesteps", "logit-normal", "flow_sigmoid_scale")
         reading.put("objective.timesteps_std", scale, "flow_sigmoid_scale")
+
+    # The shift.
     shift = reading.number("flow_schedule_shift", 3.0)
     if reading.flag("flow_schedule_auto_shift"):
         reading.put("objective.shift", "resolution", "flow_schedule_auto_shift")

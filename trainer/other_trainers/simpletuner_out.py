@@ -106,6 +106,7 @@ def _objective(config: TrainConfig) -> dict[str, Any]:
         values["flow_sigmoid_scale"] = objective.timesteps_std if objective.timesteps == "logit-normal" else 1.0
     if objective.shift == "resolution":
         return values | {"flow_schedule_auto_shift": True}
+    # 0 is none; left out, it would be 3.
     return values | {"flow_schedule_shift": objective.shift_factor if objective.shift == "fixed" else 0.0}
 
 

@@ -41,7 +41,7 @@ def _built(events: Any) -> Any:
         if not isinstance(event, yaml.NodeEvent):
             continue
 
-        # The node: one that stood before, or a new one.
+        # The node: a node that stood before, or a new node.
         num_nodes += 1
         node: Any
         if isinstance(event, yaml.AliasEvent):

@@ -66,6 +66,8 @@ def text(facts: Facts, images: Sequence[str]) -> str:
         },
         "File": {"File": f"{facts.file_name}.safetensors", "Hash (AutoV3)": facts.lora.sha256[:12]},
     }
+
+    # A part, its fields, an empty line.
     lines = []
     for part, fields in parts.items():
         lines += [part, *(f"  {name}: {' '.join(value.split())}" for name, value in fields.items()), ""]

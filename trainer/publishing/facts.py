@@ -88,7 +88,7 @@ def gather(run: Run, wishes: Wishes) -> Facts:
     """The facts of a run that has a LoRA file. Raises: RunError, ConfigError, AdapterError."""
     config, log = run.config(), plausible(run.events())
 
-    # Which file: the one that is recommended, else the last.
+    # Which file: that which is recommended, else the last.
     path, best = run.best(log)
     if not path.is_file():
         raise RunError(f"run {run.name} has no LoRA file yet; let it finish, or stop it, which saves one.")
@@ -147,7 +147,7 @@ def _places(group: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _samples(run: Run, log: list[Event], step: int) -> tuple[Sample, ...]:
-    """The previews of the latest step up to this one that has any; likely copies of training pictures stay at home."""
+    """The previews of the latest step up to this that has any; likely copies of training pictures are left out."""
     sampled = [event for event in log if isinstance(event, Sampled) and event.step <= step and not is_copy(event)]
     latest = max((event.step for event in sampled), default=0)
     found: dict[str, Sample] = {}

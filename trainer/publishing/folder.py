@@ -38,8 +38,10 @@ class Published:
 def write(facts: Facts, parent: Path, repo: str = "") -> Published:
     """A new folder `parent/name`, or `name-2` and so on where it is taken. Raises: OSError."""
     parent.mkdir(parents=True, exist_ok=True)
+    # What an attempt that was cut off left behind.
     unique_names.sweep(parent)
     unnamed = Path(tempfile.mkdtemp(prefix=unique_names.unfinished(), dir=parent))
+    # A folder of tempfile's is its owner's alone.
     system.let_others_read(unnamed)
     try:
         images = _images(facts, unnamed)
@@ -49,6 +51,7 @@ def write(facts: Facts, parent: Path, repo: str = "") -> Published:
         files.write_synced(unnamed / "civitai.txt", civitai.text(facts, images).encode("utf-8", "replace"))
         files.write_synced(unnamed / f"{facts.file_name}{bundle.SUFFIX}", _shared_card(facts, repo))
         place = unique_names.put(unnamed, unique_names.numbered(parent, facts.name, ""))
+    # Ctrl-C too: nothing half-made stays.
     except BaseException:
         shutil.rmtree(unnamed, ignore_errors=True)
         raise
@@ -83,11 +86,13 @@ def _images(facts: Facts, folder: Path) -> list[str]:
 def _tells(facts: Facts) -> tuple[str, ...]:
     """What the files say of the run and the dataset, in sentences."""
     header, told = facts.lora.metadata, []
+    # A header may hold anything.
     try:
         tags = json.loads(header.get(_TAGS_KEY, "{}"))
         kinds = {str(kind): len(counts) for kind, counts in tags.items()}
     except (ValueError, AttributeError, TypeError, RecursionError):
         kinds = {}
+    # In kohya's way a folder is called 10_name, the number being its repeats.
     for kind, num in kinds.items():
         told.append(f"the dataset's folder is called {kind.partition('_')[2] or kind!r}, and {num} of its tags")
     if facts.trigger:

@@ -66,8 +66,10 @@ def _about(facts: Facts) -> str:
 def _use(facts: Facts, repo: str) -> str:
     """How diffusers loads it, where it does."""
     ours = next((place for place in facts.lora.places if place.tool == "diffusers"), None)
+    # Code only for a base that can be fetched and a file that diffusers loads.
     if not facts.is_on_hub or ours is None or ours.verdict != "yes":
         return ""
+    # Below, a prompt mustn't end the block of code that it stands in.
     prompt = facts.samples[0].prompt if facts.samples else facts.trigger
     return (
         "## Use\n\n```python\nimport torch\nfrom diffusers import AutoPipelineForText2Image\n\n"
@@ -114,6 +116,7 @@ def _settings(facts: Facts) -> str:
 
 def plain(text: str) -> str:
     """Text that stays text in Markdown and in a cell of its tables."""
+    # What HTML or Markdown would read as a mark becomes an entity.
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|#~!":
         escaped = escaped.replace(sign, f"&#{ord(sign)};")

@@ -41,9 +41,9 @@ def once(config: TrainConfig, out: Path, download: bool) -> str:
 
 
 def fit(config: TrainConfig, out: Path, download: bool = False) -> Iterator[Try | Rehearsal]:
-    """Every try that does not fit, then the rehearsal that does, or the last one with `fits` false.
+    """Every try that does not fit, then the rehearsal that does, or the last with `fits` false.
 
-    The budget is `memory.budget_gib`, or what is free on a GPU; on a CPU without one the first try is the answer.
+    The budget is `memory.budget_gib`, or what is free on a GPU; on a CPU without a budget the first try is the answer.
     Raises: UserError as a run would; ConfigError if memory ran out in every try.
     """
     settings, device = config.memory, bases.hardware(config.device, "float32")[0]
@@ -81,7 +81,7 @@ def fit(config: TrainConfig, out: Path, download: bool = False) -> Iterator[Try 
 def _or_narrow(
     config: TrainConfig, settings: MemoryConfig, fitted: Rehearsal, out: Path, download: bool, temporary: Path
 ) -> Iterator[Try | Rehearsal]:
-    """The rehearsal that was found, or one with a base in 8 bits that is clearly faster.
+    """The rehearsal that was found, or a rehearsal with a base in 8 bits that is clearly faster.
 
     It is tried where blocks are fetched: in 8 bits the base may stay on the GPU, and needs no fetching.
     """

@@ -120,8 +120,8 @@ def _trained(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[li
 
 
 def _train(model: TrainingModel, optimizer: torch.optim.Optimizer) -> tuple[list[Shape], float, float]:
-    """What the fullest batch of each bucket takes, after one to warm up; the mean seconds of an update; and those that
-    the first batches took beyond the later ones, where they compiled.
+    """What the fullest batch of each bucket takes, after a warm-up; the mean seconds of an update; and those that
+    the first batches took beyond later batches, where they compiled.
     """
     order, entries = model.encoded.order, model.encoded.entries
     batches: dict[buckets.Bucket, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What a rehearsal measured, and its way through JSON: the process that measures is not the one that reads."""
+"""What a rehearsal measured, and its way through JSON: the process that measures is not the process that reads."""
 
 from __future__ import annotations
 

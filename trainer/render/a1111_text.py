@@ -112,7 +112,7 @@ def known_sampler(kind: str) -> str:
 
 
 def civitai_version(file: Path, sha256: str) -> int | None:
-    """Civitai's number of a LoRA's version, from the file `<name>.civitai.info` beside it; None without one.
+    """Civitai's number of a LoRA's version, from the file `<name>.civitai.info` beside it; None without such a file.
 
     That file holds what Civitai's API says of the LoRA, saved by Civitai Helper and others; `id` is the version's
     (developer.civitai.com, model-versions). It is not believed if it lists hashes of tensors (AutoV3) and none is this

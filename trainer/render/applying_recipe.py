@@ -72,7 +72,7 @@ def apply_infotext(stack: StackConfig, text: Infotext, library: dict[str, LoraIn
     family = families.registry()[stack.family]
     notes = [f"{shown(tag)} is not known here." for tag in text.unknown] + list(text.notes)
 
-    # Settings, each tried for itself, so that one that can't be used doesn't cost the others.
+    # Settings, each tried for itself, so that a setting that can't be used doesn't cost the others.
     values = stack.model_dump(exclude_unset=True)
     for key, value in _settings(text, family).items():
         if value is None:
@@ -139,7 +139,7 @@ def _sampler(name: str, family: Family, notes: list[str]) -> dict[str, str]:
                 f"the sampler's schedule is for flow, which {family.title} does not predict; it is drawn with {twin}."
             )
         return {"sampler": twin}
-    if name in SAMPLERS:  # Sana's own solver for flow has the name of one that is for noise
+    if name in SAMPLERS:  # Sana's own solver for flow has the name of a solver for noise
         notes.append(f"sampler {name!r} can't be chosen for {family.title}; the stack's stays.")
     elif name:
         notes.append(f"sampler {shown(name)!r} is not known here; the stack's stays.")
@@ -147,7 +147,7 @@ def _sampler(name: str, family: Family, notes: list[str]) -> dict[str, str]:
 
 
 def _adapters(loras: tuple[Mention, ...], library: dict[str, LoraInfo]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The LoRAs that are here, as a stack's adapters, and a sentence for each that isn't or is only likely the one."""
+    """The LoRAs that are here, as a stack's adapters, and a sentence for each that isn't, or only likely is."""
     adapters, notes = [], []
     for lora in loras:
         name, info = shown(lora.name), _by_hash(lora, library)

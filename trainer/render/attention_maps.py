@@ -115,6 +115,7 @@ def watching(
         attended.add(of_cross_attention(attention, inputs[0], named["encoder_hidden_states"]))
 
     def step_done(step: int) -> None:
+        # Hooks go as soon as enough was seen.
         if handles and step + 1 >= num_watched:
             while handles:
                 handles.pop().remove()

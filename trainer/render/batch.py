@@ -203,7 +203,7 @@ class _Runner:
         return Rendered(work.place, self.plan.file_of(work), self.there, self.total, time.monotonic() - self.started)
 
     def _place(self, work: Work, staged: Path, noted: str = "") -> None:
-        """Give a drawn picture its name: the one `noted` in the journal, or a free one.
+        """Give a drawn picture its name: the name `noted` in the journal, or a free name.
 
         Raises: RunError if none is free.
         """

@@ -60,7 +60,7 @@ class InOrder:
 
 
 class WarmEngine:
-    """The base that was drawn with last, kept open until another one is wanted."""
+    """The base that was drawn with last, kept open until another is wanted."""
 
     def __init__(self, open_engine: OpenEngine) -> None:
         self.open_engine = open_engine
@@ -102,7 +102,7 @@ class WarmEngine:
             yield place, _alone(engine, stacks[place])
 
     def _engine(self, stack: StackConfig) -> Renders | UserError:
-        """The base, loaded once while its pictures are drawn; the one before is let go first."""
+        """The base, loaded once while its pictures are drawn; the base before is let go first."""
         key = (stack.base, stack.family)
         if self._opened is None or self._opened[0] != key:
             self._opened = None

@@ -284,7 +284,7 @@ class _Pace:
         self.drawn = 0
 
     def line(self, event: Rendered) -> str:
-        """A line on the progress, or nothing if the last one is not long ago."""
+        """A line on the progress, or nothing if the last line is not long ago."""
         self.drawn += 1
         now = time.monotonic()
         if now - self.last_line < _PLAIN_EVERY_S:

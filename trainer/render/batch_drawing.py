@@ -189,7 +189,7 @@ class Drawing:
     def _adapters(self, batch: Batch, masks: Masks) -> LiveAdapters:
         """The batch's live adapters, those of the last batch where they are the same.
 
-        Only low-rank ones are kept: others are as large as the base's own weights.
+        Only low-rank updates are kept: others are as large as the base's own weights.
         """
         if self._live is not None:
             return self._live[1]
@@ -232,7 +232,7 @@ class Drawing:
                     output = forward(*args, **kwargs)[0]
                     return torch.stack(output) if isinstance(output, list) else output  # Z-Image: a list of pictures
 
-                # Families that guide in two calls make the one with the prompt first, see `negative_rows`.
+                # Families that guide in two calls make the call with the prompt first, see `negative_rows`.
                 steps.num_passes += 1
                 return (mode.predict(call, len(batch.live), steps.step, batch.stacks[0].steps, *extra),)
 
@@ -277,6 +277,6 @@ class Steps:
         self.masks = Masks(masks, self.masks.places)
 
     def done(self, step: int) -> None:
-        """Go on to the step after this one."""
+        """Go on to the step after this."""
         self.step, self.num_passes = step + 1, 0
         self.adapters.enter(self.moment())

@@ -1,4 +1,4 @@
-"""A batch's journal, which only grows, and whether a picture's file is the one that was written.
+"""A batch's journal, which only grows, and whether a picture's file is still as it was written.
 
 `<out>/.batch/journal.jsonl` has a line a record, each synced before what it says is relied on:
 
@@ -46,13 +46,13 @@ class Journal:
 
 
 def read_journal(out: Path) -> Iterator[dict[str, Any]]:
-    """Its records, oldest first; a torn line is passed over, and one that names a file outside the folder."""
+    """Its records, oldest first; a torn line is passed over, and a line that names a file outside the folder."""
     path = out / HIDDEN / "journal.jsonl"
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
-            # A line may be torn where the machine went down; a deeply nested one is no record of ours.
+            # A line may be torn where the machine went down; a deeply nested line is no record of ours.
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
@@ -111,7 +111,7 @@ def seal(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
-    """True if the file is the one that was written.
+    """True if the file is still as it was written.
 
     It is only read where its time says that it was copied or touched.
     """

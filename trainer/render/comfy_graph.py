@@ -114,7 +114,7 @@ class Graph:
     def text(self, value: Any) -> str:
         """The words of a conditioning: those of the nearest node above that has any.
 
-        A node that holds both prompts hands on the one that belongs to the link's output.
+        A node that holds both prompts hands on the prompt that belongs to the link's output.
         """
         waiting, seen = [value], set[str]()
         for link in waiting:  # grows while it is walked

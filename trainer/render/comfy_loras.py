@@ -59,7 +59,7 @@ def _loras(graph: Graph, node: str, notes: list[str]) -> Iterator[Mention]:
 
 
 def _weights(graph: Graph, node: str, number: str, table: dict[str, Any]) -> tuple[list[Any], float | None]:
-    """The values that stand there for a LoRA's weight, and its weight in the text encoders, if there is one."""
+    """The values that stand there for a LoRA's weight, and its weight in the text encoders, if that is there."""
     if table:
         return [table.get("strength")], decimal(table.get("strengthTwo"))
     inputs = graph.inputs(node)

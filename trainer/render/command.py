@@ -155,7 +155,7 @@ def run(
 ) -> Path:
     """The file written: the picture, the grid with its pictures in a folder beside it, or the attribution strip.
 
-    `note` is called with what was left to the base, and with warnings of LoRAs that are for another one.
+    `note` is called with what was left to the base, and with warnings of LoRAs that are for another base.
     """
     # Everything that can be refused is, before the base is loaded.
     picture_metadata.format_of(out)

@@ -12,7 +12,7 @@ _INK, _PAPER = (40, 38, 36), (250, 249, 246)
 def contact_sheet(
     rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str], title: str = ""
 ) -> Image.Image:
-    """One sheet of pictures of one size, small ones enlarged, with a label a row, a label a column and a title."""
+    """One sheet of pictures of one size, small pictures enlarged, with a label a row, a label a column and a title."""
     # Sizes: of a cell, of the letters, and what the labels take.
     rows = [[_legible(picture) for picture in pictures] for pictures in rows]
     width, height = rows[0][0].size

@@ -13,7 +13,7 @@ from trainer.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_BRACKETS = 32  # open at once; deeper ones are literal text
+MAX_BRACKETS = 32  # open at once; deeper brackets are literal text
 _ATTENTION = re.compile(
     r"\\[()\[\]\\]|\(|\[|:[ ]{0,4}([+-]?(?:\d{1,4}\.?\d{0,6}|\.\d{1,6}))[ ]{0,4}\)|\)|\]|[^\\()\[\]:]+|.", re.DOTALL
 )
@@ -132,7 +132,7 @@ def num_windows(pipe: Any, prompt: str) -> int:
 
 
 def _chunks(pipe: Any, pieces: list[tuple[str, float]], size: int) -> list[list[tuple[int, float]]]:
-    """Tokens and their weights, by window of `size` tokens; BREAK begins a new one."""
+    """Tokens and their weights, by window of `size` tokens; BREAK begins a new window."""
     chunks: list[list[tuple[int, float]]] = [[]]
     for text, weight in pieces:
         if (text, weight) == BREAK:

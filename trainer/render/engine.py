@@ -79,7 +79,7 @@ class Engine:
         return self._resolving.resolved(stack).stack
 
     def warnings(self, stack: StackConfig) -> list[str]:
-        """A sentence for each LoRA of a resolved stack that acts and says that it is for another base than this one."""
+        """A sentence for each LoRA of a resolved stack that acts and says that it is for another base than this."""
         files = dict.fromkeys(Path(adapter.file) for adapter in stack.adapters if acts(adapter))
         return [warning for file in files if (warning := base_match.warning(file, self.origin))]
 
@@ -147,7 +147,7 @@ class Engine:
         return self.shelf.parts(weights), self.vocabulary.together(self.shelf.words(weights))
 
     def fold(self, stack: StackConfig) -> None:
-        """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next one.
+        """Put a resolved stack's adapters on the base; a broken-off fold is made good by the next fold.
 
         Raises: ConfigError for what isn't constant.
         """

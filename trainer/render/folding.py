@@ -56,14 +56,14 @@ class Folding:
         self.on_device = OnDevice(self.device, is_pinned)
 
     def base(self, path: str) -> Tensor:
-        """The weight as it was loaded; a quantised one that nothing is folded into as it is computed with."""
+        """The weight as it was loaded; a quantised weight that nothing is folded into as it is computed with."""
         if path in self.narrow and path not in self.originals:
             return self.narrow[path].weight()
         original = self.originals.get(path)
         return self.weights[path] if original is None else original.to(self.device)
 
     def weight(self, path: str) -> Tensor:
-        """The weight as it is now; a quantised one as it is computed with."""
+        """The weight as it is now; a quantised weight as it is computed with."""
         return self.narrow[path].weight() if path in self.narrow else self.weights[path]
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class Folding:
             del self.originals[path]
 
     def _put(self, chunk: Chunk, packs: list[tuple[Pack, ...]], factors: Tensor, shares: Sequence[Share]) -> None:
-        """Write original + sum of weight * update, in float32, into a chunk's weights; low-rank ones in one product."""
+        """Write original + sum of weight * update, in float32, into a chunk's weights; low ranks in one product."""
         originals = [self.originals[path] for path in chunk.paths]
         first = chunk.paths[0]
         pair = _pair(chunk, packs, factors) if chunk.low else None

@@ -202,7 +202,7 @@ def _csv(path: Path, defaults: Defaults) -> Iterator[Row]:
 
 
 def _records(path: Path, file: Any) -> Iterator[tuple[int, list[str]]]:
-    """The line that each record begins on, and its cells; empty ones are left out. Raises: ConfigError."""
+    """The line that each record begins on, and its cells; empty records are left out. Raises: ConfigError."""
     lines = _Lines(file)
     reader = None
     while True:
@@ -260,7 +260,7 @@ class _Lines:
 
 
 def head(cells: list[str]) -> list[str]:
-    """The columns that a first line names. Raises: ConfigError with every one that is unknown or stands twice."""
+    """The columns that a first line names. Raises: ConfigError with every column that is unknown or stands twice."""
     return _head(cells, "the jobs file")
 
 
@@ -290,7 +290,7 @@ def head_problems(cells: list[str]) -> list[str]:
 
 
 def _head(cells: list[str], path: str) -> list[str]:
-    """The columns. Raises: ConfigError with every one that is unknown or stands twice."""
+    """The columns. Raises: ConfigError with every column that is unknown or stands twice."""
     if problems := head_problems(cells):
         raise ConfigError(
             f"{path}: {printing.some(problems, '; ', most=10)}. Allowed, each once and with commas, semicolons or tabs "
@@ -306,7 +306,7 @@ def row_of(number: int, where: str, row: dict[str, str], beyond: list[str], defa
         return Row(number, where, None, "", f"{num_cells}. A text with a comma goes in quotes.")
     if row.get("size", "").strip() and (row.get("width", "").strip() or row.get("height", "").strip()):
         return Row(number, where, None, "", "it has a size beside a width or height; give one of them")
-    # An empty cell is one that isn't there. Blanks count in what is drawn, and nowhere else.
+    # An empty cell is as if it weren't there. Blanks count in what is drawn, and nowhere else.
     given = {
         column: cell if column in ("prompt", "negative") else cell.strip()
         for column, cell in row.items()

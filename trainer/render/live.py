@@ -33,7 +33,7 @@ Updates = dict[str, list[tuple[int, float, Update]]]
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """What holds at one pass of the denoiser. Another pass has another moment; nobody changes this one."""
+    """What holds at one pass of the denoiser. Another pass has another moment; nobody changes this moment."""
 
     denoiser: Tensor  # (A, B), each adapter's weight in each image, in the denoiser
     text: Tensor  # (A, B), in the text encoders
@@ -60,7 +60,7 @@ class Moment:
 class LiveAdapters:
     """The updates of some adapters as forward hooks of a model's layers, made once and attached for each batch.
 
-    `enter` hands a moment to every layer; until the next one they all act by it.
+    `enter` hands a moment to every layer; until the next moment they all act by it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LiveAdapters:
     ) -> None:
         """`find` gives the module of a path, `bases` its weight without any adapter.
 
-        An adapter that is to get a mask while the model runs has one from the start: what is hooked depends on it.
+        An adapter that is to get a mask while the model runs has a mask from the start: what is hooked depends on it.
         """
         self._layers = {path: _Layer(path, parts, masks, bases[path]) for path, parts in updates.items()}
         self._hooked = {path: find(path) for path in updates}

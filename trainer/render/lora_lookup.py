@@ -1,4 +1,4 @@
-"""Which LoRA of a library a name means: the file of exactly that name, else the only one that is nearly called so.
+"""Which LoRA of a library a name means: the file of exactly that name, else the only file that is nearly called so.
 
 Nearly: it differs in folder, ending or case, or has the name in its header. Names come from prompts and from other
 tools' pictures. They are compared with what the library offers and never opened as paths.

@@ -64,7 +64,7 @@ class Vocabulary:
                     )
 
     def together(self, files: list[Words]) -> Words:
-        """All words of several files. Raises: AdapterError if two bring different ones of one name."""
+        """All words of several files. Raises: AdapterError if two bring different words of one name."""
         together: Words = {}
         for words in files:
             for word, parts in words.items():

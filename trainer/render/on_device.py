@@ -51,7 +51,7 @@ class OnDevice:
         return here
 
     def updates(self, adapter: Adapter) -> Mapping[str, Update]:
-        """An adapter's updates by path; the low-rank ones, which have packs, on the device."""
+        """An adapter's updates by path; the low-rank updates, which have packs, on the device."""
         if not self.is_apart:
             return adapter.updates
         updates = dict(adapter.updates)

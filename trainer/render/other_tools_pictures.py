@@ -284,7 +284,7 @@ _FOOOCUS_LABELS = {
 
 
 def fooocus(values: Values) -> Infotext:
-    """Its JSON scheme, also with the labels that older ones have for keys.
+    """Its JSON scheme, also with the labels that older schemes have for keys.
 
     Styles are not ours: the prompt is as it was typed.
     """

@@ -46,7 +46,7 @@ class Gathered:
     def _convolved(self, module: nn.Conv2d, x: Tensor) -> Tensor:
         """(n, r, h, w): the rows are groups of one convolution."""
         num_rows, ranks = self.down.shape[:2]
-        # (1, n C, h, w): to a library that is one convolution, where a loop would be n small ones.
+        # (1, n C, h, w): to a library that is one convolution, where a loop would be n small convolutions.
         groups, down = x.reshape(1, num_rows * x.shape[1], *x.shape[2:]), self.down.flatten(0, 1)
         inner = nn.functional.conv2d(groups, down, None, module.stride, module.padding, module.dilation, num_rows)
         return inner.view(num_rows, ranks, *inner.shape[2:])

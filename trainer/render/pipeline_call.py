@@ -101,7 +101,7 @@ def rescale(pipe: Any, family: Family, stack: StackConfig) -> float | None:
 
 
 def _conditioning(pipe: Any, family: Family, stacks: list[StackConfig]) -> tuple[Conditioning, Conditioning | None]:
-    """Conditionings of the positive and of the negative prompts; without guidance there are no negative ones."""
+    """Conditionings of the positive and of the negative prompts; without guidance there are no negative prompts."""
     first = stacks[0]
     if is_weighted(pipe, family, first):
         assert len(stacks) == 1, "prompts with weights are encoded one by one"
@@ -121,7 +121,7 @@ def _conditioning(pipe: Any, family: Family, stacks: list[StackConfig]) -> tuple
 
 
 def is_weighted(pipe: Any, family: Family, stack: StackConfig) -> bool:
-    """True if a prompt has weights or fills several windows, and the family is one that they are known for."""
+    """True if a prompt has weights or fills several windows, and the family can take them."""
     if family.encode_windows is None:
         return False
     prompts = [stack.prompt, stack.negative_prompt]

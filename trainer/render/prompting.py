@@ -78,7 +78,7 @@ def _some(tags_: tuple[str, ...]) -> str:
 
 
 def _hint(unknown: tuple[str, ...]) -> str:
-    """The weight that was meant where one is written with a comma, in words; else nothing."""
+    """The weight that was meant where a weight is written with a comma, in words; else nothing."""
     weight = next((weight for text in unknown if (weight := tags.comma_meant(text))), "")
     return f", with a point in the weight: {weight}" if weight else ""
 

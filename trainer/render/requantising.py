@@ -84,7 +84,7 @@ def _tensors(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def narrow(modules: Mapping[str, nn.Module], folder: Path, dtype: torch.dtype) -> dict[str, Narrow]:
-    """The quantised ones of the modules of a base in a diffusers folder, `component.module.path` each."""
+    """The quantised modules of a base in a diffusers folder, `component.module.path` each."""
     files: dict[str, Files] = {}
     layers = {}
     for path, module in modules.items():

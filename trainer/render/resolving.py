@@ -179,7 +179,7 @@ class Resolving:
 
 
 def _weighed(meaning: _Meaning, stack: StackConfig) -> _Meaning:
-    """What was found for a stack like this one, with this one's weights."""
+    """What was found for a stack like this, with this stack's weights."""
     adapters = tuple(
         spelled_out.model_copy(update={name: getattr(adapter, name) for name in _WEIGHTS})
         for adapter, spelled_out in zip(stack.adapters, meaning.stack.adapters, strict=True)

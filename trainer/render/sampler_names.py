@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# As A1111: sampler and, where it isn't that sampler's usual one, schedule type.
+# As A1111: sampler and, where it isn't the sampler's usual schedule, schedule type.
 A1111: dict[str, tuple[str, str]] = {
     "ddim": ("DDIM", ""),
     "ddpm": ("DDPM", ""),
@@ -54,7 +54,7 @@ _PLAIN = ("", "Automatic", "Uniform")
 
 def from_a1111(name: str, schedule: str) -> str:
     """Our name of a sampler and schedule of A1111's, or the name as it stands there."""
-    # Before A1111 1.9 the schedule stood behind the sampler's name, and nothing stood for the plain one.
+    # Before A1111 1.9 the schedule stood behind the sampler's name, and nothing stood for the plain schedule.
     if match := re.fullmatch(r"(.{1,60}) (Karras|Exponential|Polyexponential)", name):
         name, schedule = match[1], match[2]
     fitting = [

@@ -65,6 +65,7 @@ def block_factors(adapter: AdapterChoice, paths: Iterable[str]) -> dict[str, flo
     """
     layers = list(paths)
     factors, depth = dict.fromkeys(layers, 1.0), depths(layers) if adapter.blocks else {}
+    # Line by line, so that the last that fits counts.
     for line in adapter.blocks:
         pattern, equals, value = (part.strip() for part in line.rpartition("="))
         if equals and pattern == "curve" and value in CURVES:
@@ -76,6 +77,7 @@ def block_factors(adapter: AdapterChoice, paths: Iterable[str]) -> dict[str, flo
                 f"from -{_LARGEST:g} to {_LARGEST:g}, "
                 f"such as OUT=0.5 or attn2=0, or curve=NAME with {', '.join(CURVES)}."
             )
+        # A line that fits no layer would do nothing.
         fitting = [path for path in layers if _fits(pattern, path)]
         if not fitting:
             blocks = ", ".join(sorted({block_of(path) for path in layers}, key=order))
@@ -129,6 +131,8 @@ def schedule(adapter: AdapterChoice) -> Schedule:
     if not text:
         return Schedule(((0.0, 1.0),))
     kind, *parts = text.split()
+
+    # A line from its start to its end, or the points as they are given.
     if kind == "linear" and len(parts) == 2 and all(re.fullmatch(_NUMBER, part) for part in parts):
         points = [(0.0, float(parts[0])), (1.0, float(parts[1]))]
     elif (
@@ -142,6 +146,8 @@ def schedule(adapter: AdapterChoice) -> Schedule:
             f"schedule of {adapter.name or adapter.file} is {text[:80]!r}; allowed: {_KINDS}, with up to "
             f"{_MOST_POINTS} points."
         )
+
+    # Progress rises, from 0 to 1 at most, and factors are bounded.
     places = [place for place, _ in points]
     if (
         places != sorted(set(places))

@@ -16,7 +16,7 @@ from trainer.data import trigger_spans
 from trainer.errors import ConfigError
 from trainer.render import pipeline_call, prompting
 
-# The first character of a token in the text, the one after its last, and its place in the text encoder's output.
+# The first character of a token in the text, the character after its last, and its place in the text encoder's output.
 _Token = tuple[int, int, int]
 
 
@@ -43,6 +43,7 @@ def check(pipe: Any, stack: StackConfig, adapters: Sequence[tuple[AdapterChoice,
             f"mode is {stack.mode!r}, which watches the first steps, but steps is {stack.steps}; allowed with it: at "
             f"least 2."
         )
+    # Places of tokens, by the adapter that has them.
     taken: dict[int, str] = {}
     for adapter, triggers in adapters:
         name = adapter.name or adapter.file
@@ -62,6 +63,7 @@ def check(pipe: Any, stack: StackConfig, adapters: Sequence[tuple[AdapterChoice,
                 f"mode is {stack.mode!r}, but the prompt has no trigger word of {name} ({triggers[:80]}); write "
                 f"it there."
             )
+        # A token that two adapters have speaks for neither.
         if shared := sorted({taken[place] for place in places if place in taken}):
             raise ConfigError(
                 f"mode is {stack.mode!r}, but {name} ({triggers[:80]}) has trigger words in common with "

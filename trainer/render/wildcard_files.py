@@ -59,7 +59,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _read(path: Path) -> list[str]:
-    """A file's lines without blank ones and comments."""
+    """A file's lines without blank lines and comments."""
     with path.open("rb") as file:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:

@@ -88,7 +88,7 @@ def literal(braces: Braces) -> list[Part]:
 
 
 def head(braces: Braces) -> str:
-    """The text right behind the opening brace, up to the next one."""
+    """The text right behind the opening brace, up to the next brace."""
     first = braces.alternatives[0]
     return first[0] if first and isinstance(first[0], str) else ""
 

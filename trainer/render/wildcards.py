@@ -182,14 +182,14 @@ class _Draw:
             alternatives = [[line] for line in self._lines(name[2])]
         alternatives = [without_leading_blanks(alternative) for alternative in alternatives]
 
-        # How many: an end that is left out is one, or all of them.
+        # How many: an end that is left out is 1, or all of them.
         low, dash, high, exact = match[1], match[2], match[3], match[4]
         ends = sorted((int(exact or low or 1), int(exact or high or len(alternatives)))) if dash or exact else [1, 1]
         least, most = (min(end, len(alternatives)) for end in ends)
         return alternatives, least + (self._below(most - least + 1) if most > least else 0), separator
 
     def _chosen(self, alternatives: list[list[Part]], count: int) -> list[list[Part]]:
-        """So many different ones by their shares, in the order they were drawn."""
+        """So many different alternatives by their shares, in the order they were drawn."""
         shares, without_shares = zip(*map(split_share, alternatives), strict=True)
         shares_left = torch.tensor(shares, dtype=torch.float64)
         chosen: list[list[Part]] = []

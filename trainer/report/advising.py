@@ -122,6 +122,7 @@ def _learning(events: list[Event], config: TrainConfig | None) -> Advice | None:
         return None
     best = max(measured, key=lambda event: event.gain)
     rate = config.learning_rate if config else None
+    # Even the best measurement is below the base, and surely so.
     if best.gain_high < 0:
         suggestion = f"learning_rate={rate / 3:.2g}" if rate else "a lower learning_rate"
         return Advice(
@@ -172,11 +173,12 @@ def _length(events: list[Event], config: TrainConfig | None) -> Advice | None:
 
 
 def _by_heart(events: list[Event], config: TrainConfig | None) -> Advice | None:
-    """Much more gain on training pictures than on held-out ones."""
+    """Much more gain on training pictures than on held-out pictures."""
     measured = _of(events, Validated)
     if not measured or measured[-1].train_gain is None:
         return None
     last, own = measured[-1], measured[-1].train_gain
+    # Both by the margin and by the factor: of next to no gain, twice as much is nothing.
     if own < max(last.gain, 0.0) + _BY_HEART[1] or own < _BY_HEART[0] * last.gain:
         return None
     has_dropout = config is not None and "dropout" in type(config.adapter).model_fields

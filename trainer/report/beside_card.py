@@ -30,7 +30,7 @@ class Row:
 
 
 def card_of(folder: Path) -> Opened | None:
-    """The card that a run was started from; None without one, or where it can't be read."""
+    """The card that a run was started from; None without a card, or where it can't be read."""
     with suppress(UserError, OSError):
         return reading.read(folder / bundle.IN_RUN) if (folder / bundle.IN_RUN).is_file() else None
     return None
@@ -96,6 +96,8 @@ def html(folder: Path, log: list[Event]) -> str:
     figures = rows(folder, log)
     if not figures:
         return ""
+
+    # A column that nobody fills is left out.
     shown = [("card", "The card"), ("predicted", "Predicted"), ("run", "This run")]
     shown = [(name, title) for name, title in shown if any(getattr(row, name) for row in figures)]
     heads = "".join(f"<th>{title}" for _, title in shown)
@@ -109,6 +111,7 @@ def html(folder: Path, log: list[Event]) -> str:
 def _curves(card: Opened | None, log: list[Event]) -> str:
     """The gain on held-out pictures by step, the card's and the run's."""
     points = card.card.evidence.heldout if card and card.card.evidence else ()
+    # Both curves begin with the base, which gains nothing.
     theirs = [(0.0, 0.0), *((float(point.step), point.gain) for point in points)] if points else []
     own = [(float(event.step), event.gain) for event in log if isinstance(event, Validated)]
     series = [Series("this run", "held", [(0.0, 0.0), *own] if own else []), Series("the card", "drift", theirs)]

@@ -66,11 +66,15 @@ def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], 
     series = [_thinned(line) for line in series if line.points]
     if not any(len(line.points) > 1 for line in series):
         return ""
+
+    # The range is that of all lines and their intervals.
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for y in (*(y for _, y in line.points), *line.low, *line.high)]
     ys += [base] if base is not None else []
     levels = ticks(min(ys), max(ys))
     frame = _Frame(min(xs), max(xs), levels[0], levels[-1])
+
+    # The grid, the level to compare with, the lines, and what they are called.
     parts = [_grid(frame, levels, y_text)]
     if base is not None:
         parts.append(f'<path class="base" d="M{frame.at(frame.left, base)}L{frame.at(frame.right, base)}"/>')
@@ -122,6 +126,7 @@ def _line(frame: _Frame, line: Series, y_text: Callable[[float], str]) -> str:
     parts = [f'<polyline class="{line.style}" points="{" ".join(places)}"/>']
     for (x, _), low, high in zip(line.points, line.low, line.high, strict=False):
         parts.append(f'<path class="{line.style} interval" d="M{frame.at(x, low)}L{frame.at(x, high)}"/>')
+    # More dots than these would touch.
     if line.dots and len(places) <= 60:
         for place, (x, y) in zip(places, line.points, strict=True):
             across, down = place.split(",")

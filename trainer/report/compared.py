@@ -17,17 +17,18 @@ _MOST_BYTES = 1 << 16
 class Compared:
     """What `velatura retrain` found."""
 
-    sentence: str  # which one to take, with the gain and its interval
+    sentence: str  # which LoRA to take, with the gain and its interval
     old: str  # file names
     new: str
     num_pictures: int
     losses: dict[str, float]
-    gains: tuple[float, float, float]  # of the new one, with its 95 % interval
+    gains: tuple[float, float, float]  # of the new LoRA, with its 95 % interval
 
 
 def read(folder: Path) -> Compared | None:
-    """What was found of a run; None for one that was compared with none, or whose file is damaged."""
+    """What was found of a run; None for a run that was compared with none, or whose file is damaged."""
     try:
+        # A file that anybody may have edited: so much of it is read, and no more.
         with (folder / FILE).open("rb") as file:
             values = json.loads(file.read(_MOST_BYTES))
         losses = {title: float(values[key]) for key, title in _LOSSES.items()}
@@ -40,7 +41,7 @@ def read(folder: Path) -> Compared | None:
 
 
 def html(folder: Path) -> str:
-    """The verdict and what was measured; nothing for a run without one."""
+    """The verdict and what was measured; nothing for a run without a verdict."""
     found = read(folder)
     if found is None:
         return ""

@@ -57,7 +57,7 @@ def heldout(log: list[Event]) -> str:
 
 
 def _figures(measured: list[Validated]) -> str:
-    """A table of all measurements, folded away; the one of the lowest loss is marked."""
+    """A table of all measurements, folded away; the measurement of the lowest loss is marked."""
     best = min(measured, key=lambda event: event.loss)
     rows = []
     for event in measured:

@@ -47,9 +47,11 @@ def thumbnail(path: Path, side_px: int) -> str:
 
 def strips(folder: Path, sampled: Sequence[Sampled]) -> str:
     """A row for each prompt, its previews from the first step to the last; likely copies are marked."""
+    # A step that is in the log twice counts as it was last.
     rows: dict[str, dict[int, Sampled]] = {}
     for event in sampled:
         rows.setdefault(event.prompt, {})[event.step] = event
+    # All prompts share the room.
     parts, room = [], _MAX_PREVIEWS
     for prompt, by_step in rows.items():
         chosen = _spread([by_step[step] for step in sorted(by_step)])
@@ -100,9 +102,12 @@ def plan_table(plan: Planned) -> str:
 def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | None) -> str:
     """A row for each picture: how it looks, what is said about it, and where it trains."""
     items = dataset.items[:MAX_PICTURES]
+    # In threads: Pillow decodes and resizes beside other threads.
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda item: thumbnail(item.path, _THUMBNAIL_PX), items))
     rows = []
+
+    # A row for each picture.
     for item, image in zip(items, images, strict=True):
         shown = f'<img alt="" src="{image}">' if image else ""
         captions = "<br>".join(escape(_short(caption)) for caption in item.captions)
@@ -115,6 +120,8 @@ def dataset_table(dataset: Dataset, config: TrainConfig | None, plan: Planned | 
             f'<tr><td class="thumb">{shown}<td class="words"><b>{escape(item.name)}</b><br>{captions}<td '
             f'class="quietly">{where}<td>{", ".join(notes)}'
         )
+
+    # The table, folded away where it is long.
     num_more = len(dataset.items) - MAX_PICTURES
     more = f"<p>And {num_more} more pictures.</p>" if num_more > 0 else ""
     table = (
@@ -128,7 +135,7 @@ def _short(caption: str) -> str:
 
 
 def _bucket(item: Item, config: TrainConfig | None, plan: Planned | None) -> str:
-    """The picture's bucket, if the settings lead to one that the run's plan has."""
+    """The picture's bucket, if the settings lead to a bucket that the run's plan has."""
     if config is None or plan is None:
         return ""
     width, height = buckets.assign(

@@ -33,6 +33,7 @@ def _fields(kind: str) -> list[tuple[str, Any]]:
 
 def _fits(value: object, annotation: Any) -> bool:
     if annotation is int:
+        # `type`, as True is an int as well.
         return type(value) is int and abs(value) <= _LARGEST_INT
     if annotation is float:
         return type(value) in (int, float) and abs(value) <= _LARGEST_FLOAT  # type: ignore[arg-type] # not so of nan

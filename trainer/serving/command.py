@@ -66,6 +66,7 @@ def serve(
     ] = "",
 ) -> None:
     """Serve pictures over HTTP, by OpenAI's images API: many people's stacks in one batch on one base."""
+    # `velatura serve keys` comes by here too.
     if context.invoked_subcommand is not None:
         return
     for folder in loras or []:
@@ -91,6 +92,7 @@ def _serve(settings: ServeSettings, loras: tuple[Path, ...], replicas: Replicas 
         return
     from trainer.render.spreading import ray_access
 
+    # What is imported below imports Ray, so whether it may be used is settled first.
     ray_access.prepare(replicas.address, "--ray", "ray.serve")
     from trainer.serving import server
     from trainer.serving.replicas.opening import on_ray

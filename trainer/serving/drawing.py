@@ -55,9 +55,11 @@ class Drawing:
     def end(self) -> None:
         """Draw no further than the step that is drawn now, and wait until what is done is given out."""
         self._is_ending = True
+        # The thread may be waiting for pictures.
         with self.line.changed:
             self.line.changed.notify_all()
         self._thread.join()
+        # Only now: what was drawn last is still handed out.
         self._encoders.shutdown()
 
     def _run(self) -> None:
@@ -86,6 +88,7 @@ class Drawing:
             with self.line.changed:
                 ready = [picture for picture in self._ahead() if picture.resolved and not picture.order.is_cancelled]
                 pictures = self._together(ready)
+                # A batch waits for its window to end, unless it is as large as it may be.
                 left_s = self._window_left(pictures)
                 if pictures and left_s <= 0:
                     self.line.take(pictures)
@@ -148,9 +151,11 @@ class Drawing:
         began = time.monotonic()
         for picture in pictures:
             self.metrics.waited_s.observe(began - picture.came)
+            # From here on a client that leaves pays for the picture.
             picture.order.tell(Begun(picture.number))
         watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
         drawn: list[picture_metadata.Picture] | None = None
+        # A fault of several pictures is nobody's yet: below each is drawn alone and answers for itself.
         with giving_up.outlasted(pictures if len(pictures) == 1 else [], self.metrics, self.log):
             try:
                 for picture in pictures:
@@ -167,6 +172,8 @@ class Drawing:
             for picture in pictures if len(pictures) > 1 else ():
                 self._draw([picture])
             return
+
+        # What isn't finite isn't handed out; the others of the batch are.
         self._count(pictures, began, time.monotonic())
         for place, (picture, result) in enumerate(zip(pictures, drawn, strict=True)):
             if place in watching.broken:
@@ -185,7 +192,7 @@ class Drawing:
         return drawn
 
     def _count(self, pictures: list[Wanted], began: float, ended: float) -> None:
-        """Remember what a batch took, and how long its pictures waited for the one before."""
+        """Remember what a batch took, and how long its pictures waited for the batch before."""
         seconds = ended - began
         waits_s = [round(self._joining.waited_s(picture.came), 4) for picture in pictures]
         self._joining.drawn(ended)

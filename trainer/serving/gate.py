@@ -40,6 +40,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # The status is known only from the message that passes by, and the log wants it at the end.
         began, status = time.monotonic(), 0
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -50,6 +51,7 @@ class Gate:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                # A route's own header stays.
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -58,6 +60,7 @@ class Gate:
             await self.app(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - began
+            # Addresses without a route share a name, or anybody could add series to the metrics.
             route = scope["state"].get("route", _UNKNOWN)
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_s.labels(route).observe(seconds)
@@ -74,6 +77,7 @@ class Gate:
 
 def is_of_another_site(headers: Headers, method: str) -> bool:
     """Whether a request that changes something comes from another site's page."""
+    # Programs send no Origin; a browser sends it with whatever changes something.
     origin = headers.get("origin")
     if method in _SAFE_METHODS or origin is None:
         return False

@@ -80,9 +80,11 @@ async def _ordered(state: ServerState, key: Key, request: Request) -> _Answering
         num_previews=(image.partial_images or 0) if image.stream else 0,
         wants_steps=bool(image.stream and image.progress),
     )
+    # Without LoRAs nothing must be read first.
     pictures = [
         Wanted(order, number, stack, reads=None if stack.adapters else ()) for number, stack in enumerate(stacks)
     ]
+    # A full line costs no quota.
     try:
         state.line.put(pictures, key.weight, state.wait_s)
     except ApiError:
@@ -93,8 +95,9 @@ async def _ordered(state: ServerState, key: Key, request: Request) -> _Answering
 
 
 async def body(request: Request) -> bytes:
-    """A request's body. Raises: ApiError 413 for a large one, 408 for one that takes too long."""
+    """A request's body. Raises: ApiError 413 for a large body, 408 for a body that takes too long."""
     too_large = ApiError(413, f"the body is larger than {gate.MAX_BODY_BYTES} bytes.", code="body_too_large")
+    # Cut to 20 digits: the header may hold a number of any length.
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > gate.MAX_DISCARDED_BYTES:
         raise too_large
@@ -135,6 +138,7 @@ async def _prepared(state: ServerState, key: Key, raw: bytes) -> tuple[ImageRequ
         except ApiError as error:
             if error.code != "lora_not_found":
                 raise
+        # It may lie in the folder since the last look.
         state.views.look()
         return state.maker.stacks(image, state.views.view(key.owner))
 
@@ -181,6 +185,7 @@ class _Answering:
             return
         self._is_open = False
         self.order.cancel()
+        # What draws finds that nobody wants these pictures.
         with self.state.line.changed:
             self.state.line.changed.notify_all()
         paid = self.given | self.inbox.begun if self.has_left else self.given
@@ -213,12 +218,14 @@ class _Answering:
         try:
             both: set[asyncio.Future[Any]] = {getting, gone}
             await asyncio.wait(both, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED)
+            # News counts even if the client went in the same moment.
             if getting.done():
                 return getting.result()
             if gone.done():
                 raise client_gone()
             return Failed(0, late())
         finally:
+            # Left behind, it would take the next news.
             getting.cancel()
 
     @property
@@ -251,6 +258,7 @@ class _Answering:
             while num_drawn < self.num_pictures:
                 news = await self._streamed()
                 if news is None:
+                    # A comment of server-sent events, which clients skip.
                     yield ": waiting\n\n"
                 elif isinstance(news, Failed):
                     self.has_left = False

@@ -1,4 +1,4 @@
-"""How long pictures wait for the batch that is drawn when they come: what is paid for joining the next one.
+"""How long pictures wait for the batch that is drawn when they come: what is paid for joining the next batch.
 
 diffusers' pipelines take no picture in the middle of a call. Were one to join at the next step, it would wait for a
 step instead; so this says what that could spare at most.

@@ -50,6 +50,8 @@ class Line:
         with self.changed:
             if self._is_closed:
                 raise api_error.cannot_draw()
+
+            # Room in the whole line, and this key's share of it.
             waiting = sum(len(lane.pictures) for lane in self._lanes.values())
             lane = self._lanes.setdefault(name, _Lane(weight, self._now))
             most_of_key = self.most // 2 if self.shares else self.most
@@ -58,6 +60,8 @@ class Line:
                 raise api_error.too_many(
                     f"{whose} line is full: {waiting} pictures wait; ask again later.", "queue_full", wait_s(waiting)
                 )
+
+            # A key that asked for nothing meanwhile gains nothing by it.
             if not lane.pictures:
                 lane.clock = max(lane.clock, self._now)
             lane.weight = weight
@@ -66,6 +70,7 @@ class Line:
 
     def in_order(self) -> Iterator[Wanted]:
         """The pictures as they would be taken now. To be read under `changed`."""
+        # The lanes merged by their clocks, each of which goes on with every picture that is read.
         heap = [
             (lane.clock + lane.pictures[0].cost / lane.weight, name, 0)
             for name, lane in self._lanes.items()
@@ -86,6 +91,8 @@ class Line:
                 lane = self._lanes[picture.order.key_name]
                 lane.pictures.remove(picture)
                 lane.clock += picture.cost / lane.weight
+
+            # The present is the clock that is furthest behind of those that wait.
             left = [lane.clock for lane in self._lanes.values() if lane.pictures]
             served = [self._lanes[picture.order.key_name].clock for picture in chosen]
             self._now = max(self._now, min(left or served or [self._now]))
@@ -96,6 +103,7 @@ class Line:
         """Let nothing wait from now on; gives back what waited."""
         with self.changed:
             self._is_closed = True
+            # A condition's lock may be taken again by the thread that holds it, as `drop` does.
             return self.drop(lambda picture: True)
 
     def drop(self, unwanted: Callable[[Wanted], bool]) -> list[Wanted]:

@@ -42,6 +42,7 @@ async def upload(state: ServerState, request: Request) -> Response:
     _refuse_if_off(state)
     key = state.key(request)
     name = request.query_params.get("name", "")
+    # A name, never a path.
     if not name or len(name) > _MAX_NAME_CHARS or any(sign < " " or sign in "/\\" for sign in name):
         raise ApiError(
             400,
@@ -69,6 +70,7 @@ async def _kept(state: ServerState, key: Key, request: Request, name: str) -> Lo
         with unique_names.temporary(folder, ".upload.safetensors") as unfinished:
             await _received(request, unfinished, room)
             info = await asyncio.to_thread(_checked, state, unfinished)
+            # Known by its content, whatever it is called.
             known = state.views.view(key.owner).own.get(info.sha256)
             if known is not None:
                 raise ApiError(409, f"this LoRA is here already, as {known.name}.", code="already_there")
@@ -81,6 +83,8 @@ async def _kept(state: ServerState, key: Key, request: Request, name: str) -> Lo
             api_error.BROKEN,
             code="no_room",
         ) from None
+
+    # The next request sees it.
     await asyncio.to_thread(state.views.look, [key.owner])
     return state.views.view(key.owner).own[info.sha256]
 
@@ -126,12 +130,14 @@ def _room(state: ServerState, key: Key, folder: Path) -> int:
 async def _received(request: Request, path: Path, room: int) -> None:
     """Write the request's body to a file of its own. Raises: ApiError, OSError."""
     too_large = ApiError(413, f"the LoRA is larger than the {room} bytes that are left.", code="quota_exceeded")
+    # A stated length is judged unread; without it, what comes is counted below.
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > room:
         raise too_large
     pieces, size = request.stream().__aiter__(), 0
     with path.open("wb") as file:
         while True:
+            # The limit is each piece's: a large file may take long, but may not stand still.
             try:
                 piece = await asyncio.wait_for(pieces.__anext__(), _PIECE_S)
             except StopAsyncIteration:
@@ -152,6 +158,7 @@ def _checked(state: ServerState, path: Path) -> LoraInfo:
         info = lora_file.inspect(path)
         state.renderer.check(path)
     except AdapterError as error:
+        # Where files lie here is nobody's business.
         problem = str(error).replace(str(path), "the file").replace(path.name, "the file")
         raise ApiError(400, problem, code="lora_refused") from None
     return info

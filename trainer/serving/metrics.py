@@ -17,6 +17,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+
+        # Requests.
         self.requests = Counter(
             "velatura_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
@@ -24,6 +26,8 @@ class Metrics:
             "velatura_request_seconds", "From a request's first byte to its answer's last.", ["route"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
+
+        # Pictures and their batches.
         self.pictures = Counter("velatura_pictures", "Pictures drawn, by key.", ["key"], registry=registry)
         self.dropped = Counter(
             "velatura_pictures_not_drawn", "Pictures that were wanted and not drawn, by reason.", ["reason"],
@@ -40,6 +44,8 @@ class Metrics:
         self.batch_stacks = Histogram(
             "velatura_batch_stacks", "Different stacks in one batch.", buckets=_PICTURES, registry=registry
         )
+
+        # Joining: pictures come while a batch is drawn.
         self.joins = Counter(
             "velatura_joins", "Pictures drawn, by whether one could be begun at once as they came, or they had to join "
             "the next batch.", ["batch"], registry=registry,
@@ -48,6 +54,8 @@ class Metrics:
             "velatura_join_wait_seconds", "Wait for the batch that was being drawn as a picture came.",
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
+
+        # What is kept, and who waits.
         self.reads = Counter(
             "velatura_adapter_reads", "Adapters that a picture needed, by where they were.", ["where"],
             registry=registry,
@@ -65,7 +73,7 @@ class Metrics:
         self.uploads = Counter("velatura_uploads", "LoRAs uploaded, by key.", ["key"], registry=registry)
 
     def joined(self, waits_s: Iterable[float]) -> None:
-        """Count how long each picture of a batch waited for the one that was drawn as it came; 0 if none was."""
+        """Count how long each picture of a batch waited for the batch that was drawn as it came; 0 if none was."""
         for wait_s in waits_s:
             self.joins.labels("next" if wait_s else "at once").inc()
             if wait_s:

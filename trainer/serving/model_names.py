@@ -58,6 +58,7 @@ class ModelNames:
             # On one base all saved stacks are drawn; of several, each on its own if that is here.
             base = stack.base if stack.base in self.bases.values() else self.bases[self.shown]
             return Named(name, base, saved=stack)
+        # A base with LoRAs behind it.
         for start, base in self.bases.items():
             if name.startswith(f"{start}+"):
                 loras = name.removeprefix(f"{start}+").split("+")
@@ -95,6 +96,7 @@ def _lora(part: str, whole: str) -> tuple[str, float]:
     name, colon, weight = part.rpartition(":")
     if not colon:
         name, weight = part, "1"
+    # What is no number becomes NaN, which the comparison below refuses.
     try:
         number = float(weight) if len(weight) <= 20 else float("nan")
     except ValueError:

@@ -71,7 +71,7 @@ class Quotas:
                 self._pictures[key.name] = max(0, self._pictures[key.name] - num_pictures)
 
     def save(self) -> None:
-        """Write today's counts, if there are new ones. Raises: OSError."""
+        """Write today's counts, if there are new counts. Raises: OSError."""
         with self._lock:
             counts = dict(self._pictures)
             if counts == self._written:
@@ -87,7 +87,7 @@ class Quotas:
             self._day, self._pictures = day, Counter(before)
 
     def _read(self) -> dict[str, int]:
-        """Today's counts as a server before this one left them."""
+        """Today's counts as a server before this left them."""
         try:
             if self.file.stat().st_size > _MAX_FILE_BYTES:
                 return {}

@@ -43,7 +43,7 @@ class Renderer(Protocol):
 
 
 class OwnEngine:
-    """The renderer with a base in this process's memory: threads that read LoRAs ahead, and one that draws."""
+    """The renderer with a base in this process's memory: threads that read LoRAs ahead, and a thread that draws."""
 
     def __init__(self, engine: Engine, line: Line, settings: ServeSettings, metrics: Metrics, log: Log) -> None:
         self.engine = engine

@@ -30,6 +30,7 @@ def app(state: ServerState) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         middleware=[
+            # In this order: a request that is refused for its host is logged too.
             Middleware(Gate, metrics=state.metrics, log=state.log),
             Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(state.settings), www_redirect=False),
         ],

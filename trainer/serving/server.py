@@ -122,6 +122,7 @@ class Server(uvicorn.Server):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            # It waits for threads, which would hold up the loop.
             await asyncio.to_thread(self._end)
 
     async def _drain(self) -> None:

@@ -13,7 +13,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 class ServeSettings:
     """Limits of one server; times are in seconds, sizes in bytes."""
 
-    base: str  # the one that a request means that names none
+    base: str  # what a request means that names none
     workspace: Path  # its runs, loras and stacks are offered, and `serve` in it is the server's own folder
     host: str = "127.0.0.1"
     port: int = 8000

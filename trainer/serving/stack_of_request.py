@@ -36,7 +36,7 @@ class StackMaker:
         }
 
     def stacks(self, request: ImageRequest, view: View) -> list[StackConfig]:
-        """A stack for each picture: seeds follow each other, the first one drawn at random if none is given.
+        """A stack for each picture: seeds follow each other, the first drawn at random if none is given.
 
         Raises: ApiError.
         """
@@ -59,6 +59,7 @@ class StackMaker:
         """The stack but for its seed. Raises: UserError, ApiError."""
         values: dict[str, Any] = {}
         adapters: list[AdapterChoice] = []
+        # A saved stack, and over it what the request says.
         if named.saved is not None:
             values = _saved_values(named.saved)
             adapters = [_of_saved(adapter, view) for adapter in named.saved.adapters if adapter.enabled]
@@ -69,6 +70,8 @@ class StackMaker:
         }
         if size := request.size_px:
             values |= {"width_px": size[0], "height_px": size[1]}
+
+        # LoRAs: the saved stack's, then the model name's, then the request's.
         adapters += [
             _choice(view.named(name, f"model {named.name!r}"), LoraAsked(name=name, weight=weight))
             for name, weight in named.loras
@@ -81,6 +84,8 @@ class StackMaker:
         family = self.families[named.base]
         values |= {"base": named.base, "family": family, "adapters": adapters, "wide_weights": is_wide}
         stack = base_defaults.completed(parse(StackConfig, values, "the request"))
+
+        # A size that the base takes; then the prompt's tags, which name LoRAs that this key sees.
         sides = {"width_px": stack.width_px, "height_px": stack.height_px}
         bases.check_pixels(self.folders[named.base], sides)
         names = [lora.name for text in (stack.prompt, stack.negative_prompt) for lora in tags.take_tags(text).loras]

@@ -80,7 +80,7 @@ class Detected:
 
 
 def detect(head: Head) -> Detected:
-    """The model in a file. Raises: ModelError for what is no base, or a variant of one that can't be trained."""
+    """The model in a file. Raises: ModelError for what is no base, or a variant of a base that can't be trained."""
     names = head.shapes
     if any(part in name for name in names for part in _LORA):
         raise ModelError(
@@ -155,6 +155,7 @@ def _refuse_channels(head: Head, name: str) -> None:
 def _unet(head: Head, prefix: str) -> Detected:
     """Which Stable Diffusion a UNet in LDM's names is, by the width of the text and the input of labels."""
     _refuse_channels(head, prefix + "input_blocks.0.0.weight")
+    # What attention to the text reads is as wide as the text encoder's output.
     widths = {
         head.shapes[name][-1]
         for name in head.under(prefix)

@@ -97,7 +97,7 @@ def _write_model(kind: str, tensors: dict[str, Tensor], target: Path) -> None:
 
 
 def _check_text(part: Part, tensors: dict[str, Tensor]) -> None:
-    """Compare a text encoder's tensors with an empty one of its class. Raises: ValueError."""
+    """Compare a text encoder's tensors with an empty text encoder of its class. Raises: ValueError."""
     with torch.device("meta"):  # has shapes and takes no memory
         config = getattr(transformers, "T5Config" if part.kind.startswith("T5") else "CLIPTextConfig")(**part.config)
         model = getattr(transformers, part.kind)(config)

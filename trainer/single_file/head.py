@@ -102,6 +102,7 @@ def _refuse_others(path: Path, first: bytes) -> None:
             f"{path} is a GGUF file, whose weights are quantised for drawing only; allowed: .safetensors. Take the "
             f"model's bfloat16 or float16 file instead."
         )
+    # By its ending, or by how it begins: a zip, as torch.save writes it, or a pickle of protocol 2 to 5.
     if (
         path.suffix.lower() in _PICKLES
         or first[:4] == b"PK\x03\x04"

@@ -33,7 +33,7 @@ from trainer.lora_file.names.rows import (
 
 Shape = tuple[int, int] | None  # outputs and inputs, a convolution's kernel laid flat
 HEADER_KEYS = ("ss_base_model_version", "modelspec.architecture")  # the header's keys that are read
-# Prefix of a denoiser's module -> scheme. The first that fits counts, so longer ones stand before their beginnings.
+# Prefix of a denoiser's module -> scheme. The first that fits counts, so longer names stand before their beginnings.
 _DENOISER = {
     "lora_unet_": "kohya", "lora_transformer_": "onetrainer", "lycoris_unet_": "lycoris", "lycoris_": "lycoris",
     "model.diffusion_model.": "comfyui", "diffusion_model.": "comfyui",
@@ -244,7 +244,7 @@ def _judge(family: Family, shapes: Mapping[str, Shape], stated: list[str]) -> _J
 
 
 def _usual(family: Family, target: Target) -> bool:
-    """Whether trainers of this family write names like this one."""
+    """Whether trainers of this family write names like this."""
     if target.prefix == "lora_unet_":
         return target.spelling in ("both", family.kohya)
     return target.prefix != "" or family.bare or target.spelling in ("original", "alias")

@@ -1,4 +1,4 @@
-"""AuraFlow: joint blocks, then single ones, in diffusers' names."""
+"""AuraFlow: joint blocks, then single blocks, in diffusers' names."""
 
 from trainer.lora_file.names.rows import Family, Size, TextEncoder, row, t5
 

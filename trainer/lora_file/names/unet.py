@@ -72,7 +72,7 @@ def _up(widths: tuple[int, ...], layers: int, attended: tuple[bool, ...], time: 
     """Rows of the way up; a residual block's inputs are those of the block before and of a skip connection."""
     rows: list[Row] = []
     before, number = widths[-1], 0
-    waiting = [*skips]  # the last one out is the first one in
+    waiting = [*skips]  # the last skip out is the first in
     for level, width in enumerate(reversed(widths)):
         has_attention = attended[len(widths) - 1 - level]
         # One residual block more than on the way down, as each level takes in the skip of its downsampler too.
@@ -125,7 +125,7 @@ def _attention(original: str, path: str, width: int) -> list[Row]:
 
 
 def of_any_structure() -> tuple[Row, ...]:
-    """Rows in diffusers' spelling for UNets of other depths and widths than the published ones."""
+    """Rows in diffusers' spelling for UNets of other depths and widths than the published models."""
     blocks = ("down_blocks.#", "up_blocks.#", "mid_block")
     # `X < X` fits no size: such layers are known by name alone.
     attention = ["proj_in", "proj_out", "transformer_blocks.#.ff.net.0.proj", "transformer_blocks.#.ff.net.2"]

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 _NUMBER = re.compile(r"(?<![a-z])(?<!encoder_)\d+")
-_LONGEST = 1000  # characters of a module's name that are looked at; real ones have some 100
+_LONGEST = 1000  # characters of a module's name that are looked at; real names have some 100
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def table(name: str) -> Table:
         by_method = loads.setdefault(family, {})
         for group in groups:
             for method in group["methods"]:
+                # A method may stand in several groups.
                 by_method[method] = by_method.get(method, frozenset()) | frozenset(group["modules"])
     for family, groups in content["stops"].items():
         for group in groups:

@@ -60,7 +60,7 @@ class Mode:
     # A mode that finds regions has both of these. In the first steps it reads where the picture attends to each
     # adapter's trigger words; from then on each adapter acts in the mask that was made of that.
 
-    # number of steps -> how many of the first ones are read.
+    # number of steps -> how many of the first steps are read.
     watched: Callable[[int], int] | None = None
     # (attention to the words of each adapter in each image (A, B, rows, columns), height and width of the latents) ->
     # masks (A, B, h, w) in [0, 1].

@@ -71,7 +71,7 @@ def layout(nodes: list[dict[str, float]], num_workers: int, threads: int) -> Lay
 
 @contextmanager
 def joined(address: str, num_workers: int) -> Iterator[Layout]:
-    """The cluster at an address, or a new one of this machine, which ends with the body.
+    """The cluster at an address, or a new cluster of this machine, which ends with the body.
 
     Raises: RunError if there is none.
     """
@@ -83,7 +83,7 @@ def joined(address: str, num_workers: int) -> Iterator[Layout]:
                 if address:
                     ray.init(address=address, namespace="velatura", log_to_driver=False, configure_logging=False)
                 else:
-                    # Ray makes its folder everybody's; the one around it is the owner's alone.
+                    # Ray makes its folder everybody's; the folder around it is the owner's alone.
                     ray.init(
                         address="local",
                         num_cpus=max(system.num_cpus(), num_workers),

@@ -95,6 +95,7 @@ def outgoing(stack: StackConfig, digest_of: Callable[[Path], str]) -> Outgoing:
         places.update({part.sha256: path for part, path in zip(listed, paths, strict=True)})
         return key
 
+    # Each adapter's file, and its mask if there is one, by the key under which it travels.
     adapters = []
     for adapter in stack.adapters:
         path = Path(adapter.file)

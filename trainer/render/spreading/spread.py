@@ -33,7 +33,7 @@ _MOST_DEATHS = 4  # of workers that drew a chunk, and then of those that drew on
 _MOST_FALSE_STARTS = 5  # workers in a row that died before they said a word
 _MOST_FRUITLESS = 12  # workers that died before any has drawn a picture
 _START_S = 300.0  # a worker that has said nothing for so long isn't waited for any more
-_AHEAD = 2  # chunks that a worker has been given, so that it never waits for the next one
+_AHEAD = 2  # chunks that a worker has been given, so that it never waits for the next chunk
 _WINDOW = 64  # chunks that are chosen from, and as many again for each 16 workers
 _POLL_S = 0.2
 
@@ -247,7 +247,7 @@ class Spread:
         self._waiting.insert(0, task)
 
     def _bury(self, member: Member, error: RayError) -> Iterator[tuple[Work, Result]]:
-        """Put another worker in a dead one's place, and its chunks among those that wait.
+        """Put another worker in a dead worker's place, and its chunks among those that wait.
 
         Raises: RunError if workers don't even start.
         """
@@ -270,7 +270,7 @@ class Spread:
         self._members[self._members.index(member)] = self._started()
 
     def _suspected(self, task: Task, member: Member, error: RayError) -> Iterator[tuple[Work, Result]]:
-        """A chunk that ended several workers: each picture alone, or the one that did it as failed."""
+        """A chunk that ended several workers: each picture alone, or the picture that did it as failed."""
         if len(task.works) > 1:
             for work, stack in zip(task.works, task.request.stacks, strict=True):
                 request = messages.Request((stack,), task.request.parts, task.request.base_sha256)

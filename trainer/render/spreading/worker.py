@@ -74,6 +74,8 @@ class Worker:
             if error.errno not in _NO_ROOM:
                 raise
             return messages.Answer(lacks="files", why=f"{self.folder} can't take the LoRAs: {error.strerror}.")
+
+        # Each picture by its place in the request, in whatever order they are drawn.
         stacks = [messages.arrived(text, places) for text in request.stacks]
         results: list[messages.Drawn | str] = [""] * len(stacks)
         for place, result in self.warm.draw(stacks):
@@ -81,7 +83,7 @@ class Worker:
         return messages.Answer(tuple(results))
 
     def _check_base(self, base: str, family: str, wanted: str) -> None:
-        """Raises: ModelError if it isn't here, RunError if it is another one."""
+        """Raises: ModelError if it isn't here, RunError if it is another."""
         if (base, family) not in self._bases:
             folder = bases.resolve(base, families.registry()[family])
             self._bases[base, family] = base_hash(folder, self.quantise)

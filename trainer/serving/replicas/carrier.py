@@ -33,7 +33,7 @@ class Carrier(Protocol):
         """sha256 of a file. Raises: OSError."""
 
     async def call(self, base: str, key: str, sent: Sent, places: dict[str, Path]) -> Call:
-        """Send a picture to a replica of its base: calls with one key go to the same one unless it is full.
+        """Send a picture to a replica of its base: calls with one key go to the same replica unless it is full.
 
         `places` are its files here by sha256; with an empty key any replica will do. Raises: RunError if a file can't
         be read.

@@ -107,7 +107,7 @@ def sent(picture: Wanted, going: Outgoing, alone: bool = False) -> Sent:
 
 
 def keys_of(loras: list[Path]) -> frozenset[str]:
-    """What some LoRA files are called in `Sent.parts`. Raises: AdapterError for one that can't be read."""
+    """What some LoRA files are called in `Sent.parts`. Raises: AdapterError for a file that can't be read."""
     choices = tuple(AdapterChoice(file=str(path)) for path in loras)
     return frozenset(outgoing(StackConfig(adapters=choices), files.sha256).parts)
 

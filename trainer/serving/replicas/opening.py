@@ -39,10 +39,12 @@ def on_ray(replicas: Replicas) -> Opening:
     def opened(settings: ServeSettings, log: Log, loras: tuple[Path, ...] = ()) -> Iterator[ServerState]:
         """Raises: AdapterError, ConfigError, ModelError, RunError."""
         settings.folder.mkdir(parents=True, exist_ok=True)
+        # Bases and pinned LoRAs first: what isn't here is said before Ray starts.
         hashes, pinned = {base: _hash(base) for base in settings.bases}, _pinned(settings, loras)
         with joined(replicas.address, replicas.most * len(hashes)) as layout:
             _check_room(layout, replicas.least * len(hashes))
             plans = {base: _plan(settings, base, sha256, layout, pinned) for base, sha256 in hashes.items()}
+            # On a cluster others may serve too.
             name = f"velatura-{os.getpid()}-{secrets.token_hex(4)}"
             carrier = RayCarrier(name, plans, layout, replicas)
             try:
@@ -78,6 +80,7 @@ def _plan(settings: ServeSettings, base: str, base_sha256: str, layout: Layout, 
 
 def _check_room(layout: Layout, num_replicas: int) -> None:
     """Raises: RunError if so many replicas can't all be there."""
+    # All that the cluster has, free or not.
     there = ray.cluster_resources()
     for name, each in (("CPU", layout.num_cpus), ("GPU", layout.num_gpus)):
         if num_replicas * each > there.get(name, 0):

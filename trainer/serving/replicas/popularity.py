@@ -1,4 +1,4 @@
-"""Which of a stack's LoRAs is asked for least: the one that decides which replica draws it.
+"""Which of a stack's LoRAs is asked for least: the LoRA that decides which replica draws it.
 
 A popular LoRA is in every replica's memory anyway; the rarest is the one whose reading is worth saving (docs/scale.md).
 """

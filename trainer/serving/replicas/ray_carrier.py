@@ -37,7 +37,7 @@ from trainer.serving.replicas.replica import Replica
 from trainer.serving.replicas.wanted_replicas import Replicas
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_OVER_MEAN = 1.25  # of what a replica is given on the mean, before its pictures go to the next one
+_OVER_MEAN = 1.25  # of what a replica is given on the mean, before its pictures go to the next
 _LOOK_S = 1.0
 _ABOUT_S = 120.0
 _HEALTH_S, _UNHEALTHY_S = 5.0, 60.0
@@ -56,7 +56,7 @@ class RayReplica(Replica):
                 yield told
 
     def check_health(self) -> None:
-        """Asked by Ray Serve, which puts another replica in the place of one that raises. Raises: RunError."""
+        """Asked by Ray Serve, which puts another replica in the place of a replica that raises. Raises: RunError."""
         if not self.is_alive:
             raise RunError("the drawing thread of this replica has died.")
 
@@ -103,6 +103,7 @@ class RayCarrier:
             except (RuntimeError, RayError) as error:
                 self.end()
                 raise RunError(f"no replica of {base[:200]!r} starts: {_reason(self._message(base), error)}") from None
+        # Counted before anybody asks.
         self._look()
         self._looking.start()
 
@@ -120,6 +121,7 @@ class RayCarrier:
         return self._files.digest(path)
 
     async def call(self, base: str, key: str, sent: Sent, places: dict[str, Path]) -> _RayCall:
+        # Files are read and handed to Ray beside the loop, which others need.
         contents = {
             sha256: await asyncio.to_thread(self._files.content, path, sha256) for sha256, path in places.items()
         }
@@ -131,6 +133,7 @@ class RayCarrier:
         self._is_ended.set()
         if self._looking.is_alive():  # to ask Ray Serve after Ray has ended would start it again
             self._looking.join()
+        # The cluster may be gone already.
         for name in self._apps.values():
             with suppress(RuntimeError, RayError, RayServeException):
                 serve.delete(name)

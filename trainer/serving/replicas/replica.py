@@ -69,6 +69,7 @@ class Replica:
             torch.set_num_threads(plan.threads)
         bases.quiet_libraries()
         settings = plan.settings
+        # Before anything large is read.
         _check(plan)
         self._lines = _Lines()
         self._line = Line(settings.queue_pictures, shares=False)
@@ -104,6 +105,7 @@ class Replica:
 
         deadline = time.monotonic() + sent.left_s
         order = Order(sent.request_id, sent.key_name, tell, deadline, sent.num_previews, sent.wants_steps)
+        # Until the picture is done its files stay.
         self._in_use.update(sent.parts.keys())
         try:
             await asyncio.to_thread(self._put, order, sent, content_of)
@@ -120,6 +122,7 @@ class Replica:
                 self._line.changed.notify_all()
             self._in_use.subtract(sent.parts.keys())
             self._in_use = +self._in_use
+            # Shielded: who stops listening cancels this as well.
             await asyncio.shield(asyncio.to_thread(self._let_go))
 
     def _put(self, order: Order, sent: Sent, content_of: Callable[[str], bytes]) -> None:
@@ -127,6 +130,7 @@ class Replica:
         with self._files_lock:
             try:
                 places = {key: self._files.place(key, parts, content_of) for key, parts in sent.parts.items()}
+                # Only now is it known where a pinned LoRA lies here.
                 for key in self._pinned & places.keys():
                     self._engine.shelf.pin_when_read(places[key])
                 stack = files_sent.arrived(sent.stack, places)
@@ -135,6 +139,8 @@ class Replica:
             except OSError as error:
                 problem = f"a LoRA can't be kept where the picture is drawn: {error.strerror or 'no room'}."
                 return order.tell(Failed(sent.number, ApiError(503, problem, BROKEN, code="lora_unreadable")))
+
+        # The line, in which all keys weigh the same.
         picture = Wanted(order, sent.number, stack, reads=None if stack.adapters else (), alone=sent.alone)
         try:
             self._line.put([picture], 1.0, lambda num_pictures: 1.0)
