@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 from cachetools import TTLCache, cached
 
-from app import job_plans
+from app import job_plans, scripts
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.jobs import LIVE
@@ -89,7 +89,7 @@ class News:
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
         values = {"names": list(self._looks), "tabs": self._tabs, "every": _GROWTH_S * 1000}
         script = _SCRIPT % {name: json.dumps(value).replace('"', "'") for name, value in values.items()}
-        asking = gr.HTML(js_on_load=script, server_functions=[versions], visible="hidden")
+        asking = gr.HTML(js_on_load=scripts.ANSWERED + script, server_functions=[versions], visible="hidden")
         for name, (_, _, look) in self._looks.items():
             event = getattr(asking, name)
             # A change while a look goes on is looked at after it.

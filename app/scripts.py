@@ -17,11 +17,21 @@ _PHRASE = """const phrase = (key, values = {}) => texts[key].replace(/{(\\w+)}/g
 const phraseNum = (key, num, values = {}) => phrase(`${key}.${num === 1 ? 'one' : 'many'}`, {num, ...values});
 """
 
+# Gradio 6.31's page gives `undefined` where no answer came; a script of ours is to notice.
+ANSWERED = """server = new Proxy(server, {get: (all, name) => async (...given) => {
+  const answer = await all[name](...given);
+  if (answer === undefined) throw new Error('');
+  return answer;
+}});
+"""
+
 
 def read(*names: str) -> str:
     """These files beside this one as one script, behind their texts."""
     code = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     texts = {key: TEXTS[key] for key in asked(code)}
+    if "server." in code or "server[" in code:
+        code = ANSWERED + code
     return f"const texts = {json.dumps(texts)};\n{_PHRASE}{code}" if texts else code
 
 

@@ -143,16 +143,11 @@ def test_files_of_the_workspace_are_not_served(served: SimpleNamespace, path: st
 def forge_uploads(served: SimpleNamespace, path: str) -> None:
     """Send what every upload's event would be sent, with this path; each must be refused."""
     with urllib.request.urlopen(f"{served.address}config", timeout=20) as answer:
-        config = json.loads(answer.read())
-    uploads = [
-        number
-        for number, one in enumerate(config["dependencies"])
-        if any(target[1] == "upload" for target in one["targets"])
-    ]
+        events = json.loads(answer.read())["dependencies"]
+    uploads = [event for event in events if any(target[1] == "upload" for target in event["targets"])]
     assert uploads
     forged = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    for number in uploads:
-        dependency = config["dependencies"][number]
+    for dependency in uploads:
         data = [forged for _ in dependency["inputs"]]
         body = json.dumps({"data": data, "fn_index": dependency["id"], "session_hash": "s"}).encode()
         assert status(f"{served.address}gradio_api/run/predict", body, Content_Type="application/json") >= 400

@@ -62,7 +62,7 @@ def test_a_training_goes_on_and_makes_each_step_once(page: Page, server: Server)
     test_browser.see(page, r"outline-style.*(step \d+ of 60|Finished)", timeout_s=240)  # the tab and the job are kept
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
     test_browser.see(page, "Finished", timeout_s=400)
-    (run,) = (server.workspace / "runs").iterdir()
+    (run,) = (server.workspace / "runs").glob("[!.]*")
     assert steps_of(run) == dict.fromkeys(range(1, 61), 1)
     assert (run / f"{run.name}.safetensors").is_file()
 
@@ -86,7 +86,7 @@ def test_a_killed_training_is_taken_up_again(page: Page, server: Server) -> None
     server.start()
     page.wait_for_function("!window.__old && document.querySelector('#progress')", timeout=WAIT_MS)
     test_browser.see(page, "Finished", timeout_s=400)
-    (run,) = (server.workspace / "runs").iterdir()
+    (run,) = (server.workspace / "runs").glob("[!.]*")
     assert set(steps_of(run)) == set(range(1, 41)) and (run / f"{run.name}.safetensors").is_file()
 
 

@@ -15,6 +15,7 @@ import pytest
 from app import ui
 from app.context import Refresh
 from app.page_values import PageValues
+from tests import browsing
 from tests.page_fixtures import NEEDS_CHROMIUM
 from tests.test_page_train import expect
 
@@ -131,6 +132,20 @@ def test_a_press_before_the_script_is_there_is_not_lost(small: tuple[Small, Any]
         }"""
     )
     assert sent(made, page, "many") == sent(made, page, "few")
+
+
+def test_a_change_is_kept_though_the_server_was_away_as_it_was_made(small: tuple[Small, Any]) -> None:
+    made, page = small
+    page.route("**/component_server/", lambda route: route.abort())
+    page.locator("#text textarea").fill("kept")
+    page.wait_for_timeout(1500)
+    page.unroute("**/component_server/")
+    for _ in range(100):
+        if made.kept:
+            break
+        page.wait_for_timeout(100)
+    browsing.taken()  # the browser says that it was not answered
+    assert made.kept == [{"text": "kept"}]
 
 
 def test_a_page_of_another_server_is_told_to_reload(small: tuple[Small, Any]) -> None:

@@ -142,7 +142,7 @@ def test_a_runs_steps_at_two_weights_are_drawn_from_the_page(
     for elem_id, text in (("batch-steps", "9"), ("batch-seeds", "1"), ("batch-weights", "0.5, 1")):
         box(page, elem_id).fill(text)
     page.locator("#start-batch").click()
-    expect(page.locator(".toast-wrap, .toast-body").first).to_contain_text("steps: 9 can't be drawn; allowed: 1, 2")
+    expect(page.locator("#batch-plan")).to_contain_text("Steps: 9 can't be drawn; allowed: 1, 2")
     box(page, "batch-steps").fill("")
     page.locator("#start-batch").click()
     expect(page.locator("#batch-progress")).to_contain_text(re.compile(r"Finished.*4 of 4 pictures", re.DOTALL))
