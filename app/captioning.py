@@ -91,7 +91,7 @@ def begin(context: Context, order: Order) -> Job:
     asked = rules.rules(order.purpose, order.trigger, order.leave_out)
     kinds.opener(model(context, order.model), asked.purpose, order.instruction)
     for job in context.runner.shown():
-        if job.kind == CAPTIONS and job.state in (*LIVE, *WAITING) and _order(job).dataset == order.dataset:
+        if job.state in (*LIVE, *WAITING) and _is_of(job, order.dataset):
             raise ConfigError(say("captions.is_writing", name=job.name))
     return context.runner.submit(f"captions-{order.dataset}", json.dumps(asdict(order)), CAPTIONS)
 
@@ -159,14 +159,15 @@ def _sendable(text: str) -> str:
 
 def newest(context: Context, dataset: str | None) -> Job | None:
     """The newest job that captions this dataset."""
-    for job in context.runner.shown():
-        if job.kind == CAPTIONS:
-            try:
-                if _order(job).dataset == dataset:
-                    return job
-            except ConfigError:
-                continue
-    return None
+    return next((job for job in context.runner.shown() if _is_of(job, dataset)), None)
+
+
+def _is_of(job: Job, dataset: str | None) -> bool:
+    """Whether a job captions this dataset; one whose order can't be read captions none."""
+    try:
+        return job.kind == CAPTIONS and _order(job).dataset == dataset
+    except ConfigError:
+        return False
 
 
 def progress(context: Context, job: Job) -> Progress:

@@ -8,6 +8,7 @@ what was chosen before is chosen already (`kept_fields`).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,7 +101,7 @@ class Guide:
     def _of_dataset(self, folder: Path) -> tuple[bool, bool]:
         """Whether a dataset has pictures, and captions for all; read again when its folder has changed."""
         try:
-            changed_ns = folder.stat().st_mtime_ns
+            changed_ns = _changed_ns(folder)
             known = self._captions.get(folder)
             if known and known[0] == changed_ns:
                 return known[1]
@@ -110,6 +111,13 @@ class Guide:
             return False, False
         self._captions[folder] = changed_ns, (bool(pictures), bool(pictures) and captioned)
         return self._captions[folder][1]
+
+
+def _changed_ns(folder: Path) -> int:
+    """When a file was last made, replaced or removed in a folder or those in it. Raises: OSError."""
+    with os.scandir(folder) as entries:
+        inside = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return max(folder.stat().st_mtime_ns, *map(_changed_ns, inside), 0)
 
 
 def preset_chosen(context: Context, dataset: str | None, request: gr.Request | None) -> None:

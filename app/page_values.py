@@ -156,7 +156,8 @@ class PageValues:
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
         names = [*(f"gather_{tab}" for tab in self._tabs), *(f"edited_{tab}" for tab in looks)]
         values = gr.HTML(
-            js_on_load=scripts.ANSWERED + _SCRIPT.replace("NAMES", str(names)), server_functions=[keep_known], visible="hidden",
+            js_on_load=scripts.ANSWERED + _SCRIPT.replace("NAMES", str(names)), server_functions=[keep_known],
+            visible="hidden",
             tabs={tab: [field._id for field in inside] for tab, inside in self._tabs.items()},
             groups=[list(group) for group in self._groups], kept=[int(key) for key in every],
             later=[field._id for field in later], looks=of_looks,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer import lora_file
+from trainer import families, lora_file
 from trainer.errors import AdapterError, ModelError
 from trainer.lora_tools import verify
 from trainer.lora_tools.convert import convert
@@ -290,7 +290,7 @@ def test_the_commands_say_what_they_did_and_never_write_over_what_they_read(
         and proofs["diffusers' converter"]["layers"] == 56
     ), done.stderr
     refused = run_velatura("lora", "convert", "sum.safetensors", "--out", "sum.safetensors")
-    assert refused.returncode == 2 and "the file that is read" in refused.stderr
+    assert refused.returncode == 2 and "a file that is read" in refused.stderr
     shown = run_velatura("inspect", "sum.safetensors").stdout
     assert "ComfyUI" in shown and "unet.mid_block" in shown and "kohya" in shown
 
@@ -318,3 +318,32 @@ def test_a_modulation_with_swapped_halves_is_straightened_or_refused(tmp_path: P
     path = written(tmp_path, loha, "lora_unet_final_layer_adaLN_modulation_1")
     with pytest.raises(AdapterError, match="halves the other way round"):
         convert(path, tmp_path / "out.safetensors", "diffusers")
+
+
+@pytest.mark.parametrize("through", ["its name", "a link"])
+def test_no_tool_writes_over_what_it_reads(
+    trained: Path, tmp_path: Path, through: str, run_velatura: Callable[..., Any]
+) -> None:
+    """Whichever of its inputs that is, and however it is named."""
+    copies = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for copied in copies:
+        shutil.copy(trained, copied)
+    tiny = families.registry()["sd"].tiny(tmp_path / "tiny")
+    weights = next((tiny / "unet").glob("*.safetensors"))
+    before = {path: path.read_bytes() for path in (*copies, weights)}
+
+    def named(path: Path) -> Path:
+        if through == "its name":
+            return path
+        link = path.with_name(f"link-{path.name}")
+        link.symlink_to(path)
+        return link
+
+    second = named(copies[1])
+    for arguments in (
+        ["lora", "merge", *copies, "--out", second], ["stack", "bake", *copies, "--out", second],
+        ["lora", "extract", tiny, tiny, "--rank", "2", "--out", named(weights)],
+    ):  # fmt: skip
+        refused = run_velatura(*map(str, arguments))
+        assert refused.returncode == 2 and "a file that is read; name another" in refused.stderr, refused.stderr
+    assert {path: path.read_bytes() for path in before} == before

@@ -292,3 +292,12 @@ def test_flux2_dev_comes_back_from_onetrainer() -> None:
 
 def test_animagine_is_an_sdxl_base() -> None:
     assert bases.family_of("cagliostrolab/animagine-xl-4.0") == "sdxl" and bases.family_of("anima-base") == ""
+
+
+@pytest.mark.parametrize("script", ["hunyuan_image_train_network.py", "anima_train_network.py"])
+@pytest.mark.parametrize("module", ["lycoris.kohya", "networks.lora"])
+def test_a_script_for_a_family_that_is_not_trained_here_is_refused_whatever_its_network(
+    script: str, module: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="trained"):
+        imported(tmp_path, f"accelerate launch {script} --network_module={module} --network_dim=4")

@@ -16,6 +16,7 @@ import pytest
 from app import captioning, tabs, ui
 from app.context import Context
 from app.job_table import Job
+from app.job_work import CAPTIONS
 from app.tabs import dataset
 from tests import captioners
 from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
@@ -102,6 +103,13 @@ def test_what_a_browser_may_not_ask_for_starts_nothing(
     with pytest.raises(ConfigError, match=words):
         captioning.begin(context, order(**changes))
     assert not context.runner.every()
+
+
+def test_a_job_whose_order_cannot_be_read_keeps_no_other_dataset_from_its_captions(context: Context) -> None:
+    draw(context.datasets / "mine", 1)
+    context.runner.submit("captions-odd", '{"of": "another version"}', CAPTIONS)
+    assert captioning.newest(context, "mine") is None
+    assert captioning.begin(context, order()).id == captioning.newest(context, "mine").id  # type: ignore[union-attr]
 
 
 def test_a_log_that_holds_anything_shows_as_nothing(context: Context) -> None:

@@ -52,6 +52,24 @@ def test_the_path_says_what_is_done_and_what_is_next(context: Context) -> None:
     assert done() == ["Pictures", "Preset", "Check"]
 
 
+def test_captions_in_a_folder_within_count_as_they_are_now(context: Context) -> None:
+    """A kohya set keeps its folders, and what is written there leaves the time of the folder above as it was."""
+    inside = context.datasets / "mine" / "10_mokka"
+    inside.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(inside / "a.png")
+    with gr.Blocks():
+        path = guide.Guide(context)
+
+    def is_captioned() -> bool:
+        return next(step.is_done for step in path.steps("") if step.word == "Captions")
+
+    assert not is_captioned()
+    (inside / "a.txt").write_text("mokka")
+    assert is_captioned()
+    (inside / "a.txt").unlink()
+    assert not is_captioned()
+
+
 def of(context: Context, dataset: str) -> str:
     return tomli_w.dumps({"data": {"folder": str(context.datasets / dataset)}})
 

@@ -1,14 +1,15 @@
-"""Files: their digests, and writing one so that it is whole or not there."""
+"""Files: their digests, and writing one so that it is whole or not there, and over nothing that is read."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from trainer import system, unique_names
+from trainer.errors import ConfigError
 
 
 def sha256(path: Path, start: int = 0) -> str:
@@ -41,6 +42,15 @@ def replacing(path: Path, through: Path | None = None) -> Iterator[Path]:
         system.replace(through, path)
     finally:
         through.unlink(missing_ok=True)
+
+
+def refuse_over(out: Path, reads: Iterable[Path]) -> None:
+    """Raises: ConfigError if writing `out` would replace what is read: one of these files, or a file in a folder."""
+    if not out.exists():
+        return
+    for path in reads:
+        if path.exists() and (out.samefile(path) or path.resolve() in out.resolve().parents):
+            raise ConfigError(f"--out is {str(out)!r}, a file that is read; name another.")
 
 
 def write(path: Path, content: bytes, through: Path | None = None) -> None:

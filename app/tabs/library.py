@@ -171,13 +171,13 @@ class _Tab:
         self.presets.connect(self.key, _STILL)
         self.presets.keep.click(self.keep_preset, listed, whole, **private)
         self.throw.click(self.throw_one, listed, whole, **private)
-        self.restore.click(self.restore_one, listed, [*whole, self.kind], **private)
+        self.restore.click(self.restore_one, listed, [*whole, self.kind, self.search, self.least], **private)
 
         # The trash, and what is dropped.
         self.empty.click(self.condemn, None, [*self.list, self.sure], **_STILL)
         self.keep.click(self.find, listed, self.list, **_STILL)
         self.sure.click(self.delete, [self.condemned, *listed], whole, **private)
-        shown = [self.drop, *self.arrivals.outputs(), *whole, self.kind, self.num]
+        shown = [self.drop, *self.arrivals.outputs(), *whole, self.kind, self.num, self.search, self.least]
         self.drop.upload(self.take, [self.drop, *listed], shown, api_visibility="private")
         self.arrivals.keep.click(self.keep_arrivals, [self.arrivals.waiting, *listed], shown, **private)
         self.arrivals.connect()
@@ -200,8 +200,10 @@ class _Tab:
         shown = cards.html(self.context, items[:num], key) if items else cards.empty_html(kind, is_searched)
         return none | {self.cards: shown, self.more: gr.update(visible=len(items) > num)}
 
+    def _all(self) -> dict[Any, Any]:
+        return {self.search: "", self.least: 0}  # so that what has come back or arrived is not hidden
+
     def _nothing(self) -> dict[Any, Any]:
-        """The panel with nothing chosen."""
         return {
             self.key: "", self.seen: "", self.opened: "", self.panel: _NOTHING, self.note: "", self.name: "",
             self.acts: gr.update(visible=False), self.restore: gr.update(visible=False),
@@ -331,7 +333,7 @@ class _Tab:
     def restore_one(self, kind: str, search: str, least: int, num: int, key: str) -> dict[Any, Any]:
         """The thing back in its place, and shown there."""
         kind, key = item_changes.restore(self.shelf, key.partition(" ")[2])
-        return self._list(kind, "", 0, PAGE, f"{kind} {key}") | self._panel(kind, key) | {self.kind: kind}
+        return self._list(kind, "", 0, PAGE, f"{kind} {key}") | self._panel(kind, key) | {self.kind: kind} | self._all()
 
     # The trash.
 
@@ -383,7 +385,7 @@ class _Tab:
         update: dict[Any, Any] = {self.drop: None} | self.arrivals.updates(arrivals, form, _WHERE)
         if shelf := next((arrival.shelf for arrival in arrivals if arrival.shelf), None):
             kind, key = shelf
-            panel = self._panel(kind, key, browser) | {self.kind: kind, self.num: PAGE}
+            panel = self._panel(kind, key, browser) | {self.kind: kind, self.num: PAGE} | self._all()
             return update | self._list(kind, "", 0, PAGE, f"{kind} {key}") | panel
         return update | self._list(*listed)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.config import weights
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -215,14 +216,14 @@ def _weighted(text: str) -> tuple[Path, float]:
     """`fox.safetensors:0.8` -> file and weight. Raises: ConfigError."""
     from trainer import lora_file
 
-    path, colon, weight = text.rpartition(":")
+    file, weight = weights.split(text)
     # A file may have a colon in its name.
-    if not colon or lora_file.is_there(Path(text)):
+    if weight is None or lora_file.is_there(Path(text)):
         return Path(text), 1.0
     try:
-        return Path(path), float(weight)
-    except ValueError:
-        raise ConfigError(f"{text!r} is no FILE:WEIGHT; the weight is a number, such as fox.safetensors:0.8.") from None
+        return Path(file), weights.number(weight)
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from None
 
 
 def _blocks(lines: list[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import __version__, base_match, rank_reduction
+from trainer import __version__, base_match, files, rank_reduction
 from trainer.deltas import Update
 from trainer.errors import AdapterError, ModelError
 from trainer.lora_file import names, renaming, writing
@@ -43,6 +43,7 @@ def extract(tuned: Path, base: Path, out: Path, how: Cut, scheme: str = "default
     Raises: ModelError if they are not alike, AdapterError if nothing differs.
     """
     check(how)
+    files.refuse_over(out, [tuned, base])
     if out.suffix != ".safetensors" or dtype == "keep":
         raise AdapterError(
             f"--out is {str(out)!r} and --dtype {dtype}; allowed: a file that ends in .safetensors; float32, float16 "

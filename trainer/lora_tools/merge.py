@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer import base_match, rank_reduction
+from trainer import base_match, files, rank_reduction
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import TRIGGER_KEY, joined_triggers, new_words, renaming
@@ -39,11 +39,12 @@ class Merged:
 
 
 def merge(
-    files: Sequence[tuple[Path, float]], out: Path, rank: int = 0, scheme: str = "default", dtype: str = "keep"
+    weighted: Sequence[tuple[Path, float]], out: Path, rank: int = 0, scheme: str = "default", dtype: str = "keep"
 ) -> Merged:
     """Write the sum of weight * update as one LoRA, of at most `rank`, exactly for 0. Raises: AdapterError."""
     # The files, which must be for one family.
-    opened = [open_file(path) for path, _ in files]
+    opened = [open_file(path) for path, _ in weighted]
+    files.refuse_over(out, [lora.path for lora in opened])
     if len(opened) < 2:
         raise AdapterError(f"{len(opened)} file is named; a merge takes two or more.")
     families = {lora.family().name: lora.path.name for lora in opened}
@@ -58,7 +59,7 @@ def merge(
     # The updates of each layer. Only some files tell a convolution's kernel, so that the longest shape counts.
     parts: dict[str, list[tuple[float, Update]]] = {}
     sizes: dict[str, tuple[int, ...]] = {}
-    for lora, (_, weight) in zip(opened, files, strict=True):
+    for lora, (_, weight) in zip(opened, weighted, strict=True):
         if not math.isfinite(weight):
             raise AdapterError(f"the weight of {lora.path.name} is {weight}; allowed: a number.")
         for path, shape in shapes(lora).items():
@@ -76,7 +77,7 @@ def merge(
     spelled = renaming.plain(family, merged, chosen, size)
     of = [
         {"sha256": lora.sha256, "name": lora.path.stem, "weight": weight}
-        for lora, (_, weight) in zip(opened, files, strict=True)
+        for lora, (_, weight) in zip(opened, weighted, strict=True)
     ]
     write(out, spelled, _described(opened), dtype, {"verb": "merge", "of": of, "rank": rank}, _words(opened))
     largest = max(update.rank for update in merged.values())

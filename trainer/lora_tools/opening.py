@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer import __version__
+from trainer import __version__, files
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file import fusing, new_words, reading, weight_shapes, writing
@@ -169,8 +169,7 @@ def write(
     """
     if out.suffix != ".safetensors":
         raise AdapterError(f"--out is {str(out)!r}; allowed: a file that ends in .safetensors.")
-    if out.exists() and out.resolve() == source.path.resolve():
-        raise AdapterError(f"--out is {str(out)!r}, the file that is read; name another.")
+    files.refuse_over(out, [source.path])
     if dtype not in DTYPES:
         raise AdapterError(f"--dtype is {dtype!r}; allowed: {', '.join(DTYPES)}.")
 

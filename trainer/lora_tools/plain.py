@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer import rank_reduction
+from trainer import files, rank_reduction
 from trainer.deltas import Delta
 from trainer.errors import AdapterError
 from trainer.lora_file import fusing, reading, renaming, weight_shapes
@@ -48,6 +48,7 @@ def to_plain(
     source = open_file(file)
     family = source.family()
     check(how)
+    files.refuse_over(out, [source.path, *([base] if base else [])])
     weights = open_weights(base) if base is not None else None
     modules: dict[str, reading.Module] = {}
     factors: list[Factors] = []

@@ -131,15 +131,11 @@ def family_of(reading: Reading) -> str:
     """The family by script, network and base, or as the user says. Raises: ConfigError if it isn't trained here."""
     if reading.asked_family:
         return reading.asked_family
-    # "" where the script says no family, None where its family isn't trained here.
-    family = _SCRIPTS.get(reading.document.command, "")
+    # The script says it, else the network, else keys and base. None and "" are families that aren't trained here.
     module = kohya_network.module_of(reading).rpartition(".")[2]
-    if not family and family is not None:
-        family = _MODULES.get(module)
-    if family is None and not reading.document.command:
-        family = _by_keys(reading)
-    if family is None or family == "":
-        family = _by_keys(reading) if family is None and module not in _MODULES else ""
+    family = _SCRIPTS.get(reading.document.command, "")
+    if family == "":
+        family = _MODULES[module] if module in _MODULES else _by_keys(reading)
     if not family:
         raise ConfigError(f"{bases.cannot_train(reading, reading.document.command or module)}.")
     if family == "flux" and reading.text("model_type") == "chroma":

@@ -59,6 +59,7 @@ def lora(
     isn't the stack.
     """
     resolved = engine.resolve(stack)
+    files.refuse_over(path, [Path(adapter.file) for adapter in resolved.adapters])
     # The sum of each layer as two factors.
     parts, words = engine.parts(resolved)
     if not parts:
