@@ -215,7 +215,7 @@ def test_the_text_of_a_picture_is_pasted_as_ever_and_offered_as_a_stack(desk: Pa
         expect(box).to_have_value(TEXT)
         expect(said).to_contain_text("This is the text of a picture.")
         if leave == "button":
-            said.get_by_role("button", name="Leave it in the prompt").click()
+            said.get_by_role("button", name="Keep as text").click()
         elif leave == "Escape":
             box.press("Escape")
         else:
