@@ -220,15 +220,20 @@ class Planned:
     work: dict[str, float]
 
 
-def planned(jobs: Jobs, library: list[Path]) -> Planned:
-    """How many pictures, in which groups. Raises: ConfigError with every row that can't be used, ModelError."""
+def planned(jobs: Jobs, library: list[Path], wildcards: Path) -> Planned:
+    """How many pictures, in which groups.
+
+    LoRAs are found in the folders of `library`, files that `__name__` in a prompt names in `wildcards`. Raises:
+    ConfigError with every row that can't be used, ModelError.
+    """
     from trainer.render import batch_command, batch_ledger, jobs_file
 
     # As `velatura batch` itself plans, in a folder that nothing was drawn into yet.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"jobs{jobs.suffix}"
         path.write_text(jobs.text, encoding="utf-8")
-        plan = batch_ledger.make(jobs_file.read(path, jobs_file.Defaults()), library=lambda: lora_file.library(library))
+        rows = jobs_file.read(path, jobs_file.Defaults())
+        plan = batch_ledger.make(rows, library=lambda: lora_file.library(library), wildcards=wildcards)
         plan.reconcile(Path(folder) / "new")
         work: dict[str, float] = {}
         for picture in plan.pictures():
@@ -247,6 +252,7 @@ class Drawing:
     folder: Path
     configs: Path
     library: tuple[Path, ...]
+    wildcards: Path
 
     def command(self, job: Job) -> list[str]:
         self.configs.mkdir(parents=True, exist_ok=True)
@@ -255,7 +261,7 @@ class Drawing:
         jobs.write_text(job.config, encoding="utf-8")
         library = [part for folder in self.library for part in ("--library", str(folder))]
         batch = [sys.executable, "-m", "trainer", "batch", str(jobs)]
-        return [*batch, "--out", str(self.folder / job.name), "--json", *library]
+        return [*batch, "--out", str(self.folder / job.name), "--json", "--wildcards", str(self.wildcards), *library]
 
     def finished(self, job: Job) -> bool:
         """No row waits. A row that can't be drawn stands in the manifest and is no reason to begin again."""

@@ -102,6 +102,11 @@ class Context:
         return self.workspace / "masks"
 
     @property
+    def wildcards(self) -> Path:
+        """Text files that `__name__` in a prompt names."""
+        return self.workspace / "wildcards"
+
+    @property
     def captioners(self) -> Path:
         """Folders of models that write captions."""
         return self.workspace / "captioners"
@@ -343,7 +348,7 @@ class Context:
 
         if self._engine is None or self._engine.base != stack.base or self._engine.family.name != stack.family:
             self._engine = None  # first, or two bases would be in memory at once
-            self._engine = Engine(stack.base, stack.family, library=self.find_loras)
+            self._engine = Engine(stack.base, stack.family, library=self.find_loras, wildcards=self.wildcards)
         return self._engine
 
     def warm_up(self) -> None:

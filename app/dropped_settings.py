@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from app import batches, offers, path_gate, saved_stacks
+from app import batches, offers, path_gate, recipes, saved_stacks
 from app.arrival import PRESET, Arrival
 from app.context import Context
 from app.texts import say
@@ -191,8 +191,21 @@ def _jobs_lines(context: Context, path: Path, text: str) -> Arrival:
     first = next((line for line in text.splitlines() if line.strip()), "")
     cells = {cell.strip().strip('"').lower() for cell in first.replace(";", ",").replace("\t", ",").split(",")}
     if "prompt" not in cells:
-        raise ConfigError(say("dropped.unknown_text"))
+        return _text_of_picture(context, path, text)
     return _jobs(context, path, text, ".csv")
+
+
+def _text_of_picture(context: Context, path: Path, text: str) -> Arrival:
+    """The text that A1111 and others write about a picture, as a saved stack. Raises: ConfigError for any other."""
+    from trainer.render import opening
+
+    if not opening.looks_like_infotext(text):
+        raise ConfigError(say("dropped.unknown_text"))
+    stack, notes = recipes.read_text(context, text)
+    saved = saved_stacks.save(context, stack, path.stem)
+    where = say("dropped.kept_stack", name=plain(saved.stem, 120))
+    told = " ".join([where, *(plain(note, 400) for note in notes[:6])])
+    return Arrival(path.name, say("dropped.picture_text"), told, ("stack", saved.name), ("stacks", saved.name))
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 _UP, _DOWN, _LEFT, _RIGHT = _ARROWS = ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")
-_GALLERY, _USE = "dataset_gallery.js", say("keys.use")
+_GALLERY, _PROMPT, _USE = "dataset_gallery.js", "stack_prompt.js", say("keys.use")
 DATASET = Group(
     say("page.dataset"),
     say("page.dataset"),
@@ -92,6 +92,8 @@ KEYS = (
         say("page.stack"),
         (
             Key("Ctrl+Enter", say("keys.render"), "stack_pictures.py", ("Enter",)),
+            Key("Esc", say("keys.cancel_drawing"), _PROMPT, ("Escape",)),
+            Key("Ctrl+↑ ↓", say("keys.weigh_word"), _PROMPT, (_UP, _DOWN)),
             Key("Alt+↑ ↓", say("keys.move_lora"), "stack_order.js", (_UP, _DOWN)),
             Key("Esc", say("keys.drop_lora"), "stack_order.js", ("Escape",)),
             Key("Enter", say("keys.put_lora"), "stack_shelf.js", ("Enter",)),

@@ -1,4 +1,5 @@
-// A file that is dropped anywhere on the page is handed to the Library's own drop zone; a single one is then opened.
+// A file that is dropped anywhere on the page is handed to the Library's own drop zone; a single one is then opened. A
+// picture that is pasted outside of boxes for text goes the same way.
 if (!window.velaturaDrop) {
   window.velaturaDrop = true;
   const hasFiles = event => [...event.dataTransfer?.types ?? []].includes('Files');
@@ -12,20 +13,9 @@ if (!window.velaturaDrop) {
     }
     return null;
   };
-  let over = null;
-  document.addEventListener('dragover', event => {
-    if (!hasFiles(event) || isOwn(event)) return;
-    event.preventDefault();
-    document.body.dataset.drop = phrase('library.drop_anywhere');
-    clearTimeout(over);
-    over = setTimeout(() => { delete document.body.dataset.drop; }, 300);
-  });
-  document.addEventListener('drop', async event => {
-    if (!hasFiles(event) || isOwn(event)) return;
-    event.preventDefault();
-    const files = event.dataTransfer;
+  const hand = async files => {
     const given = new DataTransfer();
-    for (const file of files.files) given.items.add(file);
+    for (const file of files) given.items.add(file);
     if (!given.files.length) return;
     [...document.querySelectorAll('button[role=tab]')].find(tab => tab.textContent.trim() === phrase('page.library'))?.click();
     const input = await found(() => document.querySelector('#library-drop input[type=file]'), 20);
@@ -37,5 +27,27 @@ if (!window.velaturaDrop) {
     const arrived = await found(() => document.querySelector('#library-arrival .arrivals:not([data-old])'), 600);
     const open = arrived && await found(() => document.querySelector('#open-arrival'), 2);
     if (open?.offsetParent) open.click();
+  };
+  const takesText = part => part.isContentEditable || /^(textarea|select)$/i.test(part.tagName)
+    || /^input$/i.test(part.tagName) && !/^(checkbox|radio|range|button|file)$/i.test(part.type);
+  let over = null;
+  document.addEventListener('dragover', event => {
+    if (!hasFiles(event) || isOwn(event)) return;
+    event.preventDefault();
+    document.body.dataset.drop = phrase('library.drop_anywhere');
+    clearTimeout(over);
+    over = setTimeout(() => { delete document.body.dataset.drop; }, 300);
+  });
+  document.addEventListener('drop', event => {
+    if (!hasFiles(event) || isOwn(event)) return;
+    event.preventDefault();
+    hand(event.dataTransfer.files);
+  });
+  document.addEventListener('paste', event => {
+    const pictures = [...event.clipboardData?.files ?? []].filter(file => file.type.startsWith('image/'));
+    if (!pictures.length || event.defaultPrevented || takesText(event.target)) return;
+    if (document.querySelector('dialog[open]')) return;
+    event.preventDefault();
+    hand(pictures);
   });
 }

@@ -41,6 +41,14 @@ def read_picture(context: Context, path: Path) -> tuple[StackConfig, list[str]]:
     return base_defaults.completed(path_gate.checked(context, stack)), notes
 
 
+def read_text(context: Context, text: str) -> tuple[StackConfig, list[str]]:
+    """The same of the text of a picture, which was copied from elsewhere. Raises: DataError, ConfigError."""
+    from trainer.render import opening
+
+    stack, notes = opening.stack_of_text(text, StackConfig(), context.find_loras(), dict(context.base_choices()))
+    return base_defaults.completed(path_gate.checked(context, stack)), notes
+
+
 def text_of(path: Path) -> str:
     """The A1111 text of one of our pictures."""
     from trainer.render.picture_metadata import read

@@ -93,6 +93,7 @@ find.addEventListener('keydown', event => {
   if (event.key === 'Enter' && !event.ctrlKey && !event.metaKey && first) put(first);
 });
 window.velaturaShelf = {
+  family: () => scene.family,
   fit: (base, family) => {
     scene.family = family ?? '';
     scene.own = base === 'imprimatura';

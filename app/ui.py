@@ -108,7 +108,18 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
     # The folders.
     workspace = workspace.expanduser().resolve()
     try:
-        for folder in ("bases", "datasets", "runs", "loras", "renders", "batches", "logs", "configs", "cache"):
+        for folder in (
+            "bases",
+            "datasets",
+            "runs",
+            "loras",
+            "renders",
+            "batches",
+            "logs",
+            "configs",
+            "cache",
+            "wildcards",
+        ):
             (workspace / folder).mkdir(parents=True, exist_ok=True)
         system.let_owner_alone_read(workspace / "cache")
     except OSError as error:
@@ -120,7 +131,8 @@ def open_workspace(workspace: Path, bases: Sequence[str] = ()) -> Context:
 
     # The jobs, and Gradio's cache inside the workspace.
     training = Training(workspace / "runs", workspace / "configs")
-    drawing = Drawing(workspace / "batches", workspace / "configs", (workspace / "loras", workspace / "runs"))
+    loras = (workspace / "loras", workspace / "runs")
+    drawing = Drawing(workspace / "batches", workspace / "configs", loras, workspace / "wildcards")
     captioning = Captioning(workspace / "datasets", workspace / "captioners")
     works = ByKind(
         {TRAINING: training, REHEARSAL: training, CAPTIONS: captioning, **dict.fromkeys(KINDS.values(), drawing)}

@@ -196,11 +196,11 @@ def batches(room: Path) -> Case:
             return batch_command.describe(plan)
 
         def dropped() -> str:
-            return page.plan_html(page.planned(page.uploaded(there, path), [there.loras]).text)
+            return page.plan_html(page.planned(page.uploaded(there, path), [there.loras], there.wildcards).text)
 
         def listed() -> str:
             problems = page.problems(_job("batch-csv"), page.manifest(out))
-            return problems + str(page.Drawing(room, room, ()).saved_step(_job()))
+            return problems + str(page.Drawing(room, room, (), room).saved_step(_job()))
 
         return [dropped, listed, planned]
 

@@ -49,7 +49,7 @@ def upload(tmp_path: Path, name: str, text: str) -> Path:
 def test_prompts_weights_and_seeds_are_multiplied_and_all_else_is_the_pictures(context: Context) -> None:
     jobs = batches.composed(context, like(context), "a fox\n\n an owl \n", "0.5, 1", "1-3, 7", "{number}-{prompt}")
     assert jobs.suffix == ".toml"
-    text = batches.planned(jobs, [context.loras]).text
+    text = batches.planned(jobs, [context.loras], context.wildcards).text
     assert text.startswith("16 rows, 16 pictures: 0 already there, 16 to draw")
     assert (
         "linear 1 0" in jobs.text and "steps = 2" in jobs.text and str(context.loras / "fox.safetensors") in jobs.text
@@ -72,7 +72,9 @@ def test_a_wish_that_cannot_be_is_refused_in_words(
     context: Context, prompts: str, weights: str, seeds: str, name: str, problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
-        batches.planned(batches.composed(context, like(context), prompts, weights, seeds, name), [context.loras])
+        batches.planned(
+            batches.composed(context, like(context), prompts, weights, seeds, name), [context.loras], context.wildcards
+        )
 
 
 def test_an_uploaded_csv_names_loras_by_name_or_hash(context: Context, tmp_path: Path, tiny: Path) -> None:
@@ -148,7 +150,9 @@ def test_a_file_too_large_for_the_page_is_named(context: Context, tmp_path: Path
 
 def test_a_row_that_cannot_be_used_is_named_by_the_plan(context: Context, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 3"):
-        batches.planned(batches.uploaded(context, upload(tmp_path, "x.csv", "prompt,steps\na,2\nb,zero\n")), [])
+        batches.planned(
+            batches.uploaded(context, upload(tmp_path, "x.csv", "prompt,steps\na,2\nb,zero\n")), [], context.wildcards
+        )
 
 
 def test_a_batch_is_drawn_to_its_end_shown_and_packed(context: Context) -> None:
@@ -228,4 +232,4 @@ def test_a_saved_stack_is_drawn_at_every_prompt_and_seed(context: Context) -> No
     jobs = tab._jobs(held | {tab.weights: "1", tab.template: ""})
     wanted = from_toml(jobs.text, "jobs")
     assert (wanted["prompts"], wanted["seeds"], wanted["steps"]) == (["one", "two"], ["1-2"], 7), jobs.text
-    assert "4 pictures" in batches.planned(jobs, [context.loras, context.runs]).text
+    assert "4 pictures" in batches.planned(jobs, [context.loras, context.runs], context.wildcards).text

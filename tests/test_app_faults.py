@@ -87,7 +87,7 @@ def test_a_manifest_that_a_spreadsheet_saved_anew_is_read_or_taken_for_none(
 ) -> None:
     out = _manifest(tmp_path / "x", ",".join(COLUMNS).encode() + b"\r\n" + rest)
     job = Job(1, "batch-csv", "x", "", "running", None, None, 0, 0, 0.0, None, None, "")
-    assert batches.Drawing(tmp_path, tmp_path, ()).finished(job) is finished
+    assert batches.Drawing(tmp_path, tmp_path, (), tmp_path).finished(job) is finished
     assert "Traceback" not in batches.problems(job, batches.manifest(out))
 
 

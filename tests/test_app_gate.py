@@ -244,7 +244,7 @@ def planned(place: Place, changes: dict[str, Any]) -> None:
     path.write_text(
         tomli_w.dumps(values | {key: value for key, value in changes.items() if "." not in key}), encoding="utf-8"
     )
-    batches.planned(batches.uploaded(place.context, path), [place.context.loras])
+    batches.planned(batches.uploaded(place.context, path), [place.context.loras], place.context.wildcards)
 
 
 DOORS = {"TrainConfig": trained, "StackConfig": drawn, "BatchConfig": planned}
@@ -349,7 +349,9 @@ def test_a_csv_names_no_path_however_it_begins(place: Place, opened: Opened, tmp
             (tmp_path / "x.csv").write_bytes((head + cells.getvalue()).encode("utf-8"))
 
             def act() -> None:
-                batches.planned(batches.uploaded(place.context, tmp_path / "x.csv"), [place.context.loras])
+                batches.planned(
+                    batches.uploaded(place.context, tmp_path / "x.csv"), [place.context.loras], place.context.wildcards
+                )
 
             seen, message = opened.during(place.secret, act)
             assert not seen and message, f"{column} as {spelling} {text!r}: {seen} {message}"

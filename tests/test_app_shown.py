@@ -264,7 +264,7 @@ def test_a_plan_of_a_million_is_refused_before_it_is_made(
 
     monkeypatch.setattr(batch_ledger, "make", lambda *_: pytest.fail("a plan was made"))
     with pytest.raises(ConfigError, match="pictures; allowed"):
-        batches.planned(batches.composed(context, StackConfig(), prompts, weights, seeds, ""), [])
+        batches.planned(batches.composed(context, StackConfig(), prompts, weights, seeds, ""), [], context.wildcards)
     (context.workspace / "x.csv").write_text("prompt\n" + "a\n" * 1_000_000)
     with pytest.raises(ConfigError, match="1,000,000 pictures; allowed here"):
         batches.uploaded(context, context.workspace / "x.csv")

@@ -42,7 +42,7 @@ class BatchEndpoints:
 
     def batch_plan(self, jobs: str, kind: Kind = "csv") -> dict[str, Any]:
         """What a batch would draw, in words, and how long it would take; nothing is begun."""
-        planned = batches.planned(self._read(jobs, kind), self._library())
+        planned = batches.planned(self._read(jobs, kind), self._library(), self.context.wildcards)
         return {"plan": planned.text, "time": batch_estimate.words(self.context, planned.work)}
 
     def batch_of_stack(
@@ -89,7 +89,7 @@ class BatchEndpoints:
         return batches.read(self.context, jobs.encode("utf-8", "replace"), f"jobs.{kind}")
 
     def _begun(self, jobs: Jobs, name: str) -> dict[str, Any]:
-        batches.planned(jobs, self._library())  # begins nothing that can't be drawn
+        batches.planned(jobs, self._library(), self.context.wildcards)  # begins nothing that can't be drawn
         return job_row(self.context.runner.submit(name, jobs.text, jobs.kind))
 
     def _library(self) -> list[Path]:

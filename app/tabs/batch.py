@@ -173,7 +173,7 @@ class _Tab:
         table, estimate = batch_table.read(self.context, text or ""), ""
         if table.jobs and len(table.rows) <= _MOST_PLANNED:
             try:
-                estimate = self._estimate(batches.planned(table.jobs, self._library()))
+                estimate = self._estimate(batches.planned(table.jobs, self._library(), self.context.wildcards))
             except UserError as error:
                 estimate = str(error)
         return batch_table.html(table, estimate)
@@ -282,7 +282,11 @@ class _Tab:
     @mended
     def show_plan(self, held: dict[Any, Any]) -> Any:
         try:
-            return {self.plan: self._planned_html(batches.planned(self._jobs(held), self._library()))}
+            return {
+                self.plan: self._planned_html(
+                    batches.planned(self._jobs(held), self._library(), self.context.wildcards)
+                )
+            }
         except UserError as error:
             return self._cannot(error)
 
@@ -291,7 +295,7 @@ class _Tab:
         """A job for what the page holds, and its plan; planned first, so that nothing is begun that can't be drawn."""
         try:
             jobs = self._jobs(held)
-            planned = batches.planned(jobs, self._library())
+            planned = batches.planned(jobs, self._library(), self.context.wildcards)
         except UserError as error:
             return self._cannot(error)
         name = (held[self.name] or "").strip() or (f"{held[self.run]}-steps" if self._is_of_run(held) else "batch")

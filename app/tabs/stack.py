@@ -15,13 +15,14 @@ from app.context import OWN_BASE, Context, Refresh
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
-from app.recipes import read_picture, read_recipe, recent, text_of
+from app.recipes import read_picture, read_recipe, read_text, recent, text_of
 from app.render_requests import Desk, mended_turns
 from app.stack_analysis import MODES, AnalysisSection
 from app.stack_live import changes_of, drawn_from
 from app.stack_order import RowOrder
 from app.stack_panel import ActPanel
 from app.stack_pictures import Make, Opened, Stage
+from app.stack_prompt import PromptTools
 from app.stack_rows import ROWS, LoraRows, RowValue
 from app.stack_saving import Saving
 from app.stack_shelf import LoraShelf
@@ -102,6 +103,7 @@ class _Tab:
             with gr.Column(scale=5, min_width=320):
                 with gr.Row(elem_classes="prompts"):  # side by side, so that the rows stay on screen with the picture
                     self.form.draw("prompt", "negative_prompt")
+                self.prompt_tools = PromptTools()
                 self.shelf.draw()
                 self.rows.draw()
                 self.order.draw()
@@ -167,6 +169,7 @@ class _Tab:
         stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
         stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
+        self.prompt_tools.html.pasted(self.take_text, None, [*restored, stage.warned], **still)
         self.saving.connect(inputs, self._taken, restored)
         # In an event of its own: the form is filled first, and only then is a picture of it shown or drawn.
         stage.opened.change(self.show_opened, {stage.opened, stage.live}, shown, **lane)
@@ -294,7 +297,20 @@ class _Tab:
             picture = stack_desk.picture_of(self.context, path)
         finally:
             leftovers.taken(self.context, [file])
+        taken = self._taken_but(stack, notes, say("stack.not_taken"), picture)
+        return taken | {self.stage.dropped: None}
 
+    @mended
+    def take_text(self, event: gr.EventData) -> dict[Any, Any]:
+        """The form with the stack that the text of a picture tells of, which was pasted into the prompt."""
+        text = getattr(event, "text", "")
+        stack, notes = read_text(self.context, text if isinstance(text, str) else "")
+        return self._taken_but(stack, notes, say("stack.not_taken_of_text"))
+
+    def _taken_but(
+        self, stack: StackConfig, notes: list[str], heading: str, picture: Path | None = None
+    ) -> dict[Any, Any]:
+        """The form with a stack, and under that heading what of it could not be used."""
         # Another tool's stack may be cut to the rows there are; our own is taken whole or not at all.
         if notes and len(stack.adapters) > ROWS:
             notes.append(say("stack.cut", num=len(stack.adapters), most=ROWS))
@@ -303,9 +319,9 @@ class _Tab:
         lines = notes[:_MOST_NOTES]
         if len(notes) > _MOST_NOTES:
             lines.append(say("stack.more_notes", num=len(notes) - _MOST_NOTES))
-        html = views.notice_html("plain", say("stack.not_taken"), lines)
+        html = views.notice_html("plain", heading, lines)
         shown = gr.update(value=html, visible=bool(notes))
-        return self._taken(stack, picture) | {self.stage.dropped: None, self.stage.warned: shown}
+        return self._taken(stack, picture) | {self.stage.warned: shown}
 
     @mended
     def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:

@@ -65,6 +65,7 @@ LibraryFolders = Annotated[
     list[Path] | None,
     typer.Option(metavar="DIR", help="Where LoRAs are found by name and hash; repeatable; outputs/ if left out."),
 ]
+Wildcards = Annotated[Path, typer.Option(metavar="DIR", help="Where the files are that __name__ in a prompt names.")]
 Quantise = Annotated[str, typer.Option(help=quantised.HELP)]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the pictures; outputs/batch/ and the file's name if left out.")
@@ -101,6 +102,7 @@ def batch(
     set_: Set = None,
     name: Name = NAME,
     library: LibraryFolders = None,
+    wildcards: Wildcards = Path("wildcards"),
     quantise: Quantise = "none",
     out: Out = None,
     sheets: Sheets = True,
@@ -128,7 +130,7 @@ def batch(
         jobs_file.read(command.batch_file(jobs), defaults),
         download,
         lambda: lora_file.library(library or [Path("outputs")]),
-        Path("wildcards"),
+        wildcards,
         quantised.checked(quantise),
     )
     if dry_run:

@@ -48,6 +48,37 @@ def stack_of(
             f"was re-encoded on its way."
         )
 
+    return _opened(stack, text, library, bases)
+
+
+def stack_of_text(
+    text: str, stack: StackConfig, library: dict[str, LoraInfo], bases: Mapping[str, str] = {}
+) -> tuple[StackConfig, list[str]]:
+    """The same of a picture's text without the picture, as people copy it: A1111's words or another tool's JSON.
+
+    Raises: DataError for a text without settings, or too long to be one.
+    """
+    read = a1111_text.parse_infotext(text)
+    if not (read.pairs or read.seed is not None or read.steps is not None):
+        raise DataError(
+            "the text has no settings of a picture; allowed: text with a last line such as 'Steps: 20, Sampler: Euler, "
+            "Seed: 1', as A1111 writes it and Civitai gives it."
+        )
+    return _opened(stack, read, library, bases)
+
+
+def looks_like_infotext(text: str) -> bool:
+    """Whether a text is A1111's about a picture: a line of it begins with the steps and names more settings."""
+    if len(text) > a1111_text.MAX_CHARS or not any(line.startswith("Steps: ") for line in text.splitlines()):
+        return False
+    read = a1111_text.parse_infotext(text)
+    return read.steps is not None and len(read.pairs) >= 3
+
+
+def _opened(
+    stack: StackConfig, text: Infotext, library: dict[str, LoraInfo], bases: Mapping[str, str]
+) -> tuple[StackConfig, list[str]]:
+    """The stack with what a text says in its place, and a sentence for everything that could not be used."""
     # Its base, if a base of that name is here; then all else.
     by_name = {lora_lookup.base_name(name): base for name, base in bases.items()}
     if text.model and (base := by_name.get(lora_lookup.base_name(text.model))):

@@ -35,8 +35,8 @@ def lines_of(name: str, folder: Path | None) -> list[str]:
     if not files:
         names = list(_files(folder))
         raise ConfigError(
-            f"prompt has __{name}__, and {folder.name} has no {name}.txt; allowed: "
-            f"{', '.join(names[:20]) or 'nothing, it is empty'}."
+            f"prompt has __{name}__, and the folder {'/'.join(folder.parts[-2:])} has no {name}.txt; allowed: "
+            f"{', '.join(names[:20]) or 'nothing yet'}, and any text file that is put there, an alternative a line."
         )
 
     lines = [line for file in files for line in _read(file)]
@@ -49,6 +49,8 @@ def _files(folder: Path) -> dict[str, Path]:
     """Every file of wildcards by its name, sorted."""
     by_name: dict[str, Path] = {}
     for file in folder.rglob("*.txt"):
+        if not file.is_file():  # a pipe would be waited for without end
+            continue
         if len(by_name) >= MAX_FILES:
             raise ConfigError(
                 f"{folder.name} has more than {MAX_FILES} files of wildcards; a prompt with * in a name looks at up "
@@ -60,8 +62,11 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _read(path: Path) -> list[str]:
     """A file's lines without blank lines and comments."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_FILE_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path.name} of the wildcards can't be read ({error.strerror}).") from None
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path.name} of the wildcards is larger than {MAX_FILE_BYTES} bytes; split it.")
     lines = [line.strip() for line in text_of(raw, f"{path.name} of the wildcards").splitlines()]
