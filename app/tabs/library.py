@@ -160,9 +160,8 @@ class _Tab:
 
         # One thing.
         # Each press is answered, as it also brings the note of the thing before it.
-        self.cards.select(
-            self.pick, [self.kind, self.key, self.note, self.seen], self.view, trigger_mode="multiple", **_STILL,
-        )  # fmt: skip
+        picked = [self.kind, self.key, self.note, self.seen]
+        self.cards.select(self.pick, picked, self.view, trigger_mode="multiple", **_STILL)
         self.note.change(self.write, [self.key, self.note, self.seen], self.seen, trigger_mode="always_last", **_STILL)
         self.note.blur(self.find, listed, self.list, **_STILL)
         self.rating.input(self.rate, [*listed, self.rating], self.list, **_STILL)
