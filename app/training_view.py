@@ -76,6 +76,7 @@ class TrainingView:
             )
             self.pause = gr.Button(say("train.pause"), interactive=False, elem_id="pause-training", min_width=90)
             self.resume = gr.Button(say("button.resume"), interactive=False, elem_id="resume-training", min_width=90)
+            self.preview = gr.Button(say("train.preview"), interactive=False, elem_id="preview-training", min_width=90)
             self.duplicate = gr.Button(
                 say("train.duplicate"), interactive=False, elem_id="duplicate-training", min_width=90
             )
@@ -101,8 +102,8 @@ class TrainingView:
     def outputs(self) -> list[Any]:
         """Everything that `changes` may change."""
         return [
-            self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.duplicate,
-            self.remove, *self.onward.outputs(),
+            self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.preview,
+            self.duplicate, self.remove, *self.onward.outputs(),
             self.plot, self.heldout_plot, self.result, self.recommendation, self.use, self.wanted, *self.downloads,
             self.pictures, self.log,
             self.rehearsal, self.adopt, self.seen, *self.queue.outputs(),
@@ -114,6 +115,7 @@ class TrainingView:
         self.stop.click(self.stop_one, self.job, self.outputs(), **still)
         self.pause.click(self.pause_one, self.job, self.outputs(), **still)
         self.resume.click(self.resume_one, self.job, self.outputs(), **still)
+        self.preview.click(self.preview_one, self.job, None, **still)
         self.onward.extend.click(self.extend_one, [self.job, self.onward.steps], self.outputs(), **still)
         self.queue.goes_on.input(self.let_queue_go_on, [self.queue.goes_on, self.job], self.outputs(), **still)
         self.duplicate.click(self.duplicate_one, self.job, self.outputs(), **still)
@@ -178,6 +180,10 @@ class TrainingView:
     def resume_one(self, chosen: int | None) -> dict[Any, Any]:
         job_acts.resume(self.context, chosen or 0)
         return self.changes(chosen, {})
+
+    @mended
+    def preview_one(self, chosen: int | None) -> None:
+        tell(say("train.preview_asked", name=job_acts.preview(self.context, chosen or 0).name))
 
     @mended
     def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
@@ -285,7 +291,7 @@ class TrainingView:
                 self.result,
                 self.pictures,
             )
-            buttons = (self.stop, self.pause, self.resume, self.duplicate, self.remove)
+            buttons = (self.stop, self.pause, self.resume, self.preview, self.duplicate, self.remove)
             return {
                 self.progress: views.NOTHING_YET,
                 **{box: gr.update(value="", visible=False) for box in boxes},
@@ -313,6 +319,7 @@ class TrainingView:
         return {
             self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING, "paused")),
             self.pause: gr.update(interactive=job.state == "running"),
+            self.preview: gr.update(interactive=job.state == "running"),
             self.resume: gr.update(interactive=job.state in RESUMABLE),
             self.duplicate: gr.update(interactive=True),
             self.remove: gr.update(interactive=job.state not in LIVE),

@@ -47,6 +47,10 @@ class JobEndpoints:
         """Have a training or batch save and wait at the head of the queue until it is resumed; its row."""
         return job_row(self.context.runner.pause(job))
 
+    def preview_job(self, job: Number) -> dict[str, Any]:
+        """Have a training draw its previews after the step that it is at, out of their turn; its row."""
+        return job_row(job_acts.preview(self.context, job))
+
     def resume_job(self, job: Number) -> dict[str, Any]:
         """Have a stopped, paused or failed job go on from where it saved last; its row. What must fail is refused."""
         return job_row(job_acts.resume(self.context, job))
