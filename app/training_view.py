@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import card_view, job_acts, preview_strip, tried, views
+from app import card_view, job_acts, job_progress, preview_strip, tried, views
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
@@ -21,10 +21,10 @@ from app.queue_view import QueueView, acted
 from app.run_comparison import RunComparison
 from app.run_onward import RunOnward
 from app.texts import say
-from trainer import phases, runs
+from trainer import runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
-from trainer.events import Event, Finished, Recommended, Started
+from trainer.events import Event, Finished, Recommended
 
 _ADVISED = "element.addEventListener('click', event => { if (event.target.closest('.cure')) trigger('advised'); });"
 Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what a part of the view depends on, and its update
@@ -240,20 +240,11 @@ class TrainingView:
                 update |= change()
         return update | {self.seen: after} if after != before else {}
 
-    def _events(self, folder: Path) -> tuple[list[Event], int]:
-        """The run's events; before it begins those of its newest fold, and how many folds were begun."""
-        events = self.context.logs.read(folder / "events.jsonl")
-        # By number, as the tenth comes after the ninth.
-        numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
-        folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
-        return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
-
     def _parts(self, job: Job) -> Parts:
         """Each part of the job's view: what it depends on, and its update."""
         folder = self.context.runs / job.name
-        events, fold = self._events(folder)
-        phase = phases.read(runs.Run(folder)) if job.state == "running" else None
-        bar = views.progress_html(job.name, views.progress(job, events, fold, phase))
+        events, fold = job_progress.run_events(self.context, folder)
+        bar = views.progress_html(job.name, job_progress.of_training(self.context, job, events, fold))
         log = views.messages(job, events)
         result = views.gain(events) + views.best_step(events)
         # Charts are drawn only when a point is new, the advice only when what it is read from is.
