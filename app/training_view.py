@@ -71,16 +71,13 @@ class TrainingView:
             ]
         # What to do with the job.
         with gr.Row():
-            self.stop = gr.Button(
-                say("train.stop_and_save"), variant="stop", interactive=False, elem_id="stop-training", min_width=120
-            )
-            self.pause = gr.Button(say("train.pause"), interactive=False, elem_id="pause-training", min_width=90)
-            self.resume = gr.Button(say("button.resume"), interactive=False, elem_id="resume-training", min_width=90)
-            self.preview = gr.Button(say("train.preview"), interactive=False, elem_id="preview-training", min_width=90)
-            self.duplicate = gr.Button(
-                say("train.duplicate"), interactive=False, elem_id="duplicate-training", min_width=90
-            )
-            self.remove = gr.Button(say("button.remove"), interactive=False, elem_id="remove-training", min_width=90)
+            small: dict[str, Any] = {"interactive": False, "size": "md", "min_width": 90, "elem_classes": "one-line"}
+            self.stop = gr.Button(say("train.stop_and_save"), variant="stop", elem_id="stop-training", **small)
+            self.pause = gr.Button(say("train.pause"), elem_id="pause-training", **small)
+            self.preview = gr.Button(say("train.preview"), elem_id="preview-training", **small)
+            self.resume = gr.Button(say("button.resume"), elem_id="resume-training", **small)
+            self.duplicate = gr.Button(say("train.duplicate"), elem_id="duplicate-training", **small)
+            self.remove = gr.Button(say("button.remove"), elem_id="remove-training", **small)
         self.queue.draw()
         self.onward.draw()
 
