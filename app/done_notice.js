@@ -7,8 +7,7 @@ let running = null, unseen = null, since = null, audio = null;
 const isLooked = () => !document.hidden && document.hasFocus();
 const words = job => job.failed ? phrase('done.failed', {name: job.name}) : phrase('done.finished', {name: job.name});
 const retitle = () => {
-  const {percent, name} = running ?? {};
-  const parts = [running && phrase('done.running', {percent, name}), unseen && words(unseen)].filter(Boolean);
+  const parts = [running && phrase('done.running', {percent: running.percent, name: running.name}), unseen && words(unseen)].filter(Boolean);
   const title = parts.length ? phrase('done.title', {what: parts.join(' · ')}) : phrase('done.page');
   if (document.title !== title) document.title = title;
 };
