@@ -32,9 +32,9 @@ class OwnWeight:
             info=say("library.weight_help"), interactive=True, visible=False, elem_id="library-weight",
         )  # fmt: skip
 
-    def connect(self, key: Any, still: dict[str, Any]) -> None:
-        """Keep what is set for the thing whose kind and key stand in that box."""
-        self.slider.input(self.keep, [key, self.slider], None, trigger_mode="always_last", **still)
+    def connect(self, key: Any, still: dict[str, Any]) -> Any:
+        """Keep what is set for the thing whose kind and key stand in that box; the event that does."""
+        return self.slider.input(self.keep, [key, self.slider], None, trigger_mode="always_last", **still)
 
     def updates(self, item: Item) -> dict[Any, Any]:
         """The slider as the chosen thing has it."""

@@ -167,7 +167,7 @@ class _Tab:
             self.pick, [self.kind, self.key, self.note, self.seen], self.view, trigger_mode="multiple", **_STILL,
         )  # fmt: skip
         self.note.change(self.write, [self.key, self.note, self.seen], self.seen, trigger_mode="always_last", **_STILL)
-        self.weight.connect(self.key, _STILL)
+        self.weight.connect(self.key, _STILL).success(self.find, listed, self.list, **_STILL)
         self.note.blur(self.find, listed, self.list, **_STILL)
         self.rating.input(self.rate, [*listed, self.rating], self.list, **_STILL)
         self.rename.click(self.rename_one, [*listed, self.name], whole, **private)
