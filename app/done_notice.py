@@ -33,8 +33,8 @@ class DoneNotice:
 
     def __init__(self, context: Context, jobs: JobNews) -> None:
         self.context, self._jobs = context, jobs
-        # Read once for all that ask within half a second, of every page.
-        self._doing = cached(TTLCache(maxsize=1, ttl=0.5), lock=threading.Lock())(self._doing_now)
+        # Read once for all that ask within two seconds, of every page: a long training has a long log.
+        self._doing = cached(TTLCache(maxsize=1, ttl=2), lock=threading.Lock())(self._doing_now)
 
     def draw(self) -> None:
         """Draw the control; the title needs it too, as its script writes it."""
