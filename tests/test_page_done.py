@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
-pytestmark = NEEDS_CHROMIUM
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 # Writes down what is sounded and shown, and lets it be.
 WATCH = """
@@ -197,7 +197,6 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
     made.runner.halt()
 
 
-@pytest.mark.slow
 def test_a_real_training_is_followed_in_the_title_to_its_end(
     context: Context, browser: Browser, tiny: Path, draw_dots: Callable[..., Path], tmp_path: Path
 ) -> None:

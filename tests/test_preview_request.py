@@ -122,6 +122,7 @@ def test_a_run_without_previews_says_so_and_goes_on(
     assert not (run.folder / preview_request.FILE).exists()
 
 
+@pytest.mark.slow
 def test_the_command_asks_a_run_that_another_process_trains(tmp_path: Path, tiny: Path, pictures: Path) -> None:
     settings = tmp_path / "settings.toml"
     presets.save(session.absolute(config(tiny, pictures, max_steps=400, preview_every_steps=1000)), settings)
@@ -164,6 +165,7 @@ def wait_for(context: Context, is_so: Callable[[], object], seconds: float = 120
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_button_and_the_endpoint_have_a_training_draw_out_of_its_turn(
     context: Context, tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_the_button_and_the_endpoint_have_a_training_draw_out_of_its_turn(
     assert f"step {steps()[1]:,}" in preview_strip.html(context, strips, None)
 
 
+@pytest.mark.slow
 def test_a_training_without_previews_says_so_on_the_page(context: Context, tiny: Path, pictures: Path) -> None:
     settings = session.absolute(config(tiny, pictures, max_steps=2000, **{"preview.prompts": []}))
     job = context.runner.submit("cat", tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
