@@ -43,11 +43,12 @@ def html(context: Context, items: Sequence[Item], chosen: str) -> str:
 def _card(context: Context, item: Item, is_chosen: bool) -> str:
     key, name = escape(item.key), escape(item.name, 120)
     stars = _stars(item.note.rating)
+    weight = f" · {say('stack.own_weight', weight=f'{item.note.weight:g}')}" if item.note.weight != 1 else ""
     note = f'<span class="said">{escape(item.note.text, 120)}</span>' if item.note.text else ""
     return (
         f'<button type="button" class="card" data-key="{key}" aria-pressed="{str(is_chosen).lower()}">'
         f'{picture(context, item.picture, item.key)}<span class="name">{name}{stars}</span>'
-        f'<span class="facts">{escape(item.facts, 200)}</span>{note}</button>'
+        f'<span class="facts">{escape(item.facts + weight, 200)}</span>{note}</button>'
     )
 
 

@@ -1,6 +1,6 @@
 """A sheet over one to three settings of the stack on the page: columns, rows, pages.
 
-Values are typed as text; a run is given by its name, never as a path.
+Values are typed as text, numbers also as ranges (`grid_ranges`); a run is given by its name, never as a path.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any
 
 import gradio as gr
 
-from app import sheets
+from app import grid_ranges, sheets
 from app.context import Context
+from app.notices import mended_unasked
 from app.render_requests import mended_turns
 from app.stack_pictures import Make
-from app.texts import say
+from app.texts import say, say_num
 from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
-from trainer.printing import some
+from trainer.printing import escape, some
 from trainer.render.axes import MAX_CELLS, Axis
 
 GRID = "grid-"  # how its sheets' names begin
@@ -27,6 +28,7 @@ _LONGEST = 4000  # characters of an axis's values
 _CHECKPOINTS = "checkpoint"
 _WEIGHT = "weight "
 _TEXTS = frozenset({"prompt", "negative_prompt"})  # values with commas in them: | goes between
+_WHOLE, _NUMBERS = frozenset({"seed", "steps"}), frozenset({"seed", "steps", "guidance_scale"})
 _SETTINGS = ["seed", "prompt", "negative_prompt", "steps", "guidance_scale", "sampler", "mode"]
 
 
@@ -61,11 +63,32 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
     elif key not in _SETTINGS:
         raise ConfigError(say("grid.no_such", setting=key[:80], allowed=", ".join(_SETTINGS)))
 
-    # Its values.
+    return Axis(key, tuple(_parts(key, values)))
+
+
+def _parts(key: str, values: str) -> list[str]:
+    """The values of a setting one by one. Raises: ConfigError."""
     parts = [part.strip() for part in values.split("|" if "|" in values or key in _TEXTS else ",")]
     if not all(parts):
         raise ConfigError(say("grid.values", values=values[:80]))
-    return Axis(key, tuple(parts))
+    if key in _NUMBERS or key.endswith("weight") or key.startswith(_WEIGHT):
+        return grid_ranges.spelled_out(parts, MAX_CELLS, key in _WHOLE)
+    return parts
+
+
+def count(typed: list[tuple[str, str]]) -> str:
+    """How many pictures (setting, values as typed) make, in words; "" where they can't be read yet."""
+    try:
+        nums = [len(_parts(key, values)) for key, values in typed if key and key != _CHECKPOINTS and values.strip()]
+    except ConfigError:
+        return ""
+    of_run = any(key == _CHECKPOINTS for key, _ in typed)
+    if not nums and not of_run:
+        return ""
+    num = math.prod(nums)
+    if num > MAX_CELLS:
+        return say("grid.count_too_many", num=num, most=MAX_CELLS)
+    return say_num("grid.count_each", num) if of_run else say_num("grid.count", num)
 
 
 class Grids:
@@ -89,7 +112,9 @@ class Grids:
                     )  # fmt: skip
                 self.keys.append(key)
                 self.values.append(values)
-            self.draw = gr.Button(say("grid.render"), size="sm", elem_id="render-axes")
+            with gr.Row():
+                self.draw = gr.Button(say("grid.render"), size="sm", elem_id="render-axes")
+                self.num = gr.HTML("", padding=False, min_width=150, elem_id="num-axes", elem_classes="beside-button")
 
     def connect(
         self,
@@ -109,6 +134,15 @@ class Grids:
                 raise ConfigError(say("grid.nothing"))
             yield from sheet_of(held, axes[::-1], request)
 
+        def counted(held: dict[Any, Any]) -> str:
+            typed = [(held[key] or "", held[values] or "") for key, values in zip(self.keys, self.values, strict=True)]
+            return escape(count(typed))
+
+        still: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        changed = [part.change for part in (*self.keys, *self.values)]
+        gr.on(
+            changed, mended_unasked(counted), {*self.keys, *self.values}, self.num, trigger_mode="always_last", **still
+        )
         self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
 
 

@@ -19,6 +19,7 @@ from trainer import files, unique_names
 from trainer.errors import DataError
 
 MOST_RATING = 5
+MOST_WEIGHT = 2.0  # of a LoRA, either way, as the Stack tab's rows take it
 LONGEST_NOTE, LONGEST_TITLE = 4000, 80
 KEPT, REJECTED = "kept", "rejected"
 VERDICTS = ("", KEPT, REJECTED)
@@ -34,6 +35,7 @@ class Note:
     rating: int = 0  # 0 to 5; 0 is none
     title: str = ""
     verdict: str = ""  # one of VERDICTS
+    weight: float = 1.0  # of a LoRA: at which it is put into a stack
 
 
 def read(folder: Path, kind: str) -> dict[str, Note]:
@@ -42,9 +44,9 @@ def read(folder: Path, kind: str) -> dict[str, Note]:
 
 
 def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str = "", **changes: Any) -> Note:
-    """What is said of one thing now: `changes` of its rating, title and verdict, and its text, `seen` before.
+    """What is said of one thing now: `changes` of its rating, title, verdict and weight, and its text, `seen` before.
 
-    Raises: DataError for a text, rating or verdict that is none, or where nothing can be written.
+    Raises: DataError for a text, rating, verdict or weight that is none, or where nothing can be written.
     """
     if text is not None and len(text) > LONGEST_NOTE:
         raise DataError(say("item.note_too_long", num=len(text), most=LONGEST_NOTE))
@@ -52,6 +54,8 @@ def change(folder: Path, kind: str, key: str, text: str | None = None, seen: str
         raise DataError(say("gallery.rating_is", rating=changes["rating"], most=MOST_RATING))
     if changes.get("verdict", "") not in VERDICTS:
         raise DataError(say("gallery.verdict", verdict=str(changes["verdict"])[:40], kept=KEPT, rejected=REJECTED))
+    if not _is_weight(changes.get("weight", 1.0)):
+        raise DataError(say("item.weight", weight=str(changes["weight"])[:40], most=MOST_WEIGHT))
     path = folder / f"{kind}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +80,11 @@ def move(folder: Path, kind: str, old: str, new: str) -> None:
     """Let what was said of one thing be said of another key. Raises: DataError."""
     note = read(folder, kind).get(old)
     if note and old != new:
+        said = {name: value for name, value in dataclasses.asdict(note).items() if name != "text"}
+        unsaid = {name: value for name, value in dataclasses.asdict(Note()).items() if name != "text"}
         # The new key first: a kill in between leaves the note twice, and never none.
-        change(folder, kind, new, note.text, rating=note.rating, title=note.title, verdict=note.verdict)
-        change(folder, kind, old, "", note.text, rating=0, title="", verdict="")
+        change(folder, kind, new, note.text, **said)
+        change(folder, kind, old, "", note.text, **unsaid)
 
 
 def _both(stored: str, seen: str, text: str) -> str:
@@ -95,7 +101,8 @@ def _both(stored: str, seen: str, text: str) -> str:
 
 def _write(path: Path, values: dict[str, Any], key: str, note: Note) -> None:
     # A thing of which nothing is said any more has no entry.
-    given = {name: value for name, value in dataclasses.asdict(note).items() if value}
+    nothing = dataclasses.asdict(Note())
+    given = {name: value for name, value in dataclasses.asdict(note).items() if value != nothing[name]}
     values = {other: value for other, value in values.items() if other != key} | ({key: given} if given else {})
     files.write(path, json.dumps(values, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
 
@@ -120,7 +127,13 @@ def _note(value: Any) -> Note:
         rating if is_rating and rating else 0,
         title[:LONGEST_TITLE] if isinstance(title, str) else "",
         verdict if verdict in (KEPT, REJECTED) else "",
+        float(value["weight"]) if _is_weight(value.get("weight")) else 1.0,
     )
+
+
+def _is_weight(weight: Any) -> bool:
+    """Whether it is a number that a row of Stack takes."""
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and -MOST_WEIGHT <= weight <= MOST_WEIGHT
 
 
 def _set_aside_damaged(path: Path) -> None:

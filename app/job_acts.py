@@ -12,7 +12,7 @@ from app.job_table import Job
 from app.job_work import TRAINING
 from app.jobs import LIVE, RESUMABLE, WAITING
 from app.texts import say
-from trainer import extending, runs
+from trainer import extending, preview_request, runs
 from trainer.errors import ConfigError
 
 
@@ -49,3 +49,18 @@ def extend(context: Context, job_id: int, steps: Any) -> int:
     config = extending.extended(runs.Run(context.runs / job.name), int(steps))
     context.runner.resume(job.id, tomli_w.dumps(config.model_dump(mode="json")))
     return config.max_steps
+
+
+def preview(context: Context, job_id: int) -> Job:
+    """A training that draws its previews after the step that it is at. Raises: UserError if it draws none now."""
+    job = context.runner.get(job_id)
+    if job.kind != TRAINING:
+        raise ConfigError(say("job.is_no_training", name=job.name))
+    run = runs.Run(context.runs / job.name)
+    if job.state != "running" or not run.config_file.is_file():
+        raise ConfigError(say("job.cannot_preview", name=job.name, state=job.state))
+    config = run.config()
+    if not config.preview.prompts or not config.preview_every_steps:
+        raise ConfigError(say("job.no_previews", name=job.name))
+    preview_request.ask(run)
+    return job

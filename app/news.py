@@ -1,7 +1,8 @@
 """Asks the server once a second what has changed, and has the page look anew at that alone.
 
 Asking goes past Gradio's events: in 6.31 each of those costs a browser much on a page of many parts, and a page that
-nothing happens to should cost nothing. A page that nobody sees does not ask.
+nothing happens to should cost nothing. A page that nobody sees looks at nothing; it asks now and then while a job is at
+work, so that it can tell of the end (`done_notice`), and not at all while none is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _nothing(_: gr.Request) -> None:
 _SCRIPT = """
 const names = %(names)s, tabs = new Set(%(tabs)s), every = %(every)s;
 const known = {}, grown = {}, looked = {};
-let now = {};
+let now = {}, asked = 0, numQuiet = 2;
 const isSeen = name => !tabs.has(name) || document.getElementById('tab-' + name)?.offsetParent;
 const look = () => {
   for (const name of names) {
@@ -44,14 +45,19 @@ const look = () => {
     trigger(name);
   }
 };
+// Twice quiet before it is believed: between two jobs there is a moment without one.
+const isDue = () => !document.hidden || (numQuiet < 2 && Date.now() - asked >= %(hidden)s);
 const ask = async () => {
   try {
-    if (!document.hidden) {
+    if (isDue()) {
+      asked = Date.now();
       now = await server.versions(null);
-      look();
+      numQuiet = now.doing?.busy ? 0 : numQuiet + 1;
+      document.dispatchEvent(new CustomEvent('velatura-jobs', {detail: now.doing}));
+      if (!document.hidden) look();
     }
   } catch {
-    trigger(names[0]);  // by which Gradio sees that the server is gone, and waits for it
+    if (!document.hidden) trigger(names[0]);  // by which Gradio sees that the server is gone, and waits for it
   }
   if (element.isConnected) setTimeout(ask, 1000);
 };
@@ -59,13 +65,19 @@ ask();
 // A tab that is opened has not been looked at for as long as it was not seen.
 document.addEventListener('click', event => { if (event.target.closest?.('[role=tab]')) setTimeout(look, 50); });
 """
+_HIDDEN_S = 15  # between two askings of a page that nobody sees
 _GROWTH_S = 3  # how often the page looks at what only grows: each look costs a browser, and a training that core
 
 
 class News:
-    """What the page looks at anew; `listen` for each, then `draw`."""
+    """What the page looks at anew; `listen` for each, then `draw`.
 
-    def __init__(self) -> None:
+    `doing` says what scripts of the page are told with each asking, as the event `velatura-jobs` of the document. While
+    its `busy` is true a page that nobody sees asks too.
+    """
+
+    def __init__(self, doing: Version = _nothing) -> None:
+        self._doing = doing
         self._looks: dict[str, tuple[Version, Version, Refresh]] = {}
         self._tabs: list[str] = []
 
@@ -80,14 +92,15 @@ class News:
     def draw(self) -> None:
         """Draw what asks; call once."""
 
-        def versions(_: Any, request: gr.Request) -> dict[str, list[str]]:
-            return {
+        def versions(_: Any, request: gr.Request) -> dict[str, Any]:
+            looks = {
                 name: [_digest(version(request)), _digest(growth(request))]
                 for name, (version, growth, _) in self._looks.items()
             }
+            return {**looks, "doing": self._doing(request)}
 
         # Gradio knows an event of ours by its name's standing in the script, in quotes.
-        values = {"names": list(self._looks), "tabs": self._tabs, "every": _GROWTH_S * 1000}
+        values = {"names": list(self._looks), "tabs": self._tabs, "every": _GROWTH_S * 1000, "hidden": _HIDDEN_S * 1000}
         script = _SCRIPT % {name: json.dumps(value).replace('"', "'") for name, value in values.items()}
         asking = gr.HTML(js_on_load=scripts.ANSWERED + script, server_functions=[versions], visible="hidden")
         for name, (_, _, look) in self._looks.items():
@@ -109,7 +122,7 @@ class JobNews:
     def __init__(self, context: Context) -> None:
         self._runner = context.runner
         read = cached(TTLCache(maxsize=1, ttl=0.5), lock=threading.Lock())
-        self._listed = read(self._now)
+        self.listed = read(self._now)
 
     def _now(self) -> tuple[list[Job], list[Any]]:
         """The jobs that are shown, and what is to become of them."""
@@ -122,7 +135,7 @@ class JobNews:
         wanted = set(kinds)
 
         def version(_: gr.Request) -> Any:
-            shown, waiting = self._listed()
+            shown, waiting = self.listed()
             return [[(job.id, job.state, job.error) for job in shown if of_all or job.kind in wanted], waiting]
 
         return version
@@ -133,7 +146,7 @@ class JobNews:
 
         def version(_: gr.Request) -> Any:
             # Jobs that have ended write nothing more: that they ended is seen by their state.
-            live = [job for job in self._listed()[0] if job.kind in wanted and job.state in LIVE]
+            live = [job for job in self.listed()[0] if job.kind in wanted and job.state in LIVE]
             return _marks(path for job in live for path in (self._runner.log_file(job), *_written(folder / job.name)))
 
         return version

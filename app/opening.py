@@ -31,6 +31,7 @@ from app import (
 from app.context import Context, newest_first
 from app.kept_fields import Drawn
 from app.library_items import BATCH_PICTURES
+from app.lora_weight import own_weight
 from app.notices import mended
 from app.render_requests import mended_turns
 from app.stack_rows import ROWS, lora_choices
@@ -170,6 +171,8 @@ class _Opener:
         # The stack's rows, its base and its prompt.
         rows = [(_named(page, f"lora-{number}"), _named(page, f"layer-{number}")) for number in range(1, ROWS + 1)]
         self.rows = {row: group for row, group in rows if row is not None}
+        weights = [_named(page, f"weight-{number}") for number in range(1, ROWS + 1)]
+        self.weights = {row: weight for (row, _), weight in zip(rows, weights, strict=True) if row and weight}
         in_stack = [part for answer in self.answers.get("trained", ()) for part in answer.outputs]
         desk = {part.elem_id: part for part in in_stack if part.elem_id in ("stack-base", "stack-prompt")}
         self.base, self.prompt = desk.get("stack-base"), desk.get("stack-prompt")
@@ -181,7 +184,11 @@ class _Opener:
         changed = [part for answer in every for part in answer.outputs]
         # Tells the Stack tab, where there is one, that a row was filled from elsewhere.
         self.asked = [part for part in [_named(page, "stack-asked")] if part is not None]
-        self.outputs = list(dict.fromkeys([tabs, *self.fields.values(), *self.rows, *groups, *self.asked, *changed]))
+        self.outputs = list(
+            dict.fromkeys(
+                [tabs, *self.fields.values(), *self.rows, *groups, *self.weights.values(), *self.asked, *changed]
+            )
+        )
 
     def updates(self, held: dict[Any, Any], wanted: str) -> dict[Any, Any]:
         """What the page becomes when `wanted`, a word for what it is and a key, is opened. Raises: UserError."""
@@ -225,7 +232,7 @@ class _Opener:
         return self.updates(held, str(getattr(event, "opens", ""))[:2000])
 
     def _in_row(self, held: dict[Any, Any], sha256: str) -> dict[Any, Any]:
-        """The LoRA in the row that has it, else in the first empty one, else in the last."""
+        """The LoRA in the row that has it, else at its own weight in the first empty one, else in the last."""
         rows = list(self.rows)
         has_it = next((row for row in rows if held.get(row) == sha256), None)
         row = has_it or next((row for row in rows if not held.get(row)), rows[-1])
@@ -233,6 +240,8 @@ class _Opener:
         updates |= dict.fromkeys(self.asked, time.monotonic_ns())
         if (group := self.rows[row]) is not None:
             updates[group] = gr.update(visible=True)
+        if has_it is None and row in self.weights:
+            updates[self.weights[row]] = own_weight(self.context, sha256)
         return updates
 
 

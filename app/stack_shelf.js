@@ -30,7 +30,8 @@ const newCard = item => {
 const dress = (card, item) => {
   const fit = fits(item);
   card.classList.toggle('unfit', !fit);
-  card.note.textContent = fit ? item.title : phrase('stack.other_model');
+  const title = fit ? item.title : phrase('stack.other_model');
+  card.note.textContent = item.weight ? `${title} · ${phrase('stack.own_weight', {weight: item.weight})}` : title;
 };
 const narrow = () => {
   const parts = find.value.toLowerCase().split(/\s+/).filter(Boolean);

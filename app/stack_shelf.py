@@ -14,6 +14,7 @@ import gradio as gr
 from app import cards, scripts
 from app.context import OWN_BASE, Context
 from app.library_items import Item, Shelf, family_title
+from app.lora_weight import own_weight
 from app.notices import mended
 from app.stack_rows import ROWS, LoraRows, lora_choices
 from app.texts import say
@@ -64,11 +65,12 @@ class LoraShelf:
         return {"items": items, "family": family, "own": base == OWN_BASE}
 
     def _card(self, item: Item, info: LoraInfo, label: str, deadline: float) -> dict[str, Any]:
-        """One card: hash, label in the rows, name, trigger, family, for which model it is, picture."""
+        """One card: hash, label in the rows, name, trigger, family, for which model it is, weight, picture."""
         origin = base_match.origin_in_header(info.metadata)
         picture = item.picture if time.monotonic() < deadline else None
         return {
             "key": item.key, "label": label, "name": item.note.title or item.name, "trigger": plain(info.trigger, 60),
+            "weight": "" if item.note.weight == 1 else f"{item.note.weight:g}",
             "title": family_title(info.family), "family": info.family or "",
             # Imprimatura is of a family whose other bases have other shapes.
             "own": None if origin is None else origin.name == OWN_BASE,
@@ -79,7 +81,7 @@ class LoraShelf:
 
     @mended
     def put(self, held: dict[Any, Any], event: gr.EventData) -> Any:
-        """The chosen LoRA in the first free row at weight 1; nothing if a row has it already.
+        """The chosen LoRA in the first free row at its own weight; nothing if a row has it already.
 
         Raises: AdapterError if it isn't here or no row is free.
         """
@@ -95,7 +97,7 @@ class LoraShelf:
         num = max(held[rows.num_shown], free + 1)
         return {
             rows.choices[free]: gr.update(choices=lora_choices(self.context), value=sha256),
-            rows.weights[free]: 1.0,
+            rows.weights[free]: own_weight(self.context, sha256),
             rows.mutes[free]: False,
             **{group: gr.update(visible=row < num) for row, group in enumerate(rows.groups)},
             rows.num_shown: num,

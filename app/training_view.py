@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import card_view, job_acts, preview_strip, tried, views
+from app import card_view, job_acts, job_progress, preview_strip, tried, views
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
@@ -21,10 +21,10 @@ from app.queue_view import QueueView, acted
 from app.run_comparison import RunComparison
 from app.run_onward import RunOnward
 from app.texts import say
-from trainer import phases, runs
+from trainer import runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
-from trainer.events import Event, Finished, Recommended, Started
+from trainer.events import Event, Finished, Recommended
 
 _ADVISED = "element.addEventListener('click', event => { if (event.target.closest('.cure')) trigger('advised'); });"
 Part = tuple[Any, Callable[[], dict[Any, Any]]]  # what a part of the view depends on, and its update
@@ -71,15 +71,13 @@ class TrainingView:
             ]
         # What to do with the job.
         with gr.Row():
-            self.stop = gr.Button(
-                say("train.stop_and_save"), variant="stop", interactive=False, elem_id="stop-training", min_width=120
-            )
-            self.pause = gr.Button(say("train.pause"), interactive=False, elem_id="pause-training", min_width=90)
-            self.resume = gr.Button(say("button.resume"), interactive=False, elem_id="resume-training", min_width=90)
-            self.duplicate = gr.Button(
-                say("train.duplicate"), interactive=False, elem_id="duplicate-training", min_width=90
-            )
-            self.remove = gr.Button(say("button.remove"), interactive=False, elem_id="remove-training", min_width=90)
+            small: dict[str, Any] = {"interactive": False, "size": "md", "min_width": 90, "elem_classes": "one-line"}
+            self.stop = gr.Button(say("train.stop_and_save"), variant="stop", elem_id="stop-training", **small)
+            self.pause = gr.Button(say("train.pause"), elem_id="pause-training", **small)
+            self.preview = gr.Button(say("train.preview"), elem_id="preview-training", **small)
+            self.resume = gr.Button(say("button.resume"), elem_id="resume-training", **small)
+            self.duplicate = gr.Button(say("train.duplicate"), elem_id="duplicate-training", **small)
+            self.remove = gr.Button(say("button.remove"), elem_id="remove-training", **small)
         self.queue.draw()
         self.onward.draw()
 
@@ -101,8 +99,8 @@ class TrainingView:
     def outputs(self) -> list[Any]:
         """Everything that `changes` may change."""
         return [
-            self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.duplicate,
-            self.remove, *self.onward.outputs(),
+            self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.preview,
+            self.duplicate, self.remove, *self.onward.outputs(),
             self.plot, self.heldout_plot, self.result, self.recommendation, self.use, self.wanted, *self.downloads,
             self.pictures, self.log,
             self.rehearsal, self.adopt, self.seen, *self.queue.outputs(),
@@ -114,6 +112,7 @@ class TrainingView:
         self.stop.click(self.stop_one, self.job, self.outputs(), **still)
         self.pause.click(self.pause_one, self.job, self.outputs(), **still)
         self.resume.click(self.resume_one, self.job, self.outputs(), **still)
+        self.preview.click(self.preview_one, self.job, None, **still)
         self.onward.extend.click(self.extend_one, [self.job, self.onward.steps], self.outputs(), **still)
         self.queue.goes_on.input(self.let_queue_go_on, [self.queue.goes_on, self.job], self.outputs(), **still)
         self.duplicate.click(self.duplicate_one, self.job, self.outputs(), **still)
@@ -180,6 +179,10 @@ class TrainingView:
         return self.changes(chosen, {})
 
     @mended
+    def preview_one(self, chosen: int | None) -> None:
+        tell(say("train.preview_asked", name=job_acts.preview(self.context, chosen or 0).name))
+
+    @mended
     def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
         """The job's settings as a new job, at the end of the queue."""
         job = self.context.runner.get(chosen or 0)
@@ -234,20 +237,11 @@ class TrainingView:
                 update |= change()
         return update | {self.seen: after} if after != before else {}
 
-    def _events(self, folder: Path) -> tuple[list[Event], int]:
-        """The run's events; before it begins those of its newest fold, and how many folds were begun."""
-        events = self.context.logs.read(folder / "events.jsonl")
-        # By number, as the tenth comes after the ninth.
-        numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
-        folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
-        return (self.context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
-
     def _parts(self, job: Job) -> Parts:
         """Each part of the job's view: what it depends on, and its update."""
         folder = self.context.runs / job.name
-        events, fold = self._events(folder)
-        phase = phases.read(runs.Run(folder)) if job.state == "running" else None
-        bar = views.progress_html(job.name, views.progress(job, events, fold, phase))
+        events, fold = job_progress.run_events(self.context, folder)
+        bar = views.progress_html(job.name, job_progress.of_training(self.context, job, events, fold))
         log = views.messages(job, events)
         result = views.gain(events) + views.best_step(events)
         # Charts are drawn only when a point is new, the advice only when what it is read from is.
@@ -285,7 +279,7 @@ class TrainingView:
                 self.result,
                 self.pictures,
             )
-            buttons = (self.stop, self.pause, self.resume, self.duplicate, self.remove)
+            buttons = (self.stop, self.pause, self.resume, self.preview, self.duplicate, self.remove)
             return {
                 self.progress: views.NOTHING_YET,
                 **{box: gr.update(value="", visible=False) for box in boxes},
@@ -313,6 +307,7 @@ class TrainingView:
         return {
             self.stop: gr.update(interactive=job.state in (*LIVE, *WAITING, "paused")),
             self.pause: gr.update(interactive=job.state == "running"),
+            self.preview: gr.update(interactive=job.state == "running"),
             self.resume: gr.update(interactive=job.state in RESUMABLE),
             self.duplicate: gr.update(interactive=True),
             self.remove: gr.update(interactive=job.state not in LIVE),

@@ -71,6 +71,7 @@ from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.dataset_notes import carry_triggers  # noqa: E402
+from app.done_notice import DoneNotice  # noqa: E402
 from app.endpoints import offering  # noqa: E402
 from app.guide import Guide  # noqa: E402
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
@@ -161,7 +162,10 @@ def compose(context: Context) -> gr.Blocks:
             gr.HTML(theme.HEADER)
             guide, start = Guide(context), StartHere(context)
             start.draw_door()
-        news = News()
+            jobs = JobNews(context)
+            notice = DoneNotice(context, jobs)
+            notice.draw()
+        news = News(notice.doing)
         start.draw()
 
         # The tabs.
@@ -188,7 +192,7 @@ def compose(context: Context) -> gr.Blocks:
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
         offering.connect(context)
-        _listen(news, context, drawn)
+        _listen(news, jobs, context, drawn)
         news.draw()
 
         # At last, as these go through every event that was connected.
@@ -198,9 +202,8 @@ def compose(context: Context) -> gr.Blocks:
     return page
 
 
-def _listen(news: News, context: Context, drawn: Sequence[kept_fields.Drawn]) -> None:
+def _listen(news: News, jobs: JobNews, context: Context, drawn: Sequence[kept_fields.Drawn]) -> None:
     """Have the page look at jobs, and be told what became of their table."""
-    jobs = JobNews(context)
     kinds: dict[str, tuple[Iterable[str], Path]] = {
         "train": ((TRAINING, REHEARSAL), context.runs),
         "batch": (KINDS.values(), context.batches),

@@ -298,6 +298,19 @@ def inspect(
 
 
 @app.command()
+def preview(
+    run: Annotated[
+        str, typer.Argument(help="A run that is being trained: its folder, or its name below outputs/runs.")
+    ],
+) -> None:
+    """Have a training draw its previews now, after the step that it is at."""
+    from trainer import preview_request
+
+    preview_request.ask(runs.named(run))
+    print("the previews are drawn after this step; nothing else about the run changes.")
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show this preset whole.")] = None, as_json: AsJson = False
 ) -> None:

@@ -21,10 +21,15 @@ class Previews:
     def __init__(self, model: TrainingModel, run: Run) -> None:
         self.model, self.run = model, run
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is drawn; nothing in a run that was started without previews, as the encoders are let go of then."""
+        config = self.model.config
+        return config.preview.prompts if config.preview_every_steps else ()
+
     def draw_all(self, step: int) -> Iterator[Event]:
         """A picture per preview prompt with the adapter as it is; a failure is a warning, never the run's end."""
-        config = self.model.config
-        for number, prompt in enumerate(config.preview.prompts if config.preview_every_steps else ()):
+        for number, prompt in enumerate(self.prompts):
             try:
                 # One file a step and prompt: a resumed run draws the same pictures again over the old files.
                 name = f"samples/step-{step:06d}-{number + 1}.png"

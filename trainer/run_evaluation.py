@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import export, lora_file, objective, optim, validation
+from trainer import export, lora_file, objective, optim, preview_request, validation
 from trainer.checkpoint import Checkpoint
 from trainer.data import buckets, folds
 from trainer.events import Cached, Event, Planned, Recommended, Validated, Warned
@@ -126,6 +126,7 @@ class Evaluation:
         if not self.measures_here:
             return
         is_last = step == config.max_steps
+        wants_previews = self._asked_for_previews()
         with self.shown():
             # Measure. Not at step 0, whose losses are the base's.
             if self.questions and step and (is_last or step % config.validate_every_steps == 0):
@@ -138,8 +139,17 @@ class Evaluation:
             # Where folds were trained, they have named the best step before the run began.
             if self.fold_verdict and step == self.fold_verdict[0]:
                 self.best = self._snapshot()
-            if config.preview_every_steps and (is_last or step % config.preview_every_steps == 0):
+            is_time = bool(config.preview_every_steps) and (is_last or step % config.preview_every_steps == 0)
+            if is_time or wants_previews:
                 yield from self.previews.draw_all(step)
+        if wants_previews and not self.previews.prompts:
+            yield Warned(f"a preview was asked for at step {step}: {preview_request.NONE_TO_DRAW}")
+
+    def _asked_for_previews(self) -> bool:
+        """Whether somebody wants previews now; the first process alone sees it, and tells those that draw with it."""
+        model = self.model
+        asked = model.world.first and preview_request.take(self.run)
+        return model.world.any(asked) if model.sharded else asked
 
     def _losses(self, questions: validation.Questions) -> Tensor:
         """Loss by picture and timestep (N, 10); in smaller batches where memory runs out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from app import batches, captioning, job_acts, views
+from app import batches, job_acts, job_progress, views
 from app.context import Context
 from app.endpoints.asking import Number
 from app.endpoints.rows import addresses, job_row
@@ -23,19 +23,18 @@ class JobEndpoints:
 
     def job(self, job: Number) -> dict[str, Any]:
         """One job, how much of it is done, from 0 to 1 and in words, and the address of each file that came of it."""
-        found, runner = self.context.runner.get(job), self.context.runner
+        found = self.context.runner.get(job)
         # A batch gives pictures, captions go to their dataset, and a training gives the files of its run.
         if found.kind in batches.KINDS.values():
             folder = self.context.batches / found.name
-            shown = batches.progress(found, batches.last_events(runner.log_file(found)))
             paths = [folder / "manifest.csv", *batches.pictures(folder, batches.MAX_PAGE_PICTURES)[0]]
         elif found.kind == CAPTIONS:
-            shown, paths = captioning.progress(self.context, found), []
+            paths = []
         else:
             folder = self.context.runs / found.name
             events = self.context.logs.read(folder / "events.jsonl")
-            shown = views.progress(found, events, 0, None)
             paths = [path for path in views.files(folder, events) if path]
+        shown = job_progress.of(self.context, found)
         says = " · ".join(filter(None, (shown.headline, shown.detail)))
         return job_row(found) | {"done": shown.share, "says": says, "files": addresses(self.context, paths)}
 
@@ -46,6 +45,10 @@ class JobEndpoints:
     def pause_job(self, job: Number) -> dict[str, Any]:
         """Have a training or batch save and wait at the head of the queue until it is resumed; its row."""
         return job_row(self.context.runner.pause(job))
+
+    def preview_job(self, job: Number) -> dict[str, Any]:
+        """Have a training draw its previews after the step that it is at, out of their turn; its row."""
+        return job_row(job_acts.preview(self.context, job))
 
     def resume_job(self, job: Number) -> dict[str, Any]:
         """Have a stopped, paused or failed job go on from where it saved last; its row. What must fail is refused."""

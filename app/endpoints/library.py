@@ -57,6 +57,11 @@ class LibraryEndpoints:
         item_notes.change(self.shelf.notes, kind, self.shelf.item(kind, key).key, rating=rating)
         return _row(self.shelf.item(kind, key))
 
+    def weigh_lora(self, key: Name, weight: float) -> dict[str, Any]:
+        """Say at which weight, from -2 to 2, the page puts a LoRA into a stack; the thing as `library` gives it."""
+        item_notes.change(self.shelf.notes, "loras", self.shelf.item("loras", key).key, weight=weight)
+        return _row(self.shelf.item("loras", key))
+
     # The trash.
 
     def throw_item(self, kind: Kind, key: Name) -> str:
@@ -103,5 +108,5 @@ class LibraryEndpoints:
 def _row(item: Item) -> dict[str, Any]:
     return {
         "key": item.key, "name": item.name, "facts": item.facts, "note": item.note.text, "rating": item.note.rating,
-        "verdict": item.note.verdict,
+        "verdict": item.note.verdict, "weight": item.note.weight,
     }  # fmt: skip

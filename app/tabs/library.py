@@ -15,6 +15,7 @@ from app.arrival_row import ArrivalRow
 from app.context import Context, Refresh
 from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
 from app.library_items import KINDS, Item, Shelf, wanted
+from app.lora_weight import OwnWeight
 from app.notices import mended, tell
 from app.preset_panel import PresetPanel, browser_of
 from app.texts import say, say_num
@@ -51,7 +52,7 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context, self.shelf, self.presets = context, Shelf(context), PresetPanel(context)
-        self.arrivals = ArrivalRow(context)
+        self.arrivals, self.weight = ArrivalRow(context), OwnWeight(self.shelf)
         # What is chosen stands in boxes of the page, so that a note and the thing it is of are always sent together.
         self.key = gr.Textbox("", visible=False, elem_classes="unkept", elem_id="library-key")
         self.seen = gr.Textbox("", visible=False, elem_classes="unkept")
@@ -72,7 +73,8 @@ class _Tab:
         self.view = [
             self.key, self.seen, self.opened, self.panel, self.acts, self.rating, self.note, self.name, self.open,
             self.onward, self.source,
-            self.download, self.throw, self.restore, self.raw, self.file, self.name_row, *self.presets.outputs(),
+            self.download, self.throw, self.restore, self.raw, self.file, self.name_row, self.weight.slider,
+            *self.presets.outputs(),
         ]  # fmt: skip
         self._connect()
 
@@ -124,6 +126,7 @@ class _Tab:
             self.rating = gr.Radio(
                 _RATINGS, value=0, label=say("word.rating"), elem_id="library-rating", elem_classes="stars"
             )
+            self.weight.draw()
             self.note = gr.Textbox(
                 "", label=say("word.note"), placeholder=say("library.note_example"), lines=2, max_lines=8,
                 max_length=LONGEST_NOTE, elem_id="library-note",
@@ -163,6 +166,7 @@ class _Tab:
         picked = [self.kind, self.key, self.note, self.seen]
         self.cards.select(self.pick, picked, self.view, trigger_mode="multiple", **_STILL)
         self.note.change(self.write, [self.key, self.note, self.seen], self.seen, trigger_mode="always_last", **_STILL)
+        self.weight.connect(self.key, _STILL).success(self.find, listed, self.list, **_STILL)
         self.note.blur(self.find, listed, self.list, **_STILL)
         self.rating.input(self.rate, [*listed, self.rating], self.list, **_STILL)
         self.rename.click(self.rename_one, [*listed, self.name], whole, **private)
@@ -253,25 +257,29 @@ class _Tab:
             what = shared_cards.target(card)
             label = _WHERE[what]
         shown = card_view.html(self.context, item) if is_preset else cards.panel_html(self.context, item, details)
-        return {
-            self.key: f"{kind} {item.key}",
-            self.seen: item.note.text,
-            self.note: item.note.text,
-            self.rating: item.note.rating,
-            self.name: item.name,
-            self.opened: f"{what} {item.key}",
-            self.panel: shown,
-            self.acts: gr.update(visible=True),
-            self.restore: gr.update(visible=False),
-            self.open: gr.update(value=label),
-            self.onward: gr.update(visible=kind in _SOURCES),
-            self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
-            self.name_row: gr.update(visible=bool(item.paths)),
-            self.throw: gr.update(value=say("library.throw"), interactive=True, visible=bool(item.paths)),
-            self.raw: gr.update(visible=details.raw is not None),
-            self.file: details.raw,
-            self.download: self._download(item),
-        } | self.presets.updates(item, browser)
+        return (
+            {
+                self.key: f"{kind} {item.key}",
+                self.seen: item.note.text,
+                self.note: item.note.text,
+                self.rating: item.note.rating,
+                self.name: item.name,
+                self.opened: f"{what} {item.key}",
+                self.panel: shown,
+                self.acts: gr.update(visible=True),
+                self.restore: gr.update(visible=False),
+                self.open: gr.update(value=label),
+                self.onward: gr.update(visible=kind in _SOURCES),
+                self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
+                self.name_row: gr.update(visible=bool(item.paths)),
+                self.throw: gr.update(value=say("library.throw"), interactive=True, visible=bool(item.paths)),
+                self.raw: gr.update(visible=details.raw is not None),
+                self.file: details.raw,
+                self.download: self._download(item),
+            }
+            | self.weight.updates(item)
+            | self.presets.updates(item, browser)
+        )
 
     def _download(self, item: Item) -> Any:
         """The thing's own file, for kinds that are one file."""
