@@ -149,7 +149,7 @@ class Drawing:
         for picture in pictures:
             self.metrics.waited_s.observe(began - picture.came)
             picture.order.tell(Begun(picture.number))
-        watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
+        watching = Watching(pictures, self.engine, lambda: self._is_ending)
         drawn: list[picture_metadata.Picture] | None = None
         with giving_up.outlasted(pictures if len(pictures) == 1 else [], self.metrics, self.log):
             try:
