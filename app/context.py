@@ -290,7 +290,7 @@ class Context:
         try:
             rendering.check()
             engine = self._warm(stack)
-            with engine.watched(rendering.watch):
+            with engine.watched(rendering.watch, rendering.look and rendering.look(engine)):
                 yield engine
             if (pace := rendering.step_pace_s) is not None:
                 self.paces[stack.base] = pace / (stack.width_px * stack.height_px)
