@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.render.picture_metadata import Picture
 
 _MOST_COLUMNS = 8
+_TOGETHER = 4  # as many as are drawn at once of 512 px
 STRIP = "strip-"  # how the names of sheets of each LoRA begin
 _CELLS, _LIST = ".cells", "cells.json"
 
@@ -48,7 +49,7 @@ def over_axes(engine: Engine, stack: StackConfig, axes: list[Axis], rendering: R
     names = [[axis.label(value, stack) for value in axis.values] for axis in axes]
     labels = [", ".join(parts) for parts in itertools.product(*names)]
     rendering.expect(len(labels))
-    pictures = _until_ended(engine.render_all(grids.cells(engine, stack, axes)), rendering)
+    pictures = _until_ended(_few_by_few(engine, grids.cells(engine, stack, axes)), rendering)
     image = grids.sheet(stack, axes, _in_places(pictures, len(labels)))
     return Sheet(image, pictures, labels, _columns(len(axes[-1].values)))
 
@@ -65,7 +66,7 @@ def of_each(engine: Engine, stack: StackConfig, rendering: Rendering) -> Sheet:
 
     stacks, labels = grid.subsets(engine, stack)
     rendering.expect(len(stacks))
-    return _in_a_row(_until_ended(engine.render_all(stacks), rendering), labels, stack.prompt)
+    return _in_a_row(_until_ended(_few_by_few(engine, stacks), rendering), labels, stack.prompt)
 
 
 def of_modes(engine: Engine, stack: StackConfig, rendering: Rendering) -> Sheet:
@@ -83,6 +84,12 @@ def of_modes(engine: Engine, stack: StackConfig, rendering: Rendering) -> Sheet:
             yield picture
 
     return _in_a_row(_until_ended(drawn(), rendering), labels, stack.prompt)
+
+
+def _few_by_few(engine: Engine, stacks: list[StackConfig]) -> Iterator[Picture]:
+    """The stacks' pictures; small ones too come a few at a time, so that a sheet that is ended has some."""
+    for first in range(0, len(stacks), _TOGETHER):
+        yield from engine.render_all(stacks[first : first + _TOGETHER])
 
 
 def _until_ended(pictures: Iterator[Picture], rendering: Rendering) -> list[Picture]:
