@@ -297,7 +297,7 @@ class Context:
         try:
             rendering.check()
             engine = self._warm(stack)
-            with engine.watched(rendering.watch):
+            with engine.watched(rendering.watch, rendering.look and rendering.look(engine)):
                 yield engine
             # By this a batch's time is told where no batch was drawn yet.
             if (pace := rendering.step_pace_s) is not None:

@@ -151,4 +151,4 @@ def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], 
     axes = [axis_of(context, key, values, places) for key, values in typed]
     if (num := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:  # before a base is loaded for it
         raise ConfigError(say("grid.too_many", num=num, most=MAX_CELLS))
-    return lambda engine, expect: sheets.over_axes(engine, stack, axes, expect)
+    return lambda engine, rendering: sheets.over_axes(engine, stack, axes, rendering)

@@ -14,12 +14,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import gradio as gr
 
 from app.notices import mended
 from trainer.config import StackConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trainer.render.engine import Engine
+    from trainer.render.pipeline_call import Look
 
 POLL_S = 0.12
 _MOST_DESKS = 64
@@ -38,7 +44,11 @@ class Rendering:
     def __init__(self) -> None:
         self._unwanted = threading.Event()
         self.is_superseded = False
+        self.is_kept = False  # ended, but what was drawn by then is wanted
         self.num_pictures = 1  # in all
+        self.num_drawn = 0  # of a sheet's pictures, those that are there
+        self.look: Callable[[Engine], Look] | None = None  # who looks at the latents of what an engine draws
+        self.newest: Image | None = None  # to be seen meanwhile
         self.num_done = 0
         self.step = self.num_steps = self._num_together = 0
         self.began: float | None = None  # when the first step was over
@@ -48,8 +58,19 @@ class Rendering:
         return self._unwanted.is_set()
 
     def cancel(self) -> None:
-        """Draw no further than the end of this step."""
+        """Draw no further than the end of this step, and keep nothing."""
+        self.is_kept = False
         self._unwanted.set()
+
+    def stop(self) -> None:
+        """Draw no further than the end of this step, and keep the pictures that are there."""
+        self.is_kept = self.num_drawn > 0
+        self._unwanted.set()
+
+    def drew(self, image: Image) -> None:
+        """One of a sheet's pictures is there."""
+        self.num_drawn += 1
+        self.newest = image
 
     def expect(self, num_pictures: int) -> None:
         """There will be so many pictures."""
@@ -58,7 +79,7 @@ class Rendering:
     def restart(self) -> None:
         """The next pictures are another part of the same request."""
         self.num_done = self.step = self.num_steps = self._num_together = 0
-        self.began = None
+        self.began = self.newest = None
 
     def check(self) -> None:
         """Raises: Cancelled if it is."""
@@ -107,6 +128,8 @@ class Desk:
     shown: Path | None = None  # the last whole picture
     pinned: Path | None = None
     sheet: Path | None = None  # that lies over the picture
+    passing: list[Path] = field(default_factory=list)  # files of what is seen while the next is drawn, newest last
+    is_passing: bool = False  # such a picture is on the easel, in the place of those above
     stack: StackConfig | None = None  # of the picture that is shown or drawn
     browser: str = ""  # whose it is (`browser_state`)
     works: dict[str, Rendering] = field(default_factory=dict)  # what else is being done, by where its line stands
@@ -130,6 +153,17 @@ class Desk:
         if rendering is None:
             return False
         rendering.cancel()
+        return True
+
+    def stop(self) -> bool:
+        """End what is being drawn; False if nothing is. What it keeps is shown unless the page asks for another."""
+        with self._lock:
+            rendering, self.stack = self.rendering, None
+            if rendering is None:
+                return False
+            rendering.stop()
+            if not rendering.is_kept:
+                self.rendering = None
         return True
 
     def end(self, rendering: Rendering) -> None:
@@ -165,21 +199,28 @@ class Work(Generic[_T]):
         self._drawn: Future[_T] | None = None
 
     def turns(self) -> Iterator[None]:
-        """Goes on while it is drawn. Raises: Cancelled at once when it is cancelled, else what drawing raised."""
+        """Goes on while it is drawn, or until what is kept of it is there.
+
+        Raises: Cancelled at once when it is cancelled, else what drawing raised.
+        """
         # A thread for this work alone, which ends with it.
         pool = ThreadPoolExecutor(1, "drawing")
         self._drawn = pool.submit(self._draw)
         pool.shutdown(wait=False)
         try:
             while not self._drawn.done():
-                self.rendering.check()
+                self._check()
                 yield
                 wait([self._drawn], POLL_S)
         except GeneratorExit:  # the page is gone
             self.rendering.cancel()
             raise
-        self.rendering.check()
+        self._check()
         self._drawn.result()
+
+    def _check(self) -> None:
+        if not self.rendering.is_kept:
+            self.rendering.check()
 
     @property
     def result(self) -> _T:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.render_requests import Cancelled, Rendering
 from trainer import files
 from trainer.config import StackConfig
 from trainer.render import axes as grids
-from trainer.render import modes
 from trainer.render.axes import Axis
 
 if TYPE_CHECKING:
@@ -25,62 +25,100 @@ if TYPE_CHECKING:
     from trainer.render.engine import Engine
     from trainer.render.picture_metadata import Picture
 
-Expect = Callable[[int], None]  # is told how many pictures there will be
 _MOST_COLUMNS = 8
+_TOGETHER = 4  # as many as are drawn at once of 512 px
 STRIP = "strip-"  # how the names of sheets of each LoRA begin
 _CELLS, _LIST = ".cells", "cells.json"
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The labelled sheet, and its pictures one by one, row by row."""
+    """The labelled sheet, and its pictures one by one, row by row; one that was ended lacks the last of them."""
 
     image: Image
     pictures: list[Picture]
-    labels: list[str]
+    labels: list[str]  # of every place
     num_columns: int
 
 
-def over_axes(engine: Engine, stack: StackConfig, axes: list[Axis], expect: Expect) -> Sheet:
-    """The stack at every value of one to three settings. Raises: ConfigError, AdapterError."""
+def over_axes(engine: Engine, stack: StackConfig, axes: list[Axis], rendering: Rendering) -> Sheet:
+    """The stack at every value of one to three settings. Raises: ConfigError, AdapterError, Cancelled."""
     from trainer.render import checkpoints
 
     stack, axes = checkpoints.spelled_out(engine, stack, axes)
-    labels = [[axis.label(value, stack) for value in axis.values] for axis in axes]
-    cells = [", ".join(parts) for parts in itertools.product(*labels)]
-    expect(len(cells))
-    image, pictures = grids.draw(engine, stack, axes)
-    return Sheet(image, pictures, cells, _columns(len(axes[-1].values)))
+    names = [[axis.label(value, stack) for value in axis.values] for axis in axes]
+    labels = [", ".join(parts) for parts in itertools.product(*names)]
+    rendering.expect(len(labels))
+    pictures = _until_ended(_few_by_few(engine, grids.cells(engine, stack, axes)), rendering)
+    image = grids.sheet(stack, axes, _in_places(pictures, len(labels)))
+    return Sheet(image, pictures, labels, _columns(len(axes[-1].values)))
 
 
-def over_weights(engine: Engine, stack: StackConfig, weights: list[list[float]], expect: Expect) -> Sheet:
+def over_weights(engine: Engine, stack: StackConfig, weights: list[list[float]], rendering: Rendering) -> Sheet:
     """The stack's first one or two LoRAs at every weight: rows the first, columns the second."""
     axes = [Axis(f"adapters.{number}.weight", tuple(values)) for number, values in enumerate(weights)]
-    return over_axes(engine, stack, axes, expect)
+    return over_axes(engine, stack, axes, rendering)
 
 
-def of_each(engine: Engine, stack: StackConfig, expect: Expect) -> Sheet:
-    """The base, each LoRA alone, all but each, and all. Raises: ConfigError if no LoRA is on."""
+def of_each(engine: Engine, stack: StackConfig, rendering: Rendering) -> Sheet:
+    """The base, each LoRA alone, all but each, and all. Raises: ConfigError if no LoRA is on; Cancelled."""
     from trainer.render import grid
+
+    stacks, labels = grid.subsets(engine, stack)
+    rendering.expect(len(stacks))
+    return _in_a_row(_until_ended(_few_by_few(engine, stacks), rendering), labels, stack.prompt)
+
+
+def of_modes(engine: Engine, stack: StackConfig, rendering: Rendering) -> Sheet:
+    """The stack in every mode that it can be drawn in. Raises: ConfigError, AdapterError, Cancelled."""
+    from trainer.render import grid
+
+    fitting = grid.usable_modes(engine, stack)
+    rendering.expect(len(fitting))
+    labels = [mode.title for mode in fitting]
+
+    def drawn() -> Iterator[Picture]:
+        for place, mode in enumerate(fitting):
+            picture, seconds = grid.in_mode(engine, stack, mode)
+            labels[place] = grid.mode_label(mode, seconds)
+            yield picture
+
+    return _in_a_row(_until_ended(drawn(), rendering), labels, stack.prompt)
+
+
+def _few_by_few(engine: Engine, stacks: list[StackConfig]) -> Iterator[Picture]:
+    """The stacks' pictures; small ones too come a few at a time, so that a sheet that is ended has some."""
+    for first in range(0, len(stacks), _TOGETHER):
+        yield from engine.render_all(stacks[first : first + _TOGETHER])
+
+
+def _until_ended(pictures: Iterator[Picture], rendering: Rendering) -> list[Picture]:
+    """The pictures as they come; those that are there, if it was ended and these are wanted. Raises: Cancelled."""
+    drawn: list[Picture] = []
+    try:
+        for picture in pictures:
+            drawn.append(picture)
+            rendering.drew(picture.image)
+    except Cancelled:
+        if not rendering.is_kept or not drawn:
+            raise
+    return drawn
+
+
+def _in_places(pictures: list[Picture], num_places: int) -> list[Image]:
+    """The pictures, and an empty place for each that was not drawn."""
+    from trainer.render.contact_sheet import empty_place
+
+    images = [picture.image for picture in pictures]
+    return images + [empty_place(images[0].size)] * (num_places - len(images))
+
+
+def _in_a_row(pictures: list[Picture], labels: list[str], title: str) -> Sheet:
+    """A sheet of one row, a column a label."""
     from trainer.render.contact_sheet import contact_sheet
 
-    # The base, each alone, all but each where there are more than two, and all where there are two or more.
-    num = sum(adapter.enabled for adapter in stack.adapters)
-    expect(1 + num * (2 if num > 2 else 1) + (num > 1))
-    pictures, labels = grid.attributed(engine, stack)
-    image = contact_sheet([[picture.image for picture in pictures]], [""], labels, stack.prompt)
-    return Sheet(image, pictures, labels, _columns(len(pictures)))
-
-
-def of_modes(engine: Engine, stack: StackConfig, expect: Expect) -> Sheet:
-    """The stack in every mode that it can be drawn in."""
-    from trainer.render import grid
-    from trainer.render.contact_sheet import contact_sheet
-
-    expect(len(modes.registry()))
-    pictures, labels, _ = grid.in_modes(engine, stack)
-    image = contact_sheet([[picture.image for picture in pictures]], [""], labels, stack.prompt)
-    return Sheet(image, pictures, labels, _columns(len(pictures)))
+    image = contact_sheet([_in_places(pictures, len(labels))], [""], labels, title)
+    return Sheet(image, pictures, labels, _columns(len(labels)))
 
 
 def _columns(num: int) -> int:
@@ -93,7 +131,7 @@ def _columns(num: int) -> int:
 
 @dataclass(frozen=True)
 class Cells:
-    """A sheet's pictures as they lie beside it."""
+    """A sheet's pictures as they lie beside it; one that was ended has fewer of them than labels."""
 
     paths: list[Path]
     labels: list[str]
@@ -115,7 +153,7 @@ def save(sheet: Sheet, folder: Path, name: str) -> Path:
     cells.mkdir()
     for number, picture in enumerate(sheet.pictures):
         picture_metadata.save(picture, cells / f"{number:04}.png")
-    listed = {"labels": sheet.labels, "columns": sheet.num_columns}
+    listed = {"labels": sheet.labels, "columns": sheet.num_columns, "drawn": len(sheet.pictures)}
     files.write(cells / _LIST, json.dumps(listed).encode())
     return path
 
@@ -126,7 +164,8 @@ def cells_of(sheet: Path) -> Cells | None:
     try:
         listed = json.loads((folder / _LIST).read_bytes())
         labels, columns = [str(label) for label in listed["labels"]], int(listed["columns"])
+        num_drawn = int(listed.get("drawn", len(labels)))  # older lists don't say: all are there
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     paths = sorted(folder.glob("[0-9]*.png"))
-    return Cells(paths, labels, max(1, columns)) if len(paths) == len(labels) else None
+    return Cells(paths, labels, max(1, columns)) if len(paths) == num_drawn <= len(labels) else None

@@ -6,6 +6,7 @@ of the same page ends it (`render_requests`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from PIL import Image
 
-from app import cards, sheets, stack_desk, views
+from app import cards, sheets, stack_desk, stack_progress, views
 from app.context import Context
+from app.looking import EACH_S, Looking, put_up
 from app.notices import mended, tell
 from app.recipe_index import RecipeIndex
 from app.recipes import read_recipe, recent, text_of
 from app.render_requests import Cancelled, Desk, Rendering, Work
-from app.sheets import Expect, Sheet
+from app.sheets import Sheet
+from app.stack_live import KEYS
 from app.texts import say
 from app.waiting import progress_line
 from trainer.config import StackConfig
@@ -32,34 +36,9 @@ if TYPE_CHECKING:
 
 QUICK_STEPS = 4
 _HEIGHT_PX = 384
-# Ctrl+Enter renders; a slider moved by keys has stopped when the key is up, and so has a number's little arrow when it
-# says that it changed.
-_KEYS = """
-if (!window.velaturaStackKeys) {
-  window.velaturaStackKeys = true;
-  document.addEventListener('keydown', event => {
-    const render = document.querySelector('#render');
-    if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey) || !render || !render.offsetParent) return;
-    event.preventDefault();
-    event.stopPropagation();
-    render.click();
-  }, true);
-  let stopped;
-  document.addEventListener('keyup', event => {
-    const slider = event.target;
-    if (!slider.matches || !slider.matches('.layer input[type=range]')) return;
-    clearTimeout(stopped);
-    stopped = setTimeout(() => slider.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 250);
-  }, true);
-  document.addEventListener('change', event => {
-    const box = event.target;
-    if (box === document.activeElement && box.matches?.('#tab-stack input[type=number]'))
-      box.dispatchEvent(new FocusEvent('blur'));
-  }, true);
-}
-"""
+_EMPTY_PLACE = Image.new("RGBA", (64, 64), (128, 128, 128, 48))  # of a cell that was not drawn
 
-Make = Callable[["Engine", Expect], Sheet]
+Make = Callable[["Engine", Rendering], Sheet]
 Update = dict[Any, Any]
 
 
@@ -76,6 +55,7 @@ class Stage:
 
     def __init__(self, context: Context) -> None:
         self.context, self.index = context, RecipeIndex(context)
+        self.look_costs: dict[tuple[str, int, int], float] = {}
         self.files = gr.State([])  # names of the recent pictures
         self.opened = gr.State(None)  # what was opened last, from wherever
         self.asked = gr.State(0)  # counts up when another tab has changed the form
@@ -100,7 +80,7 @@ class Stage:
                 label=say("stack.cells"), height=_HEIGHT_PX, visible=False, object_fit="contain",
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
             )  # fmt: skip
-            self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=_KEYS, elem_id="drawing")
+            self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
             # What draws, and what is done with what is drawn.
             with gr.Row(elem_classes="easel-buttons"):
@@ -160,30 +140,36 @@ class Stage:
         with_quick = quick and stack.steps > 2 * QUICK_STEPS  # else it hardly comes sooner
 
         def draw(rendering: Rendering) -> Iterator[Update]:
+            rendering.look = lambda engine: Looking(engine, rendering, self.look_costs).look
             if with_quick:
                 few = stack.model_copy(update={"steps": QUICK_STEPS})
                 first = Work(rendering, lambda: self.context.render(few, rendering))
-                yield from self._turns(first, say("stack.preview"))
-                yield self._placed(desk, first.result.image)
+                yield from self._turns(desk, first, say("stack.preview"))
+                yield self._passing(desk, first.result.image)
                 rendering.restart()  # or the whole picture would count from the quick picture's steps
             whole = Work(rendering, lambda: self._drawn(stack, rendering))
-            yield from self._turns(whole, say("word.picture"))
+            yield from self._turns(desk, whole, say("word.picture"))
             yield self._finished(desk, *whole.result)
 
         yield from self._answered(desk, draw, stack)
 
     def sheet(self, desk: Desk, stack: StackConfig, make: Make, name: str) -> Iterator[Update]:
-        """How far the sheet is, in turns, then its pictures, each of which gives its stack."""
+        """How far the sheet is, in turns, then its pictures, each of which gives its stack.
+
+        Of one that was cancelled, those that are there.
+        """
 
         def drawn(rendering: Rendering) -> tuple[Path, list[str]]:
             with self.context.engine(stack, rendering) as engine:
-                sheet = make(engine, rendering.expect)
+                sheet = make(engine, rendering)
                 warnings = engine.warnings(engine.resolve(stack))
+            if not rendering.is_kept:
+                rendering.check()
             return sheets.save(sheet, self.context.renders, name), warnings
 
         def draw(rendering: Rendering) -> Iterator[Update]:
             work = Work(rendering, lambda: drawn(rendering))
-            yield from self._turns(work, say("stack.sheet"))
+            yield from self._turns(desk, work, say("stack.sheet"))
             path, warnings = work.result
             yield self.show_sheet(desk, path) | self.show_recent() | self._warn(warnings)
 
@@ -206,24 +192,33 @@ class Stage:
                 going[self.pin] = self._pin_button(desk)
                 yield going | update
             over[self.pin] = self._pin_button(desk)
-            yield over
+            yield over | {self.progress: progress_line(stack_progress.ended(rendering))}
         except Cancelled:
             if not rendering.is_superseded:
-                yield over | {self.progress: progress_line(say("job.cancelled"))}
+                yield over | self._as_before(desk) | {self.progress: progress_line(say("job.cancelled"))}
         except Exception:
             desk.stack = None  # the same may be asked for once more
-            yield over
+            yield over | self._as_before(desk)
             raise
         finally:
             desk.end(rendering)
 
-    def _turns(self, work: Work[Any], what: str) -> Iterator[Update]:
-        last_words = None
+    def _turns(self, desk: Desk, work: Work[Any], what: str) -> Iterator[Update]:
+        """How far it is, whenever that is another thing to say, and what is seen of it meanwhile."""
+        rendering, said, seen, seen_at = work.rendering, "", None, 0.0
         for _ in work.turns():
-            words = _words(work.rendering, what)
-            if words != last_words:
-                last_words = words
-                yield {self.progress: progress_line(words, work.rendering.share)}
+            if rendering.is_cancelled:  # what is kept of it is on its way
+                continue
+            update: Update = {}
+            words = stack_progress.words(rendering, what)
+            if words != said:
+                said, update[self.progress] = words, progress_line(words, rendering.share)
+            newest = rendering.newest
+            if newest is not None and newest is not seen and time.monotonic() - seen_at >= EACH_S:
+                seen, seen_at = newest, time.monotonic()
+                update |= self._passing(desk, str(put_up(self.context, desk, newest)))
+            if update:
+                yield update
 
     def _drawn(self, stack: StackConfig, rendering: Rendering) -> tuple[Picture, list[str]]:
         """The picture, and what its LoRAs say of being for another base."""
@@ -270,7 +265,7 @@ class Stage:
 
     def show_sheet(self, desk: Desk, path: Path) -> Update:
         """A sheet, with its pictures to click where they lie beside it."""
-        desk.sheet, desk.stack, cells = path, None, sheets.cells_of(path)
+        desk.sheet, desk.stack, desk.is_passing, cells = path, None, False, sheets.cells_of(path)
         stack_desk.keep(self.context, desk)
         hidden = {part: gr.update(visible=False) for part in (self.picture, self.compare, self.infotext)}
         if cells is None:
@@ -279,8 +274,11 @@ class Stage:
                 self.cells: gr.update(visible=False),
             }
         else:
-            labels = dict(zip(cells.paths, cells.labels, strict=True))
-            pictures = [(public, labels[cell]) for cell, public in self.context.published_of(cells.paths)]
+            labels = dict(zip(cells.paths, cells.labels, strict=False))
+            pictures: list[tuple[Any, str]] = [
+                (public, labels[cell]) for cell, public in self.context.published_of(cells.paths)
+            ]
+            pictures += [(_EMPTY_PLACE, label) for label in cells.labels[len(cells.paths) :]]
             columns = cells.num_columns
             shown = {self.cells: gr.update(value=pictures, columns=columns, visible=True, selected_index=None)}
         return hidden | shown | self._downloading(path, say("stack.download_sheet"))
@@ -323,8 +321,27 @@ class Stage:
         return say("stack.a_sheet") if seed is None else say("item.seed", seed=seed)
 
     def _placed(self, desk: Desk, picture: Any) -> Update:
-        """The picture in its place, beside the pinned picture if there is one."""
-        desk.sheet = None
+        """The desk's picture in its place, over any sheet."""
+        desk.sheet, desk.is_passing = None, False
+        return self._in_place(desk, picture)
+
+    def _passing(self, desk: Desk, picture: Any) -> Update:
+        """A picture that is seen until the next one is there; the desk's own stay what they are."""
+        desk.is_passing = True
+        return self._in_place(desk, picture)
+
+    def _as_before(self, desk: Desk) -> Update:
+        """What the desk has, in the place of a picture that was only seen for a while."""
+        if not desk.is_passing:
+            return {}
+        desk.is_passing = False
+        if desk.sheet is not None and desk.sheet.is_file():
+            return self.show_sheet(desk, desk.sheet)
+        shown = desk.shown if desk.shown and desk.shown.is_file() else None
+        return self._in_place(desk, str(self.context.published(shown)) if shown else None)
+
+    def _in_place(self, desk: Desk, picture: Any) -> Update:
+        """A picture in its place, beside the pinned picture if there is one."""
         if desk.pinned is not None and not desk.pinned.is_file():  # thrown away meanwhile
             desk.pinned = None
         update: Update = {
@@ -348,7 +365,7 @@ class Stage:
     @mended
     def stop(self, request: gr.Request) -> Update:
         """End what is drawn for this page."""
-        stopped = self.context.desks.of(request.session_hash).cancel()
+        stopped = self.context.desks.of(request.session_hash).stop()
         return {
             self.progress: progress_line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
             self.cancel: _button(say("button.cancel"), False),
@@ -372,18 +389,3 @@ class Stage:
 def _button(label: str, interactive: bool) -> Any:
     """A button's state; without its label Gradio 6.31 shows it empty after a handler that answers in turns."""
     return gr.update(value=label, interactive=interactive)
-
-
-def _words(rendering: Rendering, what: str) -> str:
-    """How far it is."""
-    if not rendering.num_steps:
-        return say("stack.loading", what=what)
-    parts = []
-    if rendering.num_pictures > 1:
-        num = min(rendering.num_done + 1, rendering.num_pictures)
-        parts.append(say("stack.nth_picture", num=num, all=rendering.num_pictures))
-    parts.append(say("job.step", step=rendering.step, all=rendering.num_steps))
-    left = rendering.seconds_left
-    if left is not None and left >= 2:
-        parts.append(say("stack.time_left", time=views.duration(left)))
-    return say("stack.doing", what=what, parts=", ".join(parts))

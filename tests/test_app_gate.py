@@ -34,15 +34,10 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 # Text that is read as text, and by whom; a text setting that is neither here nor marked as a path fails the walk.
 TEXTS = {
     "version", "family", "device", "dtype", "track", "save_dtype", "mode", "sampler", "prompt", "prompts",
-    "negative_prompt", "seeds", "name",
-        "sha256", "blocks",
-    "schedule", "method", "targets", "block_ranks", "only_layers",
-    "without_layers", "init", "loss", "weighting", "timesteps", "shift", "other",
-    "options", "block_rates", "extended", "token",
-        "start_from",
-    "trigger", "neutral_prompts", "crop", "repeats", "weights", "background", "mask", "class_caption", "prefix",
-    "suffix", "separator", "lines",
-        "long", "quantise", "offload",
+    "negative_prompt", "seeds", "name", "sha256", "blocks", "schedule", "method", "targets", "block_ranks",
+    "only_layers", "without_layers", "init", "loss", "weighting", "timesteps", "shift", "other", "options",
+    "block_rates", "extended", "token", "start_from", "trigger", "neutral_prompts", "crop", "repeats", "weights",
+    "background", "mask", "class_caption", "prefix", "suffix", "separator", "lines", "long", "quantise", "offload",
     "attention", "compile",
 }  # fmt: skip
 

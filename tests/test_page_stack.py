@@ -14,6 +14,7 @@ from PIL import Image
 
 from app import grids, masks, sheets, stack_analysis, stack_depth, ui
 from app.context import Context
+from app.render_requests import Rendering
 from app.tabs import stack
 from trainer import lora_file
 from trainer.config import StackConfig
@@ -66,8 +67,8 @@ def test_a_bake_never_writes_over_a_lora_that_took_its_name_meanwhile(
 ) -> None:
     real = baking.lora
 
-    def slow(*args: Any) -> baking.Baked:
-        made = real(*args)
+    def slow(*args: Any, **more: Any) -> baking.Baked:
+        made = real(*args, **more)
         (context.loras / "both.safetensors").write_bytes(b"another's")
         return made
 
@@ -181,15 +182,15 @@ def test_every_mode_and_a_grid_over_three_settings_are_sheets_of_the_very_pictur
         return picture.resize((64, 64), Image.Resampling.BICUBIC).tobytes()  # small pictures are shown twice as large
 
     drawn = [shown(mode=mode) for mode in ("sum", "switch", "composite", "loratorio", "k-lora")]
-    expected: list[int] = []
     with context.engine(stack) as engine:
-        assert set(drawn) <= cells(sheets.of_modes(engine, stack, expected.append).image, (64, 64))
+        assert set(drawn) <= cells(sheets.of_modes(engine, stack, Rendering()).image, (64, 64))
     axes = [("seed", "1, 2"), ("weight 2", "0, 1"), ("prompt", "a fox, red | an owl")]
     make = grids.grid_of(context, stack, axes, {1: 0, 2: 1})
+    rendering = Rendering()
     with context.engine(stack) as engine:
-        made_sheet = make(engine, expected.append)
+        made_sheet = make(engine, rendering)
     sheet = made_sheet.image
-    assert expected[-1] == len(made_sheet.pictures) == len(made_sheet.labels) == 8
+    assert rendering.num_pictures == rendering.num_drawn == len(made_sheet.pictures) == len(made_sheet.labels) == 8
     first, second = stack.adapters
     drawn = [
         shown(seed=seed, prompt=prompt, adapters=(first, second.model_copy(update={"weight": weight})))
@@ -217,15 +218,15 @@ def test_a_grid_that_cannot_be_is_refused_in_words(context: Context, key: str, v
         request = made(context)
         make = grids.grid_of(context, request, [(key, values)], {1: 0, 2: 1})
         with context.engine(request) as engine:
-            make(engine, lambda _: None)
+            make(engine, Rendering())
 
 
 def test_what_each_lora_does_is_a_sheet_whose_cells_are_whole_stacks(context: Context) -> None:
     request = made(context)
-    expected: list[int] = []
+    rendering = Rendering()
     with context.engine(request) as engine:
-        sheet = sheets.of_each(engine, request, expected.append)
-    assert expected == [4] and sheet.labels[0] == "base" and sheet.labels[-1] == "all"
+        sheet = sheets.of_each(engine, request, rendering)
+    assert rendering.num_pictures == 4 and sheet.labels[0] == "base" and sheet.labels[-1] == "all"
     assert [[adapter.enabled for adapter in picture.stack.adapters] for picture in sheet.pictures] == [
         [False, False],
         [True, False],
@@ -265,7 +266,7 @@ def test_a_sheets_cells_are_pictures_beside_it_that_go_where_it_goes(context: Co
 
     request = made(context)
     with context.engine(request) as engine:
-        sheet = sheets.over_weights(engine, request, [[0.2, 0.6]], lambda _: None)
+        sheet = sheets.over_weights(engine, request, [[0.2, 0.6]], Rendering())
     path = sheets.save(sheet, context.renders, "grid-1")
     cells = sheets.cells_of(path)
     assert cells and cells.labels == sheet.labels and cells.num_columns == 2

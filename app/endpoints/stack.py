@@ -11,6 +11,7 @@ from app import grids, path_gate, recipes, saved_stacks, sheets, stack_analysis
 from app.context import Context
 from app.endpoints.asking import File, Name, Settings, uploads
 from app.endpoints.rows import address, lora_row
+from app.render_requests import Rendering
 from app.stack_pictures import Make
 from app.texts import say
 from trainer.config import StackConfig, parse
@@ -67,12 +68,14 @@ class StackEndpoints:
     def sheet_of_each(self, stack: Settings) -> dict[str, Any]:
         """The base, each LoRA alone, all but each, and all together, as a sheet."""
         config = self._stack(stack)
-        return self._drawn(config, lambda engine, expect: sheets.of_each(engine, config, expect), sheets.STRIP)
+        return self._drawn(config, lambda engine, rendering: sheets.of_each(engine, config, rendering), sheets.STRIP)
 
     def sheet_of_modes(self, stack: Settings) -> dict[str, Any]:
         """The stack in every mode that it can be drawn in, as a sheet."""
         config = self._stack(stack)
-        return self._drawn(config, lambda engine, expect: sheets.of_modes(engine, config, expect), stack_analysis.MODES)
+        return self._drawn(
+            config, lambda engine, rendering: sheets.of_modes(engine, config, rendering), stack_analysis.MODES
+        )
 
     # How the LoRAs meet.
 
@@ -155,8 +158,9 @@ class StackEndpoints:
 
     def _drawn(self, stack: StackConfig, make: Make, name: str) -> dict[str, Any]:
         """A sheet as it is answered."""
-        with self.context.engine(stack) as engine:
-            sheet = make(engine, lambda num: None)
+        rendering = Rendering()
+        with self.context.engine(stack, rendering) as engine:
+            sheet = make(engine, rendering)
         path = sheets.save(sheet, self.context.renders, f"{name}{stack.seed}")
         cells = sheets.cells_of(path)
         places = zip(cells.labels, cells.paths, strict=True) if cells else []

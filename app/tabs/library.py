@@ -14,6 +14,7 @@ from app.arrival import PRESET, Arrival
 from app.arrival_row import ArrivalRow
 from app.context import Context, Refresh
 from app.item_notes import LONGEST_NOTE, LONGEST_TITLE, MOST_RATING
+from app.item_openings import BUTTONS, OPENS, SOURCES
 from app.library_items import KINDS, Item, Shelf, wanted
 from app.lora_weight import OwnWeight
 from app.notices import mended, tell
@@ -29,20 +30,6 @@ PAGE = 48  # cards that are shown at first, and more each time
 # One after the other, or an older list could come after a newer list.
 _IN_TURN: dict[str, Any] = {"concurrency_id": "library", "concurrency_limit": 1}
 _STILL: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **_IN_TURN}
-# What `Open` opens, by kind, and what its button says.
-_OPENS = {
-    "loras": ("lora", say("library.use_in_stack")), "runs": ("run", say("library.open_in_train")),
-    "pictures": ("picture", say("button.open_in_stack")), "stacks": ("stack", say("button.open_in_stack")),
-    "datasets": ("dataset", say("library.open_in_dataset")), "presets": ("preset", say("library.train_like_this")),
-}  # fmt: skip
-_SOURCES = ("loras", "runs")  # kinds that a training can go on from
-_WHERE = {
-    "lora": say("library.use_in_stack"), "stack": say("button.open_in_stack"), "picture": say("button.open_in_stack"),
-    "config": say("library.open_in_train"), "jobs": say("library.open_in_batch"),
-    "dataset": say("library.open_in_dataset"), "run": say("library.open_in_train"),
-    "preset": say("library.train_like_this"), "card-stack": say("library.render_like_this"),
-    "base": say("library.open_in_train"),
-}  # fmt: skip
 _NOTHING = f'<div class="cards-empty">{say("library.choose_card")}</div>'
 _RATINGS = [(say("word.none"), 0), *[("★" * stars, stars) for stars in range(1, MOST_RATING + 1)]]
 
@@ -251,11 +238,11 @@ class _Tab:
             }
         item = self.shelf.item(kind, key)
         details = item_details.of(self.shelf, item)
-        what, label = _OPENS[kind]
+        what, label = OPENS[kind]
         is_preset = kind == "presets"
         if is_preset and (card := shared_cards.of_key(key).card):
             what = shared_cards.target(card)
-            label = _WHERE[what]
+            label = BUTTONS[what]
         shown = card_view.html(self.context, item) if is_preset else cards.panel_html(self.context, item, details)
         return (
             {
@@ -269,8 +256,8 @@ class _Tab:
                 self.acts: gr.update(visible=True),
                 self.restore: gr.update(visible=False),
                 self.open: gr.update(value=label),
-                self.onward: gr.update(visible=kind in _SOURCES),
-                self.source: f"start {kind}/{item.key}" if kind in _SOURCES else "",
+                self.onward: gr.update(visible=kind in SOURCES),
+                self.source: f"start {kind}/{item.key}" if kind in SOURCES else "",
                 self.name_row: gr.update(visible=bool(item.paths)),
                 self.throw: gr.update(value=say("library.throw"), interactive=True, visible=bool(item.paths)),
                 self.raw: gr.update(visible=details.raw is not None),
@@ -389,7 +376,7 @@ class _Tab:
     def _arrived(self, arrivals: list[Arrival], listed: tuple[Any, ...], browser: str) -> dict[Any, Any]:
         """What is said of arrivals; the shelf shows the first of them that is on it."""
         form = self.presets.form(browser) if any(arrival.offer for arrival in arrivals) else None
-        update: dict[Any, Any] = {self.drop: None} | self.arrivals.updates(arrivals, form, _WHERE)
+        update: dict[Any, Any] = {self.drop: None} | self.arrivals.updates(arrivals, form, BUTTONS)
         if shelf := next((arrival.shelf for arrival in arrivals if arrival.shelf), None):
             kind, key = shelf
             panel = self._panel(kind, key, browser) | {self.kind: kind, self.num: PAGE} | self._all()

@@ -72,7 +72,7 @@ def weight_sheet(stack: StackConfig, weights: list[float]) -> Make:
     if not stack.adapters:
         raise ConfigError(say("grid.needs_lora"))
     axes = [weights] * min(2, len(stack.adapters))
-    return lambda engine, expect: sheets.over_weights(engine, stack, axes, expect)
+    return lambda engine, rendering: sheets.over_weights(engine, stack, axes, rendering)
 
 
 class _Tab:
@@ -243,15 +243,17 @@ class _Tab:
     @mended_turns
     def draw_strip(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         stack, desk = self._stack(held), self._desk(request)
+        name = f"{sheets.STRIP}{stack.seed}"
         yield from self.stage.sheet(
-            desk, stack, lambda engine, expect: sheets.of_each(engine, stack, expect), f"{sheets.STRIP}{stack.seed}"
+            desk, stack, lambda engine, rendering: sheets.of_each(engine, stack, rendering), name
         )
 
     @mended_turns
     def draw_modes(self, held: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         stack, desk = self._stack(held), self._desk(request)
+        name = f"{MODES}{stack.seed}"
         yield from self.stage.sheet(
-            desk, stack, lambda engine, expect: sheets.of_modes(engine, stack, expect), f"{MODES}{stack.seed}"
+            desk, stack, lambda engine, rendering: sheets.of_modes(engine, stack, rendering), name
         )
 
     # What fills the form.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,9 +85,15 @@ def changed(stack: StackConfig, changes: dict[str, Any], where: str) -> StackCon
 
 
 def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image.Image, list[Picture]]:
-    """The sheet and its pictures, the last axis going fastest: columns, then rows, then pages, one below the other.
+    """The sheet and its pictures. Raises: ConfigError, AdapterError before anything is drawn, as `cells`."""
+    pictures = list(engine.render_all(cells(engine, stack, axes)))
+    return sheet(stack, axes, [picture.image for picture in pictures]), pictures
 
-    Raises: ConfigError, AdapterError before anything is drawn, if an axis or a cell can't be used.
+
+def cells(engine: Engine, stack: StackConfig, axes: list[Axis]) -> list[StackConfig]:
+    """The stacks of a grid's pictures, the last axis going fastest: columns, then rows, then pages.
+
+    Raises: ConfigError, AdapterError if an axis or a cell can't be used.
     """
     num_cells = math.prod(len(axis_.values) for axis_ in axes)
     if not 1 <= len(axes) <= MAX_AXES or num_cells > MAX_CELLS:
@@ -95,19 +102,18 @@ def draw(engine: Engine, stack: StackConfig, axes: list[Axis]) -> tuple[Image.Im
             f"{MAX_CELLS} pictures."
         )
     keys = [axis_.key for axis_ in axes]
-    cells = [
+    stacks = [
         changed(stack, dict(zip(keys, values, strict=True)), "--axis")
         for values in itertools.product(*(axis_.values for axis_ in axes))
     ]
     # All of them are looked at before the first is drawn.
-    for cell in cells:
+    for cell in stacks:
         engine.resolve(cell)
-    pictures = list(engine.render_all(cells))
-    return _sheet(stack, axes, pictures), pictures
+    return stacks
 
 
-def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Image.Image:
-    """A sheet for each page, one below the other."""
+def sheet(stack: StackConfig, axes: list[Axis], images: Sequence[Image.Image]) -> Image.Image:
+    """The labelled sheet of a grid's pictures, in the order of `cells`; a sheet for each page, one below the other."""
     from trainer.render.contact_sheet import contact_sheet
 
     # Labels. An axis that isn't there has one place; the first page names what goes for all.
@@ -117,8 +123,8 @@ def _sheet(stack: StackConfig, axes: list[Axis], pictures: list[Picture]) -> Ima
     titles[0] = " - ".join(filter(None, [titles[0], *(axis_.note for axis_ in axes)]))
 
     # Pages.
-    images = (picture.image for picture in pictures)
-    pages = [contact_sheet([[next(images) for _ in columns] for _ in rows], rows, columns, title) for title in titles]
+    each = iter(images)
+    pages = [contact_sheet([[next(each) for _ in columns] for _ in rows], rows, columns, title) for title in titles]
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")
     top = 0
     for page in pages:

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GAP_PX = 8
 _LEGIBLE_PX = 160  # pictures whose longer side is less than this are shown at twice their size
-_INK, _PAPER = (40, 38, 36), (250, 249, 246)
+_INK, _PAPER, _FRAME = (40, 38, 36), (250, 249, 246), (206, 202, 194)
 
 
 def contact_sheet(
@@ -39,6 +39,13 @@ def contact_sheet(
         for column, picture in enumerate(pictures):
             sheet.paste(picture, (left + column * (width + _GAP_PX), y))
     return sheet
+
+
+def empty_place(size: tuple[int, int]) -> Image.Image:
+    """What stands where a picture of this size (width, height) was not drawn: paper with a thin frame."""
+    place = Image.new("RGB", size, _PAPER)
+    ImageDraw.Draw(place).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_FRAME)
+    return place
 
 
 def _legible(picture: Image.Image) -> Image.Image:

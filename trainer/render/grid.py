@@ -14,6 +14,7 @@ from trainer.render.contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
     from trainer.render.engine import Engine
+    from trainer.render.modes.contract import Mode
     from trainer.render.picture_metadata import Picture
 
 
@@ -41,7 +42,13 @@ def attribution(engine: Engine, stack: StackConfig) -> Image.Image:
 
 
 def attributed(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[str]]:
-    """The base, each LoRA alone, all but each, and all, with labels; one prompt and seed, as few batches as can be.
+    """The pictures of `subsets`, with labels, in as few batches as can be. Raises: ConfigError if no LoRA is on."""
+    stacks, labels = subsets(engine, stack)
+    return list(engine.render_all(stacks)), labels
+
+
+def subsets(engine: Engine, stack: StackConfig) -> tuple[list[StackConfig], list[str]]:
+    """Stacks of the base, each LoRA alone, all but each, and all, with labels; one prompt and seed.
 
     Raises: ConfigError if no LoRA is on.
     """
@@ -64,16 +71,16 @@ def attributed(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[
         return resolved.model_copy(update={"adapters": tuple(adapters), "mode": mode})
 
     # Which adapters each picture has, and its label. Of two adapters, all but one are the other alone.
-    subsets: list[list[int]] = [[], *([number] for number in enabled)]
+    kept: list[list[int]] = [[], *([number] for number in enabled)]
     names = [resolved.adapters[number].name for number in enabled]
     labels = ["base", *names]
     if len(enabled) > 2:
-        subsets += [[other for other in enabled if other != number] for number in enabled]
+        kept += [[other for other in enabled if other != number] for number in enabled]
         labels += [f"all but {name}" for name in names]
     if len(enabled) > 1:
-        subsets.append(enabled)
+        kept.append(enabled)
         labels.append("all")
-    return list(engine.render_all(map(only, subsets))), labels
+    return [only(numbers) for numbers in kept], labels
 
 
 def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str, float]]:
@@ -86,16 +93,31 @@ def in_modes(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[st
     """The stack in every mode that it can be drawn in, with labels, and seconds for each mode."""
     pictures: list[Picture] = []
     seconds: dict[str, float] = {}
-    engine.resolve(stack)  # refuses what is wrong in any mode
-    fitting = [
+    fitting = usable_modes(engine, stack)
+    for mode in fitting:
+        picture, seconds[mode.name] = in_mode(engine, stack, mode)
+        pictures.append(picture)
+    return pictures, [mode_label(mode, seconds[mode.name]) for mode in fitting], seconds
+
+
+def usable_modes(engine: Engine, stack: StackConfig) -> list[Mode]:
+    """The modes that the stack can be drawn in. Raises: ConfigError, AdapterError for what is wrong in any mode."""
+    engine.resolve(stack)
+    return [
         mode for mode in modes.registry().values() if _is_usable(engine, stack.model_copy(update={"mode": mode.name}))
     ]
-    # One by one, so that each mode's time is its own.
-    for mode in fitting:
-        began = time.perf_counter()
-        pictures.append(engine.render(stack.model_copy(update={"mode": mode.name})))
-        seconds[mode.name] = time.perf_counter() - began
-    return pictures, [f"{mode.title} {seconds[mode.name]:.2f} s" for mode in fitting], seconds
+
+
+def in_mode(engine: Engine, stack: StackConfig, mode: Mode) -> tuple[Picture, float]:
+    """The stack's picture in a mode, drawn alone, so that the seconds it took are its own."""
+    began = time.perf_counter()
+    picture = engine.render(stack.model_copy(update={"mode": mode.name}))
+    return picture, time.perf_counter() - began
+
+
+def mode_label(mode: Mode, seconds: float) -> str:
+    """A mode as a sheet names it."""
+    return f"{mode.title} {seconds:.2f} s"
 
 
 def _is_usable(engine: Engine, stack: StackConfig) -> bool:

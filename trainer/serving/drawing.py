@@ -153,7 +153,7 @@ class Drawing:
             self.metrics.waited_s.observe(began - picture.came)
             # From here on a client that leaves pays for the picture.
             picture.order.tell(Begun(picture.number))
-        watching = Watching(pictures, self.engine.pipe, lambda: self._is_ending)
+        watching = Watching(pictures, self.engine, lambda: self._is_ending)
         drawn: list[picture_metadata.Picture] | None = None
         # A fault of several pictures is nobody's yet: below each is drawn alone and answers for itself.
         with giving_up.outlasted(pictures if len(pictures) == 1 else [], self.metrics, self.log):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.render import step_pictures
 from trainer.serving.wanted import Stepped, Wanted
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.config import StackConfig
+    from trainer.render.engine import Engine
 
 
 class Unwanted(Exception):
@@ -22,8 +23,8 @@ class Unwanted(Exception):
 class Watching:
     """What `Engine.watched` is given for one batch."""
 
-    def __init__(self, pictures: list[Wanted], pipe: Any, is_ending: Callable[[], bool]) -> None:
-        self.pictures, self.pipe, self.is_ending = pictures, pipe, is_ending
+    def __init__(self, pictures: list[Wanted], engine: Engine, is_ending: Callable[[], bool]) -> None:
+        self.pictures, self.engine, self.is_ending = pictures, engine, is_ending
         # Memory may run out, and a part of the batch be drawn at a time: which places are, told by their very stacks.
         self._places = {id(picture.resolved.stack): place for place, picture in enumerate(pictures) if picture.resolved}
         self._here = list(self._places.values())
@@ -43,7 +44,7 @@ class Watching:
         for row, place in enumerate(self._here):
             picture = self.pictures[place]
             if not picture.order.is_cancelled and step + 1 in preview_steps(picture):
-                image = step_pictures.decode(self.pipe, latents[row])
+                image = step_pictures.decode(self.engine.pipe, latents[row], self.engine.latents(picture.stack))
                 if image is not None:
                     written = io.BytesIO()
                     image.save(written, "PNG")
