@@ -91,7 +91,7 @@ KEYS = (
         say("page.stack"),
         say("page.stack"),
         (
-            Key("Ctrl+Enter", say("keys.render"), "stack_pictures.py", ("Enter",)),
+            Key("Ctrl+Enter", say("keys.render"), "stack_live.py", ("Enter",)),
             Key("Esc", say("keys.cancel_drawing"), _PROMPT, ("Escape",)),
             Key("Ctrl+↑ ↓", say("keys.weigh_word"), _PROMPT, (_UP, _DOWN)),
             Key("Alt+↑ ↓", say("keys.move_lora"), "stack_order.js", (_UP, _DOWN)),

@@ -9,6 +9,7 @@ import pytest
 
 from app import grids, ui
 from app.context import Context
+from app.render_requests import Rendering
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 
@@ -62,7 +63,7 @@ def test_a_range_without_values_or_with_too_many_is_refused(context: Context, ty
 @pytest.mark.parametrize("typed", ["1-", "-", "1-2-3", "1-4 []", "1-4 [-2]", "1-4 (2)", "１-４", "0-1 [5", "1e3-2"])
 def test_what_is_no_range_is_refused_as_the_value_that_it_is(context: Context, typed: str) -> None:
     with context.engine(StackConfig()) as engine, pytest.raises(ConfigError, match="seed is"):
-        grids.grid_of(context, StackConfig(), [("seed", typed)], PLACES)(engine, lambda _: None)
+        grids.grid_of(context, StackConfig(), [("seed", typed)], PLACES)(engine, Rendering())
 
 
 @pytest.mark.parametrize(
