@@ -27,7 +27,7 @@ from trainer.render.engine import Engine
 
 _FEW, _MANY, _CHECKED = 4, 16, 8  # pictures of a batch
 _LORAS = 24
-_STEPS = (1, 4)
+_STEPS = (2, 12)  # the first step of a batch takes longer, as memory is taken in it
 _KINDS = ((1, False), (_MANY, False), (_FEW, True), (_CHECKED, True), (_MANY, True))  # pictures, and whether with LoRAs
 Kind = tuple[int, bool]
 Times = tuple[float, float]  # of the clock and of the processors
