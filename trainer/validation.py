@@ -171,10 +171,10 @@ class Judge:
 
     def reason(self, last: Validated, now: Tensor) -> str:
         """Why the best step is recommended, held against the last one (N, 10)."""
-        best = (
-            f"step {self.best_step} has the lowest held-out loss of {self.num_measured} measurements, "
-            f"{self.best_gain * 100:.1f} % below the base's"
-        )
+        which = f"the lowest held-out loss of {self.num_measured} measurements"
+        if self.num_measured == 1:
+            which = "the only held-out loss that was measured"
+        best = f"step {self.best_step} has {which}, {self.best_gain * 100:.1f} % below the base's"
         if self.best_step == last.step:
             return f"{best}; it is the last step, so a longer run may still gain."
 
