@@ -61,7 +61,7 @@ def test_a_cancelled_grid_draws_no_further_picture(engine: Engine, trained: Path
         rendering.cancel()
 
     with pytest.raises(Cancelled), engine.watched(watch):
-        grid.in_modes(engine, stack(trained))
+        grid.of_modes(engine, stack(trained))
     assert pictures == [1, 1]
 
 

@@ -36,15 +36,10 @@ def weight_grid(engine: Engine, stack: StackConfig, weights: list[list[float]]) 
 
 
 def attribution(engine: Engine, stack: StackConfig) -> Image.Image:
-    """What each LoRA does, as one sheet. Raises: ConfigError if no LoRA is on."""
-    pictures, labels = attributed(engine, stack)
-    return contact_sheet([[picture.image for picture in pictures]], [""], labels, pictures[-1].stack.prompt)
-
-
-def attributed(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[str]]:
-    """The pictures of `subsets`, with labels, in as few batches as can be. Raises: ConfigError if no LoRA is on."""
+    """What each LoRA does, as one sheet, drawn in as few batches as can be. Raises: ConfigError if no LoRA is on."""
     stacks, labels = subsets(engine, stack)
-    return list(engine.render_all(stacks)), labels
+    pictures = list(engine.render_all(stacks))
+    return contact_sheet([[picture.image for picture in pictures]], [""], labels, pictures[-1].stack.prompt)
 
 
 def subsets(engine: Engine, stack: StackConfig) -> tuple[list[StackConfig], list[str]]:
@@ -85,19 +80,11 @@ def subsets(engine: Engine, stack: StackConfig) -> tuple[list[StackConfig], list
 
 def of_modes(engine: Engine, stack: StackConfig) -> tuple[Image.Image, dict[str, float]]:
     """The stack in every mode that it can be drawn in, as one sheet, and seconds for each."""
-    pictures, labels, seconds = in_modes(engine, stack)
-    return contact_sheet([[picture.image for picture in pictures]], [""], labels, stack.prompt), seconds
-
-
-def in_modes(engine: Engine, stack: StackConfig) -> tuple[list[Picture], list[str], dict[str, float]]:
-    """The stack in every mode that it can be drawn in, with labels, and seconds for each mode."""
-    pictures: list[Picture] = []
-    seconds: dict[str, float] = {}
     fitting = usable_modes(engine, stack)
-    for mode in fitting:
-        picture, seconds[mode.name] = in_mode(engine, stack, mode)
-        pictures.append(picture)
-    return pictures, [mode_label(mode, seconds[mode.name]) for mode in fitting], seconds
+    drawn = [in_mode(engine, stack, mode) for mode in fitting]
+    labels = [mode_label(mode, seconds) for mode, (_, seconds) in zip(fitting, drawn, strict=True)]
+    seconds_of = {mode.name: seconds for mode, (_, seconds) in zip(fitting, drawn, strict=True)}
+    return contact_sheet([[picture.image for picture, _ in drawn]], [""], labels, stack.prompt), seconds_of
 
 
 def usable_modes(engine: Engine, stack: StackConfig) -> list[Mode]:
