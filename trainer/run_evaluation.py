@@ -149,7 +149,8 @@ class Evaluation:
         """Whether somebody wants previews now; the first process alone sees it, and tells those that draw with it."""
         model = self.model
         asked = model.world.first and preview_request.take(self.run)
-        return model.world.any(asked) if model.sharded else asked
+        draws_together = model.sharded and self.previews.prompts  # else there is nothing to agree on at every step
+        return model.world.any(asked) if draws_together else asked
 
     def _losses(self, questions: validation.Questions) -> Tensor:
         """Loss by picture and timestep (N, 10); in smaller batches where memory runs out."""
