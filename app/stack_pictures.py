@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from PIL import Image
 
-from app import cards, sheets, stack_desk, stack_progress, views
+from app import cards, progress_lines, sheets, stack_desk, views
 from app.context import Context
 from app.looking import EACH_S, Looking, put_up
 from app.notices import mended, tell
@@ -26,7 +26,6 @@ from app.render_requests import Cancelled, Desk, Rendering, Work
 from app.sheets import Sheet
 from app.stack_live import KEYS
 from app.texts import say
-from app.waiting import progress_line
 from trainer.config import StackConfig
 from trainer.errors import UserError
 
@@ -80,7 +79,7 @@ class Stage:
                 label=say("stack.cells"), height=_HEIGHT_PX, visible=False, object_fit="contain",
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
             )  # fmt: skip
-            self.progress = gr.HTML(progress_line(say("stack.idle")), js_on_load=KEYS, elem_id="drawing")
+            self.progress = gr.HTML(progress_lines.line(say("stack.idle")), js_on_load=KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
             # What draws, and what is done with what is drawn.
             with gr.Row(elem_classes="easel-buttons"):
@@ -183,19 +182,19 @@ class Stage:
         # Every turn says both buttons' labels: Gradio 6.31 empties those of buttons that a turn leaves out.
         going = {self.cancel: _button(say("button.cancel"), True), self.pin: self._pin_button(desk)}
         over = going | {
-            self.progress: progress_line(say("stack.idle")),
+            self.progress: progress_lines.line(say("stack.idle")),
             self.cancel: _button(say("button.cancel"), False),
         }
         try:
-            yield going | {self.progress: progress_line(say("stack.beginning"), 0.0)}
+            yield going | {self.progress: progress_lines.line(say("stack.beginning"), 0.0)}
             for update in draw(rendering):
                 going[self.pin] = self._pin_button(desk)
                 yield going | update
             over[self.pin] = self._pin_button(desk)
-            yield over | {self.progress: progress_line(stack_progress.ended(rendering))}
+            yield over | {self.progress: progress_lines.line(progress_lines.ended(rendering))}
         except Cancelled:
             if not rendering.is_superseded:
-                yield over | self._as_before(desk) | {self.progress: progress_line(say("job.cancelled"))}
+                yield over | self._as_before(desk) | {self.progress: progress_lines.line(say("job.cancelled"))}
         except Exception:
             desk.stack = None  # the same may be asked for once more
             yield over | self._as_before(desk)
@@ -210,9 +209,9 @@ class Stage:
             if rendering.is_cancelled:  # what is kept of it is on its way
                 continue
             update: Update = {}
-            words = stack_progress.words(rendering, what)
+            words = progress_lines.words(rendering, what)
             if words != said:
-                said, update[self.progress] = words, progress_line(words, rendering.share)
+                said, update[self.progress] = words, progress_lines.line(words, rendering.share)
             newest = rendering.newest
             if newest is not None and newest is not seen and time.monotonic() - seen_at >= EACH_S:
                 seen, seen_at = newest, time.monotonic()
@@ -261,7 +260,7 @@ class Stage:
             self.cancel: _button(say("button.cancel"), False),
             self.download: gr.update(interactive=False, label=say("stack.download")),
         }
-        return update | buttons | {self.shown: "", self.progress: progress_line(say("stack.to_be_drawn"))}
+        return update | buttons | {self.shown: "", self.progress: progress_lines.line(say("stack.to_be_drawn"))}
 
     def show_sheet(self, desk: Desk, path: Path) -> Update:
         """A sheet, with its pictures to click where they lie beside it."""
@@ -367,7 +366,7 @@ class Stage:
         """End what is drawn for this page."""
         stopped = self.context.desks.of(request.session_hash).stop()
         return {
-            self.progress: progress_line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
+            self.progress: progress_lines.line(say("job.cancelled") if stopped else say("stack.nothing_drawn")),
             self.cancel: _button(say("button.cancel"), False),
         }
 

@@ -8,14 +8,13 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from app import views
+from app import progress_lines
 from app.context import Context
 from app.notices import mended
 from app.render_requests import Cancelled, Rendering, Work
 from app.texts import say
 
 _UNSEEN_S = 0.6  # what is over by then needs no line
-_LEAST_LEFT_S = 2.0
 _T = TypeVar("_T")
 Update = dict[Any, Any]
 
@@ -59,10 +58,10 @@ class Waiting:
                 words = _words(rendering, what)
                 if words != said and time.monotonic() - began > _UNSEEN_S:
                     said = words
-                    yield self._shown(progress_line(words, rendering.share), True)
+                    yield self._shown(progress_lines.line(words, rendering.share), True)
             yield self._shown("", False) | answer(work.result)
         except Cancelled:
-            yield self._shown(progress_line(say("job.cancelled")), False)
+            yield self._shown(progress_lines.line(say("job.cancelled")), False)
         except Exception:
             yield self._shown("", False)
             raise
@@ -77,7 +76,7 @@ class Waiting:
         rendering = self.context.desks.of(request.session_hash).works.get(self.key)
         if rendering is not None:
             rendering.cancel()
-        return self._shown(progress_line(say("job.cancelled")), False)
+        return self._shown(progress_lines.line(say("job.cancelled")), False)
 
     def _shown(self, line: str, is_going: bool) -> Update:
         return {
@@ -91,19 +90,5 @@ def _words(rendering: Rendering, what: str) -> str:
     """How far it is."""
     if not rendering.num_steps:
         return say("stack.loading", what=what)
-    parts = [say("waiting.part", num=rendering.step, all=rendering.num_steps)]
-    left = rendering.seconds_left
-    if left is not None and left >= _LEAST_LEFT_S:
-        parts.append(say("stack.time_left", time=views.duration(left)))
+    parts = [say("waiting.part", num=rendering.step, all=rendering.num_steps), *progress_lines.time_left(rendering)]
     return say("stack.doing", what=what, parts=", ".join(parts))
-
-
-def progress_line(words: str, share: float | None = None) -> str:
-    """A line of words of ours, and a bar while something is being done."""
-    shown = "" if share is None else f'<i style="width:{share:.1%}"></i>'
-    role = (
-        ""
-        if share is None
-        else f'role="progressbar" aria-label="{say("batch.drawing")}" aria-valuenow="{share * 100:.0f}"'
-    )
-    return f'<div class="drawing"><span>{words}</span><div class="bar" {role}>{shown}</div></div>'
