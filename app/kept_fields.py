@@ -306,7 +306,8 @@ class Page(gr.Blocks):
 
     @config.setter
     def config(self, config: Any) -> None:
-        self._drawn_config = config
+        # Programs are told of all; a browser is sent only what is drawn, which is three quarters of it.
+        self._drawn_config = config | {"page": {name: _seen(config, part) for name, part in config["page"].items()}}
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
         """Take files only as they were uploaded: what is named by an address, Gradio 6.31's server would fetch."""
@@ -318,6 +319,19 @@ class Page(gr.Blocks):
 
         traverse(inputs, refuse_address, is_file_obj_with_meta)
         return await super().preprocess_data(block_fn, inputs, *more, **others)
+
+
+def _seen(config: Any, part: dict[str, Any]) -> dict[str, Any]:
+    """One of the page's parts without the endpoints that only programs call, nor what describes their arguments."""
+    arguments = {component["id"] for component in config["components"] if component["type"] == "api"}
+    endpoints = {event["id"] for event in config["dependencies"] if not event["targets"]}
+    layout = part["layout"]
+    drawn = [child for child in layout["children"] if child["id"] not in arguments]
+    return part | {
+        "layout": layout | {"children": drawn},
+        "components": [number for number in part["components"] if number not in arguments],
+        "dependencies": [number for number in part["dependencies"] if number not in endpoints],
+    }
 
 
 def connect(page: Page, context: Context, tabs: gr.Tabs, drawn: Sequence[Drawn], offers: Mapping[str, Offer]) -> None:

@@ -6,6 +6,7 @@ The examples of `docs/api.md` are run as they stand there, but for the server's 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 import urllib.request
@@ -253,3 +254,21 @@ def test_the_page_documents_every_endpoint_as_it_is_asked(client: Client) -> Non
         ]
         assert f"### `/{name}({', '.join(given)})`" in DOCUMENT, f"docs/api.md says otherwise: {name}({given})"
         assert (endpoint.__doc__ or "").strip(), name
+
+
+def test_a_browser_is_sent_what_is_drawn_and_none_of_the_endpoints(client: Client, server: Server) -> None:
+    text = urllib.request.urlopen(server.address, timeout=60).read().decode()
+    start = text.index("window.gradio_config = ") + len("window.gradio_config = ")
+    page = json.JSONDecoder().raw_decode(text, start)[0]
+    told = client.config
+    for part in ("components", "dependencies"):
+        assert {one["id"] for one in page[part]} < {one["id"] for one in told[part]}
+    assert not [one for one in page["components"] if one["type"] == "api"]
+    assert all(event["targets"] for event in page["dependencies"])
+    drawn = {component["id"] for component in page["components"]}
+    within = [page["layout"]]
+    for part in within:
+        within += part.get("children") or []
+    assert {part["id"] for part in within[1:]} <= drawn
+    for event in page["dependencies"]:
+        assert drawn >= {*event["inputs"], *event["outputs"]}, event["api_name"]
