@@ -27,7 +27,10 @@ with `*` stands for all that begin so; `[]` is any place in a list. This page is
 
 `velatura preset export NAME --to TOOL --out FILE` goes the other way and names what can't be said there. TOOL is kohya,
 onetrainer, ai-toolkit, diffusers, musubi-tuner, simpletuner or diffusion-pipe; the last three get a second file beside
-it, for the dataset.
+it, for the dataset. What is written of every preset was read by the tools' own code: the parsers of sd-scripts 0.10.1
+(48d368f), of musubi-tuner (30c658c, its dataset files too) and of diffusers' scripts (58eb52c), OneTrainer's
+`TrainConfig` (23df383), ai-toolkit's config classes (27a03a91). Their arguments are kept in
+`tests/other_trainers/scripts.json`, and every export is held against them. SimpleTuner and diffusion-pipe: not checked.
 
 Layers that a tool chooses by regular expressions become texts of their paths (`adapter.only_layers` and
 `adapter.without_layers`), where the expression is made of texts, any text, numbers and alternatives; else the key says

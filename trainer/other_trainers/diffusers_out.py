@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.other_trainers import out_parts
-from trainer.other_trainers.diffusers_scripts import WITH_ALPHA
+from trainer.other_trainers.diffusers_scripts import CAPTION_TO_SET, WITH_ALPHA
 
 _SCRIPTS = {
     "sd": "train_dreambooth_lora.py", "sdxl": "train_dreambooth_lora_sdxl.py", "sd3": "train_dreambooth_lora_sd3.py",
@@ -40,7 +40,7 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
         "output_dir": "velatura", "rank": getattr(adapter, "rank", 4),
     }  # fmt: skip
     if config.family in WITH_ALPHA:
-        values["lora_alpha"] = getattr(adapter, "alpha", 4.0)
+        values["lora_alpha"] = max(1, round(getattr(adapter, "alpha", 4.0)))  # the scripts take whole numbers alone
     if getattr(adapter, "dropout", 0.0):
         values["lora_dropout"] = getattr(adapter, "dropout", 0.0)
     if config.family not in ("sd", "sdxl"):
@@ -95,9 +95,8 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
 def _data(config: TrainConfig) -> dict[str, Any]:
     data = config.data
     values: dict[str, Any] = {"resolution": config.resolution_px}
-    # There it is the caption of every picture; here it stands before captions.
-    if config.captions.prefix:
-        values["instance_prompt"] = config.captions.prefix
+    # There it is the caption of every picture, without which the scripts don't start; here it stands before captions.
+    values["instance_prompt"] = config.captions.prefix or CAPTION_TO_SET
     if data.crop == "centre":
         values["center_crop"] = True
     if data.flip:

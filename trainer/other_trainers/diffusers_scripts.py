@@ -26,6 +26,7 @@ _SCRIPTS = {
     "train_dreambooth_lora_sana.py": "sana",
 }  # fmt: skip
 WITH_ALPHA = ("flux", "flux2", "flux2dev", "qwen", "zimage", "sana")  # whose scripts have `--lora_alpha`
+CAPTION_TO_SET = "the caption of all your pictures"  # stands where a recipe of ours has none to give
 _SHIFTED = ("sd3", "zimage", "lumina2", "sana", "hidream")  # by a number in the base's own config
 _DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 ROWS = groups("diffusers_scripts")["arguments"]
@@ -100,7 +101,10 @@ def _put_data(reading: Reading) -> None:
     reading.put("data.caption_dropout", reading.number("caption_dropout"), "caption_dropout")
 
     # The one caption of all pictures.
-    if prompt := reading.text("instance_prompt").strip():
+    prompt = reading.text("instance_prompt").strip()
+    if prompt == CAPTION_TO_SET:
+        reading.no_effect("instance_prompt", "it is yours to set")
+    elif prompt:
         reading.put(
             "captions.prefix",
             prompt[:500],

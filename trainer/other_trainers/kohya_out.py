@@ -184,7 +184,9 @@ def flow(config: TrainConfig) -> dict[str, Any]:
     factor = objective.shift_factor if objective.shift == "fixed" else 1.0
     if config.family == "sd3":
         return density | {"training_shift": factor}
-    values: dict[str, Any] = {"model_prediction_type": "raw", "guidance_scale": 1.0}
+    values: dict[str, Any] = {"model_prediction_type": "raw"}
+    if config.family in ("flux", "chroma"):  # one script for both; Lumina's has no such argument
+        values["guidance_scale"] = 1.0
 
     # A sampling of its own where one fits; a density otherwise, which `sigma` reads.
     if objective.timesteps in ("logit-normal", "sigmoid") and mean == 0:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.other_trainers import bases, documents, onetrainer_training, previews, steps
+from trainer.other_trainers import bases, documents, onetrainer_training, onetrainer_versions, previews, steps
 from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.documents import Document
 from trainer.other_trainers.reading import Reading
@@ -22,15 +22,6 @@ PARTS = (
     "text_encoder_4", "vae", "effnet_encoder", "decoder", "decoder_text_encoder", "decoder_vqgan",
 )  # fmt: skip
 TRAINED = ("unet", "transformer", "text_encoder", "text_encoder_2")  # the parts that are trained here
-# What configs of older versions call it (their migrations 0 and 1).
-OLD = {
-    **{f"train_{part}": f"{part}.train" for part in ("unet", "text_encoder", "text_encoder_2")},
-    **{f"{part}_learning_rate": f"{part}.learning_rate" for part in ("unet", "text_encoder", "text_encoder_2")},
-    **{f"{part}_weight_dtype": f"{part}.weight_dtype" for part in ("unet", "text_encoder", "text_encoder_2", "vae")},
-    **{f"optimizer_{name}": f"optimizer.{name}"
-       for name in ("weight_decay", "beta1", "beta2", "eps", "d_coef", "fused")},
-    "optimizer": "optimizer.optimizer",
-}  # fmt: skip
 _GROUPS = groups("onetrainer")
 _NESTED = prefixed(_GROUPS["part"], *(f"{part}." for part in PARTS)) | prefixed(_GROUPS["optimizer"], "optimizer.")
 ROWS = {
@@ -41,7 +32,7 @@ ROWS = {
     **{f"{place}__version": _GROUPS["config"]["__version"] for place in (
         "concepts[].", "concepts[].image.", "concepts[].text.", "samples[].", "optimizer.", "quantization.", "cloud.",
         "embedding.", "secrets.", *(f"{part}." for part in PARTS))},
-    **{old: _NESTED[new] for old, new in OLD.items()},
+    **{old: (_NESTED | _GROUPS["config"])[new] for old, new in onetrainer_versions.RENAMED.items()},
 }  # fmt: skip
 FAMILIES = {
     "STABLE_DIFFUSION_15": "sd", "STABLE_DIFFUSION_20": "sd", "STABLE_DIFFUSION_20_BASE": "sd",
@@ -54,6 +45,8 @@ DTYPES = {
     "FLOAT_32": "float32", "TFLOAT_32": "float32", "FLOAT_16": "float16", "BFLOAT_16": "bfloat16",
 }  # fmt: skip
 _QUANTISED = {"INT": "int8", "FLOAT_8": "fp8", "NFLOAT_4": "nf4", "FLOAT_W8A8": "fp8", "GGUF": "int8"}
+_MEMORY_OF_A_PART = ("weight_dtype", "gradient_checkpointing", "offload_fraction", "activation_offloading")
+_TRAINING_OF_A_PART = ("train", "learning_rate", "dropout_probability")
 _ASPECT, _STEP_PX = 4.0, 64  # of its buckets
 _KEYS = {"training_method", "model_type", "base_model_name", "lora_rank", "layer_filter", "concept_file_name"}
 
@@ -111,10 +104,7 @@ def _read(reading: Reading) -> None:
 
 def _take_up(reading: Reading) -> None:
     """Old names as new names, and the files of concepts and samples that lie beside the config."""
-    reading.seen = dict(reading.values)
-    for old, new in OLD.items():
-        if old in reading.values:
-            reading.seen[new], reading.origin[new] = reading.values[old], old
+    reading.seen, reading.origin = onetrainer_versions.as_today(reading.values)
 
     # Concepts and samples: of the config itself, else of the file beside it.
     for key, name in (("concept_file_name", "concepts"), ("sample_definition_file_name", "samples")):
@@ -279,19 +269,15 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
     reading.put("dtype", DTYPES.get(dtype, "float16"), "train_dtype")
     reading.put("save_dtype", DTYPES.get(reading.text("output_dtype", "FLOAT_32"), "float32"), "output_dtype")
 
-    # Memory; older configs have one switch for the checkpointing of all parts.
+    # Memory.
     weights = reading.text(f"{unet}.weight_dtype", "FLOAT_32")
     quantised = next((ours for word, ours in _QUANTISED.items() if weights.startswith(word)), "none")
     if quantised != "none" and reading.settings["adapter.method"] == "lora":
         reading.put("memory.quantise", quantised, f"{unet}.weight_dtype")
     elif weights in DTYPES:
         reading.translated(f"{unet}.weight_dtype", "dtype", "the base has the dtype it is computed with here")
-    old = reading.seen.get("gradient_checkpointing")
-    checkpointing = (
-        old not in (False, "OFF") if old is not None else reading.flag(f"{unet}.gradient_checkpointing", True)
-    )
-    key = "gradient_checkpointing" if old is not None else f"{unet}.gradient_checkpointing"
-    reading.put("memory.gradient_checkpointing", checkpointing, key)
+    checkpointing = f"{unet}.gradient_checkpointing"
+    reading.put("memory.gradient_checkpointing", reading.flag(checkpointing, True), checkpointing)
     if reading.number(f"{unet}.offload_fraction") > 0:
         reading.put("memory.offload", "blocks", f"{unet}.offload_fraction", why="all blocks take turns here (GPU only)")
     if reading.flag(f"{unet}.activation_offloading"):
@@ -300,14 +286,15 @@ def _put_running(reading: Reading, an_epoch: int) -> None:
         reading.put("memory.compile", "blocks", "compile")
     reading.put("seed", 0)
 
-    # What other parts have of their own.
+    # What other parts have of their own; not what an old config says under another part's name or for all of them.
+    taken_up = {*reading.origin, *reading.origin.values()}
     for part in PARTS:
-        if part != unet:
-            for name in ("weight_dtype", "gradient_checkpointing", "offload_fraction", "activation_offloading"):
-                reading.no_effect(f"{part}.{name}", "it changes the memory of that part alone")
+        reasons = dict.fromkeys(_MEMORY_OF_A_PART if part != unet else (), "it changes the memory of that part alone")
         if part != unet and part not in TRAINED:
-            for name in ("train", "learning_rate", "dropout_probability"):
-                reading.no_effect(f"{part}.{name}", "this part isn't trained with a LoRA here")
+            reasons |= dict.fromkeys(_TRAINING_OF_A_PART, "this part isn't trained with a LoRA here")
+        for name, why in reasons.items():
+            if f"{part}.{name}" not in taken_up:
+                reading.no_effect(f"{part}.{name}", why)
     reading.no_effect(f"{unet}.dropout_probability", "only text encoders read it")
     if reading.text("train_device").startswith("cpu"):
         reading.put("device", "cpu", "train_device")

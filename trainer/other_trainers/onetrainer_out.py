@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.other_trainers import out_parts
+from trainer.other_trainers import onetrainer_versions, out_parts
 
 _MODELS = {
     "sd": "STABLE_DIFFUSION_15", "sdxl": "STABLE_DIFFUSION_XL_10_BASE", "sd3": "STABLE_DIFFUSION_35",
@@ -34,7 +34,8 @@ def text(config: TrainConfig) -> str:
     """The JSON. Raises: ConfigError for a family that OneTrainer doesn't train."""
     model = out_parts.family_of(config, _MODELS, "OneTrainer")
     values = {
-        "training_method": "LORA", "model_type": model, "base_model_name": config.base,
+        # Without it OneTrainer takes a config for its first version's and changes it step by step to today's.
+        "__version": onetrainer_versions.NOW, "training_method": "LORA", "model_type": model, "base_model_name": config.base,
         **_adapter(config), **_parts(config), **_learning(config), **_objective(config), **_running(config),
         "concepts": [_concept(config)],
         "samples": [_sample(config, prompt) for prompt in config.preview.prompts],
@@ -204,7 +205,7 @@ def _concept(config: TrainConfig) -> dict[str, Any]:
             "tag_dropout_probability": captions.tag_dropout,
         }
     return {
-        "name": "pictures", "path": "", "enabled": True, "type": "STANDARD", "balancing_strategy": "SAMPLES",
+        "__version": onetrainer_versions.CONCEPT_NOW, "name": "pictures", "path": "", "enabled": True, "type": "STANDARD", "balancing_strategy": "SAMPLES",
         "balancing": float(config.batch_size * config.accumulation),
         "image": {"enable_crop_jitter": data.crop == "random", "enable_random_flip": data.flip},
         "text": tags,
