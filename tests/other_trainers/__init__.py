@@ -17,7 +17,7 @@ def arguments() -> dict[str, dict[str, Any]]:
 
 
 def scripts() -> dict[str, dict[str, dict[str, str]]]:
-    """Tool -> script -> its arguments -> int, float, str, any, list or flag, then `:` and choices, then `!` if needed."""
+    """Tool -> script -> argument -> int, float, str, any, list or flag, then `:` and choices, then `!` if needed."""
     lists: dict[str, Any] = json.loads((FOLDER / "scripts.json").read_text(encoding="utf-8"))
     return {
         tool: {

@@ -35,7 +35,8 @@ def text(config: TrainConfig) -> str:
     model = out_parts.family_of(config, _MODELS, "OneTrainer")
     values = {
         # Without it OneTrainer takes a config for its first version's and changes it step by step to today's.
-        "__version": onetrainer_versions.NOW, "training_method": "LORA", "model_type": model, "base_model_name": config.base,
+        "__version": onetrainer_versions.NOW,
+        "training_method": "LORA", "model_type": model, "base_model_name": config.base,
         **_adapter(config), **_parts(config), **_learning(config), **_objective(config), **_running(config),
         "concepts": [_concept(config)],
         "samples": [_sample(config, prompt) for prompt in config.preview.prompts],
@@ -205,7 +206,8 @@ def _concept(config: TrainConfig) -> dict[str, Any]:
             "tag_dropout_probability": captions.tag_dropout,
         }
     return {
-        "__version": onetrainer_versions.CONCEPT_NOW, "name": "pictures", "path": "", "enabled": True, "type": "STANDARD", "balancing_strategy": "SAMPLES",
+        "__version": onetrainer_versions.CONCEPT_NOW,
+        "name": "pictures", "path": "", "enabled": True, "type": "STANDARD", "balancing_strategy": "SAMPLES",
         "balancing": float(config.batch_size * config.accumulation),
         "image": {"enable_crop_jitter": data.crop == "random", "enable_random_flip": data.flip},
         "text": tags,
