@@ -309,6 +309,13 @@ def test_without_time_or_a_gpu_every_target_is_still_listed() -> None:
     )
 
 
+def test_pictures_are_small_on_a_cpu_where_no_size_is_given() -> None:
+    assert gpu.Bench(None, 1, None).size_px == gpu.size_of(None) == (1024 if torch.cuda.is_available() else 128)
+    assert gpu.Bench(64, 1, None).size_px == 64
+    with pytest.raises(ConfigError, match="--size-px is 100; allowed: multiples of 32"):
+        gpu.Bench(100, 1, None)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_targets_are_measured_through_the_command() -> None:

@@ -15,6 +15,9 @@ from trainer.bench import full_size, scale_command, training
 from trainer.errors import ConfigError
 
 app = typer.Typer(help="Measure Velatura against a plain training loop.", no_args_is_help=True)
+_SizePx = Annotated[
+    int | None, typer.Option(min=64, max=4096, help="Size of the pictures; 1024 if left out, on a CPU 128.")
+]
 app.command("scale")(scale_command.scale)
 
 
@@ -81,7 +84,7 @@ def gpu(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Blocks of each repeated kind, for what can't hold a whole model.")
     ] = None,
-    size_px: Annotated[int, typer.Option(min=64, max=4096, help="Size of the pictures.")] = 1024,
+    size_px: _SizePx = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +138,7 @@ def targets(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Blocks of each repeated kind, for what can't hold a whole model.")
     ] = None,
-    size_px: Annotated[int, typer.Option(min=64, max=4096, help="Size of the pictures.")] = 1024,
+    size_px: _SizePx = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -219,10 +222,11 @@ def stack(
         int | None,
         typer.Option(min=1, help="With --size full: blocks of each repeated kind, for what can't hold a whole model."),
     ] = None,
-    size_px: Annotated[int, typer.Option(min=64, max=4096, help="With --size full: size of the pictures.")] = 1024,
+    size_px: _SizePx = None,
 ) -> None:
     """Seconds a step with 1 to 8 adapters, to change weights, to swap and of a grid, against diffusers' adapters."""
     from trainer.bench import full_stacking, stacking
+    from trainer.bench import gpu as bench_gpu
 
     # The models of that size.
     if size not in ("small", "full"):
@@ -231,7 +235,7 @@ def stack(
     if unknown := [name for name in model or [] if name not in allowed]:
         raise ConfigError(f"--model is {unknown[0]!r}; allowed with --size {size}: {', '.join(allowed)}.")
     models, rows = model or list(allowed), []
-    for row in full_stacking.run(models, depth, size_px) if size == "full" else stacking.run(models):
+    for row in full_stacking.run(models, depth, bench_gpu.size_of(size_px)) if size == "full" else stacking.run(models):
         typer.echo(stacking.line(row), err=True)
         rows.append(row)
     typer.echo(stacking.describe(rows))

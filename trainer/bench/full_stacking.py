@@ -33,7 +33,7 @@ _COUNTS = (1, 4, 8)  # of adapters on at once; the last are resident
 def run(models: list[str], depth: int | None, size_px: int) -> Iterator[Row]:
     """The table, row by row. Raises: ConfigError."""
     if depth is None and bases.hardware("auto", "auto")[0] == "cpu":
-        raise ConfigError("there is no GPU here, and whole models are for one; on a CPU add --depth 1 --size-px 128.")
+        raise ConfigError("there is no GPU here, and whole models are for one; on a CPU add --depth 1.")
     for model in models:
         command = [sys.executable, "-m", "trainer", "bench", "one-stack", model, "--size-px", str(size_px)]
         if depth:

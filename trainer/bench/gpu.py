@@ -25,7 +25,7 @@ from trainer.errors import ConfigError
 
 MODELS = tuple(full_size.FAMILIES)
 USUAL = ("sdxl", "flux")
-SIZE_PX = 1024
+SIZE_PX, SIZE_PX_ON_CPU = 1024, 128
 MULTIPLE_PX = 32  # SDXL halves its latents twice
 STEPS, STEPS_ON_CPU = 6, 2
 _WARM, _WARM_ON_CPU = 3, 1
@@ -60,19 +60,26 @@ class Table:
     rows: tuple[Row, ...]
 
 
+def size_of(size_px: int | None) -> int:
+    """The size of pictures in pixels, where it is left out one that this device draws in seconds."""
+    return size_px or (SIZE_PX_ON_CPU if _on_cpu() else SIZE_PX)
+
+
+def _on_cpu() -> bool:
+    return bases.hardware("auto", "auto")[0] == "cpu"
+
+
 class Bench:
     """A run of the bench; `device` is known once a row was measured."""
 
-    def __init__(self, size_px: int, depth: int | None, steps: int | None, usual_steps: int = STEPS) -> None:
+    def __init__(self, size_px: int | None, depth: int | None, steps: int | None, usual_steps: int = STEPS) -> None:
         """Raises: ConfigError for what this device can't hold."""
-        on_cpu = bases.hardware("auto", "auto")[0] == "cpu"
+        on_cpu = _on_cpu()
         if on_cpu and depth is None:
-            raise ConfigError(
-                "there is no GPU here, and whole models are for one; on a CPU add --depth 1 --size-px 128."
-            )
-        if size_px % MULTIPLE_PX:
-            raise ConfigError(f"--size-px is {size_px}; allowed: multiples of {MULTIPLE_PX}.")
-        self.size_px, self.depth = size_px, depth
+            raise ConfigError("there is no GPU here, and whole models are for one; on a CPU add --depth 1.")
+        self.size_px, self.depth = size_of(size_px), depth
+        if self.size_px % MULTIPLE_PX:
+            raise ConfigError(f"--size-px is {self.size_px}; allowed: multiples of {MULTIPLE_PX}.")
         self.steps = steps or (STEPS_ON_CPU if on_cpu else usual_steps)
         self.warm = _WARM_ON_CPU if on_cpu else _WARM
         self.device: dict[str, str] = {}
