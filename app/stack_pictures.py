@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trainer.render.engine import Engine
     from trainer.render.picture_metadata import Picture
 
-QUICK_STEPS = 4
+QUICK_STEPS = 3
 _HEIGHT_PX = 384
 _EMPTY_PLACE = Image.new("RGBA", (64, 64), (128, 128, 128, 48))  # of a cell that was not drawn
 

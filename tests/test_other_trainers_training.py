@@ -141,7 +141,9 @@ def test_a_recipe_trains_on_its_familys_tiny_model_with_every_line_of_its_rates(
     settings["save_dtype"] = "float32"  # two steps from nothing are lost in a DoRA's rounding to 16 bits
     settings["memory"] = {}
     settings["preview"] = {}
-    for section, key in (("data", "more_resolutions_px"), ("data", "bucket_step_px"), ("data", "mask")):
+    for section, key in (
+        ("data", "more_resolutions_px"), ("data", "bucket_step_px"), ("data", "mask"), ("objective", "unmasked_weight"),
+    ):  # fmt: skip
         settings[section].pop(key, None)
     settings["optimizer"]["warmup_steps"] = 0
     if settings["optimizer"]["name"] == "adamw8bit":

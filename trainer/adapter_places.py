@@ -56,7 +56,10 @@ def _narrowed(model: TrainingModel, targets: dict[str, str]) -> dict[str, str]:
         return targets
     paths = {name: matching(getattr(model.pipe, name), pattern) for name, pattern in targets.items()}
     named = [f"{name}/{path}" for name, own in paths.items() for path in own]
-    layer_patterns.refuse_idle(named, only, without)
+    # What is left out may be any part of the model, such as the gate of experts, which no method adapts.
+    parts = [f"{name}/{path}" for name in targets for path, _ in getattr(model.pipe, name).named_modules()]
+    layer_patterns.refuse_idle("only_layers", only, named, "layer of adapter.targets")
+    layer_patterns.refuse_idle("without_layers", without, parts, "part of the model")
     kept = set(layer_patterns.chosen(named, only, without))
     left = {name: [path for path in own if f"{name}/{path}" in kept] for name, own in paths.items()}
     if none_left := [name for name, own in left.items() if not own]:

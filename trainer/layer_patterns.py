@@ -31,12 +31,9 @@ def chosen(paths: Iterable[str], only: tuple[str, ...], without: tuple[str, ...]
     ]
 
 
-def refuse_idle(paths: list[str], only: tuple[str, ...], without: tuple[str, ...]) -> None:
-    """Refuse patterns that fit no layer. Raises: ConfigError."""
-    for name, patterns in (("only_layers", only), ("without_layers", without)):
-        for pattern in patterns:
-            if not any(fits(pattern, path) for path in paths):
-                raise ConfigError(
-                    f"adapter.{name} has {pattern!r}, which fits no layer of adapter.targets; one of them is "
-                    f"{paths[0] if paths else 'none'}."
-                )
+def refuse_idle(setting: str, patterns: tuple[str, ...], paths: list[str], what: str) -> None:
+    """Refuse patterns of a setting that fit none of the paths, which are `what`. Raises: ConfigError."""
+    for pattern in patterns:
+        if not any(fits(pattern, path) for path in paths):
+            example = max(paths, key=len, default="none")
+            raise ConfigError(f"adapter.{setting} has {pattern!r}, which fits no {what}; one of them is {example}.")
