@@ -21,7 +21,8 @@ from trainer import runs
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import escape, some
-from trainer.render.axes import MAX_CELLS, Axis
+from trainer.render import modes
+from trainer.render.axes import MAX_CELLS, WORDS, Axis
 
 GRID = "grid-"  # how its sheets' names begin
 _LONGEST = 4000  # characters of an axis's values
@@ -29,6 +30,7 @@ _CHECKPOINTS = "checkpoint"
 _WEIGHT = "weight "
 _TEXTS = frozenset({"prompt", "negative_prompt"})  # values with commas in them: | goes between
 _WHOLE, _NUMBERS = frozenset({"seed", "steps"}), frozenset({"seed", "steps", "guidance_scale"})
+_OFFERED = {"weight": "0-1 [5]", "seed": "1-4", "steps": "10-30 [3]", "guidance_scale": "2-8 (+2)"}
 _SETTINGS = ["seed", "prompt", "negative_prompt", "steps", "guidance_scale", "sampler", "mode"]
 
 
@@ -36,7 +38,18 @@ def settings(num_rows: int) -> list[tuple[str, str]]:
     """What a grid may go over, as (label, key)."""
     weights = [(say("grid.weight_of", number=number), f"{_WEIGHT}{number}") for number in range(1, num_rows + 1)]
     named = [(StackConfig.model_fields[key].title or key, key) for key in _SETTINGS]
-    return [("-", ""), *weights, *named, (say("grid.checkpoints"), _CHECKPOINTS)]
+    return [
+        ("-", ""), *weights, *named, (say("grid.words"), WORDS), (say("grid.checkpoints"), _CHECKPOINTS),
+    ]  # fmt: skip
+
+
+def offered(context: Context, key: str) -> str:
+    """Values to begin with, "" where only the person can know them."""
+    if key == _CHECKPOINTS:
+        return next((run.name for run in runs.every(context.runs)), "")
+    if key == "mode":
+        return ", ".join(modes.registry())
+    return _OFFERED.get("weight" if key.startswith(_WEIGHT) else key, "")
 
 
 def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> Axis:
@@ -60,7 +73,7 @@ def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> 
         if row not in map(str, places):
             raise ConfigError(say("grid.not_on", row=row[:20]))
         key = f"adapters.{places[int(row)]}.weight"
-    elif key not in _SETTINGS:
+    elif key != WORDS and key not in _SETTINGS:
         raise ConfigError(say("grid.no_such", setting=key[:80], allowed=", ".join(_SETTINGS)))
 
     return Axis(key, tuple(_parts(key, values)))
@@ -95,7 +108,7 @@ class Grids:
     """The section's components."""
 
     def __init__(self, context: Context, num_rows: int) -> None:
-        self.context = context
+        self.context, self.num_rows = context, num_rows
         self.keys: list[gr.Dropdown] = []
         self.values: list[gr.Textbox] = []
         with gr.Accordion(say("grid.title"), open=False, elem_id="grids"):
@@ -143,7 +156,22 @@ class Grids:
         gr.on(
             changed, mended_unasked(counted), {*self.keys, *self.values}, self.num, trigger_mode="always_last", **still
         )
+
+        for key, values in zip(self.keys, self.values, strict=True):
+            key.input(mended_unasked(self._beginning(key, values)), {key, values}, values, **still)
         self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
+
+    def _beginning(self, key: gr.Dropdown, values: gr.Textbox) -> Callable[[dict[Any, Any]], Any]:
+        """What has a box that nobody has typed in begin with values of the setting that was chosen."""
+
+        def begin(held: dict[Any, Any]) -> Any:
+            chosen, typed = str(held[key] or ""), str(held[values] or "")
+            examples = {WORDS: say("grid.words_example"), "prompt": say("grid.prompts_example")}
+            placeholder = examples.get(chosen, say("grid.values_example"))
+            is_untouched = not typed or typed in {offered(self.context, known) for _, known in settings(self.num_rows)}
+            return gr.update(value=offered(self.context, chosen) if is_untouched else typed, placeholder=placeholder)
+
+        return begin
 
 
 def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], places: dict[int, int]) -> Make:

@@ -58,7 +58,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 # The page's own scripts and styles have their content's digest in their names: a browser asks for each once.
-_ASSETS, _FOR_EVER = "/assets/", "public, max-age=31536000, immutable"
+_ASSETS, _FOR_EVER = "/assets/", "public,max-age=31536000,immutable"
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def test_the_page_says_what_it_may_load_on_every_answer(address: str) -> None:
 
 def test_a_browser_asks_once_for_a_script_of_the_page_and_again_for_one_that_is_missing(address: str) -> None:
     script = re.findall(r"assets/[\w-]+\.js", ask(address, "GET", "/")[2])[0]
-    assert ask(address, "GET", f"/{script}")[1]["cache-control"] == "public, max-age=31536000, immutable"
+    assert ask(address, "GET", f"/{script}")[1]["cache-control"] == "public,max-age=31536000,immutable"
     assert "immutable" not in ask(address, "GET", "/assets/missing.js")[1].get("cache-control", "")
     assert "immutable" not in ask(address, "GET", "/")[1].get("cache-control", "")
 

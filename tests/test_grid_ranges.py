@@ -12,6 +12,7 @@ from app.context import Context
 from app.render_requests import Rendering
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
+from trainer.render import modes
 
 PLACES = {1: 0}
 
@@ -64,6 +65,57 @@ def test_a_range_without_values_or_with_too_many_is_refused(context: Context, ty
 def test_what_is_no_range_is_refused_as_the_value_that_it_is(context: Context, typed: str) -> None:
     with context.engine(StackConfig()) as engine, pytest.raises(ConfigError, match="seed is"):
         grids.grid_of(context, StackConfig(), [("seed", typed)], PLACES)(engine, Rendering())
+
+
+WORDED = [
+    ([("words", "apple, pear")], ["a red apple", "a red pear"], ["", ""]),
+    ([("words", "red | dark blue"), ("words", "apple | pear, ripe")],
+     ["a red apple", "a red pear, ripe", "a dark blue apple", "a dark blue pear, ripe"], [""] * 4),
+    ([("words", "apple, pear"), ("prompt", "an apple | two apples")],
+     ["an apple", "two apples", "an pear", "two pears"], [""] * 4),
+    ([("words", "blur, noise"), ("seed", "1")], ["a red apple"] * 2, ["blur", "noise"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "prompts", "negative"), WORDED)
+def test_words_take_the_place_of_words_in_the_prompts(
+    context: Context, typed: list[tuple[str, str]], prompts: list[str], negative: list[str]
+) -> None:
+    stack = StackConfig(
+        prompt="a red apple", negative_prompt="blur" if any(negative) else "", steps=1, width_px=64, height_px=64
+    )
+    with context.engine(stack) as engine:
+        sheet = grids.grid_of(context, stack, typed, PLACES)(engine, Rendering())
+    drawn = [picture.stack for picture in sheet.pictures]
+    assert [picture.prompt for picture in drawn] == prompts
+    assert [picture.negative_prompt for picture in drawn] == negative
+    assert len(set(sheet.labels)) == len(drawn), "each cell is named apart"
+
+
+def test_words_that_no_prompt_has_are_refused(context: Context) -> None:
+    stack = StackConfig(prompt="a red apple", steps=1)
+    with context.engine(stack) as engine, pytest.raises(ConfigError, match="the words 'cat' are not in the prompt"):
+        grids.grid_of(context, stack, [("words", "cat, dog")], PLACES)(engine, Rendering())
+
+
+def test_a_box_that_nobody_typed_in_begins_with_values_of_its_setting(context: Context) -> None:
+    with gr.Blocks() as page:
+        made = grids.Grids(context, 2)
+        made.connect(set(), lambda *_: iter(()), [], {})
+    key, values = made.keys[1], made.values[1]
+    (begin,) = [fn.fn for fn in page.fns.values() if fn.targets == [(key._id, "input")] and fn.outputs == [values]]
+    assert begin is not None
+
+    def begun(chosen: str, typed: str) -> str:
+        return str(begin({key: chosen, values: typed})["value"])
+
+    assert begun("seed", "") == "1-4" and grids.axis_of(context, "seed", "1-4", PLACES).values == ("1", "2", "3", "4")
+    assert begun("mode", "1-4") == ", ".join(modes.registry()), "what was offered for another setting is no typing"
+    assert begun("seed", "7, 8") == "7, 8"
+    assert begun("words", "1-4") == begun("prompt", "") == begun("", "1-4") == begun("checkpoint", "") == ""
+    (context.runs / "cat").mkdir(parents=True)
+    (context.runs / "cat" / "config.toml").write_text("")
+    assert begun("checkpoint", "") == "cat"
 
 
 @pytest.mark.parametrize(

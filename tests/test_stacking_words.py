@@ -144,6 +144,7 @@ def test_a_stack_file_says_it_all_and_its_picture_brings_it_back(
         ("", ["--strip"], "needs a LoRA that is on"),
         ("", ["--axis", "seed"], "KEY=VALUE,VALUE"), ("", ["--axis", "sed=1,2"], "did you mean seed"),
         ("", ["--axis", "seed=1,x"], "seed is 'x'"),
+        ("prompt = 'a cat'", ["--axis", "words=dog,owl"], "the words 'dog' are not in the prompt 'a cat'"),
     ],
 )  # fmt: skip
 def test_a_bad_stack_file_or_option_is_refused_in_a_line(

@@ -1,7 +1,7 @@
 """Grids over one to three settings of a stack: rows, columns and pages; a labelled sheet, and every picture for itself.
 
 Any setting can be an axis: weights, prompts, seeds, steps, guidance, modes, files of one LoRA, the checkpoints of a
-training (`checkpoints`). Cells that can be one batch are.
+training (`checkpoints`), and words within the prompts. Cells that can be one batch are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.render.engine import Engine
     from trainer.render.picture_metadata import Picture
 
+WORDS = "words"  # no setting of a stack: the first value stands in its prompts, and each takes its place in turn
 MAX_CELLS = 400
 MAX_AXES = 3
 
@@ -42,7 +43,7 @@ class Axis:
         shown = f"{value:g}" if isinstance(value, float) else text
         # These say for themselves what they are; of an adapter's settings only the weight does.
         if parts[0] != "adapters" or setting == "file":
-            return shown if setting in ("prompt", "mode", "file") else f"{setting.removesuffix('_px')} {shown}"
+            return shown if setting in ("prompt", WORDS, "mode", "file") else f"{setting.removesuffix('_px')} {shown}"
         adapter = stack.adapters[int(parts[1])]
         name = adapter.name or Path(adapter.file).stem
         return f"{name} {shown}" if setting == "weight" else f"{name} {setting} {shown}"
@@ -58,6 +59,8 @@ def axis(text: str) -> Axis:
             f"--axis {text[:80]!r} can't be read; write it as KEY=VALUE,VALUE such as seed=1,2,3, with | between "
             f"values that hold commas."
         )
+    if key.strip() == WORDS:  # as they stand, so that a number among them stays what is written
+        return Axis(WORDS, tuple(parts))
     return Axis(key.strip(), tuple(presets.parse_overrides([f"{key}={part}"])[key.strip()] for part in parts))
 
 
@@ -101,15 +104,33 @@ def cells(engine: Engine, stack: StackConfig, axes: list[Axis]) -> list[StackCon
             f"a grid of {len(axes)} axes and {num_cells} pictures can't be drawn; allowed: 1 to {MAX_AXES} axes, up to "
             f"{MAX_CELLS} pictures."
         )
-    keys = [axis_.key for axis_ in axes]
-    stacks = [
-        changed(stack, dict(zip(keys, values, strict=True)), "--axis")
-        for values in itertools.product(*(axis_.values for axis_ in axes))
-    ]
+    stacks = [_cell(stack, axes, values) for values in itertools.product(*(axis_.values for axis_ in axes))]
     # All of them are looked at before the first is drawn.
     for cell in stacks:
         engine.resolve(cell)
     return stacks
+
+
+def _cell(stack: StackConfig, axes: list[Axis], values: tuple[Any, ...]) -> StackConfig:
+    """The stack with a value of each axis; words are put into the prompts that the other axes leave."""
+    each = list(zip(axes, values, strict=True))
+    cell = changed(stack, {axis_.key: value for axis_, value in each if axis_.key != WORDS}, "--axis")
+    for axis_, value in each:
+        if axis_.key == WORDS:
+            cell = _reworded(cell, str(axis_.values[0]), str(value))
+    return cell
+
+
+def _reworded(stack: StackConfig, words: str, others: str) -> StackConfig:
+    """The stack with other words in place of some, wherever these stand in its prompts. Raises: ConfigError."""
+    prompts = {"prompt": stack.prompt, "negative_prompt": stack.negative_prompt}
+    if not any(words in text for text in prompts.values()):
+        raise ConfigError(
+            f"the words {words[:80]!r} are not in the prompt {stack.prompt[:80]!r}; the first of an axis's words must "
+            f"stand in it, and the others take its place."
+        )
+    changes = {name: text.replace(words, others) for name, text in prompts.items() if words in text}
+    return changed(stack, changes, "--axis")
 
 
 def sheet(stack: StackConfig, axes: list[Axis], images: Sequence[Image.Image]) -> Image.Image:
