@@ -2,7 +2,7 @@
 
 A picture that can be clicked is a button without a name, and a box with a copy button is labelled by that button. Both
 get their block's label; a picture whose label is not shown is a Picture. A list of options that scrolls would take the
-focus and vanish with it.
+focus and vanish with it, and would stay unfolded behind whoever goes on with the Tab key.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ SCRIPT = """() => {
   }).observe(document.body, {childList: true, subtree: true});
   name();
   document.addEventListener('keydown', event => {
-    if (event.key === 'Tab') document.querySelectorAll('[role=listbox]').forEach(list => { list.tabIndex = -1; });
+    if (event.key !== 'Tab') return;
+    // Gradio would unfold a list again that Tab has just left; leaving it says all that it needs.
+    if (event.target.matches?.('input[role=combobox]')) event.stopPropagation();
+    document.querySelectorAll('[role=listbox]').forEach(list => { list.tabIndex = -1; });
   }, true);
 }""".replace("PICTURE", json.dumps(say("word.picture")))
