@@ -5,6 +5,7 @@ Values are typed as text, numbers also as ranges (`grid_ranges`); a run is given
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +31,17 @@ _CHECKPOINTS = "checkpoint"
 _WEIGHT = "weight "
 _TEXTS = frozenset({"prompt", "negative_prompt"})  # values with commas in them: | goes between
 _WHOLE, _NUMBERS = frozenset({"seed", "steps"}), frozenset({"seed", "steps", "guidance_scale"})
-_OFFERED = {"weight": "0-1 [5]", "seed": "1-4", "steps": "10-30 [3]", "guidance_scale": "2-8 (+2)"}
+OFFERED = {
+    "weight": "0-1 [5]", "seed": "1-4", "steps": "10-30 [3]", "guidance_scale": "2-8 (+2)",
+    "mode": ", ".join(modes.registry()),
+}  # fmt: skip
+# A box that nobody has typed in begins with values of the setting that was chosen. In the browser, so that no answer of
+# the server can come after what is typed meanwhile.
+_BEGIN = f"""(key, typed) => {{
+  const offered = {json.dumps(OFFERED)};
+  const isUntouched = !typed || Object.values(offered).includes(typed);
+  return isUntouched ? offered[key.split(' ')[0]] || '' : typed;
+}}"""
 _SETTINGS = ["seed", "prompt", "negative_prompt", "steps", "guidance_scale", "sampler", "mode"]
 
 
@@ -41,15 +52,6 @@ def settings(num_rows: int) -> list[tuple[str, str]]:
     return [
         ("-", ""), *weights, *named, (say("grid.words"), WORDS), (say("grid.checkpoints"), _CHECKPOINTS),
     ]  # fmt: skip
-
-
-def offered(context: Context, key: str) -> str:
-    """Values to begin with, "" where only the person can know them."""
-    if key == _CHECKPOINTS:
-        return next((run.name for run in runs.every(context.runs)), "")
-    if key == "mode":
-        return ", ".join(modes.registry())
-    return _OFFERED.get("weight" if key.startswith(_WEIGHT) else key, "")
 
 
 def axis_of(context: Context, key: str, values: str, places: dict[int, int]) -> Axis:
@@ -108,7 +110,7 @@ class Grids:
     """The section's components."""
 
     def __init__(self, context: Context, num_rows: int) -> None:
-        self.context, self.num_rows = context, num_rows
+        self.context = context
         self.keys: list[gr.Dropdown] = []
         self.values: list[gr.Textbox] = []
         with gr.Accordion(say("grid.title"), open=False, elem_id="grids"):
@@ -158,20 +160,8 @@ class Grids:
         )
 
         for key, values in zip(self.keys, self.values, strict=True):
-            key.input(mended_unasked(self._beginning(key, values)), {key, values}, values, **still)
+            key.input(None, [key, values], values, js=_BEGIN, **still)
         self.draw.click(draw, {*inputs, *self.keys, *self.values}, shown, **lane)
-
-    def _beginning(self, key: gr.Dropdown, values: gr.Textbox) -> Callable[[dict[Any, Any]], Any]:
-        """What has a box that nobody has typed in begin with values of the setting that was chosen."""
-
-        def begin(held: dict[Any, Any]) -> Any:
-            chosen, typed = str(held[key] or ""), str(held[values] or "")
-            examples = {WORDS: say("grid.words_example"), "prompt": say("grid.prompts_example")}
-            placeholder = examples.get(chosen, say("grid.values_example"))
-            is_untouched = not typed or typed in {offered(self.context, known) for _, known in settings(self.num_rows)}
-            return gr.update(value=offered(self.context, chosen) if is_untouched else typed, placeholder=placeholder)
-
-        return begin
 
 
 def grid_of(context: Context, stack: StackConfig, typed: list[tuple[str, str]], places: dict[int, int]) -> Make:

@@ -323,6 +323,8 @@ def test_a_long_picture_is_seen_and_a_cancelled_grid_stays(browser: Any, tmp_pat
         page.locator("#grids button").first.click()
         page.locator("#axis-1 input").click()
         page.get_by_role("option", name="Steps", exact=True).last.click()
+        expect(page.locator("#axis-values-1 textarea")).to_have_value("10-30 [3]")
+        expect(page.locator("#num-axes")).to_have_text("3 pictures")
         browsing.fill(page, "axis-values-1", ", ".join(str(10 + number) for number in range(40)))
         page.locator("#render-axes").click()
         expect(page.locator("#drawing")).to_contain_text(re.compile(r"[3-9] of 40 pictures"), timeout=WAIT_MS)

@@ -50,9 +50,11 @@ def as_today(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         move("min_snr_gamma", "loss_weight_strength", gamma)
 
     # Migration 3: a weight other than 0 was the choice of a density.
-    weight = values.get("noising_weight")
-    if (version is not None and version <= 3) or (version is None and "timestep_distribution" not in values):
-        move("noising_weight", "timestep_distribution", "SIGMOID" if weight else "UNIFORM")
+    has_weight = "noising_weight" in values
+    is_old = version <= 3 if version is not None else has_weight and "timestep_distribution" not in values
+    if is_old:
+        chosen = "SIGMOID" if values.get("noising_weight") else "UNIFORM"
+        move("noising_weight" if has_weight else "timestep_distribution", "timestep_distribution", chosen)
 
     # Migration 8: every transformer was called prior.
     is_old = version <= 8 if version is not None else not any(key.startswith("transformer.") for key in values)
