@@ -4,7 +4,9 @@ measured.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -342,3 +344,17 @@ def test_copies_count_only_once_training_has_begun() -> None:
 def test_one_length_is_advised_at_a_time() -> None:
     log: list[Event] = [STARTED, measured(50, 0.1), measured(100, 0.2), Overtrained(100, 50, "x")]
     assert advice_of(log).count("max_steps=") == 1
+
+
+def test_the_pointer_finds_the_values_of_every_line_at_its_step() -> None:
+    loss = report_charts.Series("loss", "own", [(float(step), 1 / (step + 1)) for step in range(1000)], dots=False)
+    held = report_charts.Series("held-out <b>", "held", [(0.0, 0.5), (500.0, 0.25), (999.0, 0.125)])
+    chart = report_charts.lines([loss, held], "Loss", lambda value: f"{value:.4g}")
+    bands = re.findall(r'd="M(\d+),12H(\d+)V200H\d+z"><title>(.*?)</title>', chart, re.DOTALL)
+    said = [html.unescape(text).split("\n") for _, _, text in bands]
+    assert len(said) == 20 and said[0] == ["step 0", "loss: 1", "held-out <b>: 0.5"]
+    assert said[-1][0] == "step 999" and said[-1][-1] == "held-out <b>: 0.125"
+    assert all(line[1].startswith("loss: ") for line in said), "each band has one of its line's many points"
+    assert sum("held-out" in " ".join(line) for line in said) == 3 and "<b>" not in chart
+    assert [right for _, right, _ in bands[:-1]] == [left for left, _, _ in bands[1:]], "no gap between them"
+    assert (bands[0][0], bands[-1][1]) == ("50", "428")

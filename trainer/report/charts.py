@@ -6,6 +6,8 @@ Points are finite numbers; `trainer.report.plausible` has seen to that.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from trainer.printing import escape
 _WIDTH, _HEIGHT = 440, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 30
 _MAX_POINTS = 400
+_MAX_BANDS = 20
 _TICKS = 5
 
 Point = tuple[float, float]
@@ -79,6 +82,7 @@ def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], 
     if base is not None:
         parts.append(f'<path class="base" d="M{frame.at(frame.left, base)}L{frame.at(frame.right, base)}"/>')
     parts += [_line(frame, line, y_text) for line in series]
+    parts.append(_bands(frame, series, y_text))
     named = [line for line in series if line.name]
     legend = "".join(f'<span><i class="{line.style}"></i>{escape(line.name)}</span>' for line in named)
     return f'<figure class="chart"><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'
@@ -135,6 +139,27 @@ def _line(frame: _Frame, line: Series, y_text: Callable[[float], str]) -> str:
                 f"{y_text(y)}</title></circle>"
             )
     return "".join(parts)
+
+
+def _bands(frame: _Frame, series: Sequence[Series], y_text: Callable[[float], str]) -> str:
+    """Unseen bands from top to bottom that say, where the pointer rests, the values of all lines at their step."""
+    steps = sorted({x for line in series for x, _ in line.points})
+    if len(steps) > _MAX_BANDS:
+        steps = [steps[round(number * (len(steps) - 1) / (_MAX_BANDS - 1))] for number in range(_MAX_BANDS)]
+    edges = [steps[0], *((before + after) / 2 for before, after in itertools.pairwise(steps)), steps[-1]]
+    parts = []
+    for step, (left, right) in zip(steps, itertools.pairwise(edges), strict=True):
+        said = [f"step {step:.0f}"]
+        for line in series:
+            # Of a line's points within the band the first; a line that has none there is not named.
+            index = bisect.bisect_left(line.points, left, key=lambda point: point[0])
+            if index < len(line.points) and line.points[index][0] <= right:
+                value = y_text(line.points[index][1])
+                said.append(f"{line.name}: {value}" if line.name else value)
+        start, end = (float(frame.at(edge, frame.bottom).split(",")[0]) for edge in (left, right))
+        outline = f"M{start:.0f},{_TOP}H{max(end, start + 1):.0f}V{_HEIGHT - _BOTTOM}H{start:.0f}z"
+        parts.append(f'<path d="{outline}"><title>{escape(chr(10).join(said))}</title></path>')
+    return f'<g class="bands">{"".join(parts)}</g>'
 
 
 def bars(before: Sequence[float], after: Sequence[float], label: str) -> str:
