@@ -10,11 +10,11 @@ import gradio as gr
 
 from app import progress_lines
 from app.context import Context
-from app.notices import mended
-from app.render_requests import Cancelled, Rendering, Work
+from app.render_requests import Cancelled, Rendering, Work, mended_turns
 from app.texts import say
 
 _UNSEEN_S = 0.6  # what is over by then needs no line
+_LOOK_S = 0.05
 _T = TypeVar("_T")
 Update = dict[Any, Any]
 
@@ -61,7 +61,7 @@ class Waiting:
                     yield self._shown(progress_lines.line(words, rendering.share), True)
             yield self._shown("", False) | answer(work.result)
         except Cancelled:
-            yield self._shown(progress_lines.line(say("job.cancelled")), False)
+            yield self._shown(progress_lines.line(say("waiting.cancelling")), False)
         except Exception:
             yield self._shown("", False)
             raise
@@ -70,13 +70,17 @@ class Waiting:
             if works.get(self.key) is rendering:
                 del works[self.key]
 
-    @mended
-    def stop(self, request: gr.Request) -> Update:
-        """End what this page has begun here."""
-        rendering = self.context.desks.of(request.session_hash).works.get(self.key)
+    @mended_turns
+    def stop(self, request: gr.Request) -> Iterator[Update]:
+        """End what this page has begun here, and say so once it has ended: only then can it be begun anew."""
+        works = self.context.desks.of(request.session_hash).works
+        rendering = works.get(self.key)
+        yield self._shown(progress_lines.line(say("waiting.cancelling")), False)
         if rendering is not None:
             rendering.cancel()
-        return self._shown(progress_lines.line(say("job.cancelled")), False)
+        while rendering is not None and works.get(self.key) is rendering:
+            time.sleep(_LOOK_S)
+        yield self._shown(progress_lines.line(say("job.cancelled")), False)
 
     def _shown(self, line: str, is_going: bool) -> Update:
         return {
