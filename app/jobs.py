@@ -35,7 +35,7 @@ LIVE: tuple[State, ...] = ("running", "stopping", "pausing")
 WAITING: tuple[State, ...] = ("interrupted", "queued")  # in this order: what was begun is ended first
 RESUMABLE: tuple[State, ...] = ("stopped", "paused", "failed")
 MAX_ATTEMPTS = 3  # without a new checkpoint in between
-_SECOND_STOP_AFTER_S = 10.0
+_SECOND_STOP_AFTER_S, _LAST_LOOK_S = 10.0, 5.0
 # `runs.slug` cuts a name at 80 characters and 200 bytes, and a job's number must not be what is cut off.
 _LONGEST_STEM_CHARS, _LONGEST_STEM_BYTES = 70, 190
 # What reading a folder that may hold anything raises, and writing into it; an error of the table itself is not among
@@ -61,6 +61,7 @@ class JobRunner:
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # those that this server started, to be reaped
         self._stop_asked: dict[int, float] = {}  # when, by the monotonic clock
         self._halt = threading.Event()
+        self._watching: threading.Thread | None = None
         self.logs.mkdir(parents=True, exist_ok=True)
         self.table = job_table.Table(self.database)
         if self.table.notice:
@@ -236,11 +237,14 @@ class JobRunner:
 
     def start(self) -> None:
         """Watch and start jobs from now on, once a second, until the server ends; children live on."""
-        threading.Thread(target=self._watch, name="jobs", daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, name="jobs", daemon=True)
+        self._watching.start()
 
     def halt(self) -> None:
-        """Stop watching; children go on."""
+        """Stop watching, and wait for what is looked at just then; children go on."""
         self._halt.set()
+        if self._watching:
+            self._watching.join(_LAST_LOOK_S)
 
     def _watch(self) -> None:
         """Tick once a second until `halt`."""
