@@ -61,7 +61,7 @@ class Waiting:
                     yield self._shown(progress_lines.line(words, rendering.share), True)
             yield self._shown("", False) | answer(work.result)
         except Cancelled:
-            yield self._shown(progress_lines.line(say("waiting.cancelling")), False)
+            pass  # `stop` says so, or what was begun here instead stands there
         except Exception:
             yield self._shown("", False)
             raise

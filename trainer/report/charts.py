@@ -77,12 +77,11 @@ def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], 
     levels = ticks(min(ys), max(ys))
     frame = _Frame(min(xs), max(xs), levels[0], levels[-1])
 
-    # The grid, the level to compare with, the lines, and what they are called.
-    parts = [_grid(frame, levels, y_text)]
+    # The grid, the level to compare with, the lines above what says their values, and what they are called.
+    parts = [_grid(frame, levels, y_text), _bands(frame, series, y_text)]
     if base is not None:
         parts.append(f'<path class="base" d="M{frame.at(frame.left, base)}L{frame.at(frame.right, base)}"/>')
     parts += [_line(frame, line, y_text) for line in series]
-    parts.append(_bands(frame, series, y_text))
     named = [line for line in series if line.name]
     legend = "".join(f'<span><i class="{line.style}"></i>{escape(line.name)}</span>' for line in named)
     return f'<figure class="chart"><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'
