@@ -1,5 +1,7 @@
 """What the page costs a browser: `python -m tests.page_cost [CHECKOUT]`, seconds and shares of the main thread.
 
+With two checkouts: seconds until the tabs are there, of both in turns, for a ratio on a machine whose speed changes.
+
 An empty workspace in a real browser at 1440 x 900: until the tabs are there (first visit and again), each tab while
 nothing happens, and choosing another preset. Another checkout is measured by its own code, for before and after.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 IDLE_S = 10
+TURNS = 4
 
 
 def measure(checkout: Path) -> dict[str, float]:
@@ -51,6 +55,28 @@ def measure(checkout: Path) -> dict[str, float]:
         finally:
             browser.close()
             server.kill()
+
+
+def in_turns(checkouts: list[Path]) -> dict[str, dict[str, float]]:
+    """By checkout: median seconds until the tabs are there, in a new browser and again in the same."""
+    seconds: dict[str, dict[str, list[float]]] = {str(one): {"first": [], "again": []} for one in checkouts}
+    with tempfile.TemporaryDirectory() as folder, browsing.playwright_api.sync_playwright() as playwright:
+        served = [_serve(one, Path(folder) / str(number)) for number, one in enumerate(checkouts)]
+        try:
+            for _ in range(TURNS):
+                for times, (_, address) in zip(seconds.values(), served, strict=True):
+                    browser = playwright.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.ARGUMENTS)
+                    page = browser.new_page(viewport={"width": 1440, "height": 900})
+                    for of_visit in times.values():
+                        of_visit.append(_opened_s(page, address))
+                    browser.close()
+        finally:
+            for server, _ in served:
+                server.kill()
+    return {
+        name: {visit: round(statistics.median(values), 2) for visit, values in times.items()}
+        for name, times in seconds.items()
+    }
 
 
 def _serve(checkout: Path, workspace: Path) -> tuple[subprocess.Popen[str], str]:
@@ -88,4 +114,5 @@ def _busy_s(client: CDPSession, page: Page, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT), indent=1))
+    asked = [Path(argument).resolve() for argument in sys.argv[1:]]
+    print(json.dumps(in_turns(asked) if len(asked) > 1 else measure(asked[0] if asked else ROOT), indent=1))
