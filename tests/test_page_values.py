@@ -65,6 +65,7 @@ def small(browser: Any) -> Iterator[tuple[Small, Any]]:
     page = browser.new_page()
     page.goto(address)
     page.locator("#many").wait_for()
+    page.wait_for_function("!!window.velaturaPack")  # the script comes after the parts; tests put others in its place
     yield made, page
     page.close()
     made.page.close()
