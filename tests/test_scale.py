@@ -16,7 +16,10 @@ from trainer.bench.scale import Costs, Load
 from trainer.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
-COSTS = Costs(0.1, 0.05, 0.02, 0.07, 0.01, 0.02, 0.008, 0.05, 0.03, 0.0)
+COSTS = Costs(
+    batch_s=0.1, picture_s=0.05, step_s=0.02, step_picture_s=0.07, live_batch_s=0.01, live_s=0.02, live_own_s=0.008,
+    fold_stack_s=0.04, fold_s=0.05, load_s=0.03, encode_s=0.0, answer_s=0.01,
+)  # fmt: skip
 SIZE = {"tenants": 16, "loras": 200, "requests": 3, "rounds": 2, "steps": 25, "plain": 12}
 
 

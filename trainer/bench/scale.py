@@ -36,17 +36,19 @@ class Costs:
     live_batch_s: float  # to lay a LoRA beside the base, for each different one of a batch
     live_s: float  # for each step of a batch whose LoRAs run beside the base
     live_own_s: float  # for each LoRA of each picture in each step: a picture computes with its own alone
-    fold_s: float  # to fold a LoRA into the base, for a picture alone
+    fold_stack_s: float  # to put the base back as it was before a stack is folded into it, for a picture alone
+    fold_s: float  # to fold a LoRA into the base
     load_s: float  # to read a LoRA
     encode_s: float  # to write a picture, beside the drawing of the next batch
+    answer_s: float  # the server's own work for a picture: Python, like most of drawing it, so one waits for the other
 
     def batch(self, stacks: Sequence[int], different: int, steps: int) -> float:
         """Seconds to draw a batch: how many LoRAs each picture's stack has, and how many different ones there are."""
-        once = self.batch_s + len(stacks) * self.picture_s
+        once = self.batch_s + len(stacks) * (self.picture_s + self.answer_s)
         step = self.step_s + len(stacks) * self.step_picture_s
         own = sum(stacks)
         if len(stacks) == 1:  # all of it is constant
-            return once + steps * step + own * self.fold_s
+            return once + steps * step + (self.fold_stack_s + own * self.fold_s if own else 0.0)
         if own:
             once, step = once + different * self.live_batch_s, step + self.live_s + own * self.live_own_s
         return once + steps * step
@@ -277,7 +279,7 @@ class _StepJoining(_Simulation):
         sizes = [len(asked.loras) for asked in drawn]
         seconds = self.costs.batch(sizes, len(together), 1) - self.costs.batch(sizes, len(together), 0)
         if fresh:  # their prompts, their decoding later, and what is laid beside the base anew
-            seconds += self.costs.batch_s + len(fresh) * self.costs.picture_s
+            seconds += self.costs.batch_s + len(fresh) * (self.costs.picture_s + self.costs.answer_s)
             seconds += len(together - before) * self.costs.live_batch_s
         for asked in drawn:
             asked.steps_left -= 1

@@ -11,33 +11,27 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy
-import psutil
 import torch
 from PIL import Image
 
-from trainer.bench import scale_costs, serving_load
+from trainer.bench import scale_costs, served, serving_load
+from trainer.bench.served import Served
 from trainer.bench.serving_load import Answer, Asked, Load
 from trainer.config import AdapterChoice, StackConfig
-from trainer.errors import RunError
 from trainer.render import picture_metadata
 from trainer.render.engine import Engine
 from trainer.serving import keys
 
 TOLERANCE = 1  # of 255, as the suite has it for pictures of a batch
-_START_S = 900.0
 _SERVERS = {"mixed": [], "unmixed": ["--no-mixed-batches"]}
 
 
@@ -98,10 +92,11 @@ def run(size: Size, note: Callable[[str], None] = lambda text: None) -> Report:
         note(f"{len(files)} LoRAs made")
 
         # Both servers stay up: each is measured while the other waits.
-        servers = {name: stack.enter_context(_server(scratch, options)) for name, options in _SERVERS.items()}
+        servers = {name: stack.enter_context(served.server(scratch, options)) for name, options in _SERVERS.items()}
         note("servers are up")
         loads: dict[str, list[Load]] = {name: [] for name in ("base", "mixed", "unmixed", "plain")}
-        pipe, measuring = _plain_pipe(engine), scale_costs.Measuring(engine, own / "loras")
+        pipe = _plain_pipe(engine)
+        measuring = scale_costs.Measuring(engine, own / "loras", servers["mixed"], own_keys[0])
         measuring.round()
         for number in range(size.rounds + 1):
             # The first round isn't counted: LoRAs are read, memory is taken.
@@ -177,50 +172,12 @@ def _loras(engine: Engine, folder: Path, count: int) -> dict[str, Path]:
     return files
 
 
-@contextmanager
-def _server(scratch: Path, options: list[str]) -> Iterator[tuple[int, int]]:
-    """Port and process of a server. Raises: RunError."""
-    # Free at this moment; the server takes it a little later.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    command = [sys.executable, "-m", "trainer", "serve", "--workspace", str(scratch), "--port", str(port)]
-    command += ["--keys", str(scratch / "keys.toml"), *options]
-    with (scratch / f"server-{port}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            _wait_for(process, port, scratch / f"server-{port}.log")
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise RunError(f"the server did not start: {log.read_text(errors='replace')[-600:]}")
-
-
-def _load(
-    server: tuple[int, int], own_keys: list[str], asked: list[list[Asked]], size: Size, with_loras: bool = True
-) -> Load:
+def _load(server: Served, own_keys: list[str], asked: list[list[Asked]], size: Size, with_loras: bool = True) -> Load:
     """One round against a server, with the time that its process took of all cores; the last key reads metrics."""
-    port, process = server
-    before, joins = _cpu_s(process), serving_load.joins(port, own_keys[-1])
-    load = serving_load.run(port, own_keys, asked, size.steps, with_loras)
-    since = serving_load.joins(port, own_keys[-1]).since(joins)
-    return dataclasses.replace(load, cpu_s=_cpu_s(process) - before, joins=since)
-
-
-def _cpu_s(process: int | None = None) -> float:
-    times = psutil.Process(process).cpu_times()
-    return float(times.user + times.system)
+    before, joins = server.cpu_s(), serving_load.joins(server.port, own_keys[-1])
+    load = serving_load.run(server.port, own_keys, asked, size.steps, with_loras)
+    since = serving_load.joins(server.port, own_keys[-1]).since(joins)
+    return dataclasses.replace(load, cpu_s=server.cpu_s() - before, joins=since)
 
 
 # The plain loop.
@@ -234,7 +191,7 @@ def _plain_pipe(engine: Engine) -> Any:
 
 def _plain(pipe: Any, asked: list[Asked], files: dict[str, Path], size: Size) -> Load:
     """diffusers as its documentation shows it: LoRAs loaded, set, drawn with and taken away for each request."""
-    answers, began, before = [], time.perf_counter(), _cpu_s()
+    answers, began, before = [], time.perf_counter(), served.cpu_s()
     for one in asked:
         start = time.perf_counter()
         for name, _ in one.loras:
@@ -255,7 +212,7 @@ def _plain(pipe: Any, asked: list[Asked], files: dict[str, Path], size: Size) ->
         written = io.BytesIO()
         image.save(written, "PNG")
         answers.append(Answer(one, 200, time.perf_counter() - start, written.getvalue(), 1))
-    return Load(tuple(answers), time.perf_counter() - began, _cpu_s() - before)
+    return Load(tuple(answers), time.perf_counter() - began, served.cpu_s() - before)
 
 
 # Whether each picture is its own.
