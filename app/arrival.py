@@ -17,4 +17,4 @@ class Arrival:
     opens: tuple[str, str] | None = None
     shelf: tuple[str, str] | None = None  # kind and key in the library, if it is there
     is_taken: bool = True
-    offer: str = ""  # the word of a file that waits to be kept (`offers`)
+    offer: str = ""  # the word of a file that waits to be kept (`pending_imports`)

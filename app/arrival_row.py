@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import arrival_view, offers
+from app import arrival_view, pending_imports
 from app.arrival import Arrival
 from app.context import Context
 from app.notices import mended
@@ -57,5 +57,5 @@ class ArrivalRow:
     @mended
     def decline(self, waiting: str) -> dict[Any, Any]:
         for word in (waiting or "").split():
-            offers.forget(self.context, word)
+            pending_imports.forget(self.context, word)
         return {self.row: gr.update(visible=False), self.html: "", self.waiting: ""}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import card_view, offers
+from app import card_view, pending_imports
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say
@@ -27,7 +27,9 @@ def html(context: Context, arrivals: Sequence[Arrival], form: TrainConfig | None
         title = plain(arrival.file, 120) or say("dropped.not_taken")
         boxes.append(notice_html(kind, title, [line for line in (arrival.what, arrival.where) if line]))
         if arrival.offer:
-            boxes.append(f'<div class="offer">{_offer(context, offers.of(context, arrival.offer), form)}</div>')
+            boxes.append(
+                f'<div class="offer">{_offer(context, pending_imports.of(context, arrival.offer), form)}</div>'
+            )
     if len(arrivals) > _MOST_ARRIVALS:
         boxes.append(notice_html("plain", say("word.and_more", num=len(arrivals) - _MOST_ARRIVALS), []))
     return f'<div class="arrivals" role="status">{"".join(boxes)}</div>'

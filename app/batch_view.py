@@ -14,13 +14,13 @@ import gradio as gr
 
 from app import batch_pictures, batches, views
 from app.batch_gallery import BatchGallery
+from app.cancel_line import Waiting
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.jobs import LIVE, RESUMABLE, WAITING
 from app.notices import mended
 from app.render_requests import mended_turns
 from app.texts import say
-from app.waiting import Waiting
 
 _NOTHING_YET = f'<div class="progress"><div class="detail">{say("batch.none_yet")}</div></div>'
 

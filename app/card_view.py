@@ -22,9 +22,9 @@ from trainer.events import Event
 from trainer.other_trainers import presets_from
 from trainer.other_trainers.contract import STATUSES, Key
 from trainer.printing import escape, plain
-from trainer.report import beside_card, charts
-from trainer.report.charts import Series
+from trainer.report import beside_card, svg_charts
 from trainer.report.plausible import plausible
+from trainer.report.svg_charts import Series
 
 _SIDE_PX = 224
 _MOST_LINES = 60
@@ -137,5 +137,5 @@ def _curve(opened: Opened) -> str:
         say("card.heldout"), "held", [(0.0, 0.0), *((float(point.step), point.gain) for point in points)],
         [0.0, *(point.gain_low for point in points)], [0.0, *(point.gain_high for point in points)],
     )  # fmt: skip
-    chart = charts.lines([line], say("card.gain_by_step"), lambda value: f"{value * 100:.3g} %", 0.0)
+    chart = svg_charts.lines([line], say("card.gain_by_step"), lambda value: f"{value * 100:.3g} %", 0.0)
     return f'<h4>{say("card.never_saw")}</h4><div class="chart-view">{chart}</div>' if chart else ""

@@ -55,10 +55,10 @@ class Refresh:
     outputs: Sequence[Any]
     on_load: bool = True
     forms: Sequence[Any] = ()  # the tab's `Form`s: what they show and hide is said anew with kept values
-    opens: Sequence[tuple[Any, Any]] = ()  # a button, and the box that says what it opens in which tab (`opening`)
+    opens: Sequence[tuple[Any, Any]] = ()  # a button, and the box that says what it opens in which tab (`open_in_tab`)
     tells: Sequence[Any] = ()  # HTML of ours whose event `open` says in `opens` what it opens in which tab
     edited: Refresh | None = None  # what it says anew when a field was changed (`page_values`)
-    look: Refresh | None = None  # what it shows of jobs, whenever something about them is new (`news`)
+    look: Refresh | None = None  # what it shows of jobs, whenever something about them is new (`change_polling`)
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 
 from app import dataset_notes, zips
+from app.cancel_line import Waiting
 from app.context import Context
 from app.notices import tell
 from app.render_requests import Rendering, mended_turns
 from app.texts import say, say_num
-from app.waiting import Waiting
 from trainer import unique_names
 from trainer.config import DataConfig
 from trainer.data import CAPTION_SUFFIXES, IMAGE_SUFFIXES, caption_files, imagefolder, sources

@@ -20,7 +20,7 @@ from app.dataset_measures import Look, Looks
 from app.texts import say, say_num
 from trainer import files
 from trainer.config import DataConfig
-from trainer.data import buckets, edits, open_image, sources, swaps
+from trainer.data import buckets, edits, open_image, picture_replacing, sources
 from trainer.data.picture_file import PictureFile
 from trainer.errors import DataError
 from trainer.printing import plain
@@ -92,7 +92,7 @@ class Scene:
 def read(context: Context, looks: Looks, name: str, budget_s: float = 0.4) -> Scene:
     """A dataset as it is now. Raises: DataError if it is not here."""
     folder = context.dataset(name)
-    swaps.settle(folder)
+    picture_replacing.settle(folder)
     paths, foreign = sources.with_foreign_below(folder)
     scene = Scene(folder, {path.relative_to(folder).as_posix(): path for path in paths})
     # What training would make of the set: captions, refusals and masks.

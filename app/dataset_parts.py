@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import dataset_checks, dataset_edits, dataset_gallery, dataset_notes, keys
+from app import dataset_checks, dataset_edits, dataset_gallery, dataset_notes, shortcuts
 from app.context import Context
 from app.dataset_captions import CaptionPanel
 from app.dataset_edits import OPERATIONS
@@ -152,7 +152,7 @@ class Parts:
             self.undo = gr.Button(say("button.undo"), elem_id="undo-caption", min_width=70)
             self.delete = gr.Button(say("button.delete"), elem_id="delete-picture", min_width=70)
         gr.HTML(
-            f'<p class="keys">{keys.line_html(keys.DATASET)}</p>'
+            f'<p class="keys">{shortcuts.line_html(shortcuts.DATASET)}</p>'
             f'<p class="keys">{escape(say("keys.while_writing"))}</p>',
             elem_id="dataset-keys",
         )

@@ -12,11 +12,11 @@ import gradio as gr
 from cachetools import TTLCache, cached
 
 from app import job_progress, scripts, show_me
+from app.change_polling import JobNews
 from app.context import Context
 from app.job_table import Job
 from app.job_work import REHEARSAL
 from app.jobs import LIVE, WAITING
-from app.news import JobNews
 from app.texts import say
 from app.views import Progress
 from trainer.printing import escape, plain

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from app import batches, offers, path_gate, recipes, saved_stacks
+from app import batches, path_gate, pending_imports, recipes, saved_stacks
 from app.arrival import PRESET, Arrival
 from app.context import Context
 from app.texts import say
@@ -93,7 +93,7 @@ def _recipe_offered(context: Context, path: Path, tool: str) -> Arrival:
     told = [say("offer.keys", keys=len(recipe.keys), became=presets_from.in_short(recipe.keys))]
     told += [*(f"{plain(note, 200)}." for note in recipe.notes[:4]), say("offer.nothing_kept")]
     what = say("dropped.recipe", tool=tool)
-    return Arrival(path.name, what, " ".join(told), offer=offers.put_by(context, path))
+    return Arrival(path.name, what, " ".join(told), offer=pending_imports.put_by(context, path))
 
 
 def keep_recipe(path: Path) -> Arrival:

@@ -17,11 +17,11 @@ import gradio as gr
 
 from app import browser_state, dataset_notes
 from app.browser_state import BrowserStates
+from app.change_polling import News
 from app.context import Context, Refresh, newest_first
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
 from app.kept_fields import PAGE
-from app.news import News
 from app.recipe_index import RecipeIndex
 from app.texts import say
 from trainer.config.parsing import from_toml

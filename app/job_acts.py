@@ -12,7 +12,7 @@ from app.job_table import Job
 from app.job_work import TRAINING
 from app.jobs import LIVE, RESUMABLE, WAITING
 from app.texts import say
-from trainer import extending, preview_request, runs
+from trainer import more_steps, preview_request, runs
 from trainer.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ def extend(context: Context, job_id: int, steps: Any) -> int:
         raise ConfigError(say("run.still_at_work", name=job.name))
     if isinstance(steps, bool) or not isinstance(steps, int | float) or steps != steps // 1:
         raise ConfigError(say("run.bad_more_steps", steps=str(steps)[:40]))
-    config = extending.extended(runs.Run(context.runs / job.name), int(steps))
+    config = more_steps.extended(runs.Run(context.runs / job.name), int(steps))
     context.runner.resume(job.id, tomli_w.dumps(config.model_dump(mode="json")))
     return config.max_steps
 

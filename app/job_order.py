@@ -2,7 +2,7 @@
 
 A job's row is never taken out: a row that is missing was lost, and is written anew (`job_table.Table`). So what a
 person moves or takes off the list stands beside the rows. If this table is lost, jobs go in the order of their
-numbers again.
+numbers again. What was begun goes before all that (`jobs.waiting`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import dataset_sets, dropped_settings, offers, own_bases, recipes, saved_stacks, shared_cards
+from app import dataset_sets, dropped_settings, own_bases, pending_imports, recipes, saved_stacks, shared_cards
 from app.arrival import Arrival
 from app.context import Context
 from app.texts import say, say_num
@@ -64,16 +64,19 @@ def take(context: Context, paths: Sequence[Path]) -> list[Arrival]:
 
 
 def keep(context: Context, words: Sequence[str]) -> list[Arrival]:
-    """Cards and recipes that waited (`offers`), kept, and what became of each. Raises: DataError for what is gone."""
+    """Cards and recipes that waited (`pending_imports`), kept, and what became of each.
+
+    Raises: DataError for what is gone.
+    """
     arrivals = []
     for word in words:
-        path = offers.of(context, word)
+        path = pending_imports.of(context, word)
         try:
             is_card = card_file.is_card(path)
             arrivals.append(shared_cards.take(context, path) if is_card else dropped_settings.keep_recipe(path))
         except UserError as error:
             arrivals.append(refused(path, str(error)))
-        offers.forget(context, word)  # also what was refused
+        pending_imports.forget(context, word)  # also what was refused
     return arrivals
 
 

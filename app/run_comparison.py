@@ -22,9 +22,9 @@ from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Event, Sampled, Step, Validated
 from trainer.printing import escape, plain
-from trainer.report import charts, curves
-from trainer.report.charts import Series
+from trainer.report import curves, svg_charts
 from trainer.report.settings_table import rows
+from trainer.report.svg_charts import Series
 
 MOST = 4  # runs at once; as many colours there are in page.css
 _MOST_OFFERED = 200
@@ -126,7 +126,7 @@ def _chart(compared: Sequence[_Run]) -> str:
     for run in compared:
         series.append(Series(plain(run.name, 80), run.style, curves.running_mean(run.events), dots=False))
         series.append(Series("", f"{run.style} dashed", curves.heldout_loss(run.events)))
-    chart = charts.lines(series, say("compare.chart"), lambda value: f"{value:.3g}")
+    chart = svg_charts.lines(series, say("compare.chart"), lambda value: f"{value:.3g}")
     if not chart:
         return f'<p class="quietly">{say("compare.no_steps")}</p>'
     is_held = any(line.points for line in series[1::2])

@@ -11,7 +11,7 @@ from app import start_choices
 from app.context import Context
 from app.job_table import Job
 from app.texts import say
-from trainer import extending, runs
+from trainer import more_steps, runs
 from trainer.config import TrainConfig
 from trainer.printing import escape
 
@@ -30,7 +30,7 @@ class RunOnward:
             self.words = gr.HTML(elem_id="go-on-words", padding=False)
             with gr.Row(elem_classes="go-on-row"):
                 self.steps = gr.Number(
-                    100, label=say("run.more_steps"), precision=0, minimum=1, maximum=extending.MOST_STEPS,
+                    100, label=say("run.more_steps"), precision=0, minimum=1, maximum=more_steps.MOST_STEPS,
                     min_width=120, elem_id="more-steps", elem_classes="unkept",
                 )  # fmt: skip
                 self.extend = gr.Button(say("run.extend"), min_width=110, elem_id="extend-run", elem_classes="beside")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import job_work, offers, preset_choices, saved_stacks
+from app import job_work, pending_imports, preset_choices, saved_stacks
 from app.arrival import CARD, PRESET, Arrival
 from app.context import Context
 from app.texts import say
@@ -27,7 +27,7 @@ def offered(context: Context, path: Path) -> Arrival:
     opened = card_file.read(path)
     if opened.digest in keeping.every():
         return _arrived(context, opened, path.name, [say("offer.card_is_here")])
-    return Arrival(path.name, _what(opened), say("offer.nothing_kept"), offer=offers.put_by(context, path))
+    return Arrival(path.name, _what(opened), say("offer.nothing_kept"), offer=pending_imports.put_by(context, path))
 
 
 def take(context: Context, path: Path) -> Arrival:

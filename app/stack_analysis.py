@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app import stack_depth
+from app.cancel_line import Waiting
 from app.context import Context
 from app.notices import tell
 from app.render_requests import mended_turns
 from app.stack_rows import LoraRows
 from app.texts import say
 from app.views import notice_html
-from app.waiting import Waiting
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
 from trainer.printing import escape

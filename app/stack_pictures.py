@@ -18,7 +18,7 @@ from PIL import Image
 
 from app import cards, progress_lines, sheets, stack_desk, views
 from app.context import Context
-from app.looking import EACH_S, Looking, put_up
+from app.drawing_preview import EACH_S, Looking, put_up
 from app.notices import mended, tell
 from app.recipe_index import RecipeIndex
 from app.recipes import read_recipe, recent, text_of

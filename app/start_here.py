@@ -10,9 +10,9 @@ import gradio as gr
 from cachetools import TTLCache, cached
 
 from app import cards, show_me, views
+from app.change_polling import News
 from app.context import Context, Refresh
 from app.kept_fields import STILL
-from app.news import News
 from app.notices import mended, tell
 from app.texts import say
 from trainer.errors import DataError
@@ -58,7 +58,7 @@ class StartHere:
                 )
                 self.close = gr.Button(say("button.close"), visible=False, elem_id="show-me-close", **small)
             self.gallery = gr.HTML(elem_id="show-me-pictures", padding=False)
-        self.wanted = gr.Textbox(visible=False)  # what `open` opens, as `opening` takes it
+        self.wanted = gr.Textbox(visible=False)  # what `open` opens, as `open_in_tab` takes it
         self.seen = gr.State({})
         self.opens = [(self.open, self.wanted)]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import card_view, job_acts, job_progress, preview_strip, tried, views
+from app import card_view, job_acts, job_progress, preview_strip, rehearsal_settings, views
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
@@ -39,7 +39,7 @@ class TrainingView:
         self.queue, self.comparison = QueueView(context), RunComparison(context)
         self.onward = RunOnward(context)
         self.seen = gr.State({})  # what this page was last sent: part -> what the part depended on
-        self.form = gr.State(None)  # what the form beside it asks for, as `tried` takes it; None before it was read
+        self.form = gr.State(None)  # what the form beside it asks for (`rehearsal_settings`); None before it was read
 
     def draw_rehearsal(self) -> None:
         """Draw what a rehearsal said, which stands beside the settings."""
@@ -54,7 +54,7 @@ class TrainingView:
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
         self.recommendation = gr.HTML(js_on_load=_ADVISED, visible=False, elem_id="recommendation")
-        self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `opening` takes it
+        self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `open_in_tab` takes it
         # What to do with what came of it.
         with gr.Row():
             self.use = gr.Button(
@@ -133,7 +133,7 @@ class TrainingView:
     @mended
     def poll(
         self, chosen: int | None, before: dict[str, Any], compared: list[str] | None = None,
-        form: tried.Asked | None = None,
+        form: rehearsal_settings.Asked | None = None,
     ) -> Any:  # fmt: skip
         updates = self.changes(chosen, before, form)
         return updates | self._compared(compared, updates.get(self.seen, before)) or gr.skip()
@@ -211,7 +211,9 @@ class TrainingView:
                 runner.remove(job)
         return self.changes(None if act == "remove" and job == chosen else chosen, {})
 
-    def changes(self, chosen: int | None, before: dict[str, Any], form: tried.Asked | None = None) -> dict[Any, Any]:
+    def changes(
+        self, chosen: int | None, before: dict[str, Any], form: rehearsal_settings.Asked | None = None
+    ) -> dict[Any, Any]:
         """Updates of what changed since this page last asked: anything else would flicker and cost.
 
         `form` is what the form asks for, by which a rehearsal is judged; without it that stays as it is shown.
@@ -338,19 +340,19 @@ class TrainingView:
             self.wanted: f"trained {file.parent.name}/{file.name}" if file else "",
         }
 
-    def of_form(self, form: tried.Asked) -> dict[Any, Any]:
+    def of_form(self, form: rehearsal_settings.Asked) -> dict[Any, Any]:
         """The rehearsal for what the form asks for now."""
         updates = {self.form: form}
         for _, change in self._rehearsal_parts(self.context.runner.shown(), form).values():
             updates |= change()
         return updates
 
-    def _rehearsal_parts(self, jobs: list[Job], form: tried.Asked) -> Parts:
+    def _rehearsal_parts(self, jobs: list[Job], form: rehearsal_settings.Asked) -> Parts:
         """The newest rehearsal, until a training is started after it."""
         newest = next((job for job in jobs if job.kind in (TRAINING, REHEARSAL)), None)
         newest = newest if newest and newest.kind == REHEARSAL else None
-        html = tried.html(self.context, newest, form) if newest else ""
-        can_adopt = bool(tried.changes(self.context, newest, form))
+        html = rehearsal_settings.html(self.context, newest, form) if newest else ""
+        can_adopt = bool(rehearsal_settings.changes(self.context, newest, form))
         return {
             "rehearsal": _box_part(self.rehearsal, html),
             "suggested": (can_adopt, lambda: {self.adopt: gr.update(visible=can_adopt)}),

@@ -55,13 +55,13 @@ from filelock import FileLock, Timeout  # noqa: E402
 from app import (  # noqa: E402
     control_names,
     kept_fields,
-    keys,
     leftovers,
     notices,
-    opening,
+    open_in_tab,
     preset_choices,
     request_guard,
     run_grid,
+    shortcuts,
     show_me,
     tabs,
     theme,
@@ -69,6 +69,7 @@ from app import (  # noqa: E402
 )
 from app.batches import KINDS, Drawing  # noqa: E402
 from app.captioning import Captioning  # noqa: E402
+from app.change_polling import JobNews, News  # noqa: E402
 from app.context import OWN_BASE, Context, Refresh  # noqa: E402
 from app.dataset_notes import carry_triggers  # noqa: E402
 from app.done_notice import DoneNotice  # noqa: E402
@@ -76,7 +77,6 @@ from app.endpoints import offering  # noqa: E402
 from app.guide import Guide  # noqa: E402
 from app.job_work import CAPTIONS, REHEARSAL, TRAINING, ByKind, Training  # noqa: E402
 from app.jobs import JobRunner  # noqa: E402
-from app.news import JobNews, News  # noqa: E402
 from app.notices import warn  # noqa: E402
 from app.start_here import StartHere  # noqa: E402
 from trainer import model_registry, system  # noqa: E402
@@ -183,12 +183,12 @@ def compose(context: Context) -> gr.Blocks:
         start.connect(news, all_tabs)
         # The buttons above the tabs lead into them as those within do.
         leading = kept_fields.Drawn("start", None, Refresh(dict, [], [], opens=start.opens))
-        opening.connect(page, context, all_tabs, [*drawn, leading])
+        open_in_tab.connect(page, context, all_tabs, [*drawn, leading])
         titles = [module.TITLE for module in tabs.registry()]
 
         # Keys, names, programs, and news of jobs.
-        gr.HTML(keys.dialog_html(keys.of_page(titles)))
-        page.load(None, js=keys.script(titles))
+        gr.HTML(shortcuts.dialog_html(shortcuts.of_page(titles)))
+        page.load(None, js=shortcuts.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
         offering.connect(context)

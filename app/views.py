@@ -38,9 +38,9 @@ from trainer.events import (
 from trainer.events import last as last
 from trainer.phases import Phase
 from trainer.printing import escape, plain
-from trainer.report import charts as report_charts
+from trainer.report import svg_charts as report_charts
 from trainer.report.advising import COPY, advice
-from trainer.report.charts import Series
+from trainer.report.svg_charts import Series
 
 _MAX_BUCKETS = 10
 _LONGEST_S = 30 * 86400  # of which an end is named

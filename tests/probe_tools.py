@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from trainer.deltas import Delta
 from trainer.errors import AdapterError
-from trainer.lora_file import names, renaming, schemes, tables
+from trainer.lora_file import names, renaming, tables, tool_names
 from trainer.lora_file.names.rows import amounts, filled
 
 METHODS = ("lora", "dora", "loha", "lokr", "oft", "oft_blocks")
@@ -89,7 +89,7 @@ def write_cases(folder: Path) -> None:
     """FAMILY-SCHEME-GROUP-METHOD.safetensors, wherever there are such names."""
     folder.mkdir(parents=True, exist_ok=True)
     for family in names.registry().values():
-        for scheme in schemes.SCHEMES:
+        for scheme in tool_names.SCHEMES:
             for group in ("attention", "forward", "all", *(["text"] if family.texts else [])):
                 try:
                     spelled = renaming.plain(family, updates(family, group), scheme, family.sizes[0].name)

@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from app import forecast, job_order, preset_choices, tried, ui
+from app import forecast, job_order, preset_choices, rehearsal_settings, ui
 from app.context import Context
 from app.job_table import Job
 from app.opened_pictures import OpenedPictures
@@ -123,7 +123,7 @@ def test_a_rehearsal_speaks_of_the_settings_it_was_made_with_alone(context: Cont
     with gr.Blocks():
         tab = train._Tab(context)
     now = held(tab)
-    job = tried.begin(context, text, tab._wish(now))
+    job = rehearsal_settings.begin(context, text, tab._wish(now))
     answer = {"fits": True, "settings": ["memory.offload=blocks"], "budget_bytes": 8 << 30}
     context.runner.log_file(job).write_text(json.dumps(answer))
     context.runner.table.put(job, state="finished")
@@ -132,7 +132,7 @@ def test_a_rehearsal_speaks_of_the_settings_it_was_made_with_alone(context: Cont
         """Whether it is shown as of these settings, and whether its own are offered."""
         updates = tab.look(form)
         assert "Tried: it fits" in updates[tab.view.rehearsal]["value"]
-        asked = tried.asked(tab._wish(form))
+        asked = rehearsal_settings.asked(tab._wish(form))
         polled = tab.view.poll(None, {}, None, asked)
         assert polled[tab.view.rehearsal] == updates[tab.view.rehearsal]
         return "Of earlier settings" not in updates[tab.view.rehearsal]["value"], updates[tab.view.adopt]["visible"]

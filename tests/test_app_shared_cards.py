@@ -16,7 +16,7 @@ from app import (
     item_details,
     job_work,
     leftovers,
-    offers,
+    pending_imports,
     recognising,
     shared_cards,
     ui,
@@ -76,11 +76,11 @@ def test_a_dropped_card_is_shown_first_then_kept_and_opens_in_train(context: Con
 
 def test_what_waits_is_forgotten_by_a_no_and_no_other_word_names_a_file(context: Context, tmp_path: Path) -> None:
     (seen,) = recognising.take(context, [a_card(tmp_path)])
-    waiting = offers.of(context, seen.offer)
-    offers.forget(context, seen.offer)
+    waiting = pending_imports.of(context, seen.offer)
+    pending_imports.forget(context, seen.offer)
     assert not waiting.exists() and keeping.every() == {}
     for word in (seen.offer, "", "..", "../../jobs.sqlite", "0" * 32, "/etc"):
-        offers.forget(context, word)
+        pending_imports.forget(context, word)
         with pytest.raises(DataError, match="not here any more"):
             recognising.keep(context, [word])
     assert (context.workspace / "cache").is_dir()
@@ -89,11 +89,11 @@ def test_what_waits_is_forgotten_by_a_no_and_no_other_word_names_a_file(context:
 def test_what_nobody_answered_for_is_removed_after_a_day(context: Context, tmp_path: Path) -> None:
     words = [recognising.take(context, [a_card(tmp_path)])[0].offer for _ in range(2)]
     before = time.time() - 25 * 3600
-    os.utime(offers.of(context, words[0]).parent, (before, before))
+    os.utime(pending_imports.of(context, words[0]).parent, (before, before))
     leftovers.old(context)
-    assert offers.of(context, words[1]).is_file()
+    assert pending_imports.of(context, words[1]).is_file()
     with pytest.raises(DataError):
-        offers.of(context, words[0])
+        pending_imports.of(context, words[0])
 
 
 def test_a_damaged_card_is_refused_in_words(context: Context, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from app import batch_pictures, browser_state, item_changes, item_notes, opening, ui
+from app import batch_pictures, browser_state, item_changes, item_notes, open_in_tab, ui
 from app.batch_gallery import BatchGallery
 from app.context import Context
 from app.job_table import Job
@@ -72,7 +72,7 @@ def test_keep_reject_and_rate_stand_where_the_library_keeps_them(context: Contex
     # It keeps its file's name, by which its batch knows it.
     assert item_changes.rename(shelf, items["batches/foxes/1.png"], "The one") == "batches/foxes/1.png"
     assert shelf.item("pictures", "batches/foxes/1.png").name == "The one"
-    assert opening.TARGETS["picture"].value(context, "batches/foxes/1.png").endswith("foxes/1.png")
+    assert open_in_tab.TARGETS["picture"].value(context, "batches/foxes/1.png").endswith("foxes/1.png")
 
 
 def test_the_zip_has_the_kept_alone_byte_for_byte(context: Context, job: Job) -> None:

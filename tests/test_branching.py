@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.branches import RICH, drawn, losses, same, settings_of, step_0, stopped, trained, weights_of
-from trainer import extending, families, lora_file, presets, runs, session, start_weights
+from trainer import families, lora_file, more_steps, presets, runs, session, start_weights
 from trainer.config import TrainConfig, digest
 from trainer.config.starting import lengths
 from trainer.errors import ConfigError, RunError, UserError
@@ -39,7 +39,7 @@ def old(tmp_path_factory: pytest.TempPathFactory, settings: Callable[..., TrainC
 
 def test_a_finished_run_of_constant_rate_extended_is_an_unbroken_one(tmp_path: Path, settings) -> None:
     short = trained(tmp_path / "extended", settings(**RICH, **{"optimizer.schedule": "constant"}))
-    wanted = extending.extended(short, 4)
+    wanted = more_steps.extended(short, 4)
     extended = trained(tmp_path / "extended", wanted)
     unbroken = trained(tmp_path / "unbroken", settings(**RICH, **{"optimizer.schedule": "constant"}, max_steps=13))
     assert extended.folder == short.folder
@@ -53,7 +53,7 @@ def test_a_run_extended_is_the_unbroken_run_of_its_extended_settings(schedule: s
     first = settings(**{"optimizer.schedule": schedule, "optimizer.cycles": 2} if schedule == "restarts" else {
         "optimizer.schedule": schedule})  # fmt: skip
     stopped(tmp_path, first, 7)
-    wanted = extending.extended(runs.Run(tmp_path / "x"), 5)
+    wanted = more_steps.extended(runs.Run(tmp_path / "x"), 5)
     assert wanted.optimizer.extended == ("6=9",)
     extended = trained(tmp_path, wanted)
     unbroken = trained(tmp_path, wanted, "unbroken")
@@ -65,7 +65,7 @@ def test_a_run_extended_is_the_unbroken_run_of_its_extended_settings(schedule: s
 
 def test_a_run_may_be_extended_again_and_killed_between(tmp_path: Path, settings) -> None:
     trained(tmp_path, settings())
-    wanted = extending.extended(runs.Run(tmp_path / "x"), 4)
+    wanted = more_steps.extended(runs.Run(tmp_path / "x"), 4)
     run, stream = session.start(wanted, tmp_path, "x", session.resumable(tmp_path, "x", wanted))
     for event in stream:
         if isinstance(event, Step) and event.step == 11:
@@ -73,7 +73,7 @@ def test_a_run_may_be_extended_again_and_killed_between(tmp_path: Path, settings
     stream.close()
     assert run.state() == "unfinished"
     trained(tmp_path, run.config())
-    again = extending.extended(run, 2)
+    again = more_steps.extended(run, 2)
     assert again.optimizer.extended == ("9=9", "13=13") and again.max_steps == 15
     unbroken = trained(tmp_path, again, "unbroken")
     assert losses(trained(tmp_path, again)) == losses(unbroken)
@@ -81,27 +81,27 @@ def test_a_run_may_be_extended_again_and_killed_between(tmp_path: Path, settings
 
 def test_extending_twice_before_it_goes_on_is_one_extension(tmp_path: Path, settings) -> None:
     run = trained(tmp_path, settings())
-    extending.apply(run, extending.extended(run, 4))
-    wanted = extending.extended(run, 3)
+    more_steps.apply(run, more_steps.extended(run, 4))
+    wanted = more_steps.extended(run, 3)
     assert wanted.optimizer.extended == ("9=9",) and wanted.max_steps == 16
 
 
 def test_what_cannot_be_extended_is_said(tmp_path: Path, settings) -> None:
     fresh = runs.create(tmp_path, "fresh", settings())
     with pytest.raises(RunError, match="no step yet"):
-        extending.extended(fresh, 5)
+        more_steps.extended(fresh, 5)
     run = trained(tmp_path, settings())
     for steps in (0, -3, 10**7):
         with pytest.raises(ConfigError, match="allowed: 1 to"):
-            extending.extended(run, steps)
+            more_steps.extended(run, steps)
     presets.save(settings(**{"validation.folds": 2}), run.config_file)
     with pytest.raises(RunError, match="folds"):
-        extending.extended(run, 5)
+        more_steps.extended(run, 5)
 
 
 def test_other_settings_beside_more_steps_are_no_extension(tmp_path: Path, settings) -> None:
     run = trained(tmp_path, settings())
-    other = extending.extended(run, 5).model_copy(update={"learning_rate": 0.5})
+    other = more_steps.extended(run, 5).model_copy(update={"learning_rate": 0.5})
     with pytest.raises(ConfigError, match="learning_rate was"):
         session.resumable(tmp_path, "x", other)
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests import plain
 from tests.doors_cards import EVIDENCE, card_values, picture
-from trainer import card_file, cli, events, lora_file, predicted, presets, run_facts, runs, session
+from trainer import card_file, cli, events, lora_file, predicted_cost, presets, run_facts, runs, session
 from trainer.card_file import bundle, reading
 from trainer.card_file.contents import Card, DatasetFacts, Evidence
 from trainer.cards import comparing, keeping, making, places, sources, suiting
@@ -24,7 +24,7 @@ from trainer.cards.making import Wishes
 from trainer.config import StackConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.events import Finished, Planned, Recommended, Sampled, Started, Step, Validated
-from trainer.predicted import Prediction
+from trainer.predicted_cost import Prediction
 from trainer.run_facts import RunFacts
 
 
@@ -313,14 +313,14 @@ def test_a_card_predicts_for_its_own_device_alone() -> None:
 def test_a_prediction_waits_for_the_run_with_its_settings(tmp_path: Path) -> None:
     config = presets.load("imprimatura-style", {})
     (tmp_path / "run").mkdir()
-    predicted.keep(predicted._waiting(tmp_path, config), Prediction("rehearsal", 0.5, 60.0, 1 << 30))
-    predicted.hand_over(presets.changed(config, {"seed": 5}), tmp_path, tmp_path / "run")
-    assert predicted.read(tmp_path / "run" / predicted.FILE) is None
-    predicted.hand_over(config, tmp_path, tmp_path / "run")
-    assert predicted.read(tmp_path / "run" / predicted.FILE) == Prediction("rehearsal", 0.5, 60.0, 1 << 30)
+    predicted_cost.keep(predicted_cost._waiting(tmp_path, config), Prediction("rehearsal", 0.5, 60.0, 1 << 30))
+    predicted_cost.hand_over(presets.changed(config, {"seed": 5}), tmp_path, tmp_path / "run")
+    assert predicted_cost.read(tmp_path / "run" / predicted_cost.FILE) is None
+    predicted_cost.hand_over(config, tmp_path, tmp_path / "run")
+    assert predicted_cost.read(tmp_path / "run" / predicted_cost.FILE) == Prediction("rehearsal", 0.5, 60.0, 1 << 30)
     for text in ("", "[]", "{}", '{"source": 3, "step_s": "x"}', "[" * 5000):
-        (tmp_path / "run" / predicted.FILE).write_text(text)
-        assert predicted.read(tmp_path / "run" / predicted.FILE) is None
+        (tmp_path / "run" / predicted_cost.FILE).write_text(text)
+        assert predicted_cost.read(tmp_path / "run" / predicted_cost.FILE) is None
 
 
 def test_check_holds_a_set_against_the_cards_and_ends_a_rehearsal_that_takes_too_long(

@@ -17,7 +17,7 @@ from app import masks, ui
 from app.dataset_pictures import PictureEditor
 from tests import edited_sets
 from tests.edited_sets import contents, smooth, trained
-from trainer.data import edit_log, edits, opening, picture_edits, sources, swaps
+from trainer.data import edit_log, edits, opening, picture_edits, picture_replacing, sources
 from trainer.errors import DataError, UserError
 
 
@@ -121,7 +121,7 @@ def test_a_log_that_came_with_the_folder_swaps_nothing(folder: Path, swap: objec
     ):
         with (own / "history.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-    swaps.settle(folder)
+    picture_replacing.settle(folder)
     assert edits.undo(folder) is None and contents(folder) == before and secret.read_bytes() == raw
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from app import batches, show_me, ui
+from app.change_polling import JobNews
 from app.context import Context
 from app.done_notice import DoneNotice
 from app.job_table import Job
 from app.job_work import CAPTIONS, REHEARSAL
-from app.news import JobNews
 from tests.test_page_runs import losses
 from trainer.events import Started, to_line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trainer.deltas import Delta
-from trainer.lora_file import names, schemes, where_it_loads
+from trainer.lora_file import names, tool_names, where_it_loads
 from trainer.lora_file.names.rows import filled
 from trainer.lora_file.reading import Module
 
@@ -58,12 +58,12 @@ def verdicts(family: names.Family, scheme: str, method: str) -> tuple[where_it_l
         f"{family.component}.{filled(path, (0,) * path.count('#'))}": Delta(torch.ones(1, 4), torch.ones(4, 1), 1.0)
         for path in paths
     }
-    rules, shapes, targets = schemes.scheme_of(scheme, family), {}, {}
+    rules, shapes, targets = tool_names.scheme_of(scheme, family), {}, {}
     for path, update in chosen.items():
         target = names.look_up(family, family.component, path.partition(".")[2])
         assert target
         part = None if len(target.row.paths) == 1 or rules.original else target.part
-        module = schemes.module_name(family, target, part, rules)
+        module = tool_names.module_name(family, target, part, rules)
         there, _ = names.find(family, module)
         assert there, module
         targets[module], shapes[module] = (
@@ -73,7 +73,7 @@ def verdicts(family: names.Family, scheme: str, method: str) -> tuple[where_it_l
     return where_it_loads.where(names.Named(scheme, family, "", targets, (), ()), shapes)
 
 
-def parts(method: str, rules: schemes.Scheme) -> dict[str, torch.Tensor]:
+def parts(method: str, rules: tool_names.Scheme) -> dict[str, torch.Tensor]:
     """The tensors that a run writes for a module, by method and scheme."""
     low = (
         {"lora_down.weight": torch.ones(1, 4), "lora_up.weight": torch.ones(4, 1)}

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from tests import lora_tables
 from trainer import lora_file
 from trainer.errors import AdapterError
-from trainer.lora_file import renaming, schemes
+from trainer.lora_file import renaming, tool_names
 from trainer.lora_tools.opening import open_file, updates
 
 LONGEST_S, MOST_BYTES = 1.0, 512 << 20
@@ -260,7 +260,7 @@ def survives(path: Path, chance: random.Random) -> bool:
     for attempt in (
         lambda: lora_file.describe(lora_file.inspect(path)).encode(), lambda: lora_file.read(path, keys, shapes),
         lambda: updates(open_file(path)),
-        lambda: _spelled(path, chance.choice(schemes.SCHEMES)),
+        lambda: _spelled(path, chance.choice(tool_names.SCHEMES)),
     ):  # fmt: skip
         try:
             attempt()

@@ -18,7 +18,7 @@ from tests import plain
 from trainer import families, lora_file, presets, session
 from trainer.deltas import Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import names, renaming, schemes, writing
+from trainer.lora_file import names, renaming, tool_names, writing
 from trainer.lora_file.names.rows import amounts, filled
 from trainer.lora_file.where_it_loads import Place
 from trainer.lora_tools import verify
@@ -62,7 +62,7 @@ def test_diffusers_verdict_is_what_its_converter_does_in_every_scheme(name: str,
     family = names.registry()[name]
     updates = block(family)
     assert updates
-    for scheme in schemes.SCHEMES[:-1]:
+    for scheme in tool_names.SCHEMES[:-1]:
         spelled = renaming.plain(family, updates, scheme, family.sizes[0].name)
         path = tmp_path / f"{scheme}.safetensors"
         writing.save(

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app import cards, item_changes, item_notes, opening, ui
+from app import cards, item_changes, item_notes, open_in_tab, ui
 from app.context import Context
 from app.endpoints import offering
 from app.item_notes import Note
@@ -90,7 +90,7 @@ def test_use_in_stack_takes_it_and_a_program_says_it(context: Context) -> None:
     assert row["weight"] == -0.75 and row["name"] == "soft"
     page = ui.compose(context)
     tabs = next(block for block in page.blocks.values() if isinstance(block, gr.Tabs))
-    opener = opening._Opener(page, context, tabs)
+    opener = open_in_tab._Opener(page, context, tabs)
     weights = list(opener.weights.values())
     rows = list(opener.rows)
     assert opener.updates(dict.fromkeys(rows), f"lora {sha256}")[weights[0]] == -0.75

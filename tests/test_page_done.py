@@ -15,8 +15,8 @@ import pytest
 import tomli_w
 
 from app import scripts, tabs, ui
+from app.change_polling import News
 from app.context import Context
-from app.news import News
 from app.tabs import train
 from tests import plain
 from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM, launch

@@ -15,7 +15,7 @@ from parsed import ROOT
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app import browser_state, dataset_notes, dataset_sets, guide, keys, tabs, ui
+from app import browser_state, dataset_notes, dataset_sets, guide, shortcuts, tabs, ui
 from app.context import Context
 from trainer.config import StackConfig
 from trainer.render.picture_metadata import RECIPE_KEY, travelling
@@ -124,11 +124,13 @@ def test_the_dataset_chosen_in_the_browser_is_the_one_the_path_is_about(context:
 
 def test_each_tab_has_a_letter_of_its_own() -> None:
     titles = [module.TITLE for module in tabs.registry()]
-    everywhere, *others = keys.of_page(titles)
+    everywhere, *others = shortcuts.of_page(titles)
     opening = [key.shown for key in everywhere.keys if key.does.startswith("open ")]
     assert len(opening) == len(set(opening)) == len(titles) and "g d or Ctrl+1" in opening
-    assert others == list(keys.KEYS) and keys.of_page(["Own"])[1:] == [one for one in keys.KEYS if not one.tab]
-    html = keys.dialog_html([keys.Group(HOSTILE, "", (keys.Key("x", HOSTILE, "", ()),))])
+    assert others == list(shortcuts.KEYS) and shortcuts.of_page(["Own"])[1:] == [
+        one for one in shortcuts.KEYS if not one.tab
+    ]
+    html = shortcuts.dialog_html([shortcuts.Group(HOSTILE, "", (shortcuts.Key("x", HOSTILE, "", ()),))])
     assert HOSTILE not in html and html.count("&lt;img") == 2
 
 
@@ -147,7 +149,7 @@ def heard(code: str) -> set[str]:
 
 def test_every_key_that_a_script_hears_is_listed_and_no_other() -> None:
     listed: dict[str, set[str]] = {}
-    for group in keys.of_page(["Own"]) + list(keys.KEYS):
+    for group in shortcuts.of_page(["Own"]) + list(shortcuts.KEYS):
         for key in group.keys:
             listed.setdefault(key.file, set()).update(key.names)
     paths = [path for path in (ROOT / "app").rglob("*") if path.suffix in (".js", ".py")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import pytest
 
-from app import first_stack, opening, tabs, ui
+from app import first_stack, open_in_tab, tabs, ui
 from app.context import Context
 from app.tabs import batch, dataset, library, stack, train
 from tests import browsing
@@ -128,7 +128,7 @@ def test_a_training_joins_the_stack_on_its_base_and_brings_its_own_base_else(con
     a_run(context, "fox", losses(2), **{"data.trigger": "mokka"})
     info = lora_file.inspect(lora(context.runs / "fox" / "fox.safetensors", 0.4))
     page = ui.compose(context)
-    opener = opening._Opener(page, context, page.tabs)
+    opener = open_in_tab._Opener(page, context, page.tabs)
     rows = list(opener.rows)
     held = {**dict.fromkeys(rows), rows[0]: "0" * 64, opener.prompt: "a fox", opener.base: "imprimatura"}
     updates = opener.updates(held, "trained fox/fox.safetensors")

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app import looking, sheets, ui
+from app import drawing_preview, sheets, ui
 from app.context import Context
-from app.looking import Looking
+from app.drawing_preview import Looking
 from app.render_requests import Desk, Rendering
 from app.stack_pictures import Stage, Update
 from app.tabs.stack import weight_sheet
@@ -69,7 +69,7 @@ def wait_for_drawing() -> None:
 def always_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is time for a look after each step."""
     for name, value in {"LEAST_S": 0.0, "_SOON_S": 0.0, "EACH_S": 0.0, "MOST_SHARE": 1e9}.items():
-        monkeypatch.setattr(looking, name, value)
+        monkeypatch.setattr(drawing_preview, name, value)
     monkeypatch.setattr("app.stack_pictures.EACH_S", 0.0)
 
 
@@ -173,7 +173,7 @@ def test_looks_take_no_more_than_their_share_and_the_pace_leaves_them_out(contex
     drawn_s = rendering.step_pace_s * 149 if rendering.step_pace_s else 0.0
     assert rendering.step_pace_s is not None and looks.num_looks > 0
     last_s = looks._last_s or 0.0
-    assert looks.looked_s - last_s <= looking.MOST_SHARE * drawn_s
+    assert looks.looked_s - last_s <= drawing_preview.MOST_SHARE * drawn_s
 
 
 # A sheet.

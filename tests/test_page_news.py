@@ -11,8 +11,8 @@ import gradio as gr
 import pytest
 
 from app import ui
+from app.change_polling import News
 from app.context import Refresh
-from app.news import News
 from tests.page_fixtures import NEEDS_CHROMIUM
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from app import arrival_view, card_view, kept_fields, opening, recognising, saved_stacks, ui
+from app import arrival_view, card_view, kept_fields, open_in_tab, recognising, saved_stacks, ui
 from app.arrival import Arrival
 from app.context import Context
 from app.library_items import Shelf
@@ -63,7 +63,7 @@ def test_a_picture_of_another_tool_becomes_a_stack_that_opens(context: Context, 
     assert stack.adapters[0].sha256 == info.sha256 and saved_stacks.picture(saved_stacks.every(context)[0])
     from trainer.render.picture_metadata import read_stack
 
-    carried = Path(opening.TARGETS["stack"].value(context, "x.toml"))
+    carried = Path(open_in_tab.TARGETS["stack"].value(context, "x.toml"))
     assert carried.is_relative_to(context.cache) and read_stack(carried, context.known_loras()).prompt == stack.prompt
 
 
@@ -117,7 +117,9 @@ def test_a_checkpoint_becomes_a_base_that_is_offered_at_once(context: Context, t
         if part["props"].get("elem_id") in ("field-base", "stack-base")
     }
     assert len(offered) == 2 and all(str(base) in values for values in offered.values())
-    opener = opening._Opener(page, context, next(part for part in page.blocks.values() if isinstance(part, gr.Tabs)))
+    opener = open_in_tab._Opener(
+        page, context, next(part for part in page.blocks.values() if isinstance(part, gr.Tabs))
+    )
     what, key = arrival.opens or ("", "")
     updates = opener.updates({}, f"{what} {key}")
     field = opener.fields["base"]
@@ -174,7 +176,7 @@ def test_another_trainers_recipe_becomes_a_preset_and_every_key_of_it_is_told(
     item = next(item for item in Shelf(context).every("presets") if item.key == arrival.opens[1])
     shown = card_view.html(context, item)
     assert f"What became of its {len(keys)} keys" in shown and shown.count("<tr>") == len(keys) + 1
-    assert opening.TARGETS["preset"].value(context, arrival.opens[1]) == str(presets.path_of(preset))
+    assert open_in_tab.TARGETS["preset"].value(context, arrival.opens[1]) == str(presets.path_of(preset))
 
 
 @pytest.mark.parametrize("text", [KOHYA_SETS, AI_TOOLKIT])
@@ -197,7 +199,7 @@ def test_settings_of_ours_are_kept_whatever_they_are_called(context: Context, tm
     presets.save(config, tmp_path / "x.txt")
     arrival = dropped(context, tmp_path / "x.txt")
     assert arrival.opens == ("config", "x.toml")
-    assert presets.load(opening.TARGETS["config"].value(context, "x.toml"), {}).max_steps == 77
+    assert presets.load(open_in_tab.TARGETS["config"].value(context, "x.toml"), {}).max_steps == 77
     (tmp_path / "s.json").write_text(json.dumps(StackConfig(prompt="a fox", seed=9).model_dump(mode="json")))
     assert dropped(context, tmp_path / "s.json").opens == ("stack", "s.toml")
     assert saved_stacks.read(context, saved_stacks.folder(context) / "s.toml").seed == 9
@@ -216,7 +218,7 @@ def test_a_jobs_file_is_kept_for_batch(context: Context, tmp_path: Path, name: s
     (tmp_path / name).write_text(text)
     arrival = dropped(context, tmp_path / name)
     assert arrival.what.startswith("A jobs file") and arrival.opens and arrival.opens[0] == "jobs"
-    assert Path(opening.TARGETS["jobs"].value(context, arrival.opens[1])).is_relative_to(context.cache)
+    assert Path(open_in_tab.TARGETS["jobs"].value(context, arrival.opens[1])).is_relative_to(context.cache)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +230,13 @@ def test_what_nobody_knows_is_refused_in_words(context: Context, tmp_path: Path,
     assert context.dataset_names() == [] and list(context.loras.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", sorted(opening.TARGETS))
+@pytest.mark.parametrize("what", sorted(open_in_tab.TARGETS))
 @pytest.mark.parametrize("key", ["../jobs.sqlite", "/etc/passwd", "..", "", "nobody"])
 def test_only_what_is_here_is_opened(context: Context, what: str, key: str) -> None:
     from trainer.errors import UserError
 
     with pytest.raises(UserError):
-        opening.TARGETS[what].value(context, key)
+        open_in_tab.TARGETS[what].value(context, key)
 
 
 def test_what_is_opened_fills_the_fields_of_its_tab(
@@ -250,7 +252,7 @@ def test_what_is_opened_fills_the_fields_of_its_tab(
     monkeypatch.setattr(kept_fields, "watch", lambda page: None)  # which has many fields sent as one
     page = ui.compose(context)
     tabs = next(block for block in page.blocks.values() if isinstance(block, gr.Tabs))
-    opener = opening._Opener(page, context, tabs)
+    opener = open_in_tab._Opener(page, context, tabs)
     held = {part: getattr(part, "value", None) for part in opener.inputs}
 
     def values(wanted: str) -> dict[str, object]:

@@ -36,7 +36,7 @@ from trainer.events import (
     Warned,
 )
 from trainer.report import advising as advice
-from trainer.report import charts as report_charts
+from trainer.report import svg_charts as report_charts
 from trainer.report.advising import advice as advise
 from trainer.report.plausible import plausible
 from trainer.runs import Run

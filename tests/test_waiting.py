@@ -15,9 +15,9 @@ import gradio as gr
 import pytest
 
 from app import ui, zips
+from app.cancel_line import Waiting
 from app.context import Context
 from app.render_requests import Cancelled, Rendering, mended_turns
-from app.waiting import Waiting
 from tests.page_fixtures import NEEDS_CHROMIUM
 from tests.test_page_train import expect
 from trainer.config import AdapterChoice, StackConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import against_stack, bases, checkpoint, extending, families, optim
+from trainer import against_stack, bases, checkpoint, families, more_steps, optim
 from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
 from trainer.events import Event, Saved, Warned
@@ -16,7 +16,7 @@ from trainer.runs import Run
 def identity(config: TrainConfig, dataset: Dataset, heldout: Dataset | None) -> dict[str, Any]:
     """Digests of all that a run is trained from; a checkpoint made from anything else is not gone on with."""
     return {
-        "config": digest(extending.unextended(config)),
+        "config": digest(more_steps.unextended(config)),
         "dataset": dataset.digest,
         "heldout": heldout.digest if heldout else None,
         "base": base_digest(config),

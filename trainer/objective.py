@@ -1,7 +1,8 @@
 """What the denoiser is asked to predict, and from what: epsilon, v and flow, on tensors.
 
 `latents`, `noise` (B, C, h, w); `timesteps` (B,) integers 0..999 for epsilon and v, sigma = t / 1000 in (0, 1] for
-flow. Checked against diffusers' DDPM, DDIM and flow-match schedulers in `tests/test_objective.py`.
+flow. How much each error counts is in `trainer/loss.py`. Checked against diffusers' DDPM, DDIM and flow-match
+schedulers in `tests/test_objective.py`.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ from trainer import (
     choices,
     data,
     events,
-    extending,
     families,
     methods,
+    more_steps,
     optim,
-    predicted,
+    predicted_cost,
     presets,
     printing,
     report,
@@ -97,8 +97,8 @@ def resumable(parent: Path, name: str | None, wanted: TrainConfig | None) -> Run
                 f"there is {what} in {parent} to resume; start one with: velatura train PRESET --data DIR --name N."
             )
         return None
-    if wanted is not None and extending.extends(run.config(), wanted):
-        extending.apply(run, wanted)
+    if wanted is not None and more_steps.extends(run.config(), wanted):
+        more_steps.apply(run, wanted)
     elif wanted is not None and (differing := _differences(run.config(), wanted)):
         raise ConfigError(
             f"run {run.name} was started with other settings; resume it without settings, or start a new one:\n"
@@ -184,7 +184,7 @@ def start(
     run = Run(parent / run_name)
     if world.first:
         run_facts.begin(run.folder, config, dataset, heldout)
-        predicted.hand_over(config, parent, run.folder)
+        predicted_cost.hand_over(config, parent, run.folder)
     return run, _first_events(run, _events(config, run, dataset, heldout, world), world)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from trainer import console, distributed, extending, predicted, run_facts, runs, session
+from trainer import console, distributed, more_steps, predicted_cost, run_facts, runs, session
 from trainer.card_file.contents import DatasetKind
 from trainer.cards import training_like
 from trainer.config import TrainConfig
@@ -60,7 +60,7 @@ def _extended(asked: Asked, out: Path, name: str | None) -> TrainConfig:
     run = runs.find_resumable(out, name) if name else None
     if run is None:
         raise ConfigError(f"--extend needs the --name of a run in {out}" + (f"; {name!r} is none." if name else "."))
-    return extending.extended(run, asked.extend)
+    return more_steps.extended(run, asked.extend)
 
 
 def train(
@@ -116,7 +116,7 @@ def rehearse(config: TrainConfig, out: Path, download: bool, as_json: bool) -> N
 
     for result in fitting.fit(config, out, download):
         if isinstance(result, Rehearsal):
-            predicted.remember(config, result.settings, result.prediction, out)
+            predicted_cost.remember(config, result.settings, result.prediction, out)
             typer.echo(to_json(result) if as_json else describe(result))
             sys.exit(0 if result.fits else 3)
         elif not as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tomli_w
 
-from app import forecast, preset_choices, shared_cards, train_settings, tried, views
+from app import forecast, preset_choices, rehearsal_settings, shared_cards, train_settings, views
 from app.context import Context
 from app.endpoints.asking import Name, Number, Settings
 from app.endpoints.rows import job_row
@@ -60,7 +60,7 @@ class TrainingEndpoints:
         What would fail is refused.
         """
         wish, config = self._ready(preset, dataset, settings)
-        return job_row(tried.begin(self.context, _text(config), wish))
+        return job_row(rehearsal_settings.begin(self.context, _text(config), wish))
 
     def rehearsal(self, job: Number) -> dict[str, Any]:
         """What a rehearsal found: its state, whether it fits, seconds and bytes, and settings with which it would."""
@@ -79,7 +79,7 @@ class TrainingEndpoints:
         `settings` by dotted name change the preset's. With `grid`, its saved steps are drawn as a batch afterwards.
         """
         _, config = self._ready(preset, dataset, settings)
-        tried.end(self.context)  # or it would wait for a rehearsal
+        rehearsal_settings.end(self.context)  # or it would wait for a rehearsal
         text = _text(config)
         shared_cards.go_with(self.context, text, shared_cards.source_of(preset))
         job = self.context.runner.submit(name or dataset, text)

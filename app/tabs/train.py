@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import branch_form, forecast, guide, leftovers, preset_choices, shared_cards, start_choices, tried
+from app import branch_form, forecast, guide, leftovers, preset_choices, rehearsal_settings, shared_cards, start_choices
 from app.context import Context, Refresh
 from app.dataset_sets import heldout_of
 from app.forecast_view import OWN_IDS, ForecastPanel, cure_of, element_id
@@ -205,7 +205,7 @@ class _Tab:
         updates = self.panel.updates(ahead, ids, marked, held.get(self.panel.sent) or [])
         updates |= self.finder.updates(changed, held.get(self.finder.sent) or [])
 
-        if (form := tried.asked(self._wish(held))) != held.get(self.view.form):
+        if (form := rehearsal_settings.asked(self._wish(held))) != held.get(self.view.form):
             updates |= self.view.of_form(form)
 
         # The folded groups of what is wrong are opened, once for each.
@@ -272,14 +272,14 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        tried.end(self.context)  # or the training would wait for it
+        rehearsal_settings.end(self.context)  # or the training would wait for it
         text = tomli_w.dumps(config.model_dump(mode="json"))
         shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))  # read when the child begins
         job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
         if held.get(self.grid_after) is True:
             self.context.runner.want_grid(job.id)
         tell(say("job.on_its_way", name=job.name))
-        form = tried.asked(self._wish(held))
+        form = rehearsal_settings.asked(self._wish(held))
         return {**shown, **self.view.changes(job.id, {}, form), self.name: ""}
 
     @mended
@@ -287,8 +287,8 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        tried.begin(self.context, tomli_w.dumps(config.model_dump(mode="json")), self._wish(held))
-        form = tried.asked(self._wish(held))
+        rehearsal_settings.begin(self.context, tomli_w.dumps(config.model_dump(mode="json")), self._wish(held))
+        form = rehearsal_settings.asked(self._wish(held))
         return {**shown, **self.view.changes(held.get(self.view.job), {}, form)}
 
     def _config(self, held: dict[Any, Any]) -> TrainConfig:
@@ -297,7 +297,7 @@ class _Tab:
 
     @mended
     def adopt_suggested(self, held: dict[Any, Any]) -> dict[Any, Any]:
-        changes = tried.to_adopt(self.context, tried.asked(self._wish(held)))
+        changes = rehearsal_settings.to_adopt(self.context, rehearsal_settings.asked(self._wish(held)))
         tell(say("train.form_of_rehearsal"))
         return self.form.change(held, changes)
 

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trainer
-from trainer import bases, data, lora_file, predicted, preset_heads, presets, run_facts
+from trainer import bases, data, lora_file, predicted_cost, preset_heads, presets, run_facts
 from trainer.card_file import reading
 from trainer.cards import describing, suiting, training_like
 from trainer.config import TrainConfig
 from trainer.console import duration, memory
 from trainer.data import folds
 from trainer.errors import ConfigError
-from trainer.predicted import Prediction
+from trainer.predicted_cost import Prediction
 from trainer.printing import plain, printable
 from trainer.rehearsal.result import from_json
 
@@ -99,7 +99,7 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
         rehearsal = from_json(done.stdout.strip().rpartition("\n")[2])
     except (ValueError, KeyError, TypeError):
         return None, "The rehearsal ended without an answer: most likely memory ran out."
-    predicted.remember(config, rehearsal.settings, rehearsal.prediction, out)
+    predicted_cost.remember(config, rehearsal.settings, rehearsal.prediction, out)
     return rehearsal.prediction, ""
 
 

@@ -9,7 +9,7 @@ from trainer import bases, families
 from trainer.card_file.contents import Card, DatasetFacts, Evidence
 from trainer.config import StackConfig, TrainConfig
 from trainer.errors import UserError
-from trainer.predicted import Prediction
+from trainer.predicted_cost import Prediction
 from trainer.printing import plain
 
 _OFTEN, _SELDOM = 2.0, 0.5  # times the pictures of the card's set

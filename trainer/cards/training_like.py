@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from trainer import bases, files, predicted, presets, run_facts, runs, session
+from trainer import bases, files, predicted_cost, presets, run_facts, runs, session
 from trainer.card_file import bundle, reading
 from trainer.cards import keeping, places, sources, suiting
 from trainer.config import TrainConfig
@@ -66,7 +66,7 @@ def keep_card(run: runs.Run, card: Path | None) -> None:
         return
     opened = reading.read(card)
     files.write(place, card.read_bytes())
-    if not (run.folder / predicted.FILE).exists():
+    if not (run.folder / predicted_cost.FILE).exists():
         device = run_facts.device_name(bases.hardware(run.config().device, "float32")[0])
         if prediction := suiting.predicted(run.config(), opened.card, device):
-            predicted.keep(run.folder / predicted.FILE, prediction)
+            predicted_cost.keep(run.folder / predicted_cost.FILE, prediction)

@@ -4,7 +4,7 @@ One log for the whole set, in the hidden folder `.edits` inside it, so that it g
 and an edit is in it, whole and on the disk, before anything is touched: a kill in the middle leaves an edit that one
 undo takes back. The files beside the pictures stay the truth: what another program wrote since is never overwritten by
 an undo. (`caption_files` logs single captions, folder by folder, as uploads write them;
-`swaps` is what is done to pictures and masks themselves.)
+`picture_replacing` is what is done to pictures and masks themselves.)
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from trainer import files, unique_names
-from trainer.data import caption_files, swaps
+from trainer.data import caption_files, picture_replacing
 from trainer.data.edit_log import FOLDER as FOLDER
 from trainer.data.edit_log import SIDECARS, Change, Edit, Move, entry_of, next_number, now
 from trainer.data.edit_log import history as history
 from trainer.data.formats import IMAGE_SUFFIXES
+from trainer.data.picture_replacing import opened
 from trainer.data.sources import masks_beside
-from trainer.data.swaps import opened
 from trainer.errors import DataError
 
 _TRASH, _NEW = "trash", "new.tmp"
@@ -146,7 +146,7 @@ def undo(folder: Path, number: int | None = None) -> Undone | None:
             return None
         edit, left = standing[-1], []
         if edit.swaps:
-            return Undone(edit, tuple(swaps.take_back(folder, log, edit)))
+            return Undone(edit, tuple(picture_replacing.take_back(folder, log, edit)))
         for change in edit.changes:
             # A text that is neither the edit's nor the one before it is another hand's.
             present = caption_files.raw(folder / change.file)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from trainer.data import opening, pixel_edits, sources, swaps
+from trainer.data import opening, picture_replacing, pixel_edits, sources
 from trainer.data.edit_log import Edit
 from trainer.data.opening import MIN_SIDE_PX
 from trainer.data.other_tools_files import MASKS
@@ -39,7 +39,7 @@ class Opened:
 def look(folder: Path, picture: Path) -> Opened:
     """A picture of the set to edit. Raises: DataError if it doesn't open."""
     masks = tuple(sources.masks_of(folder).get(picture, ()))
-    digests = [f"{path.name} {swaps.digest(path)}" for path in (picture, *masks)]
+    digests = [f"{path.name} {picture_replacing.digest(path)}" for path in (picture, *masks)]
     size = opening.open_whole(picture)[0].size
     return Opened(picture, masks, size, hashlib.sha256("\n".join(digests).encode("utf-8", "replace")).hexdigest())
 
@@ -94,9 +94,9 @@ def paint(folder: Path, opened: Opened, painted: Image.Image) -> Edit:
         raise DataError("nothing is painted, and there was no mask; paint what should count less.")
 
     # What is to be there, against what is there now.
-    before = {path: swaps.digest(path) for path in contents}
+    before = {path: picture_replacing.digest(path) for path in contents}
     contents = {path: content for path, content in contents.items() if before[path] or content is not None}
-    return swaps.swap(folder, f"Mask of {opened.picture.name}", contents, before)
+    return picture_replacing.swap(folder, f"Mask of {opened.picture.name}", contents, before)
 
 
 def _at_full_size(mask: Image.Image, opened: Opened) -> Image.Image:
@@ -115,10 +115,10 @@ def _edit(
     """Replace pictures and their masks by what is made of each file (path, whether it is a mask)."""
     masks = _refuse_shared(folder, pictures)
     kinds = {path: False for path in pictures} | {mask: True for picture in pictures for mask in masks[picture]}
-    before = {path: swaps.digest(path) for path in kinds}
+    before = {path: picture_replacing.digest(path) for path in kinds}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         contents = list(pool.map(partial(_made, made), kinds.items()))
-    return swaps.swap(folder, what, dict(zip(kinds, contents, strict=True)), before, visit)
+    return picture_replacing.swap(folder, what, dict(zip(kinds, contents, strict=True)), before, visit)
 
 
 def _made(made: Callable[[Path, bool], bytes], file: tuple[Path, bool]) -> bytes:

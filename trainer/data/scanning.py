@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from trainer import choices, files
 from trainer.config import TrainConfig
 from trainer.config.data import CaptionsConfig, DataConfig
-from trainer.data import caption_variants, opening, sources, swaps
+from trainer.data import caption_variants, opening, picture_replacing, sources
 from trainer.data.formats import CAPTION_SUFFIXES as CAPTION_SUFFIXES
 from trainer.data.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from trainer.data.opening import open_image as open_image
@@ -152,7 +152,7 @@ def scan_folder(folder: Path, field: str, data: DataConfig, captions: CaptionsCo
     Raises: DataError if the folder is missing or nothing in it can be used, ConfigError for rules of repeats and
     weights.
     """
-    swaps.settle(folder)  # or a picture might be trained with the mask of what it was
+    picture_replacing.settle(folder)  # or a picture might be trained with the mask of what it was
     survey = sources.survey(folder, data, field)
     own_mask = _is_own_mask(data.mask)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -5,7 +5,8 @@ once; `not_safetensors` and `not_lora` explain what is no LoRA. `header_meaning`
 what the header says of how the numbers are meant. `names` tells scheme and family, and has every layer's names.
 `reading` gives the updates (`weight_shapes`, `fusing`) and `new_words` the words that a file brings.
 
-Writing: `schemes` has the names in every scheme, `scheme_tensors` the tensors, `renaming` uses both, `writing` writes.
+Writing: `tool_names` has the names in every scheme, `scheme_tensors` the tensors, `renaming` uses both, `writing`
+writes.
 
 Describing: `inspecting` gives everything that is known of a file; `where_it_loads` where it loads, by `tool_rules` and
 `tables`. What others use is named here.

@@ -1,5 +1,7 @@
 """Modules of a file given other names: any scheme to any, with layers fused or split as the names ask for.
 
+How a tool spells names is in `tool_names`; what a family's layers are called, in `names`.
+
 A plain LoRA keeps its numbers but for what a scale is folded into `lora_up` (`scheme_tensors`). Other methods' tensors
 are renamed as they are, and refused where they would have to be fused.
 """
@@ -16,7 +18,7 @@ from trainer.lora_file.names import Family, Named, Row, Target
 from trainer.lora_file.names.rows import amounts, filled
 from trainer.lora_file.reading import Module
 from trainer.lora_file.scheme_tensors import Spelled, is_dora, spelled
-from trainer.lora_file.schemes import Scheme, module_name, scheme_of
+from trainer.lora_file.tool_names import Scheme, module_name, scheme_of
 
 
 def spell(known: Named, modules: Mapping[str, Module], scheme_name: str) -> Spelled:

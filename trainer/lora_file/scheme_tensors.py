@@ -18,7 +18,7 @@ from trainer import methods
 from trainer.deltas import Decomposed, Delta, Update
 from trainer.errors import AdapterError
 from trainer.lora_file.reading import Module
-from trainer.lora_file.schemes import Scheme
+from trainer.lora_file.tool_names import Scheme
 
 
 @dataclass(frozen=True)

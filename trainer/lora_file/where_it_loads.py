@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from trainer.errors import AdapterError
-from trainer.lora_file import names, schemes
+from trainer.lora_file import names, tool_names
 from trainer.lora_file.names import Named
 from trainer.lora_file.tool_rules import MAKE_PLAIN, FileFacts, Tool, is_text, tools
 
@@ -100,7 +100,7 @@ def _would_load(tool: Tool, known: Named, file: FileFacts, scheme_name: str) -> 
     if target is None:
         return False
     try:
-        scheme = schemes.scheme_of(scheme_name, family)
+        scheme = tool_names.scheme_of(scheme_name, family)
     except AdapterError:
         return False
     # Only a plain LoRA's layers can be fused and split.
@@ -108,7 +108,7 @@ def _would_load(tool: Tool, known: Named, file: FileFacts, scheme_name: str) -> 
     if file.methods != {"lora"} and fused != (target.part is None):
         return False
     part = None if fused or len(target.row.paths) == 1 else target.part or 0
-    name = schemes.module_name(family, target, part, scheme)
+    name = tool_names.module_name(family, target, part, scheme)
     renamed, _ = names.find(family, name)
     return renamed is not None and all(tool.finds(file.family, method, name, renamed) for method in file.methods)
 

@@ -23,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from trainer import bases, methods
 from trainer.deltas import Decomposed, Delta, Update
 from trainer.errors import AdapterError
-from trainer.lora_file import header_meaning, renaming, schemes, writing
+from trainer.lora_file import header_meaning, renaming, tool_names, writing
 from trainer.lora_file.header import by_module, split
 from trainer.lora_file.names import look_up
 from trainer.lora_tools.opening import Opened, open_file, updates
@@ -56,7 +56,7 @@ def verify(file: Path, base: Path | None = None) -> list[Proof]:
     """
     source = open_file(file)
     ours = updates(source)
-    proofs = [_through_names(source, ours, scheme) for scheme in schemes.SCHEMES]
+    proofs = [_through_names(source, ours, scheme) for scheme in tool_names.SCHEMES]
     proofs.append(_through_converter(source, ours))
     if base is not None:
         proofs.append(_through_pipeline(source, ours, base))

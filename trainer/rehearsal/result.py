@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from trainer.predicted import Prediction
+from trainer.predicted_cost import Prediction
 
 
 @dataclass(frozen=True)

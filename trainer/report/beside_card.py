@@ -7,16 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import console, predicted, run_facts
+from trainer import console, predicted_cost, run_facts
 from trainer.card_file import bundle, reading
 from trainer.card_file.contents import Evidence
 from trainer.card_file.reading import Opened
 from trainer.errors import UserError
 from trainer.events import Event, Finished, Started, Step, Validated
-from trainer.predicted import Prediction
+from trainer.predicted_cost import Prediction
 from trainer.printing import escape
-from trainer.report import charts as report_charts
-from trainer.report.charts import Series
+from trainer.report import svg_charts as report_charts
+from trainer.report.svg_charts import Series
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def card_of(folder: Path) -> Opened | None:
 
 def rows(folder: Path, log: list[Event]) -> list[Row]:
     """The figures that are known of at least two of card, prediction and run."""
-    card, prediction = card_of(folder), predicted.read(folder / predicted.FILE)
+    card, prediction = card_of(folder), predicted_cost.read(folder / predicted_cost.FILE)
     evidence = card.card.evidence if card else None
     if evidence is None and prediction is None:
         return []

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from trainer import console
 from trainer.events import Event, Folded, Step, Validated
 from trainer.printing import escape
-from trainer.report import charts as report_charts
-from trainer.report.charts import Point, Series
+from trainer.report import svg_charts as report_charts
 from trainer.report.html import bullets, sentence
+from trainer.report.svg_charts import Point, Series
 
 _SMOOTHING = 0.95
 

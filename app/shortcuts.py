@@ -133,10 +133,10 @@ KEYS = (
 def of_page(titles: Sequence[str]) -> list[Group]:
     """Every key of a page that has these tabs."""
     tabs = [
-        Key(say("keys.open_keys", letter=letter, number=number), say("keys.open", tab=title), "keys.py", ("g",))
+        Key(say("keys.open_keys", letter=letter, number=number), say("keys.open", tab=title), "shortcuts.py", ("g",))
         for number, (title, letter) in enumerate(zip(titles, _letters(titles), strict=True), 1)
     ]
-    everywhere = Group(say("keys.of_page"), "", (Key("?", say("keys.these"), "keys.py", ("?",)), *tabs))
+    everywhere = Group(say("keys.of_page"), "", (Key("?", say("keys.these"), "shortcuts.py", ("?",)), *tabs))
     return [everywhere, *(group for group in KEYS if not group.tab or group.tab in titles)]
 
 
