@@ -65,6 +65,7 @@ def test_the_form_the_tab_and_the_dataset_outlive_a_reload_and_a_killed_server(
         expect(box(page, "train-dataset")).to_have_value("grey-cat")
         page.get_by_role("tab", name="Stack").click()
         expect(box(page, "stack-prompt")).to_have_value("a red crab")
+        wait_kept(page, server, '"tab": "stack"')
         page.get_by_role("tab", name="Train").click()
         wait_kept(page, server, '"tab": "train"')
 
