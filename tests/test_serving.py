@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +182,32 @@ def test_without_mixed_batches_only_equal_stacks_are_drawn_together(engine: Engi
         answers = list(pool.map(lambda name: picture(running, loras=[{"name": name}])[1], names))
         together = [answer["data"][0]["batch_pictures"] for answer in answers]
         assert together[2:] == [1, 1] and max(together) <= 2
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("together", [1, 1, 1]), ("alone", [3, 3, 3])])
+def test_a_few_different_stacks_are_drawn_together_only_where_that_is_faster(
+    slow: str, expected: list[int], engine: Engine, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server learns it from what it draws; the pictures are the same."""
+    draw, loras = engine.draw, ["cat", "fox", "ink"]
+
+    def slowed(pictures: Any) -> Any:
+        time.sleep(0.6 if (slow == "together") == (len(pictures) > 1) else 0.0)
+        return draw(pictures)
+
+    monkeypatch.setattr(engine, "draw", slowed)
+    with serving(engine, workspace, window_s=0.3) as running, ThreadPoolExecutor(len(loras)) as pool:
+
+        def ask(number: int) -> Any:
+            return picture(running, seed=number, steps=2, loras=[{"name": loras[number]}])[1]
+
+        alone = [png(ask(number)) for number in range(len(loras))]
+        list(pool.map(ask, range(len(loras))))  # together for the first time, whatever it takes
+        answers = list(pool.map(ask, range(len(loras))))
+        metrics = asked(running, "/metrics")[1].decode()
+    assert [answer["data"][0]["batch_pictures"] for answer in answers] == expected
+    assert ("velatura_batches_apart_total 0.0" in metrics) == (slow == "alone")
+    assert max(apart(png(answer), one) for answer, one in zip(answers, alone, strict=True)) <= 1
 
 
 def test_a_saved_stack_is_a_model(served: Served) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import UserError
 from trainer.render import picture_metadata
 from trainer.serving import giving_up, reading
+from trainer.serving.batch_times import BatchTimes, What
 from trainer.serving.joining import Joining
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
@@ -27,6 +28,7 @@ from trainer.serving.wanted import Begun, Drawn, Wanted, not_finite
 from trainer.serving.watching import Unwanted, Watching
 
 if TYPE_CHECKING:
+    from trainer.config import StackConfig
     from trainer.render.engine import Engine
 
 _POLL_S = 0.25
@@ -40,6 +42,7 @@ class Drawing:
         self.engine, self.line, self.settings, self.metrics, self.log = engine, line, settings, metrics, log
         self.picture_s = 1.0  # what a picture takes, as it went so far
         self._room = Room(memory_of(engine.pipe.device))
+        self._times = BatchTimes()
         self._joining = Joining()
         self._is_ending = False
         self._encoders = ThreadPoolExecutor(1, "encoding")
@@ -91,6 +94,7 @@ class Drawing:
                 # A batch waits for its window to end, unless it is as large as it may be.
                 left_s = self._window_left(pictures)
                 if pictures and left_s <= 0:
+                    pictures = self._drawn_first(pictures)
                     self.line.take(pictures)
                     return pictures
                 if not self._is_ending:
@@ -107,6 +111,14 @@ class Drawing:
         first = ready[0]
         alike = (picture for picture in ready if picture.kind == first.kind)
         return list(islice(alike, self._most(first)))
+
+    def _drawn_first(self, pictures: list[Wanted]) -> list[Wanted]:
+        """Of pictures that can be one batch, those that are drawn now: where apart is faster, only the first's like."""
+        first = pictures[0].stack
+        if not _differ(pictures) or not self._times.are_faster_apart(_what(first), len(pictures)):
+            return pictures
+        self.metrics.apart.inc()
+        return [picture for picture in pictures if picture.stack.adapters == first.adapters]
 
     def _most(self, picture: Wanted) -> int:
         return min(self.settings.batch_pictures, self._room.most(picture.stack))
@@ -198,6 +210,8 @@ class Drawing:
         self._joining.drawn(ended)
         self.metrics.joined(waits_s)
         self.picture_s += _SMOOTH * (seconds / len(pictures) - self.picture_s)
+        if len(pictures) == 1 or _differ(pictures):
+            self._times.drawn(_what(pictures[0].stack), pictures[0].stack.steps, len(pictures), seconds)
         num_stacks = len({picture.stack.adapters for picture in pictures})
         self.metrics.batch_s.observe(seconds)
         self.metrics.batch_pictures.observe(len(pictures))
@@ -216,3 +230,12 @@ class Drawing:
             png = picture_metadata.png(result)
             self.metrics.pictures.labels(picture.order.key_name).inc()
             picture.answer(Drawn(picture.number, png, result.stack, num_together))
+
+
+def _differ(pictures: list[Wanted]) -> bool:
+    """Whether their LoRAs have to run beside the base."""
+    return len({picture.stack.adapters for picture in pictures}) > 1
+
+
+def _what(stack: StackConfig) -> What:
+    return stack.width_px, stack.height_px, stack.mode

@@ -44,6 +44,10 @@ class Metrics:
         self.batch_stacks = Histogram(
             "velatura_batch_stacks", "Different stacks in one batch.", buckets=_PICTURES, registry=registry
         )
+        self.apart = Counter(
+            "velatura_batches_apart", "Times that pictures could have been one batch and were begun one by one, which "
+            "is faster.", registry=registry,
+        )  # fmt: skip
 
         # Joining: pictures come while a batch is drawn.
         self.joins = Counter(
