@@ -43,6 +43,7 @@ class Drawing:
         self.picture_s = 1.0  # what a picture takes, as it went so far
         self._room = Room(memory_of(engine.pipe.device))
         self._times = BatchTimes()
+        self._is_apart = False  # what is drawn now, though others could be drawn with it
         self._joining = Joining()
         self._is_ending = False
         self._encoders = ThreadPoolExecutor(1, "encoding")
@@ -115,9 +116,9 @@ class Drawing:
     def _drawn_first(self, pictures: list[Wanted]) -> list[Wanted]:
         """Of pictures that can be one batch, those that are drawn now: where apart is faster, only the first's like."""
         first = pictures[0].stack
-        if not _differ(pictures) or not self._times.are_faster_apart(_what(first), len(pictures)):
+        self._is_apart = _differ(pictures) and self._times.are_faster_apart(_what(first), len(pictures))
+        if not self._is_apart:
             return pictures
-        self.metrics.apart.inc()
         return [picture for picture in pictures if picture.stack.adapters == first.adapters]
 
     def _most(self, picture: Wanted) -> int:
@@ -209,6 +210,7 @@ class Drawing:
         waits_s = [round(self._joining.waited_s(picture.came), 4) for picture in pictures]
         self._joining.drawn(ended)
         self.metrics.joined(waits_s)
+        self.metrics.apart.inc(self._is_apart)
         self.picture_s += _SMOOTH * (seconds / len(pictures) - self.picture_s)
         if len(pictures) == 1 or _differ(pictures):
             self._times.drawn(_what(pictures[0].stack), pictures[0].stack.steps, len(pictures), seconds)
@@ -221,7 +223,13 @@ class Drawing:
         self.metrics.device_adapter_bytes.set(self.engine.on_device.num_bytes)
         took = round(seconds, 4)
         self.log.write(
-            "batch", pictures=len(pictures), stacks=num_stacks, seconds=took, adapter_bytes=kept, join_waits_s=waits_s
+            "batch",
+            pictures=len(pictures),
+            stacks=num_stacks,
+            seconds=took,
+            adapter_bytes=kept,
+            join_waits_s=waits_s,
+            apart=self._is_apart,
         )
 
     def _hand_out(self, picture: Wanted, result: picture_metadata.Picture, num_together: int) -> None:

@@ -239,6 +239,7 @@ class Remote:
             self.metrics.batch_pictures.observe(facts["pictures"])
             self.metrics.batch_stacks.observe(facts["stacks"])
             self.metrics.joined(facts["join_waits_s"])
+            self.metrics.apart.inc(facts["apart"])
             self._kept_bytes.pop(line.replica, None)
             self._kept_bytes[line.replica] = facts["adapter_bytes"]
         self.log.write(event, **facts, replica=line.replica)
