@@ -20,7 +20,7 @@ from trainer.cards.comparing import Difference
 from trainer.data import open_image
 from trainer.events import Event
 from trainer.other_trainers import presets_from
-from trainer.other_trainers.contract import STATUSES, Key
+from trainer.other_trainers.rows import STATUSES, Key
 from trainer.printing import escape, plain
 from trainer.report import beside_card, svg_charts
 from trainer.report.plausible import plausible

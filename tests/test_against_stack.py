@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from tests import plain
-from trainer import against_stack, data, lora_file, objective, presets, session
+from trainer import against_stack, attaching, data, lora_file, objective, presets, session
 from trainer.config import InversionConfig
 from trainer.errors import ConfigError, UserError
 from trainer.events import Finished, Step
@@ -47,7 +47,7 @@ def ready(tmp_path: Path, settings) -> TrainingModel:
     """A studio before its first step."""
     studio = TrainingModel.open(settings)
     studio.prepare(tmp_path / ".cache", data.scan(settings), None)
-    studio.attach(None)
+    attaching.attach(studio, None)
     return studio
 
 

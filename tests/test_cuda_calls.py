@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer import bases, run_facts
-from trainer.memory import arranging, attention_probe, frozen
+from trainer.memory import arranging, attention_probe, before_loading, frozen
 
 GIB = 1 << 30
 
@@ -37,9 +37,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
 def test_a_process_is_held_to_its_budget_on_its_device(device: str, number: int, card: SimpleNamespace) -> None:
-    arranging.limit(device, 20.0)
+    before_loading.limit(device, 20.0)
     assert card.limits == {number: 0.25}
-    arranging.limit(device, 0.0)
+    before_loading.limit(device, 0.0)
     assert card.limits == {number: 1.0}
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests import small_runs
-from trainer import against_stack, bases, data, families, loop, methods, optim
+from trainer import against_stack, attaching, bases, data, families, loop, methods, optim
 from trainer.config import OptimizerConfig, TrainConfig
 from trainer.memory import frozen
 from trainer.render import folding
@@ -167,7 +167,7 @@ def test_a_step_of_the_loop_waits_for_nothing(
     settings = config(**changes)
     model = TrainingModel.open(settings)
     model.prepare(tmp_path / "cache", data.scan(settings), None)
-    model.attach(None)
+    attaching.attach(model, None)
 
     # The model, and what a step is given, as if on a GPU.
     model.denoiser.to("meta")

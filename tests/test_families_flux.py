@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from tests import plain
-from trainer import export, families, lora_file, session
+from trainer import attaching, export, families, lora_file, session
 from trainer.data import Dataset, scan
 from trainer.errors import RunError
 from trainer.lora_file import names, renaming
@@ -66,7 +66,7 @@ def studio(base: Path, draw_dots: Callable[..., Path], tmp_path: Path) -> Callab
         made.pipe.transformer = wide()
         made.file_keys = FLUX.file_keys(made.pipe)
         noise = torch.Generator().manual_seed(1)
-        for parameter in made.attach(None).values():
+        for parameter in attaching.attach(made, None).values():
             parameter.data.normal_(0, 0.1, generator=noise)
         return made, scan(settings)
 

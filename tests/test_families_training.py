@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.family_runs import config, train
-from trainer import bases, families, loop, loss, objective, validation
+from trainer import attaching, bases, families, loop, loss, objective, validation
 from trainer.data import scan
 from trainer.errors import ConfigError, ModelError
 from trainer.families.contract import Family
@@ -72,7 +72,7 @@ def studio(family: Family, tiny: Path, dots: Path, tmp_path_factory: pytest.Temp
     )
     made = TrainingModel.open(settings)
     made.prepare(tmp_path_factory.mktemp("cache"), scan(settings), None)
-    made.attach(None)
+    attaching.attach(made, None)
     return made
 
 
@@ -136,7 +136,7 @@ def test_twenty_steps_on_two_pictures_halve_their_loss_and_leave_the_base_bitwis
     studio = TrainingModel.open(settings)
     weights = {path: weight.clone() for path, weight in studio.base_weights().items()}
     studio.prepare(tmp_path / "cache", scan(settings), None)
-    studio.attach(None)
+    attaching.attach(studio, None)
     loop.learn(studio, 0)
     assert all(torch.equal(weight, weights[path]) for path, weight in studio.base_weights().items()) and len(
         weights

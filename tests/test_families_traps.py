@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from tests import plain
-from trainer import bases, families, loop, presets, session
+from trainer import attaching, bases, families, loop, presets, session
 from trainer.config import StackConfig
 from trainer.data import scan
 from trainer.errors import ConfigError, ModelError
@@ -50,7 +50,7 @@ def studio(
     })  # fmt: skip
     made = TrainingModel.open(settings)
     made.prepare(tmp_path_factory.mktemp("cache"), scan(settings), None)
-    made.attach(None)
+    attaching.attach(made, None)
     return made
 
 

@@ -16,8 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from trainer import bases, families
 from trainer.memory import attention, fetching
 from trainer.memory import quantising as quantise
-from trainer.memory.fetching import keep_on_cpu
-from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight
+from trainer.memory.frozen import NarrowLinear, NF4Linear, full_weight, keep_on_cpu
 
 KINDS = [
     "int8",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.memory import attention_probe, fetching, frozen
+from trainer.memory import attention_probe, frozen
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 DEVICE = "cuda"
@@ -49,7 +49,7 @@ def test_what_comes_by_the_ring_is_whole_however_far_the_copies_run_ahead() -> N
     dirty = torch.full((1 << 28,), 7, device=DEVICE, dtype=torch.uint8)
     dirty.add_(dirty.float().cos().byte())  # still under way when the ring gets its memory
     del dirty
-    ring = fetching.keep_on_cpu(layers, torch.device(DEVICE), layers[0].weight.nbytes)
+    ring = frozen.keep_on_cpu(layers, torch.device(DEVICE), layers[0].weight.nbytes)
     for _ in range(3):
         assert torch.equal(forward(layers), wanted)
     assert ring.num_fetched > len(layers)

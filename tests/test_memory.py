@@ -11,7 +11,7 @@ from torch import nn
 
 from tests import memory_runs
 from tests.memory_runs import KINDS, losses, train
-from trainer import bases, checkpoint
+from trainer import attaching, bases, checkpoint
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.memory import arranging, ladder, quantising
@@ -58,7 +58,7 @@ def test_a_preview_on_an_nf4_base_changes_nothing(settings, tmp_path: Path) -> N
 
 def test_the_base_alone_can_be_asked_under_a_quantised_adapter(settings) -> None:
     studio = TrainingModel.open(settings(memory__quantise="int8"))
-    studio.attach(None)
+    attaching.attach(studio, None)
     noised, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([500])
     studio._condition = lambda captions, frames: {"encoder_hidden_states": torch.ones(1, 77, 32)}  # type: ignore[method-assign]
     with torch.no_grad():

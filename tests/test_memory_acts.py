@@ -73,7 +73,7 @@ def run(
 
 def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure at the seams of the run's own steps; nothing of what they do is replaced."""
-    learn, keep = loop.learn, fetching.keep_on_cpu
+    learn, keep = loop.learn, frozen.keep_on_cpu
 
     def measured(studio: TrainingModel, step: int) -> Any:
         denoiser, kept = studio.denoiser, [0]
@@ -114,7 +114,7 @@ def _watch(seen: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
         return to(module, *args, **kwargs)
 
     monkeypatch.setattr(loop, "learn", measured)
-    monkeypatch.setattr(fetching, "keep_on_cpu", kept_on_cpu)
+    monkeypatch.setattr(frozen, "keep_on_cpu", kept_on_cpu)
     monkeypatch.setattr(nn.Module, "to", moved)
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from trainer import families, lora_file, methods
+from trainer import attaching, families, lora_file, methods
 from trainer.adapter import Attachment, attach
 from trainer.config import TrainConfig
 from trainer.export import write
@@ -269,7 +269,7 @@ def test_the_export_proves_what_it_wrote(
         }
     )
     studio, dataset = TrainingModel.open(config), data.scan(config)
-    studio.attach(None)
+    attaching.attach(studio, None)
     with pytest.raises(Exception, match="would do nothing"):
         write(studio, tmp_path / "zero.safetensors", dataset)
     for attachment in studio.attachments.values():

@@ -14,8 +14,9 @@ from trainer import cli, presets
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing
-from trainer.other_trainers.contract import STATUSES, Imported
+from trainer.other_trainers.contract import Imported
 from trainer.other_trainers.recipes_out import leaves
+from trainer.other_trainers.rows import STATUSES
 
 TOOLS = {
     "sdxl_sd_scripts.toml": "sd-scripts", "flux_sd_scripts.sh": "sd-scripts", "sd3_sd_scripts.sh": "sd-scripts",

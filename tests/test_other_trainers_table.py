@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.other_trainers.contract import Row, Tool
+from trainer.other_trainers.contract import Tool
 from trainer.other_trainers.importing import tools
+from trainer.other_trainers.rows import Row
 
 PAGE = Path(__file__).parents[1] / "docs" / "other_trainers.md"
 HEAD = """# Recipes of other trainers

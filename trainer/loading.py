@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainer import bases, phases
+from trainer import attaching, bases, phases
 from trainer.checkpoint import Checkpoint
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.data import Dataset
@@ -38,7 +38,7 @@ def load(
         model = TrainingModel.open(config, world, settings)
         cached = model.prepare(run.cache, dataset, heldout, stop, teller.encoding)
         teller.tell("adapting")
-        model.attach(*begins)
+        attaching.attach(model, *begins)
         return model, cached
 
     teller = phases.Teller(run, world.first)

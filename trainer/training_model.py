@@ -1,7 +1,7 @@
 """What a training step works with: the frozen base, what is trained on it, and the encoded pictures and captions.
 
 State lives here so that `loop.train` reads as the algorithm. Nothing in it decides when something happens. What goes
-on the base is chosen in `adapter_places`, what is drawn with it in `previews`, what is measured in `run_evaluation`.
+on the base is put there by `attaching`, what is drawn with it in `previews`, what is measured in `run_evaluation`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import adapter_places, against_stack, base_match, bases, choices, families, objective, optim, system
-from trainer.adapter import ADAPTER, Attachment
-from trainer.checkpoint import Checkpoint
+from trainer import against_stack, base_match, bases, choices, families, objective, optim, system
+from trainer.adapter import Attachment
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.data import Dataset, has_trigger
 from trainer.distributed import World
 from trainer.encoded_data import Batch, Conditioning, EncodedData, Part
 from trainer.errors import ConfigError
 from trainer.families.contract import Family
-from trainer.memory import arranging, attention_probe, compile_times, convolving, fused_lora, graphing, quantising
+from trainer.memory import before_loading, compile_times, graphing
 from trainer.new_word import Word
 from trainer.optim import scaling
 from trainer.pipelines import LENGTHS
-from trainer.start_weights import Source
+from trainer.train_mode import in_training
 
 
 @dataclass
 class TrainingModel:
-    """Made by `open`, filled by `prepare`, ready to train after `attach`."""
+    """Made by `open`, filled by `prepare`, ready to train after `attaching.attach`."""
 
     config: TrainConfig
     family: Family
@@ -84,11 +83,11 @@ class TrainingModel:
 
         # The base, frozen.
         settings = settings or config.memory
-        arranging.limit(device, settings.budget_gib)
+        before_loading.limit(device, settings.budget_gib)
         fetched = settings.offload == "blocks"  # a base larger than the GPU never lies on it whole
         pipe = bases.open_pipeline(family, folder, "cpu" if fetched else device, dtype)
         if fetched:
-            arranging.fetch_encoders(pipe, family.denoiser, device)
+            before_loading.fetch_encoders(pipe, family.denoiser, device)
         return cls(
             config=config,
             family=family,
@@ -155,43 +154,6 @@ class TrainingModel:
             self.world.wait()
         return counted
 
-    def attach(self, checkpoint: Checkpoint | None, source: Source | None = None) -> dict[str, nn.Parameter]:
-        """Put the adapter and the new word on the base, as saved, with a source's weights, or at their start.
-
-        Gives the parameters by name. What the adapter is trained against is folded into the base first.
-        """
-        config = self.config
-        saved = checkpoint.tensors["adapter"] if checkpoint else source.tensors() if source else None
-        shapes = {path: tuple(weight.shape) for path, weight in self.base_weights().items()}
-        if checkpoint:
-            self.kernels = attention_probe.restored(checkpoint.state.get("kernels"), self.device)
-
-        # The base: with the stack in it, then quantised, since a stack can't be added to quantised weights.
-        if config.against.adapters:
-            spans, self.span_energy = against_stack.fold(config.against.adapters, self.base_weights(), self.file_keys)
-            self.spans = {path: (outs.to(self.device), ins.to(self.device)) for path, (outs, ins) in spans.items()}
-        quantising.quantise(self.denoiser, self.memory.quantise)
-
-        # What is trained.
-        self.attachments = adapter_places.attach_all(self, saved)
-        if config.inversion.token:
-            self.word = Word(self.pipe, config.inversion, saved)
-        if source and source.lora and not checkpoint:
-            source.put_on(self, shapes)
-        loss_scale = checkpoint.state["loss_scale"] if checkpoint else None
-        self.scaler = scaling.scaler(self.device, self.dtype == torch.float16, loss_scale)
-        self.needs_autocast = not self._fuse()
-        self.trained = self.parameters()
-
-        # How it lies in memory; arranging comes last, as it goes by what each layer has become.
-        if self.sharded:
-            self.world.shard(self.denoiser, self.trained.values())
-        else:
-            convolving.lay_out(self.denoiser)
-        arranging.arrange(self)
-        system.give_back_freed()
-        return self.trained
-
     def release(self) -> None:
         """Let go of the encoders where all is encoded and no picture will be drawn."""
         config = self.config
@@ -221,15 +183,6 @@ class TrainingModel:
         finally:
             for shard in shards:
                 shard.reshard()
-
-    # Speed choices that every run takes (`velatura bench train --without` measures each).
-
-    def _fuse(self) -> bool:
-        """One product a LoRA layer; False if some adapter layer still computes in float32 by itself."""
-        # A list, not a generator: every component is fused, also behind a component that can't be.
-        return all(
-            [fused_lora.fuse(attached.layers.values(), ADAPTER, self.dtype) for attached in self.attachments.values()]
-        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained by name, in a fixed order."""
@@ -360,7 +313,7 @@ class TrainingModel:
         # PEFT's dropout draws from the global generator, which is put back as it was.
         devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
         layers = [layer for attached in self.attachments.values() for layer in attached.dropouts()]
-        with torch.random.fork_rng(devices=devices), arranging.training(layers):
+        with torch.random.fork_rng(devices=devices), in_training(layers):
             torch.manual_seed(objective.generator(self.config.seed, stream, number).initial_seed())
             yield
 

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer import data, loop
+from trainer import attaching, data, loop
 from trainer.bench import training
 from trainer.training_model import TrainingModel
 
@@ -46,7 +46,7 @@ def run(model: str, rows: int) -> Profile:
         config = training.config(model, base, Path(scratch) / f"pictures-{model}", 1, [])
         studio = TrainingModel.open(config)
         studio.prepare(Path(scratch) / "cache", data.scan(config), None)
-        studio.attach(None)
+        attaching.attach(studio, None)
         # Two steps of warm-up, then the step that counts.
         for _ in range(2):
             loop.learn(studio, 0)

@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
-from trainer import choices, sample_passes, system
-from trainer.memory import attention, attention_probe, compile_times, compiling, fetching, frozen, graphing, mechanics
+from trainer import choices, sample_passes
+from trainer.memory import attention, attention_probe, compile_times, compiling, frozen, graphing
+from trainer.train_mode import in_training
 
 if TYPE_CHECKING:
     from trainer.training_model import TrainingModel
@@ -46,7 +46,7 @@ def arrange(model: TrainingModel) -> None:
             _move_encoders(model)
             layers = _in_blocks(denoiser)
             if any(getattr(layer, "ring", None) is None for layer in layers):  # else they wait there already
-                fetching.keep_on_cpu(layers, torch.device(model.device))
+                frozen.keep_on_cpu(layers, torch.device(model.device))
             _bring_the_rest(denoiser, torch.device(model.device))
         case other:
             choices.never(other)
@@ -127,7 +127,7 @@ def _computed_twice(model: TrainingModel) -> Callable[..., Any]:
         layers = [layer for attached in model.attachments.values() for layer in attached.dropouts() if layer.training]
 
         def modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), training(layers)
+            return nullcontext(), in_training(layers)
 
         context = modes if layers else _no_modes
         return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False, context_fn=context)
@@ -137,18 +137,6 @@ def _computed_twice(model: TrainingModel) -> Callable[..., Any]:
 
 def _no_modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), nullcontext()
-
-
-@contextmanager
-def training(layers: list[nn.Module]) -> Iterator[None]:
-    """These adapter layers in train mode for the body, where their dropout works; the base stays as in use."""
-    for layer in layers:
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.eval()
 
 
 def _encoders(model: TrainingModel) -> list[nn.Module]:
@@ -164,21 +152,6 @@ def _movable(model: TrainingModel) -> list[nn.Module]:
     """Encoders that are moved whole: those that are brought layer by layer stay as they are."""
     texts = [part for name, part in model.pipe.components.items() if model.fetched and name.startswith("text_encoder")]
     return [part for part in _encoders(model) if all(part is not text for text in texts)]
-
-
-def fetch_encoders(pipe: Any, component: str, device: str) -> None:
-    """Everything ready to encode but the denoiser, which stays on the CPU.
-
-    The autoencoder is on the device; text encoders are brought there layer by layer. By diffusers' group offloading;
-    T5's encoder alone is 9.5 GB in bf16.
-    """
-    for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name.startswith("text_encoder"):
-            apply_group_offloading(
-                part, torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda")
-            )
-        elif isinstance(part, nn.Module) and name != component:
-            part.to(device)
 
 
 def _in_blocks(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:
@@ -207,20 +180,6 @@ def _scale_inputs(denoiser: nn.Module, device: str) -> None:
         if isinstance(layer, frozen.NarrowLinear) and layer.kind == "fp8":
             fits_kernel = layer.in_features % 16 == 0 and layer.out_features % 16 == 0
             layer.scales_inputs = can_multiply and fits_kernel  # `scaled_mm` takes sides that are multiples of 16
-
-
-def limit(device: str, budget_gib: float) -> None:
-    """Hold this process to the budget on a GPU, so that it runs out there.
-
-    Without one, on Windows, to what is free: beyond it, the driver moves memory over the bus without a word, and a run
-    that seems to fit takes ten times as long.
-    """
-    if device.startswith("cuda"):
-        free, total = torch.cuda.mem_get_info(device)
-        usual = free + torch.cuda.memory_reserved(device) if system.gpu_spills() else total
-        most = budget_gib * mechanics.GIB or usual
-        # By number: of all torch.cuda's calls that take a device this one refuses "cuda". None is the current device.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), torch.device(device).index)
 
 
 @contextmanager

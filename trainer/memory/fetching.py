@@ -22,9 +22,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from trainer.memory.frozen import FetchedConv2d, FetchedLinear, NarrowLinear
-
-_PART_BYTES = 96 << 20
+PART_BYTES = 96 << 20
 _FEWEST, _MOST = 3, 8  # parts on the GPU
 _RING_BYTES = 960 << 20  # that more than the fewest may take: what eight of FLUX.1's take
 _AHEAD = 3  # parts that may be on their way
@@ -45,7 +43,7 @@ class Ring:
     """The weights of these layers, in their order of use, on the CPU; `take` gives a layer's weights on the device."""
 
     def __init__(
-        self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES
+        self, layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = PART_BYTES
     ) -> None:
         self.device, self.num_asked, self.num_foreseen, self.num_fetched = device, 0, 0, 0
         self._parts = _packed(_grouped(layers, part_bytes), device)
@@ -150,7 +148,7 @@ def slots(room: int, num_parts: int) -> int:
 
 def ring_bytes(sizes: Sequence[int]) -> int:
     """What a ring for layers of these bytes takes on the device, about."""
-    room = max(_PART_BYTES, *sizes)
+    room = max(PART_BYTES, *sizes)
     return room * slots(room, -(-sum(sizes) // room))
 
 
@@ -198,17 +196,3 @@ def _buffers(sizes: list[int], pinned: bool) -> Iterator[Tensor]:
 def _view(buffer: Tensor, start: int, kind: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """A weight in a buffer of bytes, in the order it had (channels-last for convolutions)."""
     return buffer[start : start + shape.numel() * kind.itemsize].view(kind).as_strided(shape, stride)
-
-
-def keep_on_cpu(layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = _PART_BYTES) -> Ring:
-    """Keep these frozen layers' weights in the CPU's memory, in a ring that brings them to the device.
-
-    A layer changes its class, so that whoever holds it need not be told and whoever computes with a plain layer's
-    weight sees that it is none.
-    """
-    ring = Ring(layers, device, part_bytes)
-    for layer in layers:
-        if not isinstance(layer, NarrowLinear):
-            layer.__class__ = FetchedLinear if isinstance(layer, nn.Linear) else FetchedConv2d
-        layer.ring = ring  # type: ignore[assignment]
-    return ring

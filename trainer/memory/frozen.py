@@ -19,16 +19,15 @@ are (`torch.nn.functional.scaled_mm`); the gradient is taken with the widened we
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-if TYPE_CHECKING:
-    from trainer.memory.fetching import Ring
+from trainer.memory.fetching import PART_BYTES, Ring
 
 _E4M3 = torch.float8_e4m3fn
 _LARGEST = {"int8": 127.0, "fp8": torch.finfo(_E4M3).max}
@@ -326,3 +325,17 @@ class FetchedConv2d(nn.Conv2d):
     def forward(self, inputs: Tensor) -> Tensor:
         product: Tensor = _FetchedConv2d.apply(inputs.to(_dtype(inputs)), self)
         return product if self.bias is None else product + self.bias.to(product.dtype)[:, None, None]
+
+
+def keep_on_cpu(layers: Sequence[nn.Linear | nn.Conv2d], device: torch.device, part_bytes: int = PART_BYTES) -> Ring:
+    """Keep these frozen layers' weights in the CPU's memory, in a ring that brings them to the device.
+
+    A layer changes its class, so that whoever holds it need not be told and whoever computes with a plain layer's
+    weight sees that it is none.
+    """
+    ring = Ring(layers, device, part_bytes)
+    for layer in layers:
+        if not isinstance(layer, NarrowLinear):
+            layer.__class__ = FetchedLinear if isinstance(layer, nn.Linear) else FetchedConv2d
+        layer.ring = ring  # type: ignore[assignment]
+    return ring

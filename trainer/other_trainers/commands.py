@@ -13,7 +13,8 @@ from trainer.cards.proposals import Proposal
 from trainer.config import TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.other_trainers import importing, presets_from, recipes_out
-from trainer.other_trainers.contract import STATUSES, Imported
+from trainer.other_trainers.contract import Imported
+from trainer.other_trainers.rows import STATUSES
 from trainer.printing import printable
 
 

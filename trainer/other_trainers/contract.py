@@ -6,49 +6,25 @@ may depend on the others; the row says what it becomes in general, which is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from trainer.other_trainers.rows import Key, KeyTable
 
 if TYPE_CHECKING:
     from trainer.other_trainers.documents import Document
     from trainer.other_trainers.reading import Reading
 
-Status = Literal["taken", "translated", "no effect", "can't be"]
-STATUSES: tuple[Status, ...] = ("taken", "translated", "no effect", "can't be")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What becomes of a key: our setting, or why there is none."""
-
-    status: Status
-    became: str = ""  # our settings
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Key:
-    """What became of one key of a recipe."""
-
-    key: str
-    value: Any  # as JSON can say it; secrets hidden
-    became: str
-    status: Status
-    why: str
-
 
 @dataclass(frozen=True, kw_only=True)
-class Tool:
+class Tool(KeyTable):
     """One trainer whose recipes are read."""
 
     name: str  # as `--json` says it
     # Tools are asked in this order whether a file is theirs: those that know it by a sure sign come before those that
     # would take more.
     turn: int
-    title: str
-    version: str  # whose keys and defaults these are
-    rows: Mapping[str, Row]  # by key; `[]` stands for any place in a list
     recognises: Callable[[Document], bool]
     # The recipe's values by dotted key.
     flatten: Callable[[Document], dict[str, Any]]

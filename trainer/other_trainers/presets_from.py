@@ -16,7 +16,8 @@ import tomli_w
 
 from trainer import __version__, presets
 from trainer.config import TrainConfig
-from trainer.other_trainers.contract import STATUSES, Imported, Key
+from trainer.other_trainers.contract import Imported
+from trainer.other_trainers.rows import STATUSES, Key
 from trainer.printing import printable
 
 _REPORT = "# What became of each key of the recipe:"

@@ -10,8 +10,8 @@ import math
 import re
 from typing import Any
 
-from trainer.other_trainers.contract import Key, Row, Status, Tool
 from trainer.other_trainers.documents import Document, beside
+from trainer.other_trainers.rows import Key, KeyTable, Row, Status
 from trainer.printing import printable
 
 MAX_TEXT_CHARS = 2000
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"\[\d+\]")
 class Reading:
     """The values of one recipe, and what became of them."""
 
-    def __init__(self, tool: Tool, document: Document, values: dict[str, Any], pictures: int) -> None:
+    def __init__(self, tool: KeyTable, document: Document, values: dict[str, Any], pictures: int) -> None:
         self.tool, self.document, self.values, self.pictures = tool, document, values, pictures
         self.seen = values  # what is read; a graphical front-end's recipe as its engine gets it
         self.origin: dict[str, str] = {}  # a key that is read -> the recipe's key that gave it
@@ -191,7 +191,7 @@ class Reading:
         )
 
 
-def row_of(tool: Tool, key: str) -> Row | None:
+def row_of(tool: KeyTable, key: str) -> Row | None:
     """The row of a key, whatever its places in lists are."""
     plain_key = _PLACE.sub("[]", key)
     if plain_key in tool.rows:

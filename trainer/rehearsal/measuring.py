@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import nn
 
-from trainer import bases, checkpoint, data, export, families, optim, run_evaluation, session
+from trainer import attaching, bases, checkpoint, data, export, families, optim, run_evaluation, session
 from trainer.config import TrainConfig
 from trainer.data import buckets, folds
 from trainer.events import Event, Sampled, Validated, Warned
@@ -55,7 +55,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
             opened = time.monotonic()
             _, num_cached = model.prepare(run.cache, dataset, left_out or heldout)
             cached = time.monotonic()
-            parameters = model.attach(None)
+            parameters = attaching.attach(model, None)
             optimizer = optim.build(optim.groups(parameters, config), config)
         attached = time.monotonic()
         optim.set_rate(optimizer, config, config.optimizer.warmup_steps)  # a first step of warm-up leaves zeros

@@ -16,30 +16,18 @@ from typing import TYPE_CHECKING
 
 from trainer import cache, last_used, lora_file
 from trainer.deltas import Update
+from trainer.render.adapter_content import Adapter
 from trainer.render.fold_groups import Share
 from trainer.render.folding import Part
 from trainer.render.live import Updates
 from trainer.render.new_words import Words
-from trainer.render.packing import Packed, pack
+from trainer.render.packing import pack
 
 if TYPE_CHECKING:
     from trainer.render.effect import Effect, Weights
     from trainer.render.opened_base import OpenedBase
 
 KEPT_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What a file holds."""
-
-    key: str  # by its content: names and numbers
-    sha256: str  # of the numbers alone, as sshs_model_hash
-    trigger: str
-    updates: dict[str, Update]  # by component.module.path
-    components: dict[str, Packed]  # the same as they are folded
-    words: Words  # new words for the text encoders
-    num_bytes: int
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from trainer.render.packing import Pack, Packed
 
 if TYPE_CHECKING:
     from trainer.deltas import Update
-    from trainer.render.adapter_cache import Adapter
+    from trainer.render.adapter_content import Adapter
 
 _SHARE = 16  # of a GPU's memory
 

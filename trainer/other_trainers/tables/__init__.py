@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from trainer.config.parsing import from_toml
-from trainer.other_trainers.contract import STATUSES, Row
+from trainer.other_trainers.rows import STATUSES, Row
 
 
 @lru_cache(maxsize=64)
