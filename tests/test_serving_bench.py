@@ -11,6 +11,7 @@ from trainer.bench import scale_command, serving, serving_load
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_small_load_is_measured_and_every_picture_is_its_own(tmp_path: Path) -> None:
     report = serving.run(serving.Size(tenants=4, loras=6, requests=2, rounds=1, steps=3, plain=2))
     assert not report.wrong and report.largest_difference <= serving.TOLERANCE
