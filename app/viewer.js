@@ -145,7 +145,8 @@ const open = (img, from) => {
   if (dialog.open) return;
   list = listOf(img);
   items = read(list);
-  const item = itemOf(img), pair = img.closest('#compare') && pictures(img.closest('#compare')).map(itemOf);
+  const item = itemOf(img), listed = one => items.find(other => other.key === one.key) ?? one;
+  const pinned = img.closest('#compare') && pictures(img.closest('#compare')).map(itemOf).find(one => one.key !== item.key);
   if (!items.some(one => one.key === item.key)) items.unshift(item);
   opener = from ?? img.closest('button, a');
   kept = null;
@@ -153,8 +154,8 @@ const open = (img, from) => {
   stage.compare('');
   stage.fit();
   part('stage').focus();
-  see(items.find(one => one.key === item.key));
-  if (pair?.length > 1) compare(pair.find(one => one.key !== item.key) ?? pair[0]);
+  see(listed(item));
+  if (pinned) compare(listed(pinned));
 };
 const close = () => dialog.close();
 dialog.addEventListener('close', () => {
@@ -183,7 +184,9 @@ const pressed = event => {
   if (!place || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return null;
   const control = event.target.closest('button, a');
   if (event.target.closest('.enlarge')) return control.querySelector('img');
-  if (control?.closest('.icon-button-wrapper')) return imageIn(place);  // Gradio's own button for full screen
+  // Gradio's own button for full screen is the last of its row.
+  const row = control?.closest('.icon-button-wrapper');
+  if (row) return [...row.querySelectorAll('button')].at(-1) === control ? imageIn(place) : null;
   if (control?.matches(CHOOSES) || place.id === 'compare') return null;
   return event.target.closest('img') ?? control?.querySelector('img');
 };

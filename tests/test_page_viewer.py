@@ -110,6 +110,26 @@ def test_a_recent_picture_and_the_large_one_open_whole(page: Page, context: Cont
     assert page.evaluate("document.fullscreenElement") is None
 
 
+def test_a_pinned_picture_is_the_one_that_others_are_seen_against(page: Page) -> None:
+    cells = recent(page)
+    cells.nth(0).click()
+    expect(page.locator("#pin")).to_be_enabled()
+    page.locator("#pin").click()
+    expect(page.locator("#compare")).to_be_visible()
+    cells.nth(2).click()
+    expect(page.locator("#stack-seed input").first).to_have_value("1")
+    own = page.locator("#compare .icon-button-wrapper button").last
+    own.click()
+    at(page, "3 of 4")
+    is_whole(page)
+    expect(page.locator(".view-stage .a .tag")).to_have_text("A seed 3")
+    expect(page.locator(".view-stage .b .tag")).to_have_text("B seed 1")
+    expect(page.locator(".view-stage .divider")).to_be_visible()
+    leave(page, own)
+    page.locator("#pin").click()
+    expect(page.locator("#compare")).to_be_hidden()
+
+
 def test_the_pictures_of_a_batch_open_whole_and_its_keys_rest_meanwhile(page: Page) -> None:
     browsing.open_tab(page, "Batch")
     grid = page.locator("#batch-pictures .grid .thumbnail-item")
@@ -282,8 +302,8 @@ def test_two_pictures_are_seen_by_a_slider_side_by_side_and_in_one_anothers_plac
     for _ in range(4):
         page.keyboard.press("Shift+ArrowRight")
     assert alike(colours(page, (centre + 20, middle))[0], one)
-    expect(page.locator(".divider")).to_have_attribute("aria-valuenow", "70")
-    grip = page.locator(".divider").bounding_box()
+    expect(page.locator(".view-stage .divider")).to_have_attribute("aria-valuenow", "70")
+    grip = page.locator(".view-stage .divider").bounding_box()
     assert grip
     page.mouse.move(grip["x"] + grip["width"] / 2, middle)
     page.mouse.down()
@@ -317,7 +337,7 @@ def test_two_pictures_are_seen_by_a_slider_side_by_side_and_in_one_anothers_plac
     page.mouse.up()
     page.keyboard.press("c")
     expect(page.locator("[data-do=way]")).to_be_hidden()
-    assert alike(colours(page, (left, middle))[0], other)
+    assert alike(colours(page, (centre, middle))[0], other)
     page.keyboard.press("m")  # of no effect without A
 
 
@@ -329,6 +349,7 @@ def test_it_is_swiped_on_a_telephone_and_read_by_everybody(chromium: Browser, ad
     page = phone.new_page()
     page.set_default_timeout(60_000)
     page.goto(address)
+    wcag.hold_still(page)
     cells = recent(page)
     expect(cells.nth(1).locator(".enlarge")).to_be_visible()  # where nothing can be pointed at, it is always there
     cells.nth(1).locator(".enlarge").tap()
@@ -346,11 +367,12 @@ def test_it_is_swiped_on_a_telephone_and_read_by_everybody(chromium: Browser, ad
         for theme in ("light", "dark"):
             page.evaluate("theme => document.body.classList.toggle('dark', theme === 'dark')", theme)
             page.wait_for_timeout(100)
-            assert not (found := wcag.faint(page)), (width, theme, found)
+            found = [one for one in wcag.faint(page) if "dialog.viewer" in one[3]]
+            assert not found, (width, theme, found)
         for button in page.locator("dialog.viewer button:visible").all():
             inside = button.bounding_box()
             assert inside and inside["x"] >= 0 and inside["x"] + inside["width"] <= width
-    assert not (found := wcag.nameless(page)), "\n".join(found)
+    assert not (nameless := wcag.nameless(page)), "\n".join(nameless)
     expect(dialog(page)).to_have_attribute("aria-modal", "true")
     assert page.evaluate("window.__owned") is None
     phone.close()

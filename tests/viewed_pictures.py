@@ -119,10 +119,11 @@ def leave(page: Page, back: Locator) -> None:
 
 
 def swipe(page: Page, across: int) -> None:
-    """A finger's swipe over the middle of the picture."""
+    """A finger's swipe over the middle of the picture, as fast as a finger: after a faster one Chromium drops a tap."""
     session, (x, y) = page.context.new_cdp_session(page), (200, 400)
     session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
-    for part in range(1, 5):
-        points = [{"x": x + across * part // 4, "y": y}]
+    for part in range(1, 6):
+        points = [{"x": x + across * part // 5, "y": y}]
         session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points})
+        page.wait_for_timeout(30)
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
