@@ -26,6 +26,7 @@ const words = item => [item.v === 'kept' ? phrase('gallery.is_kept') : item.v ==
 const newCard = item => {
   const card = make('button', 'thumbnail-item'), image = make('img');
   card.type = 'button';
+  card.dataset.whole = item.w;
   image.src = item.s;
   image.alt = '';
   image.loading = 'lazy';

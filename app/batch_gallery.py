@@ -37,9 +37,9 @@ _BUTTONS = f"""<button type="button" data-verdict="kept"
 <button type="button" data-act="open">{say("button.open_in_stack")}</button>"""
 _TEMPLATE = f"""<div class="pictures sift" hidden>
 <div class="kinds" role="group" aria-label="{say("gallery.filter")}"></div>
-<figure class="seen"><a target="_blank" rel="noopener"><img alt=""></a><figcaption></figcaption></figure>
+<figure class="seen viewing"><a target="_blank" rel="noopener"><img alt=""></a><figcaption></figcaption></figure>
 <div class="rate" role="group" aria-label="{say("gallery.this_picture")}">{_BUTTONS}</div>
-<div class="grid" role="group" aria-label="{say("gallery.pictures")}"></div>
+<div class="grid viewing" role="group" aria-label="{say("gallery.pictures")}"></div>
 <p class="empty" hidden>{say("gallery.none")}</p>
 <div class="tools"><button type="button" class="more" hidden>{say("button.show_more")}</button><span class="gap"></span>
 <button type="button" data-act="zip">{say("gallery.zip")}</button>

@@ -37,7 +37,7 @@ element.addEventListener('click', event => {
 
 def html(context: Context, items: Sequence[Item], chosen: str) -> str:
     """The cards of these things; that of the chosen thing is marked."""
-    return f'<div class="cards">{"".join(_card(context, item, item.key == chosen) for item in items)}</div>'
+    return f'<div class="cards viewing">{"".join(_card(context, item, item.key == chosen) for item in items)}</div>'
 
 
 def _card(context: Context, item: Item, is_chosen: bool) -> str:
@@ -66,6 +66,15 @@ def picture(context: Context, path: Path | None, seed: str) -> str:
         for number in range(3)
     )
     return f'<svg class="none" viewBox="0 0 68 64" aria-hidden="true">{layers}</svg>'
+
+
+def viewed(context: Context, path: Path | None, seed: str, words: str = "") -> str:
+    """The same, shown full-screen by a press within what is marked for it (`viewer`); `words` are not escaped yet."""
+    inner = picture(context, path, seed)
+    if not inner.startswith("<img"):
+        return inner
+    label, title = (escape(text, 300) for text in (say("viewer.see", words=words or say("word.picture")), words))
+    return f'<button type="button" class="view-picture" aria-label="{label}" title="{title}">{inner}</button>'
 
 
 def address(path: Path) -> str:
@@ -116,7 +125,7 @@ def panel_html(context: Context, item: Item, details: Details) -> str:
     warning = f'<p class="warned">{escape(details.warning, 1000)}</p>' if details.warning else ""
     uses = "".join(f"<li>{escape(text, 600)}</li>" for text in details.uses)
     shown = context.thumbnails(details.pictures[:MOST_USES])
-    pictures = "".join(f'<img src="{address(thumbnail)}" alt="" loading="lazy">' for _, thumbnail in shown)
+    pictures = "".join(viewed(context, path, item.key, path.stem) for path, _ in shown)
     used = f'<h4>{say("library.where_used")}</h4><ul>{uses}</ul><div class="uses">{pictures}</div>' if uses else ""
     # Pictures and stacks are used by nothing, so that it goes without saying.
     unused = (
@@ -125,6 +134,7 @@ def panel_html(context: Context, item: Item, details: Details) -> str:
         else f"<h4>{say('library.where_used')}</h4><p>{say('library.nowhere')}</p>"
     )
     return (
-        f'<div class="panel">{picture(context, item.picture, item.key)}<h3>{escape(item.name, 120)}</h3>'
-        f'<p class="kind">{escape(ONE[item.kind])}</p>{warning}<dl>{rows}</dl>{used}{unused}</div>'
+        f'<div class="panel viewing">{viewed(context, item.picture, item.key, item.name)}'
+        f'<h3>{escape(item.name, 120)}</h3><p class="kind">{escape(ONE[item.kind])}</p>{warning}<dl>{rows}</dl>'
+        f"{used}{unused}</div>"
     )

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 OWN_BASE = "imprimatura"
 EXAMPLES = Path(__file__).parent / "examples"
 THUMBNAIL_PX = 320
+_MOST_SHOWN = 20_000  # files that are remembered
 _TINT = "#a04e2b"  # over what a mask leaves out
 
 
@@ -71,6 +73,7 @@ class Context:
     logs: EventLogs = field(default_factory=EventLogs)
     desks: Desks = field(default_factory=Desks)
     paces: dict[str, float] = field(default_factory=dict)  # seconds a pixel and step by base, of the last picture
+    shown: OrderedDict[str, Path] = field(default_factory=OrderedDict)  # files by what their thumbnails are called
     _engine: Engine | None = None
     _engine_lock: threading.Lock = field(default_factory=threading.Lock)
     _loras: dict[tuple[Path, int, int], LoraInfo | None] = field(default_factory=dict)
@@ -154,7 +157,7 @@ class Context:
     def thumbnail(self, path: Path) -> Path:
         """A small WebP of a picture, made once. Raises: DataError if it doesn't open."""
         try:
-            thumbnail = self.cache / "thumbs" / f"{_fingerprint(path)}.webp"
+            thumbnail = self.cache / "thumbs" / f"{self._named(path)}.webp"
             if not thumbnail.is_file():
                 image = open_image(path)
                 image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -188,11 +191,18 @@ class Context:
 
         A run's best has the run's name before it.
         """
-        public = self.cache / "files" / _fingerprint(path) / whole(f"{self.lora_name(path)}{path.suffix}")
+        public = self.cache / "files" / self._named(path) / whole(f"{self.lora_name(path)}{path.suffix}")
         if not public.is_file():
             with files.replacing(public) as unnamed:
                 system.link_or_copy(path, unnamed)  # our files are replaced whole, never written into
         return public
+
+    def _named(self, path: Path) -> str:
+        """What a file's thumbnail is called, which is remembered; the eldest are forgotten first."""
+        self.shown[name := _fingerprint(path)] = path
+        while len(self.shown) > _MOST_SHOWN:
+            self.shown.popitem(last=False)
+        return name
 
     def published_of(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Each file that can be read, with where the browser can fetch it."""

@@ -95,16 +95,21 @@ def html(context: Context, rows: Sequence[Strip], config: TrainConfig | None) ->
     parts = [_row(context, row, beside) for row, beside in zip(rows, learned, strict=False)]
     more = len(rows) - _MOST_ROWS
     hidden = f'<p class="between">{say("run.more_prompts", num=more)}</p>' if more > 0 else ""
-    return f'<div class="strips"><h3>{say("run.previews")}</h3>{"".join(parts)}{hidden}</div>' if any(parts) else ""
+    if not any(parts):
+        return ""
+    return f'<div class="strips viewing"><h3>{say("run.previews")}</h3>{"".join(parts)}{hidden}</div>'
 
 
-def link(context: Context, preview: Preview) -> str:
-    """A preview's thumbnail, which opens the whole picture; "" for a preview that can't be shown."""
+def link(context: Context, preview: Preview, run: str = "") -> str:
+    """A preview's thumbnail, which opens the whole picture; "" for a preview that can't be shown.
+
+    Beside those of other runs its own `run` is named.
+    """
     try:
         thumbnail, whole = context.thumbnail(preview.path), context.published(preview.path)
     except (DataError, OSError, ValueError):
         return ""
-    caption = escape(preview.caption, 600)
+    caption = escape(f"{run}: {preview.caption}" if run else preview.caption, 600)
     return (
         f'<a href="{cards.address(whole)}" target="_blank" rel="noopener" title="{caption}">'
         f'<img src="{cards.address(thumbnail)}" alt="{caption}" loading="lazy"></a>'
@@ -169,8 +174,8 @@ def _training_picture(context: Context, path: Path | None) -> str:
         return ""
     name = escape(path.name, 120)
     return (
-        f'<figure class="frame learned"><img src="{shown}" alt="{say("run.training_picture", name=name)}" '
-        f'title="{name}" loading="lazy">'
+        f'<figure class="frame learned"><button type="button" class="view-picture">'
+        f'<img src="{shown}" alt="{say("run.training_picture", name=name)}" title="{name}" loading="lazy"></button>'
         f"<figcaption>{say('run.learns_from_this')}</figcaption></figure>"
     )
 

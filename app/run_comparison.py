@@ -196,10 +196,10 @@ def _previews(context: Context, compared: Sequence[_Run]) -> str:
             f'<figure class="frame">{picture}<figcaption>{_named(run)}<br>'
             f"{say('run.at_step', step=preview.event.step)}</figcaption></figure>"
             for run, preview in shown
-            if (picture := preview_strip.link(context, preview))
+            if (picture := preview_strip.link(context, preview, plain(run.name, 80)))
         )
         parts.append(f'<section class="strip"><h4><span>{escape(prompt, 300)}</span></h4>')
         parts.append(f'<div class="frames">{figures}</div></section>')
     more = len(shared) - _MOST_PROMPTS
     hidden = f'<p class="between">{say("run.more_prompts", num=more)}</p>' if more > 0 else ""
-    return f'<h4>{say("compare.last_previews")}</h4><div class="strips">{"".join(parts)}{hidden}</div>'
+    return f'<h4>{say("compare.last_previews")}</h4><div class="strips viewing">{"".join(parts)}{hidden}</div>'

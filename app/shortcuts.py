@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 _UP, _DOWN, _LEFT, _RIGHT = _ARROWS = ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")
-_GALLERY, _PROMPT, _USE = "dataset_gallery.js", "stack_prompt.js", say("keys.use")
+_GALLERY, _PROMPT, _VIEWER, _USE = "dataset_gallery.js", "stack_prompt.js", "viewer.js", say("keys.use")
 DATASET = Group(
     say("page.dataset"),
     say("page.dataset"),
@@ -82,6 +82,24 @@ KEYS = (
             Key("E", say("keys.erase"), "paint.js", ("e",)),
             Key("[ ]", say("keys.size_brush"), "paint.js", ("[", "]")),
             Key("Ctrl+Z", say("keys.undo"), "paint.js", ("z",)),
+        ),
+    ),
+    Group(
+        say("keys.of_viewer"),
+        "",
+        (
+            Key("V", say("keys.see"), _VIEWER, ("v",)),
+            Key("← →", say("keys.before_after"), _VIEWER, (_LEFT, _RIGHT)),
+            Key("Home", say("keys.first"), _VIEWER, ("Home",)),
+            Key("End", say("keys.last"), _VIEWER, ("End",)),
+            Key("Z", say("keys.zoom"), _VIEWER, ("z",)),
+            Key("+ −", say("keys.larger"), _VIEWER, ("+", "-")),
+            Key("C", say("keys.keep_as_a"), _VIEWER, ("c",)),
+            Key("M", say("keys.way"), _VIEWER, ("m",)),
+            Key("Space", say("keys.see_a"), _VIEWER, (" ",)),
+            Key("Shift+↑ ↓ ← →", say("keys.divide"), _VIEWER, _ARROWS),
+            Key("P I", say("keys.crisp"), _VIEWER, ("p", "i")),
+            Key("Esc", say("keys.leave"), _VIEWER, ("Escape",)),
         ),
     ),
     Group(

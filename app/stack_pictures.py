@@ -68,16 +68,17 @@ class Stage:
             # A picture, two beside each other, or the cells of a sheet: of these three one is seen.
             self.picture = gr.Image(
                 label=say("word.picture"), type="filepath", format="png", interactive=False, height=_HEIGHT_PX,
-                buttons=["fullscreen"], elem_id="picture", elem_classes="canvas",
+                buttons=["fullscreen"], elem_id="picture", elem_classes=["canvas", "viewing"],
             )  # fmt: skip
             self.compare = gr.ImageSlider(
                 label=say("stack.compare"), type="filepath", format="png", interactive=False, visible=False,
                 max_height=_HEIGHT_PX, height=_HEIGHT_PX, buttons=["fullscreen"], elem_id="compare",
-                elem_classes="canvas",
+                elem_classes=["canvas", "viewing"],
             )  # fmt: skip
             self.cells = gr.Gallery(
                 label=say("stack.cells"), height=_HEIGHT_PX, visible=False, object_fit="contain",
                 allow_preview=False, interactive=False, buttons=[], format="png", elem_id="cells",
+                elem_classes="viewing",
             )  # fmt: skip
             self.progress = gr.HTML(progress_lines.line(say("stack.idle")), js_on_load=KEYS, elem_id="drawing")
             self.shown = gr.HTML(visible="hidden", elem_id="shown-picture")  # its address, which regions are painted on
@@ -110,6 +111,7 @@ class Stage:
         self.gallery = gr.Gallery(
             label=say("stack.recent"), columns=8, height=150, object_fit="contain",
             allow_preview=False, interactive=False, buttons=[], fit_columns=False, elem_id="recent",
+            elem_classes="viewing",
         )  # fmt: skip
         self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
         self.infotext = gr.Textbox(

@@ -65,6 +65,7 @@ from app import (  # noqa: E402
     show_me,
     tabs,
     theme,
+    viewer,
     views,
 )
 from app.batches import KINDS, Drawing  # noqa: E402
@@ -188,6 +189,7 @@ def compose(context: Context) -> gr.Blocks:
 
         # Keys, names, programs, and news of jobs.
         gr.HTML(shortcuts.dialog_html(shortcuts.of_page(titles)))
+        viewer.Viewer(context).draw()
         page.load(None, js=shortcuts.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)

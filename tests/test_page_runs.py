@@ -107,9 +107,9 @@ def test_previews_stand_in_a_row_for_each_prompt_from_the_base_to_the_newest_bes
     left, most = frames.evaluate("row => [row.scrollLeft, row.scrollWidth - row.clientWidth]")
     assert most > 500 and abs(left - most) < 2
 
-    # A press opens the whole picture.
+    # With Ctrl a press opens the whole picture in a tab of its own, as of any link.
     with page.context.expect_page() as waiting:
-        frames.locator(".newest a").click()
+        frames.locator(".newest a").click(modifiers=["Control"])
     whole = waiting.value
     whole.wait_for_load_state()
     assert whole.locator("img").evaluate("image => image.naturalWidth") == 128
