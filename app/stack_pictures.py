@@ -98,7 +98,7 @@ class Stage:
                     elem_classes="toggle",
                     elem_id="live",
                 )
-            with gr.Row(elem_classes="easel-buttons"):
+            with gr.Row(elem_classes="easel-buttons") as self.below:
                 self.pin = gr.Button(say("stack.pin"), size="sm", min_width=110, interactive=False, elem_id="pin")
                 self.download = gr.DownloadButton(
                     say("stack.download"), size="sm", min_width=110, interactive=False, elem_id="download"

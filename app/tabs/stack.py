@@ -12,6 +12,7 @@ from gradio.context import get_blocks_context
 
 from app import leftovers, path_gate, sheets, stack_desk, views
 from app.context import OWN_BASE, Context, Refresh
+from app.desk_sending import Sending
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
@@ -97,6 +98,7 @@ class _Tab:
         self.rows, self.stage = LoraRows(context), Stage(context)
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
+        self.sending = Sending(context, self._stack)
 
         # What a picture is made of at the left, the picture at the right.
         with gr.Row(equal_height=False, elem_classes="halves desk"):
@@ -111,6 +113,8 @@ class _Tab:
                 self._draw_settings()
             with gr.Column(scale=4, min_width=320, elem_classes="stage"):
                 self.stage.draw()
+                with self.stage.below:
+                    self.sending.draw()
         self._connect()
 
     def _draw_settings(self) -> None:
@@ -171,6 +175,7 @@ class _Tab:
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
         self.prompt_tools.html.pasted(self.take_text, None, [*restored, stage.warned], **still)
         self.saving.connect(inputs, self._taken, restored)
+        self.sending.connect(inputs)
         # In an event of its own: the form is filled first, and only then is a picture of it shown or drawn.
         stage.opened.change(self.show_opened, {stage.opened, stage.live}, shown, **lane)
         rolled = self.dice.click(self.new_seed, None, fields["seed"], **still)
@@ -373,4 +378,5 @@ def build(context: Context) -> Refresh:
     kept = [rows.num_shown, *rows.choices]
     held = [tab.form.components["base"], tab.form.components["family"], *kept]
     outputs = [*kept, *rows.groups, tab.shelf.cards, tab.saving.saved, stage.gallery, stage.files]
-    return Refresh(tab.open_tab, held, outputs, on_load=False, forms=[tab.form, *rows.more_of])
+    forms = [tab.form, *rows.more_of]
+    return Refresh(tab.open_tab, held, outputs, on_load=False, tells=[tab.sending.sent], forms=forms)
