@@ -29,13 +29,13 @@ def stack(context: Context, name: str | None) -> StackConfig:
     raise ConfigError(say("batch.none_like"))
 
 
-def choices(context: Context, chosen: str | None) -> list[tuple[str, str]]:
+def choices(context: Context, *chosen: str | None) -> list[tuple[str, str]]:
     """What a batch may be like, as (label, name): pictures, then saved stacks; those whose LoRAs are here.
 
-    Of the stacks that came from a desk only the chosen one, before all others: each page has its own.
+    Of the stacks that came from a desk only those that are `chosen`, before all others: each page has its own.
     """
     labels: dict[str, str] = {}
-    if path := desk_stacks.path_of(context, chosen):
+    for path in filter(None, (desk_stacks.path_of(context, name) for name in chosen)):
         sent = time.strftime("%H:%M", time.localtime(path.stat().st_mtime))
         labels[f"{desk_stacks.PREFIX}{path.name}"] = say("batch.from_desk", time=sent)
     labels |= {path.name: plain(path.name) for path, _ in context.thumbnails(recent(context))}

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image, ImageChops
 
-from app import batch_likes, desk_stacks, ui
+from app import batch_likes, batches, desk_stacks, masks, path_gate, ui
 from app.context import Context
 from tests import browsing as until_so
 from tests import test_browser as browsing
 from tests.test_page_desk import choose, set_live
+from tests.test_page_rows import a_lora
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
-from trainer.render import picture_metadata
+from trainer.render import jobs_file, picture_metadata
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -137,7 +138,8 @@ def test_two_tabs_each_keep_the_desk_that_they_sent(browser: Browser, server: br
     send(second)
     expect(second.locator("#batch-says")).to_contain_text("cat at 0.1")
     # What was typed in Batch is not taken away.
-    expect(second.locator(".toast-body")).to_contain_text("The prompts that stand in Batch stay", timeout=WAIT_MS)
+    told = second.locator(".toast-body")
+    expect(told).to_contain_text("The prompts that stand in Batch stay", timeout=WAIT_MS)
     expect(second.locator("#batch-prompts textarea")).to_have_value("a fox")
 
     expect(first.locator("#batch-says")).to_contain_text("cat at 0.6")
@@ -147,6 +149,7 @@ def test_two_tabs_each_keep_the_desk_that_they_sent(browser: Browser, server: br
     recipe = picture_metadata.read(picture).recipe or {}
     assert [lora["weight"] for lora in recipe["adapters"]] == [0.6, 0.7] and recipe["prompt"] == "a red apple"
     assert len(list((server.workspace / "desks").glob("*.toml"))) == 2
+    assert not first.locator(".toast-body.error").count() and not second.locator(".toast-body.error").count()
     assert "Traceback" not in server.log(), server.log()
 
 
@@ -166,6 +169,39 @@ def test_a_stack_is_kept_once_whoever_sends_it_and_other_stacks_beside_it(contex
     assert [batch_likes.stack(context, key).prompt for key in keys] == ["a fox", "an owl", "a fox"]
     assert batch_likes.choices(context, None) == [], "a desk is offered to the page that sent it"
     assert [name for _, name in batch_likes.choices(context, keys[1])] == [keys[1]]
+    assert [name for _, name in batch_likes.choices(context, *keys, "desk:x", None)] == keys[:2]
+
+
+def test_every_setting_of_the_desk_reaches_the_batch(context: Context, tmp_path: Path) -> None:
+    mask = tmp_path / "half.png"
+    Image.linear_gradient("L").save(mask)
+    a_lora(context.loras / "ash.safetensors", 0.1)
+    (sha256,) = context.find_loras()
+    lora = AdapterChoice(
+        sha256=sha256, weight=2.5, text_weight=-0.3, blocks=("IN=0.5", "MID=0"), schedule="points 0:0 0.3:1 1:0.5",
+        region=f"mask {masks.add(context, mask)}", trigger=True,
+    )  # fmt: skip
+    stack = StackConfig(
+        adapters=(lora,), mode="switch", wide_weights=True, prompt="a red apple,\nat dusk", negative_prompt="grey",
+        seed=77, sampler="euler", steps=9, guidance_scale=4.5, guidance_rescale=0.4, width_px=96, height_px=160,
+    )  # fmt: skip
+    wanted = path_gate.checked(context, stack)
+    left_out = {"version", "base", "family", "true_guidance_scale"}  # of one value here
+    of_lora = {"file", "name", "enabled"}
+    assert not [key for key in StackConfig.model_fields if key not in left_out and not changed(stack, key)]
+    assert not [key for key in AdapterChoice.model_fields if key not in of_lora and not changed(lora, key)]
+    found = batch_likes.stack(context, desk_stacks.keep(context, wanted))
+    assert found == wanted
+
+    # As `velatura batch` reads what Batch begins.
+    path = tmp_path / "jobs.toml"
+    path.write_text(batches.composed(context, found, "", "1", "", "").text, encoding="utf-8")
+    (row,) = jobs_file.read(path, jobs_file.Defaults())
+    assert row.stack == wanted, row.problem
+
+
+def changed(settings: AdapterChoice | StackConfig, key: str) -> bool:
+    return bool(getattr(settings, key) != type(settings).model_fields[key].default)
 
 
 def test_the_eldest_are_forgotten_first(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ class _Tab:
         self.table.change(self.read_table, self.table, self.pasted, trigger_mode="always_last", **still, **_IN_TURN)
         self.like.input(self.show_like, self.like, [self.sample, self.says], **still)
         sent = [self.source, self.like, self.sample, self.says, self.file, self.plan, *self.ready]
-        self.desk.input(self.take_desk, {self.desk, self.run, self.table, self.prompts}, sent, **still)
+        self.desk.input(self.take_desk, {self.desk, self.like, self.run, self.table, self.prompts}, sent, **still)
 
         # Whether there is anything to draw.
         chosen = [self.source, self.like, self.run, self.table, self.file]
@@ -303,10 +303,12 @@ class _Tab:
         batch_likes.stack(self.context, key)  # raises for one that can't be drawn
         if (held[self.prompts] or "").strip():
             tell(say("batch.prompts_stay"))
+        # What was chosen stays among the choices: the page may ask with it once more before it hears of this.
+        likes = batch_likes.choices(self.context, key, held[self.like])
         return {
             **self.say_ready(_STACK, key, held[self.run], held[self.table], None),
             self.source: _STACK,
-            self.like: gr.update(choices=batch_likes.choices(self.context, key), value=key),
+            self.like: gr.update(choices=likes, value=key),
             **self.show_like(key),
             self.file: None,
             self.plan: gr.update(visible=False),
