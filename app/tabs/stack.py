@@ -16,7 +16,7 @@ from app.desk_sending import Sending
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
-from app.recipes import read_picture, read_recipe, read_text, recent, text_of
+from app.recipes import read_picture, read_recipe, read_text, text_of
 from app.render_requests import Desk, mended_turns
 from app.stack_analysis import MODES, AnalysisSection
 from app.stack_live import changes_of, drawn_from
@@ -27,6 +27,7 @@ from app.stack_prompt import PromptTools
 from app.stack_rows import ROWS, LoraRows, RowValue
 from app.stack_saving import Saving
 from app.stack_shelf import LoraShelf
+from app.stack_taking import Taking
 from app.texts import say
 from trainer import base_defaults, bases, families
 from trainer.config import StackConfig, parse
@@ -99,6 +100,7 @@ class _Tab:
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
         self.sending = Sending(context, self._stack)
+        self.taking = Taking(context, self.form, self.rows, self.stage, self._stack, self._shown)
 
         # What a picture is made of at the left, the picture at the right.
         with gr.Row(equal_height=False, elem_classes="halves desk"):
@@ -112,10 +114,13 @@ class _Tab:
                 self.panel.draw()
                 self._draw_settings()
             with gr.Column(scale=4, min_width=320, elem_classes="stage"):
-                self.stage.draw()
+                self.stage.draw(self._draw_below_recent)
                 with self.stage.below:
                     self.sending.draw()
         self._connect()
+
+    def _draw_below_recent(self) -> None:
+        self.taking.draw()
 
     def _draw_settings(self) -> None:
         # What is set for nearly every picture; the rest of the form is folded.
@@ -171,7 +176,7 @@ class _Tab:
         # What fills the form.
         based = fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
         stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
-        stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
+        taken = self.taking.connect(restored, shown)
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
         self.prompt_tools.html.pasted(self.take_text, None, [*restored, stage.warned], **still)
         self.saving.connect(inputs, self._taken, restored)
@@ -188,7 +193,7 @@ class _Tab:
         gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *asked_for], self.draw_live, **live)
         self.panel.html.used(self.draw_live, **live)
         put = self.shelf.connect(fields["base"], fields["family"])
-        for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled):
+        for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled, taken):
             event.then(self.draw_live, **live)
 
     def _stack(self, held: dict[Any, Any]) -> StackConfig:
@@ -329,20 +334,6 @@ class _Tab:
         html = views.notice_html("plain", heading, lines)
         shown = gr.update(value=html, visible=bool(notes))
         return self._taken(stack, picture) | {self.stage.warned: shown}
-
-    @mended
-    def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:
-        index = event.index if isinstance(event.index, int) else -1
-        wanted = names[index] if 0 <= index < len(names) else None
-        # Pressed is a place in the list as it was sent; the folder may hold other pictures by now.
-        path = next((path for path in recent(self.context) if path.name == wanted), None)
-        if path is None:
-            return gr.skip()
-        desk = self._desk(request)
-        if self.stage.is_sheet(path):
-            desk.cancel()
-            return self.stage.show_sheet(desk, path)
-        return self._shown(desk, path)
 
     def _shown(self, desk: Desk, path: Path) -> dict[Any, Any]:
         """A picture of ours and its stack in the form."""
