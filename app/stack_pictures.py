@@ -112,8 +112,9 @@ class Stage:
             label=say("stack.made_from"), lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext"
         )
         self.dropped = gr.File(
-            file_types=[".png", ".webp", ".jpg", ".jpeg"], label=say("stack.drop"), height=110, elem_id="recipe-png"
-        )
+            file_count="multiple", file_types=[".png", ".webp", ".jpg", ".jpeg"], label=say("stack.drop"), height=110,
+            elem_id="recipe-png",
+        )  # fmt: skip
 
     def outputs(self) -> list[Any]:
         """Everything that a picture may change."""

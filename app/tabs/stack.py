@@ -10,15 +10,16 @@ from typing import Any
 import gradio as gr
 from gradio.context import get_blocks_context
 
-from app import leftovers, path_gate, sheets, stack_desk, views
+from app import path_gate, sheets, stack_desk, views
 from app.context import OWN_BASE, Context, Refresh
 from app.desk_sending import Sending
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
-from app.recipes import read_picture, read_recipe, read_text, text_of
+from app.recipes import read_recipe, read_text, text_of
 from app.render_requests import Desk, mended_turns
 from app.stack_analysis import MODES, AnalysisSection
+from app.stack_dropping import Dropping
 from app.stack_live import changes_of, drawn_from
 from app.stack_order import RowOrder
 from app.stack_panel import ActPanel
@@ -101,6 +102,7 @@ class _Tab:
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
         self.sending = Sending(context, self._stack)
         self.taking = Taking(context, self.form, self.rows, self.stage, self._stack, self._shown)
+        self.dropping = Dropping(context, self.stage, self._taken_but)
 
         # What a picture is made of at the left, the picture at the right.
         with gr.Row(equal_height=False, elem_classes="halves desk"):
@@ -121,6 +123,7 @@ class _Tab:
 
     def _draw_below_recent(self) -> None:
         self.taking.draw()
+        self.dropping.draw()
 
     def _draw_settings(self) -> None:
         # What is set for nearly every picture; the rest of the form is folded.
@@ -155,7 +158,7 @@ class _Tab:
         self.form.connect()
         self.rows.connect()
         self.stage.connect()
-        stage, private = self.stage, {"api_visibility": "private"}
+        stage = self.stage
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         # The next request ends the previous request, so it must not wait for it.
         lane: dict[str, Any] = still | {
@@ -175,7 +178,7 @@ class _Tab:
 
         # What fills the form.
         based = fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
-        stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
+        self.dropping.connect(restored)
         taken = self.taking.connect(restored, shown)
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
         self.prompt_tools.html.pasted(self.take_text, None, [*restored, stage.warned], **still)
@@ -291,26 +294,6 @@ class _Tab:
         update = self.form.fill(stack) | self.rows.fill(stack.adapters)
         tell(say("stack.form_of_picture"))
         return update
-
-    @mended
-    def take_png(self, file: str | None) -> Any:
-        """The form with the stack of a dropped picture, ours or another tool's.
-
-        What of it could not be used stays on the page in words.
-        """
-        if not file:
-            return gr.skip()
-        path = Path(file)
-        # `Open` names pictures of this workspace too. A sheet carries no recipe, so it is shown and the form left.
-        if path.parent == self.context.renders and self.stage.is_sheet(path):
-            return {self.stage.opened: Opened(None, path), self.stage.dropped: None}
-        try:
-            stack, notes = read_picture(self.context, path)
-            picture = stack_desk.picture_of(self.context, path)
-        finally:
-            leftovers.taken(self.context, [file])
-        taken = self._taken_but(stack, notes, say("stack.not_taken"), picture)
-        return taken | {self.stage.dropped: None}
 
     @mended
     def take_text(self, event: gr.EventData) -> dict[Any, Any]:
