@@ -48,7 +48,7 @@ def take(context: Context, path: Path) -> Arrival:
     if values is None:
         return _jobs_lines(context, path, text)
     if _is_graph(values):
-        raise ConfigError(say("dropped.workflow"))
+        return _kept_text(context, path, text, say("dropped.workflow"))
     kind = _ours(values)
     makers = {"train": _train, "stack": _stack, "batch": _batch}
     if kind not in makers:
@@ -201,11 +201,16 @@ def _text_of_picture(context: Context, path: Path, text: str) -> Arrival:
 
     if not opening.looks_like_infotext(text):
         raise ConfigError(say("dropped.unknown_text"))
+    return _kept_text(context, path, text, say("dropped.picture_text"))
+
+
+def _kept_text(context: Context, path: Path, text: str, what: str) -> Arrival:
+    """A text that a stack is read from, as a saved stack. Raises: DataError for one that none can be read from."""
     stack, notes = recipes.read_text(context, text)
     saved = saved_stacks.save(context, stack, path.stem)
     where = say("dropped.kept_stack", name=plain(saved.stem, 120))
     told = " ".join([where, *(plain(note, 400) for note in notes[:6])])
-    return Arrival(path.name, say("dropped.picture_text"), told, ("stack", saved.name), ("stacks", saved.name))
+    return Arrival(path.name, what, told, ("stack", saved.name), ("stacks", saved.name))
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 // A file that is dropped anywhere on the page is handed to the Library's own drop zone; a single one is then opened. A
-// picture that is pasted outside of boxes for text goes the same way.
+// picture that is pasted outside of boxes for text goes the same way. Several pictures in front of Stack go to its zone,
+// where one is opened and the others can be chosen; if none carries a stack they are the Library's after all.
 if (!window.velaturaDrop) {
   window.velaturaDrop = true;
   const hasFiles = event => [...event.dataTransfer?.types ?? []].includes('Files');
@@ -13,10 +14,24 @@ if (!window.velaturaDrop) {
     }
     return null;
   };
-  const hand = async files => {
+  let inStack = null;  // what was handed to Stack, until it is known whether any of it opens
+  const handToStack = files => {
+    const input = document.querySelector('#tab-stack')?.offsetParent && document.querySelector('#recipe-png input[type=file]');
+    if (!input || files.length < 2 || [...files].some(file => !/^image\/(png|jpeg|webp)$/.test(file.type))) return false;
+    inStack = files;
+    input.files = files;
+    input.dispatchEvent(new Event('change', {bubbles: true}));
+    return true;
+  };
+  window.velaturaStackTook = isAny => {
+    const files = inStack;
+    inStack = null;
+    if (files && !isAny) hand(files, true);
+  };
+  const hand = async (files, notInStack = false) => {
     const given = new DataTransfer();
     for (const file of files) given.items.add(file);
-    if (!given.files.length) return;
+    if (!given.files.length || !notInStack && handToStack(given.files)) return;
     [...document.querySelectorAll('button[role=tab]')].find(tab => tab.textContent.trim() === phrase('page.library'))?.click();
     const input = await found(() => document.querySelector('#library-drop input[type=file]'), 20);
     if (!input) return;

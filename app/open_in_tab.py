@@ -20,6 +20,7 @@ from gradio.components import Component
 
 from app import (
     batch_pictures,
+    desk_stacks,
     first_stack,
     kept_fields,
     preset_choices,
@@ -99,6 +100,13 @@ def _jobs(context: Context, key: str) -> str:
     return str(context.published(_among(newest_first(list((context.workspace / "jobs").glob("[!.]*"))), key)))
 
 
+def _desk(context: Context, key: str) -> str:
+    """The key of a stack that came from Stack's desk. Raises: DataError for one that isn't here."""
+    if desk_stacks.path_of(context, key) is None:
+        raise DataError(say("library.gone"))
+    return key
+
+
 def _run(context: Context, key: str) -> int:
     """The run's job, back on the list if it was taken off it. Raises: DataError for a run that wasn't started here."""
     _among([Run(context.runs / key).folder], key)
@@ -142,6 +150,7 @@ TARGETS = {
     "card-stack": Target("stack", "recipe-png", "upload", _card_stack),
     "run": Target("train", "job", "input", _run),
     "jobs": Target("batch", "batch-file", "", _jobs),
+    "desk": Target("batch", "batch-desk", "input", _desk),
     "trained": Target("stack", "recipe-png", "upload", _trained),
     "start": Target("train", "field-start-source", "input", _start),
     "base": Target("train", "field-base", "input", _base),

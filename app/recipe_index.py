@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer.errors import UserError
 
 _MOST = 20_000  # files that are remembered; the eldest are forgotten first
 _MOST_PICTURES = 5_000  # that are looked through
+_MOST_RECENT = 500  # by which is told what is used of late
 _SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 _T = TypeVar("_T")
 
@@ -73,6 +75,11 @@ class RecipeIndex:
             for sha256, _, _ in self.picture(path).loras:
                 by_hash.setdefault(sha256, []).append(path)
         return by_hash
+
+    def uses(self) -> Counter[str]:
+        """In how many of the newest pictures each LoRA was used, by its hash."""
+        newest = self.pictures()[:_MOST_RECENT]
+        return Counter(sha256 for path in newest for sha256 in {lora[0] for lora in self.picture(path).loras})
 
     def trained_on(self, dataset: Path) -> list[str]:
         """The names of the runs that train on a dataset or measure on it."""

@@ -40,9 +40,7 @@ def save(context: Context, stack: StackConfig, name: str, picture: Path | None =
 
     Raises: DataError for a picture that doesn't open, ConfigError where nothing can be written.
     """
-    from trainer.render.picture_metadata import travelling
-
-    text = tomli_w.dumps(_without_none(travelling(stack)))
+    text = text_of(stack)
     # Opened before anything is written, as it may be refused.
     image = open_image(picture) if picture else None
     try:
@@ -50,12 +48,24 @@ def save(context: Context, stack: StackConfig, name: str, picture: Path | None =
             files.write_synced(unnamed, text.encode())
             path = unique_names.put(unnamed, unique_names.numbered(folder(context), safe_stem(f"{name}.x"), ".toml"))
         if image is not None:
-            image.thumbnail((_PICTURE_PX, _PICTURE_PX))
-            with files.replacing(path.with_suffix(PICTURE)) as unnamed:
-                image.save(unnamed, "WEBP", quality=85)
+            put_picture(image, path)
     except OSError as error:
         raise ConfigError(say("stack.unwritable", reason=error.strerror or error)) from None
     return path
+
+
+def text_of(stack: StackConfig) -> str:
+    """What a stack's file says: its LoRAs by hash and name, no path of this machine."""
+    from trainer.render.picture_metadata import travelling  # loads torch
+
+    return tomli_w.dumps(_without_none(travelling(stack)))
+
+
+def put_picture(image: Image.Image, path: Path) -> None:
+    """Write a small picture beside a stack's file. Raises: OSError."""
+    image.thumbnail((_PICTURE_PX, _PICTURE_PX))
+    with files.replacing(path.with_suffix(PICTURE)) as unnamed:
+        image.save(unnamed, "WEBP", quality=85)
 
 
 def settings(path: Path) -> StackConfig:

@@ -17,7 +17,9 @@ from app.browser_state import BrowserStates
 from app.context import Context
 from app.library_items import BATCH_PICTURES
 from app.render_requests import Desk
+from app.stack_live import drawn_from
 from trainer import files
+from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.errors import DataError
 
@@ -46,6 +48,13 @@ def bring_back(context: Context, desk: Desk) -> bool:
         desk.shown, desk.pinned, desk.sheet = (_found(context, kept.get(name)) for name in ("shown", "pinned", "sheet"))
         return desk.shown is not None or desk.sheet is not None
     return False
+
+
+def picture_of_stack(desk: Desk, stack: StackConfig) -> Path | None:
+    """The picture that is shown, if it is of this stack: the form may have been changed since."""
+    if desk.stack is None or drawn_from(desk.stack) != drawn_from(stack):
+        return None
+    return desk.shown if desk.shown is not None and desk.shown.is_file() else None
 
 
 def picture_of(context: Context, file: Path) -> Path | None:

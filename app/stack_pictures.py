@@ -62,8 +62,8 @@ class Stage:
 
     # Drawing.
 
-    def draw(self) -> None:
-        """Draw the picture and what belongs to it here."""
+    def draw(self, below_recent: Callable[[], None] = lambda: None) -> None:
+        """Draw the picture and what belongs to it here; `below_recent` draws more below the recent pictures."""
         with gr.Column(elem_classes="easel", elem_id="easel"):
             # A picture, two beside each other, or the cells of a sheet: of these three one is seen.
             self.picture = gr.Image(
@@ -91,35 +91,32 @@ class Stage:
                     say("button.cancel"), interactive=False, min_width=80, scale=1, elem_id="cancel-render"
                 )
                 self.live = gr.Checkbox(
-                    True,
-                    label=say("stack.live"),
-                    container=False,
-                    min_width=76,
-                    scale=0,
-                    elem_classes="toggle",
+                    True, label=say("stack.live"), container=False, min_width=76, scale=0, elem_classes="toggle",
                     elem_id="live",
-                )
-            with gr.Row(elem_classes="easel-buttons"):
+                )  # fmt: skip
+            with gr.Row(elem_classes="easel-buttons") as self.below:
                 self.pin = gr.Button(say("stack.pin"), size="sm", min_width=110, interactive=False, elem_id="pin")
                 self.download = gr.DownloadButton(
                     say("stack.download"), size="sm", min_width=110, interactive=False, elem_id="download"
                 )
         with gr.Column(elem_classes="stage-rest"):
-            self._draw_rest()
+            self._draw_rest(below_recent)
 
-    def _draw_rest(self) -> None:
+    def _draw_rest(self, below_recent: Callable[[], None]) -> None:
         self.gallery = gr.Gallery(
             label=say("stack.recent"), columns=8, height=150, object_fit="contain",
             allow_preview=False, interactive=False, buttons=[], fit_columns=False, elem_id="recent",
             elem_classes="viewing",
         )  # fmt: skip
+        below_recent()
         self.warned = gr.HTML(visible=False, elem_id="stack-warnings")
         self.infotext = gr.Textbox(
             label=say("stack.made_from"), lines=2, max_lines=6, interactive=False, buttons=["copy"], elem_id="infotext"
         )
         self.dropped = gr.File(
-            file_types=[".png", ".webp", ".jpg", ".jpeg"], label=say("stack.drop"), height=110, elem_id="recipe-png"
-        )
+            file_count="multiple", file_types=[".png", ".webp", ".jpg", ".jpeg"], label=say("stack.drop"), height=110,
+            elem_id="recipe-png",
+        )  # fmt: skip
 
     def outputs(self) -> list[Any]:
         """Everything that a picture may change."""

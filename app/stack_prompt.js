@@ -1,6 +1,7 @@
 // The Stack tab's prompts: Ctrl and an arrow change a weight, Esc cancels what is drawn, and a picture's text that is
 // pasted may become a stack. What was pasted is put nowhere but into the prompt, by the browser itself.
 const said = element.querySelector('.prompt-said'), MOST = 20, LONGEST = 1 << 17;  // as `emphasis` and `a1111_text`
+const LONGEST_JSON = 1 << 20;
 const prompt = () => document.querySelector('#stack-prompt textarea, #stack-prompt input');
 const isPrompt = part => /^(textarea|input)$/i.test(part.tagName)
   && Boolean(part.closest('#stack-prompt, #stack-negative_prompt'));
@@ -120,6 +121,9 @@ const tell = words => { offered = ''; said.replaceChildren(words); };
 const unified = text => text.replace(/\r\n?/g, '\n');
 const isOfPicture = text => text.length <= LONGEST && /(?:^|\n)[ \t]{0,8}Steps: ?\d/.test(text)
   && /(?:^|[\n,])[ \t]{0,8}(?:Seed|Sampler|CFG scale|Size): ?\S/.test(text);
+// A ComfyUI graph or a stack of ours, as JSON; the server tells which.
+const isOfStack = text => text.length <= LONGEST_JSON && /^\s{0,100}\{/.test(text)
+  && /"(?:class_type|last_node_id|adapters)"\s{0,8}:/.test(text);
 const offer = text => {
   const use = button(phrase('stack.use_text'), () => {
     trigger('pasted', {text: offered});
@@ -127,7 +131,7 @@ const offer = text => {
     prompt()?.focus();
   });
   const leave = button(phrase('stack.leave_text'), () => { clear(); prompt()?.focus(); });
-  tell(make('span', '', phrase('stack.text_of_picture')));
+  tell(make('span', '', isOfPicture(text) ? phrase('stack.text_of_picture') : phrase('stack.text_of_stack')));
   said.append(use, leave);
   offered = text;
 };
@@ -149,7 +153,7 @@ const onKey = event => {
 const onPaste = event => {
   if (!isPrompt(event.target) || !event.target.closest('#stack-prompt')) return;
   const text = event.clipboardData?.getData('text/plain') ?? '';
-  if (isOfPicture(unified(text))) setTimeout(() => offer(unified(text)));  // once it stands in the prompt
+  if (isOfPicture(unified(text)) || isOfStack(text)) setTimeout(() => offer(unified(text)));  // once it stands in the prompt
 };
 // An offer goes when its text does, and other words when one goes on typing.
 const onInput = event => {

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from app import saved_stacks
+from app import saved_stacks, stack_desk
 from app.context import Context
 from app.notices import mended, tell
-from app.stack_live import drawn_from
 from app.texts import say
 from trainer.config import StackConfig
 from trainer.errors import ConfigError
@@ -63,10 +62,7 @@ class Saving:
         if not name:
             raise ConfigError(say("stack.no_name"))
         desk, stack = self.context.desks.of(request.session_hash), self.stacked(held)
-        # The picture goes along only if it shows this stack: the form may have been changed since.
-        is_its_own = desk.stack is not None and drawn_from(desk.stack) == drawn_from(stack)
-        shown = desk.shown if is_its_own and desk.shown is not None and desk.shown.is_file() else None
-        path = saved_stacks.save(self.context, stack, name, shown)
+        path = saved_stacks.save(self.context, stack, name, stack_desk.picture_of_stack(desk, stack))
         tell(say("stack.is_saved", name=plain(path.stem)))
         return {self.name: "", **self.offer(path.name)}
 

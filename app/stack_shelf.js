@@ -1,9 +1,9 @@
-// The Stack tab's shelf of LoRAs: found and greyed in the browser, so that 500 of them wait for nobody.
+// The Stack tab's shelf of LoRAs: found, sorted and greyed in the browser, so that 500 of them wait for nobody.
 //
 // Names and triggers are put in as text, never as HTML; a card's picture is HTML of ours (`cards.picture`).
 const shelf = element.querySelector('.shelf'), strip = element.querySelector('.shelf-cards');
 const find = element.querySelector('.find'), count = element.querySelector('.count');
-const ROWS = 6, cards = new Map();
+const sort = element.querySelector('.sort'), SORTED = 'velatura-shelf-sort', ROWS = 6, cards = new Map();
 let scene = {items: [], family: '', own: true}, drawn = '';
 
 const make = (tag, className, text = '') => {
@@ -31,8 +31,29 @@ const dress = (card, item) => {
   const fit = fits(item);
   card.classList.toggle('unfit', !fit);
   const title = fit ? item.title : phrase('stack.other_model');
-  card.note.textContent = item.weight ? `${title} · ${phrase('stack.own_weight', {weight: item.weight})}` : title;
+  const weight = item.weight && phrase('stack.own_weight', {weight: item.weight});
+  // What it is sorted by comes first, as a card has room for little.
+  const counted = {
+    used: phraseNum('stack.used', item.used), rating: item.rating && phraseNum('gallery.stars', item.rating),
+  }[sort.value];
+  card.note.textContent = [counted, title, weight].filter(Boolean).join(' · ');
 };
+
+// The order, which this browser keeps. The server sends the newest first; where two are alike that is how they stay.
+const ORDERS = {
+  newest: () => 0, name: (one, other) => one.name.localeCompare(other.name, undefined, {numeric: true}),
+  used: (one, other) => other.used - one.used, rating: (one, other) => other.rating - one.rating,
+};
+const ordered = () => [...scene.items].sort(ORDERS[sort.value] ?? ORDERS.newest);
+const arrange = () => strip.replaceChildren(...ordered().map(item => cards.get(item.key)));
+const kept = localStorage.getItem(SORTED);
+if (Object.hasOwn(ORDERS, kept ?? '')) sort.value = kept;
+sort.addEventListener('change', () => {
+  localStorage.setItem(SORTED, sort.value);
+  arrange();
+  for (const item of scene.items) dress(cards.get(item.key), item);
+  strip.scrollLeft = 0;
+});
 const narrow = () => {
   const parts = find.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
@@ -52,7 +73,7 @@ const heard = () => {
     drawn = now;
     cards.clear();
     for (const item of scene.items) cards.set(item.key, newCard(item));
-    strip.replaceChildren(...cards.values());
+    arrange();
   }
   for (const item of scene.items) dress(cards.get(item.key), item);
   narrow();
@@ -90,7 +111,7 @@ strip.addEventListener('click', event => {
 });
 find.addEventListener('input', narrow);
 find.addEventListener('keydown', event => {
-  const first = scene.items.find(item => !cards.get(item.key).hidden);
+  const first = ordered().find(item => !cards.get(item.key).hidden);
   if (event.key === 'Enter' && !event.ctrlKey && !event.metaKey && first) put(first);
 });
 window.velaturaShelf = {

@@ -1,7 +1,7 @@
 """The LoRAs of the library as cards above the Stack tab's rows: a press puts one into the first free row.
 
-All cards are sent at once, as plain data, and found in the browser (`stack_shelf.js`). A hash that comes back from
-there is looked up here.
+All cards are sent at once, as plain data, and found and sorted in the browser (`stack_shelf.js`). A hash that comes
+back from there is looked up here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ from trainer.lora_file import LoraInfo
 from trainer.printing import plain
 
 _SCRIPT = scripts.read("stack_shelf.js")
+_SORTS = (
+    ("newest", say("stack.sort_newest")), ("name", say("stack.sort_name")), ("used", say("stack.sort_used")),
+    ("rating", say("stack.sort_rating")),
+)  # fmt: skip
+_OPTIONS = "".join(f'<option value="{key}">{words}</option>' for key, words in _SORTS)
 _TEMPLATE = f"""<div class="shelf" hidden><div class="shelf-head">
 <span class="shelf-title">{say("stack.your_loras")}</span>
 <input class="find" type="search" placeholder="{say("stack.find")}" aria-label="{say("stack.find_lora")}"
-  maxlength="200"><span class="count" role="status"></span></div>
+  maxlength="200"><select class="sort" aria-label="{say("stack.sort")}">{_OPTIONS}</select>
+<span class="count" role="status"></span></div>
 <div class="shelf-cards" role="group" aria-label="{say("stack.shelf_cards")}"></div></div>"""
 _BUDGET_S = 0.6  # for pictures that were never shown small; the rest of them come when the tab is opened again
 _NOTHING: dict[str, Any] = {"items": [], "family": "", "own": True}
@@ -56,21 +62,21 @@ class LoraShelf:
     def value(self, base: str, family: str) -> dict[str, Any]:
         """The cards as the browser takes them, the newest first."""
         loras, labels = self.context.known_loras(), {sha256: label for label, sha256 in lora_choices(self.context)}
-        deadline = time.monotonic() + _BUDGET_S
+        deadline, uses = time.monotonic() + _BUDGET_S, self.library.index.uses()
         items = [
-            self._card(item, loras[item.key], labels[item.key], deadline)
+            self._card(item, loras[item.key], labels[item.key], deadline) | {"used": uses[item.key]}
             for item in self.library.every("loras")
             if item.key in loras and item.key in labels
         ]
         return {"items": items, "family": family, "own": base == OWN_BASE}
 
     def _card(self, item: Item, info: LoraInfo, label: str, deadline: float) -> dict[str, Any]:
-        """One card: hash, label in the rows, name, trigger, family, for which model it is, weight, picture."""
+        """One card: hash, label in the rows, name, trigger, family, for which model it is, weight, rating, picture."""
         origin = base_match.origin_in_header(info.metadata)
         picture = item.picture if time.monotonic() < deadline else None
         return {
             "key": item.key, "label": label, "name": item.note.title or item.name, "trigger": plain(info.trigger, 60),
-            "weight": "" if item.note.weight == 1 else f"{item.note.weight:g}",
+            "weight": "" if item.note.weight == 1 else f"{item.note.weight:g}", "rating": item.note.rating,
             "title": family_title(info.family), "family": info.family or "",
             # Imprimatura is of a family whose other bases have other shapes.
             "own": None if origin is None else origin.name == OWN_BASE,

@@ -16,7 +16,7 @@ import gradio as gr
 import pytest
 import tomli_w
 
-from app import batches, recipes, saved_stacks
+from app import batch_likes, batches, recipes, saved_stacks
 from app.context import Context
 from app.job_table import Job
 from app.tabs import batch, stack
@@ -227,7 +227,7 @@ def test_a_saved_stack_is_drawn_at_every_prompt_and_seed(context: Context) -> No
     saved = saved_stacks.save(context, StackConfig(prompt="its own", steps=7), "mine")
     with gr.Blocks():
         tab = batch._Tab(context)
-    assert tab._likes() == [("mine, a saved stack", saved.name)]
+    assert batch_likes.choices(context, None) == [("mine, a saved stack", saved.name)]
     held = {tab.file: None, tab.source: "stack", tab.like: saved.name, tab.prompts: "one\ntwo", tab.seeds: "1-2"}
     jobs = tab._jobs(held | {tab.weights: "1", tab.template: ""})
     wanted = from_toml(jobs.text, "jobs")

@@ -333,7 +333,7 @@ def test_the_copy_of_an_upload_goes_once_it_is_taken_or_refused(context: Context
     ).exists()
     path = upload_into(context, "b.png", b"no picture")
     with pytest.raises(gr.Error):
-        stacked.take_png(str(path))
+        stacked.dropping.take(str(path))
     assert not path.exists()
     with pytest.raises(gr.Error):
         dropped.add_files("no such set", [str(upload_into(context, "c.png", raw))])

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from app.context import Context
 from app.endpoints import offering
+from tests import foreign_pictures
 from tests.test_browser import Server
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +95,7 @@ def test_the_documented_examples_do_what_they_say(known: dict[str, Any], server:
     assert (data / "grey-cat" / picture).with_suffix(".txt").read_text().strip() == "a cat on a wall"
     assert known["ahead"]["problems"] == [] and len(known["run"]["loss"]) == 2
     assert known["run"]["is_finished"] and (server.workspace / "runs" / "cat" / "cat.safetensors").is_file()
+    assert known["pasted"]["stack"]["seed"] == 7 and any("lip skip" in note for note in known["pasted"]["notes"])
     assert known["sample"]["address"] and fetched(server, known["sample"]["address"])[:4] == b"\x89PNG"
     assert len(known["sheet"]["cells"]) == 2 and known["report"]["loras"][0]["name"] == "cat"
     assert known["shown"]["num_votes"] == 1 and len(known["pictures"]) == 4
@@ -166,6 +169,7 @@ def test_captions_and_pictures_go_and_come_back(client: Client, server: Server, 
 def test_a_stack_is_saved_read_balanced_and_baked(known: dict[str, Any], client: Client, server: Server) -> None:
     saved = client.predict(known["saved"], api_name="/stack")
     assert saved["adapters"][0]["weight"] == 0.8 and str(server.workspace) not in str(saved)
+    assert client.predict(json.dumps(saved), api_name="/read_text") == {"stack": saved, "notes": []}
     assert client.predict(saved, api_name="/balance_stack")["weights"] == [0.8]
     small = {**saved, "width_px": 64, "height_px": 64}
     each = client.predict(small, api_name="/sheet_of_each")
@@ -187,6 +191,27 @@ def test_a_stack_is_saved_read_balanced_and_baked(known: dict[str, Any], client:
     read = client.predict(handle_file(server.workspace / "renders" / name), api_name="/read_picture")
     assert read["stack"]["prompt"] == "mokka, a smiling cat" and not read["notes"]
     assert (server.workspace / "renders" / name).is_file()
+
+
+def test_a_text_is_read_as_its_picture_is(client: Client, tmp_path: Path) -> None:
+    infotext = "a fox\nNegative prompt: blurry\nSteps: 5, Sampler: Euler, CFG scale: 3, Seed: 9, Size: 64x128, ENSD: 1"
+    graphs = {"prompt": foreign_pictures.comfyui_prompt(), "workflow": foreign_pictures.comfyui_workflow()}
+    for number, (text, picture) in enumerate([
+        (infotext, foreign_pictures.a1111(tmp_path / "0.png", infotext)),
+        (json.dumps(graphs["prompt"]), foreign_pictures.comfyui(tmp_path / "1.png", prompt=graphs["prompt"])),
+        (json.dumps(graphs["workflow"]), foreign_pictures.comfyui(tmp_path / "2.png", workflow=graphs["workflow"])),
+    ]):  # fmt: skip
+        read = client.predict(text, api_name="/read_text")
+        assert read == client.predict(handle_file(picture), api_name="/read_picture"), number
+        assert (read["stack"]["seed"], bool(read["notes"])) == (9 if text == infotext else 77, True)
+    stack = {"prompt": "a horse", "seed": 4, "steps": 3, "width_px": 64, "mode": "switch"}
+    for text in (json.dumps(stack), tomli_w.dumps(stack)):
+        read = client.predict(text, api_name="/read_text")
+        assert read["notes"] == [] and stack.items() <= read["stack"].items()
+        assert client.predict(json.dumps(read["stack"]), api_name="/read_text") == read
+    for text, words in (("a fox", "no settings"), ('{"seed": -4}', "seed"), (f"{infotext}{'x' * 200_000}", "200000")):
+        with pytest.raises(AppError, match=words):
+            client.predict(text, api_name="/read_text")
 
 
 @pytest.mark.slow

@@ -330,7 +330,7 @@ def test_the_tab_shows_the_stack_and_what_was_not_taken(
         tmp_path / "x.webp",
         A1111.replace("<lora:cat:0.75>", "<lora:cat:0.75> <lora:<b>x</b>:1>").format(digest="e3b0c44298fc"),
     )
-    changes = tab.take_png(str(picture))
+    changes = tab.dropping.take(str(picture))
 
     def value(component: object) -> object:
         return changes[component]["value"] if isinstance(changes[component], dict) else changes[component]
@@ -360,7 +360,9 @@ def test_the_tab_shows_the_stack_and_what_was_not_taken(
         and "<b>" not in notice["value"]
     )
     many = " ".join("<lora:cat:0.1>" for _ in range(9))
-    full = tab.take_png(str(made.a1111(tmp_path / "y.png", A1111.replace("<lora:cat:0.75>", many).format(digest=""))))
+    full = tab.dropping.take(
+        str(made.a1111(tmp_path / "y.png", A1111.replace("<lora:cat:0.75>", many).format(digest="")))
+    )
     assert "this page holds up to 6" in full[tab.stage.warned]["value"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -233,6 +234,21 @@ def test_the_text_of_a_picture_is_pasted_as_ever_and_offered_as_a_stack(desk: Pa
     expect(desk.locator("#stack-width_px input").first).to_have_value("64")
     expect(desk.locator("#stack-warnings")).to_contain_text("Not taken from the text")
     expect(said).to_be_empty()
+
+
+def test_a_workflow_that_is_pasted_is_offered_as_a_stack(desk: Page) -> None:
+    box, said = prompt(desk), desk.locator("#prompt-tools .prompt-said")
+    box.fill("")
+    paste(desk, '{"a": "fox", "links": []}')
+    desk.wait_for_timeout(300)
+    assert not said.inner_text()
+    box.fill("")
+    paste(desk, json.dumps(foreign_pictures.comfyui_workflow()))
+    expect(said).to_contain_text("This is a workflow or recipe.")
+    said.get_by_role("button", name="Use as a stack").click()
+    expect(desk.locator("#stack-seed input").first).to_have_value("77")
+    expect(box).to_have_value("a watermill at dusk")
+    expect(desk.locator("#stack-warnings")).to_contain_text("Not taken from the text")
 
 
 def test_hostile_pastes_stay_harmless(desk: Page) -> None:

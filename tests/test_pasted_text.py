@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ from app.tabs import stack as stack_tab
 from tests import foreign_pictures
 from tests.test_library_keeping import lora
 from tests.test_page_frame import HOSTILE
-from trainer.errors import DataError
-from trainer.render import a1111_text, opening
+from trainer.config import AdapterChoice, StackConfig
+from trainer.errors import AdapterError, ConfigError, DataError
+from trainer.render import a1111_text, opening, picture_metadata
 
 TEXT = """a fox <lora:fox:0.8>, {red|blue}
 Negative prompt: blurry
@@ -56,6 +58,46 @@ def test_our_own_text_gives_its_stack_back(context: Context) -> None:
     assert [(one.sha256, one.weight) for one in again.adapters] == [(one.sha256, 0.8) for one in stack.adapters]
 
 
+def test_a_graph_or_a_recipe_of_ours_is_read_as_its_picture_is(context: Context, tmp_path: Path) -> None:
+    for number, graph in enumerate((foreign_pictures.comfyui_prompt(), foreign_pictures.comfyui_workflow())):
+        form = ("prompt", "workflow")[number]
+        picture = foreign_pictures.comfyui(tmp_path / f"{number}.png", **{form: graph})
+        for text in (json.dumps(graph), json.dumps({form: graph}), json.dumps(graph, indent=2)):
+            assert recipes.read_text(context, text) == recipes.read_picture(context, picture)
+    (sha256,) = context.known_loras()
+    lora = AdapterChoice(sha256=sha256, weight=0.7, schedule="linear 1 0", blocks=("IN=0.5",))
+    stack = StackConfig(prompt="a fox\nat dusk", seed=12, adapters=(lora,), mode="switch")
+    picture = picture_metadata.save(picture_metadata.Picture(Image.new("RGB", (64, 64)), stack), tmp_path / "ours.png")
+    ours = recipes.read_picture(context, picture)
+    for text in (json.dumps(picture_metadata.read(picture).recipe), saved_stacks.text_of(stack)):
+        assert recipes.read_text(context, text) == ours == (ours[0], [])
+    assert ours[0].adapters[0].schedule == "linear 1 0" and ours[0].prompt == "a fox\nat dusk"
+
+
+def test_a_recipe_of_ours_whose_lora_is_not_here_or_that_says_nonsense_is_refused(context: Context) -> None:
+    gone = StackConfig(adapters=(AdapterChoice(sha256="0" * 64, name="gone"),))
+    with pytest.raises(AdapterError, match="not here"):
+        recipes.read_text(context, saved_stacks.text_of(gone))
+    for text, words in (
+        ('{"seed": -1}', "seed"), ('{"base": "/etc"}', "base"), ("seed = 1\nsteps = 'x'", "steps"),
+        ('{"adapters": [{"file": "/etc/passwd"}]}', "LoRA"), ('{"adapters": 3, "seed": 1}', "adapters"),
+    ):  # fmt: skip
+        with pytest.raises((ConfigError, AdapterError), match=words):
+            recipes.read_text(context, text)
+
+
+def test_a_dropped_graph_is_a_saved_stack(context: Context, tmp_path: Path) -> None:
+    for name, graph in (("api", foreign_pictures.comfyui_prompt()), ("page", foreign_pictures.comfyui_workflow())):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(graph), encoding="utf-8")
+        (arrival,) = recognising.take(context, [path])
+        assert arrival.is_taken and arrival.what == "A ComfyUI workflow.", arrival
+        assert "seed = 77" in (saved_stacks.folder(context) / f"{name}.toml").read_text()
+    (tmp_path / "none.json").write_text(json.dumps({"3": {"class_type": "Note", "inputs": {}}}))
+    (arrival,) = recognising.take(context, [tmp_path / "none.json"])
+    assert not arrival.is_taken and "a ComfyUI graph that draws" in arrival.what + arrival.where
+
+
 def test_the_form_has_the_texts_stack_and_says_what_was_left_out(context: Context) -> None:
     tab, changes = pasted(context, TEXT)
     shown = {key: changes[part]["value"] for key, part in tab.form.components.items() if "value" in changes[part]}
@@ -71,7 +113,10 @@ def test_the_form_has_the_texts_stack_and_says_what_was_left_out(context: Contex
 @pytest.mark.parametrize(
     "text",
     ["", "a fox", "x" * 200_000, HOSTILE, "Steps: \ud800", None, 7, ["Steps: 5"], {"Steps": 5}, "\0" * 1000,
-     TEXT + "y" * 200_000],
+     TEXT + "y" * 200_000, "{" * 100_000, '{"class_type": 1}', '{"nodes": [[]], "links": {}}', "[]", "{}",
+     '{"prompt": {"1": {"class_type": "KSampler"}',
+     '{"nodes": [{"id": 1, "type": "Note"}], "links": []}',
+     "seed = " * 5000, "adapters = [" * 5000],
 )  # fmt: skip
 def test_what_is_no_text_of_a_picture_is_refused_in_words(context: Context, text: Any) -> None:
     with pytest.raises(gr.Error) as refused:
@@ -117,7 +162,5 @@ def test_a_table_of_prompts_with_such_a_text_in_a_cell_stays_a_table(context: Co
 
 
 def test_a_text_without_settings_says_what_one_looks_like() -> None:
-    from trainer.config import StackConfig
-
     with pytest.raises(DataError, match=r"allowed: text with a last line such as 'Steps: 20, Sampler: Euler, Seed: 1'"):
         opening.stack_of_text("a fox", StackConfig(), {})

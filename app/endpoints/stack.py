@@ -144,6 +144,14 @@ class StackEndpoints:
             stack, notes = recipes.read_picture(self.context, paths[0])
         return {"stack": _plain(stack), "notes": notes}
 
+    def read_text(self, text: str) -> dict[str, Any]:
+        """The stack that a text tells of, as the page opens it, and what of it can't be used.
+
+        A picture's text as A1111 and others write it, a ComfyUI graph as JSON, or a stack of ours as JSON or TOML.
+        """
+        stack, notes = recipes.read_text(self.context, text)
+        return {"stack": _plain(stack), "notes": notes}
+
     def _stack(self, stack: Settings) -> StackConfig:
         """The stack with what it names found here. Raises: ConfigError, AdapterError."""
         return path_gate.checked(self.context, parse(StackConfig, stack, say("where.stack")))

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import batch_estimate, batch_table, batches, checkpoint_grids, leftovers, saved_stacks, views
+from app import batch_estimate, batch_likes, batch_table, batches, checkpoint_grids, leftovers, views
 from app.batch_view import BatchView
 from app.context import Context, Refresh
 from app.notices import as_sentence, mended, tell
-from app.recipes import read_recipe, recent
 from app.render_requests import Rendering, Work, mended_turns
 from app.texts import say
-from trainer.config import StackConfig
 from trainer.config.batch import NAME, NAME_FIELDS
 from trainer.errors import ConfigError, UserError
-from trainer.printing import plain
 
 TITLE = say("page.batch")
 ORDER = 40
@@ -60,14 +56,18 @@ class _Tab:
         )  # fmt: skip
 
         # What belongs to one choice alone.
-        with gr.Row(elem_id="batch-of-stack"):
-            self.like = gr.Dropdown(
-                [], label=say("batch.like"), min_width=170, scale=3, interactive=True, elem_id="batch-like"
-            )
-            self.sample = gr.Image(
-                show_label=False, interactive=False, height=110, min_width=90, scale=1, buttons=[],
-                elem_id="batch-sample",
-            )  # fmt: skip
+        with gr.Column(elem_id="batch-of-stack"):
+            with gr.Row():
+                self.like = gr.Dropdown(
+                    [], label=say("batch.like"), min_width=170, scale=3, interactive=True, elem_id="batch-like"
+                )
+                self.sample = gr.Image(
+                    show_label=False, interactive=False, height=110, min_width=90, scale=1, buttons=[],
+                    elem_id="batch-sample",
+                )  # fmt: skip
+            self.says = gr.HTML("", elem_id="batch-says", padding=False)
+        # The key of a stack that comes from Stack's desk; never seen, it stands for the event that brings one.
+        self.desk = gr.Textbox("", visible=False, elem_id="batch-desk", elem_classes="unkept")
         with gr.Row(elem_id="batch-of-run"):
             self.run = gr.Dropdown(
                 [], label=say("kind.run"), min_width=150, scale=3, interactive=True, elem_id="batch-run"
@@ -148,7 +148,9 @@ class _Tab:
         }  # fmt: skip
         self.view.connect()
         self.table.change(self.read_table, self.table, self.pasted, trigger_mode="always_last", **still, **_IN_TURN)
-        self.like.input(self.show_sample, self.like, self.sample, **still)
+        self.like.input(self.show_like, self.like, [self.sample, self.says], **still)
+        sent = [self.source, self.like, self.sample, self.says, self.file, self.plan, *self.ready]
+        self.desk.input(self.take_desk, {self.desk, self.like, self.run, self.table, self.prompts}, sent, **still)
 
         # Whether there is anything to draw.
         chosen = [self.source, self.like, self.run, self.table, self.file]
@@ -192,32 +194,8 @@ class _Tab:
             if table.jobs is None:
                 raise ConfigError(table.complaint or say("table.is_empty"))
             return table.jobs
-        stack = self._like(held[self.like])
+        stack = batch_likes.stack(self.context, held[self.like])
         return batches.composed(self.context, stack, prompts, weights, seeds, held[self.template] or "")
-
-    def _like(self, name: str | None) -> StackConfig:
-        """The stack of a picture or saved under a name. Raises: UserError for a name that isn't here, or a stack
-        that lacks a LoRA.
-        """
-        if path := next((path for path in recent(self.context) if path.name == name), None):
-            return read_recipe(self.context, path)
-        if path := next((path for path in saved_stacks.every(self.context) if path.name == name), None):
-            return saved_stacks.read(self.context, path)
-        raise ConfigError(say("batch.none_like"))
-
-    def _likes(self) -> list[tuple[str, str]]:
-        """What a batch may be like, as (label, name): pictures, then saved stacks; those whose LoRAs are here."""
-        pictures = [path for path, _ in self.context.thumbnails(recent(self.context))]
-        labels = {path.name: plain(path.name) for path in pictures}
-        labels |= {
-            path.name: say("batch.saved_stack", name=plain(path.stem, 120)) for path in saved_stacks.every(self.context)
-        }
-        able = []
-        for name, label in labels.items():
-            with suppress(UserError):  # a sheet, or what needs a LoRA that is gone
-                self._like(name)
-                able.append((label, name))
-        return able
 
     def _library(self) -> list[Path]:
         return [self.context.loras, self.context.runs]
@@ -314,21 +292,37 @@ class _Tab:
         return held[self.source] == _RUN and not held[self.file]
 
     @mended
-    def show_sample(self, name: str | None) -> Any:
-        """The chosen picture's thumbnail, or the small picture of a saved stack."""
-        paths = [path for path in recent(self.context) if path.name == name]
-        saved = (saved_stacks.picture(path) for path in saved_stacks.every(self.context) if path.name == name)
-        paths += [picture for picture in saved if picture]
-        return next((str(thumbnail) for _, thumbnail in self.context.thumbnails(paths)), None)
+    def show_like(self, name: str | None) -> dict[Any, Any]:
+        """The chosen stack's small picture, and what is taken from it."""
+        return {self.sample: batch_likes.thumbnail(self.context, name), self.says: batch_likes.html(self.context, name)}
+
+    @mended
+    def take_desk(self, held: dict[Any, Any]) -> dict[Any, Any]:
+        """The stack that comes from Stack's desk, ready to be drawn; a jobs file would be drawn in its place."""
+        key = held[self.desk]
+        batch_likes.stack(self.context, key)  # raises for one that can't be drawn
+        if (held[self.prompts] or "").strip():
+            tell(say("batch.prompts_stay"))
+        # What was chosen stays among the choices: the page may ask with it once more before it hears of this.
+        likes = batch_likes.choices(self.context, key, held[self.like])
+        return {
+            **self.say_ready(_STACK, key, held[self.run], held[self.table], None),
+            self.source: _STACK,
+            self.like: gr.update(choices=likes, value=key),
+            **self.show_like(key),
+            self.file: None,
+            self.plan: gr.update(visible=False),
+        }
 
     @mended
     def open_tab(
         self, source: str | None, chosen: str | None, run: str | None, table: str | None, file: Any = None
     ) -> dict[Any, Any]:
-        """The pictures with a recipe and the runs, the newest of each chosen unless another one still is; and what the
-        table is that was typed before.
+        """What a batch may be like and the runs, the first of each chosen unless another one still is.
+
+        And what the table is that was typed before.
         """
-        likes = self._likes()
+        likes = batch_likes.choices(self.context, chosen)
         names = [name for _, name in likes]
         value = chosen if chosen in names else names[0] if names else None
         runs = checkpoint_grids.run_choices(self.context)
@@ -337,7 +331,7 @@ class _Tab:
         return {
             **self.say_ready(source, value, of_run, table, file),
             self.like: gr.update(choices=likes, value=value),
-            self.sample: self.show_sample(value),
+            **self.show_like(value),
             self.run: gr.update(choices=runs, value=of_run),
             **({self.pasted: self.read_table(table)} if source == _TABLE else {}),
         }
@@ -352,6 +346,6 @@ def build(context: Context) -> Refresh:
     """Draw the tab."""
     tab = _Tab(context)
     inputs = [tab.source, tab.like, tab.run, tab.table, tab.file]
-    outputs = [tab.like, tab.sample, tab.run, tab.pasted, *tab.ready]
+    outputs = [tab.like, tab.sample, tab.says, tab.run, tab.pasted, *tab.ready]
     tells = [tab.view.pictures.gallery, tab.view.pictures.vote]
     return Refresh(tab.open_tab, inputs, outputs, on_load=False, tells=tells, look=tab.view.look())

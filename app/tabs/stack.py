@@ -10,14 +10,16 @@ from typing import Any
 import gradio as gr
 from gradio.context import get_blocks_context
 
-from app import leftovers, path_gate, sheets, stack_desk, views
+from app import path_gate, sheets, stack_desk, views
 from app.context import OWN_BASE, Context, Refresh
+from app.desk_sending import Sending
 from app.form import Form
 from app.grids import GRID, Grids, grid_of
 from app.notices import mended, tell
-from app.recipes import read_picture, read_recipe, read_text, recent, text_of
+from app.recipes import read_recipe, read_text, text_of
 from app.render_requests import Desk, mended_turns
 from app.stack_analysis import MODES, AnalysisSection
+from app.stack_dropping import Dropping
 from app.stack_live import changes_of, drawn_from
 from app.stack_order import RowOrder
 from app.stack_panel import ActPanel
@@ -26,6 +28,7 @@ from app.stack_prompt import PromptTools
 from app.stack_rows import ROWS, LoraRows, RowValue
 from app.stack_saving import Saving
 from app.stack_shelf import LoraShelf
+from app.stack_taking import Taking
 from app.texts import say
 from trainer import base_defaults, bases, families
 from trainer.config import StackConfig, parse
@@ -97,6 +100,9 @@ class _Tab:
         self.rows, self.stage = LoraRows(context), Stage(context)
         self.order = RowOrder(self.rows)
         self.shelf, self.panel = LoraShelf(context, self.rows), ActPanel(context)
+        self.sending = Sending(context, self._stack)
+        self.taking = Taking(context, self.form, self.rows, self.stage, self._stack, self._shown)
+        self.dropping = Dropping(context, self.stage, self._taken_but)
 
         # What a picture is made of at the left, the picture at the right.
         with gr.Row(equal_height=False, elem_classes="halves desk"):
@@ -110,8 +116,14 @@ class _Tab:
                 self.panel.draw()
                 self._draw_settings()
             with gr.Column(scale=4, min_width=320, elem_classes="stage"):
-                self.stage.draw()
+                self.stage.draw(self._draw_below_recent)
+                with self.stage.below:
+                    self.sending.draw()
         self._connect()
+
+    def _draw_below_recent(self) -> None:
+        self.taking.draw()
+        self.dropping.draw()
 
     def _draw_settings(self) -> None:
         # What is set for nearly every picture; the rest of the form is folded.
@@ -146,7 +158,7 @@ class _Tab:
         self.form.connect()
         self.rows.connect()
         self.stage.connect()
-        stage, private = self.stage, {"api_visibility": "private"}
+        stage = self.stage
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         # The next request ends the previous request, so it must not wait for it.
         lane: dict[str, Any] = still | {
@@ -166,11 +178,12 @@ class _Tab:
 
         # What fills the form.
         based = fields["base"].input(self.take_base, {*fields.values()}, [*self.form.parts(), stage.live], **still)
-        stage.dropped.upload(self.take_png, stage.dropped, [*restored, stage.dropped, stage.warned], **private)
-        stage.gallery.select(self.take_recent, stage.files, [*restored, *shown], **still)
+        self.dropping.connect(restored)
+        taken = self.taking.connect(restored, shown)
         stage.cells.select(self.take_cell, None, [*restored, *shown], **still)
         self.prompt_tools.html.pasted(self.take_text, None, [*restored, stage.warned], **still)
         self.saving.connect(inputs, self._taken, restored)
+        self.sending.connect(inputs)
         # In an event of its own: the form is filled first, and only then is a picture of it shown or drawn.
         stage.opened.change(self.show_opened, {stage.opened, stage.live}, shown, **lane)
         rolled = self.dice.click(self.new_seed, None, fields["seed"], **still)
@@ -183,7 +196,7 @@ class _Tab:
         gr.on([*changes_of(own), *changes_of(self.rows.inputs()), *asked_for], self.draw_live, **live)
         self.panel.html.used(self.draw_live, **live)
         put = self.shelf.connect(fields["base"], fields["family"])
-        for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled):
+        for event in (*self.rows.acted, *weighed, put, self.order.connect(), based, rolled, taken):
             event.then(self.draw_live, **live)
 
     def _stack(self, held: dict[Any, Any]) -> StackConfig:
@@ -283,26 +296,6 @@ class _Tab:
         return update
 
     @mended
-    def take_png(self, file: str | None) -> Any:
-        """The form with the stack of a dropped picture, ours or another tool's.
-
-        What of it could not be used stays on the page in words.
-        """
-        if not file:
-            return gr.skip()
-        path = Path(file)
-        # `Open` names pictures of this workspace too. A sheet carries no recipe, so it is shown and the form left.
-        if path.parent == self.context.renders and self.stage.is_sheet(path):
-            return {self.stage.opened: Opened(None, path), self.stage.dropped: None}
-        try:
-            stack, notes = read_picture(self.context, path)
-            picture = stack_desk.picture_of(self.context, path)
-        finally:
-            leftovers.taken(self.context, [file])
-        taken = self._taken_but(stack, notes, say("stack.not_taken"), picture)
-        return taken | {self.stage.dropped: None}
-
-    @mended
     def take_text(self, event: gr.EventData) -> dict[Any, Any]:
         """The form with the stack that the text of a picture tells of, which was pasted into the prompt."""
         text = getattr(event, "text", "")
@@ -324,20 +317,6 @@ class _Tab:
         html = views.notice_html("plain", heading, lines)
         shown = gr.update(value=html, visible=bool(notes))
         return self._taken(stack, picture) | {self.stage.warned: shown}
-
-    @mended
-    def take_recent(self, names: list[str], request: gr.Request, event: gr.SelectData) -> Any:
-        index = event.index if isinstance(event.index, int) else -1
-        wanted = names[index] if 0 <= index < len(names) else None
-        # Pressed is a place in the list as it was sent; the folder may hold other pictures by now.
-        path = next((path for path in recent(self.context) if path.name == wanted), None)
-        if path is None:
-            return gr.skip()
-        desk = self._desk(request)
-        if self.stage.is_sheet(path):
-            desk.cancel()
-            return self.stage.show_sheet(desk, path)
-        return self._shown(desk, path)
 
     def _shown(self, desk: Desk, path: Path) -> dict[Any, Any]:
         """A picture of ours and its stack in the form."""
@@ -373,4 +352,5 @@ def build(context: Context) -> Refresh:
     kept = [rows.num_shown, *rows.choices]
     held = [tab.form.components["base"], tab.form.components["family"], *kept]
     outputs = [*kept, *rows.groups, tab.shelf.cards, tab.saving.saved, stage.gallery, stage.files]
-    return Refresh(tab.open_tab, held, outputs, on_load=False, forms=[tab.form, *rows.more_of])
+    forms = [tab.form, *rows.more_of]
+    return Refresh(tab.open_tab, held, outputs, on_load=False, tells=[tab.sending.sent], forms=forms)

@@ -54,17 +54,27 @@ def stack_of(
 def stack_of_text(
     text: str, stack: StackConfig, library: dict[str, LoraInfo], bases: Mapping[str, str] = {}
 ) -> tuple[StackConfig, list[str]]:
-    """The same of a picture's text without the picture, as people copy it: A1111's words or another tool's JSON.
+    """The same of a picture's text without the picture, as people copy it: A1111's words, another tool's JSON or a
+    ComfyUI graph.
 
     Raises: DataError for a text without settings, or too long to be one.
     """
-    read = a1111_text.parse_infotext(text)
+    read = _graph_of(text) or a1111_text.parse_infotext(text)
     if not (read.pairs or read.seed is not None or read.steps is not None):
         raise DataError(
             "the text has no settings of a picture; allowed: text with a last line such as 'Steps: 20, Sampler: Euler, "
-            "Seed: 1', as A1111 writes it and Civitai gives it."
+            "Seed: 1', as A1111 writes it and Civitai gives it, or a ComfyUI graph that draws."
         )
     return _opened(stack, read, library, bases)
+
+
+def _graph_of(text: str) -> Infotext | None:
+    """What a ComfyUI graph says: the API form, the page's, or a table of both; None for any other text."""
+    values = other_tools_pictures.parsed(text)
+    if values is None:
+        return None
+    forms = {key: value for key, value in values.items() if key in ("prompt", "workflow") and isinstance(value, dict)}
+    return comfy_reading.graph(values, values) or comfy_reading.graph(forms.get("prompt"), forms.get("workflow"))
 
 
 def looks_like_infotext(text: str) -> bool:
