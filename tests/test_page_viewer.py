@@ -362,6 +362,9 @@ def test_it_is_swiped_on_a_telephone_and_read_by_everybody(chromium: Browser, ad
     page.locator("[data-do=on]").tap()
     page.locator("[data-do=way]").tap()
     assert seen(page, "a")["bottom"] <= seen(page)["top"]  # one above the other
+    page.locator("[data-do=way]").tap()
+    tools = page.locator(".view-tools button:not(.view-close):visible")
+    assert len(set(tools.evaluate_all("all => all.map(one => one.offsetTop)"))) == 1  # the most there are, in one line
     for width in (1440, 1024, 420):
         page.set_viewport_size({"width": width, "height": 860})
         for theme in ("light", "dark"):
