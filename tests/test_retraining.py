@@ -114,7 +114,7 @@ def test_a_lora_that_nothing_could_be_compared_with_is_refused_before_a_training
 
 def test_a_training_stands_though_it_could_not_be_compared(old: runs.Run, tmp_path: Path) -> None:
     run = runs.Run(shutil.copytree(old.folder, tmp_path / old.name))
-    to_compare.keep(old.lora_file, run.folder / "old")  # and nothing is held out
+    to_compare.keep(old.lora_file, run.folder / to_compare.FOLDER)  # and nothing is held out
     code, said = train("--out", tmp_path, "--name", run.name, "--resume")
     assert code == 0 and "could not be compared: there are no held-out pictures" in " ".join(said.split())
     assert compared.read(run.folder) is None and "no held-out pictures" in compared.problem(run.folder)

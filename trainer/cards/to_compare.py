@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer import lora_file, runs, system
 from trainer.report import compared
 
-FOLDER = "old"  # below a run
+FOLDER = ".old"  # below a run; hidden, as it is no LoRA to choose from
 _SEEN = "old.json"
 _MOST_BYTES = 4096
 _SHARE, _FEWEST = 5, 2  # a fifth of the pictures is held out where nothing is, and at least two
@@ -36,7 +36,9 @@ def keep(old: Path, folder: Path, seen: int = 0) -> None:
     file = lora_file.located(old)
     if (config_beside := lora_file.config_beside(file)) is not None:
         (unnamed / "adapter_config.json").write_text(config_beside, encoding="utf-8")
-    system.link_or_copy(file, unnamed / file.name)  # LoRA files are replaced whole, never written into
+    # A run's best is called by its run. LoRA files are replaced whole, never written into.
+    name = f"{file.parent.name}-{file.name}" if file.name == lora_file.BEST else file.name
+    system.link_or_copy(file, unnamed / name)
     (unnamed / _SEEN).write_text(json.dumps({"seen": seen}), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     system.replace(unnamed, folder)
