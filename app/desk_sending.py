@@ -18,7 +18,7 @@ _SCRIPT = "watch('value', () => { if (props.value?.opens) trigger('open', {opens
 
 
 class Sending:
-    """The button, and a hidden part by which the page is told what to open (`opening`)."""
+    """The button, and a hidden part by which the page is told what to open (`open_in_tab`)."""
 
     def __init__(self, context: Context, stacked: Callable[[dict[Any, Any]], StackConfig]) -> None:
         self.context, self.stacked, self._counter = context, stacked, itertools.count(1)

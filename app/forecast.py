@@ -48,6 +48,7 @@ class Forecast:
     problems: tuple[Problem, ...] = ()
     notes: tuple[Problem, ...] = ()
     num_unseen: int = 0  # pictures that were not decoded yet
+    num_used: int = 0  # pictures that train
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def look(context: Context, wish: Wish, seen: OpenedPictures) -> Forecast:
         tuple(problems),
         (*pictures.notes, *_card_notes(wish.card, config, pictures.facts), *_disk_notes(context)),
         pictures.num_unseen,
+        pictures.num_used,
     )
 
 

@@ -29,6 +29,7 @@ OWN_IDS = {"data.folder": "train-dataset", "data.heldout": "train-heldout", "dat
 # How a changed field is marked, how a wrong field, and the sentence under a wrong field.
 _CHANGED = "box-shadow: inset 3px 0 0 var(--color-accent) !important;"
 _WRONG = "box-shadow: inset 0 0 0 2px var(--wrong) !important;"
+_ROOM = "height: auto !important;"  # a list to choose from takes the whole field, and what stands under it is cut off
 _UNDER = "display: block; color: var(--wrong); font-size: .85rem; padding: .25rem .1rem;"
 
 
@@ -117,6 +118,7 @@ def _marks(forecast: Forecast, ids: Mapping[str, str], changed: Iterable[str]) -
         if problem.key in ids:
             box = f"#{ids[problem.key]}"
             rules.append(f"{box} {{ {_WRONG} }} {box}::after {{ {_UNDER} content: '{_css_text(problem.text)}'; }}")
+            rules.append(f"{box} > .container {{ {_ROOM} }}")
     return f"<style>{' '.join(rules)}</style>"
 
 

@@ -117,10 +117,11 @@ def _run(shown: Shelf, item: Item) -> Details:
 
 
 def _verdict(folder: Path) -> str:
-    """What a retraining found of its old and its new LoRA; "" for any other run."""
+    """What a retraining found of its old and its new LoRA, or why nothing; "" for any other run."""
     found = compared.read(folder)
     if found is None:
-        return ""
+        reason = plain(compared.problem(folder), 600)
+        return say("verdict.problem", reason=reason) if reason else ""
     names = say("item.new_and_old", new=plain(found.new, 120), old=plain(found.old, 120))
     return f"{plain(found.sentence, 600)} {names}"
 
@@ -184,14 +185,14 @@ def _dataset(shown: Shelf, item: Item) -> Details:
     trained = shown.index.trained_on(folder)
     words = say("item.with_caption", num=with_captions, all=num) if num else ""
     uses = [say_num("item.used_by_runs", len(trained), names=some(trained))] if trained else []
-    made = [info.name for info in shown.context.known_loras().values() if _trained_on(info) == item.key]
+    made = [info.name for info in shown.context.known_loras().values() if trained_on(info) == item.key]
     names = some([plain(name, 80) for name in made])
     uses += [say_num("item.trained_loras", len(made), names=names)] if made else []
     return Details([(say("word.captions"), words), (say("item.made"), _day(folder))], uses, [])
 
 
-def _trained_on(info: LoraInfo) -> str:
-    """The name of the folder that a LoRA of ours was trained on."""
+def trained_on(info: LoraInfo) -> str:
+    """The name of the folder that a LoRA of ours was trained on; "" where its header doesn't say."""
     config = info.recipe.get("config") if isinstance(info.recipe, dict) else None
     data = config.get("data") if isinstance(config, dict) else None
     folder = data.get("folder") if isinstance(data, dict) else None

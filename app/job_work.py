@@ -15,6 +15,7 @@ from typing import Protocol
 from app.job_table import Job
 from app.texts import say
 from trainer import runs
+from trainer.cards import to_compare
 from trainer.config.parsing import from_toml
 from trainer.errors import RunError
 from trainer.events import Saved
@@ -60,13 +61,15 @@ class Training:
         kind = kind_of(card)
         if kind.is_file() and job.kind != REHEARSAL:
             train += ["--kind", kind.read_text(encoding="utf-8", errors="replace")[:20]]
+        old = to_compare.kept(old_of(card)) if job.kind != REHEARSAL else None
+        train += ["--compare-with", str(old)] if old else []
         if job.kind == REHEARSAL:
             return [*train, "--out", str(self.runs_folder), "--rehearse", "--json"]
         return [*train, "--name", job.name, "--out", str(self.runs_folder), "--json", "--resume"]
 
     def finished(self, job: Job) -> bool:
         run = runs.Run(self.runs_folder / job.name)
-        if not run.folder.is_dir() or run.state() != "finished":
+        if not run.folder.is_dir() or run.state() != "finished" or to_compare.is_to_do(run):
             return False
         # One that is to be extended was finished before: its child was killed before it began.
         wanted = from_toml(job.config, say("where.job")).get("max_steps")
@@ -80,6 +83,11 @@ class Training:
 def card_of(configs_folder: Path, config: str) -> Path:
     """Where the card lies that a job with these settings was started from, if it was."""
     return configs_folder / "cards" / f"{hashlib.sha256(config.encode()).hexdigest()}.velatura"
+
+
+def old_of(card: Path) -> Path:
+    """The folder of the LoRA that such a job is compared with at its end, beside its card, if it is."""
+    return card.with_suffix(".old")
 
 
 def kind_of(card: Path) -> Path:

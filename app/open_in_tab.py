@@ -24,6 +24,7 @@ from app import (
     first_stack,
     kept_fields,
     preset_choices,
+    retraining,
     run_steps,
     saved_stacks,
     shared_cards,
@@ -129,6 +130,11 @@ def _start(context: Context, key: str) -> str:
     return f"{name}/{saved[0].name}"
 
 
+def _again(context: Context, key: str) -> str:
+    """What is trained again, as the Train tab takes it. Raises: UserError for what can't be."""
+    return retraining.of(context, key).key
+
+
 def _base(context: Context, key: str) -> str:
     """A base by its file's name. Raises: ConfigError for one that isn't offered."""
     return context.base(key)
@@ -153,6 +159,7 @@ TARGETS = {
     "desk": Target("batch", "batch-desk", "input", _desk),
     "trained": Target("stack", "recipe-png", "upload", _trained),
     "start": Target("train", "field-start-source", "input", _start),
+    "again": Target("train", "train-again", "input", _again),
     "base": Target("train", "field-base", "input", _base),
 }
 _DRAWN = ("lora", "trained")  # what is drawn at once where the Stack tab draws live: its own events draw the rest

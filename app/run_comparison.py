@@ -5,7 +5,7 @@ Drawn here as HTML, in as many points as a screen shows, so that the longest run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 
 import gradio as gr
 
-from app import preview_strip
+from app import chart_look, preview_strip
+from app.chart_look import ChartLook, Look
 from app.context import Context
 from app.form_words import labels
+from app.notices import mended
 from app.texts import say
 from trainer import runs
 from trainer.config import TrainConfig
@@ -48,7 +50,7 @@ class RunComparison:
     """The folded part of the Train tab, and what is new in it."""
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.context, self.look = context, ChartLook("compare", "comparison-chart")
 
     def draw(self) -> None:
         with gr.Accordion(say("compare.title"), open=False, elem_id="run-comparison"):
@@ -56,17 +58,43 @@ class RunComparison:
                 [], value=[], multiselect=True, max_choices=MOST, label=say("library.runs"), interactive=True,
                 elem_id="compare-runs", elem_classes="unkept",
             )  # fmt: skip
-            self.view = gr.HTML(_EMPTY, elem_id="comparison")
+            self.look.draw(kept=False)
+            with gr.Column(elem_id="comparison"):
+                self.chart = gr.HTML(js_on_load=chart_look.SCRIPT, visible=False, elem_id="comparison-chart")
+                self.view = gr.HTML(_EMPTY, elem_id="comparison-rest")
+
+    def inputs(self) -> list[Any]:
+        """What `news` is told of: the runs, and how their chart is looked at."""
+        return [self.chosen, *self.look.fields()]
 
     def outputs(self) -> list[Any]:
-        return [self.chosen, self.view]
+        return [self.chosen, self.look.row, self.chart, self.look.stretch, self.view]
 
-    def news(self, chosen: Sequence[str] | None, before: Any) -> tuple[Any, dict[Any, Any]]:
+    def connect(self, seen: gr.State, compare: Callable[..., Any], latest: dict[str, Any]) -> None:
+        """Answer what is chosen with `compare`, which is given what was `seen` and the inputs."""
+        given, shown = [seen, *self.inputs()], [*self.outputs(), seen]
+
+        @mended
+        def zoom(before: dict[str, Any], chosen: list[str] | None, smoothing: str, _: str, event: gr.EventData) -> Any:
+            stretch = chart_look.asked(event, chart_look.key_of(self._wanted(chosen)))
+            updates = compare(before, chosen, smoothing, stretch)
+            return updates | {self.look.stretch: stretch} if seen in updates else updates
+
+        self.chosen.change(compare, given, shown, **latest | {"queue": True})
+        self.look.smoothing.input(compare, given, shown, **latest)
+        self.chart.zoomed(zoom, given, shown, **latest)
+
+    def _wanted(self, chosen: Sequence[str] | None) -> list[str]:
+        """Of what was chosen the runs that are here."""
+        offered = names(self.context)
+        return [name for name in dict.fromkeys(chosen or []) if name in offered][:MOST]
+
+    def news(self, chosen: Sequence[str] | None, before: Any, look: Look) -> tuple[Any, dict[Any, Any]]:
         """What it depends on now, and the updates of what changed since it depended on `before`."""
         offered = names(self.context)
         wanted = [name for name in dict.fromkeys(chosen or []) if name in offered][:MOST]
-        after = (offered, [(name, _progress(self._events(name))) for name in wanted])
-        offered_before, shown_before = before or (None, [])
+        after = (offered, [(name, _progress(self._events(name))) for name in wanted], (look.smoothing, look.stretch))
+        offered_before, shown_before, look_before = before or (None, [], ())
         updates: dict[Any, Any] = {}
         if offered != offered_before:
             # A run that is gone can't stay chosen, or Gradio refuses every event that has the list.
@@ -74,7 +102,14 @@ class RunComparison:
             updates[self.chosen] = gr.update(choices=[(plain(name, 120), name) for name in offered], **value)
         if after[1] != shown_before:
             updates[self.view] = html(self.context, wanted)
+        if after[1:] != (shown_before, look_before):
+            chart = chart_html([self._run(name, number) for number, name in enumerate(wanted, start=1)], look)
+            updates[self.chart] = gr.update(value=chart, visible=bool(chart))
+            updates[self.look.row] = gr.update(visible="zoomable" in chart)
         return after, updates
+
+    def _run(self, name: str, number: int) -> _Run:
+        return _Run(name, f"run-{number}", self.context.runs / name, self._events(name), None)
 
     def _events(self, name: str) -> list[Event]:
         return self.context.logs.read(self.context.runs / name / "events.jsonl")
@@ -110,7 +145,7 @@ def html(context: Context, chosen: Sequence[str]) -> str:
     if not compared:
         return _EMPTY
     hint = _EMPTY if len(compared) == 1 else ""
-    return f'<div class="comparison">{hint}{_chart(compared)}{_table(compared)}{_previews(context, compared)}</div>'
+    return f'<div class="comparison">{hint}{_table(compared)}{_previews(context, compared)}</div>'
 
 
 def _settings(folder: Path) -> TrainConfig | None:
@@ -120,18 +155,26 @@ def _settings(folder: Path) -> TrainConfig | None:
         return None
 
 
-def _chart(compared: Sequence[_Run]) -> str:
-    """The running means of the training losses, and the held-out losses dashed."""
+def chart_html(compared: Sequence[_Run], look: Look) -> str:
+    """The running means of the training losses, and the held-out losses dashed; "" for no runs."""
+    if not compared:
+        return ""
+    reach = curves.reach([run.events for run in compared])
+    span = look.span(chart_look.key_of([run.name for run in compared]), reach)
     series = []
     for run in compared:
-        series.append(Series(plain(run.name, 80), run.style, curves.running_mean(run.events), dots=False))
+        series.append(Series(plain(run.name, 80), run.style, curves.running_mean(run.events, look.decay), dots=False))
         series.append(Series("", f"{run.style} dashed", curves.heldout_loss(run.events)))
-    chart = svg_charts.lines(series, say("compare.chart"), lambda value: f"{value:.3g}")
+    chart = svg_charts.lines(series, say("compare.chart"), lambda value: f"{value:.3g}", span=span)
     if not chart:
-        return f'<p class="quietly">{say("compare.no_steps")}</p>'
+        return (
+            chart_html(compared, Look(look.smoothing)) if span else f'<p class="quietly">{say("compare.no_steps")}</p>'
+        )
+    num = curves.mean_steps(look.decay)
+    mean = say("compare.mean", num=num) if look.decay else say("compare.each_step")
     is_held = any(line.points for line in series[1::2])
-    words = say("compare.losses_and_heldout") if is_held else say("compare.losses")
-    return f'<div class="chart-view">{chart}</div><p class="quietly">{words}</p>'
+    words = say("compare.losses_and_heldout", mean=mean) if is_held else say("compare.losses", mean=mean)
+    return f'<div class="comparison">{chart_look.html([chart], reach, span, words)}</div>'
 
 
 # Settings.

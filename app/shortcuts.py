@@ -106,6 +106,15 @@ KEYS = (
         say("page.train"), say("page.train"), (Key("↑ ↓ ← →", say("keys.preset_cards"), "preset_cards.py", _ARROWS),)
     ),
     Group(
+        say("keys.of_chart"),
+        say("page.train"),
+        (
+            Key("+ −", say("keys.closer"), "chart_zoom.js", ("+", "=", "-")),
+            Key("← →", say("keys.earlier_later"), "chart_zoom.js", (_LEFT, _RIGHT)),
+            Key("Esc", say("keys.all_steps"), "chart_zoom.js", ("Escape", "Home")),
+        ),
+    ),
+    Group(
         say("page.stack"),
         say("page.stack"),
         (

@@ -12,15 +12,18 @@ from typing import Any
 import gradio as gr
 
 from app import card_view, job_acts, job_progress, preview_strip, rehearsal_settings, views
+from app.chart_look import USUAL, Look
 from app.context import Context, Refresh
 from app.job_table import Job
 from app.job_work import REHEARSAL, TRAINING
 from app.jobs import LIVE, RESUMABLE, WAITING
+from app.loss_charts import LossChart
 from app.notices import mended, tell
 from app.queue_view import QueueView, acted
 from app.run_comparison import RunComparison
 from app.run_onward import RunOnward
 from app.texts import say
+from app.verdict_view import VerdictView
 from trainer import runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
@@ -37,7 +40,8 @@ class TrainingView:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.queue, self.comparison = QueueView(context), RunComparison(context)
-        self.onward = RunOnward(context)
+        self.onward, self.verdict = RunOnward(context), VerdictView(context)
+        self.loss = LossChart(context)
         self.seen = gr.State({})  # what this page was last sent: part -> what the part depended on
         self.form = gr.State(None)  # what the form beside it asks for (`rehearsal_settings`); None before it was read
 
@@ -53,6 +57,7 @@ class TrainingView:
         self.progress = gr.HTML(views.NOTHING_YET, elem_id="progress")
         self.plan = gr.HTML(visible=False, elem_id="plan")
         self.notices = gr.HTML(visible=False, elem_id="notices")
+        self.verdict.draw()
         self.recommendation = gr.HTML(js_on_load=_ADVISED, visible=False, elem_id="recommendation")
         self.wanted = gr.Textbox(visible=False, elem_classes="unkept")  # what `use` opens, as `open_in_tab` takes it
         # What to do with what came of it.
@@ -83,7 +88,7 @@ class TrainingView:
 
         # What came of it so far, pictures first.
         self.pictures = gr.HTML(js_on_load=preview_strip.JS_ON_LOAD, visible=False, elem_id="samples")
-        self.plot = gr.HTML(visible=False, elem_id="loss")
+        self.loss.draw()
         self.heldout_plot = gr.HTML(visible=False, elem_id="heldout-plot")
         self.result = gr.Textbox(
             label=say("measured.result"),
@@ -100,103 +105,112 @@ class TrainingView:
         """Everything that `changes` may change."""
         return [
             self.job, self.progress, self.plan, self.notices, self.stop, self.pause, self.resume, self.preview,
-            self.duplicate, self.remove, *self.onward.outputs(),
-            self.plot, self.heldout_plot, self.result, self.recommendation, self.use, self.wanted, *self.downloads,
-            self.pictures, self.log,
+            self.duplicate, self.remove, *self.onward.outputs(), *self.verdict.outputs(),
+            *self.loss.outputs(), self.heldout_plot, self.result, self.recommendation, self.use, self.wanted,
+            *self.downloads, self.pictures, self.log,
             self.rehearsal, self.adopt, self.seen, *self.queue.outputs(),
         ]  # fmt: skip
+
+    def opens(self) -> list[tuple[Any, Any]]:
+        """The buttons that lead to Stack, each with the box that says what it opens."""
+        return [(self.use, self.wanted), (self.verdict.button, self.verdict.wanted)]
 
     def connect(self) -> None:
         """Answer the buttons; call once when all is drawn."""
         still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        self.stop.click(self.stop_one, self.job, self.outputs(), **still)
-        self.pause.click(self.pause_one, self.job, self.outputs(), **still)
-        self.resume.click(self.resume_one, self.job, self.outputs(), **still)
+        # What every answer draws the chart by comes last.
+        look, outputs = self.loss.look.fields(), self.outputs()
+        for button, act in (
+            (self.stop, self.stop_one), (self.pause, self.pause_one), (self.resume, self.resume_one),
+            (self.duplicate, self.duplicate_one), (self.remove, self.remove_one),
+        ):  # fmt: skip
+            button.click(act, [self.job, *look], outputs, **still)
         self.preview.click(self.preview_one, self.job, None, **still)
-        self.onward.extend.click(self.extend_one, [self.job, self.onward.steps], self.outputs(), **still)
-        self.queue.goes_on.input(self.let_queue_go_on, [self.queue.goes_on, self.job], self.outputs(), **still)
-        self.duplicate.click(self.duplicate_one, self.job, self.outputs(), **still)
-        self.remove.click(self.remove_one, self.job, self.outputs(), **still)
+        self.onward.extend.click(self.extend_one, [self.job, self.onward.steps, *look], outputs, **still)
+        self.queue.goes_on.input(self.let_queue_go_on, [self.queue.goes_on, self.job, *look], outputs, **still)
         self.queue.list.acted(
-            self.act_on_queue, self.job, self.outputs(), trigger_mode="multiple", concurrency_id="queue-list",
+            self.act_on_queue, [self.job, *look], outputs, trigger_mode="multiple", concurrency_id="queue-list",
             concurrency_limit=1, **still,
         )  # fmt: skip
-        self.job.input(self.show_job, self.job, self.outputs(), **still)
-        inputs, outputs = [self.comparison.chosen, self.seen], [*self.comparison.outputs(), self.seen]
-        self.comparison.chosen.change(self.compare, inputs, outputs, trigger_mode="always_last", **still)
+        self.job.input(self.show_job, [self.job, *look], outputs, **still)
+
+        # How the charts are looked at.
+        latest = still | {"trigger_mode": "always_last", "queue": False}
+        self.loss.connect(self.job, self.seen, latest)
+        self.comparison.connect(self.seen, self.compare, latest)
 
     def look(self) -> Refresh:
         """What is asked for whenever something about the jobs is new."""
-        inputs = [self.job, self.seen, self.comparison.chosen, self.form]
+        inputs = [self.job, self.seen, self.form, *self.loss.look.fields(), *self.comparison.inputs()]
         return Refresh(self.poll, inputs, [*self.outputs(), *self.comparison.outputs()])
 
     @mended
     def poll(
-        self, chosen: int | None, before: dict[str, Any], compared: list[str] | None = None,
-        form: rehearsal_settings.Asked | None = None,
-    ) -> Any:  # fmt: skip
-        updates = self.changes(chosen, before, form)
-        return updates | self._compared(compared, updates.get(self.seen, before)) or gr.skip()
+        self, chosen: int | None, before: dict[str, Any], form: rehearsal_settings.Asked | None = None, *looks: Any
+    ) -> Any:
+        """What is new; `looks` are how the loss is looked at, and what is compared and how."""
+        updates = self.changes(chosen, before, form, Look(*looks[:2]))
+        return updates | self._compared(updates.get(self.seen, before), *looks[2:]) or gr.skip()
 
     @mended
-    def compare(self, compared: list[str] | None, before: dict[str, Any]) -> Any:
-        return self._compared(compared, before) or gr.skip()
+    def compare(self, before: dict[str, Any], *compared: Any) -> Any:
+        return self._compared(before, *compared) or gr.skip()
 
-    def _compared(self, compared: list[str] | None, before: dict[str, Any]) -> dict[Any, Any]:
+    def _compared(self, before: dict[str, Any], chosen: list[str] | None = None, *look: str) -> dict[Any, Any]:
         """Updates of the runs that are compared."""
-        after, updates = self.comparison.news(compared, before.get("comparison"))
+        after, updates = self.comparison.news(chosen, before.get("comparison"), Look(*look))
         return updates | {self.seen: before | {"comparison": after}} if after != before.get("comparison") else {}
 
     @mended
-    def show_job(self, chosen: int | None) -> dict[Any, Any]:
+    def show_job(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         # As though nothing had been sent: all of the job's parts, here and after every button.
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
-    def stop_one(self, chosen: int | None) -> dict[Any, Any]:
+    def stop_one(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         self.context.runner.stop(chosen or 0)
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
-    def pause_one(self, chosen: int | None) -> dict[Any, Any]:
+    def pause_one(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         self.context.runner.pause(chosen or 0)
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
-    def let_queue_go_on(self, wanted: bool, chosen: int | None) -> dict[Any, Any]:
+    def let_queue_go_on(self, wanted: bool, chosen: int | None, *look: str) -> dict[Any, Any]:
         self.context.runner.let_go_on(wanted is True)
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
-    def extend_one(self, chosen: int | None, steps: float | None) -> dict[Any, Any]:
+    def extend_one(self, chosen: int | None, steps: float | None, *look: str) -> dict[Any, Any]:
         at = job_acts.extend(self.context, chosen or 0, steps)
         tell(say("run.goes_on_to", name=self.context.runner.get(chosen or 0).name, steps=at))
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
-    def resume_one(self, chosen: int | None) -> dict[Any, Any]:
+    def resume_one(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         job_acts.resume(self.context, chosen or 0)
-        return self.changes(chosen, {})
+        return self.changes(chosen, {}, look=Look(*look))
 
     @mended
     def preview_one(self, chosen: int | None) -> None:
         tell(say("train.preview_asked", name=job_acts.preview(self.context, chosen or 0).name))
 
     @mended
-    def duplicate_one(self, chosen: int | None) -> dict[Any, Any]:
+    def duplicate_one(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         """The job's settings as a new job, at the end of the queue."""
         job = self.context.runner.get(chosen or 0)
         again = job_acts.duplicate(self.context, job.id)
         tell(say("train.duplicated", again=again.name, job=job.name))
-        return self.changes(again.id, {})
+        return self.changes(again.id, {}, look=Look(*look))
 
     @mended
-    def remove_one(self, chosen: int | None) -> dict[Any, Any]:
+    def remove_one(self, chosen: int | None, *look: str) -> dict[Any, Any]:
         self.context.runner.remove(chosen or 0)
-        return self.changes(None, {})
+        return self.changes(None, {}, look=Look(*look))
 
     @mended
-    def act_on_queue(self, chosen: int | None, event: gr.EventData) -> dict[Any, Any]:
+    def act_on_queue(self, chosen: int | None, smoothing: str, stretch: str, event: gr.EventData) -> dict[Any, Any]:
         """What a button of the queue's list asks for."""
         act, job = acted(event)
         runner = self.context.runner
@@ -209,10 +223,15 @@ class TrainingView:
                 runner.move(job, 1)
             case "remove":
                 runner.remove(job)
-        return self.changes(None if act == "remove" and job == chosen else chosen, {})
+        shown = None if act == "remove" and job == chosen else chosen
+        return self.changes(shown, {}, look=Look(smoothing, stretch))
 
     def changes(
-        self, chosen: int | None, before: dict[str, Any], form: rehearsal_settings.Asked | None = None
+        self,
+        chosen: int | None,
+        before: dict[str, Any],
+        form: rehearsal_settings.Asked | None = None,
+        look: Look = USUAL,
     ) -> dict[Any, Any]:
         """Updates of what changed since this page last asked: anything else would flicker and cost.
 
@@ -231,7 +250,7 @@ class TrainingView:
             update[self.job] = gr.update(choices=choices, value=picked.id if picked else None)
 
         # The parts that depend on something new.
-        parts = self._parts(picked) if picked else self._no_parts()
+        parts = self._parts(picked, look) if picked else self._no_parts()
         parts |= {"queue": self.queue.part(every)} | (self._rehearsal_parts(every, form) if form is not None else {})
         for part, (signature, change) in parts.items():
             after[part] = signature
@@ -239,7 +258,7 @@ class TrainingView:
                 update |= change()
         return update | {self.seen: after} if after != before else {}
 
-    def _parts(self, job: Job) -> Parts:
+    def _parts(self, job: Job, look: Look) -> Parts:
         """Each part of the job's view: what it depends on, and its update."""
         folder = self.context.runs / job.name
         events, fold = job_progress.run_events(self.context, folder)
@@ -247,7 +266,6 @@ class TrainingView:
         log = views.messages(job, events)
         result = views.gain(events) + views.best_step(events)
         # Charts are drawn only when a point is new, the advice only when what it is read from is.
-        num_points = sum(event.kind in ("step", "validated") for event in events)
         num_measured = sum(event.kind == "validated" for event in events)
         decided = [event for event in events if isinstance(event, Recommended | Finished)]
 
@@ -258,13 +276,14 @@ class TrainingView:
             "progress": (bar, lambda: {self.progress: bar}),
             "plan": _box_part(self.plan, views.plan_html(events)),
             "notices": _box_part(self.notices, views.notices_html(events)),
-            "curve": ((job.id, num_points), lambda: _filled(self.plot, views.loss_html(events))),
+            "curve": self.loss.part(job, events, look),
             "heldout": ((job.id, num_measured), lambda: _filled(self.heldout_plot, views.heldout_html(events))),
             "result": (result, lambda: {self.result: gr.update(value=result, visible=bool(result))}),
             "recommendation": (decided, lambda: _filled(self.recommendation, advice())),
             "log": (log, lambda: {self.log: log}),
             "state": (job.state, lambda: self._buttons(job)),
             "onward": self.onward.part(job, self._settings_of(folder)),
+            "verdict": self.verdict.part(job),
             **self._file_parts(folder, events),
         }
 
@@ -272,15 +291,7 @@ class TrainingView:
         """The job's view without a job, as when the last job was removed."""
 
         def emptied() -> dict[Any, Any]:
-            boxes = (
-                self.plan,
-                self.notices,
-                self.plot,
-                self.heldout_plot,
-                self.recommendation,
-                self.result,
-                self.pictures,
-            )
+            boxes = (self.plan, self.notices, self.heldout_plot, self.recommendation, self.result, self.pictures)
             buttons = (self.stop, self.pause, self.resume, self.preview, self.duplicate, self.remove)
             return {
                 self.progress: views.NOTHING_YET,
@@ -289,6 +300,8 @@ class TrainingView:
                 **{button: gr.update(interactive=False) for button in buttons},
                 self.log: "",
                 self.onward.box: gr.update(visible=False),
+                **self.loss.none(),
+                **self.verdict.none(),
             }
 
         return {"progress": ("", emptied)}

@@ -14,7 +14,7 @@ from typing import Any
 from app.form_words import in_page_words, labels
 from app.job_table import Job
 from app.texts import say, say_num
-from trainer import console, presets, report
+from trainer import console, presets
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import (
@@ -109,7 +109,9 @@ def progress(job: Job, events: list[Event], fold: int = 0, phase: Phase | None =
         parts.append(say("job.took", time=duration(done.seconds)))
 
     # What it does while no step is made.
-    if job.state == "running" and at >= started.max_steps:
+    if phase is not None and phase.what == "comparing":
+        headline = say("job.comparing")
+    elif job.state == "running" and at >= started.max_steps:
         headline = say("job.measuring")
     elif job.state == "running" and last(events, Cached) is None:
         headline = say("job.preparing")
@@ -157,12 +159,6 @@ def progress_html(name: str, shown: Progress) -> str:
         f'style="width:{percent:g}%"></i></div>'
         f'<div class="detail">{escape(shown.detail) or "&nbsp;"}</div></div>'
     )
-
-
-def loss_html(events: list[Event]) -> str:
-    """Loss by step with its mean, the held-out loss and the learning rate; "" before there are two steps."""
-    charts = [report.training_loss(events), report.learning_rate(events)]
-    return "".join(f'<div class="chart-view">{chart}</div>' for chart in charts if chart)
 
 
 def samples(folder: Path, events: list[Event]) -> list[tuple[Path, str]]:

@@ -59,7 +59,7 @@ def _job(kind: str = "train", state: str = "finished") -> Any:
 
 def events(room: Path) -> Case:
     """A run's events.jsonl, as the page polls it, as the report is written and as a resumed run reads it."""
-    from app import cards, library_items, views
+    from app import cards, library_items, loss_charts, views
     from app.job_work import Training
     from trainer import report
     from trainer.runs import Run
@@ -75,7 +75,7 @@ def events(room: Path) -> Case:
 
         def shown() -> str:
             log = there.logs.read(run.events_file)
-            parts = [views.progress_html("r", views.progress(job, log, 1)), views.loss_html(log), views.gain(log)]
+            parts = [views.progress_html("r", views.progress(job, log, 1)), loss_charts.html(log), views.gain(log)]
             parts += [views.best_step(log), views.messages(job, log), views.plan_html(log), views.notices_html(log)]
             parts += [views.recommendation_html(log, None), views.heldout_html(log)]
             return "".join([*parts, *map(str, views.samples(run.folder, log)), *map(str, views.files(run.folder, log))])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app import views
+from app import loss_charts, views
 from app.job_table import Job, State
 from app.logs import EventLogs
 from trainer import events, report
@@ -69,15 +69,15 @@ def test_the_loss_is_drawn_with_its_mean_and_what_is_held_out_and_stays_small() 
         *(step(number, 1 / number) for number in range(1, 20_001)),
         Validated(20_000, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40),
     ]
-    drawn = views.loss_html(log)
+    drawn = loss_charts.html(log)
     assert all(f'polyline class="{style}"' in drawn for style in ("quiet", "own", "held")) and len(drawn) < 20_000
     assert "step 0: 0.5" in drawn and "step 20000: 0.4" in drawn
-    assert views.loss_html([STARTED]) == ""
+    assert loss_charts.html([STARTED]) == ""
 
 
 def test_the_learning_rate_is_drawn_below_the_loss() -> None:
     """It was in the report alone."""
-    drawn = views.loss_html([STARTED, *(Step(number, 1.0, 1e-4 * number, 0.1, 0.5) for number in range(1, 50))])
+    drawn = loss_charts.html([STARTED, *(Step(number, 1.0, 1e-4 * number, 0.1, 0.5) for number in range(1, 50))])
     assert drawn.count("<svg") == 2 and "Learning rate by step" in drawn
 
 

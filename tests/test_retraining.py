@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from tests import small_runs
 from trainer import cli, events, presets, runs, session
-from trainer.cards import retraining, sources
-from trainer.errors import ConfigError
+from trainer.cards import retraining, sources, to_compare
+from trainer.errors import AdapterError, ConfigError
 from trainer.events import Recommended, Validated
 from trainer.printing import escape
+from trainer.report import compared
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,69 @@ def test_new_and_old_are_measured_as_the_run_measures(old: runs.Run, new_picture
     assert "Against the old one" in page and escape(answer["sentence"], 400) in page
     config = run.config()
     assert config.learning_rate == old.config().learning_rate and config.data.folder == str(new_pictures)
+
+
+def train(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["train", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def verdict_of(run: runs.Run) -> dict[str, object]:
+    values: dict[str, object] = json.loads((run.folder / "compared.json").read_text())
+    return values
+
+
+def test_a_training_is_compared_at_its_end_though_it_was_ended_before_and_anew_once_it_is_extended(
+    old: runs.Run, new_pictures: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copy(old.lora_file, tmp_path / "mine.safetensors")
+    settings = small_runs.config(Path(old.config().base), new_pictures, max_steps=3)
+    presets.save(settings, tmp_path / "wanted.toml")
+    asked = (tmp_path / "wanted.toml", "--out", tmp_path / "runs", "--name", "x", "--compare-with", copy)
+    code, said = train(*asked, "--resume", "--json")
+    run = runs.Run(tmp_path / "runs" / "x")
+    found = verdict_of(run)
+    assert code == 0 and json.loads(said.splitlines()[-1]) == found and run.config().validation.leave_out == 2
+    measured = [event for event in run.events() if isinstance(event, Validated)][-1]
+    assert found["new_loss"] == pytest.approx(measured.loss, rel=1e-4) and found["old"] == "mine.safetensors"
+
+    # As if it had been killed while it compared; the old one is gone meanwhile, and the run has its own copy.
+    (run.folder / "compared.json").unlink()
+    Path(copy).unlink()
+    assert to_compare.is_to_do(run)
+    code, said = train("--out", tmp_path / "runs", "--name", "x", "--resume")
+    assert code == 0 and verdict_of(run) == found and not to_compare.is_to_do(run)
+
+    # More steps: what was found of the third is not true of the sixth.
+    code, said = train("--out", tmp_path / "runs", "--name", "x", "--extend", 3)
+    again = verdict_of(run)
+    assert code == 0 and again["old_loss"] == found["old_loss"] and again["new_loss"] != found["new_loss"]
+    assert str(again["sentence"]) in " ".join(said.split())
+
+
+def test_a_lora_that_nothing_could_be_compared_with_is_refused_before_a_training(
+    old: runs.Run, new_pictures: Path, tmp_path: Path
+) -> None:
+    presets.save(small_runs.config(Path(old.config().base), new_pictures), tmp_path / "wanted.toml")
+    asked = (tmp_path / "wanted.toml", "--out", tmp_path / "runs", "--compare-with")
+    with pytest.raises(ConfigError, match="the LoRA to compare with, gone.safetensors, is not here"):
+        train(*asked, tmp_path / "gone.safetensors")
+    (tmp_path / "page.safetensors").write_text("<html>")
+    with pytest.raises(AdapterError):
+        train(*asked, tmp_path / "page.safetensors")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_stands_though_it_could_not_be_compared(old: runs.Run, tmp_path: Path) -> None:
+    run = runs.Run(shutil.copytree(old.folder, tmp_path / old.name))
+    to_compare.keep(old.lora_file, run.folder / to_compare.FOLDER)  # and nothing is held out
+    code, said = train("--out", tmp_path, "--name", run.name, "--resume")
+    assert code == 0 and "could not be compared: there are no held-out pictures" in " ".join(said.split())
+    assert compared.read(run.folder) is None and "no held-out pictures" in compared.problem(run.folder)
+    assert "It could not be compared: there are no held-out pictures" in compared.html(run.folder)
+    assert train("--out", tmp_path, "--name", run.name, "--resume")[1].count("compared") == 0  # told once
 
 
 def test_a_best_step_that_was_chosen_by_the_very_pictures_is_named_and_not_compared(

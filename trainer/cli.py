@@ -65,6 +65,13 @@ StartFrom = Annotated[
         "--set start.optimizer=true also go on at the checkpoint's step.",
     ),
 ]
+CompareWith = Annotated[
+    Path | None,
+    typer.Option(metavar="LORA", help="Compare with this older LoRA at the end, on the same held-out pictures."),
+]
+Extend = Annotated[
+    int | None, typer.Option(metavar="STEPS", help="Go on with the run called --name for that many steps more.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _BASE_HELP = "imprimatura, a diffusers folder, a checkpoint file, a name from models list, or a downloaded hub id."
 _RENDERS = Path("outputs") / "renders"
@@ -137,9 +144,8 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run called --name, or with the newest unfinished one.")
     ] = False,
     from_: StartFrom = None,
-    extend: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Go on with the run called --name for that many steps more.")
-    ] = None,
+    extend: Extend = None,
+    compare_with: CompareWith = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
     download: Download = False,
     rehearse: Annotated[
@@ -169,7 +175,8 @@ def train(
         wanted = train_command.wanted(asked, resume, out, name)
     if not rehearse:
         teaches = next((one for one in preset_parts.KINDS if one == kind), preset_parts.purpose(preset or like or ""))
-        train_command.train(wanted, out, name, resume, download, as_json, card, teaches)
+        beside = train_command.Beside(card, teaches, compare_with)
+        train_command.train(wanted, out, name, resume, download, as_json, beside)
     elif once:
         train_command.rehearse_once(train_command.new(wanted, resume), out, download)
     else:

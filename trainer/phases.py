@@ -1,4 +1,4 @@
-"""What a run is doing before it has an event to tell: a line in a file of its folder, gone once it has begun.
+"""What a run is doing while it has no event to tell: a line in a file of its folder, gone once it has one.
 
 Loading a large base and encoding its pictures takes minutes, in which the log is empty; whoever watches must not
 think that it hangs. It is no event, since nothing of it is worth keeping.
@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from trainer import files
 from trainer.runs import Run
 
-What = Literal["loading", "encoding", "adapting"]
+What = Literal["loading", "encoding", "adapting", "comparing"]
 FILE = "phase.json"
 _EVERY_S = 0.5
 _MOST_BYTES = 4096
@@ -52,14 +52,14 @@ class Teller:
         self.tell("encoding", done, total)
 
     def over(self) -> None:
-        """The run has begun: its events tell from here on."""
+        """The run's events tell from here on, or it has ended."""
         if self.speaks:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
 
 def read(run: Run) -> Phase | None:
-    """What the run says that it does; None once it has begun, or for a file that nobody of ours wrote."""
+    """What the run says that it does; None where its events tell, or for a file that nobody of ours wrote."""
     try:
         with (run.folder / FILE).open("rb") as file:
             phase = Phase(**json.loads(file.read(_MOST_BYTES)))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trainer import files, presets, runs
+from trainer import presets, runs
 from trainer.errors import ConfigError
 from trainer.events import Stopped, Warned
 
@@ -29,9 +28,8 @@ def retrain(
     as_json: Annotated[bool, typer.Option("--json", help="Print events and the verdict as JSON lines.")] = False,
 ) -> None:
     """Train with a kept recipe on new pictures, and say whether the old or the new LoRA is better."""
-    from trainer import console, lora_file, report, session, start_weights
-    from trainer.cards import retraining, sources, training_like
-    from trainer.report import compared
+    from trainer import console, lora_file, session, start_weights
+    from trainer.cards import retraining, sources, to_compare, training_like
 
     # The recipe on the new pictures, and what it is compared with.
     source = sources.of(what, out)
@@ -40,6 +38,7 @@ def retrain(
     before = old or retraining.old_lora(source, lora_file.library([Path("outputs"), out]))
     if before is None:
         raise ConfigError(f"the LoRA of {what[:200]} is not here; name its file with --old FILE.")
+    retraining.refuse(config, before)
     if from_old:
         config = presets.changed(config, start_weights.changes(str(before), config.family))
     if seen := retraining.seen_before(source, config):
@@ -48,14 +47,9 @@ def retrain(
     # Train, then ask both the same.
     run, stream = session.start(config, out, name, None)
     training_like.keep_card(run, card)
+    to_compare.keep(before, run.folder / to_compare.FOLDER, seen)
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)
-    after = run.lora_file  # not the best file: that was chosen by these very pictures, which would favour it
-    assert lora_file.is_there(after), "a run that ended well has its file"
-    verdict = retraining.compare(config, before, after, run.cache)
-    verdict = retraining.with_best(verdict, run)
-    answer = asdict(verdict) | {"old": before.name, "new": after.name}
-    files.write(run.folder / compared.FILE, json.dumps(answer, indent=2).encode())
-    report.write(run, session.refuse(config)[0])
-    typer.echo(json.dumps(answer) if as_json else verdict.sentence)
+    answer = retraining.conclude(run)
+    typer.echo(json.dumps(answer) if as_json else answer["sentence"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import typer
 
-from trainer import console, distributed, more_steps, predicted_cost, run_facts, runs, session
+from trainer import console, distributed, files, more_steps, predicted_cost, run_facts, runs, session
 from trainer.card_file.contents import DatasetKind
-from trainer.cards import training_like
+from trainer.cards import retraining, to_compare, training_like
 from trainer.config import TrainConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UserError
 from trainer.events import Stopped, Warned
 from trainer.rehearsal.result import Rehearsal, to_json
+from trainer.report import compared
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Asked:
     changes: list[str]
     source: str | None = None  # what to go on from
     extend: int | None = None  # by how many steps
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a run is to know that is none of its settings."""
+
+    card: Path | None = None  # what it is started from, and is compared with
+    kind: DatasetKind = "unknown"  # what its pictures teach
+    old: Path | None = None  # the LoRA that it is compared with at its end, on the same held-out pictures
 
 
 def wanted(asked: Asked, resume: bool, out: Path, name: str | None) -> TrainConfig | None:
@@ -64,42 +75,56 @@ def _extended(asked: Asked, out: Path, name: str | None) -> TrainConfig:
 
 
 def train(
-    config: TrainConfig | None,
-    out: Path,
-    name: str | None,
-    resume: bool,
-    download: bool,
-    as_json: bool,
-    card: Path | None = None,
-    kind: DatasetKind = "unknown",
+    config: TrainConfig | None, out: Path, name: str | None, resume: bool, download: bool, as_json: bool, beside: Beside
 ) -> None:
-    """Train a new run or go on with an old run, printing its events; exits with status 130 if it was stopped.
-
-    `card` is what it is started from, and is kept with the run; `kind` is what its pictures teach.
-    """
+    """Train a new run or go on with an old run, printing its events; exits with status 130 if it was stopped."""
     # Which run. Each process started by torchrun comes here, and all must go the same way.
     world = distributed.enter()
+    if beside.old and world.size > 1:
+        raise ConfigError("--compare-with compares in one process; start it without torchrun.")
+    config = retraining.with_heldout(config) if beside.old and config else config
     run = session.choose(out, name, config, world) if resume else None
     if run and world.share(run.state() if world.first else "") == "finished":
         if world.first:
             typer.echo(f"run {run.name} is finished: {run.lora_file}")
+            _compare(run, as_json)
         return
     if run:
         config = run.config()
     assert config is not None
+    old = None if run and to_compare.of_run(run) else beside.old
+    if old:
+        retraining.refuse(config, old)
 
     # Train. Only the first process prints; the others' events are taken and dropped.
     run, stream = session.start(config, out, name, run, download, world)
     if world.first:
-        training_like.keep_card(run, card)
-        if kind != "unknown":
-            run_facts.teach(run.folder, kind)
+        training_like.keep_card(run, beside.card)
+        if beside.kind != "unknown":
+            run_facts.teach(run.folder, beside.kind)
+        if old:
+            retraining.keep(run, old)
+        (run.folder / compared.FILE).unlink(missing_ok=True)  # of the step that it now goes on from
     else:
         deque(stream, maxlen=0)
         return
     last = console.show_json(stream) if as_json else console.show(stream, run.folder)
     if isinstance(last, Stopped | Warned):
         sys.exit(130)
+    _compare(run, as_json)
+
+
+def _compare(run: runs.Run, as_json: bool) -> None:
+    """Compare a run with what it is to be compared with and was not yet; the training stands if that can't be done."""
+    if not to_compare.is_to_do(run):
+        return
+    try:
+        answer = retraining.conclude(run)
+    except UserError as error:
+        files.write(run.folder / compared.FILE, compared.unable(str(error)))
+        typer.echo(f"warning: old and new could not be compared: {error}", err=True)
+        return
+    typer.echo(json.dumps(answer) if as_json else answer["sentence"])
 
 
 def new(config: TrainConfig | None, resume: bool) -> TrainConfig:

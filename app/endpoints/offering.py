@@ -14,6 +14,7 @@ from app.endpoints.dataset import DatasetEndpoints
 from app.endpoints.jobs import JobEndpoints
 from app.endpoints.library import LibraryEndpoints
 from app.endpoints.presets import PresetEndpoints
+from app.endpoints.retraining import RetrainingEndpoints
 from app.endpoints.runs import RunEndpoints
 from app.endpoints.stack import StackEndpoints
 from app.endpoints.training import TrainingEndpoints
@@ -27,8 +28,9 @@ def every(context: Context) -> dict[str, Callable[..., Any]]:
     """The endpoints of a server by name, in the order of the tabs."""
     shelf = Shelf(context)
     groups = [
-        DatasetEndpoints(context), TrainingEndpoints(context), JobEndpoints(context), RunEndpoints(context),
-        StackEndpoints(context), BatchEndpoints(shelf), LibraryEndpoints(shelf), PresetEndpoints(context),
+        DatasetEndpoints(context), TrainingEndpoints(context), RetrainingEndpoints(context), JobEndpoints(context),
+        RunEndpoints(context), StackEndpoints(context), BatchEndpoints(shelf), LibraryEndpoints(shelf),
+        PresetEndpoints(context),
     ]  # fmt: skip
     # `vars` keeps the order in which a class's methods are written.
     return {

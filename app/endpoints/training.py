@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tomli_w
 
-from app import forecast, preset_choices, rehearsal_settings, shared_cards, train_settings, views
+from app import forecast, preset_choices, rehearsal_settings, shared_cards, starting, train_settings, views
 from app.context import Context
 from app.endpoints.asking import Name, Number, Settings
 from app.endpoints.rows import job_row
@@ -49,10 +50,7 @@ class TrainingEndpoints:
         # All that the trainer itself refuses, asked last: it opens every picture.
         if not problems:
             problems = tuple(forecast.at_start(self.context, wish, self._config(wish)))
-        return {
-            "says": ahead.headline, "facts": list(ahead.facts), "problems": [_problem(one) for one in problems],
-            "notes": [_problem(one) for one in ahead.notes], "num_pictures_unseen": ahead.num_unseen,
-        }  # fmt: skip
+        return told(ahead, problems)
 
     def rehearse(self, preset: Name, dataset: Name, settings: Settings | None = None) -> dict[str, Any]:
         """Have a training's cost measured by a few real steps, as a job that leaves no run; the job's row.
@@ -79,13 +77,8 @@ class TrainingEndpoints:
         `settings` by dotted name change the preset's. With `grid`, its saved steps are drawn as a batch afterwards.
         """
         _, config = self._ready(preset, dataset, settings)
-        rehearsal_settings.end(self.context)  # or it would wait for a rehearsal
-        text = _text(config)
-        shared_cards.go_with(self.context, text, shared_cards.source_of(preset))
-        job = self.context.runner.submit(name or dataset, text)
-        if grid:
-            self.context.runner.want_grid(job.id)
-        return job_row(job)
+        wanted = starting.Wanted(name or dataset, shared_cards.source_of(preset), grid=grid)
+        return job_row(starting.begin(self.context, config, wanted))
 
     def _look(self, preset: str, dataset: str, settings: Settings | None) -> tuple[Wish, Forecast]:
         """What is asked for, and what it would do as far as it can be seen at once. Raises: ConfigError."""
@@ -105,8 +98,8 @@ class TrainingEndpoints:
         """What is asked for, and the settings to start with. Raises: ConfigError with all that stands against it."""
         wish, ahead = self._look(preset, dataset, settings)
         config = self._config(wish)
-        _refuse(ahead.problems)
-        _refuse(tuple(forecast.at_start(self.context, wish, config)))
+        refuse(ahead.problems)
+        refuse(tuple(forecast.at_start(self.context, wish, config)))
         return wish, config
 
 
@@ -114,7 +107,16 @@ def _text(config: TrainConfig) -> str:
     return tomli_w.dumps(config.model_dump(mode="json"))
 
 
-def _refuse(problems: tuple[Problem, ...]) -> None:
+def told(ahead: Forecast, problems: Sequence[Problem]) -> dict[str, Any]:
+    """A forecast as it is answered."""
+    return {
+        "says": ahead.headline, "facts": list(ahead.facts), "problems": [_problem(one) for one in problems],
+        "notes": [_problem(one) for one in ahead.notes], "num_pictures_unseen": ahead.num_unseen,
+    }  # fmt: skip
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raises: ConfigError with what stands against a start, if anything does."""
     if problems:
         raise ConfigError(" ".join(problem.text for problem in problems[:10]))
 

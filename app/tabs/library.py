@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from app import card_view, cards, item_changes, item_details, item_notes, leftovers, recognising, scripts, shared_cards
+from app.again_row import AgainRow
 from app.arrival import PRESET, Arrival
 from app.arrival_row import ArrivalRow
 from app.context import Context, Refresh
@@ -39,7 +40,7 @@ class _Tab:
 
     def __init__(self, context: Context) -> None:
         self.context, self.shelf, self.presets = context, Shelf(context), PresetPanel(context)
-        self.arrivals, self.weight = ArrivalRow(context), OwnWeight(self.shelf)
+        self.arrivals, self.weight, self.again = ArrivalRow(context), OwnWeight(self.shelf), AgainRow(self.shelf)
         # What is chosen stands in boxes of the page, so that a note and the thing it is of are always sent together.
         self.key = gr.Textbox("", visible=False, elem_classes="unkept", elem_id="library-key")
         self.seen = gr.Textbox("", visible=False, elem_classes="unkept")
@@ -61,7 +62,7 @@ class _Tab:
             self.key, self.seen, self.opened, self.panel, self.acts, self.rating, self.note, self.name, self.open,
             self.onward, self.source,
             self.download, self.throw, self.restore, self.raw, self.file, self.name_row, self.weight.slider,
-            *self.presets.outputs(),
+            *self.presets.outputs(), *self.again.outputs(),
         ]  # fmt: skip
         self._connect()
 
@@ -107,6 +108,7 @@ class _Tab:
             with gr.Row():
                 self.open = gr.Button(say("button.open"), variant="primary", min_width=130, elem_id="library-open")
                 self.onward = gr.Button(say("library.go_on"), min_width=110, elem_id="library-onward")
+            self.again.draw()
             self.presets.draw()
 
             # What a person says of it.
@@ -265,6 +267,7 @@ class _Tab:
                 self.download: self._download(item),
             }
             | self.weight.updates(item)
+            | self.again.updates(item)
             | self.presets.updates(item, browser)
         )
 
@@ -392,4 +395,5 @@ def build(context: Context) -> Refresh:
         None, js=f"() => {{ {scripts.read('library_drop.js')} }}", api_visibility="private"
     )
     opens = [(tab.open, tab.opened), (tab.arrivals.go, tab.arrivals.opens), (tab.onward, tab.source)]
+    opens += tab.again.opens()
     return Refresh(tab.open_tab, listed, tab.list, on_load=False, opens=opens)

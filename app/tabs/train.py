@@ -10,14 +10,17 @@ from typing import Any
 import gradio as gr
 import tomli_w
 
-from app import branch_form, forecast, guide, leftovers, preset_choices, rehearsal_settings, shared_cards, start_choices
+from app import branch_form, guide, leftovers, preset_choices, rehearsal_settings, retraining, start_choices, starting
 from app.context import Context, Refresh
 from app.dataset_sets import heldout_of
+from app.forecast import Forecast, Wish
 from app.forecast_view import OWN_IDS, ForecastPanel, cure_of, element_id
 from app.form import Form
+from app.form_filling import FormFilling
 from app.notices import mended, mended_unasked, tell, warn
 from app.opened_pictures import OpenedPictures
 from app.preset_cards import PresetPicker, pressed
+from app.retrain_box import RetrainBox
 from app.setting_groups import grouped
 from app.settings_finder import SettingsFinder
 from app.texts import say
@@ -49,6 +52,7 @@ class _Tab:
         self.form = Form(TrainConfig, self.start_config, _OWN, choices, {"family": offers})
         self.view = TrainingView(context)
         self.panel, self.finder = ForecastPanel(), SettingsFinder(self.form)
+        self.box = RetrainBox(context)
         with gr.Row(equal_height=False, elem_classes="halves"):
             with gr.Column(scale=4, min_width=320):
                 self._draw_choices()
@@ -56,12 +60,15 @@ class _Tab:
             with gr.Column(scale=5, min_width=320):
                 self.view.draw()
         self.source = self.form.components["start.source"]
+        own = (self.dataset, self.heldout, self.trigger, self.card, self.filled, self.box)
+        self.filling = FormFilling(context, self.form, *own)
         self.form.connect()
         self.view.connect()
         self._connect()
 
     def _draw_choices(self) -> None:
         self.picker = PresetPicker(self.context)
+        self.box.draw()
         with gr.Group():
             self.picker.draw()
             self.preset = self.picker.preset
@@ -134,19 +141,19 @@ class _Tab:
         private: dict[str, Any] = {"api_visibility": "private"}
         still: dict[str, Any] = private | {"show_progress": "hidden"}
         fields = [*self.form.components.values(), self.trigger]
-        parts = [*self.form.parts(), self.trigger, self.filled, self.card]
+        parts = self.filling.parts()
         sent = [self.unfolded, self.panel.sent, self.finder.sent, self.view.form]
-        given = {*fields, self.dataset, self.heldout, self.filled, self.card, *sent}
-        begun = {*given, self.name, self.view.job, self.grid_after}
+        given = {*fields, self.dataset, self.heldout, self.filled, self.card, self.box.key, *sent}
+        begun = {*given, self.name, self.view.job, self.grid_after, *self.view.loss.look.fields()}
         shown = [
             *self.panel.outputs(), *self.finder.outputs(), self.start, self.rehearse, self.unfolded, self.again,
-            *self._accordions(), self.view.form, self.view.rehearsal, self.view.adopt,
+            *self._accordions(), self.view.form, self.view.rehearsal, self.view.adopt, *self.box.outputs(),
         ]  # fmt: skip
 
         # Start, and what may be asked before.
         progress: dict[str, Any] = private | {"show_progress": "minimal", "show_progress_on": self.start}
         every = list(dict.fromkeys([*self.view.outputs(), *shown]))  # the rehearsal's box is in both
-        self.start.click(self.begin, begun, [*every, self.name], **progress)
+        self.start.click(self.begin, begun, [*every, self.name, self.box.key], **progress)
         progress["show_progress_on"] = self.rehearse
         self.rehearse.click(self.rehearse_one, begun, every, **progress)
 
@@ -162,6 +169,7 @@ class _Tab:
         branch = {*fields, self.view.onward.step, self.view.onward.with_optimizer}
         self.view.onward.branch.click(self.branch_off, branch, chosen, **still).then(**look)
         self.source.input(self.take_source, {*fields}, chosen, **still).then(**look)
+        self.filling.connect_box(chosen, look, still)
         once: dict[str, Any] = {"trigger_mode": "once"}
         advised = {*fields, self.view.job}
         self.view.recommendation.advised(self.as_advised, advised, chosen, **once, **still).then(**look)
@@ -184,18 +192,25 @@ class _Tab:
 
     # What a start would do.
 
-    def _wish(self, held: dict[Any, Any]) -> forecast.Wish:
+    def _wish(self, held: dict[Any, Any]) -> Wish:
         values = self.form.values(held)
         sets = held.get(self.dataset) or "", held.get(self.heldout) or ""
-        return forecast.Wish(
+        return Wish(
             values, *sets, held.get(self.trigger) or "", held.get(self.filled) or {}, str(held.get(self.card) or "")
         )
 
     @mended_unasked
     def look(self, held: dict[Any, Any]) -> dict[Any, Any]:
-        return self._shown(held, forecast.look(self.context, self._wish(held), self.seen))
+        return self._shown(held, self._ahead(held))
 
-    def _shown(self, held: dict[Any, Any], ahead: forecast.Forecast) -> dict[Any, Any]:
+    def _ahead(self, held: dict[Any, Any]) -> Forecast:
+        return retraining.look(self.context, self._wish(held), self._again(held), self.seen)
+
+    def _again(self, held: dict[Any, Any]) -> str:
+        """What is trained again; "" for nothing."""
+        return str(held.get(self.box.key) or "")
+
+    def _shown(self, held: dict[Any, Any], ahead: Forecast) -> dict[Any, Any]:
         """The panel's updates; Start can be used while nothing stands against it."""
         read = self.form.read_of(held)
         keys = {".".join(spec.path): key for key, spec in self.form.specs.items() if read.get(key)}
@@ -204,6 +219,7 @@ class _Tab:
         marked = [".".join(self.form.specs[key].path) for key in changed]
         updates = self.panel.updates(ahead, ids, marked, held.get(self.panel.sent) or [])
         updates |= self.finder.updates(changed, held.get(self.finder.sent) or [])
+        updates |= self.box.updates(self._again(held), str(held.get(self.source) or ""))
 
         if (form := rehearsal_settings.asked(self._wish(held))) != held.get(self.view.form):
             updates |= self.view.of_form(form)
@@ -222,11 +238,12 @@ class _Tab:
 
     def _ready(self, held: dict[Any, Any]) -> tuple[TrainConfig | None, dict[Any, Any]]:
         """The settings to start with, None if they must fail, and the panel's updates, which say why."""
-        wish = self._wish(held)
-        ahead = forecast.look(self.context, wish, self.seen)
+        wish, ahead, again = self._wish(held), self._ahead(held), self._again(held)
         config = None if ahead.problems else self._config(held)
-        if config and (problems := forecast.at_start(self.context, wish, config)):
-            config, ahead = None, dataclasses.replace(ahead, problems=tuple(problems))
+        if config:
+            config, problems = retraining.at_start(self.context, wish, again, config)
+            if problems:
+                config, ahead = None, dataclasses.replace(ahead, problems=tuple(problems))
         if config is None:
             warn(say("train.cannot_start", problems=" ".join(problem.text for problem in ahead.problems[:3])))
         return config, self._shown(held, ahead)
@@ -238,7 +255,7 @@ class _Tab:
         if cure is None:
             return gr.skip()
         if cure.preset:
-            return {self.preset: cure.preset, **self._of_preset(held, cure.preset)}
+            return {self.preset: cure.preset, **self.filling.with_preset(held, cure.preset)}
         own = {"data.trigger": self.trigger, "data.folder": self.dataset, "data.heldout": self.heldout}
         changes = dict(cure.changes)
         return self.form.change(held, changes) | {own[key]: value for key, value in changes.items() if key in own}
@@ -272,15 +289,13 @@ class _Tab:
         config, shown = self._ready(held)
         if config is None:
             return shown
-        rehearsal_settings.end(self.context)  # or the training would wait for it
-        text = tomli_w.dumps(config.model_dump(mode="json"))
-        shared_cards.go_with(self.context, text, str(held.get(self.card) or ""))  # read when the child begins
-        job = self.context.runner.submit(held[self.name] or held[self.dataset], text)
-        if held.get(self.grid_after) is True:
-            self.context.runner.want_grid(job.id)
+        card, grid = str(held.get(self.card) or ""), held.get(self.grid_after) is True
+        wanted = starting.Wanted(held[self.name] or held[self.dataset], card, self._again(held), grid)
+        job = starting.begin(self.context, config, wanted)
         tell(say("job.on_its_way", name=job.name))
         form = rehearsal_settings.asked(self._wish(held))
-        return {**shown, **self.view.changes(job.id, {}, form), self.name: ""}
+        done = {self.box.key: "", self.box.box: gr.update(visible=False)}  # the next start is another training
+        return {**shown, **self.view.changes(job.id, {}, form, self.view.loss.look.of(held)), **done, self.name: ""}
 
     @mended
     def rehearse_one(self, held: dict[Any, Any]) -> dict[Any, Any]:
@@ -289,7 +304,7 @@ class _Tab:
             return shown
         rehearsal_settings.begin(self.context, tomli_w.dumps(config.model_dump(mode="json")), self._wish(held))
         form = rehearsal_settings.asked(self._wish(held))
-        return {**shown, **self.view.changes(held.get(self.view.job), {}, form)}
+        return {**shown, **self.view.changes(held.get(self.view.job), {}, form, self.view.loss.look.of(held))}
 
     def _config(self, held: dict[Any, Any]) -> TrainConfig:
         values, heldout, trigger = self.form.values(held), held[self.heldout] or "", held[self.trigger] or ""
@@ -306,21 +321,13 @@ class _Tab:
     @mended
     def take_preset(self, held: dict[Any, Any], request: gr.Request | None = None) -> dict[Any, Any]:
         guide.preset_chosen(self.context, held.get(self.dataset), request)
-        return self._of_preset(held, held[self.preset])
-
-    def _of_preset(self, held: dict[Any, Any], name: str) -> dict[Any, Any]:
-        return self._fill(held, preset_choices.filled(self.context, name), shared_cards.source_of(name))
+        return self.filling.with_preset(held, held[self.preset])
 
     @mended
     def take_card(self, held: dict[Any, Any], event: gr.EventData, request: gr.Request | None = None) -> dict[Any, Any]:
         chosen = pressed(event)
         guide.preset_chosen(self.context, held.get(self.dataset), request)
-        return {self.preset: chosen, **self._of_preset(held, chosen)}
-
-    def _fill(self, held: dict[Any, Any], config: TrainConfig, card: str = "") -> dict[Any, Any]:
-        """The whole form as these settings say, which are those of a card if its digest is given."""
-        own = {self.trigger: config.data.trigger, self.filled: self.form.by_path(config), self.card: card}
-        return {**self.form.fill_beside(held, config), **own}
+        return {self.preset: chosen, **self.filling.with_preset(held, chosen)}
 
     @mended
     def take_recipe(self, held: dict[Any, Any]) -> Any:
@@ -332,13 +339,13 @@ class _Tab:
         finally:
             leftovers.taken(self.context, [file])
         tell(say("train.form_of_recipe"))
-        return {**self._fill(held, config, card), self.recipe: None}
+        return {**self.filling.with_config(held, config, card), self.recipe: None}
 
     @mended
     def branch_off(self, held: dict[Any, Any]) -> dict[Any, Any]:
         key = str(held.get(self.view.onward.step) or "")
         tell(say("train.goes_on_from", step=start_choices.label(key)))
-        return self._branched(held, key, held.get(self.view.onward.with_optimizer) is True)
+        return self.filling.from_step(held, key, held.get(self.view.onward.with_optimizer) is True)
 
     @mended
     def take_source(self, held: dict[Any, Any]) -> dict[Any, Any]:
@@ -346,40 +353,27 @@ class _Tab:
         key = str(held.get(self.source) or "")
         if not key:
             return {}
-        if "/" in key:
-            return self._branched(held, key, False)
-        changes = branch_form.of_lora(self.context, key, self.form.values(held)["family"])
-        method = self.form.components["adapter.method"]  # first, as it decides which settings there are
-        held = held | {method: changes["adapter.method"]}
-        return self.form.change(held, changes)
-
-    def _branched(self, held: dict[Any, Any], key: str, with_optimizer: bool) -> dict[Any, Any]:
-        """The form with the settings of the run that saved this step, to go on from it."""
-        config = branch_form.of_run(self.context, key, with_optimizer)
-        offered = gr.update(choices=start_choices.offered(self.context, key), value=key)
-        return self._of_run(held, config) | {self.source: offered}
+        return self.filling.from_step(held, key, False) if "/" in key else self.filling.from_lora(held, key)
 
     @mended
     def as_advised(self, held: dict[Any, Any]) -> dict[Any, Any]:
         """The form with the settings of the run that is shown, changed as its log advises."""
         config = branch_form.next_time(self.context, held[self.view.job])
         tell(say("train.as_advised"))
-        return self._of_run(held, config)
-
-    def _of_run(self, held: dict[Any, Any], config: TrainConfig) -> dict[Any, Any]:
-        """The form with a run's settings, and its datasets where they are still here."""
-        sets = {self.dataset: config.data.folder, self.heldout: config.data.heldout}
-        here = {part: branch_form.dataset_of(self.context, folder) for part, folder in sets.items()}
-        return self._fill(held, config) | {part: name for part, name in here.items() if name}
+        return self.filling.with_run(held, config)
 
     def choose_dataset(self, chosen: str | None, other: str | None) -> dict[Any, Any]:
         return {self.heldout: heldout_of(self.context, chosen, other or "")}
 
     @mended
-    def open_tab(self, chosen: str | None, other: str | None, preset: str | None, source: str | None) -> dict[Any, Any]:
+    def open_tab(
+        self, chosen: str | None, other: str | None, preset: str | None, source: str | None, again: str | None = None
+    ) -> dict[Any, Any]:
         """The datasets and bases that are here now; what was chosen stays if it is still here."""
         names, choices = self.context.dataset_names(), self.context.dataset_choices()
-        kept = chosen if chosen in names else next((name for name in names if not name.endswith("-heldout")), None)
+        # Of what is trained again the new pictures are for a person to choose.
+        first = next((name for name in names if not name.endswith("-heldout") and not again), None)
+        kept = chosen if chosen in names else first
         heldout = (other if other in names else "") if kept == chosen else heldout_of(self.context, kept, other or "")
         return {
             self.dataset: gr.update(choices=choices, value=kept),
@@ -396,5 +390,5 @@ def build(context: Context) -> Refresh:
     tab = _Tab(context)
     sets = [tab.dataset, tab.heldout]
     shown = [*sets, tab.preset, tab.picker.cards, tab.again, tab.source]
-    opens, read = [(tab.view.use, tab.view.wanted)], [*sets, tab.preset, tab.source]
+    opens, read = tab.view.opens(), [*sets, tab.preset, tab.source, tab.box.key]
     return Refresh(tab.open_tab, read, shown, opens=opens, edited=tab.edited, look=tab.view.look())

@@ -9,16 +9,32 @@ bootstrap interval over pictures.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainer import data, events, files, loading, presets, runs, session, start_weights, validation
+from trainer import (
+    data,
+    events,
+    files,
+    loading,
+    lora_file,
+    phases,
+    presets,
+    report,
+    runs,
+    session,
+    start_weights,
+    validation,
+)  # fmt: skip
+from trainer.cards import sources, to_compare
 from trainer.config import TrainConfig
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.lora_file import LoraInfo, is_there
+from trainer.report import compared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +42,6 @@ if TYPE_CHECKING:
     from trainer.cards.sources import Source
 
 Better = Literal["new", "old", "neither"]
-_SHARE, _FEWEST = 5, 2  # a fifth of the pictures is held out where nothing is, and at least two
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,8 @@ def with_heldout(config: TrainConfig) -> TrainConfig:
     if config.data.heldout or config.validation.leave_out:
         return config
     count = len([item for item in data.scan(config).items if not item.regular])
-    wanted = max(_FEWEST, count // _SHARE)
-    if count <= 2 * _FEWEST:
+    wanted = to_compare.num_held_out(count)
+    if not wanted:
         raise ConfigError(f"--data has {count} pictures, too few to hold some out; give --heldout DIR to compare on.")
     return presets.changed(config, {"validation.leave_out": wanted, "validation.folds": 0})
 
@@ -71,16 +86,63 @@ def best_of(run: runs.Run) -> Path | None:
     return path if is_there(path) else None
 
 
+def refuse(config: TrainConfig, old: Path) -> None:
+    """Refuse an old LoRA that no adapter of ours can take up, or that is for another family. Raises: UserError."""
+    if not is_there(old):
+        raise ConfigError(f"the LoRA to compare with, {old.name[:200]}, is not here; name a LoRA file.")
+    start_weights.refuse(_fitted(config, old))
+
+
 def seen_before(source: Source, config: TrainConfig) -> int:
     """How many of the held-out pictures the old run was trained on, where its own pictures are still here."""
     if source.kind != "run" or not isinstance(source.settings, TrainConfig):
         return 0
     folder = Path(source.settings.data.folder)
-    if not folder.is_dir():
-        return 0
+    return seen_in(folder, config) if folder.is_dir() else 0
+
+
+def seen_in(folder: Path, config: TrainConfig) -> int:
+    """How many of the held-out pictures lie in a folder of the old one's, byte for byte."""
     _, heldout = session.refuse(config)
     own = {files.sha256(path) for path in folder.rglob("*") if path.is_file()}
     return sum(files.sha256(item.path) in own for item in heldout.items) if heldout else 0
+
+
+# Once it is trained.
+
+
+def keep(run: runs.Run, old: Path) -> None:
+    """Have a run that was only just made be compared with this LoRA. Raises: AdapterError, OSError."""
+    of_run = is_run(old.parent)
+    seen = seen_before(sources.of(str(old.parent)), run.config()) if of_run else to_compare.seen(old.parent)
+    to_compare.keep(old, run.folder / to_compare.FOLDER, seen)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "config.toml").is_file()
+
+
+def conclude(run: runs.Run) -> dict[str, Any]:
+    """What is found of a run's last step beside the LoRA that is kept with it, which is written there and reported.
+
+    Raises: UserError.
+    """
+    old = to_compare.of_run(run)
+    assert old is not None
+    config, teller = run.config(), phases.Teller(run, True)
+    teller.tell("comparing")
+    try:
+        # Not the best file: that was chosen by these very pictures, which would favour it.
+        verdict = with_best(compare(config, old, run.lora_file, run.cache), run)
+        verdict = with_seen(verdict, to_compare.seen(old.parent))
+        names = {"old": old.name, "new": run.lora_file.name, "old_sha256": lora_file.inspect(old).sha256}
+        answer = dataclasses.asdict(verdict) | names
+        files.write(run.folder / compared.FILE, json.dumps(answer, indent=2).encode())
+        report.write(run, session.refuse(config, run=run)[0])
+    finally:
+        teller.over()
+    return answer
 
 
 def compare(config: TrainConfig, old: Path, new: Path, cache: Path) -> Verdict:
@@ -113,9 +175,17 @@ def with_best(verdict: Verdict, run: runs.Run) -> Verdict:
     return dataclasses.replace(verdict, sentence=verdict.sentence + more)
 
 
+def with_seen(verdict: Verdict, seen: int) -> Verdict:
+    """The verdict with a word on pictures that the old one was trained on."""
+    if not seen:
+        return verdict
+    more = f" The old one was trained on {seen} of these pictures, which favours it."
+    return dataclasses.replace(verdict, sentence=verdict.sentence + more)
+
+
 def losses(config: TrainConfig, file: Path, cache: Path) -> tuple[Tensor, Tensor]:
     """Mean loss of each held-out picture (N,), of the base and of the base with this LoRA. Raises: UserError."""
-    fitted = presets.changed(config, {**start_weights.changes(str(file), config.family), "start.optimizer": False})
+    fitted = _fitted(config, file)
     dataset, heldout = session.refuse(fitted)
     with tempfile.TemporaryDirectory() as scratch:
         run = runs.Run(Path(scratch), cache)
@@ -129,3 +199,8 @@ def losses(config: TrainConfig, file: Path, cache: Path) -> tuple[Tensor, Tensor
         with model.base():
             alone = validation.losses(questions, model.schedule, model.predict, size)
     return alone.mean(1), with_lora.mean(1)
+
+
+def _fitted(config: TrainConfig, file: Path) -> TrainConfig:
+    """The settings with an adapter that can take up this LoRA. Raises: UserError."""
+    return presets.changed(config, {**start_weights.changes(str(file), config.family), "start.optimizer": False})

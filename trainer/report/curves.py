@@ -11,7 +11,7 @@ from trainer.report import svg_charts as report_charts
 from trainer.report.html import bullets, sentence
 from trainer.report.svg_charts import Point, Series
 
-_SMOOTHING = 0.95
+USUAL_DECAY = 0.95  # of a running mean: how much of it stays at each step
 
 
 def heldout(log: list[Event]) -> str:
@@ -86,13 +86,16 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def running_mean(log: Sequence[Event]) -> list[Point]:
-    """The running mean of each step's loss; a step that is in the log twice, as after a stop, counts as it was last."""
+def running_mean(log: Sequence[Event], decay: float = USUAL_DECAY) -> list[Point]:
+    """The running mean of each step's loss; a step that is in the log twice, as after a stop, counts as it was last.
+
+    It is over about 1 / (1 - decay) steps; a decay of 0 gives each step's own loss.
+    """
     # An exponential mean, divided by the sum of its weights, so that the first steps don't pull it towards 0.
     mean, smooth = 0.0, []
     for number, event in enumerate(_steps(log), start=1):
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * event.loss
-        smooth.append((float(event.step), mean / (1 - _SMOOTHING**number)))
+        mean = decay * mean + (1 - decay) * event.loss
+        smooth.append((float(event.step), mean / (1 - decay**number)))
     return smooth
 
 
@@ -109,17 +112,40 @@ def heldout_loss(log: Sequence[Event]) -> list[Point]:
     return [*start, *((float(event.step), event.loss) for event in measured)]
 
 
-def training_loss(log: list[Event]) -> str:
-    """Each step's loss, pale, under its running mean, and the held-out loss, as one chart."""
-    raw = Series("each step", "quiet", [(event.step, event.loss) for event in _steps(log)], dots=False)
-    mean = Series("running mean", "own", running_mean(log), dots=False)
-    return report_charts.lines([raw, mean, Series("held-out", "held", heldout_loss(log))], "Loss by step", _short)
+def training_loss(log: list[Event], decay: float = USUAL_DECAY, span: Point | None = None) -> str:
+    """Each step's loss, pale, under its running mean, and the held-out loss as it was measured, as one chart.
+
+    `span` is the stretch of steps that is shown, all without one.
+    """
+    each = [(event.step, event.loss) for event in _steps(log)]
+    raw = Series("each step", "quiet" if decay else "own", each, dots=False)
+    mean = Series("running mean", "own", running_mean(log, decay) if decay else [], dots=False)
+    held = Series("held-out", "held", heldout_loss(log))
+    return report_charts.lines([raw, mean, held], "Loss by step", _short, span=span)
 
 
-def learning_rate(log: list[Event]) -> str:
+def mean_steps(decay: float) -> int:
+    """Over about how many steps a running mean is."""
+    return round(1 / (1 - decay))
+
+
+def learning_rate(log: list[Event], span: Point | None = None) -> str:
     """The learning rate at each step."""
     rates = sorted({event.step: event.learning_rate for event in log if isinstance(event, Step)}.items())
-    return report_charts.lines([Series("learning rate", "drift", rates, dots=False)], "Learning rate by step", _short)
+    line = Series("learning rate", "drift", rates, dots=False)
+    return report_charts.lines([line], "Learning rate by step", _short, span=span)
+
+
+def reach(logs: Sequence[Sequence[Event]]) -> tuple[int, int]:
+    """The first and the last step that a chart of these losses shows; (0, 0) without any."""
+    # What was measured is shown from step 0 on, where it is the base's.
+    firsts, lasts = [], []
+    for log in logs:
+        steps = [event.step for event in log if isinstance(event, Step | Validated)]
+        if steps:
+            firsts.append(0 if any(isinstance(event, Validated) for event in log) else min(steps))
+            lasts.append(max(steps))
+    return (min(firsts), max(lasts)) if lasts else (0, 0)
 
 
 def loss_and_rate(log: list[Event]) -> str:

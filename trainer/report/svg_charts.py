@@ -16,6 +16,7 @@ from trainer.printing import escape
 
 _WIDTH, _HEIGHT = 440, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 30
+SIDES = (_LEFT, _WIDTH - _RIGHT)  # where the first and the last step of a chart lie, in the SVG's own units
 _MAX_POINTS = 400
 _MAX_BANDS = 20
 _TICKS = 5
@@ -33,6 +34,7 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     dots: bool = True
+    cut: tuple[bool, bool] = (False, False)  # whether its ends are where a longer line was cut, and no points of it
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class _Frame:
         up = (y - self.bottom) / ((self.top - self.bottom) or 1)
         x_px = _LEFT + across * (_WIDTH - _LEFT - _RIGHT)
         y_px = _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-        return f"{x_px:.1f},{y_px:.1f}"
+        # A long curve is thousands of these, sent with every look at it.
+        return f"{f'{x_px:.1f}'.removesuffix('.0')},{f'{y_px:.1f}'.removesuffix('.0')}"
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -64,14 +67,44 @@ def ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], base: float | None = None) -> str:
-    """A chart over steps; `base` is a level to compare with, drawn dashed. Nothing without two points in a series."""
-    series = [_thinned(line) for line in series if line.points]
+def within(line: Series, span: Point) -> Series:
+    """The stretch of a line, which has no intervals, from one step to another.
+
+    Where it is cut it ends on the line itself: between two points it is as straight as it was.
+    """
+    first, last = span
+    points = line.points
+    start = bisect.bisect_left(points, first, key=lambda point: point[0])
+    stop = bisect.bisect_right(points, last, key=lambda point: point[0])
+    inside = list(points[start:stop])
+    # Between the first point inside, or the one behind it all, and the one before.
+    left = 0 < start < len(points) and points[start][0] > first
+    right = 0 < stop < len(points) and points[stop - 1][0] < last
+    ends = [_between(points[start - 1], points[start], first)] if left else []
+    inside = [*ends, *inside, *([_between(points[stop - 1], points[stop], last)] if right else [])]
+    return Series(line.name, line.style, inside, dots=line.dots, cut=(left, right))
+
+
+def _between(before: Point, after: Point, x: float) -> Point:
+    share = (x - before[0]) / ((after[0] - before[0]) or 1)
+    return x, before[1] + share * (after[1] - before[1])
+
+
+def lines(
+    series: Sequence[Series], label: str, y_text: Callable[[float], str], base: float | None = None,
+    span: Point | None = None,
+) -> str:  # fmt: skip
+    """A chart over steps; `base` is a level to compare with, drawn dashed. Nothing without two points in a series.
+
+    Without a `span` of steps it is as wide as the lines are.
+    """
+    series = [_thinned(within(line, span) if span else line) for line in series if line.points]
+    series = [line for line in series if line.points]
     if not any(len(line.points) > 1 for line in series):
         return ""
 
     # The range is that of all lines and their intervals.
-    xs = [x for line in series for x, _ in line.points]
+    xs = span or [x for line in series for x, _ in line.points]
     ys = [y for line in series for y in (*(y for _, y in line.points), *line.low, *line.high)]
     ys += [base] if base is not None else []
     levels = ticks(min(ys), max(ys))
@@ -84,7 +117,8 @@ def lines(series: Sequence[Series], label: str, y_text: Callable[[float], str], 
     parts += [_line(frame, line, y_text) for line in series]
     named = [line for line in series if line.name]
     legend = "".join(f'<span><i class="{line.style}"></i>{escape(line.name)}</span>' for line in named)
-    return f'<figure class="chart"><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'
+    steps = f'data-from="{frame.left:.0f}" data-to="{frame.right:.0f}"'
+    return f'<figure class="chart" {steps}><figcaption>{legend}</figcaption>{_svg(label, "".join(parts))}</figure>'
 
 
 def _thinned(line: Series) -> Series:
@@ -93,7 +127,13 @@ def _thinned(line: Series) -> Series:
     if count <= _MAX_POINTS:
         return line
     kept = sorted({round(number * (count - 1) / (_MAX_POINTS - 1)) for number in range(_MAX_POINTS)})
-    return Series(line.name, line.style, [line.points[index] for index in kept], dots=False)
+    return Series(line.name, line.style, [line.points[index] for index in kept], dots=False, cut=line.cut)
+
+
+def _measured(line: Series) -> Sequence[Point]:
+    """The points of a line without the ends at which it was cut."""
+    left, right = line.cut
+    return line.points[left : len(line.points) - right]
 
 
 def _svg(label: str, inside: str) -> str:
@@ -131,8 +171,8 @@ def _line(frame: _Frame, line: Series, y_text: Callable[[float], str]) -> str:
         parts.append(f'<path class="{line.style} interval" d="M{frame.at(x, low)}L{frame.at(x, high)}"/>')
     # More dots than these would touch.
     if line.dots and len(places) <= 60:
-        for place, (x, y) in zip(places, line.points, strict=True):
-            across, down = place.split(",")
+        for x, y in _measured(line):
+            across, down = frame.at(x, y).split(",")
             parts.append(
                 f'<circle class="{line.style}" cx="{across}" cy="{down}" r="2.6"><title>step {x:.0f}: '
                 f"{y_text(y)}</title></circle>"
@@ -142,19 +182,22 @@ def _line(frame: _Frame, line: Series, y_text: Callable[[float], str]) -> str:
 
 def _bands(frame: _Frame, series: Sequence[Series], y_text: Callable[[float], str]) -> str:
     """Unseen bands from top to bottom that say, where the pointer rests, the values of all lines at their step."""
-    steps = sorted({x for line in series for x, _ in line.points})
+    every = [(line.name, _measured(line)) for line in series]
+    steps = sorted({x for _, points in every for x, _ in points})
+    if not steps:
+        return ""
     if len(steps) > _MAX_BANDS:
         steps = [steps[round(number * (len(steps) - 1) / (_MAX_BANDS - 1))] for number in range(_MAX_BANDS)]
     edges = [steps[0], *((before + after) / 2 for before, after in itertools.pairwise(steps)), steps[-1]]
     parts = []
     for step, (left, right) in zip(steps, itertools.pairwise(edges), strict=True):
         said = [f"step {step:.0f}"]
-        for line in series:
+        for name, points in every:
             # Of a line's points within the band the first; a line that has none there is not named.
-            index = bisect.bisect_left(line.points, left, key=lambda point: point[0])
-            if index < len(line.points) and line.points[index][0] <= right:
-                value = y_text(line.points[index][1])
-                said.append(f"{line.name}: {value}" if line.name else value)
+            index = bisect.bisect_left(points, left, key=lambda point: point[0])
+            if index < len(points) and points[index][0] <= right:
+                value = y_text(points[index][1])
+                said.append(f"{name}: {value}" if name else value)
         start, end = (float(frame.at(edge, frame.bottom).split(",")[0]) for edge in (left, right))
         outline = f"M{start:.0f},{_TOP}H{max(end, start + 1):.0f}V{_HEIGHT - _BOTTOM}H{start:.0f}z"
         parts.append(f'<path d="{outline}"><title>{escape(chr(10).join(said))}</title></path>')
