@@ -209,7 +209,7 @@ def test_a_text_is_read_as_its_picture_is(client: Client, tmp_path: Path) -> Non
         read = client.predict(text, api_name="/read_text")
         assert read["notes"] == [] and stack.items() <= read["stack"].items()
         assert client.predict(json.dumps(read["stack"]), api_name="/read_text") == read
-    for text, words in (("a fox", "no settings"), ('{"seed": -4}', "seed"), (f"{infotext}{'x' * 200_000}", "200000")):
+    for text, words in (("a fox", "no settings"), ('{"seed": -4}', "seed"), (f"{infotext}{'x' * 200_000}", "200,000")):
         with pytest.raises(AppError, match=words):
             client.predict(text, api_name="/read_text")
 

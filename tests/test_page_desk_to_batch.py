@@ -67,16 +67,13 @@ def send(page: Page) -> None:
     expect(page.locator("#start-batch")).to_be_enabled()
 
 
-def drawn(page: Page, server: browsing.Server, name: str) -> Path:
-    """The one picture of a batch of that name, with the desk's own seed."""
-    browsing.unfold(page, "Names")
-    browsing.fill(page, "batch-name", name)
+def drawn(page: Page, server: browsing.Server) -> Path:
+    """The one picture of the first batch, with the desk's own seed."""
     browsing.fill(page, "batch-seeds", "7")
     page.locator("#start-batch").click()
     expect(page.locator("#batch-plan")).to_contain_text("1 picture")
-    folder = server.workspace / "batches" / name
+    folder = server.workspace / "batches" / "batch"
     until_so.until(page, lambda: any(folder.glob("*.png")), 240)
-    browsing.unfold(page, "Names")
     return next(folder.glob("*.png"))
 
 
@@ -108,7 +105,7 @@ def test_the_desk_is_drawn_as_it_is_and_is_there_after_reload_and_restart(
     expect(page.locator("#batch-like input")).to_have_value(re.compile("From Stack's desk"))
     expect(says).to_contain_text("cat at 0.6 (schedule, region)")
 
-    picture = drawn(page, server, "many")
+    picture = drawn(page, server)
     assert_same(picture, rendered)
     assert "Traceback" not in server.log(), server.log()
 
@@ -145,7 +142,7 @@ def test_two_tabs_each_keep_the_desk_that_they_sent(browser: Browser, server: br
     expect(first.locator("#batch-says")).to_contain_text("cat at 0.6")
     first.locator("#batch-prompts textarea").fill("")
     first.locator("#batch-prompts textarea").press("Tab")
-    picture = drawn(first, server, "mine")
+    picture = drawn(first, server)
     recipe = picture_metadata.read(picture).recipe or {}
     assert [lora["weight"] for lora in recipe["adapters"]] == [0.6, 0.7] and recipe["prompt"] == "a red apple"
     assert len(list((server.workspace / "desks").glob("*.toml"))) == 2
