@@ -12,7 +12,7 @@ import typer
 
 from trainer import console, distributed, files, more_steps, predicted_cost, run_facts, runs, session
 from trainer.card_file.contents import DatasetKind
-from trainer.cards import retraining, to_compare, training_like
+from trainer.cards import to_compare, training_like
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, UserError
 from trainer.events import Stopped, Warned
@@ -78,6 +78,8 @@ def train(
     config: TrainConfig | None, out: Path, name: str | None, resume: bool, download: bool, as_json: bool, beside: Beside
 ) -> None:
     """Train a new run or go on with an old run, printing its events; exits with status 130 if it was stopped."""
+    from trainer.cards import retraining  # loads torch, which no refusal needs
+
     # Which run. Each process started by torchrun comes here, and all must go the same way.
     world = distributed.enter()
     if beside.old and world.size > 1:
@@ -118,6 +120,8 @@ def _compare(run: runs.Run, as_json: bool) -> None:
     """Compare a run with what it is to be compared with and was not yet; the training stands if that can't be done."""
     if not to_compare.is_to_do(run):
         return
+    from trainer.cards import retraining  # loads torch
+
     try:
         answer = retraining.conclude(run)
     except UserError as error:
