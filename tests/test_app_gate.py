@@ -11,9 +11,9 @@ import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 import tomli_w
 import torch
@@ -387,10 +387,9 @@ def test_a_grid_goes_over_what_is_offered_only(place: Place, key: str) -> None:
 def test_a_preset_is_one_that_ships(place: Place, tmp_path: Path) -> None:
     own = tmp_path / "mine.toml"
     presets.save(presets.load(preset_choices.first(), {}), own)
-    tab: Any = train._Tab.__new__(train._Tab)
-    vars(tab).update(context=place.context, form=SimpleNamespace(fill_beside=lambda *_: {}, by_path=lambda _: {}))
-    vars(tab).update(trigger="trigger", filled="filled", preset="preset", card="card", dataset="dataset")
-    chosen = {"preset": preset_choices.first()}
-    assert "trigger" in train._Tab.take_preset.__wrapped__(tab, chosen)  # type: ignore[attr-defined]
+    with gr.Blocks():
+        tab = train._Tab(place.context)
+    values = {part: getattr(part, "value", None) for part in tab.filling.parts()}
+    assert tab.filling.trigger in tab.filling.with_preset(values, preset_choices.first())
     with pytest.raises(UserError, match="not here any more"):
-        train._Tab.take_preset.__wrapped__(tab, {"preset": str(own)})  # type: ignore[attr-defined]
+        tab.filling.with_preset(values, str(own))

@@ -105,7 +105,7 @@ def test_what_must_fail_is_not_queued_again(context: Context) -> None:
     acts: list[Callable[[], Any]] = [
         lambda: tab.view.duplicate_one(job.id), lambda: tab.view.resume_one(job.id),
         lambda: tab.view.extend_one(job.id, 10),
-        lambda: tab.view.act_on_queue(None, SimpleNamespace(act="resume", job=job.id)),
+        lambda: tab.view.act_on_queue(None, "", "", SimpleNamespace(act="resume", job=job.id)),
     ]  # fmt: skip
     for act in acts:
         with pytest.raises(gr.Error, match="start yet: .*mine"):
@@ -133,7 +133,7 @@ def test_a_rehearsal_speaks_of_the_settings_it_was_made_with_alone(context: Cont
         updates = tab.look(form)
         assert "Tried: it fits" in updates[tab.view.rehearsal]["value"]
         asked = rehearsal_settings.asked(tab._wish(form))
-        polled = tab.view.poll(None, {}, None, asked)
+        polled = tab.view.poll(None, {}, asked)
         assert polled[tab.view.rehearsal] == updates[tab.view.rehearsal]
         return "Of earlier settings" not in updates[tab.view.rehearsal]["value"], updates[tab.view.adopt]["visible"]
 
@@ -155,7 +155,7 @@ def test_a_row_acts_on_the_job_that_it_showed(context: Context, three: list[Job]
     listed = re.findall(r'data-act="up" data-job="(\d+)"', shown[tab.view.queue.list])
     assert listed == [str(job.id) for job in three]
     context.runner.remove(three[0].id)  # the rows on the page are one behind
-    tab.view.act_on_queue(None, SimpleNamespace(act="up", job=int(listed[2])))
+    tab.view.act_on_queue(None, "", "", SimpleNamespace(act="up", job=int(listed[2])))
     assert names(context.runner.waiting()) == "cb"
 
 
@@ -168,7 +168,7 @@ def test_what_no_button_sends_is_refused_and_changes_nothing(
     with gr.Blocks():
         tab = train._Tab(context)
     with pytest.raises(gr.Error):
-        tab.view.act_on_queue(None, SimpleNamespace(act=act, job=job))
+        tab.view.act_on_queue(None, "", "", SimpleNamespace(act=act, job=job))
     assert names(context.runner.waiting()) == "abc"
 
 

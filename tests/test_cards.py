@@ -370,7 +370,8 @@ def test_a_run_from_a_card_has_both_figures_in_its_report(tmp_path: Path, tiny: 
     config = session.absolute(small_runs.config(tiny, draw_dots(tmp_path / "dots", "a {colour} dot"), **values))
     card = tmp_path / "a.velatura"
     card.write_bytes(reading.packed(Card(**card_values(samples=[])), places.without(config)))
-    train_command.train(config, tmp_path / "runs", "x", False, False, True, card, "concept")
+    beside = train_command.Beside(card, "concept")
+    train_command.train(config, tmp_path / "runs", "x", False, False, True, beside)
     run = runs.Run(tmp_path / "runs" / "x")
     kept = run_facts.kept(run.folder)
     assert kept is not None and kept.dataset.kind == "concept" and (run.folder / bundle.IN_RUN).is_file()
