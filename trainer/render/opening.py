@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer import bases as bases_
 from trainer.config import StackConfig
@@ -12,6 +13,7 @@ from trainer.lora_file import LoraInfo
 from trainer.render import (
     a1111_text,
     applying_recipe,
+    comfy_graph,
     comfy_reading,
     lora_lookup,
     other_tools_pictures,
@@ -61,6 +63,8 @@ def stack_of_text(
     """
     read = _graph_of(text) or a1111_text.parse_infotext(text)
     if not (read.pairs or read.seed is not None or read.steps is not None):
+        if _forms_of(text) is not None:
+            raise DataError("this ComfyUI graph has no seed, steps or model that can be read; use one that draws.")
         raise DataError(
             "the text has no settings of a picture; allowed: text with a last line such as 'Steps: 20, Sampler: Euler, "
             "Seed: 1', as A1111 writes it and Civitai gives it, or a ComfyUI graph that draws."
@@ -70,11 +74,21 @@ def stack_of_text(
 
 def _graph_of(text: str) -> Infotext | None:
     """What a ComfyUI graph says: the API form, the page's, or a table of both; None for any other text."""
+    forms = _forms_of(text)
+    return None if forms is None else comfy_reading.graph(*forms)
+
+
+def _forms_of(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The two forms of a ComfyUI graph, as far as a text has them; None for what has no nodes."""
     values = other_tools_pictures.parsed(text)
     if values is None:
         return None
-    forms = {key: value for key, value in values.items() if key in ("prompt", "workflow") and isinstance(value, dict)}
-    return comfy_reading.graph(values, values) or comfy_reading.graph(forms.get("prompt"), forms.get("workflow"))
+    named = [values.get(key) for key in ("prompt", "workflow")]
+    inner = [value if isinstance(value, dict) else {} for value in named]
+    for prompt, workflow in ((values, values), (inner[0], inner[1])):
+        if comfy_graph.from_prompt(prompt) or comfy_graph.from_workflow(workflow):
+            return prompt, workflow
+    return None
 
 
 def looks_like_infotext(text: str) -> bool:
