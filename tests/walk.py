@@ -95,6 +95,8 @@ def play(page: Page, address: str) -> Film:
     # The stack, opened from its picture; a slider moved.
     page.locator("#show-me-open").click()
     page.locator("#picture img").wait_for()
+    page.locator("#show-me-close").click()
+    page.locator("#show-me-scene").wait_for(state="hidden")
     page.wait_for_timeout(1500)
     film.take("The same picture in Stack, with its LoRAs and seed", 2500)
     picture = page.locator("#picture img")
@@ -114,6 +116,13 @@ def play(page: Page, address: str) -> Film:
             "A weight is moved, and the picture follows", 0.4, 250, 120,
         )  # fmt: skip
         film.take("A weight is moved, and the picture follows", 1500)
+
+    # Full-screen.
+    page.keyboard.press("v")
+    page.wait_for_timeout(1500)
+    film.take("V shows any picture full-screen, and against another", 2500)
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(500)
 
     # All of it in the Library.
     page.get_by_role("tab", name="Library").click()
