@@ -95,7 +95,7 @@ def test_a_dropped_graph_is_a_saved_stack(context: Context, tmp_path: Path) -> N
         assert "seed = 77" in (saved_stacks.folder(context) / f"{name}.toml").read_text()
     (tmp_path / "none.json").write_text(json.dumps({"3": {"class_type": "Note", "inputs": {}}}))
     (arrival,) = recognising.take(context, [tmp_path / "none.json"])
-    assert not arrival.is_taken and "a ComfyUI graph that draws" in arrival.what + arrival.where
+    assert not arrival.is_taken and "this ComfyUI graph has no seed" in arrival.what
 
 
 def test_the_form_has_the_texts_stack_and_says_what_was_left_out(context: Context) -> None:
