@@ -34,9 +34,8 @@ class VerdictView:
         self.button = gr.Button(
             say("verdict.use_better"), variant="primary", visible=False, min_width=110, elem_id="use-better"
         )
-        self.wanted = gr.Textbox(
-            visible=False, elem_classes="unkept"
-        )  # what the button opens, as `open_in_tab` takes it
+        # What the button opens, as `open_in_tab` takes it.
+        self.wanted = gr.Textbox(visible=False, elem_classes="unkept")
 
     def outputs(self) -> list[Any]:
         """Everything that `part` may change."""
@@ -87,7 +86,7 @@ def button_label(found: Compared | None) -> str:
 
 def html(found: Compared) -> str:
     """The verdict in a sentence, the gain with its interval as a drawing, and the losses."""
-    style = {"new": "good", "old": "plain"}.get(found.better, "plain")
+    style = "good" if found.better == "new" else "plain"
     names = say("item.new_and_old", new=plain(found.new, 120), old=plain(found.old, 120))
     box = notice_html(style, say("item.old_or_new"), [f"{plain(found.sentence, 900)} {names}"])
     losses = "".join(

@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,24 @@ expect = browsing.playwright_api.expect
 WAIT_MS = 120_000  # the suite's other files train beside this one
 
 
-@pytest.fixture
-def server(tmp_path: Path, trained: Path, trained_style: Path) -> Iterator[browsing.Server]:
-    made = browsing.Server(tmp_path / "workspace")
+@contextmanager
+def serving(workspace: Path, *loras: Path) -> Iterator[browsing.Server]:
+    """A server whose workspace has these LoRAs."""
+    made = browsing.Server(workspace)
     (made.workspace / "loras").mkdir(parents=True)
-    for lora in (trained, trained_style):
+    for lora in loras:
         shutil.copy(lora, made.workspace / "loras" / lora.name)
     made.start()
-    yield made
-    made.kill()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def server(tmp_path: Path, trained: Path, trained_style: Path) -> Iterator[browsing.Server]:
+    with serving(tmp_path / "workspace", trained, trained_style) as made:
+        yield made
 
 
 @pytest.fixture

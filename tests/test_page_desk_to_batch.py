@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from app import batch_likes, batches, desk_stacks, masks, path_gate, ui
 from app.context import Context
 from tests import browsing as until_so
 from tests import test_browser as browsing
-from tests.test_page_desk import choose, set_live
+from tests.test_page_desk import choose, serving, set_live
 from tests.test_page_rows import a_lora
 from trainer.config import AdapterChoice, StackConfig
 from trainer.errors import ConfigError
@@ -30,13 +29,8 @@ WAIT_MS = 120_000  # the suite's other files train beside this one
 
 @pytest.fixture
 def server(tmp_path: Path, trained: Path, trained_style: Path) -> Iterator[browsing.Server]:
-    made = browsing.Server(tmp_path / "workspace")
-    (made.workspace / "loras").mkdir(parents=True)
-    for lora in (trained, trained_style):
-        shutil.copy(lora, made.workspace / "loras" / lora.name)
-    made.start()
-    yield made
-    made.kill()
+    with serving(tmp_path / "workspace", trained, trained_style) as made:
+        yield made
 
 
 def opened(page: Page, address: str) -> None:
