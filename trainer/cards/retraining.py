@@ -28,7 +28,7 @@ from trainer import (
     session,
     start_weights,
     validation,
-)  # fmt: skip
+)
 from trainer.cards import sources, to_compare
 from trainer.config import TrainConfig
 from trainer.distributed import World
