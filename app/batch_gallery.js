@@ -112,9 +112,9 @@ const look = async (wanted = view, anew = false) => {
   root.hidden = !counts.all && !trash;
   draw(page.sheets);
 };
-const tell = async change => {
-  const item = current();
-  if (!item) return;
+// Says what is wrong, or nothing.
+const tell = async (change, item = current()) => {
+  if (!item) return '';
   const before = {v: item.v, r: item.r};
   Object.assign(item, 'verdict' in change ? {v: change.verdict} : {r: change.rating});
   dress(item); stage();
@@ -125,6 +125,7 @@ const tell = async change => {
   say(answer.problem ?? '');
   if (cards.has(item.n)) dress(item);
   chips(); stage();
+  return answer.problem ?? '';
 };
 const act = async name => {
   if (name === 'open') { if (active) trigger('open', {opens: `picture ${jobKey()}${active}`}); return; }
@@ -191,6 +192,11 @@ document.addEventListener('keydown', event => {
   event.preventDefault();
   act();
 });
+// The same for a picture that is seen full-screen, known by the address of its thumbnail (`viewer.js`).
+part('grid').judging = {
+  of: small => items.find(item => small.endsWith(item.s)),
+  tell: (item, change) => { pick(item.n); return tell(change, item); },
+};
 const heard = () => {
   const value = props.value;
   if (!value?.job) { root.hidden = true; return; }

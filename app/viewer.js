@@ -66,6 +66,31 @@ const tell = () => {
   part('title').classList.toggle('told', first.length > 3 && seen.words.startsWith(first.slice(0, 60)));
   part('made').replaceChildren(...made.flatMap(([label, text]) => [make('dt', '', label), make('dd', '', text)]));
 };
+// What was said of a picture, in a list that takes it: a batch's. Its own keys are the same.
+const judged = () => list?.judging?.of(seen.small);
+const mark = () => {
+  const is = judged();
+  part('judge').hidden = !list?.judging;
+  for (const button of part('judge').querySelectorAll('button')) {
+    const {verdict, stars} = button.dataset;
+    button.disabled = !is;
+    button.setAttribute('aria-pressed', verdict ? is?.v === verdict : is?.r >= Number(stars));
+  }
+};
+const judge = async change => {
+  const is = judged();
+  if (!is) return;
+  const said = change(is), told = list.judging.tell(is, said);
+  // Kept or rejected, the next comes by itself, as in the list.
+  if (said.verdict) step(1);
+  mark();
+  const problem = await told;
+  if (!dialog.open) return;  // the list says it too
+  if (problem) note(problem);
+  mark();
+};
+const verdict = as => judge(is => ({verdict: is.v === as ? '' : as}));
+const rate = stars => judge(is => ({rating: is.r === stars ? 0 : stars}));
 const dress = () => {
   const at = index(), can = items.length > 1 || kept;
   part('at').textContent = phrase('viewer.at', {num: at + 1, all: items.length});
@@ -82,6 +107,7 @@ const dress = () => {
   part('hint').textContent = kept?.key === seen.key ? phrase('viewer.kept') : noted;
   stage.tag('a', kept ? phrase('viewer.a', {words: kept.words}) : '');
   stage.tag('b', kept ? phrase('viewer.b', {words: seen.words}) : '');
+  mark();
 };
 const note = text => {
   noted = text;
@@ -175,7 +201,12 @@ const DO = {
   crisp: () => { stage.crisp(isCrisp = !isCrisp); dress(); },
   words: () => { isTold = !isTold; dress(); },
 };
-dialog.addEventListener('click', event => DO[event.target.closest('[data-do]')?.dataset.do]?.());
+dialog.addEventListener('click', event => {
+  const said = event.target.closest('button')?.dataset ?? {};
+  DO[said.do]?.();
+  if (said.verdict) verdict(said.verdict);
+  if (said.stars) rate(Number(said.stars));
+});
 tool('peek').addEventListener('pointerdown', () => stage.peek(true));
 for (const kind of ['pointerup', 'pointerleave', 'pointercancel', 'blur']) tool('peek').addEventListener(kind, () => stage.peek(false));
 // The picture that a press means, if it means to see it.
@@ -232,7 +263,11 @@ const KEYS = {
   ' ': () => stage.peek(true),
   p: DO.crisp,
   i: DO.words,
+  k: () => verdict('kept'),
+  x: () => verdict('rejected'),
+  0: () => judge(() => ({rating: 0})),
 };
+for (let stars = 1; stars <= 5; stars++) KEYS[stars] = () => rate(stars);
 const keepInside = event => {
   const all = [part('stage'), ...dialog.querySelectorAll('button, .divider')].filter(one => !one.disabled && one.checkVisibility());
   const at = all.indexOf(document.activeElement), next = event.shiftKey ? at - 1 : at + 1;

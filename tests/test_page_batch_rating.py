@@ -15,8 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from app import item_notes, tabs, ui
 from app.context import Context
+from app.library_items import Shelf
 from app.tabs import batch, library, stack
 from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
+from tests.viewed_pictures import at, enlarge
 from trainer.config import StackConfig
 from trainer.render import picture_metadata
 
@@ -223,3 +225,57 @@ def test_pictures_of_a_batch_fit_the_window_and_can_be_reached(
         "buttons => buttons.filter(one => !one.getAttribute('aria-label') && !one.textContent.trim()).length"
     )
     assert unnamed == 0
+
+
+def test_a_batchs_pictures_are_kept_rejected_and_rated_full_screen(
+    open_page: Callable[[], Page], context: Context
+) -> None:
+    """What is said there is on disk, in the list beneath, and taken back by the same key; the next comes by itself."""
+    a_batch(context, 4)
+    page = show(open_page())
+    grid, judged = page.locator("#batch-pictures .grid .thumbnail-item"), page.locator(".view-judge")
+    expect(grid).to_have_count(4)
+    enlarge(page, grid.first)
+    expect(judged).to_be_visible()
+    page.keyboard.press("k")
+    at(page, "2 of 4")
+    judged.get_by_role("button", name="Reject").click()
+    at(page, "3 of 4")
+    page.keyboard.press("4")
+    at(page, "3 of 4")  # a rated one stays to be looked at
+    expect(judged.locator("[data-stars][aria-pressed=true]")).to_have_count(4)
+    expect(chip(page, "rejected").locator("b")).to_have_text("1")
+    page.keyboard.press("End")
+    page.keyboard.press("x")
+    at(page, "4 of 4")  # and so does the last
+    expect(judged.locator("[data-verdict=rejected]")).to_have_attribute("aria-pressed", "true")
+    expect(chip(page, "unrated").locator("b")).to_have_text("0")
+
+    # A second press takes it back, on a picture that is gone back to.
+    page.keyboard.press("x")
+    expect(judged.locator("[data-verdict=rejected]")).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("Home")
+    at(page, "1 of 4")
+    expect(judged.locator("[data-verdict=kept]")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("k")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("x")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("0")
+    expect(chip(page, "unrated").locator("b")).to_have_text("4")
+    page.keyboard.press("k")
+    page.keyboard.press("Escape")
+    # The list has them too, with the one that was seen last chosen.
+    expect(chip(page, "kept").locator("b")).to_have_text("1")
+    expect(page.locator("#batch-pictures .grid [data-verdict=kept]")).to_have_count(1)
+    noted = item_notes.read(Shelf(context).notes, "pictures")
+    assert [note.verdict for note in noted.values() if note.verdict] == ["kept"]
+    page.locator("#batch-pictures .grid [data-verdict=kept]").click()
+    page.keyboard.press("k")
+    expect(chip(page, "unrated").locator("b")).to_have_text("4")
+
+    # Where nothing is judged, it isn't offered.
+    page.get_by_role("tab", name="Library").click()
+    page.locator("#library-kind").get_by_text("Pictures", exact=True).click()
+    enlarge(page, page.locator("#library-cards .card").first)
+    expect(judged).to_be_hidden()

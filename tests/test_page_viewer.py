@@ -130,14 +130,14 @@ def test_a_pinned_picture_is_the_one_that_others_are_seen_against(page: Page) ->
     expect(page.locator("#compare")).to_be_hidden()
 
 
-def test_the_pictures_of_a_batch_open_whole_and_its_keys_rest_meanwhile(page: Page) -> None:
+def test_the_pictures_of_a_batch_open_whole_and_the_pages_keys_rest_meanwhile(page: Page) -> None:
     browsing.open_tab(page, "Batch")
     grid = page.locator("#batch-pictures .grid .thumbnail-item")
     expect(grid).to_have_count(len(COLOURS))
     enlarge(page, grid.nth(2))
     is_whole(page)
     at(page, "3 of 4")
-    for key in ("k", "x", "5", "g", "b"):
+    for key in ("g", "b"):
         page.keyboard.press(key)
     leave(page, grid.nth(2))
     expect(page.locator("#batch-pictures .chip[data-view=unrated]")).to_contain_text("4")
@@ -288,7 +288,7 @@ def test_two_pictures_are_seen_by_a_slider_side_by_side_and_in_one_anothers_plac
     left, right, middle = box["left"] + 60, box["right"] - 60, (box["top"] + box["bottom"]) / 2
     one = colours(page, (left, middle))[0]
     page.keyboard.press("c")
-    expect(page.locator(".view-hint")).to_contain_text("Kept as A")
+    expect(page.locator(".view-hint")).to_contain_text("Pinned as A")
     page.keyboard.press("ArrowRight")
     at(page, "2 of 4")
     is_whole(page)
