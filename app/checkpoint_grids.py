@@ -15,12 +15,11 @@ from app.batches import Jobs
 from app.context import Context
 from app.render_requests import Rendering
 from app.texts import say
-from trainer import lora_file, runs
+from trainer import file_names, lora_file, runs
 from trainer.config import BatchConfig, StackConfig, TrainConfig, parse
 from trainer.errors import ConfigError
 from trainer.printing import plain, some
 
-_STEP = re.compile(r"-step-0*(\d{1,9})$")
 _LONGEST = 4000
 
 
@@ -67,7 +66,9 @@ def composed(context: Context, name: str | None, steps: str, prompts: str, weigh
     lines = batches.lines_of(prompts) or list(config.preview.prompts) or [config.data.trigger]
     values: dict[str, Any] = {
         "prompts": lines,
-        "stacks": [[{"file": str(path), "name": f"{run.name}-step-{step:06d}"}] for step, path in chosen.items()],
+        "stacks": [
+            [{"file": str(path), "name": file_names.lora_name(run.name, step)}] for step, path in chosen.items()
+        ],
         "weights": factors,
         "seeds": batches.seeds_of(seeds) or [config.preview.seed],
         "base": stack.base, "family": stack.family, "steps": stack.steps, "width_px": stack.width_px,
@@ -90,11 +91,8 @@ def _stack(context: Context, config: TrainConfig) -> StackConfig:
 def files_of(run: runs.Run) -> dict[int, Path]:
     """The LoRA files of a run by step: of its saved steps, then its best and last, where they are of another step."""
     # A saved step says its number in its name, the best and the last in their headers.
-    found: dict[int, Path] = {}
-    for path in sorted((run.folder / lora_file.STEPS).glob("*-step-*.safetensors")):
-        if match := _STEP.search(path.stem):
-            found[int(match[1])] = path
-    for path in (run.folder / lora_file.BEST, run.lora_file):
+    found = file_names.loras_by_step(run.folder)
+    for path in (run.folder / file_names.BEST, run.lora_file):
         if path.is_file():
             said = lora_file.read_header(path).metadata.get("ss_steps", "")
             found.setdefault(int(said) if said.isdecimal() and len(said) < 10 else 0, path)

@@ -25,7 +25,7 @@ from app.jobs import JobRunner
 from app.logs import EventLogs
 from app.render_requests import POLL_S, Desks, Rendering
 from app.texts import say
-from trainer import files, lora_file, system, unique_names
+from trainer import file_names, files, lora_file, system, unique_names
 from trainer.config import StackConfig
 from trainer.data import open_image
 from trainer.data.opening import open_mask
@@ -244,7 +244,7 @@ class Context:
         # One file a hash, the newest; a run's best or step that is also its last goes by the run's name.
         loras = [info for info in list(self._loras.values()) if info is not None and info.path.is_file()]
         by_hash = {info.sha256: info for info in loras}
-        by_hash |= {info.sha256: info for info in loras if not lora_file.is_earlier(info.path)}
+        by_hash |= {info.sha256: info for info in loras if not file_names.is_earlier(info.path)}
 
         # Its copies under other names.
         copies: dict[str, list[Path]] = {}
@@ -258,7 +258,7 @@ class Context:
 
     def lora_name(self, path: Path) -> str:
         """What a LoRA file is called: by its file, and a run's best by its run."""
-        if path.name == lora_file.BEST and path.parent.parent == self.runs:
+        if path.name == file_names.BEST and path.parent.parent == self.runs:
             return f"{path.parent.name}-best"
         return lora_file.name_of(path)
 

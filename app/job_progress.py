@@ -8,7 +8,7 @@ from app import batches, captioning, views
 from app.context import Context
 from app.job_table import Job
 from app.job_work import CAPTIONS
-from trainer import phases, runs
+from trainer import file_names, phases, runs
 from trainer.events import Event, Started
 
 
@@ -30,8 +30,8 @@ def of_training(context: Context, job: Job, events: list[Event], fold: int) -> v
 
 def run_events(context: Context, folder: Path) -> tuple[list[Event], int]:
     """A run's events; before it begins those of its newest fold, and how many folds were begun."""
-    events = context.logs.read(folder / "events.jsonl")
+    events = context.logs.read(folder / file_names.EVENTS)
     # By number, as the tenth comes after the ninth.
-    numbered = [path for path in (folder / "folds").glob("[0-9]*") if path.name.isdecimal()]
+    numbered = [path for path in (folder / file_names.FOLDS).glob("[0-9]*") if path.name.isdecimal()]
     folds = sorted(numbered, key=lambda path: int(path.name)) if views.last(events, Started) is None else []
-    return (context.logs.read(folds[-1] / "events.jsonl"), len(folds)) if folds else (events, 0)
+    return (context.logs.read(folds[-1] / file_names.EVENTS), len(folds)) if folds else (events, 0)

@@ -19,7 +19,7 @@ from app.context import Context
 from app.form_words import labels
 from app.notices import mended
 from app.texts import say
-from trainer import runs
+from trainer import file_names, runs
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.events import Event, Sampled, Step, Validated
@@ -112,7 +112,7 @@ class RunComparison:
         return _Run(name, f"run-{number}", self.context.runs / name, self._events(name), None)
 
     def _events(self, name: str) -> list[Event]:
-        return self.context.logs.read(self.context.runs / name / "events.jsonl")
+        return self.context.logs.read(self.context.runs / name / file_names.EVENTS)
 
 
 def names(context: Context) -> list[str]:
@@ -121,10 +121,10 @@ def names(context: Context) -> list[str]:
     with suppress(OSError):
         for folder in context.runs.iterdir():
             with suppress(OSError):
-                if folder.name.startswith(".") or folder.is_symlink() or not (folder / "events.jsonl").is_file():
+                if folder.name.startswith(".") or folder.is_symlink() or not (folder / file_names.EVENTS).is_file():
                     continue
                 # By the time of its settings, as its log changes with each step.
-                settings = folder / "config.toml"
+                settings = folder / file_names.CONFIG
                 begun.append((-settings.stat().st_mtime if settings.is_file() else 0.0, folder.name))
     return [name for _, name in sorted(begun)][:_MOST_OFFERED]
 
@@ -140,7 +140,7 @@ def html(context: Context, chosen: Sequence[str]) -> str:
     compared = []
     for number, name in enumerate(chosen[:MOST], start=1):
         folder = context.runs / name
-        events = context.logs.read(folder / "events.jsonl")
+        events = context.logs.read(folder / file_names.EVENTS)
         compared.append(_Run(name, f"run-{number}", folder, events, _settings(folder)))
     if not compared:
         return _EMPTY

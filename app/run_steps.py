@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.context import Context
 from app.texts import say
-from trainer import lora_file, system, unique_names
+from trainer import file_names, lora_file, system, unique_names
 from trainer.errors import AdapterError, DataError, UserError
 
 
@@ -31,7 +31,7 @@ def adopt(context: Context, picture: Path) -> None:
         return
     # Every saved step is read whole for its hash, so only where a LoRA is missing.
     missing = wanted - context.known_loras().keys()
-    for path in sorted(context.runs.glob(f"[!.]*/{lora_file.STEPS}/*.safetensors")):
+    for path in sorted(context.runs.glob(f"[!.]*/{file_names.STEPS}/*.safetensors")):
         with suppress(AdapterError):
             if lora_file.inspect(path).sha256 in missing:
                 _take(context, path)

@@ -21,7 +21,7 @@ from app.context import Context
 from app.job_table import Job
 from app.jobs import LIVE, WAITING
 from app.texts import say
-from trainer import files, presets
+from trainer import file_names, files, presets
 from trainer.config import BatchConfig, StackConfig, parse
 from trainer.errors import ConfigError, UserError
 from trainer.events import Started, Step
@@ -113,7 +113,7 @@ def scene(context: Context, shown: Shown) -> Scene:
     steps = 0
     for job, what in zip(jobs[:2], (say("start.style"), say("start.character")), strict=False):
         folder = context.runs / job.name
-        events = context.logs.read(folder / "events.jsonl")
+        events = context.logs.read(folder / file_names.EVENTS)
         samples = views.samples(folder, events)[::-1]
         for path, caption in samples:
             when = caption.split(" · ")[0]
@@ -173,7 +173,7 @@ def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
         return views.Progress(say("job.cancelled"), say("start.begins_anew"), share, "stopped")
     for job, words in zip(jobs[:2], (say("start.learning_style"), say("start.learning_character")), strict=True):
         if job.state != "finished":
-            events = context.logs.read(context.runs / job.name / "events.jsonl")
+            events = context.logs.read(context.runs / job.name / file_names.EVENTS)
             step, started = views.last(events, Step), views.last(events, Started)
             detail = say("job.step", step=step.step, all=STEPS) if step else say("start.loading_base")
             if step is None and started:
@@ -186,7 +186,7 @@ def _progress(context: Context, jobs: list[Job], steps: int) -> views.Progress:
 
 def _with_time_left(context: Context, jobs: list[Job], steps: int, detail: str) -> str:
     """The detail and about how long it takes yet, by the pace of its steps; nothing of that before there are any."""
-    events = [event for job in jobs[:2] for event in context.logs.read(context.runs / job.name / "events.jsonl")]
+    events = [event for job in jobs[:2] for event in context.logs.read(context.runs / job.name / file_names.EVENTS)]
     paces = [event.seconds for event in events if isinstance(event, Step)][-20:]
     first = jobs[0]
     if not paces or first.started is None:

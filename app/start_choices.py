@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 
 from app.context import Context
 from app.texts import say
-from trainer import runs
+from trainer import file_names, runs
 from trainer.config import parsing
 from trainer.printing import plain
 
-_STEP = re.compile(r"step-(\d{6,9})")
 _MOST_RUNS, _MOST_LORAS = 60, 200
 
 
@@ -27,8 +25,7 @@ def checkpoints(context: Context) -> dict[str, Path]:
 
 def saved(run: runs.Run) -> list[Path]:
     """A run's checkpoints, newest first."""
-    folders = [folder for folder in run.checkpoints.glob("step-*") if _STEP.fullmatch(folder.name)]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")), reverse=True)
+    return list(file_names.checkpoints(run.checkpoints).values())[::-1]
 
 
 def label(key: str) -> str:
@@ -39,8 +36,8 @@ def label(key: str) -> str:
 
 def step_label(key: str) -> str:
     """`step 50` of a checkpoint's key; "" for what is none."""
-    match = _STEP.fullmatch(key.rpartition("/")[2])
-    return say("run.step", step=int(match[1])) if match else ""
+    step = file_names.step_of_checkpoint(key.rpartition("/")[2])
+    return say("run.step", step=step) if step is not None else ""
 
 
 def of_source(source: str) -> str:

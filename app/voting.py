@@ -8,7 +8,6 @@ a reload shows the same two again. Votes stand in `votes.jsonl` beside the pictu
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from app.recipe_index import PictureFacts, RecipeIndex
 from app.texts import say, say_num
-from trainer import bradley_terry, files
+from trainer import bradley_terry, file_names, files
 from trainer.errors import DataError
 from trainer.printing import plain
 
@@ -29,7 +28,6 @@ VOTES = "votes.jsonl"
 LEFT, RIGHT, TIE, SKIP, UNDO = "left", "right", "tie", "skip", "undo"
 MOST_CANDIDATES, MOST_PICTURES = 60, 2000  # of more there are no votes
 _WON = {LEFT: 1.0, RIGHT: 0.0, TIE: 0.5}
-_STEP = re.compile(r"-step-0*(\d{1,9})$")
 _MAX_BYTES, _PATIENCE_S = 32 << 20, 10
 _FAR = 200  # votes that nobody gives for one answer
 
@@ -119,8 +117,8 @@ def _label(facts: PictureFacts) -> str:
     """`step 300 at 0.8`, `fox at 1 + ink at 0.5`, or `no LoRA`."""
     parts = []
     for _, name, weight in facts.loras:
-        step = _STEP.search(name)
-        what = say("run.step", step=step[1]) if step else plain(name or say("word.a_lora"), 60)
+        step = file_names.step_of_lora(name)
+        what = say("run.step", step=step) if step is not None else plain(name or say("word.a_lora"), 60)
         parts.append(say("item.at_weight", name=what, weight=weight))
     return " + ".join(parts) or say("vote.no_lora")
 

@@ -16,12 +16,12 @@ from trainer.render.batch_recipe import base_hash
 from trainer.render.spreading.worker import versions
 from trainer.serving import server_state
 from trainer.serving.log_lines import Log
+from trainer.serving.orders import Begun, Drawn
 from trainer.serving.replicas.carrier import Lost
 from trainer.serving.replicas.messages import Plan, Sent, Told
 from trainer.serving.replicas.remote import Remote
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Begun, Drawn
 
 
 def plan(settings: ServeSettings, pinned: frozenset[str] = frozenset()) -> Plan:

@@ -151,10 +151,10 @@ def test_what_is_measured_has_no_open_wildcards(tmp_path: Path, tiny: Path, pict
         path.write_text("mokka, {red|blue} cat")
     settings = config(tiny, pictures, **{"captions.wildcards": True, "validation.leave_out": 1})
     from trainer import data
-    from trainer.data import folds
+    from trainer.data import cross_validation
 
     studio = TrainingModel.open(settings)
-    dataset, left = folds.leave_out(data.scan(settings), settings)
+    dataset, left = cross_validation.leave_out(data.scan(settings), settings)
     studio.prepare(tmp_path / ".cache", dataset, left)
     for questions in (studio.encoded.questions(left), studio.encoded.questions(dataset)):
         assert questions is not None and set(questions.captions) <= {"mokka, red cat", "mokka, blue cat"}

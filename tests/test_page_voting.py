@@ -17,7 +17,7 @@ from app.context import Context
 from tests import plain
 from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
 from tests.test_page_batch_rating import box, context, expect, show  # noqa: F401
-from trainer import lora_file, presets, session
+from trainer import file_names, lora_file, presets, session
 from trainer.config import StackConfig
 from trainer.render import picture_metadata
 
@@ -29,7 +29,7 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 def step_file(context: Context, step: int) -> lora_file.LoraInfo:  # noqa: F811
-    folder = context.runs / "cat" / lora_file.STEPS
+    folder = context.runs / "cat" / file_names.STEPS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cat-step-{step:06d}.safetensors"
     parts = {"lora_down.weight": torch.full((1, 32), step / 1000), "lora_up.weight": torch.ones(32, 1)}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests import plain
 from trainer import data, events, lora_file, presets, runs, session, step_inputs, stopping, validation
-from trainer.data import folds, likeness
+from trainer.data import cross_validation, likeness
 from trainer.errors import ConfigError, RunError
 from trainer.events import Finished, Folded, Overtrained, Recommended, Sampled, Step, Stopped, Validated
 
@@ -49,7 +49,7 @@ def test_pictures_left_out_are_measured_and_never_trained_on(tmp_path: Path, tin
     last = [event for event in events if isinstance(event, Validated)][-1]
     assert len(last.deciles) == len(last.base_deciles) == 10 and last.train_gain is not None
     assert last.loss == pytest.approx(sum(last.deciles) / 10)
-    _, left = folds.leave_out(data.scan(settings), settings)
+    _, left = cross_validation.leave_out(data.scan(settings), settings)
     names = {item.path.name for item in left.items}
     assert not names & {seen.picture for step in range(1, 9) for seen in step_inputs.at(run, step)}
 

@@ -21,14 +21,14 @@ from trainer.errors import AdapterError
 from trainer.render.engine import Engine
 from trainer.render.own_ranks import OwnRanks
 from trainer.serving.api_error import ApiError
+from trainer.serving.batch_size import Room
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.lora_views import LoraViews
 from trainer.serving.metrics import Metrics
+from trainer.serving.orders import Order, Wanted
 from trainer.serving.reading import Reading
 from trainer.serving.results import Results
-from trainer.serving.room import Room
-from trainer.serving.wanted import Order, Wanted
 from trainer.serving.watching import preview_steps
 
 

@@ -29,13 +29,13 @@ from trainer.render.spreading import messages as files_sent
 from trainer.render.spreading import ray_access
 from trainer.serving.api_error import ApiError
 from trainer.serving.model_names import ModelNames
+from trainer.serving.orders import Drawn, Failed, Order, Stepped, Wanted
 from trainer.serving.replicas import messages
 from trainer.serving.replicas.popularity import Popularity
 from trainer.serving.replicas.remote import MOST_DEATHS, MOST_SENDS
 from trainer.serving.replicas.replica import Replica
 from trainer.serving.replicas.wanted_replicas import Replicas, parsed
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Drawn, Failed, Order, Stepped, Wanted
 
 TINY = {"size": "32x32", "steps": 3}
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import printing, system
+from trainer import file_names, printing, system
 from trainer.errors import RunError
 from trainer.files import write_synced
 
@@ -53,7 +52,7 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
 
     # Under a hidden name first.
     parent.mkdir(exist_ok=True)
-    temporary = parent / f".new-step-{step:06d}-{os.getpid()}"
+    temporary = parent / f".new-{file_names.checkpoint(step)}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
 
@@ -81,30 +80,26 @@ def save(parent: Path, step: int, tensors: dict[str, Tensors], state: dict[str, 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     system.sync_folder(temporary)
-    final = parent / name(step)
+    final = parent / file_names.checkpoint(step)
     if final.exists():  # only a damaged checkpoint can be here: a good checkpoint would have been gone on from
         shutil.rmtree(final)
     system.replace(temporary, final)
     system.sync_folder(parent)
 
     # Later checkpoints were damaged and passed over when this run was resumed; older ones are not needed any more.
-    for damaged in [folder for folder in _folders(parent) if _step(folder) > step]:
-        shutil.rmtree(damaged)
+    for other, damaged in file_names.checkpoints(parent).items():
+        if other > step:
+            shutil.rmtree(damaged)
     tidy(parent, step, keep)
     return final
 
 
 def tidy(parent: Path, step: int, keep: int) -> None:
     """Remove what is older than the `keep` newest up to `step`, and what a killed process left half written."""
-    for old in [folder for folder in _folders(parent) if _step(folder) <= step][:-keep]:
+    for old in [folder for other, folder in file_names.checkpoints(parent).items() if other <= step][:-keep]:
         shutil.rmtree(old)
     for unfinished in parent.glob(".new-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def name(step: int) -> str:
-    """The folder's name of a step."""
-    return f"step-{step:06d}"
 
 
 # Reading.
@@ -140,7 +135,7 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises: RunError if there are checkpoints and none verifies.
     """
     problems: list[str] = []
-    folders = _folders(parent)
+    folders = list(file_names.checkpoints(parent).values())
     for folder in reversed(folders):
         try:
             return load(folder), problems
@@ -158,7 +153,7 @@ def load_latest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def every(parent: Path) -> Iterator[Checkpoint]:
     """The checkpoints that verify, oldest first, one in memory at a time; damaged checkpoints are passed over."""
-    for folder in _folders(parent):
+    for folder in file_names.checkpoints(parent).values():
         try:
             yield load(folder)
         except (OSError, ValueError):
@@ -175,7 +170,8 @@ def load(folder: Path) -> Checkpoint:
     if manifest.get("schema") != SCHEMA:
         raise ValueError(f"schema {str(manifest.get('schema'))[:20]}, this version reads {SCHEMA}")
     hashes, step = manifest.get("sha256"), manifest.get("step")
-    if not isinstance(hashes, dict) or "state.json" not in hashes or type(step) is not int or step != _step(folder):
+    own_step = file_names.step_of_checkpoint(folder.name)
+    if not isinstance(hashes, dict) or "state.json" not in hashes or type(step) is not int or step != own_step:
         raise ValueError("manifest.json does not say which files and which step it is of")
 
     # The files, each as it was written. Names with a folder in them are none of ours.
@@ -213,14 +209,5 @@ def _object(raw: bytes, name: str) -> dict[str, Any]:
 
 def standing(parent: Path) -> str:
     """What is left to go on from, in words."""
-    folders = _folders(parent)
-    return f"that of step {_step(folders[-1])} stays" if folders else "there is none before it"
-
-
-def _folders(parent: Path) -> list[Path]:
-    """Checkpoints by step, oldest first."""
-    return sorted((folder for folder in parent.glob("step-*") if re.fullmatch(r"step-\d+", folder.name)), key=_step)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    steps = list(file_names.checkpoints(parent))
+    return f"that of step {steps[-1]} stays" if steps else "there is none before it"

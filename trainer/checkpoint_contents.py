@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import against_stack, bases, checkpoint, families, more_steps, optim
+from trainer import against_stack, bases, checkpoint, families, file_names, more_steps, optim
 from trainer.config import TrainConfig, digest
 from trainer.data import Dataset
 from trainer.events import Event, Saved, Warned
@@ -63,4 +63,4 @@ class Saver:
                 f"its end: {run.again}"
             )
             return Warned(f"the checkpoint of step {step} could not be written ({error.strerror}); {resume_hint}.")
-        return Saved(step, f"checkpoints/{checkpoint.name(step)}")
+        return Saved(step, f"{file_names.CHECKPOINTS}/{file_names.checkpoint(step)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer import adapter, base_match, checkpoint, families, lora_file, methods, new_word
+from trainer import adapter, base_match, checkpoint, families, file_names, lora_file, methods, new_word
 from trainer.config import TrainConfig
 from trainer.config.parsing import recipe
 from trainer.errors import ConfigError
@@ -31,8 +31,7 @@ def step_of(path: Path) -> int:
 
 def unwritten(run: Run) -> bool:
     """Whether a saved step is no LoRA file yet, for which `files` needs the names of the base's layers."""
-    saved = [folder.name for folder in run.checkpoints.glob("step-*")]
-    return any(not (run.folder / lora_file.STEPS / f"{run.name}-{name}.safetensors").is_file() for name in saved)
+    return any(not file_names.lora_at(run.folder, step).is_file() for step in file_names.checkpoints(run.checkpoints))
 
 
 def files(run: Run, family: str, file_keys: dict[str, str]) -> list[Path]:
@@ -41,20 +40,20 @@ def files(run: Run, family: str, file_keys: dict[str, str]) -> list[Path]:
     `family` and `file_keys` are those of the base they are for. Raises: ConfigError if the run is for another base or
     has saved nothing.
     """
-    config, folder = run.config(), run.folder / lora_file.STEPS
+    config = run.config()
     if config.family != family:
         raise ConfigError(f"run {run.name} is for {config.family}; allowed for this base: {family}.")
 
     # Write those that are not there yet.
     for saved in checkpoint.every(run.checkpoints):
-        path = folder / f"{run.name}-step-{saved.step:06d}.safetensors"
+        path = file_names.lora_at(run.folder, saved.step)
         if not path.is_file():
-            folder.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             _write(run, config, saved, path, file_keys)
 
     # All of them, also of steps whose checkpoints have been pruned.
-    steps = sorted(folder.glob("*-step-*.safetensors"))
-    files = [*steps, *(path for path in (run.folder / lora_file.BEST, run.lora_file) if path.is_file())]
+    steps = [path for _, path in sorted(file_names.loras_by_step(run.folder).items())]
+    files = [*steps, *(path for path in (run.folder / file_names.BEST, run.lora_file) if path.is_file())]
     if not files:
         raise ConfigError(f"run {run.name} has saved no step yet; wait for its first checkpoint.")
     return files
@@ -98,7 +97,7 @@ def _module(name: str, file_keys: dict[str, str]) -> str:
 
 def _metadata(run: Run, config: TrainConfig) -> dict[str, str]:
     """The header of a file that the run has written, or what is known of a file that it will write."""
-    for path in (run.lora_file, run.folder / lora_file.BEST):
+    for path in (run.lora_file, run.folder / file_names.BEST):
         if path.is_file():
             metadata = lora_file.read_header(path).metadata
             return {key: value for key, value in metadata.items() if not key.startswith("sshs_")}  # its own hashes

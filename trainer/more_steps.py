@@ -6,11 +6,9 @@ takes the very same steps. What was saved before stays good: a checkpoint is tie
 
 from __future__ import annotations
 
-import re
-
 from filelock import Timeout
 
-from trainer import events, presets
+from trainer import events, file_names, presets
 from trainer.config import TrainConfig, parse, starting
 from trainer.errors import ConfigError, RunError
 from trainer.runs import Run
@@ -77,5 +75,4 @@ def apply(run: Run, config: TrainConfig) -> None:
 
 def _saved_step(run: Run) -> int:
     """The newest checkpoint's step, 0 for none."""
-    names = [path.name for path in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{1,9}", path.name)]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    return max(file_names.checkpoints(run.checkpoints), default=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from trainer import file_names
 from trainer.config import StackConfig
 from trainer.data.likeness import Album
 from trainer.events import Event, Sampled, Warned
@@ -32,8 +33,8 @@ class Previews:
         for number, prompt in enumerate(self.prompts):
             try:
                 # One file a step and prompt: a resumed run draws the same pictures again over the old files.
-                name = f"samples/step-{step:06d}-{number + 1}.png"
-                (self.run.folder / "samples").mkdir(exist_ok=True)
+                name = file_names.preview(step, number + 1)
+                (self.run.folder / name).parent.mkdir(exist_ok=True)
                 picture = self.draw(prompt)  # in every process, where the base is sharded
                 if self.model.world.first:
                     picture.save(self.run.folder / name)

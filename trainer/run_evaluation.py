@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import export, lora_file, objective, optim, preview_request, validation
+from trainer import export, file_names, objective, optim, preview_request, validation
 from trainer.checkpoint import Checkpoint
-from trainer.data import buckets, folds
+from trainer.data import buckets, cross_validation
 from trainer.events import Cached, Event, Planned, Recommended, Validated, Warned
 from trainer.memory import arranging, attention_probe, mechanics
 from trainer.previews import Previews
@@ -38,7 +38,7 @@ def opening(
         encoded.order.num_batches,
         buckets.num_cropped(encoded.entries, encoded.dataset.items),
     )
-    yield from folds.results(run)
+    yield from cross_validation.results(run)
 
     # What is wrong with checkpoints, settings, pictures and attention kernels; and what `auto` went by.
     datasets = [dataset for dataset in (encoded.dataset, encoded.heldout) if dataset and dataset.problems]
@@ -84,7 +84,9 @@ class Evaluation:
         self.own_base_losses = self._losses_of_base(self.own_questions) if self.own_questions else None
         self.last_measured: tuple[Validated, Tensor] | None = None  # the event and the losses
         self.neutral = self._neutral() if self.measures_here else None
-        self.fold_verdict = folds.verdict(folds.results(run)) if model.config.validation.folds else None
+        self.fold_verdict = (
+            cross_validation.verdict(cross_validation.results(run)) if model.config.validation.folds else None
+        )
 
     # For the checkpoint.
 
@@ -205,13 +207,13 @@ class Evaluation:
             if self.model.world.first:
                 export.write(
                     self.model,
-                    self.run.folder / lora_file.BEST,
+                    self.run.folder / file_names.BEST,
                     self.model.encoded.dataset,
                     {"velatura.step": str(step), "velatura.reason": reason, "ss_steps": str(step)},
                 )
         finally:
             _copy_into(parameters, kept)
-        yield Recommended(step, lora_file.BEST, reason)
+        yield Recommended(step, file_names.BEST, reason)
 
     # Drift of the base on prompts that have nothing to do with the dataset.
 

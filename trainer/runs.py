@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from trainer import events, presets, system, unique_names
+from trainer import events, file_names, presets, system, unique_names
 from trainer.config import TrainConfig, parse
 from trainer.errors import RunError
 
@@ -43,23 +43,23 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        return self.folder / "config.toml"
+        return self.folder / file_names.CONFIG
 
     @property
     def events_file(self) -> Path:
-        return self.folder / "events.jsonl"
+        return self.folder / file_names.EVENTS
 
     @property
     def lora_file(self) -> Path:
-        return self.folder / f"{self.name}.safetensors"
+        return file_names.lora(self.folder)
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / file_names.CHECKPOINTS
 
     @property
     def report_file(self) -> Path:
-        return self.folder / "report.html"
+        return self.folder / file_names.REPORT
 
     @property
     def again(self) -> str:
@@ -153,7 +153,7 @@ def discard(run: Run) -> None:
     begun = (
         run.state() == "running"
         or run.checkpoints.exists()
-        or (run.folder / "folds").exists()
+        or (run.folder / file_names.FOLDS).exists()
         or any(isinstance(event, events.Started) for event in run.events())
     )
     if not begun:
@@ -168,7 +168,7 @@ def every(parent: Path) -> list[Run]:
     times: dict[Path, float] = {}
     for path in parent.glob("[!.]*"):
         with suppress(OSError):  # taken away meanwhile, or another user's
-            if (path / "config.toml").is_file():
+            if (path / file_names.CONFIG).is_file():
                 times[path] = path.stat().st_mtime
     return [Run(path) for path in sorted(times, key=lambda path: times[path], reverse=True)]
 
@@ -176,7 +176,7 @@ def every(parent: Path) -> list[Run]:
 def named(name: str) -> Run:
     """The run in a folder, or below outputs by its name. Raises: RunError, which names those there are."""
     for folder in (Path(name), DEFAULT / name):
-        if (folder / "config.toml").is_file():
+        if (folder / file_names.CONFIG).is_file():
             return Run(folder.resolve())
     names = ", ".join(run.name for run in every(DEFAULT)[:20]) or "(none)"
     raise RunError(f"there is no run {name[:200]!r}; allowed: a run's folder, or one of {names}.")

@@ -20,6 +20,7 @@ from trainer import (
     data,
     events,
     families,
+    file_names,
     methods,
     more_steps,
     optim,
@@ -35,7 +36,7 @@ from trainer import (
     tracking,
 )  # fmt: skip
 from trainer.config import Settings, TrainConfig, ValidationConfig, digest
-from trainer.data import archives, buckets, folds
+from trainer.data import archives, buckets, cross_validation
 from trainer.distributed import World, alone
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.events import Event, Failed, Finished, Stopped, Warned
@@ -150,9 +151,9 @@ def refuse(
     start_weights.refuse(config, run)
 
     # What is held out.
-    dataset, left_out = folds.leave_out(dataset, config)
+    dataset, left_out = cross_validation.leave_out(dataset, config)
     heldout = left_out or heldout
-    if warning := folds.in_both(dataset, heldout):
+    if warning := cross_validation.in_both(dataset, heldout):
         dataset = replace(dataset, problems=[*dataset.problems, warning])
     return dataset, heldout
 
@@ -338,15 +339,15 @@ def _train_folds(config: TrainConfig, run: Run, dataset: data.Dataset, stop: Cal
     """Train every fold that isn't finished, saying which; ends with Stopped if it was asked to stop."""
     from trainer import loop
 
-    order, count = folds.shuffled(dataset, config.seed), config.validation.folds
+    order, count = cross_validation.shuffled(dataset, config.seed), config.validation.folds
     settings = config.model_copy(update={"validation": ValidationConfig(), "preview_every_steps": 0})
     for number in range(count):
         # A run of its own below this run, whose cache it shares.
-        folder = run.folder / "folds" / str(number + 1)
+        folder = run.folder / file_names.FOLDS / str(number + 1)
         folder.mkdir(parents=True, exist_ok=True)
         fold = Run(folder, cache_folder=run.cache)
         presets.save(settings, fold.config_file)
-        kept, left_out = folds.split(dataset, sorted(order[number::count]))
+        kept, left_out = cross_validation.split(dataset, sorted(order[number::count]))
 
         # One that is finished must have been made from the same.
         if fold.state() == "finished":

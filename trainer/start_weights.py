@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from trainer import checkpoint, families, layer_patterns, lora_file, methods, presets, runs, system, validation
+from trainer import (
+    checkpoint,
+    families,
+    file_names,
+    layer_patterns,
+    lora_file,
+    methods,
+    presets,
+    runs,
+    system,
+    validation,
+)
 from trainer.config import TrainConfig, parse
 from trainer.config.parsing import short_name
 from trainer.errors import AdapterError, ConfigError
@@ -30,7 +41,6 @@ if TYPE_CHECKING:
     from trainer.training_model import TrainingModel
 
 FOLDER = "start"  # below a run
-_CHECKPOINT = re.compile(r"step-\d{6,9}")
 # What an optimizer's saved state depends on: changed, it would be put back over the new setting.
 _OF_THE_STATE = ("name", "other", "options", "weight_decay", "loraplus_ratio", "block_rates", "ema_decay")
 _LAYERS = ("only_layers", "without_layers")
@@ -72,12 +82,12 @@ def place(source: str) -> Path:
     path = Path(source)
     if lora_file.is_there(path):
         return lora_file.located(path)
-    if os.path.isfile(path / "config.toml"):  # pathlib's own raises for a name that is too long
-        saved = sorted(folder for folder in path.glob("checkpoints/step-*") if _CHECKPOINT.fullmatch(folder.name))
+    if os.path.isfile(path / file_names.CONFIG):  # pathlib's own raises for a name that is too long
+        saved = file_names.checkpoints(path / file_names.CHECKPOINTS)
         if not saved:
             raise ConfigError(f"start.source is {source!r}, a run that has saved no step yet; wait for its first one.")
-        return max(saved, key=lambda folder: int(folder.name.removeprefix("step-")))
-    if _CHECKPOINT.fullmatch(path.name) and os.path.isfile(path / "manifest.json"):
+        return saved[max(saved)]
+    if file_names.step_of_checkpoint(path.name) is not None and os.path.isfile(path / "manifest.json"):
         return path
     raise ConfigError(
         f"start.source is {source[:200]!r}; allowed: a LoRA file (.safetensors), a run's folder, or one of its "
@@ -101,7 +111,7 @@ def of_config(config: TrainConfig, run: runs.Run | None = None) -> Source | None
         saved = checkpoint.load(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"start.source: checkpoint {path.name} is damaged ({error}); choose another.") from None
-    beside = path.parent / "config.toml" if path.parent.name == FOLDER else path.parents[1] / "config.toml"
+    beside = path.parent / file_names.CONFIG if path.parent.name == FOLDER else path.parents[1] / file_names.CONFIG
     if not beside.is_file():
         raise ConfigError(f"start.source: no run lies around checkpoint {path.name}; its config.toml is needed.")
     of_run = parse(TrainConfig, presets.read_toml(beside), str(beside))
@@ -121,7 +131,7 @@ def keep(config: TrainConfig, run: runs.Run) -> None:
             (unnamed / "adapter_config.json").write_text(config_beside, encoding="utf-8")
         shutil.copyfile(path, unnamed / path.name)
     else:
-        shutil.copy2(path.parents[1] / "config.toml", unnamed / "config.toml")
+        shutil.copy2(path.parents[1] / file_names.CONFIG, unnamed / file_names.CONFIG)
         # Links where the disk has them: a checkpoint's files are never written again, and may be large.
         shutil.copytree(
             path, unnamed / path.name, copy_function=lambda old, new: system.link_or_copy(Path(old), Path(new))
@@ -297,7 +307,7 @@ def preset_of(source: str) -> str:
     """
     path = place(source)
     if not path.is_file():
-        return str(path.parents[1] / "config.toml")
+        return str(path.parents[1] / file_names.CONFIG)
     if lora_file.recipe_of(lora_file.read_header(path).metadata) is None:
         raise ConfigError(f"{path.name} carries no settings of ours; name a preset to go on from it with.")
     return str(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from trainer import bases, checkpoint, data, families
-from trainer.data import folds
+from trainer.data import cross_validation
 from trainer.data.order import Sample
 from trainer.encoded_data import EncodedData
 from trainer.errors import ConfigError, RunError
@@ -44,7 +44,7 @@ def at(run: Run, step: int, out: Path | None = None) -> list[Seen]:
     if not 1 <= step <= config.max_steps:
         raise ConfigError(f"--step is {step}; allowed for run {run.name}: 1 to {config.max_steps}.")
     family = families.registry()[config.family]
-    dataset, _ = folds.leave_out(data.scan(config), config)
+    dataset, _ = cross_validation.leave_out(data.scan(config), config)
     saved, _ = checkpoint.load_latest(run.checkpoints)
     if saved and saved.state["dataset"] != dataset.digest:
         raise RunError(

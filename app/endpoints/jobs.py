@@ -9,6 +9,7 @@ from app.context import Context
 from app.endpoints.asking import Number
 from app.endpoints.rows import addresses, job_row
 from app.job_work import CAPTIONS
+from trainer import file_names
 
 
 class JobEndpoints:
@@ -32,7 +33,7 @@ class JobEndpoints:
             paths = []
         else:
             folder = self.context.runs / found.name
-            events = self.context.logs.read(folder / "events.jsonl")
+            events = self.context.logs.read(folder / file_names.EVENTS)
             paths = [path for path in views.files(folder, events) if path]
         shown = job_progress.of(self.context, found)
         says = " · ".join(filter(None, (shown.headline, shown.detail)))

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trainer
-from trainer import bases, data, lora_file, predicted_cost, preset_heads, presets, run_facts
+from trainer import bases, data, file_names, lora_file, predicted_cost, preset_heads, presets, run_facts
 from trainer.card_file import reading
 from trainer.cards import describing, suiting, training_like
 from trainer.config import TrainConfig
 from trainer.console import duration, memory
-from trainer.data import folds
+from trainer.data import cross_validation
 from trainer.errors import ConfigError
 from trainer.predicted_cost import Prediction
 from trainer.printing import plain, printable
@@ -48,7 +48,7 @@ def answered(config: TrainConfig, card_file: Path | None, title: str, out: Path,
     """Where the user's set is unlike the card's, what is missing, and the prediction: measured, or else the card's."""
     # The pictures, and what they were with the card.
     dataset, heldout = data.scan(config), data.scan_heldout(config)
-    dataset, left_out = folds.leave_out(dataset, config)
+    dataset, left_out = cross_validation.leave_out(dataset, config)
     own = run_facts.of(dataset, heldout or left_out, config.data)
     opened = reading.read(card_file) if card_file else None
     evidence, head = (opened.card.evidence, opened.card.head) if opened else (None, _head(title))
@@ -77,8 +77,8 @@ def measured(config: TrainConfig, out: Path, longest_s: float = LONGEST_S) -> tu
     """
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:
         # A process of its own can be ended in time, and a process that runs out of memory ends alone.
-        presets.save(config, Path(temporary) / "config.toml")
-        command = [sys.executable, "-m", "trainer", "train", str(Path(temporary) / "config.toml")]
+        presets.save(config, Path(temporary) / file_names.CONFIG)
+        command = [sys.executable, "-m", "trainer", "train", str(Path(temporary) / file_names.CONFIG)]
         command += ["--rehearse", "--once", "--out", str(out.absolute())]
         # It finds this package wherever it is run from, and what it leaves goes with the folder.
         path = os.pathsep.join(filter(None, (str(Path(trainer.__file__).parents[1]), os.environ.get("PYTHONPATH"))))

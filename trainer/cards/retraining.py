@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer import (
     data,
     events,
+    file_names,
     files,
     loading,
     lora_file,
@@ -120,7 +121,7 @@ def keep(run: runs.Run, old: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's."""
-    return (folder / "config.toml").is_file()
+    return (folder / file_names.CONFIG).is_file()
 
 
 def conclude(run: runs.Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer import presets, runs
+from trainer import file_names, presets, runs
 from trainer.card_file import bundle, reading
 from trainer.card_file.reading import Config, Opened
 from trainer.cards import places
@@ -35,7 +35,7 @@ def of(word: str, runs_folder: Path = runs.DEFAULT) -> Source:
     Raises: ConfigError, AdapterError naming what is allowed.
     """
     path = Path(word)
-    if os.path.isdir(path) and (path / "config.toml").is_file():
+    if os.path.isdir(path) and (path / file_names.CONFIG).is_file():
         return _of_run(Run(path))
     if os.path.isfile(path):
         return _of_file(path)
@@ -45,7 +45,7 @@ def of(word: str, runs_folder: Path = runs.DEFAULT) -> Source:
     if (
         os.path.basename(word) == word
         and word not in ("", ".", "..")
-        and (runs_folder / word / "config.toml").is_file()
+        and (runs_folder / word / file_names.CONFIG).is_file()
     ):
         return _of_run(Run(runs_folder / word))
     raise ConfigError(

@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from trainer import lora_file, runs, system
+from trainer import file_names, lora_file, runs, system
 from trainer.report import compared
 
 FOLDER = ".old"  # below a run; hidden, as it is no LoRA to choose from
@@ -37,7 +37,7 @@ def keep(old: Path, folder: Path, seen: int = 0) -> None:
     if (config_beside := lora_file.config_beside(file)) is not None:
         (unnamed / "adapter_config.json").write_text(config_beside, encoding="utf-8")
     # A run's best is called by its run. LoRA files are replaced whole, never written into.
-    name = f"{file.parent.name}-{file.name}" if file.name == lora_file.BEST else file.name
+    name = f"{file.parent.name}-{file.name}" if file.name == file_names.BEST else file.name
     system.link_or_copy(file, unnamed / name)
     (unnamed / _SEEN).write_text(json.dumps({"seen": seen}), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from trainer import objective
+from trainer import file_names, objective
 from trainer.config import TrainConfig
 from trainer.data.scanning import Dataset
 from trainer.errors import ConfigError
@@ -58,7 +58,7 @@ def leave_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset |
 def results(run: Run) -> list[Folded]:
     """What the finished folds measured."""
     folded = []
-    for folder in sorted((run.folder / "folds").glob("[0-9]*"), key=lambda path: int(path.name)):
+    for folder in sorted((run.folder / file_names.FOLDS).glob("[0-9]*"), key=lambda path: int(path.name)):
         measured = [event for event in Run(folder).events() if isinstance(event, Validated)]
         if measured:
             steps, losses = [event.step for event in measured], [event.loss for event in measured]

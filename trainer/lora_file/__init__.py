@@ -25,13 +25,10 @@ from trainer.lora_file.header import Header as Header
 from trainer.lora_file.header import read_header as read_header
 from trainer.lora_file.header import recipe_of as recipe_of
 from trainer.lora_file.header_meaning import MEANING as MEANING
-from trainer.lora_file.inspecting import BEST as BEST
-from trainer.lora_file.inspecting import STEPS as STEPS
 from trainer.lora_file.inspecting import TRIGGER_KEY as TRIGGER_KEY
 from trainer.lora_file.inspecting import LoraInfo as LoraInfo
 from trainer.lora_file.inspecting import describe as describe
 from trainer.lora_file.inspecting import inspect as inspect
-from trainer.lora_file.inspecting import is_earlier as is_earlier
 from trainer.lora_file.inspecting import joined_triggers as joined_triggers
 from trainer.lora_file.inspecting import library as library
 from trainer.lora_file.locating import config_beside as config_beside

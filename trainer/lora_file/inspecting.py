@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trainer import file_names
 from trainer.errors import AdapterError
 from trainer.lora_file import names, new_words, reading, where_it_loads
 from trainer.lora_file.content import content
 from trainer.lora_file.header import recipe_of, whole
 from trainer.lora_file.locating import name_of
 
-BEST = "best.safetensors"  # in a run's folder, beside its last step
-STEPS = "steps"  # the folder of a run's LoRA files by step
 TRIGGER_KEY = "modelspec.trigger_phrase"
 _LARGEST = 1e300  # a larger squared norm can't be added to others
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+)(\.|$)")
@@ -187,15 +186,11 @@ def library(folders: list[Path]) -> dict[str, LoraInfo]:
         except AdapterError:
             continue
         if before := infos.get(info.sha256):
-            first, second = (before, info) if is_earlier(path) and not is_earlier(before.path) else (info, before)
+            is_first = not file_names.is_earlier(path) or file_names.is_earlier(before.path)
+            first, second = (info, before) if is_first else (before, info)
             info = replace(first, copies=(*before.copies, second.path))
         infos[info.sha256] = info
     return infos
-
-
-def is_earlier(path: Path) -> bool:
-    """True for a run's best and for a file of one of its steps, which may have the content of its last."""
-    return path.name == BEST or path.parent.name == STEPS
 
 
 def _is_inner(path: Path) -> bool:

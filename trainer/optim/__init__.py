@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainer import layer_patterns, printing
 from trainer.config import OptimizerConfig, TrainConfig, starting
 from trainer.errors import ConfigError
-from trainer.optim.mean import Mean
+from trainer.optim.ema import Mean
 from trainer.optim.optimizers import Choice, choose, quietly, try_out
 from trainer.optim.saving import load_state, state
 from trainer.optim.schedules import factor, is_schedule_free, of_extended

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
-from trainer import bases, console, presets, system
+from trainer import bases, console, file_names, presets, system
 from trainer.config import MemoryConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.memory import ladder, mechanics
@@ -122,10 +122,10 @@ def _try(config: TrainConfig, out: Path, download: bool, temporary: Path) -> Reh
 
     Raises: ConfigError with the child's own message, if it refused the settings.
     """
-    presets.save(config, temporary / "config.toml")
+    presets.save(config, temporary / file_names.CONFIG)
 
     # The command, in an environment in which it finds this package, and leaves what it is killed with in our folder.
-    command = [sys.executable, "-m", "trainer", "train", str(temporary / "config.toml")]
+    command = [sys.executable, "-m", "trainer", "train", str(temporary / file_names.CONFIG)]
     command += ["--rehearse", "--once", "--out", str(out.absolute()), *(["--download"] if download else [])]
     path = os.pathsep.join(filter(None, (str(Path(trainer.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary), "TEMP": str(temporary)}

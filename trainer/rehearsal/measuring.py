@@ -21,7 +21,7 @@ from torch import nn
 
 from trainer import attaching, bases, checkpoint, data, export, families, optim, run_evaluation, session
 from trainer.config import TrainConfig
-from trainer.data import buckets, folds
+from trainer.data import buckets, cross_validation
 from trainer.events import Event, Sampled, Validated, Warned
 from trainer.memory import ladder, mechanics
 from trainer.rehearsal import alternatives
@@ -42,7 +42,7 @@ def measure(config: TrainConfig, out: Path, download: bool = False) -> Rehearsal
     folder = bases.resolve(config.base, families.registry()[config.family], download)
     session.refuse_unread(config, folder)
     dataset, heldout = data.scan(config), data.scan_heldout(config)
-    dataset, left_out = folds.leave_out(dataset, config)
+    dataset, left_out = cross_validation.leave_out(dataset, config)
     one_batch = config.model_copy(update={"accumulation": 1})  # a step is then a batch, of one bucket
     free_bytes, peaks = _free_bytes(), _Peaks()
     with tempfile.TemporaryDirectory(prefix="velatura-rehearsal-") as temporary:

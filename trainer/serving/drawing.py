@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from trainer.errors import UserError
 from trainer.render import picture_metadata
 from trainer.serving import giving_up, reading
+from trainer.serving.batch_size import Room, memory_of
 from trainer.serving.batch_times import BatchTimes, What
 from trainer.serving.joining import Joining
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
-from trainer.serving.room import Room, memory_of
+from trainer.serving.orders import Begun, Drawn, Wanted, not_finite
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Begun, Drawn, Wanted, not_finite
 from trainer.serving.watching import Unwanted, Watching
 
 if TYPE_CHECKING:

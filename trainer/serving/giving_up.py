@@ -13,7 +13,7 @@ from trainer.serving import api_error
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
-from trainer.serving.wanted import Wanted, late
+from trainer.serving.orders import Wanted, late
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from trainer.serving import gate, image_request
 from trainer.serving.api_error import ApiError
 from trainer.serving.image_request import ImageRequest
 from trainer.serving.keys import Key
+from trainer.serving.orders import Begun, Drawn, Failed, News, Order, Stepped, Wanted, late
 from trainer.serving.server_state import ServerState
-from trainer.serving.wanted import Begun, Drawn, Failed, News, Order, Stepped, Wanted, late
 
 _ALIVE_S = 15.0  # how often a stream without news says that it lives
 _COMPLETED, _PARTIAL, _PROGRESS = (

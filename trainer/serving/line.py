@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from trainer.serving import api_error
-from trainer.serving.wanted import Wanted
+from trainer.serving.orders import Wanted
 
 
 @dataclass

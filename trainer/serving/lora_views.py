@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import lora_file
+from trainer import file_names, lora_file
 from trainer.errors import AdapterError
 from trainer.lora_file import LoraInfo
 from trainer.render import lora_lookup
@@ -106,7 +106,7 @@ class LoraViews:
         found_by_hash: dict[str, LoraInfo] = {}
         for _, info in sorted(infos, key=lambda pair: pair[0]):
             before = found_by_hash.get(info.sha256)
-            if before is None or not lora_file.is_earlier(info.path):
+            if before is None or not file_names.is_earlier(info.path):
                 found_by_hash[info.sha256] = info
         return found_by_hash
 

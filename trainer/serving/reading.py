@@ -17,7 +17,7 @@ from trainer.serving.api_error import BROKEN, ApiError
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
-from trainer.serving.wanted import Wanted
+from trainer.serving.orders import Wanted
 
 if TYPE_CHECKING:
     from trainer.render.adapter_cache import Read, Shelf

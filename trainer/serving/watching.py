@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.render import step_pictures
-from trainer.serving.wanted import Stepped, Wanted
+from trainer.serving.orders import Stepped, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor

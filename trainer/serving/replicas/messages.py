@@ -15,8 +15,8 @@ from trainer import files
 from trainer.config import AdapterChoice, StackConfig
 from trainer.render.spreading.messages import Outgoing, Part, outgoing
 from trainer.serving.api_error import ApiError
+from trainer.serving.orders import Begun, Drawn, Failed, News, Stepped, Wanted
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Begun, Drawn, Failed, News, Stepped, Wanted
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from trainer.serving.api_error import BROKEN, ApiError
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
+from trainer.serving.orders import Begun, Drawn, Stepped, Wanted
 from trainer.serving.replicas import messages
 from trainer.serving.replicas.carrier import Call, Carrier, Lost
 from trainer.serving.replicas.messages import About, LogLine, Told
 from trainer.serving.replicas.popularity import Popularity
 from trainer.serving.settings import ServeSettings
-from trainer.serving.wanted import Begun, Drawn, Stepped, Wanted
 
 BATCHES_AHEAD = 2  # that a replica is given, so that it never waits for the next one
 MOST_DEATHS = 3  # of replicas that were drawing a picture, the last two of them it alone

@@ -27,9 +27,9 @@ from trainer.serving.api_error import BROKEN, ApiError
 from trainer.serving.line import Line
 from trainer.serving.log_lines import Log
 from trainer.serving.metrics import Metrics
+from trainer.serving.orders import Drawn, Failed, News, Order, Wanted
 from trainer.serving.renderer import OwnEngine
 from trainer.serving.replicas.messages import About, LogLine, Plan, Sent, Told, told
-from trainer.serving.wanted import Drawn, Failed, News, Order, Wanted
 
 _MOST_LINES = 1000  # of its log that wait to travel
 
