@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = str(ROOT / "tests" / "presets" / "style.toml")
 SIZE_PX = 64
+MOST_SHOWN = 5  # differences of one field
 CHANGES_EACH_TIME = re.compile(r"(seconds|^time|date$|_at$|_s$|_ms$|peak|session_id|velatura.version)")
 METHODS = ("dora", "loha", "lokr", "oft")
 SETTINGS = (
@@ -312,16 +313,16 @@ def make(only: set[str]) -> dict[str, Any]:
     return made
 
 
-def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
-    """Every place where the two differ, with both values."""
+def differences(before: Any, after: Any, *where: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every place where the two differ, as the keys that lead there, and both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(after.keys() - before.keys())]:
-            yield from differences(before.get(key), after.get(key), f"{where} / {key}")
+            yield from differences(before.get(key), after.get(key), *where, key)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (first, other) in enumerate(zip(before, after, strict=True)):
-            yield from differences(first, other, f"{where} / {number}")
+            yield from differences(first, other, *where, str(number))
     elif before != after:
-        yield f"{where}: {str(before)[:200]} -> {str(after)[:200]}"
+        yield where, f"{str(before)[:200]} -> {str(after)[:200]}"
 
 
 def main(what: str, path: Path, *only: str) -> int:
@@ -331,7 +332,13 @@ def main(what: str, path: Path, *only: str) -> int:
         return 0
     before = json.loads(path.read_text(encoding="utf-8"))
     wrong = list(differences({key: before[key] for key in before if not only or key in made}, made))
-    print(f"{len(made)} things made, {len(wrong)} differences", *wrong[:50], sep="\n")
+    # By what differs, as one new setting stands in every recipe: how often, and where first.
+    by_field: dict[str, list[str]] = {}
+    for where, values in wrong:
+        by_field.setdefault(where[-1], []).append(f"{' / '.join(where)}: {values}")
+    print(f"{len(made)} things made, {len(wrong)} differences")
+    for field, found in sorted(by_field.items(), key=lambda item: -len(item[1])):
+        print(f"{len(found)} x {field}", *found[:MOST_SHOWN], sep="\n    ")
     return bool(wrong)
 
 
