@@ -47,6 +47,10 @@ MEASURED = Validated(50, 0.4, 0.5, 0.2, 0.1, 0.3, 0.9, 40, train_gain=0.31, drif
             Folded(2, 3, [50, 100], [0.45, 0.48], 0.5),
             "fold 2: trained without 3 pictures, whose loss was lowest at step 50, 10.0 % below the base's",
         ),
+        (
+            Folded(2, 1, [50], [0.6], 0.5),
+            "fold 2: trained without 1 picture, whose loss was lowest at step 50, 20.0 % above the base's",
+        ),
         (Folded(2, 3, [], [], 0.0), "fold 2: trained without 3 pictures"),
         (Saved(50, "checkpoints/step-50"), ""),
         (Sampled(50, "a cat", "samples/1.png"), ""),

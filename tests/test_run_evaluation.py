@@ -64,6 +64,16 @@ def hard(examples: Path, **settings: object):
     return presets.load(plain.CHARACTER, values | settings)
 
 
+def test_a_step_that_is_worse_than_the_base_is_not_called_below_it() -> None:
+    """A run whose held-out loss never was below the base's, in words without a minus."""
+    base = torch.linspace(0.48, 0.52, 40, dtype=torch.float64).reshape(4, 10)
+    now = base * 1.04
+    judge = validation.Judge()
+    judge.add(3, base, now)
+    said = judge.reason(validation.compare(3, base, now, None, None), now)
+    assert "4.0 % above the base's; it is the last step, so the base alone does no worse" in said
+
+
 def test_the_best_step_is_kept_and_says_why(tmp_path: Path, examples: Path) -> None:
     run, events = train(tmp_path, hard(examples))
     measured = [event for event in events if isinstance(event, Validated)]

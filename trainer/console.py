@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer import events
+from trainer import events, printing
 from trainer.events import (
     Adjusted,
     Cached,
@@ -175,9 +175,7 @@ def fold(event: Folded) -> str:
     if not event.losses or not event.steps or not event.base_loss:
         return trained
     loss, step = min(zip(event.losses, event.steps, strict=False))
-    return (
-        f"{trained}, whose loss was lowest at step {step}, {(1 - loss / event.base_loss) * 100:.1f} % below the base's"
-    )
+    return f"{trained}, whose loss was lowest at step {step}, {printing.beside_base(1 - loss / event.base_loss)}"
 
 
 def memory(num_bytes: int) -> str:

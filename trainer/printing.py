@@ -66,3 +66,8 @@ def _code(match: re.Match[str]) -> str:
     """A sign as Python writes it in a string."""
     number = ord(match[0])
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def beside_base(gain: float) -> str:
+    """A loss held against the base's: `20.2 % below the base's`; `gain` is the share by which it is lower."""
+    return f"{abs(gain) * 100:.1f} % {'below' if gain >= 0 else 'above'} the base's"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import objective
+from trainer import objective, printing
 from trainer.events import Overtrained, Validated
 from trainer.objective import Schedule
 
@@ -174,9 +174,14 @@ class Judge:
         which = f"the lowest held-out loss of {self.num_measured} measurements"
         if self.num_measured == 1:
             which = "the only held-out loss that was measured"
-        best = f"step {self.best_step} has {which}, {self.best_gain * 100:.1f} % below the base's"
+        best = f"step {self.best_step} has {which}, {printing.beside_base(self.best_gain)}"
         if self.best_step == last.step:
-            return f"{best}; it is the last step, so a longer run may still gain."
+            may = (
+                "a longer run may still gain"
+                if self.best_gain > 0
+                else "the base alone does no worse on these pictures"
+            )
+            return f"{best}; it is the last step, so {may}."
 
         # Against the last step: clearly worse if the whole interval lies above zero.
         low, high = self._rise(now.mean(1))

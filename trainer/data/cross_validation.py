@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from trainer import file_names, objective
+from trainer import file_names, objective, printing
 from trainer.config import TrainConfig
 from trainer.data.scanning import Dataset
 from trainer.errors import ConfigError
@@ -79,5 +79,5 @@ def verdict(folded: list[Folded]) -> tuple[int, str] | None:
         later_loss = f", and {(means[-1] / means[best] - 1) * 100:.1f} % higher at step {steps[-1]}"
     return steps[best], (
         f"over {len(folded)} folds, which measured all {pictures} pictures, each while it was left out, the loss was "
-        f"lowest at step {steps[best]}: {(1 - means[best]) * 100:.1f} % below the base's{later_loss}."
+        f"lowest at step {steps[best]}: {printing.beside_base(1 - means[best])}{later_loss}."
     )

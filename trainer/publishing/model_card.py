@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from trainer import __version__, console
+from trainer import __version__, console, printing
 from trainer.publishing.facts import Facts, family_title
 
 _PIPELINE = "text-to-image"
@@ -84,13 +84,11 @@ def _evidence(facts: Facts) -> str:
     rows = [("pictures", str(facts.num_pictures) if facts.num_pictures else "not known"), ("steps", str(facts.step))]
     rows += [("times each picture was seen", f"about {facts.passes}")] if facts.passes else []
     if facts.measured:
-        gain, low, high = (
-            100 * part for part in (facts.measured.gain, facts.measured.gain_low, facts.measured.gain_high)
-        )
+        low, high = 100 * facts.measured.gain_low, 100 * facts.measured.gain_high
         rows.append(
             (
                 f"loss on {facts.measured.num_pictures} pictures it never saw",
-                f"{gain:.1f} % below the base's (95 %: {low:.1f} to {high:.1f})",
+                f"{printing.beside_base(facts.measured.gain)} (95 % interval of the gain: {low:.1f} to {high:.1f} %)",
             )
         )
     rows += [("why this step", plain(facts.reason))] if facts.reason else []
