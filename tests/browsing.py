@@ -94,6 +94,22 @@ def open_tab(page: Page, title: str) -> None:
     page.locator(f"#tab-{title.lower()}").first.wait_for(state="attached")
 
 
+def come_back(page: Page, address: str) -> None:
+    """Open the page after its server was away; it may load itself anew just then, which ends a first try."""
+    from playwright.sync_api import Error
+
+    for _ in range(5):
+        try:
+            page.goto(address)
+        except Error as error:
+            if "ERR_ABORTED" not in str(error):
+                raise
+            page.wait_for_timeout(500)
+        else:
+            return
+    raise AssertionError("the page was loaded anew again and again")
+
+
 def until(page: Page, is_so: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until something outside the page is so. Raises: AssertionError."""
     for _ in range(int(seconds * 10)):

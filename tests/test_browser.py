@@ -255,7 +255,7 @@ def test_training_outlives_the_server_and_can_be_stopped_after(page: Page, serve
     server.kill()
     assert trainer.is_running()
     server.start()
-    page.goto(server.address)
+    browsing.come_back(page, server.address)
     page.get_by_role("tab", name="Train").click()
     see(page, r"outline-style.*Training.*step [1-9]\d* of 2000")
     assert [process.pid for process in server.trainers()] == [trainer.pid]

@@ -20,6 +20,7 @@ from app import tabs, ui
 from app.context import Context
 from app.tabs import library, stack, train
 from tests import test_browser as browsing
+from tests.browsing import come_back
 from tests.page_fixtures import NEEDS_CHROMIUM
 from tests.test_app_retrained import VERDICT
 from tests.test_page_train import choose, fill, says
@@ -231,7 +232,7 @@ def test_paused_and_killed_in_training_and_in_comparing_it_ends_with_its_verdict
     assert run.events_file.read_bytes() == log and steps == [*range(1, 25)]
 
     # The verdict stands where the artist looks.
-    page.goto(server.address)
+    come_back(page, server.address)
     page.get_by_role("tab", name="Train").click()
     found = compared.read(run.folder)
     assert found is not None

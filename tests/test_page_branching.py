@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import test_browser as browsing
+from tests.browsing import come_back
 from trainer import lora_file, presets, runs, session
 from trainer.events import Finished, Step
 
@@ -92,7 +93,7 @@ def test_a_training_paused_over_a_killed_server_gives_the_very_lora_and_then_its
     # The server is killed and comes back: still paused, and still nothing else begins.
     server.kill()
     server.start()
-    page.goto(server.address)
+    come_back(page, server.address)
     page.get_by_role("tab", name="Train").click()
     expect(page.locator("#queue-list li").first).to_contain_text("mine training and its grid, paused", timeout=WAIT_MS)
     page.wait_for_timeout(3000)

@@ -95,7 +95,7 @@ def test_the_desk_is_drawn_as_it_is_and_is_there_after_reload_and_restart(
     page.goto("about:blank")
     server.kill()
     server.start()
-    page.goto(server.address)
+    until_so.come_back(page, server.address)
     expect(page.locator("#batch-like input")).to_have_value(re.compile("From Stack's desk"))
     expect(says).to_contain_text("cat at 0.6 (schedule, region)")
 

@@ -11,6 +11,7 @@ import pytest
 
 from app import browser_state, kept_fields
 from tests import test_browser
+from tests.browsing import come_back
 from tests.test_browser import Server, copy_sample, fill, page, server  # noqa: F401  # fixtures
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def test_the_form_the_tab_and_the_dataset_outlive_a_reload_and_a_killed_server(
     page.goto("about:blank")
     server.kill()
     server.start()
-    page.goto(server.address)
+    come_back(page, server.address)
     is_back()
 
     # Another tab of this browser changes one field; what this one changes then takes nothing back.
