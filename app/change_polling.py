@@ -65,6 +65,7 @@ ask();
 // A tab that is opened has not been looked at for as long as it was not seen.
 document.addEventListener('click', event => { if (event.target.closest?.('[role=tab]')) setTimeout(look, 50); });
 """
+_BESIDE: dict[str, Any] = {"concurrency_id": "looks", "concurrency_limit": 8}
 _HIDDEN_S = 15  # between two askings of a page that nobody sees
 _GROWTH_S = 3  # how often the page looks at what only grows: each look costs a browser, and a training that core
 
@@ -107,8 +108,8 @@ class News:
             event = getattr(asking, name)
             # A change while a look goes on is looked at after it.
             event(
-                look.handler, list(look.inputs), list(look.outputs), trigger_mode="always_last", concurrency_id="looks",
-                concurrency_limit=8, show_progress="hidden", api_visibility="private",
+                look.handler, list(look.inputs), list(look.outputs), trigger_mode="always_last", show_progress="hidden",
+                api_visibility="private", **(look.in_turn or _BESIDE),
             )  # fmt: skip
 
 

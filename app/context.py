@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ class Refresh:
     tells: Sequence[Any] = ()  # HTML of ours whose event `open` says in `opens` what it opens in which tab
     edited: Refresh | None = None  # what it says anew when a field was changed (`page_values`)
     look: Refresh | None = None  # what it shows of jobs, whenever something about them is new (`change_polling`)
+    in_turn: Mapping[str, Any] | None = None  # Gradio's lane (`concurrency_id`, `concurrency_limit`) for a look
 
 
 @dataclass

@@ -23,6 +23,10 @@ _FOCUS_UPLOAD = (
 )
 
 
+# In turn: a look that was begun before a press would hide what the press has shown.
+_IN_TURN: dict[str, Any] = {"concurrency_id": "start", "concurrency_limit": 1}
+
+
 class StartHere:
     """The panel above the tabs and what happens when it is used."""
 
@@ -68,11 +72,12 @@ class StartHere:
             self.panel, self.scene, self.progress, self.gallery, self.cancel, self.open, self.again, self.close,
             self.wanted, self.seen, self.asked,
         ]  # fmt: skip
-        news.listen("start", self._version, Refresh(self.look, [self.seen, self.asked], view), self._progress)
-        gr.on([self.show.click, self.again.click], self.begin, None, view, **STILL)
-        self.cancel.click(self.end, self.seen, view, **STILL)
-        self.close.click(self.closed, None, view, **STILL)
-        self.door.click(self.toggled, self.asked, [self.panel, self.asked], **STILL)
+        look, still = Refresh(self.look, [self.seen, self.asked], view, in_turn=_IN_TURN), STILL | _IN_TURN
+        news.listen("start", self._version, look, self._progress)
+        gr.on([self.show.click, self.again.click], self.begin, None, view, **still)
+        self.cancel.click(self.end, self.seen, view, **still)
+        self.close.click(self.closed, None, view, **still)
+        self.door.click(self.toggled, self.asked, [self.panel, self.asked], **still)
         self.pictures.click(lambda: gr.update(selected="dataset"), None, tabs, js=_FOCUS_UPLOAD, queue=False, **STILL)
         self.model.click(self.tell_bases, None, self.bases, **STILL)
 

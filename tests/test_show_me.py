@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pytest
@@ -15,6 +15,7 @@ from app import show_me, tabs, ui
 from app.context import Context
 from app.start_here import StartHere
 from app.tabs import library, stack
+from tests import browsing
 from tests.page_fixtures import NEEDS_CHROMIUM
 from trainer.config import BatchConfig, TrainConfig, parse
 from trainer.config.parsing import from_toml
@@ -207,3 +208,29 @@ def test_the_scene_is_low_shows_captions_whole_and_leads_back(
     expect(page.locator("#my-pictures")).to_be_visible()
     page.locator("#start-door").click()
     expect(page.locator("#my-pictures")).to_be_hidden()
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_a_look_that_was_begun_before_a_press_hides_nothing(
+    context: Context, monkeypatch: pytest.MonkeyPatch, open_page: Callable[[], Page]
+) -> None:
+    monkeypatch.setattr(tabs, "registry", lambda: [stack, library])
+    look = StartHere.look
+    looks: list[bool] = []
+
+    def slow(self: StartHere, before: dict[str, Any], asked: bool) -> Any:
+        said = look(self, before, asked)
+        looks.append(asked)
+        time.sleep(1.5)
+        return said
+
+    monkeypatch.setattr(StartHere, "look", slow)
+    context.runner.table.put(context.runner.submit("cat", "", "train"), state="finished")  # no empty workspace
+    page = open_page()
+    browsing.until(page, lambda: bool(looks))
+    page.locator("#start-door").click()
+    expect(page.locator("#my-pictures")).to_be_visible()
+    page.wait_for_timeout(3000)
+    expect(page.locator("#my-pictures")).to_be_visible()
+    assert looks[0] is False
