@@ -47,7 +47,8 @@ _TEMPLATE = f"""<div class="pictures sift" hidden>
 <button type="button" data-act="restore">{say("button.restore")}</button></div>
 <p class="said" role="status"></p></div>"""
 _VOTE_TEMPLATE = f"""<section class="vote" hidden aria-label="{say("vote.vote")}"><h3>{say("vote.which")}</h3>
-<div class="pair"><button type="button" class="side" data-won="left"><img alt="{say("vote.left_picture")}"></button>
+<div class="pair viewing" data-blind>
+<button type="button" class="side" data-won="left"><img alt="{say("vote.left_picture")}"></button>
 <button type="button" class="side" data-won="right"><img alt="{say("vote.right_picture")}"></button></div>
 <p class="prompt"></p><div class="choices">
 <button type="button" data-won="left" aria-keyshortcuts="ArrowLeft">{say("vote.left")}<kbd>←</kbd></button>

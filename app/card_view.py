@@ -123,11 +123,13 @@ def _strip(opened: Opened) -> str:
         image.save(buffer, "WEBP", quality=75)
         source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         prompt = escape(plain(sample.prompt, 300))
+        label = say("viewer.see", words=prompt)
         figures.append(
-            f'<figure title="{prompt}"><img src="{source}" alt="{prompt}"><figcaption>'
+            f'<figure><button type="button" class="view-picture" title="{prompt}" aria-label="{label}">'
+            f'<img src="{source}" alt="{prompt}"></button><figcaption>'
             f"{say('card.step_and_seed', step=sample.step, seed=sample.seed)}</figcaption></figure>"
         )
-    return f'<div class="card-strip">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="card-strip viewing">{"".join(figures)}</div>' if figures else ""
 
 
 def _curve(opened: Opened) -> str:

@@ -7,7 +7,7 @@ const part = name => dialog.querySelector(`.view-${name}`), tool = name => dialo
 // A picture that stands alone, and the list that it is of; and what is meant where nothing is pointed at.
 const BESIDE = [['#picture, #compare', '#recent'], ['#batch-pictures .seen', '#batch-pictures .grid']];
 const MAIN = ['#batch-pictures .seen', '#compare', '#picture', '#samples .newest', '#library-details .panel'];
-const CHOOSES = 'button.thumbnail-item, [data-key]';  // a press on these means something else
+const CHOOSES = 'button.thumbnail-item, [data-key], [data-won]';  // a press on these means something else
 const WAYS = {slider: phrase('viewer.slider'), side: phrase('viewer.side'), swap: phrase('viewer.swap')};
 const AHEAD = [0, 1, -1], STEP_PX = 80, STEP = .05, FASTER = 1.25;
 const WHOLE = /\/files\/[0-9a-f]{32}\//;  // in the address of what was drawn here
@@ -18,7 +18,8 @@ let list = null, items = [], seen = null, kept = null, way = 'slider', opener = 
 
 const named = address => /\/(?:thumbs|files)\/([0-9a-f]{32})/.exec(address)?.[1] ?? '';
 const itemOf = img => {
-  const card = img.closest('button, a, figure'), name = named(img.src);
+  const card = img.closest('button, a, figure');
+  const name = img.closest('[data-blind]') ? '' : named(img.src);  // what made it is not to be known before the vote
   const whole = [card?.dataset.whole, card?.href, img.src].find(address => WHOLE.test(address)) ?? '';
   const words = img.alt || card?.title || card?.querySelector('.name, figcaption, .caption-label')?.textContent || '';
   return {key: name || img.src, name, small: img.src, whole, words: words.trim()};
@@ -230,13 +231,13 @@ const enlarge = event => {
 };
 // The sign on a card by which it is seen full-screen, put there when the card is pointed at, or has the focus.
 const sign = card => {
-  if (!card || card.querySelector('.enlarge') || !pictures(card).some(img => named(img.src))) return;
+  if (!card || card.querySelector('.enlarge') || !pictures(card).some(img => named(img.src) || img.src.startsWith('data:'))) return;
   const made = make('i', 'enlarge');
   made.title = phrase('viewer.enlarge');
   card.append(made);
   card.setAttribute('aria-keyshortcuts', 'v');
 };
-const cards = '.viewing :is(.thumbnail-item, .card, .frame a, .view-picture)';
+const cards = '.viewing :is(.thumbnail-item, .card, .frame a, .view-picture, .side)';
 
 // Keys. None is taken from somebody who types; while a picture is seen, the page beneath hears none.
 

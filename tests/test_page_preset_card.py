@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests import test_browser
 from tests.test_browser import HOSTILE, Server  # fixture
+from tests.viewed_pictures import enlarge, leave
 from trainer import card_file, events, presets, runs
 from trainer.card_file import reading
 from trainer.card_file.contents import Card
@@ -157,6 +158,9 @@ def test_a_run_is_shared_and_trained_by_elsewhere(place: Any, trained: Path, tmp
     keep(page)
     panel = page.locator("#library-details")
     expect(panel.locator(".card-strip img")).to_have_count(1)
+    enlarge(page, panel.locator(".card-strip .view-picture"))
+    expect(page.locator(".view-title")).to_contain_text(f"a cat {HOSTILE}")
+    leave(page, panel.locator(".card-strip .view-picture"))
     assert panel.locator(".card-strip img").evaluate("image => image.complete && image.naturalWidth") > 0
     expect(panel).to_contain_text("Ran on")
     changes = page.locator("#preset-difference")

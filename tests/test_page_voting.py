@@ -17,6 +17,7 @@ from app.context import Context
 from tests import plain
 from tests.page_fixtures import HOSTILE, NEEDS_CHROMIUM
 from tests.test_page_batch_rating import box, context, expect, show  # noqa: F401
+from tests.viewed_pictures import at, enlarge
 from trainer import file_names, lora_file, presets, session
 from trainer.config import StackConfig
 from trainer.render import picture_metadata
@@ -94,6 +95,18 @@ def test_two_are_voted_on_until_one_wins_and_it_is_taken_to_stack(
     voted(page, "s")
     voted(page, "u")
     voted(page, "u")
+    assert shown(page) == (left, right)
+    expect(vote.locator("[data-won=undo]")).to_be_disabled()
+
+    # Seen full-screen, nothing says which is which, and nothing is voted.
+    enlarge(page, vote.locator(".side").first)
+    at(page, "1 of 2")
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowRight")
+    at(page, "2 of 2")
+    said = page.locator("dialog.viewer").inner_text()
+    assert "the right picture" in said and "step" not in said and "0.8" not in said and "Prompt" not in said
+    page.keyboard.press("Escape")
     assert shown(page) == (left, right)
     expect(vote.locator("[data-won=undo]")).to_be_disabled()
 
