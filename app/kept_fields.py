@@ -318,7 +318,14 @@ class Page(gr.Blocks):
             return record
 
         traverse(inputs, refuse_address, is_file_obj_with_meta)
-        return await super().preprocess_data(block_fn, inputs, *more, **others)
+        try:
+            return await super().preprocess_data(block_fn, inputs, *more, **others)
+        except gr.Error as error:
+            # What Gradio refuses by itself is no fault to be printed; of a file it says a list of Python.
+            words = (
+                say("problems.other_kind_of_file") if error.message.startswith("Invalid file type") else error.message
+            )
+            raise gr.Error(words, print_exception=False) from None
 
 
 def _seen(config: Any, part: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ from app import (  # noqa: E402
     preset_choices,
     request_guard,
     run_grid,
+    scripts,
     shortcuts,
     show_me,
     tabs,
@@ -193,6 +194,7 @@ def compose(context: Context) -> gr.Blocks:
         page.load(None, js=shortcuts.script(titles))
         page.load(None, js=control_names.SCRIPT)
         page.load(None, js=notices.SCRIPT)
+        page.load(None, js=f"() => {{ {scripts.read('upload_names.js')} }}")
         offering.connect(context)
         _listen(news, jobs, context, drawn)
         news.draw()
