@@ -100,7 +100,7 @@ KEYS = (
             Key("Shift+↑ ↓ ← →", say("keys.divide"), _VIEWER, _ARROWS),
             Key("P I", say("keys.crisp"), _VIEWER, ("p", "i")),
             Key("K X", say("keys.keep_in_batch"), _VIEWER, ("k", "x")),
-            Key("1–5 0", say("keys.rate_in_batch"), _VIEWER, ("0",)),
+            Key("1–5, 0", say("keys.rate_in_batch"), _VIEWER, ("0", "1", "2", "3", "4", "5")),
             Key("Esc", say("keys.leave"), _VIEWER, ("Escape",)),
         ),
     ),

@@ -94,6 +94,13 @@ def test_picture_progress_buttons_and_sliders_are_on_screen_together(desk: Page)
     desk.set_viewport_size({"width": 1024, "height": 900})
     assert inside(desk, *parts)
 
+    # The page's head and the tools of a row stay on one line each.
+    for width in (1440, 1280, 1200, 1024):
+        desk.set_viewport_size({"width": width, "height": 900})
+        for part in ("#layer-1 .layer-tools", ".top"):
+            box = desk.locator(part).bounding_box()
+            assert box and box["height"] < (80 if part == ".top" else 40), (width, part)
+
     # The picture stays while the controls go by.
     desk.set_viewport_size({"width": 1440, "height": 900})
     desk.locator("#render-axes, #grids").first.scroll_into_view_if_needed()

@@ -81,7 +81,8 @@ _GIVE = """
   const given = new DataTransfer(), all = {bubbles: true, cancelable: true, composed: true};
   given.items.add(new File(['no picture'], name, {type: 'text/x-none'}));
   const Kind = {drop: DragEvent, paste: ClipboardEvent}[kind];
-  (input.parentElement ?? document.body).dispatchEvent(new Kind(kind, {...all, dataTransfer: given, clipboardData: given}));
+  const event = new Kind(kind, {...all, dataTransfer: given, clipboardData: given});
+  (input.parentElement ?? document.body).dispatchEvent(event);
 }
 """
 _TYPES = ("text", "search", "number", "url", "email", "tel", "password")

@@ -91,7 +91,7 @@ def test_memory_stays_and_no_event_is_lost(pages: list[Page], server: Server, mi
     train.locator("#stop-training").click()
     for page in (train, watching):
         test_browser.see(page, "Stopped; it can go on", timeout_s=240)
-    (run,) = (server.workspace / "runs").iterdir()
+    (run,) = (server.workspace / "runs").glob("[!.]*")
     steps = [line["step"] for line in map(json.loads, (run / "events.jsonl").read_text().splitlines())
              if line["event"] == "step"]  # fmt: skip
     assert steps == list(range(1, len(steps) + 1))

@@ -32,6 +32,7 @@ NO_TEXTS = {
     "app.browser_state": ("\0=\0; Path=/",),  # a cookie
     "app.item_changes": ("in the trash: ",),  # by which a note is known
     "app.path_gate": ("mask data:",),  # how a region is written
+    "app.kept_fields": ("Invalid file type",),  # Gradio's words
     "app.theme": ("Segoe UI", "Helvetica Neue"),
 }
 SENTENCE = re.compile(r"[A-Za-z’']+[,;:.]? +[A-Za-z’']{2,}")
