@@ -97,6 +97,7 @@ def test_picture_progress_buttons_and_sliders_are_on_screen_together(desk: Page)
     # The page's head and the tools of a row stay on one line each.
     for width in (1440, 1280, 1200, 1024):
         desk.set_viewport_size({"width": width, "height": 900})
+        desk.wait_for_timeout(500)  # buttons take another size slowly
         for part in ("#layer-1 .layer-tools", ".top"):
             box = desk.locator(part).bounding_box()
             assert box and box["height"] < (80 if part == ".top" else 40), (width, part)
