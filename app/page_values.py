@@ -119,7 +119,7 @@ _PACKED = """async (_, ...rest) => {
 def known(fields: Iterable[Component]) -> str:
     """A script by which changes of these fields count from now on: before, they were empty for want of choices.
 
-    From then on they can be used, too (`page.css`).
+    From then on they can be used, too (`styles/frame.css`).
     """
     numbers, ids = [field._id for field in fields], ", ".join(f"#{field.elem_id}.{COMING}" for field in fields)
     return f"""() => {{

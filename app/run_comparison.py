@@ -28,7 +28,7 @@ from trainer.report import curves, svg_charts
 from trainer.report.settings_table import rows
 from trainer.report.svg_charts import Series
 
-MOST = 4  # runs at once; as many colours there are in page.css
+MOST = 4  # runs at once; as many colours there are in styles/charts.css
 _MOST_OFFERED = 200
 _MOST_PROMPTS = 6
 _POINTS = 400  # after as many parts of a run its curve is drawn anew

@@ -1,6 +1,6 @@
 """How the page looks: thin transparent layers over a toned ground, in the system's own fonts, in light and dark.
 
-Colours and sizes that Gradio knows are set here; what it has no setting for is in `page.css`.
+Colours and sizes that Gradio knows are set here; what it has no setting for is in `styles/`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ HEADER = f"""
 <div><h1>Velatura</h1><p>{say("page.motto")}</p></div></div>
 """
 
-CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+# In this order: where two rules weigh the same the later one holds.
+_STYLES = ("frame", "dataset", "train", "charts", "stack", "batch", "library", "viewer")
+CSS = "\n".join((Path(__file__).parent / "styles" / f"{name}.css").read_text(encoding="utf-8") for name in _STYLES)
 
 
 def theme() -> gr.themes.Base:

@@ -192,7 +192,8 @@ def test_the_wheel_carries_weights_presets_and_examples_and_finds_them(tmp_path:
         if path.is_file()
     }
     data |= {f"trainer/single_file/clip_bpe/{name}" for name in ("bpe_simple_vocab_16e6.txt.gz", "LICENSE")}
-    data |= {"app/page.css", "app/texts.toml", "trainer/bench/plain.toml"}
+    data |= {str(path.relative_to(parsed.ROOT)) for path in (parsed.ROOT / "app" / "styles").glob("*.css")}
+    data |= {"app/texts.toml", "trainer/bench/plain.toml"}
     data |= {str(path.relative_to(parsed.ROOT)) for path in (parsed.ROOT / "presets").rglob("*.toml")}
     code = {str(path.relative_to(parsed.ROOT)) for path in parsed.sources("app", "trainer").values()}
     assert len(data) > 100 and not (data | code) - inside, sorted((data | code) - inside)
