@@ -138,6 +138,7 @@ def begin_training(page: Page, steps: int) -> None:
     fill(page, "field-max_steps", str(steps))
     fill(page, "field-batch_size", "4")
     fill(page, "field-preview-prompts", "a red apple, outline style")
+    playwright_api.expect(page.locator("#field-max_steps input").first).to_have_value(str(steps))
     page.locator("#start-training").click()
 
 
