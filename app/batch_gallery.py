@@ -30,10 +30,12 @@ _STARS = "".join(
     f'aria-keyshortcuts="{stars}">★</button>'
     for stars in range(1, 6)
 )
-_BUTTONS = f"""<button type="button" data-verdict="kept"
+# What is said of a picture, in the gallery and full-screen (`viewer`).
+JUDGING = f"""<button type="button" data-verdict="kept"
  aria-keyshortcuts="k">{say("gallery.keep")}<kbd>K</kbd></button>
 <button type="button" data-verdict="rejected" aria-keyshortcuts="x">{say("gallery.reject")}<kbd>X</kbd></button>
-<span class="rates" role="group" aria-label="{say("word.rating")}">{_STARS}</span>
+<span class="rates" role="group" aria-label="{say("word.rating")}">{_STARS}</span>"""
+_BUTTONS = f"""{JUDGING}
 <button type="button" data-act="open">{say("button.open_in_stack")}</button>"""
 _TEMPLATE = f"""<div class="pictures sift" hidden>
 <div class="kinds" role="group" aria-label="{say("gallery.filter")}"></div>

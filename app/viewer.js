@@ -73,9 +73,9 @@ const mark = () => {
   const is = judged();
   part('judge').hidden = !list?.judging;
   for (const button of part('judge').querySelectorAll('button')) {
-    const {verdict, stars} = button.dataset;
+    const {verdict, rating} = button.dataset;
     button.disabled = !is;
-    button.setAttribute('aria-pressed', verdict ? is?.v === verdict : is?.r >= Number(stars));
+    button.setAttribute('aria-pressed', verdict ? is?.v === verdict : is?.r >= Number(rating));
   }
 };
 const judge = async change => {
@@ -206,7 +206,7 @@ dialog.addEventListener('click', event => {
   const said = event.target.closest('button')?.dataset ?? {};
   DO[said.do]?.();
   if (said.verdict) verdict(said.verdict);
-  if (said.stars) rate(Number(said.stars));
+  if (said.rating) rate(Number(said.rating));
 });
 tool('peek').addEventListener('pointerdown', () => stage.peek(true));
 for (const kind of ['pointerup', 'pointerleave', 'pointercancel', 'blur']) tool('peek').addEventListener(kind, () => stage.peek(false));

@@ -13,10 +13,11 @@ from typing import Any
 import gradio as gr
 
 from app import cards, dataset_gallery, scripts
+from app.batch_gallery import JUDGING
 from app.context import Context
 from app.notices import mended_answer
 from app.recipe_index import RecipeIndex
-from app.texts import say, say_num
+from app.texts import say
 from trainer.errors import DataError
 from trainer.printing import plain, some
 
@@ -42,18 +43,6 @@ _TOOLS = "".join(
         _button("close", "✕", "", f'aria-label="{say("button.close")}" class="view-close"'),
     ]
 )
-_JUDGING = "".join(
-    [
-        f'<button type="button" data-verdict="kept" aria-keyshortcuts="k">{say("gallery.keep")}<kbd>K</kbd></button>',
-        f'<button type="button" data-verdict="rejected" aria-keyshortcuts="x">{say("gallery.reject")}<kbd>X</kbd>'
-        "</button>",
-        *(
-            f'<button type="button" data-stars="{stars}" aria-label="{say_num("gallery.stars", stars)}" '
-            f'aria-keyshortcuts="{stars}">★</button>'
-            for stars in range(1, 6)
-        ),
-    ]
-)
 _PANES = "".join(
     f'<div class="pane {pane}"><img alt="" draggable="false"><span class="tag"></span></div>' for pane in "ba"
 )
@@ -66,7 +55,7 @@ _TEMPLATE = f"""<dialog class="viewer" role="dialog" aria-modal="true" aria-labe
  aria-valuemax="100" aria-valuenow="50" hidden><i></i></div></div>
 <button type="button" class="view-step" data-do="back" aria-label="{say("keys.previous")}">‹</button>
 <button type="button" class="view-step" data-do="on" aria-label="{say("keys.next")}">›</button>
-<div class="view-judge" role="group" aria-label="{say("gallery.this_picture")}" hidden>{_JUDGING}</div>
+<div class="view-judge" role="group" aria-label="{say("gallery.this_picture")}" hidden>{JUDGING}</div>
 <p class="view-hint" role="status"></p></div>
 <aside class="view-words"><h2 id="viewer-title" class="view-title" aria-live="polite"></h2><dl class="view-made"></dl>
 </aside></dialog>"""

@@ -243,7 +243,7 @@ def test_a_batchs_pictures_are_kept_rejected_and_rated_full_screen(
     at(page, "3 of 4")
     page.keyboard.press("4")
     at(page, "3 of 4")  # a rated one stays to be looked at
-    expect(judged.locator("[data-stars][aria-pressed=true]")).to_have_count(4)
+    expect(judged.locator("[data-rating][aria-pressed=true]")).to_have_count(4)
     expect(chip(page, "rejected").locator("b")).to_have_text("1")
     page.keyboard.press("End")
     page.keyboard.press("x")
