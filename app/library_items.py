@@ -16,7 +16,7 @@ from app.item_notes import REJECTED, Note
 from app.recipe_index import PictureFacts, RecipeIndex
 from app.texts import say, say_num
 from app.trash import Trash
-from trainer import families, runs
+from trainer import families, file_names, runs
 from trainer.data import caption_files
 from trainer.errors import DataError, UserError
 from trainer.events import Finished, Step, Validated
@@ -214,7 +214,7 @@ def wanted(items: list[Item], search: str, least_rating: int) -> list[Item]:
 def last_preview(folder: Path) -> Path | None:
     """The newest preview of a run: the first prompt's at the last step."""
     steps: dict[str, list[Path]] = {}
-    for path in folder.glob("samples/step-*.png"):
+    for path in folder.glob(f"{file_names.PREVIEWS}/step-*.png"):
         steps.setdefault(path.name.rsplit("-", 1)[0], []).append(path)
     return min(steps[max(steps)]) if steps else None
 

@@ -52,7 +52,7 @@ def files(run: Run, family: str, file_keys: dict[str, str]) -> list[Path]:
             _write(run, config, saved, path, file_keys)
 
     # All of them, also of steps whose checkpoints have been pruned.
-    steps = [path for _, path in sorted(file_names.loras_by_step(run.folder).items())]
+    steps = list(file_names.loras_by_step(run.folder).values())
     files = [*steps, *(path for path in (run.folder / file_names.BEST, run.lora_file) if path.is_file())]
     if not files:
         raise ConfigError(f"run {run.name} has saved no step yet; wait for its first checkpoint.")

@@ -14,7 +14,7 @@ CHECKPOINTS, PREVIEWS, FOLDS = "checkpoints", "samples", "folds"
 BEST = "best.safetensors"  # the best step's LoRA, beside the last one's
 STEPS = "steps"  # the folder of the saved steps' LoRAs
 _LORA_STEP = re.compile(r"-step-0*(\d{1,9})$")
-_CHECKPOINT = re.compile(r"step-(\d{1,9})")
+_CHECKPOINT = re.compile(r"step-(\d{6,9})")
 
 
 def lora(run: Path) -> Path:
@@ -33,9 +33,9 @@ def lora_name(run: str, step: int) -> str:
 
 
 def loras_by_step(run: Path) -> dict[int, Path]:
-    """The LoRAs of a run's saved steps that are here, by step."""
-    files = sorted((run / STEPS).glob("*-step-*.safetensors"))
-    return {step: file for file in files if (step := step_of_lora(file.stem)) is not None}
+    """The LoRAs of a run's saved steps that are here, by step, the first one's first."""
+    files = {file: step_of_lora(file.stem) for file in (run / STEPS).glob("*-step-*.safetensors")}
+    return dict(sorted((step, file) for file, step in files.items() if step is not None))
 
 
 def step_of_lora(name: str) -> int | None:
@@ -50,9 +50,9 @@ def checkpoint(step: int) -> str:
 
 
 def step_of_checkpoint(folder: str) -> int | None:
-    """The step of a checkpoint's folder, by its name; None for another folder."""
+    """The step of a checkpoint's folder, by its name; None for another folder, and another spelling of a step."""
     found = _CHECKPOINT.fullmatch(folder)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and checkpoint(int(found[1])) == folder else None
 
 
 def checkpoints(parent: Path) -> dict[int, Path]:

@@ -195,7 +195,7 @@ def library(folders: list[Path]) -> dict[str, LoraInfo]:
 
 def _is_inner(path: Path) -> bool:
     """True for caches and checkpoints, which are no LoRAs to choose from."""
-    return any(part.startswith(".") or part == "checkpoints" for part in path.parts)
+    return any(part.startswith(".") or part == file_names.CHECKPOINTS for part in path.parts)
 
 
 def describe(info: LoraInfo) -> str:

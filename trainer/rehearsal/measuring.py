@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import nn
 
-from trainer import attaching, bases, checkpoint, data, export, families, optim, run_evaluation, session
+from trainer import attaching, bases, checkpoint, data, export, families, file_names, optim, run_evaluation, session
 from trainer.config import TrainConfig
 from trainer.data import buckets, cross_validation
 from trainer.events import Event, Sampled, Validated, Warned
@@ -248,7 +248,7 @@ def _free_disk_bytes(out: Path) -> int:
 def _disk_bytes(run: Run, checkpoint_bytes: int, keep_checkpoints: int, num_previews: int) -> int:
     """What the run's folder holds at its fullest: one checkpoint more than are kept, and all previews."""
     others = _size(run.folder) - checkpoint_bytes
-    previews = _size(run.folder / "samples") * max(0, num_previews - 1)
+    previews = _size(run.folder / file_names.PREVIEWS) * max(0, num_previews - 1)
     return checkpoint_bytes * (keep_checkpoints + 1) + others + previews
 
 

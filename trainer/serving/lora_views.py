@@ -99,7 +99,7 @@ class LoraViews:
             for path in folder.rglob("*.safetensors"):
                 parts = path.relative_to(folder).parts
                 # Caches and checkpoints are no LoRAs to choose from.
-                if any(part.startswith(".") or part == "checkpoints" for part in parts):
+                if any(part.startswith(".") or part == file_names.CHECKPOINTS for part in parts):
                     continue
                 if path.resolve().is_relative_to(self.uploads) == are_uploads and (found := self._inspected(path)):
                     infos.append(found)
