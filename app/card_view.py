@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import shared_cards
+from app import cards, shared_cards
 from app.arrival import PRESET
 from app.context import Context
 from app.form_words import labels
@@ -122,13 +122,10 @@ def _strip(opened: Opened) -> str:
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=75)
         source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        prompt = escape(plain(sample.prompt, 300))
-        label = say("viewer.see", words=prompt)
-        figures.append(
-            f'<figure><button type="button" class="view-picture" title="{prompt}" aria-label="{label}">'
-            f'<img src="{source}" alt="{prompt}"></button><figcaption>'
-            f"{say('card.step_and_seed', step=sample.step, seed=sample.seed)}</figcaption></figure>"
-        )
+        prompt = plain(sample.prompt, 300)
+        button = cards.view_button(f'<img src="{source}" alt="{escape(prompt)}">', prompt)
+        words = say("card.step_and_seed", step=sample.step, seed=sample.seed)
+        figures.append(f"<figure>{button}<figcaption>{words}</figcaption></figure>")
     return f'<div class="card-strip viewing">{"".join(figures)}</div>' if figures else ""
 
 

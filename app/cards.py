@@ -71,10 +71,13 @@ def picture(context: Context, path: Path | None, seed: str) -> str:
 def viewed(context: Context, path: Path | None, seed: str, words: str = "") -> str:
     """The same, shown full-screen by a press within what is marked for it (`viewer`); `words` are not escaped yet."""
     inner = picture(context, path, seed)
-    if not inner.startswith("<img"):
-        return inner
+    return view_button(inner, words) if inner.startswith("<img") else inner
+
+
+def view_button(image: str, words: str) -> str:
+    """An image, as HTML, in the button that shows it full-screen; `words` are not escaped yet."""
     label, title = (escape(text, 300) for text in (say("viewer.see", words=words or say("word.picture")), words))
-    return f'<button type="button" class="view-picture" aria-label="{label}" title="{title}">{inner}</button>'
+    return f'<button type="button" class="view-picture" aria-label="{label}" title="{title}">{image}</button>'
 
 
 def address(path: Path) -> str:
